@@ -1,0 +1,43 @@
+//! Simulated providers, fault scripts and Redis servers for tests.
+//!
+//! - [`SimulatedProvider`]: an HTTP server that speaks the dialects of OpenAI, Azure, Anthropic and
+//!   Gemini, as fast, as long and as broken as a [`Behavior`] says, and counts what is done to it.
+//! - [`wire`]: the same answers as bytes, without a server.
+//! - [`fixtures`]: bodies as providers send them, each with what should be read out of it.
+//! - [`redis`]: a Redis server of the test's own, to be killed and frozen.
+//!
+//! ```
+//! use http_body_util::{BodyExt, Full};
+//! use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+//! use tower_llm_testkit::{Behavior, Fault, RetryAfter, SimulatedProvider};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let provider = SimulatedProvider::start().await?;
+//! provider.set(Behavior::new().output_tokens(20));
+//! provider.push(Fault::Throttled(RetryAfter::Seconds(2)));
+//!
+//! let client = Client::builder(TokioExecutor::new()).build_http::<Full<bytes::Bytes>>();
+//! let chat = || {
+//!     let body = Full::from(r#"{"model":"sim-1","messages":[]}"#);
+//!     http::Request::post(format!("{}/v1/chat/completions", provider.url())).body(body)
+//! };
+//! let refused = client.request(chat()?).await?;
+//! assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &"2".parse()?));
+//! let answered = client.request(chat()?).await?;
+//! answered.into_body().collect().await?;
+//! assert_eq!(provider.counts().output_tokens, 20);
+//! # Ok(())
+//! # }
+//! ```
+
+mod behavior;
+mod fault;
+pub mod fixtures;
+mod provider;
+pub mod redis;
+pub mod wire;
+
+pub use behavior::{Behavior, Cut, LineEnding};
+pub use fault::{Fault, InBand, RetryAfter};
+pub use provider::{Counts, Recorded, SimulatedProvider};

@@ -1,0 +1,288 @@
+//! `bench`: runs the suites of the package `benches` and gathers their figures.
+
+use std::{fmt::Write as _, path::Path, thread};
+
+use serde::{Deserialize, Serialize};
+use xshell::{Shell, cmd};
+
+use crate::{Result, metadata, root};
+
+const SUMMARY: &str = "summary.json";
+
+/// One figure, as a suite writes it to `target/bench/<suite>.jsonl` and the summary lists it.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    suite: String,
+    case: String,
+    subject: String,
+    threads: u32,
+    ns_per_call: f64,
+    allocs_per_call: f64,
+    bytes_per_call: f64,
+}
+
+/// Runs every suite, or the one named, and prints their figures in one table.
+pub(crate) fn bench(sh: &Shell, only: Option<&str>) -> Result {
+    let metadata = metadata::read(sh, "Cargo.toml")?;
+    let benches = metadata
+        .packages
+        .iter()
+        .find(|package| package.name == "benches");
+    let known = benches
+        .ok_or("the workspace has no package `benches`")?
+        .targets("bench");
+    let suites = choose(&known, only)?;
+
+    let folder = root().join("target/bench");
+    sh.create_dir(&folder)?;
+    println!("{}", machine(sh));
+    let mut printed = Vec::new();
+    for suite in suites {
+        let rows = run_suite(sh, &folder, suite)?;
+        // After each suite, so that a later one that fails takes nothing with it.
+        let summary = merge(read_summary(sh, &folder)?, suite, rows.clone());
+        sh.write_file(folder.join(SUMMARY), to_json_lines(&summary)?)?;
+        printed.extend(rows);
+    }
+    print!("\n{}", table(&printed));
+    Ok(())
+}
+
+fn choose<'a>(known: &[&'a str], only: Option<&str>) -> Result<Vec<&'a str>> {
+    let Some(only) = only else {
+        return Ok(known.to_vec());
+    };
+    match known.iter().find(|suite| **suite == only) {
+        Some(suite) => Ok(vec![suite]),
+        None => Err(format!("no suite `{only}`; there are: {}", known.join(", ")).into()),
+    }
+}
+
+fn run_suite(sh: &Shell, folder: &Path, suite: &str) -> Result<Vec<Row>> {
+    let file = folder.join(format!("{suite}.jsonl"));
+    // A suite may append, and rows of an earlier run must not pass for this one's.
+    sh.remove_path(&file)?;
+    cmd!(sh, "cargo bench -p benches --bench {suite}").run()?;
+    if !sh.path_exists(&file) {
+        return Err(format!("suite `{suite}` wrote no {}", file.display()).into());
+    }
+    parse_rows(&sh.read_file(&file)?, suite)
+}
+
+fn parse_rows(lines: &str, suite: &str) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for line in lines.lines().filter(|line| !line.trim().is_empty()) {
+        let row: Row = serde_json::from_str(line).map_err(|error| format!("{error}: {line}"))?;
+        if row.suite != suite {
+            return Err(format!("suite `{suite}` wrote a row of suite `{}`", row.suite).into());
+        }
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+fn read_summary(sh: &Shell, folder: &Path) -> Result<Vec<Row>> {
+    let file = folder.join(SUMMARY);
+    if !sh.path_exists(&file) {
+        return Ok(Vec::new());
+    }
+    let rows = serde_json::from_str(&sh.read_file(&file)?);
+    Ok(rows.map_err(|error| format!("{}: {error}; delete it to start anew", file.display()))?)
+}
+
+/// Puts a suite's new rows in the place of its old ones; suites stay sorted by name.
+fn merge(mut summary: Vec<Row>, suite: &str, rows: Vec<Row>) -> Vec<Row> {
+    summary.retain(|row| row.suite != suite);
+    summary.extend(rows);
+    summary.sort_by(|a, b| a.suite.cmp(&b.suite));
+    summary
+}
+
+/// A JSON list with one row a line, so that a diff of two summaries can be read.
+fn to_json_lines(rows: &[Row]) -> serde_json::Result<String> {
+    let rows: Vec<String> = rows
+        .iter()
+        .map(serde_json::to_string)
+        .collect::<serde_json::Result<_>>()?;
+    Ok(format!("[\n{}\n]\n", rows.join(",\n")))
+}
+
+/// The rows as text: names to the left, numbers to the right.
+fn table(rows: &[Row]) -> String {
+    const HEAD: [&str; 7] = [
+        "suite",
+        "case",
+        "subject",
+        "threads",
+        "ns/call",
+        "allocs/call",
+        "bytes/call",
+    ];
+    const NAMES: usize = 3;
+
+    let mut lines = vec![HEAD.map(str::to_owned)];
+    lines.extend(rows.iter().map(|row| {
+        [
+            row.suite.clone(),
+            row.case.clone(),
+            row.subject.clone(),
+            row.threads.to_string(),
+            format!("{:.1}", row.ns_per_call),
+            format!("{:.2}", row.allocs_per_call),
+            format!("{:.0}", row.bytes_per_call),
+        ]
+    }));
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
+    let widths: Vec<usize> = (0..HEAD.len())
+        .map(|column| width(column).unwrap_or(0))
+        .collect();
+
+    let mut text = String::new();
+    for line in &lines {
+        for (column, cell) in line.iter().enumerate() {
+            let gap = if column == 0 { "" } else { "  " };
+            let width = widths[column];
+            let written = if column < NAMES {
+                write!(text, "{gap}{cell:<width$}")
+            } else {
+                write!(text, "{gap}{cell:>width$}")
+            };
+            written.expect("a String takes all that is written");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// What the figures were measured on and of.
+fn machine(sh: &Shell) -> String {
+    let read = |text: xshell::Result<String>| text.unwrap_or_else(|_| "unknown".to_owned());
+    let cpu = match sh.read_file("/proc/cpuinfo") {
+        Ok(cpuinfo) => cpu_model(&cpuinfo).unwrap_or("unknown").to_owned(),
+        Err(_) => read(
+            cmd!(sh, "sysctl -n machdep.cpu.brand_string")
+                .quiet()
+                .read(),
+        ),
+    };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let rustc = read(cmd!(sh, "rustc --version").quiet().read());
+    let commit = read(
+        cmd!(sh, "git describe --always --dirty --exclude=*")
+            .quiet()
+            .ignore_stderr()
+            .read(),
+    );
+    format!("cpu:    {cpu}\ncores:  {cores}\nrustc:  {rustc}\ncommit: {commit}\n")
+}
+
+fn cpu_model(cpuinfo: &str) -> Option<&str> {
+    let line = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(suite: &str, subject: &str, ns_per_call: f64) -> Row {
+        Row {
+            suite: suite.into(),
+            case: "admit".into(),
+            subject: subject.into(),
+            threads: 1,
+            ns_per_call,
+            allocs_per_call: 0.0,
+            bytes_per_call: 0.0,
+        }
+    }
+
+    #[test]
+    fn a_suite_run_again_replaces_its_own_rows_only() {
+        let earlier = vec![row("bulkhead", "bare", 1.0), row("watch", "bare", 2.0)];
+        let new = vec![
+            row("bulkhead", "bare", 3.0),
+            row("bulkhead", "tower 0.5.2", 4.0),
+        ];
+        let merged = merge(earlier, "bulkhead", new);
+        let expected = [
+            row("bulkhead", "bare", 3.0),
+            row("bulkhead", "tower 0.5.2", 4.0),
+            row("watch", "bare", 2.0),
+        ];
+        assert_eq!(merged, expected);
+    }
+
+    #[test]
+    fn a_suite_that_lost_a_case_leaves_no_old_row_behind() {
+        let earlier = vec![
+            row("bulkhead", "bare", 1.0),
+            row("bulkhead", "gone 1.0.0", 2.0),
+        ];
+        let merged = merge(earlier, "bulkhead", vec![row("bulkhead", "bare", 3.0)]);
+        assert_eq!(merged, [row("bulkhead", "bare", 3.0)]);
+    }
+
+    #[test]
+    fn the_summary_is_a_list_that_reads_back() {
+        for rows in [
+            vec![],
+            vec![row("watch", "bare", 0.5), row("watch", "x", 1e6)],
+        ] {
+            let text = to_json_lines(&rows).unwrap();
+            assert_eq!(serde_json::from_str::<Vec<Row>>(&text).unwrap(), rows);
+        }
+    }
+
+    #[test]
+    fn rows_are_read_line_by_line_and_must_be_the_suites_own() {
+        let rows = [row("watch", "bare", 1.5), row("watch", "tower 0.5.2", 2.0)];
+        let lines: Vec<String> = rows
+            .iter()
+            .map(|row| serde_json::to_string(row).unwrap())
+            .collect();
+        assert_eq!(
+            parse_rows(&format!("{}\n", lines.join("\n")), "watch").unwrap(),
+            rows
+        );
+
+        let error = parse_rows(&lines[0], "bulkhead").unwrap_err().to_string();
+        assert_eq!(error, "suite `bulkhead` wrote a row of suite `watch`");
+        let error = parse_rows(r#"{"suite": "watch"}"#, "watch")
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("missing field `case`"), "{error}");
+    }
+
+    #[test]
+    fn names_align_left_and_numbers_right() {
+        let mut slow = row("bulkhead", "tower-llm-bulkhead", 1234.56);
+        slow.allocs_per_call = 1.5;
+        slow.bytes_per_call = 640.0;
+        let expected = "\
+suite     case   subject             threads  ns/call  allocs/call  bytes/call
+bulkhead  admit  bare                      1      2.0         0.00           0
+bulkhead  admit  tower-llm-bulkhead        1   1234.6         1.50         640
+";
+        assert_eq!(table(&[row("bulkhead", "bare", 2.0), slow]), expected);
+    }
+
+    #[test]
+    fn an_unknown_suite_is_refused_with_the_known_ones() {
+        let known = ["bulkhead", "watch"];
+        assert_eq!(choose(&known, None).unwrap(), known);
+        assert_eq!(choose(&known, Some("watch")).unwrap(), ["watch"]);
+        let error = choose(&known, Some("wotch")).unwrap_err().to_string();
+        assert_eq!(error, "no suite `wotch`; there are: bulkhead, watch");
+    }
+
+    #[test]
+    fn the_cpu_is_named_by_its_model() {
+        let cpuinfo = "processor\t: 0\nmodel\t\t: 85\nmodel name\t: Some CPU @ 2.00GHz\n";
+        assert_eq!(cpu_model(cpuinfo), Some("Some CPU @ 2.00GHz"));
+        assert_eq!(cpu_model("processor\t: 0\n"), None);
+    }
+}
