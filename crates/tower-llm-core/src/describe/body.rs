@@ -1,0 +1,379 @@
+//! What a request's body asks for.
+//!
+//! One pass over the JSON, its strings borrowed. Nothing is demanded of it: what has another type than expected is
+//! passed over, and what was read before a fault is kept.
+
+use std::{borrow::Cow, fmt};
+
+use http::request::Parts;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use tokio::time::Instant;
+
+use super::{layer::Settings, tokens::Input};
+use crate::{Call, Operation, dialect::Route};
+
+/// Longest model name that is kept; a longer one is somebody's joke.
+const MAX_MODEL_BYTES: usize = 256;
+
+/// The call that a request is.
+pub(super) fn describe(
+    parts: &Parts,
+    body: &[u8],
+    settings: &Settings,
+    received_at: Instant,
+) -> Call {
+    let route = Route::of(&parts.method, &parts.uri, &parts.headers);
+    let facts = Facts::read(body, settings.exact);
+    // The list that a chat has as its input is one input.
+    let takes_lists = [Operation::EMBEDDINGS, Operation::TEXT_COMPLETION];
+    let items = match takes_lists.contains(&route.operation) {
+        true => facts.input.items.max(1),
+        false => 1,
+    };
+    let caller = settings.caller.caller(parts, &route);
+    let provider = settings.provider.provider(parts).unwrap_or(route.provider);
+    let mut call = Call::builder(provider, route.operation)
+        .streamed(route.streamed || facts.stream)
+        .input_tokens(facts.input.tokens())
+        .items(items)
+        .received_at(received_at);
+    if let Some(dialect) = route.dialect {
+        call = call.dialect(dialect);
+    }
+    if let Some(model) = route.model.or(facts.model.as_deref()) {
+        call = call.model(model);
+    }
+    if let Some(tokens) = facts.max_output_tokens {
+        call = call.max_output_tokens(tokens);
+    }
+    if let Some(account) = &settings.account {
+        call = call.account(account.clone());
+    }
+    if let Some(caller) = caller {
+        call = call.caller(caller);
+    }
+    call.build()
+}
+
+/// What is read of a body.
+#[derive(Debug, Default)]
+struct Facts<'a> {
+    model: Option<Cow<'a, str>>,
+    stream: bool,
+    max_output_tokens: Option<u64>,
+    input: Input,
+    skips_texts: bool,
+}
+
+/// Whose members are read.
+#[derive(Clone, Copy, Debug)]
+enum Level {
+    Body,
+    GenerationConfig,
+}
+
+impl<'a> Facts<'a> {
+    fn read(body: &'a [u8], exact: bool) -> Self {
+        let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
+        let mut facts = Self {
+            input: Input::new(exact),
+            ..Self::default()
+        };
+        if facts.parse(body).is_ok() {
+            return facts;
+        }
+        // Half an emoji in one text, and bytes that are no text, are a fault to who reads it. They must not hide what stands
+        // behind; so the texts are left unread, and all of the body counts as such.
+        let mut facts = Self {
+            skips_texts: true,
+            input: Input::of_bytes(body.len()),
+            ..Self::default()
+        };
+        // A fault elsewhere ends the reading; what was read is still true.
+        let _ = facts.parse(body);
+        facts
+    }
+
+    fn parse(&mut self, body: &'a [u8]) -> serde_json::Result<()> {
+        let members = self.members(Level::Body);
+        // UTF-8 is checked once where it can be, and else for each string that is read.
+        match std::str::from_utf8(body) {
+            Ok(body) => members.deserialize(&mut serde_json::Deserializer::from_str(body)),
+            Err(_) => members.deserialize(&mut serde_json::Deserializer::from_slice(body)),
+        }
+    }
+
+    fn members(&mut self, level: Level) -> Members<'_, 'a> {
+        Members { facts: self, level }
+    }
+
+    /// Reads the value of the member `key`.
+    fn member<M: MapAccess<'a>>(
+        &mut self,
+        level: Level,
+        key: &str,
+        map: &mut M,
+    ) -> Result<(), M::Error> {
+        match (level, key) {
+            (Level::Body, "model") => {
+                if let Scalar::Text(model) = map.next_value_seed(Scalars)?
+                    && model.len() <= MAX_MODEL_BYTES
+                {
+                    self.model = Some(model);
+                }
+            }
+            (Level::Body, "stream") => {
+                self.stream = map.next_value_seed(Scalars)? == Scalar::Bool(true);
+            }
+            (Level::Body, "max_tokens" | "max_completion_tokens")
+            | (_, "max_output_tokens")
+            | (Level::GenerationConfig, "maxOutputTokens") => {
+                if let Scalar::Number(tokens) = map.next_value_seed(Scalars)? {
+                    self.max_output_tokens = Some(tokens);
+                }
+            }
+            (Level::Body, "generationConfig" | "generation_config") => {
+                map.next_value_seed(self.members(Level::GenerationConfig))?;
+            }
+            (Level::Body, key) if self.skips_texts && is_input(key) => {
+                map.next_value::<IgnoredAny>()?;
+            }
+            (Level::Body, "input" | "prompt" | "requests") => {
+                map.next_value_seed(self.input.list())?;
+            }
+            (Level::Body, key) if is_texts(key) => {
+                map.next_value_seed(self.input.texts())?;
+            }
+            // Schemas are shown to the model as they are written, names included.
+            (Level::Body, key) if is_schema(key) => {
+                map.next_value_seed(self.input.schema())?;
+            }
+            _ => {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_input(key: &str) -> bool {
+    matches!(key, "input" | "prompt" | "requests") || is_texts(key) || is_schema(key)
+}
+
+fn is_texts(key: &str) -> bool {
+    matches!(
+        key,
+        "messages"
+            | "system"
+            | "instructions"
+            | "contents"
+            | "content"
+            | "systemInstruction"
+            | "system_instruction"
+    )
+}
+
+fn is_schema(key: &str) -> bool {
+    matches!(
+        key,
+        "tools" | "functions" | "response_format" | "text" | "output_config"
+    )
+}
+
+/// Reads an object, member by member; passes over anything else.
+struct Members<'f, 'a> {
+    facts: &'f mut Facts<'a>,
+    level: Level,
+}
+
+impl<'a> DeserializeSeed<'a> for Members<'_, 'a> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'a>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'a> Visitor<'a> for Members<'_, 'a> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON")
+    }
+
+    fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<(), M::Error> {
+        while let Some(key) = map.next_key_seed(Scalars)? {
+            if let Scalar::Text(key) = key {
+                self.facts.member(self.level, &key, &mut map)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<S: SeqAccess<'a>>(self, mut seq: S) -> Result<(), S::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+/// A value that is one thing, or [`Other`](Scalar::Other).
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Scalar<'a> {
+    Text(Cow<'a, str>),
+    Number(u64),
+    Bool(bool),
+    Other,
+}
+
+/// Reads a [`Scalar`]; borrows what has no escapes.
+#[derive(Clone, Copy)]
+pub(super) struct Scalars;
+
+impl<'a> DeserializeSeed<'a> for Scalars {
+    type Value = Scalar<'a>;
+
+    fn deserialize<D: Deserializer<'a>>(self, json: D) -> Result<Scalar<'a>, D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'a> Visitor<'a> for Scalars {
+    type Value = Scalar<'a>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'a str) -> Result<Scalar<'a>, E> {
+        Ok(Scalar::Text(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Scalar<'a>, E> {
+        Ok(Scalar::Text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Scalar<'a>, E> {
+        Ok(Scalar::Number(number))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Scalar<'a>, E> {
+        Ok(Scalar::Bool(value))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Scalar<'a>, E> {
+        Ok(Scalar::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Scalar<'a>, E> {
+        Ok(Scalar::Other)
+    }
+
+    fn visit_unit<E>(self) -> Result<Scalar<'a>, E> {
+        Ok(Scalar::Other)
+    }
+
+    fn visit_seq<S: SeqAccess<'a>>(self, mut seq: S) -> Result<Scalar<'a>, S::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Scalar::Other)
+    }
+
+    fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<Scalar<'a>, M::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Scalar::Other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &str) -> Facts<'_> {
+        Facts::read(body.as_bytes(), false)
+    }
+
+    #[test]
+    fn reads_a_chat_request_in_one_pass() {
+        let facts = read(
+            r#"{"model":"openai\/gpt-5","messages":[{"role":"user","content":"eight by"},
+                {"role":"user","content":[{"type":"text","text":"four"}]}],
+                "stream":true,"max_completion_tokens":300,"n":2}"#,
+        );
+        assert_eq!(facts.model.as_deref(), Some("openai/gpt-5"));
+        assert!(facts.stream);
+        assert_eq!(facts.max_output_tokens, Some(300));
+        assert_eq!(facts.input.tokens(), 3);
+    }
+
+    #[test]
+    fn what_has_another_type_is_passed_over() {
+        let facts = read(
+            r#"{"model":["x"],"stream":"yes","max_tokens":-1,"messages":7,"generationConfig":[],
+                "max_output_tokens":{"a":1}}"#,
+        );
+        assert_eq!(facts.model, None);
+        assert!(!facts.stream);
+        assert_eq!(facts.max_output_tokens, None);
+        assert_eq!(facts.input.tokens(), 0);
+    }
+
+    #[test]
+    fn what_came_before_a_fault_is_kept() {
+        let facts = read(r#"{"model":"gpt-5","stream":true,"messages":[{"content":"four"#);
+        assert_eq!(facts.model.as_deref(), Some("gpt-5"));
+        assert!(facts.stream);
+    }
+
+    #[test]
+    fn half_an_emoji_hides_nothing() {
+        let text = r#"{"messages":[{"role":"user","content":"cut \ud83d"}],"model":"gpt-5","stream":true}"#;
+        let with_bytes = b"\xef\xbb\xbf{\"messages\":[{\"content\":\"\xff\"}],\"model\":\"gpt-5\",\"stream\":true}";
+        for body in [text.as_bytes(), with_bytes] {
+            let facts = Facts::read(body, false);
+            assert_eq!(facts.model.as_deref(), Some("gpt-5"));
+            assert!(facts.stream);
+            // Rather too many than none.
+            assert!(facts.input.tokens() >= body.len() as u64 / 4);
+        }
+    }
+
+    #[test]
+    fn gemini_names_its_maximum_in_the_generation_config() {
+        let facts = read(r#"{"contents":[],"generationConfig":{"maxOutputTokens":64}}"#);
+        assert_eq!(facts.max_output_tokens, Some(64));
+    }
+
+    #[test]
+    fn items_are_the_inputs_of_a_batch() {
+        let items = |body| read(body).input.items;
+        assert_eq!(items(r#"{"input":"one"}"#), 1);
+        assert_eq!(items(r#"{"input":["one","two","three"]}"#), 3);
+        assert_eq!(items(r#"{"input":[1,2,3]}"#), 1);
+        assert_eq!(items(r#"{"input":[[1,2],[3]]}"#), 2);
+        assert_eq!(items(r#"{"requests":[{"content":{}},{"content":{}}]}"#), 2);
+        assert_eq!(read(r#"{"input":[[1,2],[3]]}"#).input.tokens(), 3);
+    }
+}

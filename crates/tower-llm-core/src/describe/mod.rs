@@ -1,0 +1,13 @@
+//! Reading what a request asks for.
+
+mod body;
+mod future;
+mod layer;
+mod service;
+mod tokens;
+
+pub use self::{
+    future::ResponseFuture,
+    layer::{DescribeLayer, MAX_BODY_BYTES},
+    service::Describe,
+};

@@ -1,0 +1,246 @@
+//! The forms in which providers write requests, responses and errors.
+
+use http::{HeaderMap, Method, Uri};
+
+use crate::{Operation, Provider};
+
+/// A form in which requests, responses and errors are written.
+///
+/// It is not the provider: many speak `OpenAI`'s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Dialect {
+    /// `OpenAI` chat completions, legacy completions and embeddings; Azure's too.
+    OpenAi,
+    /// `OpenAI` responses.
+    OpenAiResponses,
+    /// Anthropic messages.
+    Anthropic,
+    /// Gemini content generation and embeddings.
+    Gemini,
+}
+
+/// What a request's line and headers say.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Route<'a> {
+    pub(crate) dialect: Option<Dialect>,
+    pub(crate) provider: Provider,
+    pub(crate) operation: Operation,
+    /// The model, where it stands in the path.
+    pub(crate) model: Option<&'a str>,
+    /// Streamed by the path alone.
+    pub(crate) streamed: bool,
+}
+
+impl Dialect {
+    /// The dialect of a request, by its path; else by headers that only one provider's clients send.
+    #[must_use]
+    pub fn of(method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Self> {
+        Route::of(method, uri, headers).dialect
+    }
+}
+
+impl<'a> Route<'a> {
+    pub(crate) fn of(method: &Method, uri: &'a Uri, headers: &HeaderMap) -> Self {
+        if *method == Method::POST
+            && let Some(route) = Self::by_path(uri.path())
+        {
+            return route;
+        }
+        let (dialect, provider) = if headers.contains_key("anthropic-version") {
+            (Some(Dialect::Anthropic), Provider::ANTHROPIC)
+        } else if headers.contains_key("x-goog-api-key") {
+            (Some(Dialect::Gemini), Provider::GEMINI)
+        } else {
+            (None, Provider::OTHER)
+        };
+        Route {
+            dialect,
+            provider,
+            operation: Operation::OTHER,
+            model: None,
+            streamed: false,
+        }
+    }
+
+    /// Paths are known by how they end: what stands before, `/v1` or a gateway's prefix, is the server's own.
+    fn by_path(path: &'a str) -> Option<Self> {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        // A colon may also stand in a gateway's prefix.
+        if let Some((path, method)) = path.rsplit_once(':')
+            && let Some(route) = Self::gemini(path.rsplit('/').next()?, method)
+        {
+            return Some(route);
+        }
+        let azure = path
+            .split_once("/openai/deployments/")
+            .and_then(|(_, rest)| rest.split('/').next());
+        let route = |dialect, provider, operation| Route {
+            dialect: Some(dialect),
+            provider,
+            operation,
+            model: azure,
+            streamed: false,
+        };
+        let openai = |dialect, operation| {
+            let provider = match azure {
+                Some(_) => Provider::AZURE_OPENAI,
+                None => Provider::OPENAI,
+            };
+            Some(route(dialect, provider, operation))
+        };
+        let anthropic = |operation| Some(route(Dialect::Anthropic, Provider::ANTHROPIC, operation));
+        let mut last = path.rsplit('/');
+        match (last.next()?, last.next().unwrap_or_default()) {
+            ("completions", "chat") => openai(Dialect::OpenAi, Operation::CHAT),
+            ("completions", _) => openai(Dialect::OpenAi, Operation::TEXT_COMPLETION),
+            ("embeddings", _) => openai(Dialect::OpenAi, Operation::EMBEDDINGS),
+            ("responses", _) => openai(Dialect::OpenAiResponses, Operation::CHAT),
+            // Messages of a thread, or of a stored completion, are something else.
+            ("messages", parent) if is_root_or_version(parent) => anthropic(Operation::CHAT),
+            ("count_tokens", "messages") if is_root_or_version(last.next().unwrap_or_default()) => {
+                anthropic(Operation::COUNT_TOKENS)
+            }
+            _ => None,
+        }
+    }
+
+    fn gemini(model: &'a str, method: &str) -> Option<Self> {
+        let operation = match method {
+            "generateContent" | "streamGenerateContent" => Operation::GENERATE_CONTENT,
+            "embedContent" | "batchEmbedContents" => Operation::EMBEDDINGS,
+            "countTokens" => Operation::COUNT_TOKENS,
+            _ => return None,
+        };
+        Some(Route {
+            dialect: Some(Dialect::Gemini),
+            provider: Provider::GEMINI,
+            operation,
+            model: Some(model),
+            streamed: method == "streamGenerateContent",
+        })
+    }
+}
+
+/// Whether a segment of a path is the root's or a version such as `v1`.
+fn is_root_or_version(segment: &str) -> bool {
+    let number = segment.strip_prefix('v').unwrap_or_default();
+    segment.is_empty() || number.starts_with(|first: char| first.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(path: &'static str) -> Option<Route<'static>> {
+        Route::by_path(path)
+    }
+
+    #[test]
+    fn paths_name_dialect_provider_operation_and_model() {
+        let cases = [
+            (
+                "/v1/chat/completions",
+                Dialect::OpenAi,
+                "openai",
+                "chat",
+                None,
+            ),
+            ("/chat/completions", Dialect::OpenAi, "openai", "chat", None),
+            (
+                "/openai/v1/chat/completions/",
+                Dialect::OpenAi,
+                "openai",
+                "chat",
+                None,
+            ),
+            (
+                "/v1/completions",
+                Dialect::OpenAi,
+                "openai",
+                "text_completion",
+                None,
+            ),
+            (
+                "/v1/embeddings",
+                Dialect::OpenAi,
+                "openai",
+                "embeddings",
+                None,
+            ),
+            (
+                "/v1/responses",
+                Dialect::OpenAiResponses,
+                "openai",
+                "chat",
+                None,
+            ),
+            (
+                "/openai/deployments/gpt-4o-eu/chat/completions",
+                Dialect::OpenAi,
+                "azure.ai.openai",
+                "chat",
+                Some("gpt-4o-eu"),
+            ),
+            (
+                "/v1/messages",
+                Dialect::Anthropic,
+                "anthropic",
+                "chat",
+                None,
+            ),
+            (
+                "/v1/messages/count_tokens",
+                Dialect::Anthropic,
+                "anthropic",
+                "count_tokens",
+                None,
+            ),
+            (
+                "/v1beta/models/gemini-2.5-pro:generateContent",
+                Dialect::Gemini,
+                "gcp.gemini",
+                "generate_content",
+                Some("gemini-2.5-pro"),
+            ),
+            (
+                "/v1beta/models/text-embedding-004:batchEmbedContents",
+                Dialect::Gemini,
+                "gcp.gemini",
+                "embeddings",
+                Some("text-embedding-004"),
+            ),
+        ];
+        for (path, dialect, provider, operation, model) in cases {
+            let route = route(path).unwrap_or_else(|| panic!("{path}"));
+            assert_eq!(route.dialect, Some(dialect), "{path}");
+            assert_eq!(route.provider.as_str(), provider, "{path}");
+            assert_eq!(route.operation.as_str(), operation, "{path}");
+            assert_eq!(route.model, model, "{path}");
+            assert!(!route.streamed, "{path}");
+        }
+    }
+
+    #[test]
+    fn gemini_streams_by_its_path() {
+        let route = route("/v1beta/models/gemini-2.5-pro:streamGenerateContent").unwrap();
+        assert!(route.streamed);
+    }
+
+    #[test]
+    fn other_paths_are_not_guessed_at() {
+        for path in [
+            "/v1/threads/thread_1/messages",
+            "/v1/chat/completions/chatcmpl-1/messages",
+            "/v1/threads/messages/count_tokens",
+            "/",
+            "",
+            "/v1/models",
+            "/v1/files",
+            "/v1/models/m:predict",
+            "/healthz",
+        ] {
+            assert_eq!(route(path), None, "{path}");
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! How a refusal looks, and what else a layer may answer with instead of a response.
+
+use std::{error::Error, fmt, io, iter, time::Duration};
+
+use bytes::Bytes;
+
+use crate::{Dialect, refusal::timed_out_event};
+
+/// The error of every layer here: a boxed one, around a leaf that [`Refusal::find`] or [`TimedOut::find`] finds.
+pub type BoxError = Box<dyn Error + Send + Sync>;
+
+/// That a layer refused a call before it was sent, and what the caller can do about it.
+///
+/// Each layer's own error (`BulkheadFull`, [`TooLarge`], ...) has one as its source, so that whoever answers need
+/// not know the layers:
+///
+/// ```
+/// use tower_llm_core::{BoxError, Refusal, TooLarge};
+///
+/// let error: BoxError = TooLarge::new(10).into();
+/// let refusal = Refusal::find(&*error).expect("a layer refused it");
+/// assert_eq!(refusal.layer(), "describe");
+/// assert!(!refusal.is_retryable());
+/// ```
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    kind: RefusalKind,
+    layer: &'static str,
+    retry_after: Option<Duration>,
+    retryable: bool,
+}
+
+/// What a refusal is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RefusalKind {
+    /// A rate limit, of requests or tokens.
+    RateLimited,
+    /// No place is free, or the provider is known to be down.
+    Unavailable,
+    /// The request is larger than is ever taken.
+    TooLarge,
+}
+
+/// The request's body is larger than the layer that reads it takes.
+#[derive(Clone, Debug)]
+pub struct TooLarge {
+    limit_bytes: usize,
+    refusal: Refusal,
+}
+
+/// A deadline of ours passed while the upstream was at work: its failure, not a refusal.
+#[derive(Clone, Debug)]
+pub struct TimedOut {
+    deadline: Deadline,
+    after: Duration,
+}
+
+/// Which deadline passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Deadline {
+    /// For the first content token.
+    FirstToken,
+    /// For the next frame.
+    Idle,
+    /// For the whole call.
+    Total,
+}
+
+/// A setting has a value that cannot work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    field: &'static str,
+    value: String,
+    reason: &'static str,
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    /// A refusal by `layer`, worth trying again at a time that is not known.
+    #[must_use]
+    pub const fn new(kind: RefusalKind, layer: &'static str) -> Self {
+        Self {
+            kind,
+            layer,
+            retry_after: None,
+            retryable: true,
+        }
+    }
+
+    /// Says when the same request could be admitted.
+    #[must_use]
+    pub const fn after(mut self, retry_after: Duration) -> Self {
+        self.retry_after = Some(retry_after);
+        self
+    }
+
+    /// Says that the same request will never be admitted.
+    #[must_use]
+    pub const fn never(mut self) -> Self {
+        self.retryable = false;
+        self
+    }
+
+    /// The refusal among an error and its sources, if there is one.
+    #[must_use]
+    pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
+        find(error)
+    }
+
+    /// What it is about.
+    #[must_use]
+    pub fn kind(&self) -> RefusalKind {
+        self.kind
+    }
+
+    /// The layer that refused, such as `bulkhead`.
+    #[must_use]
+    pub fn layer(&self) -> &'static str {
+        self.layer
+    }
+
+    /// Time until the same request could be admitted; `None` if it is not known.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// Whether the same request could be admitted at all, some time.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        self.retryable
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "refused by {} before it was sent", self.layer)
+    }
+}
+
+impl Error for Refusal {}
+
+// === impl TooLarge ===
+
+impl TooLarge {
+    /// A body over `limit_bytes`.
+    #[must_use]
+    pub const fn new(limit_bytes: usize) -> Self {
+        Self {
+            limit_bytes,
+            refusal: Refusal::new(RefusalKind::TooLarge, "describe").never(),
+        }
+    }
+
+    /// The most bytes that would have been taken.
+    #[must_use]
+    pub fn limit_bytes(&self) -> usize {
+        self.limit_bytes
+    }
+
+    /// Always `None`: waiting does not help.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        None
+    }
+}
+
+impl fmt::Display for TooLarge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "request body is over {} bytes", self.limit_bytes)
+    }
+}
+
+impl Error for TooLarge {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.refusal)
+    }
+}
+
+// === impl TimedOut ===
+
+impl TimedOut {
+    /// That `deadline` passed, which was `after` its beginning.
+    #[must_use]
+    pub const fn new(deadline: Deadline, after: Duration) -> Self {
+        Self { deadline, after }
+    }
+
+    /// The time-out among an error and its sources, if there is one.
+    #[must_use]
+    pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
+        find(error)
+    }
+
+    /// Which deadline passed.
+    #[must_use]
+    pub fn deadline(&self) -> Deadline {
+        self.deadline
+    }
+
+    /// How long the deadline was.
+    #[must_use]
+    pub fn after(&self) -> Duration {
+        self.after
+    }
+
+    /// The server-sent event that tells the reader of a stream in `dialect` what has happened.
+    #[must_use]
+    pub fn event(&self, dialect: Dialect) -> Bytes {
+        timed_out_event(dialect, &self.to_string())
+    }
+
+    /// Always `None`: nobody knows when the upstream will be faster.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        None
+    }
+}
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.deadline {
+            Deadline::FirstToken => "no first token",
+            Deadline::Idle => "nothing more came",
+            Deadline::Total => "not finished",
+        };
+        write!(f, "{what} within {:?}", self.after)
+    }
+}
+
+impl Error for TimedOut {}
+
+// === impl ConfigError ===
+
+impl ConfigError {
+    /// That `field` cannot be `value`, because `reason`.
+    pub fn new(field: &'static str, value: impl fmt::Debug, reason: &'static str) -> Self {
+        Self {
+            field,
+            value: format!("{value:?}"),
+            reason,
+        }
+    }
+
+    /// Takes `value` if it is a duration that something can wait for: over zero, at most a day.
+    ///
+    /// # Errors
+    ///
+    /// Otherwise, naming `field`.
+    pub fn check_duration(field: &'static str, value: Duration) -> Result<Duration, Self> {
+        const DAY: Duration = Duration::from_secs(86_400);
+        if value.is_zero() {
+            Err(Self::new(field, value, "it must be longer than zero"))
+        } else if value > DAY {
+            Err(Self::new(field, value, "it must be at most a day"))
+        } else {
+            Ok(value)
+        }
+    }
+
+    /// Takes `value` if it is not zero.
+    ///
+    /// # Errors
+    ///
+    /// Otherwise, naming `field`.
+    pub fn check_nonzero(field: &'static str, value: usize) -> Result<usize, Self> {
+        if value == 0 {
+            return Err(Self::new(field, value, "it must be at least one"));
+        }
+        Ok(value)
+    }
+
+    /// The setting.
+    #[must_use]
+    pub fn field(&self) -> &'static str {
+        self.field
+    }
+
+    /// The value it cannot have.
+    #[must_use]
+    pub fn value(&self) -> &str {
+        &self.value
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {}: {}", self.field, self.value, self.reason)
+    }
+}
+
+impl Error for ConfigError {}
+
+/// The first `E` among an error and its sources.
+fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    chain(error).find_map(|error| error.downcast_ref())
+}
+
+/// An error and its sources.
+pub(crate) fn chain<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    iter::successors(Some(error), |&error| {
+        // An io error that wraps another one leaves it out of its sources.
+        let wrapped = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        }
+    })
+}

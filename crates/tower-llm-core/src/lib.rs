@@ -1,0 +1,87 @@
+//! What one call to a language model is, how its end is seen, and how a refusal looks.
+//!
+//! The layers of `tower-llm` - rate limit, cache, bulkhead, circuit breaker, fan-out and the rest - meet here and
+//! nowhere else. This crate has no policy of its own:
+//!
+//! - [`DescribeLayer`] reads a request once and says what it is: a [`Call`].
+//! - [`Watch`] and [`Guard`] tell a layer how a call has ended - a [`Completion`] with its [`Outcome`] and
+//!   [`Usage`] - when its response's body has ended, or was dropped.
+//! - [`Refusal`] is what a layer answers with when it does not send a call, and [`RefusalLayer`] makes it a
+//!   response in the dialect of the request.
+//! - [`KeyBy`] and [`Registry`] keep state per provider, model, caller or whatever a policy says, bounded.
+//!
+//! What it does not do: it changes no request and no response, and it never holds a response's body.
+//!
+//! # A layer in a few lines
+//!
+//! A guard that counts the tokens of every call, streamed or not, cut or whole:
+//!
+//! ```
+//! use std::sync::atomic::{AtomicU64, Ordering};
+//!
+//! use bytes::Bytes;
+//! use http_body_util::{BodyExt, Full};
+//! use tower_llm_core::{Completion, Guard, HttpBody, Outcome, Watch};
+//!
+//! static TOKENS: AtomicU64 = AtomicU64::new(0);
+//!
+//! struct Count;
+//!
+//! impl Guard for Count {
+//!     fn end(self, completion: &Completion) {
+//!         assert_eq!(completion.outcome, Outcome::Success);
+//!         let tokens = completion.usage.map_or(0, |usage| usage.total());
+//!         TOKENS.fetch_add(tokens, Ordering::Relaxed);
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let body = r#"{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":3}}"#;
+//! let response = http::Response::builder()
+//!     .header("content-type", "application/json")
+//!     .body(Full::new(Bytes::from(body)))
+//!     .unwrap();
+//!
+//! let response = HttpBody.watch(None, response, Count);
+//! let bytes = response.into_body().collect().await.unwrap().to_bytes();
+//! assert_eq!(bytes, body);
+//! assert_eq!(TOKENS.load(Ordering::Relaxed), 12);
+//! # }
+//! ```
+
+#![warn(missing_docs)]
+
+mod call;
+mod describe;
+mod dialect;
+mod error;
+mod key;
+mod oneshot;
+mod outcome;
+mod refusal;
+mod registry;
+mod scan;
+mod usage;
+mod watch;
+
+pub use self::{
+    call::{Call, CallBuilder, Caller, Described, Operation, Provider},
+    describe::{Describe, DescribeLayer, MAX_BODY_BYTES},
+    dialect::Dialect,
+    error::{BoxError, ConfigError, Deadline, Refusal, RefusalKind, TimedOut, TooLarge},
+    key::{Key, KeyBy},
+    oneshot::Oneshot,
+    outcome::{Completion, Failure, FinishReason, Outcome},
+    refusal::{RefusalBody, RefusalLayer, Refuse},
+    registry::{Forget, Registry},
+    usage::Usage,
+    watch::{Armed, Guard, Guarded, HttpBody, Unary, Watch, Watched},
+};
+
+/// The layers' futures, for signatures that must name them.
+pub mod future {
+    pub use crate::{
+        describe::ResponseFuture as DescribeFuture, refusal::ResponseFuture as RefuseFuture,
+    };
+}

@@ -1,0 +1,68 @@
+//! Readies a service and calls it, once.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+pin_project! {
+    /// Readies a service of its own and then calls it: for a layer that had to wait between `call` and the inner
+    /// call.
+    ///
+    /// Such a layer must not keep the service it was readied with meanwhile: what that one holds, a place or a
+    /// connection, would be kept from others for as long as the wait lasts.
+    pub struct Oneshot<S: Service<Req>, Req> {
+        #[pin]
+        state: State<S, S::Future, Req>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, F, Req> {
+        // `None` only while it turns into `Called`.
+        NotReady { service: S, request: Option<Req> },
+        Called { #[pin] future: F },
+    }
+}
+
+impl<S: Service<Req>, Req> Oneshot<S, Req> {
+    /// Calls `service`, which need not be ready, with `request`.
+    pub fn new(service: S, request: Req) -> Self {
+        let request = Some(request);
+        Self {
+            state: State::NotReady { service, request },
+        }
+    }
+}
+
+impl<S: Service<Req>, Req> Future for Oneshot<S, Req> {
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            match this.state.as_mut().project() {
+                StateProj::NotReady { service, request } => {
+                    ready!(service.poll_ready(cx))?;
+                    let request = request.take().expect("polled after it was ready");
+                    let future = service.call(request);
+                    this.state.set(State::Called { future });
+                }
+                StateProj::Called { future } => return future.poll(cx),
+            }
+        }
+    }
+}
+
+impl<S: Service<Req>, Req> fmt::Debug for Oneshot<S, Req> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the request: its headers hold credentials.
+        f.debug_struct("Oneshot").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,11 @@
+//! How a refusal looks to a caller.
+
+mod layer;
+mod render;
+mod service;
+
+pub(crate) use self::render::timed_out_event;
+pub use self::{
+    layer::RefusalLayer,
+    service::{RefusalBody, Refuse, ResponseFuture},
+};

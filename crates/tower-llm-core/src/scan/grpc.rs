@@ -1,0 +1,72 @@
+//! How a gRPC call has ended: its status stands in the trailers, or in the head of a response without a body.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName};
+
+use super::head::MAX_RETRY_AFTER;
+use crate::{Failure, Outcome};
+
+const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+#[derive(Debug)]
+pub(super) struct Grpc {
+    outcome: Option<Outcome>,
+}
+
+impl Grpc {
+    pub(super) fn new(headers: &HeaderMap) -> Self {
+        Self {
+            outcome: outcome(headers),
+        }
+    }
+
+    pub(super) fn trailers(&mut self, trailers: &HeaderMap) {
+        self.outcome = outcome(trailers).or(self.outcome);
+    }
+
+    /// `None` while the status has not come.
+    pub(super) fn outcome(&self) -> Option<Outcome> {
+        self.outcome
+    }
+}
+
+fn outcome(headers: &HeaderMap) -> Option<Outcome> {
+    let text = |name: HeaderName| headers.get(name)?.to_str().ok();
+    let code: u8 = text(STATUS)?.trim().parse().ok()?;
+    let retry_after = text(PUSHBACK)
+        .and_then(|millis| millis.parse().ok())
+        .map(|millis| Duration::from_millis(millis).min(MAX_RETRY_AFTER));
+    Some(match code {
+        0 => Outcome::Success,
+        // Cancelled: by whoever called.
+        1 => Outcome::Abandoned,
+        // Deadline exceeded.
+        4 => Outcome::Failed(Failure::Timeout),
+        // Resource exhausted.
+        8 => Outcome::Throttled { retry_after },
+        // Unavailable.
+        14 => Outcome::Overloaded { retry_after },
+        // Unknown, aborted, unimplemented, internal, data loss.
+        2 | 10 | 12 | 13 | 15 => Outcome::Failed(Failure::Status),
+        _ => Outcome::Refused,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_in_the_trailers_wins_over_none_in_the_head() {
+        let mut grpc = Grpc::new(&HeaderMap::new());
+        assert_eq!(grpc.outcome(), None);
+        let mut trailers = HeaderMap::new();
+        trailers.insert(STATUS, "8".parse().unwrap());
+        trailers.insert(PUSHBACK, "250".parse().unwrap());
+        grpc.trailers(&trailers);
+        let retry_after = Some(Duration::from_millis(250));
+        assert_eq!(grpc.outcome(), Some(Outcome::Throttled { retry_after }));
+    }
+}

@@ -1,0 +1,936 @@
+//! A JSON reader that is fed piece by piece and keeps nothing but where it is.
+//!
+//! A response is read while it passes: cut at any byte, minutes apart, and never held. So this is a push
+//! reader: [`Json::feed`] takes the next bytes and tells a [`Sink`] about the members it has asked for; all
+//! others are skipped at the speed of a string search. Nothing is validated: what is not JSON is passed
+//! over, because a scanner has no say in what the caller gets.
+//!
+//! Memory is constant: known members lie at most [`MAX_DEPTH`] deep and their values are at most
+//! [`MAX_CAPTURE`] bytes; what is deeper or longer is of no interest here.
+
+/// Deepest nesting at which members are still told apart.
+const MAX_DEPTH: usize = 12;
+
+/// Longest key or value that is handed out; a longer one is cut here, and so matches nothing.
+const MAX_CAPTURE: usize = 64;
+
+/// What the reader asks about members, and tells of their values.
+pub(crate) trait Sink {
+    /// A place in the document that matters.
+    type Place: Copy;
+
+    /// The place of member `key` of the object at `parent`; `None` to skip its value.
+    fn member(&mut self, parent: Self::Place, key: &[u8]) -> Option<Self::Place>;
+
+    /// The place of the items of the array at `parent`; `None` to skip them.
+    fn item(&mut self, parent: Self::Place) -> Option<Self::Place>;
+
+    /// How the string at `place` is wanted.
+    fn string_mode(&self, place: Self::Place) -> StringMode;
+
+    /// An object or array begins at `place`.
+    fn open(&mut self, place: Self::Place);
+
+    /// A captured string, as it is spelt: escapes are not undone.
+    fn string(&mut self, place: Self::Place, raw: &[u8]);
+
+    /// A piece of a counted string, in bytes of UTF-8 once its escapes are undone.
+    ///
+    /// Comes once or more for a string. One piece may be negative, their sum is not: an escape is told by its
+    /// difference from how it is spelt.
+    fn text(&mut self, place: Self::Place, bytes: i64);
+
+    /// A number that counts something: its whole part.
+    fn number(&mut self, place: Self::Place, value: u64);
+
+    /// `true`, `false`, `null` or any other bare word.
+    fn word(&mut self, place: Self::Place, word: &[u8]);
+}
+
+/// How a string value is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StringMode {
+    /// Handed out whole, when it has ended.
+    Capture,
+    /// Only its length, as it passes.
+    Count,
+    /// Not at all.
+    Skip,
+}
+
+/// Where the reader is in one document.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Json<P> {
+    state: State<P>,
+    root: P,
+    /// The containers that are open and of interest, outermost first.
+    stack: [Container<P>; MAX_DEPTH],
+    depth: usize,
+    /// A token that the end of a piece has cut.
+    capture: Capture,
+    /// The last byte of the piece was a backslash, so that the next one is not what it seems.
+    escaped: bool,
+    /// The document's one value has begun.
+    begun: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Container<P> {
+    place: P,
+    /// The place of the next value: of the member whose key was read, or of an array's items.
+    next: Option<P>,
+    array: bool,
+    /// A string here is a key.
+    expects_key: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State<P> {
+    /// Between tokens.
+    Between,
+    Key,
+    String {
+        place: P,
+        mode: StringMode,
+    },
+    /// In a string nobody wants.
+    SkipString,
+    Number {
+        place: P,
+        value: u64,
+        whole: bool,
+    },
+    /// A bare word; without a place it is a number that counts nothing: negative, or with an exponent.
+    Word {
+        place: Option<P>,
+    },
+    /// In a container nobody wants. Braces need not be told from brackets: in JSON, an array ends where its
+    /// brackets balance, whatever the braces in it do, and the other way round.
+    SkipContainer {
+        open: u8,
+        close: u8,
+        depth: u32,
+        in_string: bool,
+    },
+}
+
+impl<P: Copy> Json<P> {
+    /// A reader before a document whose value lies at `root`.
+    pub(crate) fn new(root: P) -> Self {
+        let container = Container {
+            place: root,
+            next: None,
+            array: false,
+            expects_key: false,
+        };
+        Self {
+            state: State::Between,
+            root,
+            stack: [container; MAX_DEPTH],
+            depth: 0,
+            capture: Capture::new(),
+            escaped: false,
+            begun: false,
+        }
+    }
+
+    /// Forgets the document and waits for the next one.
+    pub(crate) fn reset(&mut self) {
+        self.state = State::Between;
+        self.depth = 0;
+        self.capture.clear();
+        self.escaped = false;
+        self.begun = false;
+    }
+
+    /// Whether a value has begun and not ended: the document was cut if nothing follows.
+    pub(crate) fn is_open(&self) -> bool {
+        self.depth > 0
+            || !matches!(
+                self.state,
+                State::Between | State::Word { .. } | State::Number { .. }
+            )
+    }
+
+    /// Whether the document's value has ended.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.begun && !self.is_open()
+    }
+
+    /// Reads the next piece of the document.
+    pub(crate) fn feed<S: Sink<Place = P>>(&mut self, piece: &[u8], sink: &mut S) {
+        let mut rest = piece;
+        while !rest.is_empty() {
+            rest = match self.state {
+                State::Between => self.between(rest, sink),
+                State::Key => self.key(rest, sink),
+                State::String { place, mode } => self.string(rest, place, mode, sink),
+                State::SkipString => match self.skip_string(rest) {
+                    Some(after) => {
+                        self.state = State::Between;
+                        after
+                    }
+                    None => return,
+                },
+                State::Number {
+                    place,
+                    value,
+                    whole,
+                } => self.number(rest, place, value, whole, sink),
+                State::Word { place } => self.word(rest, place, sink),
+                State::SkipContainer { .. } => self.skip_container(rest),
+            };
+        }
+    }
+
+    /// Reads tokens that are whole in `piece`; one that is not is left to the state it is in.
+    fn between<'a, S: Sink<Place = P>>(&mut self, piece: &'a [u8], sink: &mut S) -> &'a [u8] {
+        let mut rest = piece;
+        while let Some((&byte, after)) = rest.split_first() {
+            match byte {
+                b'"' => {
+                    self.begun = true;
+                    match self.whole_string(after, sink) {
+                        Ok(after) => rest = after,
+                        Err(unread) => return unread,
+                    }
+                }
+                b'{' | b'[' => {
+                    self.begun = true;
+                    self.open_container(byte, sink);
+                    rest = after;
+                    if matches!(self.state, State::SkipContainer { .. }) {
+                        return after;
+                    }
+                }
+                b'}' | b']' => {
+                    self.depth = self.depth.saturating_sub(1);
+                    rest = after;
+                }
+                b',' => {
+                    if let Some(top) = self.top() {
+                        top.expects_key = !top.array;
+                    }
+                    rest = after;
+                }
+                b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'-' => {
+                    self.begun = true;
+                    if let Some(place) = self.value_place() {
+                        self.state = if byte.is_ascii_digit() {
+                            State::Number {
+                                place,
+                                value: 0,
+                                whole: true,
+                            }
+                        } else {
+                            let place = Some(place).filter(|_| byte != b'-');
+                            State::Word { place }
+                        };
+                        return rest;
+                    }
+                    let end = after.iter().position(|byte| !byte.is_ascii_alphanumeric());
+                    rest = &after[end.unwrap_or(after.len())..];
+                }
+                _ => rest = after,
+            }
+        }
+        &[]
+    }
+
+    /// Reads a string that ends in `text`, and returns what follows it; if it does not end, the state is the
+    /// string's, and what of it is still to be read the error.
+    #[inline]
+    fn whole_string<'a, S: Sink<Place = P>>(
+        &mut self,
+        text: &'a [u8],
+        sink: &mut S,
+    ) -> Result<&'a [u8], &'a [u8]> {
+        self.open_string(sink);
+        if let State::String {
+            place,
+            mode: StringMode::Count,
+        } = self.state
+        {
+            return match self.count_string(text, place, sink) {
+                [] => Err(&[]),
+                after => Ok(after),
+            };
+        }
+        let Some(end) = end_of_string(text) else {
+            return Err(text);
+        };
+        let mut after = &text[end + 1..];
+        // Cut as a pieced one is, so that where the pieces end makes no difference.
+        let raw = &text[..end.min(MAX_CAPTURE)];
+        match self.state {
+            State::Key => {
+                self.end_key(raw, sink);
+                after = after.strip_prefix(b":").unwrap_or(after);
+            }
+            State::String { place, .. } => sink.string(place, raw),
+            _ => {}
+        }
+        self.state = State::Between;
+        Ok(after)
+    }
+
+    #[inline]
+    fn open_string<S: Sink<Place = P>>(&mut self, sink: &S) {
+        self.state = match self.top() {
+            Some(top) if top.expects_key => State::Key,
+            _ => match self
+                .value_place()
+                .map(|place| (place, sink.string_mode(place)))
+            {
+                None | Some((_, StringMode::Skip)) => State::SkipString,
+                Some((place, mode)) => State::String { place, mode },
+            },
+        };
+    }
+
+    fn open_container<S: Sink<Place = P>>(&mut self, open: u8, sink: &mut S) {
+        let array = open == b'[';
+        match self.value_place() {
+            Some(place) if self.depth < MAX_DEPTH => {
+                sink.open(place);
+                self.stack[self.depth] = Container {
+                    place,
+                    next: if array { sink.item(place) } else { None },
+                    array,
+                    expects_key: !array,
+                };
+                self.depth += 1;
+            }
+            _ => {
+                self.state = State::SkipContainer {
+                    open,
+                    close: if array { b']' } else { b'}' },
+                    depth: 1,
+                    in_string: false,
+                };
+            }
+        }
+    }
+
+    fn key<'a, S: Sink<Place = P>>(&mut self, rest: &'a [u8], sink: &mut S) -> &'a [u8] {
+        let Some(after) = self.captured(rest) else {
+            return &[];
+        };
+        let capture = std::mem::replace(&mut self.capture, Capture::new());
+        self.end_key(capture.bytes(), sink);
+        self.state = State::Between;
+        after
+    }
+
+    #[inline]
+    fn end_key<S: Sink<Place = P>>(&mut self, key: &[u8], sink: &mut S) {
+        if let Some(top) = self.top() {
+            top.next = sink.member(top.place, key);
+            top.expects_key = false;
+        }
+    }
+
+    fn string<'a, S: Sink<Place = P>>(
+        &mut self,
+        rest: &'a [u8],
+        place: P,
+        mode: StringMode,
+        sink: &mut S,
+    ) -> &'a [u8] {
+        if mode == StringMode::Count {
+            return self.count_string(rest, place, sink);
+        }
+        let Some(after) = self.captured(rest) else {
+            return &[];
+        };
+        sink.string(place, self.capture.bytes());
+        self.capture.clear();
+        self.state = State::Between;
+        after
+    }
+
+    fn count_string<'a, S: Sink<Place = P>>(
+        &mut self,
+        rest: &'a [u8],
+        place: P,
+        sink: &mut S,
+    ) -> &'a [u8] {
+        let mut bytes = 0;
+        let mut from = 0;
+        if self.escaped {
+            self.escaped = false;
+            bytes += escape_bytes(rest[0]);
+            from = 1;
+        }
+        let after = loop {
+            let Some(found) = find_quote_or_backslash(&rest[from..]) else {
+                bytes += length(&rest[from..]);
+                break None;
+            };
+            let at = from + found;
+            bytes += length(&rest[from..at]);
+            if rest[at] == b'"' {
+                break Some(&rest[at + 1..]);
+            }
+            let Some(&escape) = rest.get(at + 1) else {
+                self.escaped = true;
+                break None;
+            };
+            bytes += escape_bytes(escape);
+            from = at + 2;
+        };
+        sink.text(place, bytes);
+        if after.is_some() {
+            self.state = State::Between;
+        }
+        after.unwrap_or_default()
+    }
+
+    /// Reads on in a string that a piece has cut, into `self.capture`; what follows it, if it ends here.
+    fn captured<'a>(&mut self, rest: &'a [u8]) -> Option<&'a [u8]> {
+        let after = self.skip_string(rest);
+        let text = match after {
+            Some(after) => &rest[..rest.len() - after.len() - 1],
+            None => rest,
+        };
+        self.capture.push(text);
+        after
+    }
+
+    /// What follows the string's closing quote, if it is in `rest`.
+    fn skip_string<'a>(&mut self, rest: &'a [u8]) -> Option<&'a [u8]> {
+        let from = usize::from(self.escaped);
+        self.escaped = false;
+        match end_of_string(&rest[from..]) {
+            Some(end) => Some(&rest[from + end + 1..]),
+            None => {
+                self.escaped = ends_in_escape(&rest[from..]);
+                None
+            }
+        }
+    }
+
+    fn number<'a, S: Sink<Place = P>>(
+        &mut self,
+        rest: &'a [u8],
+        place: P,
+        mut value: u64,
+        mut whole: bool,
+        sink: &mut S,
+    ) -> &'a [u8] {
+        for (at, &byte) in rest.iter().enumerate() {
+            match byte {
+                b'0'..=b'9' if whole => {
+                    value = value
+                        .saturating_mul(10)
+                        .saturating_add(u64::from(byte - b'0'));
+                }
+                b'.' => whole = false,
+                b'0'..=b'9' => {}
+                b'e' | b'E' => {
+                    self.state = State::Word { place: None };
+                    return &rest[at..];
+                }
+                _ => {
+                    sink.number(place, value);
+                    self.state = State::Between;
+                    return &rest[at..];
+                }
+            }
+        }
+        self.state = State::Number {
+            place,
+            value,
+            whole,
+        };
+        &[]
+    }
+
+    fn word<'a, S: Sink<Place = P>>(
+        &mut self,
+        rest: &'a [u8],
+        place: Option<P>,
+        sink: &mut S,
+    ) -> &'a [u8] {
+        let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
+        let end = rest.iter().position(|byte| !is_part(byte));
+        self.capture.push(&rest[..end.unwrap_or(rest.len())]);
+        let Some(end) = end else { return &[] };
+        if let Some(place) = place {
+            sink.word(place, self.capture.bytes());
+        }
+        self.capture.clear();
+        self.state = State::Between;
+        &rest[end..]
+    }
+
+    fn skip_container<'a>(&mut self, mut rest: &'a [u8]) -> &'a [u8] {
+        let State::SkipContainer {
+            open,
+            close,
+            mut depth,
+            mut in_string,
+        } = self.state
+        else {
+            return rest;
+        };
+        loop {
+            if in_string {
+                let Some(after) = self.skip_string(rest) else {
+                    break;
+                };
+                rest = after;
+                in_string = false;
+            }
+            let Some(at) = memchr::memchr3(b'"', open, close, rest) else {
+                break;
+            };
+            let byte = rest[at];
+            rest = &rest[at + 1..];
+            if byte == b'"' {
+                in_string = true;
+            } else if byte == open {
+                depth = depth.saturating_add(1);
+            } else {
+                depth -= 1;
+                if depth == 0 {
+                    self.state = State::Between;
+                    return rest;
+                }
+            }
+        }
+        self.state = State::SkipContainer {
+            open,
+            close,
+            depth,
+            in_string,
+        };
+        &[]
+    }
+
+    fn top(&mut self) -> Option<&mut Container<P>> {
+        self.depth.checked_sub(1).map(|top| &mut self.stack[top])
+    }
+
+    /// The place of the value that begins now; `None` if nobody wants it.
+    fn value_place(&mut self) -> Option<P> {
+        let root = self.root;
+        match self.top() {
+            Some(top) => top.next,
+            None => Some(root),
+        }
+    }
+}
+
+/// The beginning of a token whose end has not come yet.
+#[derive(Clone, Copy, Debug)]
+struct Capture {
+    bytes: [u8; MAX_CAPTURE],
+    len: usize,
+}
+
+impl Capture {
+    fn new() -> Self {
+        Self {
+            bytes: [0; MAX_CAPTURE],
+            len: 0,
+        }
+    }
+
+    fn push(&mut self, piece: &[u8]) {
+        let taken = piece.len().min(MAX_CAPTURE - self.len);
+        self.bytes[self.len..self.len + taken].copy_from_slice(&piece[..taken]);
+        self.len += taken;
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    fn clear(&mut self) {
+        self.len = 0;
+    }
+}
+
+/// What a backslash and the byte after it stand for, in bytes of UTF-8.
+///
+/// `\u` is followed by four digits that are counted as they pass, and stands for about three bytes.
+fn escape_bytes(escape: u8) -> i64 {
+    if escape == b'u' { -1 } else { 1 }
+}
+
+fn length(text: &[u8]) -> i64 {
+    i64::try_from(text.len()).unwrap_or(i64::MAX)
+}
+
+/// Where the string ends whose text begins here.
+#[inline]
+fn end_of_string(text: &[u8]) -> Option<usize> {
+    let mut from = 0;
+    loop {
+        let at = from + find_quote_or_backslash(text.get(from..)?)?;
+        if text[at] == b'"' {
+            return Some(at);
+        }
+        from = at + 2;
+    }
+}
+
+/// Whether the last byte is a backslash that escapes what follows, and is not escaped itself.
+fn ends_in_escape(text: &[u8]) -> bool {
+    let backslashes = text.iter().rev().take_while(|&&byte| byte == b'\\');
+    backslashes.count() % 2 == 1
+}
+
+/// Where the next `"` or `\` is.
+///
+/// Most strings of a stream are keys and identifiers of a few bytes, for which setting up a vector search
+/// costs more than it saves: they are looked through by the word.
+#[inline]
+fn find_quote_or_backslash(text: &[u8]) -> Option<usize> {
+    const WORD: usize = size_of::<u64>();
+    const WORDS: usize = 8;
+    let (words, _) = text.as_chunks::<WORD>();
+    let words = &words[..words.len().min(WORDS)];
+    for (i, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let found = bytes_equal(word, b'"') | bytes_equal(word, b'\\');
+        if found != 0 {
+            return Some(i * WORD + found.trailing_zeros() as usize / 8);
+        }
+    }
+    let from = words.len() * WORD;
+    let rest = &text[from..];
+    let found = if rest.len() < WORD {
+        rest.iter().position(|&byte| byte == b'"' || byte == b'\\')
+    } else {
+        memchr::memchr2(b'"', b'\\', rest)
+    };
+    found.map(|at| from + at)
+}
+
+/// The high bit of the lowest byte in `word` that is `byte`, perhaps with others above it (Mycroft's test).
+fn bytes_equal(word: u64, byte: u8) -> u64 {
+    const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
+    const HIGHS: u64 = u64::from_ne_bytes([0x80; 8]);
+    let zero_if_equal = word ^ (ONES * u64::from(byte));
+    zero_if_equal.wrapping_sub(ONES) & !zero_if_equal & HIGHS
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Asks for everything but what keys that begin with `-` hold, and counts strings under keys that begin with `#`.
+    #[derive(Debug, Default, PartialEq)]
+    struct Recorder {
+        /// The places given out, as paths of keys.
+        paths: Vec<Vec<u8>>,
+        told: Vec<Told>,
+        counted: BTreeMap<Vec<u8>, i64>,
+    }
+
+    #[derive(Clone, Debug, PartialEq)]
+    enum Told {
+        Open(Vec<u8>),
+        String(Vec<u8>, Vec<u8>),
+        Number(Vec<u8>, u64),
+        Word(Vec<u8>, Vec<u8>),
+    }
+
+    impl Recorder {
+        fn place(&mut self, path: Vec<u8>) -> usize {
+            self.paths.push(path);
+            self.paths.len() - 1
+        }
+
+        fn path(&self, place: usize) -> Vec<u8> {
+            match place {
+                ROOT => Vec::new(),
+                place => self.paths[place].clone(),
+            }
+        }
+    }
+
+    const ROOT: usize = usize::MAX;
+
+    impl Sink for Recorder {
+        type Place = usize;
+
+        fn member(&mut self, parent: usize, key: &[u8]) -> Option<usize> {
+            let path = below(&self.path(parent), key);
+            (!key.starts_with(b"-")).then(|| self.place(path))
+        }
+
+        fn item(&mut self, parent: usize) -> Option<usize> {
+            let path = below(&self.path(parent), b"[]");
+            Some(self.place(path))
+        }
+
+        fn string_mode(&self, place: usize) -> StringMode {
+            match is_counted(&self.path(place)) {
+                true => StringMode::Count,
+                false => StringMode::Capture,
+            }
+        }
+
+        fn open(&mut self, place: usize) {
+            self.told.push(Told::Open(self.path(place)));
+        }
+
+        fn string(&mut self, place: usize, raw: &[u8]) {
+            self.told.push(Told::String(self.path(place), raw.into()));
+        }
+
+        fn text(&mut self, place: usize, bytes: i64) {
+            *self.counted.entry(self.path(place)).or_default() += bytes;
+        }
+
+        fn number(&mut self, place: usize, value: u64) {
+            self.told.push(Told::Number(self.path(place), value));
+        }
+
+        fn word(&mut self, place: usize, word: &[u8]) {
+            self.told.push(Told::Word(self.path(place), word.into()));
+        }
+    }
+
+    fn below(path: &[u8], key: &[u8]) -> Vec<u8> {
+        [path, b"/", key].concat()
+    }
+
+    fn is_counted(path: &[u8]) -> bool {
+        path.starts_with(b"/#")
+    }
+
+    /// What should be told of `value`: slow and obvious.
+    fn walk(value: &Value, path: &[u8], depth: usize, expected: &mut Recorder) {
+        match value {
+            Value::Null | Value::Bool(_) => {
+                let word = value.to_string().into_bytes();
+                expected.told.push(Told::Word(path.into(), word));
+            }
+            Value::Number(number) => {
+                let text = number.to_string();
+                if !text.contains(['-', 'e', 'E']) {
+                    let whole = text.split('.').next().unwrap();
+                    let value = whole.parse().unwrap_or(u64::MAX);
+                    expected.told.push(Told::Number(path.into(), value));
+                }
+            }
+            Value::String(text) if is_counted(path) => {
+                *expected.counted.entry(path.into()).or_default() += counted(text);
+            }
+            Value::String(text) => {
+                let told = Told::String(path.into(), spelt(text));
+                expected.told.push(told);
+            }
+            Value::Array(_) | Value::Object(_) if depth == MAX_DEPTH => {}
+            Value::Array(items) => {
+                expected.told.push(Told::Open(path.into()));
+                for item in items {
+                    walk(item, &below(path, b"[]"), depth + 1, expected);
+                }
+            }
+            Value::Object(members) => {
+                expected.told.push(Told::Open(path.into()));
+                for (key, value) in members {
+                    let key = spelt(key);
+                    if !key.starts_with(b"-") {
+                        walk(value, &below(path, &key), depth + 1, expected);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A string between its quotes, as far as one is kept.
+    fn spelt(text: &str) -> Vec<u8> {
+        let quoted = Value::from(text).to_string();
+        let raw = &quoted.as_bytes()[1..quoted.len() - 1];
+        raw[..raw.len().min(MAX_CAPTURE)].to_vec()
+    }
+
+    /// The bytes of a string; what JSON must write as `\u001f` counts as three.
+    fn counted(text: &str) -> i64 {
+        let is_short = |byte| b"\x08\t\n\x0c\r".contains(&byte);
+        text.bytes()
+            .map(|byte| if byte < b' ' && !is_short(byte) { 3 } else { 1 })
+            .sum()
+    }
+
+    /// Reads `document` in pieces of the given lengths, and then the rest of it.
+    fn read(document: &[u8], lengths: &[usize]) -> (Recorder, Json<usize>) {
+        let mut recorder = Recorder::default();
+        let mut json = Json::new(ROOT);
+        let mut rest = document;
+        for &length in lengths {
+            let (piece, after) = rest.split_at(length.min(rest.len()));
+            json.feed(piece, &mut recorder);
+            rest = after;
+        }
+        json.feed(rest, &mut recorder);
+        // Ends a number or a word at the root.
+        json.feed(b"\n", &mut recorder);
+        recorder.paths.clear();
+        (recorder, json)
+    }
+
+    /// Keys and texts with everything that could mislead a reader.
+    fn text() -> impl Strategy<Value = String> {
+        prop_oneof![
+            4 => prop::sample::select(vec!["usage", "error", "#", "#text", "-", "-skipped", ""]).prop_map(String::from),
+            2 => "[#-]?[a-z\"\\\\{}\\[\\]:,/ \n\r\t]{0,12}",
+            2 => any::<String>(),
+            1 => "[#-]?[a-z\"\\\\]{50,140}",
+            1 => "[😀é\u{1}\u{7f}你]{0,20}",
+        ]
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            prop::num::f64::NORMAL.prop_map(Value::from),
+            text().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(16, 80, 5, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                prop::collection::vec((text(), inner), 0..5)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn assert_reads(value: &Value, lengths: &[usize]) {
+        let mut expected = Recorder::default();
+        walk(value, b"", 0, &mut expected);
+        let pretty = serde_json::to_vec_pretty(value).unwrap();
+        for document in [value.to_string().into_bytes(), pretty] {
+            let (told, json) = read(&document, lengths);
+            assert_eq!(told, expected, "{}", String::from_utf8_lossy(&document));
+            assert!(json.is_complete());
+            assert!(!json.is_open());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_is_what_a_parser_finds(
+            value in value(),
+            lengths in prop::collection::vec(0_usize..30, 0..40),
+        ) {
+            assert_reads(&value, &lengths);
+        }
+
+        #[test]
+        fn a_document_may_come_byte_by_byte(value in value()) {
+            let length = serde_json::to_vec_pretty(&value).unwrap().len();
+            assert_reads(&value, &vec![1; length]);
+        }
+
+        #[test]
+        fn where_pieces_end_makes_no_difference_to_what_is_not_json_either(
+            document in "[{}\\[\\]\",:\\\\ \n0-9eE.+u\\-truefalsn😀]{0,60}",
+            lengths in prop::collection::vec(0_usize..9, 0..20),
+        ) {
+            let (whole, at_end) = read(document.as_bytes(), &[]);
+            let (told, json) = read(document.as_bytes(), &lengths);
+            prop_assert_eq!(told, whole);
+            prop_assert_eq!(json.is_open(), at_end.is_open());
+            prop_assert_eq!(json.is_complete(), at_end.is_complete());
+        }
+
+        #[test]
+        fn a_document_is_open_until_its_last_byte(value in value()) {
+            let document = json!({ "value": value }).to_string();
+            for end in 0..document.len() {
+                let mut json = Json::new(ROOT);
+                json.feed(&document.as_bytes()[..end], &mut Recorder::default());
+                prop_assert_eq!(json.is_open(), end > 0);
+                prop_assert!(!json.is_complete());
+            }
+        }
+    }
+
+    #[test]
+    fn what_lies_deeper_than_is_told_apart_is_passed_over() {
+        for depth in MAX_DEPTH - 1..MAX_DEPTH + 3 {
+            let mut value = json!({ "usage": 7 });
+            for _ in 1..depth {
+                value = json!({ "a": value });
+            }
+            let both = json!({ "deep": value, "z": 8 });
+            assert_reads(&both, &[]);
+            let (told, _) = read(both.to_string().as_bytes(), &[]);
+            let sees = |number| {
+                told.told
+                    .iter()
+                    .any(|told| matches!(told, Told::Number(_, value) if *value == number))
+            };
+            assert_eq!(sees(7), depth < MAX_DEPTH, "depth {depth}");
+            assert!(sees(8), "what follows is lost at depth {depth}");
+        }
+    }
+
+    #[test]
+    fn a_skipped_value_hides_all_that_is_in_it() {
+        let value = json!({ "-": { "usage": [{ "a": "]}\\\"" }, 1], "b": "}" }, "after": 2 });
+        let document = value.to_string();
+        let bytes_alone = vec![1; document.len()];
+        for lengths in [&[][..], &bytes_alone] {
+            let (told, _) = read(document.as_bytes(), lengths);
+            let after = Told::Number(b"/after".into(), 2);
+            assert_eq!(told.told, [Told::Open(Vec::new()), after]);
+        }
+    }
+
+    #[test]
+    fn a_number_too_large_is_the_largest() {
+        let (told, _) = read(b"[18446744073709551615, 18446744073709551616]", &[]);
+        let numbers = told.told[1..].iter().map(|told| match told {
+            Told::Number(_, value) => *value,
+            other => panic!("{other:?}"),
+        });
+        assert!(numbers.eq([u64::MAX, u64::MAX]));
+    }
+
+    #[test]
+    fn a_number_that_is_negative_or_has_an_exponent_counts_nothing() {
+        for document in ["[-1]", "[-0.5]", "[1e3]", "[1.2E+3]", "[0e0]", "[-]"] {
+            let bytes_alone = vec![1; document.len()];
+            for lengths in [&[][..], &bytes_alone] {
+                let (told, _) = read(document.as_bytes(), lengths);
+                assert_eq!(told.told, [Told::Open(Vec::new())], "{document}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_reset_forgets_a_document_that_was_cut() {
+        for cut in [
+            r#"{"a":[{"b"#,
+            r#"{"a":"b\"#,
+            r#"{"-":{"#,
+            r#"{"a":12"#,
+            "tru",
+        ] {
+            let mut json = Json::new(ROOT);
+            json.feed(cut.as_bytes(), &mut Recorder::default());
+            json.reset();
+            let mut told = Recorder::default();
+            json.feed(br#"{"c":"d"}"#, &mut told);
+            let d = Told::String(b"/c".into(), b"d".into());
+            assert_eq!(told.told, [Told::Open(Vec::new()), d], "after {cut}");
+            assert!(json.is_complete());
+        }
+    }
+}

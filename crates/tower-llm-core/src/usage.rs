@@ -1,0 +1,41 @@
+//! Tokens that a call has used.
+
+/// Tokens that a call has used, as its provider reports them.
+///
+/// Providers count differently; here it always means the same. `input` and `output` are totals and the others
+/// are parts of them: Anthropic's cached input, which it reports beside the input, is added to it, and so are
+/// Gemini's thoughts to the output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Usage {
+    /// All input tokens, cached ones too.
+    pub input: u64,
+    /// All output tokens, reasoning too.
+    pub output: u64,
+    /// The part of the input that was read from the provider's prompt cache.
+    pub cached_input: u64,
+    /// The part of the input that was written to the provider's prompt cache.
+    pub cache_write: u64,
+    /// The part of the output that the caller does not see: reasoning, thinking, thoughts.
+    pub reasoning: u64,
+}
+
+impl Usage {
+    /// Usage of `input` and `output` tokens, of which none was cached or reasoning.
+    #[must_use]
+    pub const fn new(input: u64, output: u64) -> Self {
+        Self {
+            input,
+            output,
+            cached_input: 0,
+            cache_write: 0,
+            reasoning: 0,
+        }
+    }
+
+    /// Input and output together.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.input.saturating_add(self.output)
+    }
+}

@@ -1,0 +1,82 @@
+//! A guard that is told of the end on every path.
+
+use tokio::time::Instant;
+
+use super::Guard;
+use crate::{Completion, Failure, Outcome};
+
+/// Holds a [`Guard`] from the moment a call is admitted until it has ended, and ends it when dropped.
+///
+/// What runs inside [`enter`](Self::enter) and panics has failed; what is dropped outside of it was abandoned.
+#[derive(Debug)]
+pub struct Armed<G: Guard> {
+    guard: Option<G>,
+    entered: bool,
+}
+
+impl<G: Guard> Armed<G> {
+    /// Holds `guard`.
+    pub fn new(guard: G) -> Self {
+        Self {
+            guard: Some(guard),
+            entered: false,
+        }
+    }
+
+    /// Runs the inner service's code, so that a panic in it is not taken for the caller's leaving.
+    pub fn enter<T>(&mut self, inner: impl FnOnce() -> T) -> T {
+        self.entered = true;
+        let result = inner();
+        self.entered = false;
+        result
+    }
+
+    /// Tells the guard of the response's head.
+    pub fn head(&mut self) {
+        if let Some(guard) = &mut self.guard {
+            guard.head();
+        }
+    }
+
+    /// Tells the guard of the first content token.
+    pub fn first_token(&mut self, at: Instant) {
+        if let Some(guard) = &mut self.guard {
+            guard.first_token(at);
+        }
+    }
+
+    /// Tells the guard of the end; does nothing the second time.
+    pub fn end(&mut self, completion: &Completion) {
+        if let Some(guard) = self.guard.take() {
+            guard.end(completion);
+        }
+    }
+
+    /// Whether the guard was told of the end, or was taken.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.guard.is_none()
+    }
+
+    /// The guard, for whoever holds it next; `None` if it was told of the end.
+    pub fn disarm(&mut self) -> Option<G> {
+        self.guard.take()
+    }
+
+    /// What dropping it now means.
+    pub(crate) fn dropped(&self) -> Outcome {
+        if self.entered {
+            Outcome::Failed(Failure::Panic)
+        } else {
+            Outcome::Abandoned
+        }
+    }
+}
+
+impl<G: Guard> Drop for Armed<G> {
+    fn drop(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            guard.end(&Completion::new(self.dropped()));
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! A response body, with a guard in it.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+use super::{
+    Armed, Guard,
+    lead::{Lead, Led},
+};
+use crate::{
+    BoxError, Call, Completion, Failure, Outcome,
+    scan::{End, Scanner},
+};
+
+pin_project! {
+    /// A response body that tells a [`Guard`] how the call has ended.
+    ///
+    /// Frames pass as they are. The guard is told as soon as the body can have no more frames, which for a body of
+    /// known length is with its last one. When the body is dropped, the upstream's goes first, so that it is
+    /// closed before what the guard holds is given back.
+    #[derive(Debug)]
+    pub struct Watched<B, G: Guard> {
+        // `None` once it has ended and nothing more can come of it.
+        #[pin]
+        inner: Option<B>,
+        armed: Armed<G>,
+        lead: Lead,
+        leads: bool,
+        told_first_token: bool,
+    }
+
+    impl<B, G: Guard> PinnedDrop for Watched<B, G> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            let dropped = this.armed.dropped();
+            this.inner.set(None);
+            if !this.armed.has_ended() {
+                this.armed.end(this.lead.finish(End::Dropped(dropped)));
+            }
+        }
+    }
+}
+
+impl<B, G: Guard> Watched<B, G> {
+    /// Watches `response`, reading it unless a layer inside does so already.
+    pub(super) fn response(
+        call: Option<&Call>,
+        response: http::Response<B>,
+        mut armed: Armed<G>,
+    ) -> http::Response<Self>
+    where
+        B: Body<Data = Bytes>,
+    {
+        armed.head();
+        let (mut parts, body) = response.into_parts();
+        let followed = parts.extensions.get::<Led>().and_then(Led::lead);
+        let leads = followed.is_none();
+        let lead = followed.unwrap_or_else(|| {
+            let lead = Lead::new(Scanner::new(call, parts.status, &parts.headers));
+            parts.extensions.insert(lead.led());
+            lead
+        });
+        let mut watched = Self {
+            inner: Some(body),
+            armed,
+            lead,
+            leads,
+            told_first_token: false,
+        };
+        watched.end_if_over();
+        http::Response::from_parts(parts, watched)
+    }
+
+    /// Ends the call with `outcome` and drops the upstream's body, so that nothing more comes of it.
+    ///
+    /// What came may have told the verdict already: an error status, an error inside, the terminal marker. That stands.
+    pub fn cut(self: Pin<&mut Self>, outcome: Outcome) {
+        let mut this = self.project();
+        this.lead.cut(outcome);
+        this.inner.set(None);
+        this.armed.end(this.lead.finish(End::Cut(outcome)));
+    }
+
+    /// Whether the body is an event stream.
+    #[must_use]
+    pub fn is_event_stream(&self) -> bool {
+        self.lead.scanner(|scanner| scanner.is_event_stream())
+    }
+
+    /// Whether all has passed that tells its reader how the call has ended: the terminal marker, the whole of a JSON
+    /// document, an error within a stream.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.lead.scanner(|scanner| scanner.is_over())
+    }
+
+    /// When the first content token of a stream passed.
+    #[must_use]
+    pub fn first_token_at(&self) -> Option<tokio::time::Instant> {
+        self.lead.first_token_at()
+    }
+
+    /// A body of known length is over with its last frame: whoever reads it may never ask for another.
+    fn end_if_over(&mut self)
+    where
+        B: Body<Data = Bytes>,
+    {
+        if !self.armed.has_ended() && self.inner.as_ref().is_some_and(Body::is_end_stream) {
+            self.armed.end(self.lead.finish(End::Ended));
+        }
+    }
+}
+
+impl<B, G> Body for Watched<B, G>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+    G: Guard,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut this = self.project();
+        let Some(inner) = this.inner.as_mut().as_pin_mut() else {
+            return Poll::Ready(None);
+        };
+        let polled = ready!(this.armed.enter(|| inner.poll_frame(cx)));
+        let polled = polled.map(|frame| frame.map_err(Into::into));
+        let end = match &polled {
+            Some(Ok(frame)) => {
+                if *this.leads {
+                    this.lead.frame(frame);
+                }
+                if !*this.told_first_token
+                    && let Some(at) = this.lead.first_token_at()
+                {
+                    *this.told_first_token = true;
+                    this.armed.first_token(at);
+                }
+                let inner = this.inner.as_ref().as_pin_ref();
+                let is_over = inner.is_some_and(|inner| inner.is_end_stream());
+                is_over.then_some(End::Ended)
+            }
+            Some(Err(error)) => Some(End::Errored(failure(error))),
+            None => Some(End::Ended),
+        };
+        if let Some(end) = end {
+            this.inner.set(None);
+            this.armed.end(this.lead.finish(end));
+        }
+        Poll::Ready(polled)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Some(inner) => inner.size_hint(),
+            None => SizeHint::with_exact(0),
+        }
+    }
+}
+
+/// What an error in the middle of a body means.
+fn failure(error: &BoxError) -> Failure {
+    match Completion::of_error(&**error).outcome {
+        Outcome::Failed(failure) => failure,
+        _ => Failure::Transport,
+    }
+}

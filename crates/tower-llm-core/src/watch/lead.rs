@@ -1,0 +1,100 @@
+//! What the leading layer has found, where the others see it.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http_body::Frame;
+use tokio::time::Instant;
+
+use crate::{
+    Completion, Outcome,
+    scan::{End, Scanner},
+};
+
+/// One response as the innermost watching layer reads it.
+#[derive(Clone)]
+pub(super) struct Lead(Arc<Shared>);
+
+/// The way to it for the layers around, in the response's extensions.
+///
+/// It ends with the body that leads: a head that is kept and answered with again leads nobody astray.
+#[derive(Clone)]
+pub(super) struct Led(Weak<Shared>);
+
+struct Shared {
+    // One body is polled by one task, the outer layers around the inner: nobody ever waits for this lock.
+    scanner: Mutex<Scanner>,
+    has_first_token: AtomicBool,
+    completion: OnceLock<Completion>,
+}
+
+impl Lead {
+    pub(super) fn new(scanner: Scanner) -> Self {
+        Self(Arc::new(Shared {
+            scanner: Mutex::new(scanner),
+            has_first_token: AtomicBool::new(false),
+            completion: OnceLock::new(),
+        }))
+    }
+
+    pub(super) fn led(&self) -> Led {
+        Led(Arc::downgrade(&self.0))
+    }
+
+    pub(super) fn frame(&self, frame: &Frame<Bytes>) {
+        if self.scanner(|scanner| scanner.frame(frame)) {
+            self.0.has_first_token.store(true, Ordering::Release);
+        }
+    }
+
+    pub(super) fn first_token_at(&self) -> Option<Instant> {
+        // The flag spares the followers the lock on every frame before and after the first token.
+        if !self.0.has_first_token.load(Ordering::Acquire) {
+            return None;
+        }
+        self.scanner(|scanner| scanner.first_token_at())
+    }
+
+    /// Settles how the call has ended, unless that is settled already.
+    pub(super) fn finish(&self, end: End) -> &Completion {
+        self.0
+            .completion
+            .get_or_init(|| self.scanner(|scanner| scanner.finish(end)))
+    }
+
+    /// Settles that the call was cut with this verdict, unless how it ended is settled already.
+    pub(super) fn cut(&self, outcome: Outcome) {
+        self.finish(End::Cut(outcome));
+    }
+
+    pub(super) fn scanner<T>(&self, read: impl FnOnce(&mut Scanner) -> T) -> T {
+        // A scanner is never left half changed: poison says nothing here.
+        read(
+            &mut self
+                .0
+                .scanner
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+}
+
+impl Led {
+    pub(super) fn lead(&self) -> Option<Lead> {
+        self.0.upgrade().map(Lead)
+    }
+}
+
+impl fmt::Debug for Lead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lead")
+            .field("completion", &self.0.completion.get())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,100 @@
+//! Seeing the end of a response: the one hook that all layers share.
+//!
+//! A response's head says little: errors come inside a 200, usage comes last, and a stream may last for minutes.
+//! So what a layer holds for a call, it holds in a [`Guard`] that travels with the response's body and is told
+//! when the body has ended, or was dropped.
+//!
+//! The innermost watching layer *leads*: it alone reads the frames. What it finds it publishes in the response's
+//! extensions, and the layers around it *follow* that instead of reading again. A layer that answers a second reader with
+//! what a first one is still reading must leave the extensions out: what they tell of is the first one's body.
+
+mod armed;
+mod body;
+mod future;
+mod lead;
+
+use crate::{Call, Completion, Outcome};
+use http_body::Body;
+use tokio::time::Instant;
+
+pub use self::{armed::Armed, body::Watched, future::Guarded};
+
+/// How the end of a response is seen: [`HttpBody`] for [`http::Response`], [`Unary`] for any other type.
+///
+/// Implement it for response types of your own that are streams, or that know their usage.
+pub trait Watch<R>: Clone {
+    /// The response, with the guard in it.
+    type Out<G: Guard>;
+
+    /// Puts `guard` into `response`, to be told of its end.
+    fn watch<G: Guard>(&self, call: Option<&Call>, response: R, guard: G) -> Self::Out<G>;
+
+    /// The call that a layer keeps for [`watch`](Self::watch) until the response comes; none where it is not read, so
+    /// that no reference to it need be counted.
+    fn keep(&self, call: Option<&Call>) -> Option<Call> {
+        call.cloned()
+    }
+}
+
+/// What a layer wants to know of a call.
+///
+/// A guard is told of the end once, on every path: after the last frame, on an error, and when the future or the
+/// body is dropped, which ends it as [`Outcome::Abandoned`] unless what had come tells otherwise. It runs on the
+/// caller's task, within a poll or a drop, and must not block. It should not panic either: one that does in a
+/// drop may abort the process.
+pub trait Guard {
+    /// The response's head has come.
+    fn head(&mut self) {}
+
+    /// The first content token of a stream has passed, `at`.
+    ///
+    /// Role-only frames, empty deltas and keep-alive comments are not content. Never called for a response that
+    /// is not streamed.
+    fn first_token(&mut self, at: Instant) {
+        let _ = at;
+    }
+
+    /// The call has ended.
+    fn end(self, completion: &Completion);
+}
+
+/// Watches an [`http::Response`] to the end of its body.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HttpBody;
+
+/// Takes any response as the end of its call, and as a success.
+///
+/// It reads no clock and knows no usage.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unary;
+
+impl<B> Watch<http::Response<B>> for HttpBody
+where
+    B: Body<Data = bytes::Bytes>,
+{
+    type Out<G: Guard> = http::Response<Watched<B, G>>;
+
+    fn watch<G: Guard>(
+        &self,
+        call: Option<&Call>,
+        response: http::Response<B>,
+        guard: G,
+    ) -> Self::Out<G> {
+        Watched::response(call, response, Armed::new(guard))
+    }
+}
+
+impl<R> Watch<R> for Unary {
+    type Out<G: Guard> = R;
+
+    fn watch<G: Guard>(&self, _: Option<&Call>, response: R, guard: G) -> R {
+        let mut armed = Armed::new(guard);
+        armed.head();
+        armed.end(&Completion::new(Outcome::Success));
+        response
+    }
+
+    fn keep(&self, _: Option<&Call>) -> Option<Call> {
+        None
+    }
+}

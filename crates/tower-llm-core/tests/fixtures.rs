@@ -1,0 +1,119 @@
+//! Bodies as providers send them are read as they are meant.
+
+mod support;
+
+use std::{fmt::Debug, time::Duration};
+
+use tower_llm_core::{Call, Completion, Outcome, Usage};
+use tower_llm_testkit::fixtures::{self, Fixture};
+
+use support::{answer, call_of, expected, watch_to_end};
+
+fn read_whole(call: Option<&Call>, fixture: &Fixture) -> Completion {
+    let (told, frames) = watch_to_end(call, answer(fixture, [fixture.body]));
+    assert_eq!(frames, [fixture.body]);
+    told
+}
+
+fn usage(fixture: &Fixture) -> Option<Usage> {
+    let expected = fixture.expect.usage?;
+    let mut usage = Usage::new(expected.input, expected.output);
+    usage.cached_input = expected.cached_input;
+    usage.cache_write = expected.cache_write;
+    usage.reasoning = expected.reasoning;
+    Some(usage)
+}
+
+/// Whether two verdicts agree: the tables round a wait down to milliseconds, and what is told is rounded up.
+fn agree(told: Outcome, expected: Outcome) -> bool {
+    use Outcome::{Overloaded, Throttled};
+    match (told, expected) {
+        (
+            Throttled {
+                retry_after: Some(told),
+            },
+            Throttled {
+                retry_after: Some(expected),
+            },
+        )
+        | (
+            Overloaded {
+                retry_after: Some(told),
+            },
+            Overloaded {
+                retry_after: Some(expected),
+            },
+        ) => told >= expected && told - expected <= Duration::from_millis(1),
+        _ => told == expected,
+    }
+}
+
+/// Everything that is told wrong, so that one run shows all fixtures.
+fn faults(fixture: &Fixture, told: &Completion, streamed: bool) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut check = |agrees: bool, what: &dyn Debug, expected: &dyn Debug| {
+        if !agrees {
+            faults.push(format!("{}: {what:?}, not {expected:?}", fixture.name));
+        }
+    };
+    let outcome = expected(fixture);
+    check(agree(told.outcome, outcome), &told.outcome, &outcome);
+    let usage = usage(fixture);
+    check(told.usage == usage, &told.usage, &usage);
+    let status = Some(fixture.status);
+    check(told.status == status, &told.status, &status);
+    let first_token = streamed && fixture.expect.has_first_token;
+    let is_told = told.first_token_at.is_some();
+    check(is_told == first_token, &told.first_token_at, &first_token);
+    faults
+}
+
+#[test]
+fn every_fixture_is_read_as_its_table_says() {
+    let fixtures = fixtures::all();
+    assert!(fixtures.len() > 50, "only {} fixtures", fixtures.len());
+    let faulty: Vec<_> = fixtures
+        .iter()
+        .flat_map(|fixture| faults(fixture, &read_whole(Some(&call_of(fixture)), fixture), true))
+        .collect();
+    assert!(faulty.is_empty(), "{}", faulty.join("\n"));
+}
+
+/// Only that a JSON array is a stream cannot be known then.
+#[test]
+fn every_fixture_is_read_the_same_where_nobody_said_what_was_asked() {
+    let faulty: Vec<_> = fixtures::all()
+        .iter()
+        .flat_map(|fixture| {
+            faults(
+                fixture,
+                &read_whole(None, fixture),
+                fixture.is_event_stream(),
+            )
+        })
+        .collect();
+    assert!(faulty.is_empty(), "{}", faulty.join("\n"));
+}
+
+#[test]
+fn output_is_seen_in_every_stream_that_has_some() {
+    for fixture in fixtures::all()
+        .iter()
+        .filter(|fixture| fixture.expect.has_first_token)
+    {
+        let told = read_whole(None, fixture);
+        // A function call that comes as an object is output whose size is not estimated.
+        let is_object = fixture.name == "gemini_stream_tools";
+        assert_eq!(told.output_seen == 0, is_object, "{}", fixture.name);
+    }
+}
+
+#[test]
+fn no_output_is_seen_in_an_error() {
+    for fixture in fixtures::all()
+        .iter()
+        .filter(|fixture| fixture.status >= 400)
+    {
+        assert_eq!(read_whole(None, fixture).output_seen, 0, "{}", fixture.name);
+    }
+}

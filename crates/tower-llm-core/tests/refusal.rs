@@ -1,0 +1,418 @@
+//! A refusal looks to a caller as its provider's own errors do.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod support;
+
+use std::{error::Error, fmt, io, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::Body;
+use http_body_util::{BodyExt, Empty};
+use serde_json::{Value, json};
+use tower::{ServiceExt, service_fn};
+use tower_layer::Layer;
+use tower_llm_core::{
+    BoxError, Deadline, Dialect, HttpBody, Outcome, Refusal, RefusalKind, RefusalLayer, TimedOut,
+    TooLarge, Watch,
+};
+
+use support::{Log, Script, next_frame, sse, watch_to_end};
+
+const OPENAI: &str = "/v1/chat/completions";
+const RESPONSES: &str = "/v1/responses";
+const AZURE: &str = "/openai/deployments/east/chat/completions";
+const ANTHROPIC: &str = "/v1/messages";
+const GEMINI: &str = "/v1beta/models/gemini-3-flash:generateContent";
+
+/// What a caller gets.
+#[derive(Debug)]
+struct Seen {
+    status: u16,
+    headers: HeaderMap,
+    body: Value,
+}
+
+impl Seen {
+    fn header(&self, name: &str) -> Option<&str> {
+        Some(self.headers.get(name)?.to_str().unwrap())
+    }
+}
+
+async fn try_refuse(
+    layer: RefusalLayer,
+    path: &str,
+    error: impl Into<BoxError>,
+) -> Result<Seen, BoxError> {
+    let mut error = Some(error.into());
+    let inner = service_fn(move |_: Request<Empty<Bytes>>| {
+        let error = error.take().unwrap();
+        async { Err::<Response<Empty<Bytes>>, BoxError>(error) }
+    });
+    let request = Request::post(path).body(Empty::new()).unwrap();
+    let response = layer.layer(inner).oneshot(request).await?;
+    let (parts, body) = response.into_parts();
+    assert_eq!(body.size_hint().exact(), body.size_hint().upper());
+    let bytes = body.collect().await.unwrap().to_bytes();
+    assert_eq!(parts.headers["content-type"], "application/json");
+    Ok(Seen {
+        status: parts.status.as_u16(),
+        headers: parts.headers,
+        body: serde_json::from_slice(&bytes).unwrap(),
+    })
+}
+
+async fn refuse(path: &str, error: impl Into<BoxError>) -> Seen {
+    try_refuse(RefusalLayer::new(), path, error).await.unwrap()
+}
+
+/// A layer's own error, as they are all made.
+#[derive(Debug)]
+struct BulkheadFull(Refusal);
+
+impl fmt::Display for BulkheadFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the queue is full")
+    }
+}
+
+impl Error for BulkheadFull {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// A client's error, which names more than a caller should read.
+#[derive(Debug)]
+struct Client(BoxError);
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error for http://10.0.0.7/?key=sk-secret: {}", self.0)
+    }
+}
+
+impl Error for Client {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.0)
+    }
+}
+
+fn openai(code: &str, message: &str) -> Value {
+    json!({ "error": { "message": message, "type": code, "param": null, "code": code } })
+}
+
+fn anthropic(kind: &str, message: &str) -> Value {
+    json!({ "type": "error", "error": { "type": kind, "message": message } })
+}
+
+fn gemini(code: u16, status: &str, message: &str) -> Value {
+    json!({ "error": { "code": code, "message": message, "status": status } })
+}
+
+#[tokio::test]
+async fn every_kind_is_written_in_every_dialect() {
+    let errors: [(fn() -> BoxError, u16, &str, &str, &str, &str); 4] = [
+        (
+            || BulkheadFull(Refusal::new(RefusalKind::RateLimited, "ratelimit")).into(),
+            429,
+            "rate_limit_exceeded",
+            "rate_limit_error",
+            "RESOURCE_EXHAUSTED",
+            "the queue is full",
+        ),
+        (
+            || BulkheadFull(Refusal::new(RefusalKind::Unavailable, "bulkhead")).into(),
+            503,
+            "server_is_overloaded",
+            "overloaded_error",
+            "UNAVAILABLE",
+            "the queue is full",
+        ),
+        (
+            || TooLarge::new(10).into(),
+            413,
+            "request_too_large",
+            "request_too_large",
+            "INVALID_ARGUMENT",
+            "request body is over 10 bytes",
+        ),
+        (
+            || TimedOut::new(Deadline::FirstToken, Duration::from_secs(20)).into(),
+            504,
+            "timeout",
+            "timeout_error",
+            "DEADLINE_EXCEEDED",
+            "no first token within 20s",
+        ),
+    ];
+    for (error, status, in_openai, in_anthropic, in_gemini, message) in errors {
+        for (path, body) in [
+            (OPENAI, openai(in_openai, message)),
+            (RESPONSES, openai(in_openai, message)),
+            (AZURE, openai(in_openai, message)),
+            (ANTHROPIC, anthropic(in_anthropic, message)),
+            (GEMINI, gemini(status, in_gemini, message)),
+            ("/healthz", openai(in_openai, message)),
+        ] {
+            let seen = refuse(path, error()).await;
+            assert_eq!((seen.status, seen.body), (status, body), "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_written_is_read_back_as_what_it_is() {
+    let cases: [(BoxError, Outcome); 3] = [
+        (
+            Refusal::new(RefusalKind::RateLimited, "ratelimit")
+                .after(Duration::from_millis(1_200))
+                .into(),
+            Outcome::Throttled {
+                retry_after: Some(Duration::from_millis(1_200)),
+            },
+        ),
+        (
+            Refusal::new(RefusalKind::Unavailable, "bulkhead").into(),
+            Outcome::Overloaded { retry_after: None },
+        ),
+        (TooLarge::new(1).into(), Outcome::Refused),
+    ];
+    for (error, outcome) in cases {
+        let refusal = Refusal::find(&*error).unwrap().clone();
+        for path in [OPENAI, RESPONSES, ANTHROPIC, GEMINI] {
+            let seen = refuse(path, refusal.clone()).await;
+            let mut response = Response::new(Script::data([seen.body.to_string()]));
+            *response.status_mut() = seen.status.try_into().unwrap();
+            *response.headers_mut() = seen.headers;
+            assert_eq!(watch_to_end(None, response).0.outcome, outcome, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wait_is_rounded_up() {
+    for (wait, seconds, millis) in [
+        (Duration::ZERO, "0", "0"),
+        (Duration::from_nanos(1), "1", "1"),
+        (Duration::from_millis(1), "1", "1"),
+        (Duration::from_millis(999), "1", "999"),
+        (Duration::from_secs(1), "1", "1000"),
+        (Duration::from_nanos(1_000_000_001), "2", "1001"),
+        (Duration::from_millis(1_200), "2", "1200"),
+        (Duration::from_secs(60), "60", "60000"),
+        (
+            Duration::MAX,
+            "18446744073709551615",
+            "18446744073709551615",
+        ),
+    ] {
+        for kind in [RefusalKind::RateLimited, RefusalKind::Unavailable] {
+            let seen = refuse(OPENAI, Refusal::new(kind, "any").after(wait)).await;
+            assert_eq!(seen.header("retry-after"), Some(seconds), "{wait:?}");
+            // The wait as the largest number there is of milliseconds is as good as any.
+            let told = seen.header("retry-after-ms");
+            assert!(
+                told == Some(millis) || wait == Duration::MAX,
+                "{wait:?}: {told:?}"
+            );
+            assert_eq!(seen.header("x-should-retry"), None);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wait_that_is_not_known_is_not_told() {
+    let seen = refuse(
+        ANTHROPIC,
+        Refusal::new(RefusalKind::Unavailable, "bulkhead"),
+    )
+    .await;
+    assert_eq!(seen.header("retry-after"), None);
+    assert_eq!(seen.header("retry-after-ms"), None);
+    assert_eq!(seen.header("x-should-retry"), None);
+}
+
+#[tokio::test]
+async fn clients_are_told_not_to_retry_what_can_never_be_admitted() {
+    let never = Refusal::new(RefusalKind::RateLimited, "ratelimit").never();
+    for error in [BoxError::from(never), TooLarge::new(1).into()] {
+        let seen = refuse(OPENAI, error).await;
+        assert_eq!(seen.header("x-should-retry"), Some("false"));
+        assert_eq!(seen.header("retry-after"), None);
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_found_within_other_errors() {
+    let full = || BulkheadFull(Refusal::new(RefusalKind::Unavailable, "bulkhead"));
+    let errors: [BoxError; 3] = [
+        Client(full().into()).into(),
+        Client(Client(full().into()).into()).into(),
+        Client(io::Error::other(full()).into()).into(),
+    ];
+    for error in errors {
+        assert_eq!(refuse(OPENAI, error).await.status, 503);
+    }
+}
+
+/// A client's error names the URL it called, with the key that is in it.
+#[tokio::test]
+async fn what_others_wrote_around_a_refusal_does_not_leak() {
+    let full = BulkheadFull(Refusal::new(RefusalKind::Unavailable, "bulkhead"));
+    let seen = refuse(OPENAI, Client(Client(full.into()).into())).await;
+    assert_eq!(
+        seen.body,
+        openai("server_is_overloaded", "the queue is full")
+    );
+
+    let timed_out = TimedOut::new(Deadline::Total, Duration::from_secs(2));
+    let seen = refuse(OPENAI, Client(io::Error::other(timed_out).into())).await;
+    assert_eq!(seen.body, openai("timeout", "not finished within 2s"));
+}
+
+#[tokio::test]
+async fn a_bare_refusal_says_who_refused() {
+    let bare = Refusal::new(RefusalKind::RateLimited, "ratelimit");
+    let message = "refused by ratelimit before it was sent";
+    let seen = refuse(OPENAI, bare.clone()).await;
+    assert_eq!(seen.body, openai("rate_limit_exceeded", message));
+    let seen = refuse(OPENAI, io::Error::other(bare)).await;
+    assert_eq!(seen.body, openai("rate_limit_exceeded", message));
+}
+
+#[tokio::test]
+async fn other_errors_pass() {
+    let error = try_refuse(RefusalLayer::new(), OPENAI, "connection refused")
+        .await
+        .unwrap_err();
+    assert_eq!(error.to_string(), "connection refused");
+}
+
+#[tokio::test]
+async fn other_errors_are_a_bad_gateway_where_that_is_set_and_say_nothing() {
+    for (path, body) in [
+        (
+            OPENAI,
+            openai("bad_gateway", "the upstream could not be reached"),
+        ),
+        (
+            ANTHROPIC,
+            anthropic("api_error", "the upstream could not be reached"),
+        ),
+        (
+            GEMINI,
+            gemini(502, "UNAVAILABLE", "the upstream could not be reached"),
+        ),
+    ] {
+        let error = Client("connection refused".into());
+        let seen = try_refuse(RefusalLayer::new().bad_gateway(), path, error)
+            .await
+            .unwrap();
+        assert_eq!(seen.header("x-should-retry"), None);
+        assert_eq!((seen.status, seen.body), (502, body), "{path}");
+    }
+    // What is a refusal stays one.
+    let seen = try_refuse(RefusalLayer::new().bad_gateway(), OPENAI, TooLarge::new(1))
+        .await
+        .unwrap();
+    assert_eq!(seen.status, 413);
+}
+
+#[tokio::test]
+async fn a_request_of_unknown_path_is_answered_by_its_headers() {
+    let inner = service_fn(async |_: Request<Empty<Bytes>>| {
+        Err::<Response<Empty<Bytes>>, BoxError>(TooLarge::new(1).into())
+    });
+    let request = Request::get("/v1/models")
+        .header("anthropic-version", "2023-06-01")
+        .body(Empty::new())
+        .unwrap();
+    let response = RefusalLayer::new()
+        .layer(inner)
+        .oneshot(request)
+        .await
+        .unwrap();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(
+        body,
+        anthropic("request_too_large", "request body is over 1 bytes")
+    );
+}
+
+#[tokio::test]
+async fn a_response_passes_as_it_is() {
+    let inner = service_fn(async |_: Request<Empty<Bytes>>| {
+        Ok::<_, BoxError>(sse(
+            Script::data(["data: 1\n\n", "data: 2\n\n"]).with_known_length()
+        ))
+    });
+    let request = Request::post(OPENAI).body(Empty::new()).unwrap();
+    let response = RefusalLayer::new()
+        .layer(inner)
+        .oneshot(request)
+        .await
+        .unwrap();
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let mut body = response.into_body();
+    assert_eq!(body.size_hint().exact(), Some(18));
+    for expected in ["data: 1\n\n", "data: 2\n\n"] {
+        assert!(!body.is_end_stream());
+        let frame = next_frame(&mut body).unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), expected);
+    }
+    assert!(body.is_end_stream());
+    assert!(next_frame(&mut body).is_none());
+}
+
+/// What a layer writes when it cuts a stream, and what the scanner makes of it.
+#[test]
+fn a_time_out_ends_a_stream_with_an_error_in_its_dialect() {
+    let timed_out = TimedOut::new(Deadline::Idle, Duration::from_millis(1_500));
+    let message = "nothing more came within 1.5s";
+    for (dialect, event, data) in [
+        (Dialect::OpenAi, "", openai("timeout", message)),
+        (
+            Dialect::OpenAiResponses,
+            "event: error\n",
+            json!({ "type": "error", "code": "timeout", "message": message, "param": null, "sequence_number": 0 }),
+        ),
+        (
+            Dialect::Anthropic,
+            "event: error\n",
+            anthropic("timeout_error", message),
+        ),
+        (
+            Dialect::Gemini,
+            "",
+            gemini(504, "DEADLINE_EXCEEDED", message),
+        ),
+    ] {
+        let bytes = timed_out.event(dialect);
+        let text = std::str::from_utf8(&bytes).unwrap();
+        let written = text
+            .strip_prefix(event)
+            .and_then(|text| text.strip_prefix("data: "))
+            .unwrap();
+        let written = written.strip_suffix("\n\n").unwrap();
+        assert!(!written.contains('\n'));
+        assert_eq!(
+            serde_json::from_str::<Value>(written).unwrap(),
+            data,
+            "{dialect:?}"
+        );
+
+        let log = Log::new();
+        let response = HttpBody.watch(None, sse(Script::data([bytes])), log.probe("only"));
+        let mut body = response.into_body();
+        next_frame(&mut body).unwrap().unwrap();
+        drop(body);
+        assert_eq!(
+            log.outcome(),
+            Outcome::Failed(tower_llm_core::Failure::InBand),
+            "{dialect:?}"
+        );
+    }
+}
