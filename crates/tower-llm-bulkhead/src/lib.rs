@@ -1,0 +1,74 @@
+//! A bulkhead for calls to language models: so many at once for each provider, counted to the end of the stream.
+//!
+//! One slow provider must not eat every connection of a service. A place here is taken when a call is admitted and
+//! given back when its *response's body* has ended or was dropped: the head of a streamed answer comes within a
+//! second, its end after minutes, and a limit that lets go at the head limits nothing.
+//!
+//! There are two ways to admit, told apart by type:
+//!
+//! - [`BulkheadLayer`] decides in `call`, once the request says whose place it needs. Calls that find none wait in
+//!   a queue, first come, first served, bounded in number and time. This is for servers, and for clients of several
+//!   providers.
+//! - [`ReserveLayer`] takes a place in `poll_ready`, for all requests alike. This is for clients behind a
+//!   balancer, which wants to know who is ready before it chooses.
+//!
+//! It does not limit rates, and it does not find the right limit for you.
+//!
+//! # Example
+//!
+//! ```
+//! use std::convert::Infallible;
+//!
+//! use tower::{Service, ServiceExt, service_fn};
+//! use tower_layer::Layer;
+//! use tower_llm_bulkhead::{BulkheadFull, BulkheadLayer};
+//! use tower_llm_core::{Call, Described, Unary};
+//!
+//! #[derive(Clone)]
+//! struct Prompt(&'static str);
+//!
+//! impl Described for Prompt {
+//!     fn call(&self) -> Option<&Call> {
+//!         None
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), tower_llm_core::BoxError> {
+//! let layer = BulkheadLayer::builder(1).max_waiting(0).watch(Unary).build()?;
+//! let model = layer.layer(service_fn(|prompt: Prompt| async move {
+//!     std::future::pending::<()>().await;
+//!     Ok::<_, Infallible>(prompt.0)
+//! }));
+//!
+//! let mut first = model.clone();
+//! let running = first.ready().await?.call(Prompt("long"));
+//! let refused = model.oneshot(Prompt("one too many")).await.unwrap_err();
+//! assert!(refused.downcast_ref::<BulkheadFull>().is_some());
+//!
+//! drop(running);
+//! assert_eq!(layer.handle().stats()[0].in_flight, 0);
+//! # Ok(())
+//! # }
+//! ```
+
+#![warn(missing_docs)]
+
+mod error;
+mod future;
+mod handle;
+mod layer;
+mod permit;
+mod places;
+mod reserve;
+mod service;
+
+pub use self::{
+    error::BulkheadFull,
+    future::ResponseFuture,
+    handle::{BulkheadHandle, KeyStats},
+    layer::{BulkheadBuilder, BulkheadLayer},
+    permit::{Place, ReleaseAt},
+    reserve::{Reserve, ReserveFuture, ReserveLayer},
+    service::Bulkhead,
+};

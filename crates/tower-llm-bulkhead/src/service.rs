@@ -1,0 +1,82 @@
+use std::{
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use tower_llm_core::{Armed, BoxError, Described, Watch};
+use tower_service::Service;
+
+use crate::{
+    BulkheadFull, Place, ResponseFuture,
+    layer::Shared,
+    permit::{Admission, Permit, Ticket},
+};
+
+/// Limits how many calls run at once; see [`BulkheadLayer`](crate::BulkheadLayer).
+#[derive(Clone, Debug)]
+pub struct Bulkhead<S, W> {
+    inner: S,
+    shared: Arc<Shared>,
+    watch: W,
+}
+
+impl<S, W> Bulkhead<S, W> {
+    pub(crate) fn new(inner: S, shared: Arc<Shared>, watch: W) -> Self {
+        Self {
+            inner,
+            shared,
+            watch,
+        }
+    }
+
+    /// Gives up what the inner service was readied with: a call that need not wait may want it.
+    fn unready(&mut self)
+    where
+        S: Clone,
+    {
+        self.inner = self.inner.clone();
+    }
+}
+
+impl<S, W, Req> Service<Req> for Bulkhead<S, W>
+where
+    S: Service<Req> + Clone,
+    S::Error: Into<BoxError>,
+    Req: Described,
+    W: Watch<S::Response>,
+{
+    type Response = W::Out<Place>;
+    type Error = BoxError;
+    type Future = ResponseFuture<S, Req, W>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let places = self.shared.places.get(&request);
+        let limit = places.limit();
+        let admission = match Permit::try_acquire(places) {
+            Ok(permit) => Admission::Admitted(permit),
+            // Nobody polls yet; the future leaves its waker when it is polled first.
+            Err(places) => Ticket::join(places, self.shared.max_waiting, Waker::noop()),
+        };
+        match admission {
+            Admission::Admitted(permit) => {
+                let call = self.watch.keep(request.call());
+                let mut armed = Armed::new(permit.hold(self.shared.release_at));
+                let inner = armed.enter(|| self.inner.call(request));
+                ResponseFuture::running(inner, self.watch.clone(), call, armed)
+            }
+            Admission::Waiting(ticket) => {
+                self.unready();
+                let inner = self.inner.clone();
+                ResponseFuture::waiting(inner, request, self.watch.clone(), &self.shared, ticket)
+            }
+            Admission::Full => {
+                self.unready();
+                ResponseFuture::refused(BulkheadFull::queue_full(limit))
+            }
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Requests, services and bodies that do as a test says.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Wake},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use tokio::sync::mpsc;
+use tokio_test::{assert_ready, assert_ready_ok, task};
+use tower::Service;
+use tower_layer::Layer;
+use tower_llm_bulkhead::{Bulkhead, BulkheadFull, BulkheadHandle, BulkheadLayer, KeyStats};
+use tower_llm_core::{BoxError, Call, Described, Dialect, Key, Operation, Provider, Unary};
+use tower_test::mock::{self, Handle, Mock, SendResponse};
+
+// === typed requests ===
+
+/// A request with a number, of a call to some provider.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    pub(crate) id: usize,
+    pub(crate) call: Option<Call>,
+    pub(crate) headers: BTreeMap<&'static str, &'static str>,
+}
+
+impl Ask {
+    /// Number `id`, to OpenAI.
+    pub(crate) fn new(id: usize) -> Self {
+        Self::of("openai", id)
+    }
+
+    /// Number `id`, to `provider`.
+    pub(crate) fn of(provider: &'static str, id: usize) -> Self {
+        let call = Call::builder(Provider::new(provider), Operation::CHAT).build();
+        Self {
+            id,
+            call: Some(call),
+            headers: BTreeMap::new(),
+        }
+    }
+}
+
+impl Described for Ask {
+    fn call(&self) -> Option<&Call> {
+        self.call.as_ref()
+    }
+
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.get(name).map(|value| value.as_bytes())
+    }
+}
+
+/// A bulkhead around a mock that answers with numbers.
+pub(crate) type Asked = Bulkhead<Mock<Ask, usize>, Unary>;
+
+pub(crate) fn asked(layer: &BulkheadLayer<Unary>) -> (Asked, Handle<Ask, usize>) {
+    let (mock, upstream) = mock::pair();
+    (layer.layer(mock), upstream)
+}
+
+/// Readies a clone of `service`, which must not wait, and calls it.
+#[track_caller]
+pub(crate) fn start<S, Req>(service: &S, request: Req) -> task::Spawn<S::Future>
+where
+    S: Service<Req> + Clone,
+    S::Error: fmt::Debug,
+{
+    let mut service = service.clone();
+    assert_ready_ok!(poll_ready(&mut service));
+    task::spawn(service.call(request))
+}
+
+pub(crate) fn poll_ready<S: Service<Req>, Req>(service: &mut S) -> Poll<Result<(), S::Error>> {
+    task::spawn(()).enter(|cx, _| service.poll_ready(cx))
+}
+
+/// The request that has arrived upstream.
+#[track_caller]
+pub(crate) fn arrived<Req, Res>(upstream: &mut Handle<Req, Res>) -> (Req, SendResponse<Res>) {
+    assert_ready!(upstream.poll_request()).expect("the service is alive")
+}
+
+/// Asserts that nothing has arrived upstream.
+#[track_caller]
+pub(crate) fn nothing_arrived<Req, Res>(upstream: &mut Handle<Req, Res>) {
+    assert!(upstream.poll_request().is_pending(), "a request arrived");
+}
+
+#[track_caller]
+pub(crate) fn full(error: &BoxError) -> &BulkheadFull {
+    error.downcast_ref().expect("the bulkhead refused it")
+}
+
+// === stats ===
+
+/// Places taken, calls waiting and calls refused of one key.
+#[track_caller]
+pub(crate) fn counts_of(handle: &BulkheadHandle, key: &str) -> (usize, usize, u64) {
+    let stats = handle
+        .stats_of(&Key::new(key))
+        .expect("the key has been seen");
+    counts(&stats)
+}
+
+pub(crate) fn counts(stats: &KeyStats) -> (usize, usize, u64) {
+    (stats.in_flight, stats.waiting, stats.refused)
+}
+
+/// Places taken, calls waiting and calls refused of OpenAI.
+#[track_caller]
+pub(crate) fn openai(handle: &BulkheadHandle) -> (usize, usize, u64) {
+    counts_of(handle, "openai")
+}
+
+/// Counts how often it was woken.
+#[derive(Debug, Default)]
+pub(crate) struct Wakes(AtomicUsize);
+
+impl Wakes {
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// === streams ===
+
+pub(crate) const ROLE: &str =
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
+pub(crate) const CONTENT: &str =
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hi\"}}]}\n\n";
+pub(crate) const DONE: &str = "data: [DONE]\n\n";
+
+/// A body whose frames come from a [`Sender`]; when it is dropped, that runs a closure.
+pub(crate) struct Upstream {
+    frames: mpsc::UnboundedReceiver<Result<Bytes, BoxError>>,
+    left: Option<usize>,
+    on_drop: Option<Box<dyn FnOnce() + Send>>,
+}
+
+/// Sends frames to an [`Upstream`]; dropping it ends the body.
+pub(crate) struct Sender(mpsc::UnboundedSender<Result<Bytes, BoxError>>);
+
+impl Upstream {
+    pub(crate) fn new() -> (Sender, Self) {
+        let (sender, frames) = mpsc::unbounded_channel();
+        let body = Self {
+            frames,
+            left: None,
+            on_drop: None,
+        };
+        (Sender(sender), body)
+    }
+
+    /// Says that it is over with its frame number `frames`.
+    pub(crate) fn of_known_length(mut self, frames: usize) -> Self {
+        self.left = Some(frames);
+        self
+    }
+
+    pub(crate) fn on_drop(mut self, run: impl FnOnce() + Send + 'static) -> Self {
+        self.on_drop = Some(Box::new(run));
+        self
+    }
+}
+
+impl Sender {
+    pub(crate) fn send(&self, frame: &'static str) {
+        let _ = self.0.send(Ok(Bytes::from(frame)));
+    }
+
+    pub(crate) fn fail(&self, error: impl Into<BoxError>) {
+        let _ = self.0.send(Err(error.into()));
+    }
+}
+
+impl Body for Upstream {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = self.frames.poll_recv(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            assert_ne!(&frame[..], b"panic", "as it was told");
+            self.left = self.left.map(|left| left - 1);
+        }
+        polled.map(|frame| frame.map(|frame| frame.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == Some(0)
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        if let Some(run) = self.on_drop.take() {
+            run();
+        }
+    }
+}
+
+/// A streamed chat request to OpenAI.
+pub(crate) fn chat() -> http::Request<()> {
+    chat_to(Provider::OPENAI)
+}
+
+/// A streamed chat request to `provider`, in OpenAI's dialect.
+pub(crate) fn chat_to(provider: Provider) -> http::Request<()> {
+    let call = Call::builder(provider, Operation::CHAT)
+        .dialect(Dialect::OpenAi)
+        .streamed(true)
+        .build();
+    let mut request = http::Request::new(());
+    request.extensions_mut().insert(call);
+    request
+}
+
+/// The head of an event stream, around `body`.
+pub(crate) fn stream<B>(body: B) -> http::Response<B> {
+    http::Response::builder()
+        .header("content-type", "text/event-stream")
+        .body(body)
+        .expect("a legal response")
+}
+
+/// Polls `body` once.
+pub(crate) fn poll_frame<B>(body: &mut B) -> Poll<Option<Result<Frame<B::Data>, B::Error>>>
+where
+    B: Body + Unpin,
+{
+    task::spawn(()).enter(|cx, _| Pin::new(body).poll_frame(cx))
+}
+
+/// Reads the frame that is there.
+#[track_caller]
+pub(crate) fn read<B>(body: &mut B) -> B::Data
+where
+    B: Body + Unpin,
+    B::Error: fmt::Debug,
+{
+    let frame = assert_ready!(poll_frame(body)).expect("the body goes on");
+    let frame = frame.expect("the body is well");
+    frame.into_data().unwrap_or_else(|_| panic!("not data"))
+}
