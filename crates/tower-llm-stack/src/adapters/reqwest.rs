@@ -1,0 +1,159 @@
+//! A [`reqwest::Client`] as the innermost service of a stack.
+//!
+//! ```no_run
+//! use bytes::Bytes;
+//! use http::Request;
+//! use http_body_util::{BodyExt, Full};
+//! use tower::{ServiceBuilder, ServiceExt};
+//! use tower_llm_stack::adapters::base_url::BaseUrl;
+//! use tower_llm_stack::adapters::reqwest::ReqwestService;
+//!
+//! # async fn run() -> Result<(), tower::BoxError> {
+//! let client = reqwest::Client::builder()
+//!     .redirect(reqwest::redirect::Policy::none())
+//!     .build()?;
+//! let service = ServiceBuilder::new()
+//!     .concurrency_limit(8) // or any other layers
+//!     .service(ReqwestService::new(client).base_url(BaseUrl::new("https://api.openai.com/v1")?));
+//!
+//! let request = Request::post("/chat/completions").body(Full::<Bytes>::from(r#"{"model": "gpt-5"}"#))?;
+//! let response = service.clone().oneshot(request).await?;
+//! println!("{}", response.into_body().collect().await?.to_bytes().len());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What the client does by itself happens below the stack, which sees one call: redirects (up to ten, unless the policy
+//! says otherwise), a second attempt after a connection that the server had closed, decompression if reqwest's
+//! features for it are on. `ClientBuilder::timeout` bounds the whole body, so it cuts long streams; prefer
+//! `connect_timeout` there and timeouts that know about tokens in the stack.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use ::reqwest::{Body, Client, Request};
+use bytes::Bytes;
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use super::BoxError;
+use super::base_url::BaseUrl;
+use super::convert::{request_into_reqwest, response_from_reqwest};
+
+/// Sends `http::Request`s with a [`reqwest::Client`]; the response's body is not buffered.
+///
+/// Takes any body that is `Send + Sync + 'static`. `Full<Bytes>` becomes bytes to reqwest, without a copy, so that it
+/// can be sent again after a redirect; any other body is a stream that is sent once. Clones share the client's
+/// connections. Always ready: how many calls may be made at once is for a layer to say.
+///
+/// # Errors
+///
+/// The boxed error is a [`reqwest::Error`], or a
+/// [`BaseUrlError`](super::base_url::BaseUrlError) if the address could not be completed.
+#[derive(Clone, Debug)]
+pub struct ReqwestService {
+    client: Client,
+    base: Option<BaseUrl>,
+}
+
+impl ReqwestService {
+    /// A service over `client`; requests must have complete addresses.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { client, base: None }
+    }
+
+    /// Sends requests that have only a path to `base`; see [`base_url`](super::base_url) for how they are joined.
+    #[must_use]
+    pub fn base_url(mut self, base: BaseUrl) -> Self {
+        self.base = Some(base);
+        self
+    }
+
+    fn send<B>(&self, mut request: http::Request<B>) -> Result<ClientFuture, BoxError>
+    where
+        B: http_body::Body + Send + Sync + 'static,
+        B::Data: Into<Bytes>,
+        B::Error: Into<BoxError>,
+    {
+        if let Some(base) = &self.base {
+            base.apply(&mut request)?;
+        }
+        let request = request_into_reqwest(request)?;
+        Ok((&self.client).call(request))
+    }
+}
+
+impl From<Client> for ReqwestService {
+    fn from(client: Client) -> Self {
+        Self::new(client)
+    }
+}
+
+impl<B> Service<http::Request<B>> for ReqwestService
+where
+    B: http_body::Body + Send + Sync + 'static,
+    B::Data: Into<Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Response = http::Response<Body>;
+    type Error = BoxError;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        // reqwest's client is always ready; were it not one day, `call` would have to use the clone made ready here.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let state = match self.send(request) {
+            Ok(response) => State::Sent { response },
+            Err(error) => State::Refused { error: Some(error) },
+        };
+        ResponseFuture { state }
+    }
+}
+
+/// reqwest's own future, which it does not name.
+type ClientFuture = <Client as Service<Request>>::Future;
+
+pin_project! {
+    /// The future of [`ReqwestService`]; dropping it ends the call.
+    pub struct ResponseFuture {
+        #[pin]
+        state: State,
+    }
+}
+
+impl Future for ResponseFuture {
+    type Output = Result<http::Response<Body>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProj::Sent { response } => {
+                // Its URL may hold a credential, as Gemini's `?key=`.
+                let response = ready!(response.poll(cx)).map_err(::reqwest::Error::without_url)?;
+                Poll::Ready(Ok(response_from_reqwest(response)))
+            }
+            StateProj::Refused { error } => {
+                Poll::Ready(Err(error.take().expect("polled after completion")))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for ResponseFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State {
+        Sent { #[pin] response: ClientFuture },
+        Refused { error: Option<BoxError> },
+    }
+}

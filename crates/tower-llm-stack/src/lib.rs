@@ -1,0 +1,79 @@
+//! The tower-llm layers in one stack, in the one order that works, and adapters to put it into a client.
+//!
+//! [`Stack::builder`] composes the layers you choose as one typed [`tower_layer::Layer`]: nothing is boxed, and
+//! what you leave out costs nothing. The order is not yours to get wrong:
+//!
+//! ```text
+//! Refusal > Describe > Bulkhead > Timeout > client
+//! ```
+//!
+//! Refusals are answered outermost, where every error passes. A request is described before anything asks what it is.
+//! A call that waits for a place has not begun, so its deadlines stand inside the bulkhead.
+//!
+//! [`adapters`] has what stands under a stack (reqwest, hyper-util, tonic) and what a stack can be put into
+//! (reqwest-middleware, async-openai).
+//!
+//! # Example
+//!
+//! A stack for a server, in front of any HTTP service; here one that never answers:
+//!
+//! ```
+//! use std::{convert::Infallible, time::Duration};
+//!
+//! use bytes::Bytes;
+//! use http::{Request, Response, StatusCode};
+//! use http_body_util::Full;
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use tower_llm_stack::{BulkheadLayer, RefusalLayer, Stack, TimeoutLayer};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), tower_llm_stack::BoxError> {
+//! let stack = Stack::builder()
+//!     .refusal(RefusalLayer::new())
+//!     .bulkhead(BulkheadLayer::new(10)?)
+//!     .timeout(TimeoutLayer::builder().total(Duration::from_secs(60)).build()?)
+//!     .build();
+//! let service = ServiceBuilder::new().layer(stack).service(service_fn(
+//!     |_: Request<Full<Bytes>>| std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>(),
+//! ));
+//!
+//! let request = Request::post("/v1/messages").body(Full::new(Bytes::from("{}")))?;
+//! let response = service.oneshot(request).await?;
+//! assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+//! # Ok(())
+//! # }
+//! ```
+
+#![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod adapters;
+mod stack;
+
+pub use tower_llm_core as core;
+pub use tower_llm_core::{
+    BoxError, Call, Caller, Completion, ConfigError, Deadline, DescribeLayer, Described, Dialect,
+    Failure, FinishReason, Guard, HttpBody, Key, KeyBy, Operation, Outcome, Provider, Refusal,
+    RefusalKind, RefusalLayer, TimedOut, TooLarge, Unary, Usage, Watch,
+};
+
+#[cfg(feature = "bulkhead")]
+#[cfg_attr(docsrs, doc(cfg(feature = "bulkhead")))]
+pub use tower_llm_bulkhead::{
+    self as bulkhead, BulkheadFull, BulkheadHandle, BulkheadLayer, ReleaseAt, ReserveLayer,
+};
+#[cfg(feature = "timeout")]
+#[cfg_attr(docsrs, doc(cfg(feature = "timeout")))]
+pub use tower_llm_timeout::{self as timeout, TimeoutLayer};
+
+pub use self::stack::{Stack, StackBuilder};
+
+/// The README's example, compiled.
+#[cfg(all(
+    doctest,
+    feature = "reqwest",
+    feature = "bulkhead",
+    feature = "timeout"
+))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

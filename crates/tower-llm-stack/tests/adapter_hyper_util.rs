@@ -1,0 +1,84 @@
+//! `adapters::hyper_util` and `adapters::base_url` against a real server.
+
+mod support;
+
+use bytes::Bytes;
+use http::{Request, Version};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::connect::HttpConnector;
+use support::{InFlight, eventually, serve, stream, text};
+use tower::{ServiceBuilder, ServiceExt};
+use tower_llm_stack::adapters::base_url::{BaseUrl, BaseUrlError, BaseUrlLayer};
+use tower_llm_stack::adapters::hyper_util::client;
+
+#[tokio::test]
+async fn completes_paths_and_sets_the_host() {
+    let server = serve(async |_, request: Request<Bytes>| {
+        let host = request.headers()["host"].to_str().unwrap();
+        text(200, format!("{host}{}", request.uri()))
+    })
+    .await;
+    let service = ServiceBuilder::new()
+        .layer(BaseUrlLayer::new(BaseUrl::new(&server.url("/v1")).unwrap()))
+        .service(client(HttpConnector::new()));
+
+    for path in ["/models", "/v1/models"] {
+        let mut request = Request::get(path).body(Full::<Bytes>::default()).unwrap();
+        // As a server hands it on that was called over HTTP/2; hyper's client would refuse it.
+        *request.version_mut() = Version::HTTP_2;
+        request
+            .headers_mut()
+            .insert("host", "gateway.local".parse().unwrap());
+        let response = service.clone().oneshot(request).await.unwrap();
+        let sent = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(sent, format!("{}/v1/models", server.addr));
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_joined_is_not_sent() {
+    let server = serve(async |_, _| text(200, "")).await;
+    let service = ServiceBuilder::new()
+        .layer(BaseUrlLayer::new(server.url("").parse().unwrap()))
+        .service(client(HttpConnector::new()));
+
+    let request = Request::options("*")
+        .body(Full::<Bytes>::default())
+        .unwrap();
+    let error = service.oneshot(request).await.unwrap_err();
+
+    assert!(error.is::<BaseUrlError>());
+    assert_eq!(server.seen.requests(), 0);
+}
+
+#[tokio::test]
+async fn streams_and_drops_the_call_with_the_body() {
+    let (frames, mut senders) = tokio::sync::mpsc::unbounded_channel();
+    let server = serve(move |_, _| {
+        let (sender, response) = stream();
+        frames.send(sender).unwrap();
+        std::future::ready(response)
+    })
+    .await;
+    let in_flight = InFlight::default();
+    let service = ServiceBuilder::new()
+        .layer(in_flight.clone())
+        .service(client(HttpConnector::new()));
+
+    let request = Request::get(server.url("/"))
+        .body(Full::<Bytes>::default())
+        .unwrap();
+    let mut body = service.oneshot(request).await.unwrap().into_body();
+    let mut sender = senders.recv().await.unwrap();
+    sender.send_data("one".into()).await.unwrap();
+    assert_eq!(
+        body.frame().await.unwrap().unwrap().into_data().unwrap(),
+        "one"
+    );
+    assert_eq!((in_flight.0.value(), server.seen.open()), (1, 1));
+
+    drop(body);
+
+    assert_eq!(in_flight.0.value(), 0);
+    eventually("the server sees the call end", || server.seen.open() == 0).await;
+}

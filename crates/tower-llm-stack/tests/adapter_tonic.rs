@@ -1,0 +1,239 @@
+//! `adapters::tonic`: layers around a real channel, a real gRPC client on top.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod support;
+
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes};
+use futures_util::StreamExt;
+use http::{HeaderMap, HeaderValue, Request};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use support::{InFlight, Refused, Server, ServerBody, eventually, find, serve};
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tower::timeout::error::Elapsed;
+use tower::{BoxError, ServiceBuilder, ServiceExt, service_fn};
+use tower_llm_stack::adapters::tonic::StatusLayer;
+use tower_llm_stack::{TimedOut, TimeoutLayer};
+
+/// Messages are bytes; what they mean is not this test's affair.
+#[derive(Clone, Copy, Debug, Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, dst: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        dst.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(src.copy_to_bytes(src.remaining())))
+    }
+}
+
+/// A gRPC message as it is on the wire.
+fn message(payload: &[u8]) -> Bytes {
+    let mut message = vec![0];
+    message.put_u32(u32::try_from(payload.len()).unwrap());
+    message.put_slice(payload);
+    message.into()
+}
+
+fn answer(
+    messages: Vec<Bytes>,
+    then: impl Future<Output = ()> + Send + Sync + 'static,
+) -> http::Response<ServerBody> {
+    let data = messages
+        .into_iter()
+        .map(|data| Ok::<_, BoxError>(Frame::data(data)));
+    let end = futures_util::stream::once(async move {
+        then.await;
+        let trailers = HeaderMap::from_iter([(
+            "grpc-status".parse().unwrap(),
+            HeaderValue::from_static("0"),
+        )]);
+        Ok(Frame::trailers(trailers))
+    });
+    http::Response::builder()
+        .header("content-type", "application/grpc")
+        .body(BodyExt::boxed(StreamBody::new(
+            futures_util::stream::iter(data).chain(end),
+        )))
+        .unwrap()
+}
+
+fn channel(server: &Server) -> Channel {
+    Endpoint::from_shared(server.url(""))
+        .unwrap()
+        .connect_lazy()
+}
+
+#[tokio::test]
+async fn a_layer_with_a_body_of_its_own_goes_around_a_channel() {
+    let server = serve(async |_, request: Request<Bytes>| {
+        assert_eq!(request.uri().path(), "/llm.Chat/Complete");
+        assert_eq!(request.body(), &message(b"ping"));
+        answer(vec![message(b"pong")], std::future::ready(()))
+    })
+    .await;
+    let in_flight = InFlight::default();
+    let stack = ServiceBuilder::new()
+        .layer(StatusLayer::new(|_| None))
+        .layer(in_flight.clone())
+        .concurrency_limit(1)
+        .service(channel(&server));
+    let mut client = tonic::client::Grpc::new(stack);
+
+    for _ in 0..2 {
+        client.ready().await.unwrap();
+        let path = http::uri::PathAndQuery::from_static("/llm.Chat/Complete");
+        let request = tonic::Request::new(Bytes::from_static(b"ping"));
+        let response = client.unary(request, path, Raw).await.unwrap();
+        assert_eq!(response.into_inner(), "pong");
+    }
+    assert_eq!(in_flight.0.value(), 0);
+}
+
+#[tokio::test]
+async fn a_stream_holds_its_layers_until_it_is_dropped() {
+    let server = serve(async |_, _| answer(vec![message(b"one")], std::future::pending())).await;
+    let in_flight = InFlight::default();
+    let stack = ServiceBuilder::new()
+        .layer(in_flight.clone())
+        .service(channel(&server));
+    let mut client = tonic::client::Grpc::new(stack);
+
+    client.ready().await.unwrap();
+    let path = http::uri::PathAndQuery::from_static("/llm.Chat/Stream");
+    let request = tonic::Request::new(Bytes::from_static(b"ping"));
+    let mut messages = client
+        .server_streaming(request, path, Raw)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(messages.message().await.unwrap().unwrap(), "one");
+    assert_eq!((in_flight.0.value(), server.seen.open()), (1, 1));
+
+    drop(messages);
+
+    assert_eq!(in_flight.0.value(), 0);
+    eventually("the server sees the stream reset", || {
+        server.seen.open() == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_error_gets_the_code_that_one_of_its_sources_stands_for() {
+    let server = serve(async |_, _| std::future::pending().await).await;
+    let code_of = |error: &(dyn std::error::Error + 'static)| {
+        if error.is::<Elapsed>() {
+            return Some(Code::DeadlineExceeded);
+        }
+        error.is::<Refused>().then_some(Code::ResourceExhausted)
+    };
+    let stack = ServiceBuilder::new()
+        .layer(StatusLayer::new(code_of))
+        .timeout(Duration::from_millis(50))
+        .service(channel(&server));
+    let mut client = tonic::client::Grpc::new(stack);
+    client.ready().await.unwrap();
+    let path = http::uri::PathAndQuery::from_static("/llm.Chat/Complete");
+    let request = tonic::Request::new(Bytes::new());
+    let status = client.unary(request, path, Raw).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+
+    #[derive(Debug)]
+    struct Wrapped(Refused);
+    impl std::fmt::Display for Wrapped {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("branch failed")
+        }
+    }
+    impl std::error::Error for Wrapped {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+    let stack = ServiceBuilder::new()
+        .layer(StatusLayer::new(code_of))
+        .service(service_fn(async |()| {
+            Err::<http::Response<ServerBody>, BoxError>(Wrapped(Refused("tokens")).into())
+        }));
+    let status = stack.oneshot(()).await.err().unwrap();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(status.message(), "branch failed");
+    assert_eq!(find::<Refused>(&status), Some(&Refused("tokens")));
+}
+
+#[tokio::test]
+async fn an_error_without_a_code_is_what_tonic_makes_of_it() {
+    let failing = |error: fn() -> BoxError| {
+        ServiceBuilder::new()
+            .layer(StatusLayer::new(|_| None))
+            .service(service_fn(move |()| {
+                std::future::ready(Err::<http::Response<ServerBody>, BoxError>(error()))
+            }))
+            .oneshot(())
+    };
+    let status = failing(|| Refused("tokens").into()).await.err().unwrap();
+    assert_eq!(status.code(), Code::Unknown);
+    assert_eq!(find::<Refused>(&status), Some(&Refused("tokens")));
+
+    let status = failing(|| Status::aborted("conflict").into())
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(status.code(), Code::Aborted);
+}
+
+/// It was `UNKNOWN`: the layer saw only what came in place of a head.
+#[tokio::test]
+async fn an_error_inside_a_stream_gets_its_code_too() {
+    let server = serve(async |_, _| answer(vec![message(b"one")], std::future::pending())).await;
+    let idle = TimeoutLayer::builder().idle(Duration::from_millis(50));
+    let stack = ServiceBuilder::new()
+        .layer(StatusLayer::refusals())
+        .layer(idle.build().unwrap())
+        .service(channel(&server));
+    let mut client = tonic::client::Grpc::new(stack);
+
+    client.ready().await.unwrap();
+    let path = http::uri::PathAndQuery::from_static("/llm.Chat/Stream");
+    let request = tonic::Request::new(Bytes::from_static(b"ping"));
+    let response = client.server_streaming(request, path, Raw).await.unwrap();
+    let mut messages = response.into_inner();
+    assert_eq!(messages.message().await.unwrap().unwrap(), "one");
+    let status = messages.message().await.unwrap_err();
+
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_eq!(status.message(), "nothing more came within 50ms");
+    assert!(find::<TimedOut>(&status).is_some());
+}

@@ -1,0 +1,459 @@
+//! `Stack`: the order of its layers, what its services share, how its refusals look.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::channel::{Channel, Sender};
+use http_body_util::{BodyExt, Full};
+use serde_json::Value;
+use tokio::time::Instant;
+use tower::limit::ConcurrencyLimitLayer;
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_llm_stack::{
+    BulkheadFull, BulkheadLayer, Call, Deadline, DescribeLayer, Described, Key, KeyBy, Refusal,
+    RefusalKind, RefusalLayer, Stack, TimedOut, TimeoutLayer, Unary,
+};
+
+const PATHS: [&str; 4] = [
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1beta/models/gemini-2.5-pro:generateContent",
+];
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn total(timeout: Duration) -> TimeoutLayer {
+    TimeoutLayer::builder().total(timeout).build().unwrap()
+}
+
+/// One place, and no queue.
+fn one_place() -> BulkheadLayer {
+    BulkheadLayer::builder(1).max_waiting(0).build().unwrap()
+}
+
+fn post(path: &str) -> Request<Full<Bytes>> {
+    Request::post(path).body("{}".into()).unwrap()
+}
+
+/// Readies a service for a request: one that describes takes any body, so which has to be said.
+fn ready<S>(service: &mut S) -> tower::util::Ready<'_, S, Request<Full<Bytes>>>
+where
+    S: Service<Request<Full<Bytes>>>,
+{
+    service.ready()
+}
+
+/// What happened, in order.
+#[derive(Clone, Debug, Default)]
+struct Record(Arc<Mutex<Vec<&'static str>>>);
+
+impl Record {
+    fn push(&self, event: &'static str) {
+        self.0.lock().unwrap().push(event);
+    }
+
+    fn take(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+async fn silence<R>(_: R) -> Result<Response<Full<Bytes>>, Infallible> {
+    std::future::pending().await
+}
+
+async fn pong<R>(_: R) -> Result<Response<Full<Bytes>>, Infallible> {
+    Ok(Response::new("pong".into()))
+}
+
+/// Answers with streams that are fed by hand.
+fn streams() -> (
+    impl Service<
+        Request<Full<Bytes>>,
+        Response = Response<Channel<Bytes, BoxError>>,
+        Error = Infallible,
+        Future: Send,
+    > + Clone,
+    tokio::sync::mpsc::UnboundedReceiver<Sender<Bytes, BoxError>>,
+) {
+    let (sent, senders) = tokio::sync::mpsc::unbounded_channel();
+    let service = service_fn(move |_| {
+        let (sender, body) = Channel::new(16);
+        sent.send(sender).unwrap();
+        let response = Response::builder().header("content-type", "text/event-stream");
+        std::future::ready(Ok(response.body(body).unwrap()))
+    });
+    (service, senders)
+}
+
+// === order ===
+
+/// Sets the layers in each of the orders, which all must give one and the same type.
+macro_rules! in_each_order {
+    ($layers:ident: $([$($setter:ident)*])*) => {
+        [$({
+            let $layers = $layers.clone();
+            Stack::builder()$(.$setter($layers.$setter))*.build()
+        }),*]
+    };
+}
+
+#[derive(Clone)]
+struct Layers {
+    refusal: RefusalLayer,
+    describe: DescribeLayer,
+    bulkhead: BulkheadLayer,
+    timeout: TimeoutLayer,
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_order_of_the_setters_is_not_the_order_of_the_layers() {
+    let record = Record::default();
+    let (describes, admits) = (record.clone(), record.clone());
+    let layers = Layers {
+        refusal: RefusalLayer::new(),
+        describe: DescribeLayer::new().caller_by(move |_| {
+            describes.push("describe");
+            None
+        }),
+        bulkhead: BulkheadLayer::builder(1)
+            .key_by(KeyBy::custom(move |request| {
+                let is_described = request.call().is_some();
+                admits.push(if is_described {
+                    "bulkhead"
+                } else {
+                    "too early"
+                });
+                Key::new("all")
+            }))
+            .build()
+            .unwrap(),
+        timeout: total(seconds(10)),
+    };
+    let stacks = in_each_order!(layers:
+        [refusal describe bulkhead timeout] [refusal describe timeout bulkhead]
+        [refusal bulkhead describe timeout] [refusal bulkhead timeout describe]
+        [refusal timeout describe bulkhead] [refusal timeout bulkhead describe]
+        [describe refusal bulkhead timeout] [describe refusal timeout bulkhead]
+        [describe bulkhead refusal timeout] [describe bulkhead timeout refusal]
+        [describe timeout refusal bulkhead] [describe timeout bulkhead refusal]
+        [bulkhead refusal describe timeout] [bulkhead refusal timeout describe]
+        [bulkhead describe refusal timeout] [bulkhead describe timeout refusal]
+        [bulkhead timeout refusal describe] [bulkhead timeout describe refusal]
+        [timeout refusal describe bulkhead] [timeout refusal bulkhead describe]
+        [timeout describe refusal bulkhead] [timeout describe bulkhead refusal]
+        [timeout bulkhead refusal describe] [timeout bulkhead describe refusal]
+    );
+    for stack in stacks {
+        let client = record.clone();
+        let service = stack.layer(service_fn(move |request| {
+            client.push("client");
+            silence::<Request<Full<Bytes>>>(request)
+        }));
+        let started = Instant::now();
+        let call = || async {
+            let answer = service.clone().oneshot(post(PATHS[0])).await.unwrap();
+            (answer.status(), started.elapsed())
+        };
+        let (first, second) = tokio::join!(call(), call());
+
+        // Each has its ten seconds from when it found its place, so the time-out is inside of the bulkhead; both are
+        // responses, so the refusals are outside of all.
+        assert_eq!(first, (StatusCode::GATEWAY_TIMEOUT, seconds(10)));
+        assert_eq!(second, (StatusCode::GATEWAY_TIMEOUT, seconds(20)));
+        let order = [
+            "describe", "bulkhead", "client", "describe", "bulkhead", "client",
+        ];
+        assert_eq!(record.take(), order);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_chosen_is_not_there() {
+    let stack = Stack::builder().build();
+    let service = ServiceBuilder::new().layer(stack).service(service_fn(
+        async |request: Request<Full<Bytes>>| {
+            let call = request.call().expect("described by default");
+            Ok::<_, Infallible>(Response::new(Full::from(
+                call.provider().as_str().to_owned(),
+            )))
+        },
+    ));
+    let answer = service.oneshot(post(PATHS[2])).await.unwrap();
+    // `Full` is what the client answered with: nothing stands between.
+    let body: Full<Bytes> = answer.into_body();
+    assert_eq!(body.collect().await.unwrap().to_bytes(), "anthropic");
+}
+
+// === shared state ===
+
+#[tokio::test]
+async fn clones_of_a_stack_and_all_its_services_share_its_places() {
+    let bulkhead = one_place();
+    let stack = Stack::builder().bulkhead(bulkhead.clone()).build();
+    let copy = stack.clone();
+    let services = [
+        stack.layer(service_fn(silence)),
+        stack.layer(service_fn(silence)),
+        copy.layer(service_fn(silence)),
+    ];
+    let holder = services[0].clone();
+    let mut held = Box::pin(holder.oneshot(post(PATHS[0])));
+    assert!(futures_util::poll!(&mut held).is_pending());
+
+    for service in &services {
+        let refused = service.clone().oneshot(post(PATHS[0])).await.unwrap_err();
+        assert!(refused.is::<BulkheadFull>(), "{refused}");
+    }
+    let stats = bulkhead.handle().stats();
+    assert_eq!((stats[0].in_flight, stats[0].refused), (1, 3));
+
+    drop(held);
+    assert_eq!(bulkhead.handle().stats()[0].in_flight, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_cut_gives_its_place_back() {
+    let bulkhead = one_place();
+    let stack = Stack::builder()
+        .refusal(RefusalLayer::new())
+        .bulkhead(bulkhead.clone())
+        .timeout(TimeoutLayer::builder().idle(seconds(10)).build().unwrap())
+        .build();
+    let (client, mut senders) = streams();
+    let service = stack.layer(client);
+
+    let response = service.clone().oneshot(post(PATHS[2])).await.unwrap();
+    let mut sender = senders.recv().await.unwrap();
+    sender
+        .send_data("event: ping\ndata: {}\n\n".into())
+        .await
+        .unwrap();
+    assert_eq!(bulkhead.handle().stats()[0].in_flight, 1);
+    let full = service.oneshot(post(PATHS[2])).await.unwrap();
+    assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
+
+    let text = response.into_body().collect().await.unwrap().to_bytes();
+    assert!(text.starts_with(b"event: ping\n"));
+    assert!(text.ends_with(b"\n\n"));
+    let text = String::from_utf8(text.into()).unwrap();
+    assert!(text.contains("timeout_error"), "{text}");
+    assert_eq!(bulkhead.handle().stats()[0].in_flight, 0);
+    assert!(sender.send_data("late".into()).await.is_err());
+}
+
+// === refusals ===
+
+/// Status, and the error's kind as each dialect says it.
+async fn refusal<B>(response: Response<B>) -> (StatusCode, String)
+where
+    B: http_body::Body<Data = Bytes, Error: std::fmt::Debug>,
+{
+    let status = response.status();
+    assert_eq!(response.headers()["content-type"], "application/json");
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    let kind = ["/error/status", "/error/type"];
+    let kind = kind.iter().find_map(|at| body.pointer(at)?.as_str());
+    (status, kind.unwrap().to_owned())
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_refusal_is_answered_in_the_dialect_of_its_request() {
+    let expected = [
+        ["request_too_large", "server_is_overloaded", "timeout"],
+        ["request_too_large", "server_is_overloaded", "timeout"],
+        ["request_too_large", "overloaded_error", "timeout_error"],
+        ["INVALID_ARGUMENT", "UNAVAILABLE", "DEADLINE_EXCEEDED"],
+    ];
+    for (path, [too_large, unavailable, timed_out]) in PATHS.into_iter().zip(expected) {
+        let stack = Stack::builder()
+            .timeout(total(seconds(10)))
+            .bulkhead(one_place())
+            .describe(DescribeLayer::new().max_body_bytes(100).unwrap())
+            .refusal(RefusalLayer::new())
+            .build();
+        let service = stack.layer(service_fn(silence));
+
+        let large = post(path).map(|_| Full::<Bytes>::from(vec![b' '; 101]));
+        let response = service.clone().oneshot(large).await.unwrap();
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        assert_eq!(response.headers()["x-should-retry"], "false");
+        assert_eq!(refusal(response).await, (status, too_large.to_owned()));
+
+        let holder = service.clone();
+        let mut held = Box::pin(holder.oneshot(post(path)));
+        assert!(futures_util::poll!(&mut held).is_pending());
+        let response = service.clone().oneshot(post(path)).await.unwrap();
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        assert_eq!(refusal(response).await, (status, unavailable.to_owned()));
+
+        let response = held.await.unwrap();
+        let status = StatusCode::GATEWAY_TIMEOUT;
+        assert_eq!(refusal(response).await, (status, timed_out.to_owned()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_its_refusal_layer_a_stack_gives_typed_errors() {
+    let stack = Stack::builder()
+        .bulkhead(one_place())
+        .timeout(total(seconds(10)))
+        .build();
+    let service = stack.layer(service_fn(silence));
+    let holder = service.clone();
+    let mut held = Box::pin(holder.oneshot(post(PATHS[0])));
+    assert!(futures_util::poll!(&mut held).is_pending());
+
+    let full = service.oneshot(post(PATHS[0])).await.unwrap_err();
+    assert_eq!(full.downcast_ref::<BulkheadFull>().unwrap().limit(), 1);
+    let refusal = Refusal::find(&*full).unwrap();
+    assert_eq!(refusal.kind(), RefusalKind::Unavailable);
+    assert_eq!(refusal.layer(), "bulkhead");
+
+    let late = held.await.unwrap_err();
+    let timed_out = TimedOut::find(&*late).unwrap();
+    assert_eq!(timed_out.deadline(), Deadline::Total);
+    assert!(Refusal::find(&*late).is_none());
+}
+
+#[tokio::test]
+async fn an_error_of_the_client_passes_the_whole_stack() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("connection reset")]
+    struct Reset;
+    let stack = Stack::builder()
+        .refusal(RefusalLayer::new())
+        .bulkhead(one_place())
+        .timeout(TimeoutLayer::new())
+        .build();
+    let service = stack.layer(service_fn(async |_: Request<Full<Bytes>>| {
+        Err::<Response<Full<Bytes>>, _>(Reset)
+    }));
+    let error = service.oneshot(post(PATHS[0])).await.unwrap_err();
+    assert!(error.is::<Reset>());
+}
+
+// === contract ===
+
+#[tokio::test]
+async fn a_stack_calls_the_service_that_was_readied() {
+    let stack = Stack::builder()
+        .refusal(RefusalLayer::new())
+        .bulkhead(BulkheadLayer::new(10).unwrap())
+        .timeout(TimeoutLayer::new())
+        .build();
+    let mut service = ServiceBuilder::new()
+        .layer(stack)
+        .layer(ConcurrencyLimitLayer::new(1))
+        .service(service_fn(pong));
+    for _ in 0..3 {
+        let call = ready(&mut service).await.unwrap().call(post(PATHS[0]));
+        assert_eq!(call.await.unwrap().status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn a_stack_that_describes_is_ready_and_waits_for_its_client_inside_the_call() {
+    // The mock panics if it is called without having been readied.
+    let (client, mut handle) = mock();
+    let stack = Stack::builder().timeout(TimeoutLayer::new()).build();
+    let mut service = stack.layer(client);
+    handle.allow(0);
+    let call = ready(&mut service).await.unwrap().call(post(PATHS[0]));
+    let mut call = Box::pin(call);
+    assert!(futures_util::poll!(&mut call).is_pending());
+    handle.allow(1);
+    answer(&mut handle, call).await;
+}
+
+#[tokio::test]
+async fn a_stack_that_does_not_describe_is_ready_when_its_client_is() {
+    let (client, mut handle) = mock();
+    let stack = Stack::builder()
+        .without_describe()
+        .timeout(TimeoutLayer::new())
+        .build();
+    let mut service = stack.layer(client);
+    handle.allow(0);
+    assert!(futures_util::poll!(ready(&mut service)).is_pending());
+    handle.allow(1);
+    let call = ready(&mut service).await.unwrap().call(post(PATHS[0]));
+    answer(&mut handle, call).await;
+}
+
+type Handle = tower_test::mock::Handle<Request<Full<Bytes>>, Response<Full<Bytes>>>;
+
+fn mock() -> (
+    tower_test::mock::Mock<Request<Full<Bytes>>, Response<Full<Bytes>>>,
+    Handle,
+) {
+    tower_test::mock::pair()
+}
+
+async fn answer<B, E: std::fmt::Debug>(
+    handle: &mut Handle,
+    call: impl Future<Output = Result<Response<B>, E>>,
+) {
+    let (answer, ()) = tokio::join!(call, async {
+        let (_, reply) = handle.next_request().await.unwrap();
+        reply.send_response(Response::new("pong".into()));
+    });
+    assert_eq!(answer.unwrap().status(), StatusCode::OK);
+}
+
+// === types that are not HTTP ===
+
+#[derive(Clone, Debug)]
+struct Prompt(&'static str);
+
+impl Described for Prompt {
+    fn call(&self) -> Option<&Call> {
+        None
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_typed_service_takes_a_stack_that_describes_nothing() {
+    let bulkhead = BulkheadLayer::builder(1)
+        .max_waiting(0)
+        .watch(Unary)
+        .build()
+        .unwrap();
+    let timeout = TimeoutLayer::builder()
+        .total(seconds(10))
+        .watch(Unary)
+        .build()
+        .unwrap();
+    let stack = Stack::builder()
+        .without_describe()
+        .bulkhead(bulkhead.clone())
+        .timeout(timeout)
+        .build();
+    let service = stack.layer(service_fn(|Prompt(text)| async move {
+        match text {
+            "silence" => std::future::pending().await,
+            _ => Ok::<_, Infallible>(text.len()),
+        }
+    }));
+
+    let length: usize = service.clone().oneshot(Prompt("ping")).await.unwrap();
+    assert_eq!(length, 4);
+
+    let holder = service.clone();
+    let mut held = Box::pin(holder.oneshot(Prompt("silence")));
+    assert!(futures_util::poll!(&mut held).is_pending());
+    let full = service.clone().oneshot(Prompt("ping")).await.unwrap_err();
+    assert!(full.is::<BulkheadFull>());
+    assert!(TimedOut::find(&*held.await.unwrap_err()).is_some());
+
+    assert_eq!(service.oneshot(Prompt("again")).await.unwrap(), 5);
+    assert_eq!(bulkhead.handle().stats()[0].in_flight, 0);
+}
