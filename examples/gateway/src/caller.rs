@@ -1,0 +1,205 @@
+//! Patience with callers, bounded: one who stands still must not hold what others need.
+
+use std::{
+    future::Future,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::{body::Incoming, rt::Executor};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Sleep, sleep, timeout},
+};
+
+/// A time that begins when somebody has to wait, and begins anew with progress.
+#[derive(Debug)]
+struct Patience {
+    limit: Duration,
+    // Made when it is first needed: most never wait.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// A socket that fails when nothing it is to send is taken for too long.
+///
+/// A body behind it is not asked for more while the caller takes nothing, so no deadline of the stack's can pass.
+#[derive(Debug)]
+pub(crate) struct PatientSocket {
+    stream: TcpStream,
+    patience: Patience,
+}
+
+/// A request's body that fails when nothing of it comes for too long.
+#[derive(Debug)]
+pub(crate) struct PatientBody {
+    inner: Incoming,
+    patience: Patience,
+    stalled: Stalled,
+}
+
+/// Whether a request's body was given up: the answer can't tell.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stalled(Arc<AtomicBool>);
+
+/// Runs the streams of HTTP/2 connections, none for ever.
+///
+/// There each has a window of its own: a caller may take nothing of one stream while the socket moves on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PatientExecutor {
+    limit: Duration,
+}
+
+// === impl Patience ===
+
+impl Patience {
+    fn new(limit: Duration) -> Self {
+        Self { limit, timer: None }
+    }
+
+    /// Passes on what `polled` is, unless it has been pending for too long.
+    fn check<T>(
+        &mut self,
+        polled: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.timer = None;
+            return polled;
+        }
+        ready!(self.poll_over(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let limit = self.limit;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+        timer.as_mut().poll(cx)
+    }
+}
+
+// === impl PatientSocket ===
+
+impl PatientSocket {
+    pub(crate) fn new(stream: TcpStream, limit: Duration) -> Self {
+        let patience = Patience::new(limit);
+        Self { stream, patience }
+    }
+}
+
+impl AsyncRead for PatientSocket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // How long a read may take is hyper's to know.
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for PatientSocket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.patience.check(polled, cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.patience.check(polled, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+// === impl PatientBody ===
+
+impl PatientBody {
+    pub(crate) fn new(inner: Incoming, limit: Duration) -> (Self, Stalled) {
+        let stalled = Stalled::default();
+        let body = Self {
+            inner,
+            patience: Patience::new(limit),
+            stalled: stalled.clone(),
+        };
+        (body, stalled)
+    }
+}
+
+impl Body for PatientBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) {
+            self.patience.timer = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)));
+        }
+        ready!(self.patience.poll_over(cx));
+        self.stalled.0.store(true, Ordering::Relaxed);
+        Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+// === impl Stalled ===
+
+impl Stalled {
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+// === impl PatientExecutor ===
+
+impl PatientExecutor {
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self { limit }
+    }
+}
+
+impl<F> Executor<F> for PatientExecutor
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        tokio::spawn(timeout(self.limit, stream));
+    }
+}

@@ -1,0 +1,56 @@
+//! Why the gateway does not start.
+
+use std::{error::Error, fmt, io, net::SocketAddr};
+
+/// The gateway did not start.
+#[derive(Debug)]
+pub struct StartError(Reason);
+
+#[derive(Debug)]
+pub(crate) enum Reason {
+    Setting { name: &'static str, what: String },
+    Listen { addr: SocketAddr, error: io::Error },
+    Simulator(io::Error),
+    Tls(String),
+}
+
+impl StartError {
+    pub(crate) fn setting(name: &'static str, what: impl fmt::Display) -> Self {
+        let what = what.to_string();
+        Self(Reason::Setting { name, what })
+    }
+
+    /// Whether a setting is to blame, and not what the machine has.
+    #[must_use]
+    pub fn is_setting(&self) -> bool {
+        matches!(self.0, Reason::Setting { .. })
+    }
+}
+
+impl From<Reason> for StartError {
+    fn from(reason: Reason) -> Self {
+        Self(reason)
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Reason::Setting { name, what } => write!(f, "{name}: {what}"),
+            Reason::Listen { addr, error } if error.kind() == io::ErrorKind::AddrInUse => {
+                write!(
+                    f,
+                    "{addr} is in use by another program; choose another with --listen"
+                )
+            }
+            Reason::Listen { addr, error } => write!(f, "cannot listen on {addr}: {error}"),
+            Reason::Simulator(error) => {
+                write!(f, "the simulated provider does not start: {error}")
+            }
+            Reason::Tls(what) => write!(f, "no https upstream can be reached: {what}"),
+        }
+    }
+}
+
+// Its text has the reason in it.
+impl Error for StartError {}

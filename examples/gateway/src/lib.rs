@@ -1,0 +1,22 @@
+//! A gateway in front of language models: the tower-llm stack as a service.
+//!
+//! The policy is in the crates; here is what a server adds to them: which [upstream](Settings) a request goes to,
+//! what a proxy may not pass on, patience with callers, metrics, and an orderly end.
+//!
+//! ```text
+//! hyper > Refusal > Describe > Monitor > Bulkhead > Timeout > hyper-util's client
+//! ```
+
+mod caller;
+mod error;
+mod headers;
+mod monitor;
+mod server;
+mod settings;
+mod upstream;
+
+pub use self::{
+    error::StartError,
+    server::{Gateway, Stopped},
+    settings::{BulkheadSettings, Secret, Settings, TimeoutSettings, UpstreamSettings},
+};

@@ -1,0 +1,252 @@
+//! A layer that counts: what a watching layer looks like.
+//!
+//! It stands where the [`Call`] is known and a refusal is still an error, so it counts what the layers inside refuse
+//! as well as what they let through.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{Request, Response};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{
+    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+use tokio::time::Instant;
+use tower::{Layer, Service};
+use tower_llm_stack::{
+    BoxError, BulkheadHandle, Call, Completion, Described, Failure, Guard, HttpBody, Operation,
+    Outcome, Provider,
+    core::{Armed, Guarded, Watched},
+};
+
+const CALLS: &str = "llm_calls_total";
+const TOKENS: &str = "llm_tokens_total";
+const FIRST_TOKEN: &str = "llm_time_to_first_token_seconds";
+const DURATION: &str = "llm_call_duration_seconds";
+const IN_FLIGHT: &str = "bulkhead_in_flight";
+const WAITING: &str = "bulkhead_waiting";
+const LIMIT: &str = "bulkhead_limit";
+const REFUSED: &str = "bulkhead_refused_total";
+
+const FIRST_TOKEN_SECONDS: [f64; 12] = [
+    0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+];
+const DURATION_SECONDS: [f64; 14] = [
+    0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+];
+
+static PROVIDERS: [Provider; 4] = [
+    Provider::OPENAI,
+    Provider::AZURE_OPENAI,
+    Provider::ANTHROPIC,
+    Provider::GEMINI,
+];
+static OPERATIONS: [Operation; 5] = [
+    Operation::CHAT,
+    Operation::TEXT_COMPLETION,
+    Operation::GENERATE_CONTENT,
+    Operation::EMBEDDINGS,
+    Operation::COUNT_TOKENS,
+];
+
+/// Where everything is counted; shared by its clones.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    // Of this gateway, not the process's: two of them in one test must not count together.
+    recorder: Arc<PrometheusRecorder>,
+    handle: PrometheusHandle,
+}
+
+/// Counts calls, tokens and times by provider.
+#[derive(Clone)]
+pub(crate) struct MonitorLayer {
+    metrics: Metrics,
+}
+
+/// The service of [`MonitorLayer`].
+#[derive(Clone)]
+pub(crate) struct Monitor<S> {
+    inner: S,
+    metrics: Metrics,
+}
+
+/// One call, from when it was received to when its body has ended.
+pub(crate) struct Watching {
+    metrics: Metrics,
+    provider: &'static str,
+    operation: &'static str,
+    since: Instant,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Full(FIRST_TOKEN.to_owned()), &FIRST_TOKEN_SECONDS)
+            .and_then(|builder| {
+                let duration = Matcher::Full(DURATION.to_owned());
+                builder.set_buckets_for_metric(duration, &DURATION_SECONDS)
+            })
+            .expect("there are buckets")
+            .build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            describe_counter!(CALLS, "Calls that have ended, by how.");
+            describe_counter!(TOKENS, "Tokens as the providers report them.");
+            describe_histogram!(
+                FIRST_TOKEN,
+                "From the request to a stream's first content token."
+            );
+            describe_histogram!(
+                DURATION,
+                "From the request to the end of the answer's body."
+            );
+            describe_gauge!(IN_FLIGHT, "Calls that hold a place.");
+            describe_gauge!(WAITING, "Calls that wait for a place.");
+            describe_gauge!(LIMIT, "Places.");
+            describe_counter!(REFUSED, "Calls that found no place.");
+        });
+        Self {
+            handle: recorder.handle(),
+            recorder: Arc::new(recorder),
+        }
+    }
+
+    /// Everything, in Prometheus' text format, with the bulkhead's state as of now.
+    pub(crate) fn render(&self, bulkhead: &BulkheadHandle) -> String {
+        for stats in bulkhead.stats() {
+            let name = stats.key.map(|key| key.to_string());
+            let provider = known(PROVIDERS.iter().map(Provider::as_str), name.as_deref());
+            metrics::with_local_recorder(&*self.recorder, || {
+                gauge!(IN_FLIGHT, "provider" => provider).set(gauged(stats.in_flight));
+                gauge!(WAITING, "provider" => provider).set(gauged(stats.waiting));
+                gauge!(LIMIT, "provider" => provider).set(gauged(stats.limit));
+                counter!(REFUSED, "provider" => provider).absolute(stats.refused);
+            });
+        }
+        self.handle.render()
+    }
+
+    /// Folds what the histograms have kept since last time, which would else grow until somebody asks for it.
+    pub(crate) fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+
+    fn watching(&self, call: Option<&Call>) -> Watching {
+        let provider = call.map(|call| call.provider().as_str());
+        let operation = call.map(|call| call.operation().as_str());
+        Watching {
+            metrics: self.clone(),
+            provider: known(PROVIDERS.iter().map(Provider::as_str), provider),
+            operation: known(OPERATIONS.iter().map(Operation::as_str), operation),
+            since: call.map_or_else(Instant::now, Call::received_at),
+        }
+    }
+}
+
+// === impl MonitorLayer ===
+
+impl MonitorLayer {
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self { metrics }
+    }
+}
+
+impl<S> Layer<S> for MonitorLayer {
+    type Service = Monitor<S>;
+
+    fn layer(&self, inner: S) -> Monitor<S> {
+        let metrics = self.metrics.clone();
+        Monitor { inner, metrics }
+    }
+}
+
+// === impl Monitor ===
+
+impl<S, A, B> Service<Request<A>> for Monitor<S>
+where
+    S: Service<Request<A>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+    B: http_body::Body<Data = bytes::Bytes>,
+{
+    type Response = Response<Watched<B, Watching>>;
+    type Error = BoxError;
+    type Future = Guarded<S::Future, HttpBody, Watching>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request<A>) -> Self::Future {
+        let call = request.call().cloned();
+        let mut armed = Armed::new(self.metrics.watching(call.as_ref()));
+        let inner = armed.enter(|| self.inner.call(request));
+        Guarded::new(inner, HttpBody, call, armed)
+    }
+}
+
+// === impl Watching ===
+
+impl Guard for Watching {
+    fn first_token(&mut self, at: Instant) {
+        let seconds = at.saturating_duration_since(self.since).as_secs_f64();
+        metrics::with_local_recorder(&*self.metrics.recorder, || {
+            histogram!(FIRST_TOKEN, "provider" => self.provider).record(seconds);
+        });
+    }
+
+    fn end(self, completion: &Completion) {
+        let provider = self.provider;
+        let ended_at = completion.ended_at.unwrap_or_else(Instant::now);
+        let seconds = ended_at.saturating_duration_since(self.since).as_secs_f64();
+        metrics::with_local_recorder(&*self.metrics.recorder, || {
+            let outcome = label(completion.outcome);
+            counter!(CALLS, "provider" => provider, "operation" => self.operation, "outcome" => outcome)
+                .increment(1);
+            histogram!(DURATION, "provider" => provider).record(seconds);
+            if let Some(usage) = completion.usage {
+                counter!(TOKENS, "provider" => provider, "direction" => "input")
+                    .increment(usage.input);
+                counter!(TOKENS, "provider" => provider, "direction" => "output")
+                    .increment(usage.output);
+            }
+        });
+    }
+}
+
+/// The name as one of those that are known: labels are a closed set, whatever a caller sends.
+fn known(names: impl Iterator<Item = &'static str>, name: Option<&str>) -> &'static str {
+    let mut names = names;
+    names.find(|known| Some(*known) == name).unwrap_or("other")
+}
+
+fn label(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Success => "success",
+        Outcome::Throttled { .. } => "throttled",
+        Outcome::Exhausted => "exhausted",
+        Outcome::Overloaded { .. } => "overloaded",
+        Outcome::Failed(Failure::Status) => "failed_status",
+        Outcome::Failed(Failure::Transport) => "failed_transport",
+        Outcome::Failed(Failure::InBand) => "failed_in_band",
+        Outcome::Failed(Failure::Truncated) => "failed_truncated",
+        Outcome::Failed(Failure::Stalled) => "failed_stalled",
+        Outcome::Failed(Failure::Timeout) => "failed_timeout",
+        Outcome::Failed(_) => "failed",
+        Outcome::Refused => "refused",
+        Outcome::Shed => "shed",
+        Outcome::Abandoned => "abandoned",
+        Outcome::Superseded => "superseded",
+        _ => "other",
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a gauge is a float; nobody has 2^52 calls"
+)]
+fn gauged(count: usize) -> f64 {
+    count as f64
+}

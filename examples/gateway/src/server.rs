@@ -1,0 +1,445 @@
+//! The server: accepts, answers, and stops without cutting what can still end.
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{Either, Full};
+use hyper::{
+    body::{Body, Incoming},
+    service::service_fn,
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use tower::{ServiceBuilder, ServiceExt};
+use tower_llm_stack::{
+    BoxError, BulkheadHandle, BulkheadLayer, ConfigError, DescribeLayer, HttpBody, Key, Provider,
+    RefusalLayer, TimeoutLayer,
+    bulkhead::Bulkhead,
+    core::{Describe, Refuse},
+    timeout::Timeout,
+};
+use tower_llm_testkit::{Behavior, SimulatedProvider};
+
+use crate::{
+    BulkheadSettings, Settings, StartError, TimeoutSettings,
+    caller::{PatientBody, PatientExecutor, PatientSocket},
+    error::Reason,
+    monitor::{Metrics, Monitor, MonitorLayer},
+    upstream::{Client, Upstream, Upstreams},
+};
+
+/// What a caller's body may add to the longest time a call can take.
+const UPLOAD: Duration = Duration::from_secs(300);
+
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The order of the layers: each stands inside the one before it.
+type Stack = Refuse<Describe<Monitor<Bulkhead<Timeout<Client, HttpBody>, HttpBody>>>>;
+
+/// A gateway that listens, and serves once it is told to.
+pub struct Gateway {
+    listener: TcpListener,
+    addr: SocketAddr,
+    settings: Settings,
+    shared: Arc<Shared>,
+    simulator: Option<SimulatedProvider>,
+}
+
+/// How a gateway has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// Connections that were cut because they had not ended by the deadline.
+    pub cut: usize,
+}
+
+/// What all connections share.
+struct Shared {
+    stack: Stack,
+    upstreams: Upstreams,
+    bulkhead: BulkheadHandle,
+    metrics: Metrics,
+    http: auto::Builder<PatientExecutor>,
+    caller_timeout: Duration,
+    draining: watch::Sender<bool>,
+}
+
+// === impl Gateway ===
+
+impl Gateway {
+    /// Builds the stack, starts the simulated provider if it is wanted, and listens.
+    ///
+    /// # Errors
+    ///
+    /// If a setting can't work or the address can't be listened on.
+    pub async fn bind(settings: Settings) -> Result<Self, StartError> {
+        let (bulkhead, timeout) = layers(&settings)?;
+        let describe = DescribeLayer::new()
+            // Who serves a call is where it goes: the form alone does not tell Azure's newer paths from OpenAI's.
+            .provider_by(|parts| Some(parts.extensions.get::<Arc<Upstream>>()?.provider()))
+            .max_body_bytes(settings.max_body_bytes)
+            .map_err(|error| StartError::setting("--max-body-bytes", error))?;
+        let (simulator, upstreams) = if Upstreams::are_simulated(&settings) {
+            let simulator = SimulatedProvider::start()
+                .await
+                .map_err(Reason::Simulator)?;
+            simulator.set(lively());
+            let upstreams = Upstreams::simulated(&simulator.url())?;
+            (Some(simulator), upstreams)
+        } else {
+            (None, Upstreams::new(&settings.upstreams)?)
+        };
+        let metrics = Metrics::new();
+        let handle = bulkhead.handle();
+        let stack = ServiceBuilder::new()
+            .layer(RefusalLayer::new().bad_gateway())
+            .layer(describe)
+            .layer(MonitorLayer::new(metrics.clone()))
+            .layer(bulkhead)
+            .layer(timeout)
+            .service(Client::new(&upstreams)?);
+
+        let addr = settings.listen;
+        let listen = |error| Reason::Listen { addr, error };
+        let listener = TcpListener::bind(addr).await.map_err(listen)?;
+        let addr = listener.local_addr().map_err(listen)?;
+        refuse_itself(addr, &upstreams)?;
+        let shared = Shared {
+            stack,
+            upstreams,
+            bulkhead: handle,
+            metrics,
+            http: http(&settings),
+            caller_timeout: settings.caller_timeout,
+            draining: watch::Sender::new(false),
+        };
+        Ok(Self {
+            listener,
+            addr,
+            settings,
+            shared: Arc::new(shared),
+            simulator,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The state of the bulkhead, which is in the metrics too.
+    #[must_use]
+    pub fn bulkhead(&self) -> BulkheadHandle {
+        self.shared.bulkhead.clone()
+    }
+
+    /// Each provider's name and where its calls go; without keys.
+    pub fn upstreams(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let all = self.shared.upstreams.iter();
+        all.map(|upstream| (upstream.name(), upstream.to_string()))
+    }
+
+    /// Serves until `stop`, then lets what is under way end within the shutdown deadline, and cuts the rest.
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> Stopped {
+        let Self {
+            listener,
+            settings,
+            shared,
+            simulator,
+            ..
+        } = self;
+        let mut stop = pin!(stop);
+        let mut upkeep = interval(UPKEEP);
+        upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Dropping the set drops the connections.
+        let mut connections = JoinSet::new();
+        loop {
+            let has_room = connections.len() < settings.max_connections;
+            tokio::select! {
+                () = &mut stop => break,
+                accepted = listener.accept(), if has_room => match accepted {
+                    Ok((stream, _)) => {
+                        connections.spawn(connection(stream, Arc::clone(&shared)));
+                    }
+                    Err(error) => refused_by_system(&error).await,
+                },
+                Some(_) = connections.join_next() => {}
+                _ = upkeep.tick() => shared.metrics.upkeep(),
+            }
+        }
+        // From here on the system refuses new connections.
+        drop(listener);
+        shared.draining.send_replace(true);
+        let ended = async { while connections.join_next().await.is_some() {} };
+        let _ = timeout(settings.shutdown_deadline, ended).await;
+        let cut = connections.len();
+        connections.shutdown().await;
+        if let Some(simulator) = simulator {
+            simulator.shutdown().await;
+        }
+        Stopped { cut }
+    }
+}
+
+/// The layers that the settings bear on.
+fn layers(settings: &Settings) -> Result<(BulkheadLayer, TimeoutLayer), StartError> {
+    let BulkheadSettings {
+        default_concurrent,
+        openai_concurrent,
+        anthropic_concurrent,
+        gemini_concurrent,
+        azure_concurrent,
+        default_queue,
+        default_timeout,
+    } = settings.bulkhead;
+    let mut bulkhead = BulkheadLayer::builder(default_concurrent)
+        .max_waiting(default_queue)
+        .max_wait(default_timeout);
+    for (provider, places) in [
+        (Provider::OPENAI, openai_concurrent),
+        (Provider::ANTHROPIC, anthropic_concurrent),
+        (Provider::GEMINI, gemini_concurrent),
+        (Provider::AZURE_OPENAI, azure_concurrent),
+    ] {
+        if let Some(places) = places {
+            bulkhead = bulkhead.limit_for(Key::new(provider.as_str()), places);
+        }
+    }
+    let bulkhead = bulkhead.build().map_err(|error| {
+        let name = match error.field() {
+            "max_wait" => "--bulkhead-default-timeout",
+            _ => "--bulkhead-default-concurrent",
+        };
+        StartError::setting(name, error)
+    })?;
+
+    let TimeoutSettings {
+        first_token,
+        idle,
+        total,
+    } = settings.timeout;
+    let or_total = |seconds| Duration::from_secs(seconds).min(total);
+    let timeout = TimeoutLayer::builder()
+        .first_token(first_token.unwrap_or(or_total(120)))
+        .idle(idle.unwrap_or(or_total(60)))
+        .total(total)
+        .build()
+        .map_err(|error: ConfigError| {
+            let name = match error.field() {
+                "first_token" => "--timeout-first-token",
+                "idle" => "--timeout-idle",
+                _ => "--timeout-total",
+            };
+            StartError::setting(name, error)
+        })?;
+    Ok((bulkhead, timeout))
+}
+
+/// An answer that looks like one being written.
+fn lively() -> Behavior {
+    Behavior::new()
+        .output_tokens(20)
+        .first_token(Duration::from_millis(50))
+        .gap(Duration::from_millis(20))
+}
+
+/// Refuses an upstream that is the gateway itself: with `OPENAI_BASE_URL` exported for a client, that is easily done,
+/// and each call would come back until there are no sockets left.
+fn refuse_itself(addr: SocketAddr, upstreams: &Upstreams) -> Result<(), StartError> {
+    let is_itself = |uri: &Uri| {
+        let https = uri.scheme_str() == Some("https");
+        let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
+        let host = uri.host().unwrap_or_default();
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let (is_local, is_same) = match host.parse::<IpAddr>() {
+            Ok(ip) => (ip.is_loopback() || ip.is_unspecified(), ip == addr.ip()),
+            Err(_) => (host.eq_ignore_ascii_case("localhost"), false),
+        };
+        let listens_locally = addr.ip().is_loopback() || addr.ip().is_unspecified();
+        port == addr.port() && (is_same || is_local && listens_locally)
+    };
+    for upstream in upstreams.iter() {
+        let base = upstream.base().to_string();
+        if base.parse().is_ok_and(|uri| is_itself(&uri)) {
+            let what = format_args!("{base} for {} is this gateway itself", upstream.name());
+            return Err(StartError::setting("base URL", what));
+        }
+    }
+    Ok(())
+}
+
+fn http(settings: &Settings) -> auto::Builder<PatientExecutor> {
+    let longest = settings.bulkhead.default_timeout + settings.timeout.total + UPLOAD;
+    let mut http = auto::Builder::new(PatientExecutor::new(longest));
+    http.http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(settings.caller_timeout);
+    http.http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(settings.caller_timeout)
+        .keep_alive_timeout(settings.caller_timeout)
+        .max_concurrent_streams(100);
+    http
+}
+
+/// Most failures to accept are one caller's who has left; but when the files are used up it would fail again at once.
+async fn refused_by_system(error: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    if !matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset
+    ) {
+        tracing::warn!(%error, "cannot accept");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+    // Tokens leave when they come and not when there are enough of them.
+    let _ = stream.set_nodelay(true);
+    let mut draining = shared.draining.subscribe();
+    let has_asked = AtomicBool::new(false);
+    let service = service_fn(|request| {
+        has_asked.store(true, Ordering::Relaxed);
+        answer(Arc::clone(&shared), request)
+    });
+    let io = TokioIo::new(PatientSocket::new(stream, shared.caller_timeout));
+    let mut serving = pin!(shared.http.serve_connection(io, service));
+    // hyper's own limit begins when it knows the version of HTTP; one who says nothing never gets there.
+    let mut silence = pin!(sleep(shared.caller_timeout));
+    let mut is_silent = true;
+    let mut drains = false;
+    loop {
+        tokio::select! {
+            biased;
+            // A connection that broke is the caller's affair; what was under way on it has been dropped.
+            _ = serving.as_mut() => return,
+            _ = draining.wait_for(|draining| *draining), if !drains => {
+                drains = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            () = &mut silence, if is_silent => {
+                is_silent = false;
+                if !has_asked.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn answer(
+    shared: Arc<Shared>,
+    mut request: Request<Incoming>,
+) -> Result<Response<impl Body<Data = Bytes, Error = BoxError> + Send>, BoxError> {
+    let path = request.uri().path();
+    let own = matches!(*request.method(), Method::GET | Method::HEAD)
+        .then(|| shared.own(path))
+        .flatten();
+    if let Some(response) = own {
+        return Ok(response.map(Either::Right));
+    }
+    let Some(upstream) = shared.upstreams.of(&request) else {
+        let what = "no upstream serves this path";
+        return Ok(problem(StatusCode::NOT_FOUND, "not_found", what).map(Either::Right));
+    };
+    let upstream = Arc::clone(upstream);
+    request.extensions_mut().insert(upstream);
+    let (parts, body) = request.into_parts();
+    let (body, stalled) = PatientBody::new(body, shared.caller_timeout);
+    let request = Request::from_parts(parts, body);
+    let response = shared.stack.clone().oneshot(request).await?;
+    if stalled.is_set() {
+        let what = "the request's body did not come";
+        return Ok(
+            problem(StatusCode::REQUEST_TIMEOUT, "request_timeout", what).map(Either::Right),
+        );
+    }
+    Ok(response.map(Either::Left))
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway")
+            .field("addr", &self.addr)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// What the gateway answers itself.
+    fn own(&self, path: &str) -> Option<Response<Full<Bytes>>> {
+        let text = |status, kind, body: String| {
+            let mut response = Response::new(Full::from(body));
+            *response.status_mut() = status;
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            Some(response)
+        };
+        match path {
+            "/healthz" if *self.draining.borrow() => text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "text/plain",
+                "shutting down\n".to_owned(),
+            ),
+            "/healthz" => text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
+            "/metrics" => text(
+                StatusCode::OK,
+                "text/plain; version=0.0.4; charset=utf-8",
+                self.metrics.render(&self.bulkhead),
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// An error of the gateway's own, in the form that most clients know.
+fn problem(status: StatusCode, code: &str, message: &str) -> Response<Full<Bytes>> {
+    let error =
+        serde_json::json!({ "message": message, "type": code, "param": null, "code": code });
+    let body = serde_json::json!({ "error": error }).to_string();
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_not_well_while_it_shuts_down() {
+        let settings = Settings::from_flags(["--listen", "127.0.0.1:0"]).unwrap();
+        let gateway = Gateway::bind(settings).await.unwrap();
+        let status = || gateway.shared.own("/healthz").unwrap().status();
+        assert_eq!(status(), StatusCode::OK);
+        gateway.shared.draining.send_replace(true);
+        assert_eq!(status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+}

@@ -1,0 +1,124 @@
+//! Places, from outside.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tower_llm_testkit::{Behavior, SimulatedProvider};
+
+use crate::support::{Answer, Binary, Running, eventually, get, post};
+
+const CHAT: (&str, &str) = ("/v1/chat/completions", r#"{"stream":true}"#);
+const MESSAGES: (&str, &str) = ("/v1/messages", r#"{"stream":true}"#);
+const GENERATE: (&str, &str) = ("/v1beta/models/m:streamGenerateContent?alt=sse", "{}");
+const AZURE: (&str, &str) = (
+    "/openai/deployments/d/chat/completions",
+    r#"{"stream":true}"#,
+);
+
+fn slow() -> Behavior {
+    Behavior::new()
+        .output_tokens(4)
+        .gap(Duration::from_millis(5))
+}
+
+async fn many(addr: std::net::SocketAddr, count: usize, (path, body): (&str, &str)) -> Vec<Answer> {
+    join_all((0..count).map(|_| post(addr, path, "", body))).await
+}
+
+#[tokio::test]
+async fn two_places_are_never_more_than_two_streams_by_environment() {
+    for (name, call) in [
+        ("BULKHEAD_OPENAI_CONCURRENT", CHAT),
+        ("BULKHEAD_ANTHROPIC_CONCURRENT", MESSAGES),
+        ("BULKHEAD_GEMINI_CONCURRENT", GENERATE),
+        ("BULKHEAD_AZURE_CONCURRENT", AZURE),
+        ("BULKHEAD_DEFAULT_CONCURRENT", CHAT),
+    ] {
+        let provider = SimulatedProvider::start().await.unwrap();
+        provider.set(slow());
+        let url = provider.url();
+        let envs = [
+            ("OPENAI_BASE_URL", url.as_str()),
+            ("ANTHROPIC_BASE_URL", &url),
+            ("GOOGLE_GEMINI_BASE_URL", &url),
+            ("AZURE_OPENAI_ENDPOINT", &url),
+            (name, "2"),
+        ];
+        let gateway = Binary::start(&envs, &[]).await;
+        let answers = many(gateway.addr, 50, call).await;
+        // All of them had room to wait.
+        assert!(answers.iter().all(|answer| answer.status == 200), "{name}");
+        let counts = provider.counts();
+        assert_eq!((counts.requests, counts.finished), (50, 50), "{name}");
+        assert_eq!(counts.max_open_streams, 2, "{name}");
+        assert_eq!(counts.max_in_flight, 2, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn who_finds_no_place_is_told_so_in_his_dialect() {
+    let provider = SimulatedProvider::start().await.unwrap();
+    let flags = [
+        "--bulkhead-default-concurrent",
+        "2",
+        "--bulkhead-default-queue",
+        "0",
+    ];
+    let gateway = Running::over(&provider, &flags).await;
+    for (call, pointer, value) in [
+        (CHAT, "/error/code", "server_is_overloaded"),
+        (AZURE, "/error/code", "server_is_overloaded"),
+        (MESSAGES, "/error/type", "overloaded_error"),
+        (GENERATE, "/error/status", "UNAVAILABLE"),
+    ] {
+        provider.reset_counts();
+        provider.set(
+            Behavior::new()
+                .output_tokens(4)
+                .gap(Duration::from_millis(50)),
+        );
+        let answers = many(gateway.addr, 50, call).await;
+        let (served, refused): (Vec<_>, Vec<_>) =
+            answers.into_iter().partition(|answer| answer.status == 200);
+        assert_eq!((served.len(), refused.len()), (2, 48), "{}", call.0);
+        for answer in refused {
+            assert_eq!(answer.status, 503);
+            assert_eq!(answer.json().pointer(pointer).unwrap(), value, "{}", call.0);
+        }
+        assert_eq!(provider.counts().max_open_streams, 2);
+    }
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded_in_number_and_in_time() {
+    let provider = SimulatedProvider::start().await.unwrap();
+    provider.set(tower_llm_testkit::Fault::StallAfter(1));
+    let flags = [
+        "--bulkhead-openai-concurrent",
+        "1",
+        "--bulkhead-default-queue",
+        "3",
+        "--bulkhead-default-timeout",
+        "0.3",
+    ];
+    let gateway = Running::over(&provider, &flags).await;
+    let mut holder = crate::support::Connection::open(gateway.addr).await;
+    holder.send("POST", CHAT.0, "", CHAT.1).await;
+    holder.head(false).await.unwrap();
+
+    let answers = many(gateway.addr, 10, CHAT).await;
+
+    let waited = |answer: &Answer| answer.text().contains("within 300ms");
+    assert!(answers.iter().all(|answer| answer.status == 503));
+    assert_eq!(answers.iter().filter(|answer| waited(answer)).count(), 3);
+    // Another provider has places of its own.
+    provider.set(Behavior::new());
+    assert_eq!(gateway.post(MESSAGES.0, MESSAGES.1).await.status, 200);
+    let metrics = get(gateway.addr, "/metrics").await.text();
+    assert!(
+        metrics.contains("bulkhead_refused_total{provider=\"openai\"} 10\n"),
+        "{metrics}"
+    );
+    drop(holder);
+    eventually("the place is free", async || gateway.held() == 0).await;
+}

@@ -1,0 +1,17 @@
+//! The gateway from outside: its sockets, its binary, its figures.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod bulkhead;
+mod callers;
+mod cancel;
+mod client;
+mod dialects;
+mod failures;
+mod keys;
+mod latency;
+mod observe;
+mod shutdown;
+mod start;
+mod support;
+mod tls;
