@@ -14,7 +14,8 @@ use crate::{
 ///
 /// A place is given back when our side of the upstream's body is gone; a connection that has to be closed for that may
 /// be closed a little later. A call whose turn has come holds its place although its future is not polled: poll what you
-/// have called, or drop it.
+/// have called, or drop it. The same goes for a body that nobody reads: a server must itself bound how long a caller may
+/// take nothing. One layer twice in a stack waits for itself.
 ///
 /// | setting | default |
 /// |---|---|

@@ -168,7 +168,8 @@ impl KeyBy {
 
     /// A request header's value; one that is not UTF-8 counts as missing.
     ///
-    /// A header is what the caller says it is: use one that something in front of the service has checked.
+    /// A header is what the caller says it is: use one that something in front of the service has checked. The key is
+    /// shown in statistics: for a credential use [`caller`](Self::caller), which knows its digest.
     #[must_use]
     pub fn header(name: HeaderName) -> Self {
         Self(By::Header(name))

@@ -55,8 +55,8 @@ impl<W> TimeoutBuilder<W> {
     /// Sets how long a stream may take from the call to its first content token; for ever unless set.
     ///
     /// Once the head has come, only the time counts in which somebody reads. Of a stream that cannot be read, since it
-    /// is compressed or not of server-sent events, the first data counts as the token. Events in no dialect that is
-    /// known here have no token at all: leave this out for them.
+    /// is compressed or not of server-sent events, the first data counts as the token, and so does the first event of
+    /// a stream in no dialect that is known here.
     pub fn first_token(mut self, timeout: Duration) -> Self {
         self.deadlines.first_token = Some(timeout);
         self

@@ -29,7 +29,8 @@ const X_GOOG_API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 /// can be [counted](Self::count_tokens).
 ///
 /// It is always ready: what is inside is readied when the body is in hand, and so is not held while a slow
-/// caller sends it.
+/// caller sends it. It takes requests with any body, so `service.ready()` has to be told of which:
+/// `ServiceExt::<Request<B>>::ready(&mut service)`; `service.oneshot(request)` need not be.
 #[derive(Clone)]
 pub struct DescribeLayer {
     pub(super) settings: Arc<Settings>,

@@ -59,6 +59,9 @@ pub trait Guard {
 }
 
 /// Watches an [`http::Response`] to the end of its body.
+///
+/// A compressed body cannot be read: its usage is not known, and its end is taken for a good one. Send
+/// `accept-encoding: identity` where that matters, or have the client undo the compression underneath.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HttpBody;
 
