@@ -1,0 +1,316 @@
+//! The reader against a walk over the parsed document.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+/// Asks for everything but what keys that begin with `-` hold, and counts strings under keys that begin with `#`.
+#[derive(Debug, Default, PartialEq)]
+struct Recorder {
+    /// The places given out, as paths of keys.
+    paths: Vec<Vec<u8>>,
+    told: Vec<Told>,
+    counted: BTreeMap<Vec<u8>, i64>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Told {
+    Open(Vec<u8>),
+    String(Vec<u8>, Vec<u8>),
+    Number(Vec<u8>, u64),
+    Word(Vec<u8>, Vec<u8>),
+}
+
+impl Recorder {
+    fn place(&mut self, path: Vec<u8>) -> usize {
+        self.paths.push(path);
+        self.paths.len() - 1
+    }
+
+    fn path(&self, place: usize) -> Vec<u8> {
+        match place {
+            ROOT => Vec::new(),
+            place => self.paths[place].clone(),
+        }
+    }
+}
+
+const ROOT: usize = usize::MAX;
+
+impl Sink for Recorder {
+    type Place = usize;
+
+    fn member(&mut self, parent: usize, key: &[u8]) -> Option<usize> {
+        let path = below(&self.path(parent), key);
+        (!key.starts_with(b"-")).then(|| self.place(path))
+    }
+
+    fn item(&mut self, parent: usize) -> Option<usize> {
+        let path = below(&self.path(parent), b"[]");
+        Some(self.place(path))
+    }
+
+    fn string_mode(&self, place: usize) -> StringMode {
+        match is_counted(&self.path(place)) {
+            true => StringMode::Count,
+            false => StringMode::Capture,
+        }
+    }
+
+    fn open(&mut self, place: usize) {
+        self.told.push(Told::Open(self.path(place)));
+    }
+
+    fn string(&mut self, place: usize, raw: &[u8]) {
+        self.told.push(Told::String(self.path(place), raw.into()));
+    }
+
+    fn text(&mut self, place: usize, bytes: i64) {
+        *self.counted.entry(self.path(place)).or_default() += bytes;
+    }
+
+    fn number(&mut self, place: usize, value: u64) {
+        self.told.push(Told::Number(self.path(place), value));
+    }
+
+    fn word(&mut self, place: usize, word: &[u8]) {
+        self.told.push(Told::Word(self.path(place), word.into()));
+    }
+}
+
+fn below(path: &[u8], key: &[u8]) -> Vec<u8> {
+    [path, b"/", key].concat()
+}
+
+fn is_counted(path: &[u8]) -> bool {
+    path.starts_with(b"/#")
+}
+
+/// What should be told of `value`: slow and obvious.
+fn walk(value: &Value, path: &[u8], depth: usize, expected: &mut Recorder) {
+    match value {
+        Value::Null | Value::Bool(_) => {
+            let word = value.to_string().into_bytes();
+            expected.told.push(Told::Word(path.into(), word));
+        }
+        Value::Number(number) => {
+            let text = number.to_string();
+            if !text.contains(['-', 'e', 'E']) {
+                let whole = text.split('.').next().unwrap();
+                let value = whole.parse().unwrap_or(u64::MAX);
+                expected.told.push(Told::Number(path.into(), value));
+            }
+        }
+        Value::String(text) if is_counted(path) => {
+            *expected.counted.entry(path.into()).or_default() += counted(text);
+        }
+        Value::String(text) => {
+            let told = Told::String(path.into(), spelt(text));
+            expected.told.push(told);
+        }
+        Value::Array(_) | Value::Object(_) if depth == MAX_DEPTH => {}
+        Value::Array(items) => {
+            expected.told.push(Told::Open(path.into()));
+            for item in items {
+                walk(item, &below(path, b"[]"), depth + 1, expected);
+            }
+        }
+        Value::Object(members) => {
+            expected.told.push(Told::Open(path.into()));
+            for (key, value) in members {
+                let key = spelt(key);
+                if !key.starts_with(b"-") {
+                    walk(value, &below(path, &key), depth + 1, expected);
+                }
+            }
+        }
+    }
+}
+
+/// A string between its quotes, as far as one is kept.
+fn spelt(text: &str) -> Vec<u8> {
+    let quoted = Value::from(text).to_string();
+    let raw = &quoted.as_bytes()[1..quoted.len() - 1];
+    raw[..raw.len().min(MAX_CAPTURE)].to_vec()
+}
+
+/// The bytes of a string; what JSON must write as `\u001f` counts as three.
+fn counted(text: &str) -> i64 {
+    let is_short = |byte| b"\x08\t\n\x0c\r".contains(&byte);
+    text.bytes()
+        .map(|byte| if byte < b' ' && !is_short(byte) { 3 } else { 1 })
+        .sum()
+}
+
+/// Reads `document` in pieces of the given lengths, and then the rest of it.
+fn read(document: &[u8], lengths: &[usize]) -> (Recorder, Json<usize>) {
+    let mut recorder = Recorder::default();
+    let mut json = Json::new(ROOT);
+    let mut rest = document;
+    for &length in lengths {
+        let (piece, after) = rest.split_at(length.min(rest.len()));
+        json.feed(piece, &mut recorder);
+        rest = after;
+    }
+    json.feed(rest, &mut recorder);
+    // Ends a number or a word at the root.
+    json.feed(b"\n", &mut recorder);
+    recorder.paths.clear();
+    (recorder, json)
+}
+
+/// Keys and texts with everything that could mislead a reader.
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        4 => prop::sample::select(vec!["usage", "error", "#", "#text", "-", "-skipped", ""]).prop_map(String::from),
+        2 => "[#-]?[a-z\"\\\\{}\\[\\]:,/ \n\r\t]{0,12}",
+        2 => any::<String>(),
+        1 => "[#-]?[a-z\"\\\\]{50,140}",
+        1 => "[😀é\u{1}\u{7f}你]{0,20}",
+    ]
+}
+
+fn value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        prop::num::f64::NORMAL.prop_map(Value::from),
+        text().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(16, 80, 5, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            prop::collection::vec((text(), inner), 0..5)
+                .prop_map(|members| Value::Object(members.into_iter().collect())),
+        ]
+    })
+}
+
+fn assert_reads(value: &Value, lengths: &[usize]) {
+    let mut expected = Recorder::default();
+    walk(value, b"", 0, &mut expected);
+    let pretty = serde_json::to_vec_pretty(value).unwrap();
+    for document in [value.to_string().into_bytes(), pretty] {
+        let (told, json) = read(&document, lengths);
+        assert_eq!(told, expected, "{}", String::from_utf8_lossy(&document));
+        assert!(json.is_complete());
+        assert!(!json.is_open());
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_read_is_what_a_parser_finds(
+        value in value(),
+        lengths in prop::collection::vec(0_usize..30, 0..40),
+    ) {
+        assert_reads(&value, &lengths);
+    }
+
+    #[test]
+    fn a_document_may_come_byte_by_byte(value in value()) {
+        let length = serde_json::to_vec_pretty(&value).unwrap().len();
+        assert_reads(&value, &vec![1; length]);
+    }
+
+    #[test]
+    fn where_pieces_end_makes_no_difference_to_what_is_not_json_either(
+        document in "[{}\\[\\]\",:\\\\ \n0-9eE.+u\\-truefalsn😀]{0,60}",
+        lengths in prop::collection::vec(0_usize..9, 0..20),
+    ) {
+        let (whole, at_end) = read(document.as_bytes(), &[]);
+        let (told, json) = read(document.as_bytes(), &lengths);
+        prop_assert_eq!(told, whole);
+        prop_assert_eq!(json.is_open(), at_end.is_open());
+        prop_assert_eq!(json.is_complete(), at_end.is_complete());
+    }
+
+    #[test]
+    fn a_document_is_open_until_its_last_byte(value in value()) {
+        let document = json!({ "value": value }).to_string();
+        for end in 0..document.len() {
+            let mut json = Json::new(ROOT);
+            json.feed(&document.as_bytes()[..end], &mut Recorder::default());
+            prop_assert_eq!(json.is_open(), end > 0);
+            prop_assert!(!json.is_complete());
+        }
+    }
+}
+
+#[test]
+fn what_lies_deeper_than_is_told_apart_is_passed_over() {
+    for depth in MAX_DEPTH - 1..MAX_DEPTH + 3 {
+        let mut value = json!({ "usage": 7 });
+        for _ in 1..depth {
+            value = json!({ "a": value });
+        }
+        let both = json!({ "deep": value, "z": 8 });
+        assert_reads(&both, &[]);
+        let (told, _) = read(both.to_string().as_bytes(), &[]);
+        let sees = |number| {
+            told.told
+                .iter()
+                .any(|told| matches!(told, Told::Number(_, value) if *value == number))
+        };
+        assert_eq!(sees(7), depth < MAX_DEPTH, "depth {depth}");
+        assert!(sees(8), "what follows is lost at depth {depth}");
+    }
+}
+
+#[test]
+fn a_skipped_value_hides_all_that_is_in_it() {
+    let value = json!({ "-": { "usage": [{ "a": "]}\\\"" }, 1], "b": "}" }, "after": 2 });
+    let document = value.to_string();
+    let bytes_alone = vec![1; document.len()];
+    for lengths in [&[][..], &bytes_alone] {
+        let (told, _) = read(document.as_bytes(), lengths);
+        let after = Told::Number(b"/after".into(), 2);
+        assert_eq!(told.told, [Told::Open(Vec::new()), after]);
+    }
+}
+
+#[test]
+fn a_number_too_large_is_the_largest() {
+    let (told, _) = read(b"[18446744073709551615, 18446744073709551616]", &[]);
+    let numbers = told.told[1..].iter().map(|told| match told {
+        Told::Number(_, value) => *value,
+        other => panic!("{other:?}"),
+    });
+    assert!(numbers.eq([u64::MAX, u64::MAX]));
+}
+
+#[test]
+fn a_number_that_is_negative_or_has_an_exponent_counts_nothing() {
+    for document in ["[-1]", "[-0.5]", "[1e3]", "[1.2E+3]", "[0e0]", "[-]"] {
+        let bytes_alone = vec![1; document.len()];
+        for lengths in [&[][..], &bytes_alone] {
+            let (told, _) = read(document.as_bytes(), lengths);
+            assert_eq!(told.told, [Told::Open(Vec::new())], "{document}");
+        }
+    }
+}
+
+#[test]
+fn a_reset_forgets_a_document_that_was_cut() {
+    for cut in [
+        r#"{"a":[{"b"#,
+        r#"{"a":"b\"#,
+        r#"{"-":{"#,
+        r#"{"a":12"#,
+        "tru",
+    ] {
+        let mut json = Json::new(ROOT);
+        json.feed(cut.as_bytes(), &mut Recorder::default());
+        json.reset();
+        let mut told = Recorder::default();
+        json.feed(br#"{"c":"d"}"#, &mut told);
+        let d = Told::String(b"/c".into(), b"d".into());
+        assert_eq!(told.told, [Told::Open(Vec::new()), d], "after {cut}");
+        assert!(json.is_complete());
+    }
+}
