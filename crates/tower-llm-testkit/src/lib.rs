@@ -4,6 +4,7 @@
 //!   Gemini, as fast, as long and as broken as a [`Behavior`] says, and counts what is done to it.
 //! - [`wire`]: the same answers as bytes, without a server.
 //! - [`fixtures`]: bodies as providers send them, each with what should be read out of it.
+//! - [`example`]: examples, run as a person runs them.
 //! - [`redis`]: a Redis server of the test's own, to be killed and frozen.
 //!
 //! ```
@@ -32,6 +33,7 @@
 //! ```
 
 mod behavior;
+pub mod example;
 mod fault;
 pub mod fixtures;
 mod provider;

@@ -2,24 +2,10 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use tokio::{process::Command, time::timeout};
-use tower_llm_testkit::{Behavior, SimulatedProvider};
+use tower_llm_testkit::{Behavior, SimulatedProvider, example};
 
 async fn run(env: HashMap<&str, String>) -> String {
-    let run = Command::new(env!("CARGO_BIN_EXE_example-reqwest"))
-        .env_remove("OPENAI_BASE_URL")
-        .env("NO_PROXY", "127.0.0.1")
-        .envs(env)
-        .kill_on_drop(true)
-        .output();
-    let output = timeout(Duration::from_secs(60), run)
-        .await
-        .expect("it ends")
-        .expect("it starts");
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    let complained = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{printed}{complained}");
-    printed
+    example::run(env!("CARGO_BIN_EXE_example-reqwest"), env).await
 }
 
 #[track_caller]

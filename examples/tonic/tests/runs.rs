@@ -1,21 +1,11 @@
 //! The example runs by itself, and prints what it promises.
 
-use std::time::Duration;
+use std::collections::HashMap;
 
-use tokio::{process::Command, time::timeout};
+use tower_llm_testkit::example;
 
 async fn run() -> String {
-    let run = Command::new(env!("CARGO_BIN_EXE_example-tonic"))
-        .kill_on_drop(true)
-        .output();
-    let output = timeout(Duration::from_secs(60), run)
-        .await
-        .expect("it ends")
-        .expect("it starts");
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    let complained = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{printed}{complained}");
-    printed
+    example::run(env!("CARGO_BIN_EXE_example-tonic"), HashMap::new()).await
 }
 
 #[track_caller]
