@@ -504,3 +504,20 @@ async fn a_panic_in_the_choice_of_a_key_is_the_caller_s_alone() {
     assert_eq!(arrived(&mut upstream).0.id, 1);
     assert_eq!(counts_of(&layer.handle(), "all"), (1, 0, 0));
 }
+
+#[test]
+fn a_call_may_be_made_to_wait_outside_of_a_runtime() {
+    use tower::Service;
+    use tower_layer::Layer;
+
+    let layer = bulkhead(1).build().unwrap();
+    let mut service = layer.layer(tower::service_fn(|_: Ask| {
+        std::future::pending::<Result<(), std::convert::Infallible>>()
+    }));
+    let running = service.call(Ask::new(0));
+    let waiting = service.call(Ask::new(1));
+    assert_eq!(layer.handle().stats()[0].waiting, 1);
+    drop((running, waiting));
+    let stats = &layer.handle().stats()[0];
+    assert_eq!((stats.in_flight, stats.waiting), (0, 0));
+}

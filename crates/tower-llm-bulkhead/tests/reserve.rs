@@ -249,3 +249,31 @@ async fn a_place_is_given_back_when_the_call_panics_fails_or_is_dropped() {
     drop(dropped);
     assert_eq!(layer.in_flight(), 0);
 }
+
+#[test]
+fn a_service_that_fails_instead_of_becoming_ready_keeps_no_place() {
+    struct Broken;
+
+    impl Service<Ask> for Broken {
+        type Response = usize;
+        type Error = BoxError;
+        type Future = Ready<Result<usize, BoxError>>;
+
+        fn poll_ready(
+            &mut self,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Result<(), BoxError>> {
+            std::task::Poll::Ready(Err("broken".into()))
+        }
+
+        fn call(&mut self, _: Ask) -> Self::Future {
+            unreachable!("never ready")
+        }
+    }
+
+    let layer = places(1);
+    let mut service = layer.layer(Broken);
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert_ready_err!(service.poll_ready(&mut cx));
+    assert_eq!(layer.in_flight(), 0);
+}

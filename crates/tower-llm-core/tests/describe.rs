@@ -738,3 +738,28 @@ async fn a_saturated_inner_service_is_waited_for_and_its_place_given_back() {
     let times = tokio::join!(one(false), one(true), one(false));
     assert_eq!(times, (10, 5, 20));
 }
+
+#[tokio::test]
+async fn a_credential_of_another_provider_makes_nobody_somebody_else() {
+    let layer = DescribeLayer::new();
+    for (path, own) in [
+        ("/v1/messages", "x-api-key"),
+        ("/v1beta/models/m:generateContent", "x-goog-api-key"),
+        ("/openai/deployments/d/chat/completions", "api-key"),
+        ("/v1/chat/completions", "authorization"),
+    ] {
+        let mut callers = Vec::new();
+        for other in ["", "one", "two"] {
+            let mut request = Request::post(path).body(Full::new(Bytes::new())).unwrap();
+            for name in ["authorization", "x-api-key", "api-key", "x-goog-api-key"] {
+                if !other.is_empty() {
+                    request.headers_mut().insert(name, other.parse().unwrap());
+                }
+            }
+            request.headers_mut().insert(own, "mine".parse().unwrap());
+            let passed = pass(&layer, request).await.unwrap();
+            callers.push(passed.call().unwrap().caller().unwrap().clone());
+        }
+        assert!(callers.iter().all(|caller| *caller == callers[0]), "{path}");
+    }
+}
