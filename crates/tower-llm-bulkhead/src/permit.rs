@@ -3,8 +3,9 @@ use std::{
     task::{Poll, Waker},
 };
 
+use http::response::Parts;
 use tokio::time::Instant;
-use tower_llm_core::{Completion, Forget, Guard};
+use tower_llm_core::{Completion, Forget, Guard, Keyed};
 
 use crate::places::{Joined, Places};
 
@@ -23,12 +24,12 @@ pub enum ReleaseAt {
 
 /// A place that is held; dropping it gives it back.
 #[derive(Debug)]
-pub(crate) struct Permit(Arc<Places>);
+pub(crate) struct Permit(Arc<Keyed<Places>>);
 
 /// A place in the queue; dropping it leaves the queue, or gives back the place that was given meanwhile.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    places: Arc<Places>,
+    places: Arc<Keyed<Places>>,
     // `None` once its place has been taken over by a permit.
     number: Option<u64>,
 }
@@ -52,7 +53,7 @@ pub struct Place {
 
 impl Permit {
     /// Takes a place if one is free; gives `places` back if not.
-    pub(crate) fn try_acquire(places: Arc<Places>) -> Result<Self, Arc<Places>> {
+    pub(crate) fn try_acquire(places: Arc<Keyed<Places>>) -> Result<Self, Arc<Keyed<Places>>> {
         if places.try_acquire() {
             Ok(Self(places))
         } else {
@@ -79,7 +80,7 @@ impl Drop for Permit {
 
 impl Ticket {
     /// Joins the queue for a place.
-    pub(crate) fn join(places: Arc<Places>, max_waiting: usize, waker: &Waker) -> Admission {
+    pub(crate) fn join(places: Arc<Keyed<Places>>, max_waiting: usize, waker: &Waker) -> Admission {
         match places.join(max_waiting, waker) {
             Joined::Admitted => Admission::Admitted(Permit(places)),
             Joined::Waiting(number) => Admission::Waiting(Self {
@@ -126,7 +127,7 @@ impl Place {
 }
 
 impl Guard for Place {
-    fn head(&mut self) {
+    fn head(&mut self, _: Option<&mut Parts>) {
         self.release(ReleaseAt::Head);
     }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tower_layer::Layer;
-use tower_llm_core::{Armed, BoxError, Described, Guarded, HttpBody, Watch};
+use tower_llm_core::{Armed, BoxError, Described, Guarded, HttpBody, Keyed, Watch};
 use tower_service::Service;
 
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
 /// Made by [`BulkheadBuilder::build_reserve`](crate::BulkheadBuilder::build_reserve).
 #[derive(Clone, Debug)]
 pub struct ReserveLayer<W = HttpBody> {
-    places: Arc<Places>,
+    places: Arc<Keyed<Places>>,
     release_at: ReleaseAt,
     watch: W,
 }
@@ -55,7 +55,7 @@ enum Turn {
 impl<W> ReserveLayer<W> {
     pub(crate) fn new(limit: usize, release_at: ReleaseAt, watch: W) -> Self {
         Self {
-            places: Arc::new(Places::new(limit)),
+            places: Arc::new(Keyed::keyless(Places::new(limit))),
             release_at,
             watch,
         }
@@ -122,7 +122,7 @@ where
 }
 
 impl Turn {
-    fn poll(&mut self, places: &Arc<Places>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, places: &Arc<Keyed<Places>>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             *self = match self {
                 Self::None => match Permit::try_acquire(Arc::clone(places)) {

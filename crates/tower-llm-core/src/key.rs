@@ -1,6 +1,6 @@
 //! Which state a call shares with which others.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, mem, sync::Arc};
 
 use http::HeaderName;
 
@@ -94,6 +94,11 @@ impl fmt::Debug for Key {
 // === impl KeyRef ===
 
 impl KeyRef<'_> {
+    pub(crate) const EMPTY: Self = Self {
+        first: "",
+        second: "",
+    };
+
     /// Without what no provider, model or caller is called, but somebody who wants the registry to grow.
     fn bounded(self) -> Self {
         let bounded = |part| {
@@ -220,6 +225,19 @@ impl KeyBy {
         then(key.bounded())
     }
 }
+
+/// Whether both choose the same key for every request; two closures do if one is the other's clone.
+impl PartialEq for KeyBy {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (By::Header(one), By::Header(other)) => one == other,
+            (By::Custom(one), By::Custom(other)) => Arc::ptr_eq(one, other),
+            (one, other) => mem::discriminant(one) == mem::discriminant(other),
+        }
+    }
+}
+
+impl Eq for KeyBy {}
 
 impl fmt::Debug for KeyBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -74,7 +74,7 @@ pub use self::{
     oneshot::Oneshot,
     outcome::{Completion, Failure, FinishReason, Outcome},
     refusal::{RefusalBody, RefusalLayer, Refuse},
-    registry::{Forget, Registry},
+    registry::{Forget, Keyed, Registry},
     usage::Usage,
     watch::{Armed, Guard, Guarded, HttpBody, Unary, Watch, Watched},
 };

@@ -11,6 +11,7 @@
 use std::{
     fmt,
     hash::BuildHasher,
+    ops::Deref,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -32,17 +33,19 @@ const DEFAULT_MAX_KEYS: usize = 10_000;
 
 /// The state of each key that is in use.
 ///
-/// `T` is shared by reference; a key whose `T` nobody else holds, and which says that it [may be
+/// `T` is shared by reference; a key whose [`Keyed`] nobody else holds, and whose state says that it [may be
 /// forgotten](Forget::may_forget), can be evicted.
+///
+/// A key costs its state, its text and about 80 bytes.
 pub struct Registry<T> {
     key_by: KeyBy,
     shards: Box<[RwLock<Shard<T>>]>,
     hasher: RandomState,
     max_keys_per_shard: usize,
     /// For calls that have no key. They need no lookup, and all calls may be such.
-    keyless: OnceLock<Arc<T>>,
+    keyless: OnceLock<Arc<Keyed<T>>>,
     /// For keys that come when all places are taken by others in use.
-    overflow: Arc<T>,
+    overflow: Arc<Keyed<T>>,
     make: Box<dyn Fn(Option<&Key>) -> T + Send + Sync>,
 }
 
@@ -54,16 +57,21 @@ pub trait Forget {
     fn may_forget(&self) -> bool;
 }
 
-struct Shard<T> {
-    table: HashTable<Entry<T>>,
-    /// Where the clock's hand stands.
-    hand: usize,
+/// The state of a key, with the key.
+#[derive(Debug)]
+pub struct Keyed<T> {
+    // `None` for the state that keys share when the registry is full.
+    key: Option<Key>,
+    /// Whether it was asked for since the clock's hand came by last.
+    used: AtomicBool,
+    state: T,
 }
 
-struct Entry<T> {
-    key: Key,
-    state: Arc<T>,
-    used: AtomicBool,
+/// What lies in the table is one pointer: a table is half empty after it has grown.
+struct Shard<T> {
+    table: HashTable<Arc<Keyed<T>>>,
+    /// Where the clock's hand stands.
+    hand: usize,
 }
 
 impl<T: Forget> Registry<T> {
@@ -86,7 +94,7 @@ impl<T: Forget> Registry<T> {
             hasher: RandomState::default(),
             max_keys_per_shard: DEFAULT_MAX_KEYS.div_ceil(SHARDS),
             keyless: OnceLock::new(),
-            overflow: Arc::new(make(None)),
+            overflow: Arc::new(Keyed::keyless(make(None))),
             make: Box::new(make),
         }
     }
@@ -103,13 +111,13 @@ impl<T: Forget> Registry<T> {
     }
 
     /// The state of the key of `request`, made if there is none.
-    pub fn get(&self, request: &dyn Described) -> Arc<T> {
+    pub fn get(&self, request: &dyn Described) -> Arc<Keyed<T>> {
         self.key_by.with_key(request, |key| self.get_or_make(key))
     }
 
     /// The state of `key`, if there is one.
     #[must_use]
-    pub fn peek(&self, key: &Key) -> Option<Arc<T>> {
+    pub fn peek(&self, key: &Key) -> Option<Arc<Keyed<T>>> {
         let key = key.borrowed();
         if key.is_empty() {
             return self.keyless.get().map(Arc::clone);
@@ -125,16 +133,15 @@ impl<T: Forget> Registry<T> {
     /// Runs `each` on every key and its state, one shard locked at a time, and last on the state that keys share
     /// when the registry is full.
     pub fn for_each(&self, mut each: impl FnMut(Option<&Key>, &T)) {
-        if let Some(state) = self.keyless.get() {
-            each(Some(&Key::new("")), state);
+        let mut each = |keyed: &Keyed<T>| each(keyed.key(), keyed);
+        if let Some(keyed) = self.keyless.get() {
+            each(keyed);
         }
         for shard in &self.shards {
             let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
-            for entry in &shard.table {
-                each(Some(&entry.key), &entry.state);
-            }
+            shard.table.iter().for_each(|keyed| each(keyed));
         }
-        each(None, &self.overflow);
+        each(&self.overflow);
     }
 
     /// How many keys there are.
@@ -156,10 +163,9 @@ impl<T: Forget> Registry<T> {
         self.len() == 0
     }
 
-    fn get_or_make(&self, key: KeyRef<'_>) -> Arc<T> {
+    fn get_or_make(&self, key: KeyRef<'_>) -> Arc<Keyed<T>> {
         if key.is_empty() {
-            let make = || Arc::new((self.make)(Some(&key.to_key())));
-            return Arc::clone(self.keyless.get_or_init(make));
+            return Arc::clone(self.keyless.get_or_init(|| self.make(key)));
         }
         let hash = self.hasher.hash_one(key);
         let shard = self.shard(hash);
@@ -167,28 +173,27 @@ impl<T: Forget> Registry<T> {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .find(hash, key);
-        if let Some(state) = found {
-            return state;
+        if let Some(keyed) = found {
+            return keyed;
         }
         // Made before the lock is taken: it may be code of the user's.
-        let key = key.to_key();
-        let state = Arc::new((self.make)(Some(&key)));
+        let made = self.make(key);
         let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(state) = shard.find(hash, key.borrowed()) {
-            return state;
+        if let Some(keyed) = shard.find(hash, key) {
+            return keyed;
         }
         if shard.table.len() >= self.max_keys_per_shard && !shard.evict() {
             return Arc::clone(&self.overflow);
         }
-        let entry = Entry {
-            key,
-            state: Arc::clone(&state),
-            used: AtomicBool::new(true),
-        };
-        shard.table.insert_unique(hash, entry, |entry| {
-            self.hasher.hash_one(entry.key.borrowed())
-        });
-        state
+        let hash_of = |keyed: &Arc<Keyed<T>>| self.hasher.hash_one(keyed.key_ref());
+        shard.table.insert_unique(hash, Arc::clone(&made), hash_of);
+        made
+    }
+
+    fn make(&self, key: KeyRef<'_>) -> Arc<Keyed<T>> {
+        let key = key.to_key();
+        let state = (self.make)(Some(&key));
+        Arc::new(Keyed::new(Some(key), state))
     }
 
     fn shard(&self, hash: u64) -> &RwLock<Shard<T>> {
@@ -198,14 +203,46 @@ impl<T: Forget> Registry<T> {
     }
 }
 
-impl<T> Shard<T> {
-    fn find(&self, hash: u64, key: KeyRef<'_>) -> Option<Arc<T>> {
-        let entry = self.table.find(hash, |entry| entry.key.borrowed() == key)?;
-        // Read first: a key in use by several threads should not be written to by all of them.
-        if !entry.used.load(Ordering::Relaxed) {
-            entry.used.store(true, Ordering::Relaxed);
+impl<T> Keyed<T> {
+    fn new(key: Option<Key>, state: T) -> Self {
+        Self {
+            key,
+            used: AtomicBool::new(true),
+            state,
         }
-        Some(Arc::clone(&entry.state))
+    }
+
+    /// State that belongs to no key.
+    pub fn keyless(state: T) -> Self {
+        Self::new(None, state)
+    }
+
+    /// The key; `None` for the state that keys share when the registry is full.
+    pub fn key(&self) -> Option<&Key> {
+        self.key.as_ref()
+    }
+
+    fn key_ref(&self) -> KeyRef<'_> {
+        self.key.as_ref().map_or(KeyRef::EMPTY, Key::borrowed)
+    }
+}
+
+impl<T> Deref for Keyed<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.state
+    }
+}
+
+impl<T> Shard<T> {
+    fn find(&self, hash: u64, key: KeyRef<'_>) -> Option<Arc<Keyed<T>>> {
+        let keyed = self.table.find(hash, |keyed| keyed.key_ref() == key)?;
+        // Read first: a key in use by several threads should not be written to by all of them.
+        if !keyed.used.load(Ordering::Relaxed) {
+            keyed.used.store(true, Ordering::Relaxed);
+        }
+        Some(Arc::clone(keyed))
     }
 
     /// Makes a place; `false` if every entry that was looked at is in use.
@@ -222,10 +259,10 @@ impl<T> Shard<T> {
             let Ok(bucket) = self.table.get_bucket_entry(self.hand) else {
                 continue;
             };
-            let entry = bucket.get();
-            let is_held = Arc::strong_count(&entry.state) > 1;
-            if !is_held && entry.state.may_forget() {
-                if !entry.used.swap(false, Ordering::Relaxed) {
+            let keyed = bucket.get();
+            let is_held = Arc::strong_count(keyed) > 1;
+            if !is_held && keyed.may_forget() {
+                if !keyed.used.swap(false, Ordering::Relaxed) {
                     bucket.remove();
                     return true;
                 }
@@ -264,15 +301,12 @@ mod tests {
 
     fn shard(keys: usize) -> Shard<Forgettable> {
         let hasher = RandomState::default();
-        let hash = |entry: &Entry<Forgettable>| hasher.hash_one(entry.key.borrowed());
+        let hash = |keyed: &Arc<Keyed<Forgettable>>| hasher.hash_one(keyed.key_ref());
         let mut table = HashTable::new();
         for key in 0..keys {
-            let entry = Entry {
-                key: Key::new(key.to_string()),
-                state: Arc::new(Forgettable),
-                used: AtomicBool::new(true),
-            };
-            table.insert_unique(hash(&entry), entry, hash);
+            let key = Some(Key::new(key.to_string()));
+            let keyed = Arc::new(Keyed::new(key, Forgettable));
+            table.insert_unique(hash(&keyed), keyed, hash);
         }
         Shard { table, hand: 0 }
     }
@@ -290,7 +324,7 @@ mod tests {
     fn no_more_entries_are_looked_at_than_so_many() {
         let mut shard = shard(1_000);
         assert!(shard.evict());
-        let asked_for = |entry: &&Entry<_>| entry.used.load(Ordering::Relaxed);
+        let asked_for = |keyed: &&Arc<Keyed<_>>| keyed.used.load(Ordering::Relaxed);
         let passed = 999 - shard.table.iter().filter(asked_for).count();
         assert_eq!(passed, LOOKED_AT - 1);
     }
@@ -298,26 +332,22 @@ mod tests {
     #[test]
     fn the_hand_passes_what_was_asked_for_since_it_came_by() {
         let mut shard = shard(100);
-        for entry in &shard.table {
-            let is_favourite = entry.key == Key::new("7");
-            entry.used.store(is_favourite, Ordering::Relaxed);
+        for keyed in &shard.table {
+            let is_favourite = keyed.key() == Some(&Key::new("7"));
+            keyed.used.store(is_favourite, Ordering::Relaxed);
         }
         for left in (1..100).rev() {
             assert!(shard.evict());
             assert_eq!(shard.table.len(), left);
         }
         let last = shard.table.iter().next().expect("one is left");
-        assert_eq!(last.key, Key::new("7"));
+        assert_eq!(last.key(), Some(&Key::new("7")));
     }
 
     #[test]
     fn the_hand_gives_up_where_all_are_held() {
         let mut shard = shard(100);
-        let held: Vec<_> = shard
-            .table
-            .iter()
-            .map(|entry| Arc::clone(&entry.state))
-            .collect();
+        let held: Vec<_> = shard.table.iter().map(Arc::clone).collect();
         assert!(!shard.evict());
         assert_eq!((shard.table.len(), held.len()), (100, 100));
     }

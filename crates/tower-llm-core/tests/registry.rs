@@ -185,7 +185,7 @@ proptest! {
         steps in prop::collection::vec((0_u32..60, any::<bool>()), 0..300),
     ) {
         let registry = registry(32);
-        let mut held: HashMap<u32, Arc<State>> = HashMap::new();
+        let mut held: HashMap<u32, Arc<tower_llm_core::Keyed<State>>> = HashMap::new();
         for (key, holds) in steps {
             let state = registry.get(&asks(key));
             if let Some(before) = held.get(&key) {

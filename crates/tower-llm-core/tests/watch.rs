@@ -426,7 +426,7 @@ fn a_future_hands_the_guard_on_to_the_body() {
 struct Stages(Arc<Mutex<Vec<&'static str>>>);
 
 impl Guard for Stages {
-    fn head(&mut self) {
+    fn head(&mut self, _: Option<&mut http::response::Parts>) {
         self.0.lock().unwrap().push("head");
     }
 

@@ -1,5 +1,6 @@
 //! A guard that is told of the end on every path.
 
+use http::response::Parts;
 use tokio::time::Instant;
 
 use super::Guard;
@@ -31,10 +32,10 @@ impl<G: Guard> Armed<G> {
         result
     }
 
-    /// Tells the guard of the response's head.
-    pub fn head(&mut self) {
+    /// Tells the guard of the response's head; see [`Guard::head`].
+    pub fn head(&mut self, head: Option<&mut Parts>) {
         if let Some(guard) = &mut self.guard {
-            guard.head();
+            guard.head(head);
         }
     }
 

@@ -57,7 +57,6 @@ impl<B, G: Guard> Watched<B, G> {
     where
         B: Body<Data = Bytes>,
     {
-        armed.head();
         let (mut parts, body) = response.into_parts();
         let followed = parts.extensions.get::<Led>().and_then(Led::lead);
         let leads = followed.is_none();
@@ -66,6 +65,7 @@ impl<B, G: Guard> Watched<B, G> {
             parts.extensions.insert(lead.led());
             lead
         });
+        armed.head(Some(&mut parts));
         let mut watched = Self {
             inner: Some(body),
             armed,

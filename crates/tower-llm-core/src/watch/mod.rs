@@ -14,6 +14,7 @@ mod future;
 mod lead;
 
 use crate::{Call, Completion, Outcome};
+use http::response::Parts;
 use http_body::Body;
 use tokio::time::Instant;
 
@@ -43,8 +44,12 @@ pub trait Watch<R>: Clone {
 /// caller's task, within a poll or a drop, and must not block. It should not panic either: one that does in a
 /// drop may abort the process.
 pub trait Guard {
-    /// The response's head has come.
-    fn head(&mut self) {}
+    /// The response's head has come; `None` where the response is not an [`http::Response`].
+    ///
+    /// Headers may be read and added. What says how the body is written has been read before.
+    fn head(&mut self, head: Option<&mut Parts>) {
+        let _ = head;
+    }
 
     /// The first content token of a stream has passed, `at`.
     ///
@@ -92,7 +97,7 @@ impl<R> Watch<R> for Unary {
 
     fn watch<G: Guard>(&self, _: Option<&Call>, response: R, guard: G) -> R {
         let mut armed = Armed::new(guard);
-        armed.head();
+        armed.head(None);
         armed.end(&Completion::new(Outcome::Success));
         response
     }
