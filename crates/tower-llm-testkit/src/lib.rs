@@ -5,7 +5,7 @@
 //! - [`wire`]: the same answers as bytes, without a server.
 //! - [`fixtures`]: bodies as providers send them, each with what should be read out of it.
 //! - [`example`]: examples, run as a person runs them.
-//! - [`redis`]: a Redis server of the test's own, to be killed and frozen.
+//! - [`redis`]: Redis servers and clusters of the test's own, to be killed and frozen.
 //!
 //! ```
 //! use http_body_util::{BodyExt, Full};

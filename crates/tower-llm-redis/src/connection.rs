@@ -1,0 +1,223 @@
+//! One connection to one server: all that fred is asked for.
+//!
+//! fred can reconnect by itself, and follow a cluster. Neither is used, because its one task for all of a client's
+//! connections reads no commands while it connects to any of them, nor while a write does not get through. Here a
+//! connection that is lost or silent is given up and another opened, so that nothing which waited on the old one is sent
+//! later, on the new one.
+
+use std::time::Duration;
+
+use fred::{
+    clients::Client,
+    error::{Error, ErrorKind},
+    interfaces::ClientLike,
+    socket2::TcpKeepalive,
+    types::{
+        ClusterHash, ConnectHandle, CustomCommand, Resp3Frame, RespVersion, Value,
+        config::{
+            Config, ConnectionConfig, Options, PerformanceConfig, Server, ServerConfig, TcpConfig,
+        },
+    },
+};
+use futures_util::future::{Either, join, select};
+
+use crate::{settings::Settings, url::Address};
+
+/// After so much silence the system asks whether the other side is there, so that what stands between forgets neither.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// More than ever wait, and less than tokio's channels panic at.
+const MAX_BUFFER: usize = 1 << 28;
+
+/// A connection, which ends with its value.
+pub(crate) struct Connection {
+    line: Line,
+    task: ConnectHandle,
+}
+
+/// What to send on; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Line(Client);
+
+/// Why no answer came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Silence {
+    TimedOut,
+    /// The connection ended; what the server had said before, if it was over that.
+    Lost(Option<String>),
+}
+
+/// Why there is no connection.
+#[derive(Clone, Debug)]
+pub(crate) enum Complaint {
+    /// The server answered, and wants other credentials.
+    Refused(String),
+    Unreachable(String),
+}
+
+impl Connection {
+    /// Begins to connect. What is sent meanwhile waits, within its timeout.
+    pub(crate) fn open(settings: &Settings, address: &Address) -> Self {
+        let client = Client::new(
+            config(&settings.target.config, address),
+            Some(PerformanceConfig {
+                default_command_timeout: settings.command_timeout,
+                ..PerformanceConfig::default()
+            }),
+            Some(limits(settings)),
+            // It does not reconnect.
+            None,
+        );
+        let task = client.connect();
+        Self {
+            line: Line(client),
+            task,
+        }
+    }
+
+    pub(crate) fn line(&self) -> Line {
+        self.line.clone()
+    }
+
+    /// Waits until the server has answered a PING. Not to be asked of a connection that did not.
+    pub(crate) async fn answers(&mut self, within: Duration) -> Result<(), Complaint> {
+        let ping = std::pin::pin!(self.line.ask("PING", Vec::new(), within));
+        match select(ping, &mut self.task).await {
+            Either::Left((Ok(answer), _)) => match server_error(&answer) {
+                None => Ok(()),
+                Some(error) => Err(Complaint::Unreachable(error.to_owned())),
+            },
+            Either::Left((Err(_), _)) => Err(Complaint::Unreachable(format!(
+                "no answer within {within:?}"
+            ))),
+            Either::Right((ended, _)) => Err(Complaint::of(ended.ok())),
+        }
+    }
+
+    /// Waits until the connection is lost. Only for one that has answered.
+    pub(crate) async fn lost(&mut self) {
+        // Why does not matter: another will be opened, and will tell if that can't be.
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The task holds the socket, and fred's client does not end it. Who waits for an answer learns at once.
+        self.task.abort();
+    }
+}
+
+impl Line {
+    /// Sends a command and waits for its answer, be it an error.
+    pub(crate) async fn ask(
+        &self,
+        command: &'static str,
+        args: Vec<Value>,
+        within: Duration,
+    ) -> Result<Resp3Frame, Silence> {
+        let options = Options {
+            // To fred, zero is no limit.
+            timeout: Some(within.max(Duration::from_millis(1))),
+            ..Options::default()
+        };
+        let command = CustomCommand::new_static(command, ClusterHash::FirstKey, false);
+        let asked = self
+            .0
+            .with_options(&options)
+            .custom_raw(command, args)
+            .await;
+        asked.map_err(|error| match error.kind() {
+            ErrorKind::Timeout => Silence::TimedOut,
+            // fred ends a connection over a CLUSTERDOWN, and hands it to all who wait, whether it was theirs or not.
+            ErrorKind::Cluster => Silence::Lost(Some(error.details().to_owned())),
+            _ => Silence::Lost(None),
+        })
+    }
+
+    /// Sends a command for a slot that is being moved to this server.
+    pub(crate) async fn ask_moving(
+        &self,
+        command: &'static str,
+        args: Vec<Value>,
+        within: Duration,
+    ) -> Result<Resp3Frame, Silence> {
+        // Both are sent before either is waited for. Should another's command come between, ours is answered with a MOVED
+        // and goes round once more.
+        let asking = self.ask("ASKING", Vec::new(), within);
+        join(asking, self.ask(command, args, within)).await.1
+    }
+}
+
+impl Complaint {
+    fn of(ended: Option<Result<(), Error>>) -> Self {
+        match ended {
+            Some(Err(error)) if *error.kind() == ErrorKind::Auth => {
+                Self::Refused(error.details().to_owned())
+            }
+            Some(Err(error)) => Self::Unreachable(plain(error.details()).to_owned()),
+            Some(Ok(())) | None => Self::Unreachable("the connection ended".to_owned()),
+        }
+    }
+}
+
+/// The text of an error that the server answered with.
+pub(crate) fn server_error(answer: &Resp3Frame) -> Option<&str> {
+    match answer {
+        Resp3Frame::SimpleError { data, .. } => Some(data),
+        Resp3Frame::BlobError { data, .. } => Some(str::from_utf8(data).unwrap_or("ERR")),
+        _ => None,
+    }
+}
+
+fn config(target: &Config, address: &Address) -> Config {
+    Config {
+        server: ServerConfig::Centralized {
+            server: Server::new(address.host.as_str(), address.port),
+        },
+        version: RespVersion::RESP3,
+        // The task ends when it can't connect, and says why.
+        fail_fast: true,
+        ..target.clone()
+    }
+}
+
+fn limits(settings: &Settings) -> ConnectionConfig {
+    ConnectionConfig {
+        connection_timeout: settings.connect_timeout,
+        internal_command_timeout: settings.connect_timeout,
+        // A script that charges must not be sent again because its answer was lost.
+        max_command_attempts: 1,
+        // Those that wait are counted before they come here. This is for what is left of those that gave up.
+        max_command_buffer_len: settings.max_pending.saturating_mul(2).min(MAX_BUFFER),
+        tcp: TcpConfig {
+            nodelay: Some(true),
+            keepalive: Some(TcpKeepalive::new().with_time(KEEPALIVE)),
+            ..TcpConfig::default()
+        },
+        ..ConnectionConfig::default()
+    }
+}
+
+/// What a person would read in the debug text of an I/O error, which is all that fred keeps of it.
+fn plain(details: &str) -> &str {
+    ["message: \"", "error: \""]
+        .iter()
+        .find_map(|begin| details.split_once(begin))
+        .and_then(|(_, rest)| rest.split_once('"'))
+        .map_or(details, |(text, _)| text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_an_io_error_the_message_is_kept() {
+        let refused = r#"Os { code: 111, kind: ConnectionRefused, message: "Connection refused" }"#;
+        assert_eq!(plain(refused), "Connection refused");
+        let lookup = r#"Custom { kind: Uncategorized, error: "failed to lookup address" }"#;
+        assert_eq!(plain(lookup), "failed to lookup address");
+        assert_eq!(plain("Request timed out."), "Request timed out.");
+    }
+}

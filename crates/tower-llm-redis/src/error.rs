@@ -1,0 +1,260 @@
+use std::{error::Error, fmt, time::Duration};
+
+use tower_llm_core::ConfigError;
+
+use crate::url::Address;
+
+/// A script could not be run, or its answer did not come.
+///
+/// The text may change; what the getters say will not.
+#[derive(Clone, Debug)]
+pub struct StoreError {
+    reason: Reason,
+}
+
+#[derive(Clone, Debug)]
+enum Reason {
+    /// Known to be away: not sent.
+    Down,
+    /// Too many calls wait already: not sent.
+    Full {
+        max_pending: usize,
+    },
+    TimedOut {
+        after: Duration,
+    },
+    /// The connection ended before the answer came, perhaps over something that the server said to another call.
+    Lost {
+        over: Option<String>,
+    },
+    /// The server can't serve now: it loads, has no primary, is stuck in a script.
+    NotServing {
+        message: String,
+    },
+    Server {
+        message: String,
+    },
+    Redirects,
+    Unexpected {
+        what: &'static str,
+    },
+}
+
+/// The server could not be reached, or would not have us.
+///
+/// The text may change; what the getters say will not.
+#[derive(Clone, Debug)]
+pub struct ConnectError {
+    reason: Unconnected,
+}
+
+#[derive(Clone, Debug)]
+enum Unconnected {
+    Config(ConfigError),
+    Refused {
+        address: Address,
+        message: String,
+    },
+    TimedOut {
+        address: Address,
+        within: Duration,
+        last: Option<String>,
+    },
+    NoSlots {
+        within: Duration,
+    },
+}
+
+// === impl StoreError ===
+
+impl StoreError {
+    pub(crate) fn down() -> Self {
+        Reason::Down.into()
+    }
+
+    pub(crate) fn full(max_pending: usize) -> Self {
+        Reason::Full { max_pending }.into()
+    }
+
+    pub(crate) fn timed_out(after: Duration) -> Self {
+        Reason::TimedOut { after }.into()
+    }
+
+    pub(crate) fn lost(over: Option<String>) -> Self {
+        Reason::Lost { over }.into()
+    }
+
+    pub(crate) fn not_serving(message: String) -> Self {
+        Reason::NotServing { message }.into()
+    }
+
+    pub(crate) fn server(message: String) -> Self {
+        Reason::Server { message }.into()
+    }
+
+    pub(crate) fn redirects() -> Self {
+        Reason::Redirects.into()
+    }
+
+    pub(crate) fn unexpected(what: &'static str) -> Self {
+        Reason::Unexpected { what }.into()
+    }
+
+    /// Whether no answer came in time. The script may have run, or may yet.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        matches!(self.reason, Reason::TimedOut { .. })
+    }
+
+    /// Whether Redis is away and the script did not run: it was refused at once, because the server is known to be away
+    /// or [`max_pending`](crate::RedisBuilder::max_pending) calls wait already; or the server said that it can't serve
+    /// now.
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        match self.reason {
+            Reason::Down | Reason::Full { .. } | Reason::NotServing { .. } | Reason::Redirects => {
+                true
+            }
+            Reason::TimedOut { .. }
+            | Reason::Lost { .. }
+            | Reason::Server { .. }
+            | Reason::Unexpected { .. } => false,
+        }
+    }
+
+    /// Whether the server answered, with an error: of the script, of a type, of its memory. It is up, and the same call
+    /// is likely to fail again.
+    #[must_use]
+    pub fn is_script(&self) -> bool {
+        matches!(self.reason, Reason::Server { .. })
+    }
+
+    /// Whether the script may have run although no answer came: it timed out, or the connection was lost.
+    #[must_use]
+    pub fn may_have_run(&self) -> bool {
+        matches!(self.reason, Reason::TimedOut { .. } | Reason::Lost { .. })
+    }
+}
+
+impl From<Reason> for StoreError {
+    fn from(reason: Reason) -> Self {
+        Self { reason }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.reason {
+            Reason::Down => write!(f, "redis is away"),
+            Reason::Full { max_pending } => write!(f, "{max_pending} calls wait for redis already"),
+            Reason::TimedOut { after } => write!(f, "redis did not answer within {after:?}"),
+            Reason::Lost { over: None } => write!(f, "the connection to redis was lost"),
+            Reason::Lost { over: Some(over) } => {
+                write!(f, "the connection to redis was lost: {over}")
+            }
+            Reason::NotServing { message } => write!(f, "redis does not serve now: {message}"),
+            Reason::Server { message } => write!(f, "redis answered: {message}"),
+            Reason::Redirects => write!(f, "the nodes of the cluster don't agree whose key it is"),
+            Reason::Unexpected { what } => write!(f, "the script's answer is {what}"),
+        }
+    }
+}
+
+impl Error for StoreError {}
+
+// === impl ConnectError ===
+
+impl ConnectError {
+    pub(crate) fn refused(address: &Address, message: String) -> Self {
+        let address = address.clone();
+        Unconnected::Refused { address, message }.into()
+    }
+
+    pub(crate) fn timed_out(address: &Address, within: Duration, last: Option<String>) -> Self {
+        let timed_out = Unconnected::TimedOut {
+            address: address.clone(),
+            within,
+            last,
+        };
+        timed_out.into()
+    }
+
+    /// Of a cluster whose nodes answer, and don't say who has which slot.
+    pub(crate) fn no_slots(within: Duration) -> Self {
+        Unconnected::NoSlots { within }.into()
+    }
+
+    /// The setting that cannot work, if it was that.
+    #[must_use]
+    pub fn config(&self) -> Option<&ConfigError> {
+        match &self.reason {
+            Unconnected::Config(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether the server answered and refused us: wrong credentials, none where some are needed, or no Cluster where one
+    /// was expected.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        matches!(self.reason, Unconnected::Refused { .. })
+    }
+
+    /// Whether it could not be reached in time.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        matches!(
+            self.reason,
+            Unconnected::TimedOut { .. } | Unconnected::NoSlots { .. }
+        )
+    }
+}
+
+impl From<ConfigError> for ConnectError {
+    fn from(error: ConfigError) -> Self {
+        Unconnected::Config(error).into()
+    }
+}
+
+impl From<Unconnected> for ConnectError {
+    fn from(reason: Unconnected) -> Self {
+        Self { reason }
+    }
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.reason {
+            Unconnected::Config(_) => write!(f, "a setting of redis cannot work"),
+            Unconnected::Refused { address, message } => {
+                write!(f, "redis at {address} refused us: {message}")
+            }
+            Unconnected::TimedOut {
+                address,
+                within,
+                last,
+            } => {
+                write!(
+                    f,
+                    "redis at {address} could not be reached within {within:?}"
+                )?;
+                match last {
+                    Some(last) => write!(f, ": {last}"),
+                    None => Ok(()),
+                }
+            }
+            Unconnected::NoSlots { within } => {
+                write!(
+                    f,
+                    "no node of the cluster said within {within:?} who has which slot"
+                )
+            }
+        }
+    }
+}
+
+impl Error for ConnectError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.config().map(|error| error as _)
+    }
+}

@@ -1,0 +1,219 @@
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    Arg, ConnectError, RedisBuilder, Reply, Script, StoreError,
+    cluster::Cluster,
+    connection::Complaint,
+    gate::Counters,
+    node::{Answer, Asking, Node},
+    request::Request,
+    settings::Settings,
+    url::Shape,
+};
+
+/// A connection to Redis, Valkey or a Redis Cluster; cheap to clone, one for a process.
+///
+/// Its calls share one connection to each server, on which they are sent one after the other without waiting for answers.
+/// When the last clone is dropped, the connections end, and the tasks that drive them.
+///
+/// # A Cluster
+///
+/// Each node is up or away for itself: if one dies, its slots fail and the others don't, until Redis itself says that the
+/// cluster is down or a replica has taken over. Slots that move are followed. Only primaries are asked.
+#[derive(Clone)]
+pub struct Redis {
+    shared: Arc<Shared>,
+}
+
+/// How Redis is, as of now; see [`Redis::health`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Health {
+    /// Whether it is thought to be up; of a Cluster, whether all nodes are.
+    pub up: bool,
+    /// How long it has been away; `None` while it is up. Of a Cluster's nodes, the longest.
+    pub down_for: Option<Duration>,
+    /// Calls that got no answer, or one that the server can't serve now. Refused calls are not among them.
+    pub failures: u64,
+    /// How often a server was found away.
+    pub outages: u64,
+}
+
+struct Shared {
+    deployment: Deployment,
+    settings: Arc<Settings>,
+    counters: Arc<Counters>,
+}
+
+enum Deployment {
+    Single(Node),
+    Cluster(Cluster),
+}
+
+impl Redis {
+    /// Starts one for a server or Cluster.
+    ///
+    /// | URL | is |
+    /// |---|---|
+    /// | `redis://host:6379/0` | a server, or what looks like one; port 6379 and database 0 unless given |
+    /// | `redis://user:password@host` | with credentials, percent-encoded; `:password@` alone for the default user |
+    /// | `rediss://host` | over TLS (feature `rustls`) |
+    /// | `redis-cluster://host:7000?node=other:7000` | a Cluster, found by any of these nodes; `rediss-cluster` over TLS |
+    ///
+    /// `valkey` may stand for `redis` in each. The URL is shown nowhere, in no error either. The user must be allowed to
+    /// PING, EVAL and EVALSHA, what the scripts do, and on a Cluster CLUSTER SLOTS.
+    pub fn builder(url: impl Into<String>) -> RedisBuilder {
+        RedisBuilder::new(url.into())
+    }
+
+    /// Needs a tokio runtime.
+    pub(crate) fn start(settings: Settings) -> Self {
+        let (settings, counters) = (Arc::new(settings), Arc::<Counters>::default());
+        let (ours, theirs) = (Arc::clone(&settings), Arc::clone(&counters));
+        let deployment = match settings.target.shape.clone() {
+            Shape::Single(address) => Deployment::Single(Node::start(address, ours, theirs, None)),
+            Shape::Cluster(seeds) => Deployment::Cluster(Cluster::start(seeds, ours, theirs)),
+        };
+        Self {
+            shared: Arc::new(Shared {
+                deployment,
+                settings,
+                counters,
+            }),
+        }
+    }
+
+    /// Runs a script, and returns what it returns.
+    ///
+    /// It lasts no longer than [`command_timeout`](RedisBuilder::command_timeout). On a Cluster all keys must be in one
+    /// slot: give them the same hash tag. Dropping the future does not take the script back.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the server is away, does not answer in time, or answers with an error. Whether the script may
+    /// have run is in [`may_have_run`](StoreError::may_have_run).
+    pub async fn run(
+        &self,
+        script: &Script,
+        keys: Vec<String>,
+        args: Vec<Arg>,
+    ) -> Result<Reply, StoreError> {
+        let request = Request::new(script, keys, args);
+        let deadline = Instant::now() + self.shared.settings.command_timeout;
+        match &self.shared.deployment {
+            Deployment::Cluster(cluster) => cluster.run(&request, deadline).await,
+            Deployment::Single(node) => match node.run(&request, Asking::No, deadline).await? {
+                Answer::Reply(reply) => Ok(reply),
+                Answer::Moved(_) | Answer::Moving(_) => Err(StoreError::server(
+                    "it is a cluster's node, whose url begins with redis-cluster".to_owned(),
+                )),
+            },
+        }
+    }
+
+    /// Whether calls are sent at all: `false` from the first that got no answer until the server answers again. Of a
+    /// Cluster, whether all nodes are up.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        match &self.shared.deployment {
+            Deployment::Single(node) => node.is_up(),
+            Deployment::Cluster(cluster) => cluster.is_up(),
+        }
+    }
+
+    /// How it is, and what was counted since it was built.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let now = Instant::now();
+        let down_for = match &self.shared.deployment {
+            Deployment::Single(node) => node.down_for(now),
+            Deployment::Cluster(cluster) => {
+                let nodes = cluster.nodes();
+                nodes.iter().filter_map(|node| node.down_for(now)).max()
+            }
+        };
+        Health {
+            up: down_for.is_none(),
+            down_for,
+            failures: self.shared.counters.failures.load(Ordering::Relaxed),
+            outages: self.shared.counters.outages.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Waits until it has answered, for as long as connecting may take.
+    pub(crate) async fn answered(&self) -> Result<(), ConnectError> {
+        let within = self.shared.settings.connect_timeout;
+        let until = Instant::now() + within;
+        while !self.shared.has_answered() {
+            if let Some(refused) = self.shared.refused() {
+                return Err(refused);
+            }
+            if Instant::now() >= until {
+                return Err(self.shared.unreachable(within));
+            }
+            // Once in a process's life, and for a moment: not worth a channel.
+            sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn has_answered(&self) -> bool {
+        match &self.deployment {
+            Deployment::Single(node) => node.has_answered(),
+            Deployment::Cluster(cluster) => {
+                cluster.is_known() && cluster.nodes().iter().all(|node| node.has_answered())
+            }
+        }
+    }
+
+    fn refused(&self) -> Option<ConnectError> {
+        let refused = |node: &Node| match node.complaint()? {
+            Complaint::Refused(message) => Some(ConnectError::refused(node.address(), message)),
+            Complaint::Unreachable(_) => None,
+        };
+        match &self.deployment {
+            Deployment::Single(node) => refused(node),
+            Deployment::Cluster(cluster) => {
+                let none_of_a_cluster = cluster.complaint();
+                none_of_a_cluster
+                    .map(|(address, message)| ConnectError::refused(&address, message))
+                    .or_else(|| cluster.nodes().iter().find_map(|node| refused(node)))
+            }
+        }
+    }
+
+    fn unreachable(&self, within: Duration) -> ConnectError {
+        let missing = |node: &Node| {
+            let last = match node.complaint() {
+                Some(Complaint::Unreachable(message)) => Some(message),
+                _ => None,
+            };
+            ConnectError::timed_out(node.address(), within, last)
+        };
+        match &self.deployment {
+            Deployment::Single(node) => missing(node),
+            Deployment::Cluster(cluster) => {
+                let nodes = cluster.nodes();
+                let silent = nodes.iter().find(|node| !node.has_answered());
+                silent.map_or_else(|| ConnectError::no_slots(within), |node| missing(node))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not where it connects to: that is told with the password.
+        f.debug_struct("Redis")
+            .field("health", &self.health())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,241 @@
+//! Three nodes: all slots, slots that move, nodes that are away.
+
+mod support;
+
+use std::time::Duration;
+
+use support::{
+    MARGIN, PATIENCE, RECOVERY, TIMEOUT, connect, connect_patiently, count, run, timed, until,
+    until_served,
+};
+use tokio::time::{Instant, sleep};
+use tower_llm_redis::{Redis, Script};
+use tower_llm_testkit::redis::RedisCluster;
+
+/// Keys of the first and the last node, and the first one's slot.
+const FIRST: &str = "bar";
+const LAST: &str = "foo";
+const SLOT_OF_FIRST: u16 = 5_061;
+
+/// Calls for this long, and says how many succeeded, how many did not, and how long the longest took.
+async fn calls(redis: &Redis, key: &str, period: Duration) -> (u32, u32, Duration) {
+    let (mut well, mut failed, mut longest) = (0, 0, Duration::ZERO);
+    let until = Instant::now() + period;
+    while Instant::now() < until {
+        let (result, took) = timed(count(redis, key)).await;
+        longest = longest.max(took);
+        match result {
+            Ok(_) => well += 1,
+            Err(_) => failed += 1,
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    (well, failed, longest)
+}
+
+#[tokio::test]
+async fn a_script_works_on_every_node_and_after_all_have_forgotten_it() {
+    let cluster = RedisCluster::start(3).await.unwrap();
+    let redis = connect_patiently(cluster.url()).await;
+    for round in 1..=3 {
+        for n in 0..100 {
+            let counted = count(&redis, &format!("key{n}")).await.unwrap();
+            assert_eq!(counted, round);
+        }
+        cluster.flush_scripts().await.unwrap();
+    }
+    for node in 0..3 {
+        let keys = cluster.command(node, &["DBSIZE"]).await.unwrap();
+        let keys: u32 = keys.parse().unwrap();
+        assert!((10..90).contains(&keys), "{keys} of 100 on node {node}");
+    }
+    // Without a key, any node will do.
+    run(&redis, "return 1").await.unwrap();
+    let health = redis.health();
+    assert_eq!((health.up, health.failures, health.outages), (true, 0, 0));
+}
+
+#[tokio::test]
+async fn keys_of_one_tag_go_together_and_others_are_an_error() {
+    let cluster = RedisCluster::start(3).await.unwrap();
+    let redis = connect_patiently(cluster.url()).await;
+    let both = Script::new("return redis.call('INCR', KEYS[1]) + redis.call('INCR', KEYS[2])");
+    let keys = |one: &str, two: &str| vec![one.to_owned(), two.to_owned()];
+    let reply = redis.run(&both, keys("a{tag}", "b{tag}"), vec![]).await;
+    assert_eq!(reply.unwrap().into_integer().unwrap(), 2);
+    let error = redis.run(&both, keys(FIRST, LAST), vec![]).await;
+    let error = error.unwrap_err();
+    assert!(error.is_script() && redis.is_up());
+    assert!(error.to_string().contains("CROSSSLOT"), "{error}");
+}
+
+#[tokio::test]
+async fn a_slot_that_has_moved_is_followed_at_once() {
+    let cluster = RedisCluster::start(3).await.unwrap();
+    let redis = connect_patiently(cluster.url()).await;
+    run(&redis, "return 1").await.unwrap();
+    for to in [2, 1, 0] {
+        cluster.move_slot(SLOT_OF_FIRST, to).await.unwrap();
+        let (result, took) = timed(count(&redis, FIRST)).await;
+        assert_eq!(result.unwrap(), 1, "node {to} has seen it before");
+        assert!(took < MARGIN, "{took:?}");
+        // A slot is given away without keys.
+        cluster.command(to, &["DEL", FIRST]).await.unwrap();
+    }
+    assert_eq!(redis.health().outages, 0);
+}
+
+#[tokio::test]
+async fn a_slot_on_the_move_is_served_where_its_key_is() {
+    let cluster = RedisCluster::start(3).await.unwrap();
+    let redis = connect_patiently(cluster.url()).await;
+    count(&redis, FIRST).await.unwrap();
+    // Known to the first node alone: to the other, the script's text has to be sent as well.
+    let slot = SLOT_OF_FIRST.to_string();
+    let ids = [
+        cluster.command(0, &["CLUSTER", "MYID"]).await.unwrap(),
+        cluster.command(2, &["CLUSTER", "MYID"]).await.unwrap(),
+    ];
+    for (node, state, id) in [(2, "IMPORTING", &ids[0]), (0, "MIGRATING", &ids[1])] {
+        let words = ["CLUSTER", "SETSLOT", &slot, state, id];
+        cluster.command(node, &words).await.unwrap();
+    }
+    // The key is still here.
+    assert_eq!(count(&redis, FIRST).await.unwrap(), 2);
+    // Now it is there.
+    let to = cluster.addr(2);
+    let (host, port) = (to.ip().to_string(), to.port().to_string());
+    let words = ["MIGRATE", &host, &port, FIRST, "0", "1000"];
+    cluster.command(0, &words).await.unwrap();
+    for n in 3..=5 {
+        assert_eq!(count(&redis, FIRST).await.unwrap(), n);
+    }
+    cluster.move_slot(SLOT_OF_FIRST, 2).await.unwrap();
+    assert_eq!(count(&redis, FIRST).await.unwrap(), 6);
+}
+
+#[tokio::test]
+async fn a_node_that_dies_fails_its_own_slots_and_no_others() {
+    let mut cluster = RedisCluster::start(3).await.unwrap();
+    let redis = connect_patiently(cluster.url()).await;
+    cluster.kill(0).unwrap();
+    until(|| !redis.is_up()).await;
+    // Over the time in which the others find out.
+    let healthy = calls(&redis, LAST, Duration::from_secs(1));
+    let away = calls(&redis, FIRST, Duration::from_secs(1));
+    let ((well, failed, longest), (none, refused, slowest)) = tokio::join!(healthy, away);
+    assert!(well > 100 && failed == 0, "{well} and {failed}");
+    assert!(longest < MARGIN, "{longest:?}");
+    assert!(none == 0 && refused > 100, "{none} and {refused}");
+    assert!(slowest < MARGIN, "{slowest:?}");
+
+    cluster.restart(0).await.unwrap();
+    let took = until_served(&redis, FIRST).await;
+    assert!(took < RECOVERY, "{took:?}");
+    until(|| redis.is_up()).await;
+}
+
+#[tokio::test]
+async fn a_node_that_freezes_costs_one_timeout_and_the_others_nothing() {
+    let cluster = RedisCluster::start(3).await.unwrap();
+    let redis = connect(cluster.url()).await;
+    cluster.freeze(0).unwrap();
+    let (result, took) = timed(count(&redis, FIRST)).await;
+    assert!(result.unwrap_err().is_timeout());
+    assert!(took < TIMEOUT + MARGIN, "{took:?}");
+    assert!(count(&redis, FIRST).await.unwrap_err().is_down());
+    let (well, failed, longest) = calls(&redis, LAST, Duration::from_millis(500)).await;
+    assert!(well > 50 && failed == 0, "{well} and {failed}");
+    assert!(longest < MARGIN, "{longest:?}");
+
+    cluster.thaw(0).unwrap();
+    let took = until_served(&redis, FIRST).await;
+    assert!(took < RECOVERY, "{took:?}");
+    assert_eq!(redis.health().outages, 1);
+}
+
+#[tokio::test]
+async fn another_that_takes_over_a_dead_nodes_slots_is_found() {
+    let mut cluster = RedisCluster::start(3).await.unwrap();
+    let redis = connect(cluster.url()).await;
+    cluster.kill(0).unwrap();
+    until(|| !redis.is_up()).await;
+    // As a replica would, but at once.
+    let taken = ["CLUSTER", "DELSLOTS", &SLOT_OF_FIRST.to_string()].map(ToOwned::to_owned);
+    for node in [1, 2] {
+        let words = taken.each_ref().map(String::as_str);
+        cluster.command(node, &words).await.unwrap();
+    }
+    let words = ["CLUSTER", "ADDSLOTS", &taken[2]];
+    cluster.command(1, &words).await.unwrap();
+    let took = until_served(&redis, FIRST).await;
+    assert!(took < RECOVERY, "{took:?}");
+}
+
+#[tokio::test]
+async fn a_cluster_that_says_it_is_down_is_away_until_it_is_not() {
+    let cluster = RedisCluster::start(3).await.unwrap();
+    let redis = connect(cluster.url()).await;
+    for node in 0..3 {
+        let words = ["CONFIG", "SET", "cluster-require-full-coverage", "yes"];
+        cluster.command(node, &words).await.unwrap();
+    }
+    cluster.freeze(0).unwrap();
+    let from = Instant::now();
+    let error = loop {
+        match count(&redis, LAST).await {
+            Ok(_) => assert!(from.elapsed() < PATIENCE, "it never says so"),
+            Err(error) => break error,
+        }
+        sleep(Duration::from_millis(1)).await;
+    };
+    assert!(error.to_string().contains("CLUSTERDOWN"), "{error}");
+    // It is not known whether it was said to this call or to another on the same connection.
+    assert!(error.may_have_run() && !error.is_script() && !error.is_down());
+    // One node after the other says so, and each is tried now and then.
+    let before = redis.health().outages;
+    let (well, failed, longest) = calls(&redis, LAST, Duration::from_millis(500)).await;
+    let tried = redis.health().outages - before;
+    assert!(
+        well == 0 && failed > 50 && tried <= 7,
+        "{well}, {failed}, {tried}"
+    );
+    assert!(longest < TIMEOUT + MARGIN, "{longest:?}");
+
+    cluster.thaw(0).unwrap();
+    // The nodes themselves take a while to agree that all is well.
+    let took = until_served(&redis, LAST).await;
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    until_served(&redis, FIRST).await;
+}
+
+#[tokio::test]
+async fn a_slot_of_nobodys_is_refused_and_takes_no_node_down() {
+    let cluster = RedisCluster::start(3).await.unwrap();
+    let redis = connect_patiently(cluster.url()).await;
+    let slot = SLOT_OF_FIRST.to_string();
+    for node in 0..3 {
+        let words = ["CLUSTER", "DELSLOTS", &slot];
+        cluster.command(node, &words).await.unwrap();
+    }
+    // Nobody told us, so the first call asks.
+    let error = count(&redis, FIRST).await.unwrap_err();
+    assert!(error.to_string().contains("CLUSTERDOWN"), "{error}");
+    let from = Instant::now();
+    while !count(&redis, FIRST).await.unwrap_err().is_down() || !redis.is_up() {
+        assert!(from.elapsed() < RECOVERY, "it is asked again and again");
+        sleep(Duration::from_millis(10)).await;
+    }
+    let before = redis.health().outages;
+    for _ in 0..100 {
+        let error = count(&redis, FIRST).await.unwrap_err();
+        assert!(error.is_down(), "{error:?}");
+        count(&redis, LAST).await.unwrap();
+    }
+    assert_eq!(redis.health().outages, before);
+
+    let words = ["CLUSTER", "ADDSLOTS", &slot];
+    cluster.command(1, &words).await.unwrap();
+    let took = until_served(&redis, FIRST).await;
+    assert!(took < RECOVERY, "{took:?}");
+}

@@ -1,0 +1,158 @@
+//! Sixty-four tasks at once while the server dies, freezes, restarts and forgets its scripts.
+//!
+//! Each adds one to the same key, over and over. What the key says at the end proves that no script ran twice: it is at
+//! least the number of calls that succeeded, and at most that and those of which nobody knows.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers below are part of the tests"
+)]
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use support::{MARGIN, RECOVERY, TIMEOUT, connect, connect_patiently, count, timed, until_served};
+use tokio::{task::JoinSet, time::sleep};
+use tower_llm_redis::Redis;
+use tower_llm_testkit::redis::RedisServer;
+
+const TASKS: usize = 64;
+
+#[derive(Debug, Default)]
+struct Tally {
+    succeeded: u64,
+    unknown: u64,
+    refused: u64,
+    longest: Duration,
+}
+
+struct Load {
+    stop: Arc<AtomicBool>,
+    tasks: JoinSet<Tally>,
+}
+
+impl Load {
+    fn start(redis: &Redis) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut tasks = JoinSet::new();
+        for _ in 0..TASKS {
+            let (redis, stop) = (redis.clone(), Arc::clone(&stop));
+            tasks.spawn(async move {
+                let mut tally = Tally::default();
+                while !stop.load(Ordering::Relaxed) {
+                    tally.call(&redis).await;
+                }
+                tally
+            });
+        }
+        Self { stop, tasks }
+    }
+
+    async fn stop(self) -> Tally {
+        self.stop.store(true, Ordering::Relaxed);
+        let all = self.tasks.join_all().await;
+        all.into_iter().fold(Tally::default(), |sum, one| Tally {
+            succeeded: sum.succeeded + one.succeeded,
+            unknown: sum.unknown + one.unknown,
+            refused: sum.refused + one.refused,
+            longest: sum.longest.max(one.longest),
+        })
+    }
+}
+
+impl Tally {
+    async fn call(&mut self, redis: &Redis) {
+        let (result, took) = timed(count(redis, "n")).await;
+        self.longest = self.longest.max(took);
+        match result {
+            Ok(_) => self.succeeded += 1,
+            Err(error) if error.may_have_run() => self.unknown += 1,
+            Err(error) => {
+                assert!(!error.is_script(), "{error:?}");
+                self.refused += 1;
+                // As a caller would do something else; and so that the others get a turn.
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    /// `outages` is how many timeouts each task may have paid.
+    fn check(&self, counted: u64, outages: u64) {
+        println!("{self:?}, counted {counted}");
+        assert!(self.succeeded > 100, "{self:?}");
+        assert!(self.longest < TIMEOUT + MARGIN, "{self:?}");
+        assert!(self.unknown <= TASKS as u64 * outages, "{self:?}");
+        let range = self.succeeded..=self.succeeded + self.unknown;
+        assert!(range.contains(&counted), "{counted} of {self:?}");
+    }
+}
+
+async fn counted(server: &RedisServer) -> u64 {
+    let counted = server.command(&["GET", "n"]).await.unwrap();
+    counted.parse().unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frozen_and_thawed_nothing_is_counted_twice() {
+    let server = RedisServer::start().await.unwrap();
+    let redis = connect(server.url()).await;
+    let load = Load::start(&redis);
+    for _ in 0..3 {
+        sleep(Duration::from_millis(200)).await;
+        server.freeze().unwrap();
+        sleep(Duration::from_millis(400)).await;
+        server.thaw().unwrap();
+        let took = until_served(&redis, "other").await;
+        assert!(took < RECOVERY, "{took:?}");
+    }
+    let tally = load.stop().await;
+    assert!(tally.refused > 0);
+    let outages = redis.health().outages;
+    assert!((3..6).contains(&outages), "{outages}");
+    tally.check(counted(&server).await, outages);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_and_restarted_nothing_is_counted_twice() {
+    let mut server = RedisServer::start().await.unwrap();
+    let redis = connect(server.url()).await;
+    for _ in 0..3 {
+        let load = Load::start(&redis);
+        sleep(Duration::from_millis(200)).await;
+        // What it has counted dies with it: so first nothing is served, and it can still be asked.
+        let pause = server.command(&["CLIENT", "PAUSE", "10000", "WRITE"]);
+        pause.await.unwrap();
+        sleep(Duration::from_millis(50)).await;
+        let before = counted(&server).await;
+        server.kill().unwrap();
+        sleep(Duration::from_millis(200)).await;
+        let tally = load.stop().await;
+        tally.check(before, redis.health().outages);
+        server.restart().await.unwrap();
+        let took = until_served(&redis, "other").await;
+        assert!(took < RECOVERY, "{took:?}");
+        // Nothing that waited for the old server was sent to the new one.
+        assert_eq!(counted(&server).await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_its_scripts_forgotten_every_call_succeeds_once() {
+    let server = RedisServer::start().await.unwrap();
+    let redis = connect_patiently(server.url()).await;
+    let load = Load::start(&redis);
+    for _ in 0..50 {
+        sleep(Duration::from_millis(10)).await;
+        server.flush_scripts().await.unwrap();
+    }
+    let tally = load.stop().await;
+    tally.check(counted(&server).await, 0);
+    assert_eq!((tally.unknown, tally.refused), (0, 0));
+}

@@ -1,0 +1,71 @@
+//! What the tests share.
+
+#![allow(dead_code, reason = "each test file uses its own part of it")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers below are part of the tests"
+)]
+
+use std::{future::Future, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout};
+use tower_llm_redis::{Redis, Reply, Script, StoreError};
+
+/// Adds one to a key.
+pub(crate) static COUNT: Script = Script::new("return redis.call('INCR', KEYS[1])");
+
+/// Far more than anything here takes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// What a call may last beyond its timeout on a machine that has other things to do.
+pub(crate) const MARGIN: Duration = Duration::from_millis(200);
+/// The command timeout unless set.
+pub(crate) const TIMEOUT: Duration = Duration::from_millis(100);
+/// How soon a server that is back must be in use.
+pub(crate) const RECOVERY: Duration = Duration::from_secs(1);
+
+/// With a timeout that no pause of a busy machine comes near, for tests in which nothing is to time out.
+pub(crate) async fn connect_patiently(url: impl Into<String>) -> Redis {
+    let redis = Redis::builder(url).command_timeout(PATIENCE).connect();
+    timeout(PATIENCE, redis).await.unwrap().unwrap()
+}
+
+/// With all defaults.
+pub(crate) async fn connect(url: impl Into<String>) -> Redis {
+    let redis = Redis::builder(url).connect();
+    timeout(PATIENCE, redis).await.unwrap().unwrap()
+}
+
+pub(crate) async fn count(redis: &Redis, key: &str) -> Result<i64, StoreError> {
+    let reply = redis.run(&COUNT, vec![key.to_owned()], vec![]).await?;
+    reply.into_integer()
+}
+
+pub(crate) async fn run(redis: &Redis, lua: &'static str) -> Result<Reply, StoreError> {
+    redis.run(&Script::new(lua), vec![], vec![]).await
+}
+
+pub(crate) async fn timed<F: Future>(future: F) -> (F::Output, Duration) {
+    let from = Instant::now();
+    let output = future.await;
+    (output, from.elapsed())
+}
+
+/// Waits until `condition` holds, and says how long that took.
+pub(crate) async fn until(mut condition: impl FnMut() -> bool) -> Duration {
+    let from = Instant::now();
+    while !condition() {
+        assert!(from.elapsed() < PATIENCE, "it never came to be");
+        sleep(Duration::from_millis(1)).await;
+    }
+    from.elapsed()
+}
+
+/// Waits until a call succeeds, and says how long that took.
+pub(crate) async fn until_served(redis: &Redis, key: &str) -> Duration {
+    let from = Instant::now();
+    while let Err(error) = count(redis, key).await {
+        assert!(from.elapsed() < PATIENCE, "never served: {error}");
+        sleep(Duration::from_millis(1)).await;
+    }
+    from.elapsed()
+}
