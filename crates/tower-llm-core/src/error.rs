@@ -1,8 +1,9 @@
 //! How a refusal looks, and what else a layer may answer with instead of a response.
 
-use std::{error::Error, fmt, io, iter, time::Duration};
+use std::{error::Error, fmt, io, iter, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use http::HeaderMap;
 
 use crate::{Dialect, refusal::timed_out_event};
 
@@ -28,6 +29,7 @@ pub struct Refusal {
     layer: &'static str,
     retry_after: Option<Duration>,
     retryable: bool,
+    headers: Option<Arc<HeaderMap>>,
 }
 
 /// What a refusal is about.
@@ -87,6 +89,7 @@ impl Refusal {
             layer,
             retry_after: None,
             retryable: true,
+            headers: None,
         }
     }
 
@@ -101,6 +104,13 @@ impl Refusal {
     #[must_use]
     pub const fn never(mut self) -> Self {
         self.retryable = false;
+        self
+    }
+
+    /// Says what else the caller should see, such as how a limit stands: headers of the response that tells him.
+    #[must_use]
+    pub fn with_headers(mut self, headers: HeaderMap) -> Self {
+        self.headers = Some(Arc::new(headers));
         self
     }
 
@@ -132,6 +142,12 @@ impl Refusal {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.retryable
+    }
+
+    /// What else the caller should see.
+    #[must_use]
+    pub fn headers(&self) -> Option<&HeaderMap> {
+        self.headers.as_deref()
     }
 }
 

@@ -67,6 +67,12 @@ impl Key {
         }
     }
 
+    /// Its parts; the second is empty where there is only one.
+    #[must_use]
+    pub fn parts(&self) -> (&str, &str) {
+        (&self.first, &self.second)
+    }
+
     pub(crate) fn borrowed(&self) -> KeyRef<'_> {
         KeyRef {
             first: &self.first,

@@ -73,6 +73,7 @@ pub(super) fn render(
         };
         let mut response = respond(name, dialect, &said_by_layer(error).to_string());
         let headers = response.headers_mut();
+        headers.extend(refusal.headers().cloned().unwrap_or_default());
         if let Some(wait) = refusal.retry_after() {
             headers.insert(header::RETRY_AFTER, rounded_up(wait, 1_000_000_000).into());
             headers.insert("retry-after-ms", rounded_up(wait, 1_000_000).into());
