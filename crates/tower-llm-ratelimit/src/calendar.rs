@@ -1,0 +1,153 @@
+//! Which day it is in a place, and when it ends.
+
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use jiff::{Timestamp, tz::TimeZone};
+use tower_llm_core::ConfigError;
+
+/// A calendar day.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Today {
+    /// Larger than yesterday's.
+    pub(crate) number: u32,
+    /// When it ends, since the limiter's beginning.
+    pub(crate) ends_nanos: u64,
+}
+
+/// The days of a time zone.
+///
+/// The wall clock is read only once a day: between, a clock that is set does not move midnight.
+pub(crate) struct Calendar {
+    zone: TimeZone,
+    wall_clock: fn() -> Timestamp,
+    // A lock: two threads that saw a day end must not find two different ends of the next.
+    today: Mutex<Today>,
+}
+
+impl Calendar {
+    pub(crate) fn new(zone: &str) -> Result<Self, ConfigError> {
+        Self::with_clock(zone, Timestamp::now)
+    }
+
+    fn with_clock(zone: &str, wall_clock: fn() -> Timestamp) -> Result<Self, ConfigError> {
+        let found = TimeZone::get(zone);
+        let zone = found.map_err(|_| {
+            let reason = "there is no such time zone in the system's database";
+            ConfigError::new("zone", zone, reason)
+        })?;
+        Ok(Self {
+            zone,
+            wall_clock,
+            today: Mutex::default(),
+        })
+    }
+
+    /// The day that it is at `now_nanos`.
+    pub(crate) fn today(&self, now_nanos: u64) -> Today {
+        let mut today = self.today.lock().unwrap_or_else(PoisonError::into_inner);
+        if now_nanos >= today.ends_nanos {
+            let (number, left) = self.read();
+            // The clocks may not agree on when a day ends: it is the same one until its date has changed.
+            today.number = today.number.max(number);
+            today.ends_nanos = now_nanos.saturating_add(nanos(left).max(1));
+        }
+        *today
+    }
+
+    /// The date as a number, and how long it still is today.
+    fn read(&self) -> (u32, Duration) {
+        let now = (self.wall_clock)().to_zoned(self.zone.clone());
+        let year = u32::try_from(now.year()).unwrap_or_default();
+        let number = year * 1_000 + u32::try_from(now.day_of_year()).unwrap_or_default();
+        let midnight = now
+            .tomorrow()
+            .and_then(|tomorrow| tomorrow.start_of_day())
+            .map(|midnight| now.duration_until(&midnight));
+        // Only the end of the calendar, in the year 9999, has no tomorrow.
+        let left = midnight.ok().and_then(|left| Duration::try_from(left).ok());
+        (number, left.unwrap_or(Duration::from_secs(86_400)))
+    }
+}
+
+impl fmt::Debug for Calendar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Calendar")
+            .field("zone", &self.zone)
+            .finish_non_exhaustive()
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    thread_local! {
+        static WALL: Cell<Timestamp> = const { Cell::new(Timestamp::UNIX_EPOCH) };
+    }
+
+    const HOUR: u64 = 3_600_000_000_000;
+
+    fn calendar(zone: &str, wall: &str) -> Calendar {
+        set(wall);
+        Calendar::with_clock(zone, || WALL.get()).unwrap()
+    }
+
+    fn set(wall: &str) {
+        WALL.set(wall.parse().unwrap());
+    }
+
+    #[test]
+    fn a_day_ends_at_midnight_in_its_place() {
+        let calendar = calendar("America/Los_Angeles", "2026-11-22T06:00:00Z");
+        let evening = calendar.today(5);
+        assert_eq!(evening.ends_nanos, 5 + 2 * HOUR);
+        assert_eq!(calendar.today(5 + 2 * HOUR - 1), evening);
+
+        set("2026-11-22T08:00:00Z");
+        let next = calendar.today(5 + 2 * HOUR);
+        assert!(next.number > evening.number);
+        assert_eq!(next.ends_nanos, 5 + 26 * HOUR);
+    }
+
+    #[test]
+    fn days_are_as_long_as_they_are() {
+        // The clocks go forward on 8 March 2026, and back on 1 November.
+        let spring = calendar("America/Los_Angeles", "2026-03-08T08:00:00Z");
+        assert_eq!(spring.today(0).ends_nanos, 23 * HOUR);
+        let autumn = calendar("America/Los_Angeles", "2026-11-01T07:00:00Z");
+        assert_eq!(autumn.today(0).ends_nanos, 25 * HOUR);
+    }
+
+    #[test]
+    fn a_wall_clock_that_is_late_begins_no_second_day() {
+        let calendar = calendar("UTC", "2026-12-31T23:00:00Z");
+        let last = calendar.today(0);
+        set("2026-12-31T23:59:59Z");
+        let still = calendar.today(HOUR);
+        assert_eq!(still.number, last.number);
+        assert_eq!(still.ends_nanos, HOUR + 1_000_000_000);
+
+        set("2027-01-01T00:00:00Z");
+        let new = calendar.today(HOUR + 1_000_000_000);
+        assert!(new.number > last.number);
+        // Set back: it is still the new day.
+        set("2026-12-31T12:00:00Z");
+        assert_eq!(calendar.today(new.ends_nanos).number, new.number);
+    }
+
+    #[test]
+    fn an_unknown_place_is_told() {
+        let error = Calendar::new("Mars/Olympus").unwrap_err();
+        assert_eq!((error.field(), error.value()), ("zone", "\"Mars/Olympus\""));
+    }
+}

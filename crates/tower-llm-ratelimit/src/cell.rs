@@ -1,0 +1,244 @@
+//! What one key has taken of the limits that share it.
+
+use std::{
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+};
+
+use smallvec::SmallVec;
+use tower_llm_core::{Forget, Keyed};
+
+use crate::{
+    lease::Share,
+    limit::Rate,
+    meter::Meter,
+    pace::Pace,
+    queue::Line,
+    scope::{Bound, Scope},
+};
+
+#[cfg(feature = "redis")]
+use crate::store::Terms;
+
+/// One key's state, and the scope it is of.
+pub(crate) struct Cell {
+    pub(crate) scope: Arc<Scope>,
+    // A std mutex, not tokio's: it is held for a few additions and never across an await.
+    state: Mutex<State>,
+}
+
+/// The cells of a call, in the order of their scopes: also the order in which they are locked.
+pub(crate) type Cells = SmallVec<[Arc<Keyed<Cell>>; 3]>;
+
+pub(crate) struct State {
+    pub(crate) gauges: Gauges,
+    pub(crate) admitted: u64,
+    /// What few keys have.
+    extra: Option<Box<Extra>>,
+}
+
+/// A gauge for each limit; one that is alone lies in place.
+pub(crate) enum Gauges {
+    One(Gauge),
+    Many(Box<[Gauge]>),
+}
+
+/// A meter, and all that was ever taken by it.
+pub(crate) struct Gauge {
+    pub(crate) meter: Meter,
+    pub(crate) consumed: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Extra {
+    pub(crate) pace: Option<Pace>,
+    pub(crate) line: Option<Line>,
+    /// Of shared limits, what this process may spend of each; empty before the first.
+    pub(crate) shares: Box<[Share]>,
+}
+
+// === impl Cell ===
+
+impl Cell {
+    pub(crate) fn new(scope: Arc<Scope>) -> Self {
+        let gauges = Gauges::new(&scope.bounds);
+        Self {
+            scope,
+            state: Mutex::new(State {
+                gauges,
+                admitted: 0,
+                extra: None,
+            }),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What goes back to the store of shared limits.
+#[cfg(feature = "redis")]
+pub(crate) fn left_of_shares(cell: &Keyed<Cell>) -> Vec<Terms> {
+    let now = cell.scope.clock.now_nanos();
+    let bounds = &cell.scope.bounds;
+    let mut state = cell.lock();
+    let shares = state.shares(bounds.len()).iter_mut();
+    let left = bounds.iter().zip(shares).filter_map(|(bound, share)| {
+        let back = share.clear_if_over(now)?;
+        bound.give_back(cell.key(), back, now)
+    });
+    left.collect()
+}
+
+impl Forget for Cell {
+    fn may_forget(&self) -> bool {
+        let now_nanos = self.scope.clock.now_nanos();
+        let mut state = self.lock();
+        let extra = state.extra.as_deref_mut();
+        let is_quiet = extra.is_none_or(|extra| {
+            let pace = extra.pace.as_mut();
+            let is_spent = extra.shares.iter().all(Share::is_spent);
+            is_spent && extra.line.is_none() && pace.is_none_or(|pace| pace.is_over(now_nanos))
+        });
+        is_quiet
+            && self
+                .scope
+                .bounds
+                .iter()
+                .zip(state.gauges.iter())
+                .all(|(bound, gauge)| {
+                    // By the slowest rate, and on a copy: nobody knows which tier the caller is in.
+                    let mut meter = gauge.meter.clone();
+                    meter.full_in(bound.slowest(), bound.now(now_nanos)) == 0
+                })
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.scope.forgotten.add(state);
+    }
+}
+
+// === impl State ===
+
+impl State {
+    pub(crate) fn pace(&mut self) -> Option<&mut Pace> {
+        self.extra.as_mut()?.pace.as_mut()
+    }
+
+    pub(crate) fn pace_or_new(&mut self) -> &mut Pace {
+        let extra = self.extra.get_or_insert_default();
+        extra.pace.get_or_insert_default()
+    }
+
+    /// What may be spent of each of the cell's limits, as many as `limits`.
+    pub(crate) fn shares(&mut self, limits: usize) -> &mut [Share] {
+        let extra = self.extra.get_or_insert_default();
+        if extra.shares.len() != limits {
+            extra.shares = vec![Share::default(); limits].into();
+        }
+        &mut extra.shares
+    }
+
+    pub(crate) fn gauges_and_line(&mut self) -> (&mut Gauges, Option<&Line>) {
+        let line = self.extra.as_ref().and_then(|extra| extra.line.as_ref());
+        (&mut self.gauges, line)
+    }
+
+    /// How many wait.
+    pub(crate) fn waiting(&self) -> usize {
+        let line = self.extra.as_ref().and_then(|extra| extra.line.as_ref());
+        line.map_or(0, |line| line.waiting)
+    }
+
+    pub(crate) fn line(&mut self) -> Option<&mut Line> {
+        self.extra.as_mut()?.line.as_mut()
+    }
+
+    pub(crate) fn line_or_new(&mut self, limits: usize) -> &mut Line {
+        let extra = self.extra.get_or_insert_default();
+        extra.line.get_or_insert_with(|| Line::new(limits))
+    }
+
+    /// Ends the queue, when nobody is in it any more.
+    pub(crate) fn drop_line(&mut self) {
+        if let Some(extra) = &mut self.extra {
+            extra.line = None;
+            if extra.pace.is_none() && extra.shares.is_empty() {
+                self.extra = None;
+            }
+        }
+    }
+}
+
+// === impl Gauges ===
+
+impl Gauges {
+    fn new(bounds: &[Bound]) -> Self {
+        let gauge = |bound: &Bound| Gauge {
+            meter: Meter::new(bound.kind),
+            consumed: 0,
+        };
+        match bounds {
+            [bound] => Self::One(gauge(bound)),
+            _ => Self::Many(bounds.iter().map(gauge).collect()),
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Gauge> {
+        match self {
+            Self::One(gauge) => std::slice::from_ref(gauge).iter(),
+            Self::Many(gauges) => gauges.iter(),
+        }
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Gauge> {
+        match self {
+            Self::One(gauge) => std::slice::from_mut(gauge).iter_mut(),
+            Self::Many(gauges) => gauges.iter_mut(),
+        }
+    }
+}
+
+// === impl Gauge ===
+
+impl Gauge {
+    /// Takes `amount`; returns the mark by which it is settled.
+    pub(crate) fn take(&mut self, bound: &Bound, rate: &Rate, amount: u64, now: u64) -> u32 {
+        self.consumed = self.consumed.saturating_add(amount);
+        self.meter.take(rate, amount, bound.now(now))
+    }
+
+    /// Gives back what was reserved and not used.
+    pub(crate) fn settle_down(&mut self, bound: &Bound, rate: &Rate, mark: u32, less: u64) {
+        self.consumed = self.consumed.saturating_sub(less);
+        self.meter.give_back(rate, mark, less);
+        bound.counts.settled_down.fetch_add(less, Ordering::Relaxed);
+    }
+
+    /// Charges what was used beyond what was reserved.
+    pub(crate) fn settle_up(&mut self, bound: &Bound, rate: &Rate, more: u64, now: u64) {
+        let (counts, now) = (&bound.counts, bound.now(now));
+        self.consumed = self.consumed.saturating_add(more);
+        self.meter.take(rate, more, now);
+        counts.settled_up.fetch_add(more, Ordering::Relaxed);
+        if self.meter.is_over(rate, now) {
+            counts.violations.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl std::fmt::Debug for Cell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cell").finish_non_exhaustive()
+    }
+}
+
+const _: () = assert!(
+    mem::size_of::<Cell>() <= 120,
+    "a key's memory is promised to be small"
+);

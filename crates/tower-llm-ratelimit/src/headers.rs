@@ -1,0 +1,201 @@
+//! What callers are shown of their limits.
+
+use std::{fmt::Write as _, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::{Unit, cell::Cells, store::Stands, tier::Tier};
+
+/// In which form responses tell how the limits stand.
+///
+/// They are told as they are when the response's head has come: what the call has reserved is gone, and what it does not
+/// use comes back later. Headers of the same name that the provider sent are replaced. The responses that
+/// [`RefusalLayer`](tower_llm_core::RefusalLayer) makes of refusals have them too, unless the limits are shared by many
+/// processes, or the call was larger than one of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Headers {
+    /// None are added, and what the provider sent stands.
+    #[default]
+    None,
+    /// `x-ratelimit-limit-requests`, `-remaining-requests`, `-reset-requests` and the same for `tokens`, as `OpenAI` has
+    /// them. Of several limits, the one of which least is left; the reset is a duration, such as `6m0s`, until nothing is
+    /// taken any more.
+    OpenAi,
+    /// `RateLimit-Policy` and `RateLimit` of the IETF's draft (`draft-ietf-httpapi-ratelimit-headers-11`), one item for
+    /// each limit. The draft has no unit for tokens: theirs is named `tokens`.
+    Ietf,
+}
+
+/// How each limit of a call stands.
+#[derive(Debug)]
+pub(crate) struct Standings(Vec<Standing>);
+
+#[derive(Debug)]
+struct Standing {
+    unit: Unit,
+    period: Duration,
+    amount: u64,
+    remaining: u64,
+    full_in: Duration,
+}
+
+impl Standings {
+    /// As this process knows them; where the limits are shared, `shared` says better.
+    pub(crate) fn of(cells: &Cells, tier: Tier, shared: &[Stands]) -> Self {
+        let mut standings = Vec::new();
+        for cell in cells {
+            let scope = &cell.scope;
+            let now = scope.clock.now_nanos();
+            let mut state = cell.lock();
+            for (bound, gauge) in scope.bounds.iter().zip(state.gauges.iter_mut()) {
+                let (rate, now) = (bound.own_rate(tier), bound.now(now));
+                standings.push(Standing {
+                    unit: bound.limit.unit(),
+                    period: bound.limit.period(),
+                    amount: bound.rate(tier).amount,
+                    remaining: gauge.meter.remaining(rate, now),
+                    full_in: Duration::from_nanos(gauge.meter.full_in(rate, now)),
+                });
+            }
+        }
+        for (standing, shared) in standings.iter_mut().zip(shared) {
+            standing.remaining = shared.remaining;
+            standing.full_in = shared.full_in;
+        }
+        Self(standings)
+    }
+
+    pub(crate) fn write(&self, form: Headers, headers: &mut HeaderMap) {
+        match form {
+            Headers::None => {}
+            Headers::OpenAi => self.write_openai(headers),
+            Headers::Ietf => self.write_ietf(headers),
+        }
+    }
+
+    fn write_openai(&self, headers: &mut HeaderMap) {
+        let families = [
+            (REQUESTS, &[Unit::Requests][..]),
+            (
+                TOKENS,
+                &[Unit::Tokens, Unit::InputTokens, Unit::OutputTokens],
+            ),
+        ];
+        for ([limit, remaining, reset], units) in families {
+            let of_family = self.0.iter().filter(|one| units.contains(&one.unit));
+            if let Some(least) = of_family.min_by_key(|one| one.remaining) {
+                headers.insert(limit, least.amount.into());
+                headers.insert(remaining, least.remaining.into());
+                insert(headers, reset, &go_duration(least.full_in));
+            }
+        }
+    }
+
+    fn write_ietf(&self, headers: &mut HeaderMap) {
+        let (mut policies, mut standings) = (String::new(), String::new());
+        for (index, one) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            let name = one.name(index);
+            let (amount, remaining) = (integer(one.amount), integer(one.remaining));
+            let (window, reset) = (seconds(one.period), seconds(one.full_in));
+            // Writing into a string cannot fail.
+            let _ = write!(policies, "{comma}\"{name}\";q={amount};w={window}");
+            if one.unit != Unit::Requests {
+                policies.push_str(";qu=\"tokens\"");
+            }
+            let _ = write!(standings, "{comma}\"{name}\";r={remaining};t={reset}");
+        }
+        if !self.0.is_empty() {
+            insert(headers, POLICY, &policies);
+            insert(headers, RATELIMIT, &standings);
+        }
+    }
+}
+
+impl Standing {
+    /// A name that no other limit of the layer has.
+    fn name(&self, index: usize) -> String {
+        let unit = match self.unit {
+            Unit::Requests => "requests",
+            Unit::InputTokens => "input-tokens",
+            Unit::OutputTokens => "output-tokens",
+            Unit::Tokens => "tokens",
+        };
+        format!("{unit}-{index}")
+    }
+}
+
+const REQUESTS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+];
+const TOKENS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    let value = HeaderValue::from_str(value).expect("digits, letters and quotes");
+    headers.insert(name, value);
+}
+
+/// A number as large as one in a structured field may be (RFC 9651, 3.3.1).
+fn integer(amount: u64) -> u64 {
+    amount.min(999_999_999_999_999)
+}
+
+/// Rounded up.
+fn seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
+/// As Go writes durations, in milliseconds rounded up: `0s`, `12ms`, `1.5s`, `6m0s`, `1h0m0.25s`.
+fn go_duration(duration: Duration) -> String {
+    let millis = duration.as_nanos().div_ceil(1_000_000);
+    if millis > 0 && millis < 1_000 {
+        return format!("{millis}ms");
+    }
+    let (seconds, fraction) = (millis / 1_000, millis % 1_000);
+    let mut text = String::new();
+    if seconds >= 3_600 {
+        let _ = write!(text, "{}h", seconds / 3_600);
+    }
+    if seconds >= 60 {
+        let _ = write!(text, "{}m", seconds / 60 % 60);
+    }
+    let _ = write!(text, "{}", seconds % 60);
+    if fraction > 0 {
+        let digits = format!("{fraction:03}");
+        let _ = write!(text, ".{}", digits.trim_end_matches('0'));
+    }
+    text.push('s');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_written_as_go_does() {
+        let cases = [
+            (0, "0s"),
+            (1, "1ms"),
+            (999_000_000, "999ms"),
+            (999_000_001, "1s"),
+            (1_500_000_000, "1.5s"),
+            (59_999_999_999, "1m0s"),
+            (360_000_000_000, "6m0s"),
+            (3_600_250_000_000, "1h0m0.25s"),
+            (93_784_000_000_000, "26h3m4s"),
+        ];
+        for (nanos, text) in cases {
+            assert_eq!(go_duration(Duration::from_nanos(nanos)), text);
+        }
+    }
+}

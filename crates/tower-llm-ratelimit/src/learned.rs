@@ -1,0 +1,150 @@
+//! How long the output of a provider's model usually is, for calls that name no maximum.
+
+use std::sync::{Mutex, PoisonError};
+
+use tower_llm_core::Forget;
+
+/// Steps of a factor of the square root of two, from 4 to 2^27 tokens.
+const STEPS: usize = 48;
+
+/// Fewer than these say nothing.
+const ENOUGH: u32 = 20;
+
+/// When so many were counted, all counts are halved: what was long ago weighs less and less.
+const HALVED_AT: u32 = 1_000;
+
+/// What is expected before enough was seen: a quarter of the 4,096 tokens that used to be a common maximum.
+pub(crate) const UNTIL_LEARNED: u64 = 1_024;
+
+/// A histogram of output lengths.
+#[derive(Debug)]
+pub(crate) struct Learned(Mutex<Lengths>);
+
+#[derive(Debug)]
+struct Lengths {
+    counts: [u32; STEPS],
+    total: u32,
+}
+
+impl Learned {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(Lengths {
+            counts: [0; STEPS],
+            total: 0,
+        }))
+    }
+
+    /// Learns that an output was so long.
+    pub(crate) fn record(&self, tokens: u64) {
+        let mut lengths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lengths.record(tokens);
+    }
+
+    /// The length below which `ratio` of the outputs are, rounded up to the next step; `None` before enough was seen.
+    pub(crate) fn percentile(&self, ratio: f64) -> Option<u64> {
+        let lengths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lengths.percentile(ratio)
+    }
+}
+
+impl Forget for Learned {
+    fn may_forget(&self) -> bool {
+        // It is learned again, and a guess does until then.
+        true
+    }
+}
+
+impl Lengths {
+    fn record(&mut self, tokens: u64) {
+        if self.total >= HALVED_AT {
+            self.counts.iter_mut().for_each(|count| *count /= 2);
+            self.total = self.counts.iter().sum();
+        }
+        self.counts[step(tokens)] += 1;
+        self.total += 1;
+    }
+
+    fn percentile(&self, ratio: f64) -> Option<u64> {
+        if self.total < ENOUGH {
+            return None;
+        }
+        let mut left = f64::from(self.total) * ratio;
+        let reached = self.counts.iter().position(|&count| {
+            left -= f64::from(count);
+            left <= 0.0
+        });
+        Some(upper_bound(reached.unwrap_or(STEPS - 1)))
+    }
+}
+
+/// The step whose upper bound is the first that is not below `tokens`.
+fn step(tokens: u64) -> usize {
+    (0..STEPS - 1)
+        .find(|&step| upper_bound(step) >= tokens)
+        .unwrap_or(STEPS - 1)
+}
+
+fn upper_bound(step: usize) -> u64 {
+    let whole: u64 = 4 << (step / 2);
+    if step.is_multiple_of(2) {
+        whole
+    } else {
+        // Times the square root of two, rounded up.
+        (whole * 1_414_214).div_ceil(1_000_000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_grow_and_hold_what_is_below_them() {
+        for step in 1..STEPS {
+            assert!(upper_bound(step) > upper_bound(step - 1), "{step}");
+        }
+        for tokens in [0, 1, 2, 3, 100, 101, 4_096, 1 << 20] {
+            let bound = upper_bound(step(tokens));
+            assert!(bound >= tokens, "{tokens}");
+            assert!(bound <= (tokens * 3 / 2).max(4), "{tokens}: {bound}");
+        }
+        assert_eq!(step(u64::MAX), STEPS - 1);
+    }
+
+    #[test]
+    fn nothing_is_known_before_enough_was_seen() {
+        let learned = Learned::new();
+        for _ in 1..ENOUGH {
+            learned.record(100);
+        }
+        assert_eq!(learned.percentile(0.95), None);
+        learned.record(100);
+        assert_eq!(learned.percentile(0.95), Some(128));
+    }
+
+    #[test]
+    fn the_percentile_is_the_one_asked_for() {
+        let learned = Learned::new();
+        for _ in 0..95 {
+            learned.record(60);
+        }
+        for _ in 0..5 {
+            learned.record(4_000);
+        }
+        assert_eq!(learned.percentile(0.95), Some(64));
+        assert_eq!(learned.percentile(0.96), Some(4_096));
+        assert_eq!(learned.percentile(1.0), Some(4_096));
+    }
+
+    #[test]
+    fn what_was_long_ago_is_forgotten() {
+        let learned = Learned::new();
+        for _ in 0..1_000 {
+            learned.record(4_000);
+        }
+        for _ in 0..20_000 {
+            learned.record(10);
+        }
+        assert_eq!(learned.percentile(0.999), Some(12));
+    }
+}

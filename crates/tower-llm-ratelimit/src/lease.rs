@@ -1,0 +1,164 @@
+//! A share of a limit that this process has from the store for a short time, and spends by itself.
+//!
+//! The store charges a share when it grants it, as if it were spent when the lease ends: so whatever of it is spent, and
+//! whenever, the limit holds over all processes. What is left goes back.
+
+use crate::tier::Tier;
+
+/// What is left of a share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Share {
+    left: u64,
+    /// Where the store has charged it.
+    mark: u64,
+    until_nanos: u64,
+    /// Whose rate it is of.
+    tier: Tier,
+    /// Until when somebody is taken to be asking for another.
+    asking_until_nanos: u64,
+}
+
+/// A share as the store has granted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grant {
+    pub(crate) amount: u64,
+    pub(crate) mark: u64,
+}
+
+/// What goes back to the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Back {
+    pub(crate) amount: u64,
+    pub(crate) mark: u64,
+    pub(crate) tier: Tier,
+}
+
+impl Share {
+    /// Whether there is `amount` to spend now.
+    pub(crate) fn has(&self, amount: u64, now_nanos: u64) -> bool {
+        now_nanos < self.until_nanos && amount <= self.left
+    }
+
+    /// Spends `amount`, which it must have. Returns the mark by which it can be given back.
+    pub(crate) fn spend(&mut self, amount: u64) -> u64 {
+        self.left -= amount.min(self.left);
+        self.mark
+    }
+
+    /// Takes `less` back that was spent of what was granted with `mark`, and spends `more`; `false`, and nothing is done, if
+    /// that share is over or has not as much.
+    pub(crate) fn settle(&mut self, mark: u64, less: u64, more: u64, now_nanos: u64) -> bool {
+        let is_same = mark == self.mark && now_nanos < self.until_nanos;
+        let can_settle = is_same && more <= self.left;
+        if can_settle {
+            self.left = self.left.saturating_add(less) - more;
+        }
+        can_settle
+    }
+
+    /// Whether to ask for a new share, or only for what is needed, because somebody else does ask until `until_nanos`.
+    pub(crate) fn may_ask(&mut self, now_nanos: u64, until_nanos: u64) -> bool {
+        let may_ask = now_nanos >= self.asking_until_nanos;
+        if may_ask {
+            self.asking_until_nanos = until_nanos;
+        }
+        may_ask
+    }
+
+    /// Puts a new share in its place; what was left goes back.
+    pub(crate) fn replace(&mut self, grant: Grant, until_nanos: u64, tier: Tier) -> Back {
+        let back = self.clear();
+        *self = Self {
+            left: grant.amount,
+            mark: grant.mark,
+            until_nanos,
+            tier,
+            asking_until_nanos: 0,
+        };
+        back
+    }
+
+    /// What is left, which goes back.
+    pub(crate) fn clear(&mut self) -> Back {
+        Back {
+            amount: std::mem::take(&mut self.left),
+            mark: self.mark,
+            tier: self.tier,
+        }
+    }
+
+    /// What is left of a lease that has ended, which goes back.
+    pub(crate) fn clear_if_over(&mut self, now_nanos: u64) -> Option<Back> {
+        let is_over = self.left > 0 && now_nanos >= self.until_nanos;
+        is_over.then(|| self.clear())
+    }
+
+    /// Whether there is something to give back.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.left == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIER: Tier = Tier::NONE;
+
+    fn share(amount: u64) -> Share {
+        let mut share = Share::default();
+        let grant = Grant { amount, mark: 7 };
+        assert_eq!(share.replace(grant, 100, TIER), Back::default());
+        share
+    }
+
+    #[test]
+    fn no_more_is_spent_than_there_is() {
+        let mut share = share(10);
+        assert!(share.has(10, 99) && !share.has(11, 99));
+        assert_eq!(share.spend(4), 7);
+        assert!(share.has(6, 99) && !share.has(7, 99));
+    }
+
+    #[test]
+    fn nothing_is_spent_when_it_is_over() {
+        let mut share = share(10);
+        assert!(!share.has(1, 100));
+        assert!(!share.settle(7, 3, 0, 100), "the store has to know");
+        let back = Back {
+            amount: 10,
+            mark: 7,
+            tier: TIER,
+        };
+        assert_eq!(share.clear_if_over(99), None);
+        assert_eq!(share.clear_if_over(100), Some(back));
+        assert!(share.is_spent());
+    }
+
+    #[test]
+    fn one_at_a_time_asks_for_another() {
+        let mut share = share(0);
+        assert!(share.may_ask(10, 20));
+        assert!(!share.may_ask(19, 29));
+        assert!(share.may_ask(20, 30), "whoever asked got no answer");
+        share.replace(Grant { amount: 5, mark: 8 }, 100, TIER);
+        assert!(share.may_ask(21, 31));
+    }
+
+    #[test]
+    fn what_comes_back_can_be_spent_again() {
+        let mut share = share(10);
+        share.spend(10);
+        assert!(share.settle(7, 3, 0, 99));
+        assert!(share.has(3, 99) && !share.has(4, 99));
+        assert!(!share.settle(8, 3, 0, 99), "it is of another lease");
+    }
+
+    #[test]
+    fn what_is_used_beyond_is_spent_of_it_too() {
+        let mut share = share(10);
+        share.spend(4);
+        assert!(share.settle(7, 0, 6, 99));
+        assert!(!share.settle(7, 0, 1, 99), "the store has to charge it");
+    }
+}

@@ -1,0 +1,116 @@
+//! A token bucket: what was taken leaks away at a steady rate, and never stands over the burst.
+//!
+//! This is the generic cell rate algorithm (ITU-T I.371, as `governor` has it) with one difference: it keeps how much
+//! was taken, and not the time at which it will have leaked away, so that a reservation can be given back or added to
+//! later, and the rate can be another one at the next call. Amounts are kept times the period, so that what leaks
+//! within a nanosecond is a whole number and nothing is ever rounded.
+
+use std::ops::RangeInclusive;
+
+use crate::limit::Rate;
+
+/// One bucket, empty when new.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bucket {
+    /// What was taken and has not leaked yet, times the period in nanoseconds; high and low word, which lie closer
+    /// together than a `u128` would with what is around them.
+    taken: [u64; 2],
+    /// When that was so.
+    at_nanos: u64,
+    /// How often something was taken when nothing was left of what was before; it goes round.
+    fillings: u32,
+}
+
+impl Bucket {
+    /// How long until `amount` can be taken, in nanoseconds: zero if it can now.
+    ///
+    /// `amount` must not be over the burst, or it never can.
+    pub(crate) fn wait(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u64 {
+        self.leak(rate, now_nanos);
+        let wanted = self.taken().saturating_add(rate.scaled(amount));
+        let over = wanted.saturating_sub(rate.scaled(rate.capacity));
+        if over == 0 {
+            return 0;
+        }
+        u64::try_from(over.div_ceil(u128::from(rate.amount))).unwrap_or(u64::MAX)
+    }
+
+    /// Takes `amount`, whether there is room or not: what is over is debt, and waited for. Returns a mark for giving it
+    /// back: in which filling it was.
+    pub(crate) fn take(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u32 {
+        self.leak(rate, now_nanos);
+        if self.taken() == 0 {
+            self.fillings = self.fillings.wrapping_add(1);
+        }
+        self.set(self.taken().saturating_add(rate.scaled(amount)));
+        self.fillings
+    }
+
+    /// Gives `amount` back of what was taken with `mark`, never more than there is; nothing if the bucket has been empty
+    /// since: then all of it has leaked away, and what there is now is others'.
+    ///
+    /// As long as it was not, who has leaked and who has not cannot be told: had this call taken less, what it left would
+    /// have leaked of the others. So it is the whole that comes back, whichever of several calls ends first. Between, so
+    /// little may have been left that not all of it would have; for that, more would have to be kept of each key.
+    /// It needs no clock: what leaks until now leaves the same, before or after.
+    pub(crate) fn give_back(&mut self, rate: &Rate, mark: u32, amount: u64) {
+        if mark == self.fillings {
+            self.set(self.taken().saturating_sub(rate.scaled(amount)));
+        }
+    }
+
+    /// What could be taken now.
+    pub(crate) fn remaining(&mut self, rate: &Rate, now_nanos: u64) -> u64 {
+        self.leak(rate, now_nanos);
+        let free = rate.scaled(rate.capacity).saturating_sub(self.taken());
+        u64::try_from(free / u128::from(rate.period_nanos)).unwrap_or(u64::MAX)
+    }
+
+    /// How long until nothing is left of what was taken, in nanoseconds.
+    pub(crate) fn full_in(&mut self, rate: &Rate, now_nanos: u64) -> u64 {
+        self.leak(rate, now_nanos);
+        u64::try_from(self.taken().div_ceil(u128::from(rate.amount))).unwrap_or(u64::MAX)
+    }
+
+    /// The bucket when it fills up by another rate from now on, of which so much is taken at least and at most.
+    pub(crate) fn refilled_by(
+        mut self,
+        old: &Rate,
+        new: &Rate,
+        taken: RangeInclusive<u64>,
+        now_nanos: u64,
+    ) -> Self {
+        self.leak(old, now_nanos);
+        let (old_period, new_period) = (u128::from(old.period_nanos), u128::from(new.period_nanos));
+        // The part of one that has not leaked yet keeps its size: whole numbers alone would never leak, if this were done
+        // often enough.
+        let (whole, part) = (self.taken() / old_period, self.taken() % old_period);
+        let kept = whole.saturating_mul(new_period) + part * new_period / old_period;
+        self.set(kept.clamp(new.scaled(*taken.start()), new.scaled(*taken.end())));
+        self
+    }
+
+    fn leak(&mut self, rate: &Rate, now_nanos: u64) {
+        // A clock that another thread read earlier leaks nothing.
+        let elapsed = now_nanos.saturating_sub(self.at_nanos);
+        if elapsed == 0 {
+            return;
+        }
+        self.at_nanos = now_nanos;
+        let leaked = u128::from(elapsed) * u128::from(rate.amount);
+        self.set(self.taken().saturating_sub(leaked));
+    }
+
+    fn taken(&self) -> u128 {
+        let [high, low] = self.taken;
+        (u128::from(high) << 64) | u128::from(low)
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the low word is what is meant"
+    )]
+    fn set(&mut self, taken: u128) {
+        self.taken = [(taken >> 64) as u64, taken as u64];
+    }
+}

@@ -1,0 +1,62 @@
+//! A calendar day's quota: all of it at midnight, and no more until the next.
+//!
+//! Some providers' daily quotas are not any 24 hours but a day in a place: Gemini's begins at midnight in California.
+
+use crate::{calendar::Today, limit::Rate};
+
+/// What was taken in the present day.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Day {
+    taken: u64,
+    number: u32,
+}
+
+impl Day {
+    /// How long until `amount` can be taken, in nanoseconds: zero if it can now.
+    pub(crate) fn wait(&mut self, rate: &Rate, amount: u64, now_nanos: u64, today: Today) -> u64 {
+        self.turn(today);
+        if self.taken.saturating_add(amount) <= rate.capacity {
+            return 0;
+        }
+        today.ends_nanos.saturating_sub(now_nanos).max(1)
+    }
+
+    /// Takes `amount`, whether there is room or not. Says on which day, for giving it back.
+    pub(crate) fn take(&mut self, amount: u64, today: Today) -> u32 {
+        self.turn(today);
+        self.taken = self.taken.saturating_add(amount);
+        self.number
+    }
+
+    /// Gives `amount` back that was taken on the day `number`; nothing if that is over.
+    pub(crate) fn give_back(&mut self, number: u32, amount: u64) {
+        if number == self.number {
+            self.taken = self.taken.saturating_sub(amount);
+        }
+    }
+
+    /// What could be taken now.
+    pub(crate) fn remaining(&mut self, rate: &Rate, today: Today) -> u64 {
+        self.turn(today);
+        rate.capacity.saturating_sub(self.taken)
+    }
+
+    /// How long until nothing of what was taken counts any more, in nanoseconds.
+    pub(crate) fn full_in(&mut self, now_nanos: u64, today: Today) -> u64 {
+        self.turn(today);
+        if self.taken == 0 {
+            return 0;
+        }
+        today.ends_nanos.saturating_sub(now_nanos)
+    }
+
+    fn turn(&mut self, today: Today) {
+        // Who asked for the date before midnight does not turn the day back.
+        if today.number > self.number {
+            *self = Self {
+                taken: 0,
+                number: today.number,
+            };
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! How much of a limit is taken: plain data, which takes `now`.
+
+mod bucket;
+mod day;
+#[cfg(test)]
+mod tests;
+mod window;
+
+pub(crate) use self::{bucket::Bucket, window::SLICES};
+use self::{day::Day, window::Window};
+use crate::{calendar::Today, limit::Rate};
+
+/// How much one key has taken of one limit.
+#[derive(Clone, Debug)]
+pub(crate) enum Meter {
+    Bucket(Bucket),
+    Window(Window<u32>),
+    /// For limits over 2^31. Boxed, so that the others stay small.
+    Wide(Box<Window<u64>>),
+    Day(Day),
+}
+
+/// What is counted how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Bucket,
+    Window,
+    Wide,
+    Day,
+}
+
+/// The time, as a meter needs it: since the limiter's beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Now {
+    pub(crate) nanos: u64,
+    /// The calendar day, for limits that have one.
+    pub(crate) today: Today,
+}
+
+impl Meter {
+    pub(crate) fn new(kind: Kind) -> Self {
+        match kind {
+            Kind::Bucket => Self::Bucket(Bucket::default()),
+            Kind::Window => Self::Window(Window::new()),
+            Kind::Wide => Self::Wide(Box::new(Window::new())),
+            Kind::Day => Self::Day(Day::default()),
+        }
+    }
+
+    /// How long until `amount` can be taken, in nanoseconds: zero if it can now.
+    ///
+    /// `amount` must not be over the capacity, or it never can.
+    pub(crate) fn wait(&mut self, rate: &Rate, amount: u64, now: Now) -> u64 {
+        match self {
+            Self::Bucket(bucket) => bucket.wait(rate, amount, now.nanos),
+            Self::Window(window) => window.wait(rate, amount, now.nanos),
+            Self::Wide(window) => window.wait(rate, amount, now.nanos),
+            Self::Day(day) => day.wait(rate, amount, now.nanos, now.today),
+        }
+    }
+
+    /// How long it takes at least until `ahead` has been taken by others and then `amount` can be, in nanoseconds.
+    pub(crate) fn wait_behind(&mut self, rate: &Rate, ahead: u64, amount: u64, now: Now) -> u64 {
+        if amount > rate.capacity {
+            return u64::MAX;
+        }
+        let both = ahead.saturating_add(amount);
+        if both <= rate.capacity || matches!(self, Self::Bucket(_)) {
+            return self.wait(rate, both, now);
+        }
+        let whole_periods = both.saturating_sub(1) / rate.amount;
+        let at_least = whole_periods.saturating_mul(rate.period_nanos);
+        match self {
+            // The first of them ends at midnight, which may be soon.
+            Self::Day(_) => self.wait(rate, rate.amount, now),
+            _ => self.wait(rate, amount, now).max(at_least),
+        }
+    }
+
+    /// Whether more was taken than the limit is: what was reserved did not suffice.
+    pub(crate) fn is_over(&mut self, rate: &Rate, now: Now) -> bool {
+        self.wait(rate, 0, now) > 0
+    }
+
+    /// Takes `amount`, whether there is room or not. Returns the mark by which it can be given back.
+    pub(crate) fn take(&mut self, rate: &Rate, amount: u64, now: Now) -> u32 {
+        match self {
+            Self::Bucket(bucket) => bucket.take(rate, amount, now.nanos),
+            Self::Window(window) => window.take(rate, amount, now.nanos),
+            Self::Wide(window) => window.take(rate, amount, now.nanos),
+            Self::Day(day) => day.take(amount, now.today),
+        }
+    }
+
+    /// Gives `amount` of what was taken with `mark` back.
+    pub(crate) fn give_back(&mut self, rate: &Rate, mark: u32, amount: u64) {
+        match self {
+            Self::Bucket(bucket) => bucket.give_back(rate, mark, amount),
+            Self::Window(window) => window.give_back(mark, amount),
+            Self::Wide(window) => window.give_back(mark, amount),
+            Self::Day(day) => day.give_back(mark, amount),
+        }
+    }
+
+    /// What could be taken now.
+    pub(crate) fn remaining(&mut self, rate: &Rate, now: Now) -> u64 {
+        match self {
+            Self::Bucket(bucket) => bucket.remaining(rate, now.nanos),
+            Self::Window(window) => window.remaining(rate, now.nanos),
+            Self::Wide(window) => window.remaining(rate, now.nanos),
+            Self::Day(day) => day.remaining(rate, now.today),
+        }
+    }
+
+    /// How long until nothing of what was taken counts any more, in nanoseconds.
+    pub(crate) fn full_in(&mut self, rate: &Rate, now: Now) -> u64 {
+        match self {
+            Self::Bucket(bucket) => bucket.full_in(rate, now.nanos),
+            Self::Window(window) => window.full_in(rate, now.nanos),
+            Self::Wide(window) => window.full_in(rate, now.nanos),
+            Self::Day(day) => day.full_in(now.nanos, now.today),
+        }
+    }
+}

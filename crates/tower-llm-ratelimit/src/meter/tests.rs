@@ -1,0 +1,507 @@
+//! Meters beside slow ones that are obviously right: lists of what was taken, and when.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use governor::{Quota, RateLimiter, clock::FakeRelativeClock};
+use proptest::{prelude::*, sample::Index};
+
+use super::*;
+
+/// What happens next, and after what time.
+#[derive(Clone, Debug)]
+struct Step {
+    gap: Gap,
+    what: What,
+}
+
+/// A part of a period, and some nanoseconds more or less: boundaries are where mistakes are.
+#[derive(Clone, Copy, Debug)]
+struct Gap {
+    twelfths: u64,
+    more: i64,
+}
+
+#[derive(Clone, Debug)]
+enum What {
+    /// A call of a tier asks for a share of its limit.
+    Ask { tier: usize, amount: Index },
+    /// A call that was let through has used so much of what it took; of more than it took, the rest is charged.
+    Settle {
+        call: Index,
+        used: Index,
+        doubled: bool,
+    },
+}
+
+/// What was taken at a time: what is known of it now.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    at: u64,
+    amount: u64,
+    /// As long as it can be settled: what was reserved, its mark and its tier.
+    open: Option<(u64, u32, usize)>,
+}
+
+#[derive(Default)]
+struct Log(Vec<Entry>);
+
+impl Log {
+    /// All that was taken at `from` or later.
+    fn since(&self, from: u64) -> u64 {
+        let recent = self.0.iter().filter(|entry| entry.at >= from);
+        recent.map(|entry| entry.amount).sum()
+    }
+
+    /// One of the calls that can be settled still.
+    fn open(&mut self, index: &Index) -> Option<&mut Entry> {
+        let mut open: Vec<_> = self.0.iter_mut().filter(|one| one.open.is_some()).collect();
+        (!open.is_empty()).then(|| open.remove(index.index(open.len())))
+    }
+}
+
+impl Gap {
+    fn nanos(self, period: u64) -> u64 {
+        (period.div_ceil(12) * self.twelfths).saturating_add_signed(self.more)
+    }
+}
+
+fn gap() -> impl Strategy<Value = Gap> {
+    let twelfths =
+        prop_oneof![4 => Just(0), 4 => Just(1), 2 => 2..12_u64, 1 => 12..15_u64, 1 => 15..40_u64];
+    let more = prop_oneof![2 => Just(0), 2 => -1..=1_i64, 3 => 0..100_000_000_i64];
+    (twelfths, more).prop_map(|(twelfths, more)| Gap { twelfths, more })
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let ask = (0..2_usize, any::<Index>()).prop_map(|(tier, amount)| What::Ask { tier, amount });
+    let settle = (any::<Index>(), any::<Index>(), any::<bool>());
+    let settle = settle.prop_map(|(call, used, doubled)| What::Settle {
+        call,
+        used,
+        doubled,
+    });
+    let what = prop_oneof![3 => ask, 1 => settle];
+    let step = (gap(), what).prop_map(|(gap, what)| Step { gap, what });
+    prop::collection::vec(step, 1..120)
+}
+
+/// Two tiers' rates of one period, which need not be a multiple of twelve.
+fn rates(most: u64) -> impl Strategy<Value = [Rate; 2]> {
+    let amount = move || prop_oneof![1..20_u64, 1..=most];
+    let period = prop_oneof![
+        Just(Duration::from_secs(1)),
+        Just(Duration::from_secs(60)),
+        (1_000_000_000..100_000_000_000_u64).prop_map(Duration::from_nanos),
+    ];
+    (amount(), amount(), period).prop_map(|(one, other, period)| {
+        [one, other].map(|amount| Rate::new(amount, amount, period))
+    })
+}
+
+fn at(nanos: u64) -> Now {
+    let today = Today::default();
+    Now { nanos, today }
+}
+
+/// Small amounts more often than large ones: so that many calls share a period.
+fn share(index: &Index, limit: u64) -> u64 {
+    let share = index.index(1 << 20) as u64;
+    let range = if share.is_multiple_of(4) {
+        limit
+    } else {
+        limit.div_ceil(8)
+    };
+    1 + share % range
+}
+
+/// Changes a charge by what `used` says, in the log and, as the cell does, in the meter.
+fn settle(meter: &mut Meter, log: &mut Log, rates: &[Rate; 2], now: u64, what: &What) {
+    let What::Settle {
+        call,
+        used,
+        doubled,
+    } = what
+    else {
+        return;
+    };
+    let Some(entry) = log.open(call) else { return };
+    let (reserved, mark, tier) = entry.open.take().expect("it is open");
+    let used = used.index(reserved as usize + 1) as u64;
+    if *doubled {
+        meter.take(&rates[tier], used, at(now));
+        let (amount, open) = (used, None);
+        log.0.push(Entry {
+            at: now,
+            amount,
+            open,
+        });
+    } else {
+        entry.amount = used;
+        meter.give_back(&rates[tier], mark, reserved - used);
+    }
+}
+
+/// Whatever the rates: what a wait promises is kept, and what the getters say fits.
+fn check_promises(meter: &Meter, rate: &Rate, amount: u64, now: u64) -> Result<(), TestCaseError> {
+    let wait = |amount, now| meter.clone().wait(rate, amount, at(now));
+    let for_it = wait(amount, now);
+    prop_assert_eq!(wait(amount, now + for_it), 0);
+    if for_it > 0 {
+        prop_assert!(wait(amount, now + for_it - 1) > 0);
+    }
+    let remaining = meter.clone().remaining(rate, at(now));
+    prop_assert_eq!(remaining >= amount, for_it == 0);
+    prop_assert_eq!(meter.clone().is_over(rate, at(now)), wait(0, now) > 0);
+    let full_in = meter.clone().full_in(rate, at(now));
+    let remaining_at = |now| meter.clone().remaining(rate, at(now));
+    prop_assert_eq!(remaining_at(now + full_in), rate.capacity);
+    Ok(())
+}
+
+fn check_window(kind: Kind, rates: &[Rate; 2], steps: &[Step]) -> Result<(), TestCaseError> {
+    let period = rates[0].period_nanos;
+    let (mut meter, mut log, mut now) = (Meter::new(kind), Log::default(), 0_u64);
+    for Step { gap, what } in steps {
+        now += gap.nanos(period);
+        let &What::Ask { tier, ref amount } = what else {
+            settle(&mut meter, &mut log, rates, now, what);
+            continue;
+        };
+        let rate = &rates[tier];
+        let amount = share(amount, rate.amount);
+        check_promises(&meter, rate, amount, now)?;
+        if meter.wait(rate, amount, at(now)) == 0 {
+            // Both ends belong to the period: not even a call just a period ago may be forgotten.
+            let in_period = log.since(now.saturating_sub(period));
+            prop_assert!(in_period + amount <= rate.amount, "over in a period");
+            let mark = meter.take(rate, amount, at(now));
+            let open = Some((amount, mark, tier));
+            log.0.push(Entry {
+                at: now,
+                amount,
+                open,
+            });
+        } else {
+            // A twelfth more than the period, and no more, is what being strict may cost.
+            let strict = log.since((now + 1).saturating_sub(13 * period.div_ceil(12)));
+            prop_assert!(strict + amount > rate.amount, "needlessly strict");
+        }
+    }
+    Ok(())
+}
+
+/// How much stands in a bucket by what is known of each call: the most that any stretch of time until now holds more
+/// than leaks in it.
+fn level(log: &Log, rate: &Rate, now: u64) -> u128 {
+    let since = |from: &Entry| {
+        let leaked = u128::from(now - from.at) * u128::from(rate.amount);
+        rate.scaled(log.since(from.at)).saturating_sub(leaked)
+    };
+    log.0.iter().map(since).max().unwrap_or(0)
+}
+
+fn bucket_rates() -> impl Strategy<Value = Rate> {
+    (rates(100_000), 1..200_000_u64).prop_map(|([rate, _], burst)| {
+        Rate::new(rate.amount, burst, Duration::from_nanos(rate.period_nanos))
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_window_is_never_over_and_never_needlessly_strict(rates in rates(100_000), steps in steps()) {
+        check_window(Kind::Window, &rates, &steps)?;
+    }
+
+    #[test]
+    fn a_wide_window_is_as_the_narrow_one(rates in rates(1 << 40), steps in steps()) {
+        check_window(Kind::Wide, &rates, &steps)?;
+    }
+
+    #[test]
+    fn a_bucket_lets_through_exactly_what_its_formula_does(rate in bucket_rates(), steps in steps()) {
+        let (mut meter, mut log, mut now) = (Meter::new(Kind::Bucket), Log::default(), 0);
+        for Step { gap, what } in &steps {
+            now += gap.nanos(rate.period_nanos);
+            let What::Ask { amount, .. } = what else { continue };
+            let amount = share(amount, rate.capacity);
+            check_promises(&meter, &rate, amount, now)?;
+            let fits = level(&log, &rate, now) + rate.scaled(amount) <= rate.scaled(rate.capacity);
+            prop_assert_eq!(meter.wait(&rate, amount, at(now)) == 0, fits);
+            if fits {
+                meter.take(&rate, amount, at(now));
+                log.0.push(Entry { at: now, amount, open: None });
+            }
+        }
+    }
+
+    /// What a call did not use comes back, and no more: never over burst and rate in any stretch, if what comes back is
+    /// counted when it does; and never stricter than if each call's use had been known beforehand.
+    #[test]
+    fn a_bucket_takes_back_what_a_call_did_not_use(rate in bucket_rates(), steps in steps()) {
+        let rates = [rate; 2];
+        let (mut meter, mut log, mut now) = (Meter::new(Kind::Bucket), Log::default(), 0);
+        // What was taken and given back, when it was.
+        let mut moved: Vec<(u64, i128)> = Vec::new();
+        let mut total = 0;
+        for Step { gap, what } in &steps {
+            now += gap.nanos(rate.period_nanos);
+            if let What::Ask { tier, amount } = what {
+                let amount = share(amount, rate.capacity);
+                check_promises(&meter, &rate, amount, now)?;
+                if meter.wait(&rate, amount, at(now)) == 0 {
+                    let mark = meter.take(&rate, amount, at(now));
+                    let open = Some((amount, mark, *tier));
+                    log.0.push(Entry { at: now, amount, open });
+                    moved.push((now, i128::from(amount)));
+                    for (first, &(from, _)) in moved.iter().enumerate() {
+                        let net: i128 = moved[first..].iter().map(|&(_, amount)| amount).sum();
+                        let leaks = i128::from(now - from) * i128::from(rate.amount);
+                        let most = i128::from(rate.capacity) * i128::from(rate.period_nanos) + leaks;
+                        prop_assert!(net * i128::from(rate.period_nanos) <= most);
+                    }
+                } else {
+                    let known = level(&log, &rate, now) + rate.scaled(amount);
+                    prop_assert!(known > rate.scaled(rate.capacity), "needlessly strict");
+                }
+            } else {
+                settle(&mut meter, &mut log, &rates, now, what);
+            }
+            let known: u64 = log.0.iter().map(|entry| entry.amount).sum();
+            let change = i128::from(known) - moved.iter().map(|&(_, amount)| amount).sum::<i128>();
+            if change != 0 {
+                moved.push((now, change));
+            }
+            total += 1;
+        }
+        prop_assert_eq!(total, steps.len());
+    }
+
+    /// For rates whose interval is a whole number of nanoseconds: governor rounds others.
+    #[test]
+    fn a_bucket_is_as_governors(
+        interval in 1..2_000_000_000_u64,
+        per_period in 1..1_000_u64,
+        burst in 1..5_000_u32,
+        steps in prop::collection::vec((gap(), any::<Index>()), 1..120),
+    ) {
+        let rate = Rate::new(per_period, burst.into(), Duration::from_nanos(interval * per_period));
+        let quota = Quota::with_period(Duration::from_nanos(interval)).unwrap();
+        let clock = FakeRelativeClock::default();
+        let burst = NonZeroU32::new(burst).unwrap();
+        let governor = RateLimiter::direct_with_clock(quota.allow_burst(burst), clock.clone());
+        let (mut meter, mut now) = (Meter::new(Kind::Bucket), 0);
+        for (gap, amount) in steps {
+            // In parts of what the burst takes to come back.
+            let passed = gap.nanos(interval * u64::from(burst.get()) / 2);
+            now += passed;
+            clock.advance(Duration::from_nanos(passed));
+            let amount = share(&amount, rate.capacity);
+            let theirs = governor.check_n(NonZeroU32::new(amount as u32).unwrap()).unwrap();
+            let wait = meter.wait(&rate, amount, at(now));
+            match theirs {
+                Ok(()) => prop_assert_eq!(wait, 0),
+                Err(until) => {
+                    let earliest = governor::clock::Reference::saturating_sub(&until.earliest_possible(), now.into());
+                    prop_assert_eq!(u128::from(wait), Duration::from(earliest).as_nanos());
+                }
+            }
+            if wait == 0 {
+                meter.take(&rate, amount, at(now));
+            }
+        }
+    }
+}
+
+fn minute(amount: u64) -> Rate {
+    Rate::new(amount, amount, Duration::from_secs(60))
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+#[test]
+fn whichever_of_two_calls_ends_first_both_get_back_what_they_did_not_use() {
+    let rate = minute(60);
+    for first in [0, 1] {
+        let mut bucket = Meter::new(Kind::Bucket);
+        let marks = [20, 40].map(|amount| bucket.take(&rate, amount, at(0)));
+        let amounts = [20, 40];
+        for call in [first, 1 - first] {
+            bucket.give_back(&rate, marks[call], amounts[call]);
+        }
+        assert_eq!(bucket.remaining(&rate, at(0)), 60, "{first}");
+    }
+}
+
+#[test]
+fn a_long_call_gets_back_what_it_did_not_use_from_a_bucket_that_others_keep_full() {
+    let (mut bucket, rate) = (Meter::new(Kind::Bucket), minute(60));
+    let long = bucket.take(&rate, 30, at(0));
+    bucket.take(&rate, 30, at(0));
+    bucket.take(&rate, 30, at(30 * SECOND));
+    bucket.take(&rate, 30, at(60 * SECOND));
+    assert_eq!(bucket.remaining(&rate, at(60 * SECOND)), 0);
+    // Without it, thirty would have been there all the time.
+    bucket.give_back(&rate, long, 30);
+    assert_eq!(bucket.remaining(&rate, at(60 * SECOND)), 30);
+}
+
+#[test]
+fn what_leaked_away_is_not_given_back_of_what_others_took_since() {
+    let (mut bucket, rate) = (Meter::new(Kind::Bucket), minute(60));
+    let first = bucket.take(&rate, 60, at(0));
+    let second = bucket.take(&rate, 60, at(60 * SECOND));
+    bucket.give_back(&rate, first, 60);
+    assert_eq!(bucket.remaining(&rate, at(60 * SECOND)), 0);
+    assert_eq!(bucket.wait(&rate, 1, at(60 * SECOND)), SECOND);
+    bucket.give_back(&rate, second, 60);
+    assert_eq!(bucket.remaining(&rate, at(60 * SECOND)), 60);
+}
+
+#[test]
+fn a_window_forgets_a_slice_when_the_thirteenth_after_it_begins() {
+    let (mut window, rate) = (Meter::new(Kind::Window), minute(10));
+    // Slices are five seconds long: taken at the very end of the first, and at its beginning.
+    for taken_at in [5 * SECOND - 1, 0] {
+        let mut window = window.clone();
+        window.take(&rate, 10, at(taken_at));
+        assert_eq!(window.wait(&rate, 1, at(taken_at)), 65 * SECOND - taken_at);
+        assert_eq!(window.wait(&rate, 1, at(65 * SECOND - 1)), 1);
+        assert_eq!(window.wait(&rate, 10, at(65 * SECOND)), 0);
+    }
+    window.take(&rate, 10, at(5 * SECOND));
+    assert_eq!(window.wait(&rate, 1, at(5 * SECOND)), 65 * SECOND);
+}
+
+#[test]
+fn what_a_window_has_forgotten_is_not_given_back() {
+    let (mut window, rate) = (Meter::new(Kind::Window), minute(10));
+    let old = window.take(&rate, 4, at(0));
+    // It lies in the same place now.
+    window.take(&rate, 10, at(65 * SECOND));
+    window.give_back(&rate, old, 4);
+    assert_eq!(window.remaining(&rate, at(65 * SECOND)), 0);
+}
+
+#[test]
+fn debts_of_any_size_are_waited_for_and_forgotten() {
+    for kind in [Kind::Window, Kind::Wide] {
+        let (mut window, rate) = (Meter::new(kind), minute(10));
+        let before = window.take(&rate, 5, at(0));
+        window.take(&rate, u64::MAX / 4, at(SECOND));
+        window.take(&rate, u64::MAX / 4, at(6 * SECOND));
+        assert!(window.is_over(&rate, at(6 * SECOND)));
+        window.give_back(&rate, before, 5);
+        assert_eq!(window.wait(&rate, 1, at(6 * SECOND)), 64 * SECOND);
+        assert_eq!(window.wait(&rate, 10, at(70 * SECOND)), 0);
+    }
+    let (mut bucket, rate) = (Meter::new(Kind::Bucket), minute(1 << 53));
+    bucket.take(&rate, u64::MAX, at(0));
+    bucket.take(&rate, u64::MAX, at(0));
+    assert!(bucket.is_over(&rate, at(0)));
+    // 2^65 less two, and one, at 2^53 a minute; a minute of it is the burst.
+    let minutes = (1 << 12) - 1;
+    assert_eq!(bucket.wait(&rate, 1, at(0)), minutes * 60 * SECOND);
+}
+
+#[test]
+fn a_clock_that_was_read_earlier_moves_nothing_back() {
+    for kind in [Kind::Window, Kind::Wide, Kind::Bucket] {
+        let (mut meter, rate) = (Meter::new(kind), minute(60));
+        meter.take(&rate, 30, at(100 * SECOND));
+        meter.take(&rate, 30, at(20 * SECOND));
+        assert_eq!(meter.remaining(&rate, at(100 * SECOND)), 0, "{kind:?}");
+        let wait = meter.wait(&rate, 1, at(20 * SECOND));
+        assert!(wait > 0, "{kind:?}");
+        assert_eq!(meter.remaining(&rate, at(200 * SECOND)), 60, "{kind:?}");
+    }
+}
+
+#[test]
+fn who_waits_behind_others_waits_at_least_until_they_fit() {
+    let rate = minute(60);
+    let mut bucket = Meter::new(Kind::Bucket);
+    bucket.take(&rate, 60, at(0));
+    assert_eq!(bucket.wait_behind(&rate, 0, 10, at(0)), 10 * SECOND);
+    assert_eq!(bucket.wait_behind(&rate, 50, 10, at(0)), 60 * SECOND);
+    // More than the burst, one after the other.
+    assert_eq!(bucket.wait_behind(&rate, 170, 10, at(0)), 180 * SECOND);
+
+    let mut window = Meter::new(Kind::Window);
+    window.take(&rate, 30, at(0));
+    window.take(&rate, 30, at(30 * SECOND));
+    let mut wait = |ahead, amount| window.wait_behind(&rate, ahead, amount, at(30 * SECOND));
+    assert_eq!(wait(0, 30), 35 * SECOND);
+    assert_eq!(wait(0, 31), 65 * SECOND);
+    assert_eq!(wait(29, 1), 35 * SECOND);
+    assert_eq!(wait(30, 1), 65 * SECOND);
+    // All that is ahead fills the limit once or twice: as many periods at least.
+    assert_eq!(wait(60, 1), 60 * SECOND);
+    assert_eq!(wait(120, 1), 120 * SECOND);
+    assert_eq!(wait(119, 1), 60 * SECOND);
+}
+
+mod day {
+    use super::*;
+
+    const HOUR: u64 = 3_600 * SECOND;
+    const MONDAY: Today = Today {
+        number: 1,
+        ends_nanos: 2 * HOUR,
+    };
+    const TUESDAY: Today = Today {
+        number: 2,
+        ends_nanos: 26 * HOUR,
+    };
+
+    fn on(today: Today, nanos: u64) -> Now {
+        Now { nanos, today }
+    }
+
+    fn daily(amount: u64) -> Rate {
+        Rate::new(amount, amount, Duration::from_secs(86_400))
+    }
+
+    #[test]
+    fn all_of_it_is_there_again_at_midnight_and_nothing_before() {
+        let (mut day, rate) = (Meter::new(Kind::Day), daily(100));
+        day.take(&rate, 70, on(MONDAY, HOUR));
+        assert_eq!(day.remaining(&rate, on(MONDAY, HOUR)), 30);
+        assert_eq!(day.wait(&rate, 30, on(MONDAY, HOUR)), 0);
+        assert_eq!(day.wait(&rate, 31, on(MONDAY, HOUR)), HOUR);
+        assert_eq!(day.wait(&rate, 31, on(MONDAY, 2 * HOUR - 1)), 1);
+        assert_eq!(day.full_in(&rate, on(MONDAY, HOUR)), HOUR);
+        assert_eq!(day.wait(&rate, 100, on(TUESDAY, 2 * HOUR)), 0);
+        assert_eq!(day.full_in(&rate, on(TUESDAY, 2 * HOUR)), 0);
+    }
+
+    #[test]
+    fn what_was_taken_yesterday_is_not_given_back_today() {
+        let (mut day, rate) = (Meter::new(Kind::Day), daily(100));
+        let yesterday = day.take(&rate, 60, on(MONDAY, 0));
+        day.give_back(&rate, yesterday, 10);
+        assert_eq!(day.remaining(&rate, on(MONDAY, 0)), 50);
+        let today = day.take(&rate, 80, on(TUESDAY, 2 * HOUR));
+        day.give_back(&rate, yesterday, 50);
+        assert_eq!(day.remaining(&rate, on(TUESDAY, 2 * HOUR)), 20);
+        day.give_back(&rate, today, 80);
+        assert_eq!(day.remaining(&rate, on(TUESDAY, 2 * HOUR)), 100);
+    }
+
+    #[test]
+    fn who_asked_for_the_date_before_midnight_turns_no_day_back() {
+        let (mut day, rate) = (Meter::new(Kind::Day), daily(100));
+        day.take(&rate, 60, on(TUESDAY, 2 * HOUR));
+        day.take(&rate, 30, on(MONDAY, 2 * HOUR - 1));
+        assert_eq!(day.remaining(&rate, on(TUESDAY, 2 * HOUR)), 10);
+    }
+
+    #[test]
+    fn what_is_over_is_not_carried_into_the_next_day() {
+        let (mut day, rate) = (Meter::new(Kind::Day), daily(100));
+        day.take(&rate, u64::MAX, on(MONDAY, 0));
+        day.take(&rate, u64::MAX, on(MONDAY, 0));
+        assert!(day.is_over(&rate, on(MONDAY, 0)));
+        assert_eq!(day.wait_behind(&rate, 500, 1, on(MONDAY, 0)), 2 * HOUR);
+        assert_eq!(day.remaining(&rate, on(TUESDAY, 2 * HOUR)), 100);
+    }
+}

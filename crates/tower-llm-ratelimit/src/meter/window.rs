@@ -1,0 +1,141 @@
+//! A sliding window: never over the limit in any stretch of time of its length.
+//!
+//! The period is cut into `SLICES` parts and one more is kept than it has. So the sum always covers at least a whole
+//! period, wherever it begins, and the limit holds for every one; what that costs is at most one part in
+//! `SLICES + 1` of the throughput. Counting only as many as the period has would let nearly twice the limit through.
+
+use crate::limit::Rate;
+
+/// Parts of a period.
+pub(crate) const SLICES: u32 = 12;
+
+const KEPT: u32 = SLICES + 1;
+
+/// What was taken in each of the last slices.
+///
+/// `C` is what one slice is counted in: `u32` for nearly every limit, since a key should be small.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Window<C> {
+    taken: [C; KEPT as usize],
+    /// The number of the newest slice; slice `n` lies at `n % KEPT`.
+    newest: u32,
+}
+
+/// A number that a slice is counted in. Beyond its largest value it stays there.
+pub(crate) trait Count: Copy + Default {
+    fn from_amount(amount: u64) -> Self;
+    fn amount(self) -> u64;
+}
+
+impl Count for u32 {
+    fn from_amount(amount: u64) -> Self {
+        Self::try_from(amount).unwrap_or(Self::MAX)
+    }
+
+    fn amount(self) -> u64 {
+        self.into()
+    }
+}
+
+impl Count for u64 {
+    fn from_amount(amount: u64) -> Self {
+        amount
+    }
+
+    fn amount(self) -> u64 {
+        self
+    }
+}
+
+impl<C: Count> Window<C> {
+    pub(crate) fn new() -> Self {
+        Self {
+            taken: [C::default(); KEPT as usize],
+            newest: 0,
+        }
+    }
+
+    /// How long until `amount` can be taken, in nanoseconds: zero if it can now.
+    ///
+    /// `amount` must not be over the limit, or it never can.
+    pub(crate) fn wait(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u64 {
+        self.slide(rate, now_nanos);
+        let wanted = self.sum().saturating_add(amount);
+        let mut over = wanted.saturating_sub(rate.capacity);
+        if over == 0 {
+            return 0;
+        }
+        // The oldest slices go first, each when the one that takes its place begins.
+        for number in self.newest.saturating_sub(SLICES)..=self.newest {
+            over = over.saturating_sub(self.taken[index(number)].amount());
+            if over == 0 {
+                let gone_at = rate.slice_nanos().saturating_mul(u64::from(number + KEPT));
+                return gone_at.saturating_sub(now_nanos).max(1);
+            }
+        }
+        u64::MAX
+    }
+
+    /// Takes `amount`, whether there is room or not. Says in which slice, for giving it back.
+    pub(crate) fn take(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u32 {
+        self.slide(rate, now_nanos);
+        let slot = &mut self.taken[index(self.newest)];
+        *slot = C::from_amount(slot.amount().saturating_add(amount));
+        self.newest
+    }
+
+    /// Gives `amount` of what was taken in `slice` back; nothing if that slice is no longer counted.
+    pub(crate) fn give_back(&mut self, slice: u32, amount: u64) {
+        if slice.saturating_add(KEPT) <= self.newest {
+            return;
+        }
+        let slot = &mut self.taken[index(slice)];
+        *slot = C::from_amount(slot.amount().saturating_sub(amount));
+    }
+
+    /// What could be taken now.
+    pub(crate) fn remaining(&mut self, rate: &Rate, now_nanos: u64) -> u64 {
+        self.slide(rate, now_nanos);
+        rate.capacity.saturating_sub(self.sum())
+    }
+
+    /// How long until nothing of what was taken counts any more, in nanoseconds.
+    pub(crate) fn full_in(&mut self, rate: &Rate, now_nanos: u64) -> u64 {
+        self.slide(rate, now_nanos);
+        let oldest = self.newest.saturating_sub(SLICES);
+        let last = (oldest..=self.newest)
+            .rev()
+            .find(|&number| self.taken[index(number)].amount() > 0);
+        last.map_or(0, |number| {
+            let gone_at = rate.slice_nanos().saturating_mul(u64::from(number + KEPT));
+            gone_at.saturating_sub(now_nanos)
+        })
+    }
+
+    fn sum(&self) -> u64 {
+        self.taken
+            .iter()
+            .fold(0, |sum: u64, slice| sum.saturating_add(slice.amount()))
+    }
+
+    fn slide(&mut self, rate: &Rate, now_nanos: u64) {
+        // A clock that another thread read earlier slides nothing, and most calls come in the newest slice: no division then.
+        if now_nanos < (u64::from(self.newest) + 1).saturating_mul(rate.slice_nanos()) {
+            return;
+        }
+        let now = u32::try_from(now_nanos / rate.slice_nanos()).unwrap_or(u32::MAX - KEPT);
+        let now = now.max(self.newest);
+        if now - self.newest >= KEPT {
+            self.taken = [C::default(); KEPT as usize];
+        } else {
+            for number in self.newest + 1..=now {
+                self.taken[index(number)] = C::default();
+            }
+        }
+        self.newest = now;
+    }
+}
+
+fn index(slice: u32) -> usize {
+    (slice % KEPT) as usize
+}

@@ -1,0 +1,177 @@
+//! What the provider has said of its own limits, and what that lets through.
+
+use std::time::Duration;
+
+use crate::{
+    Unit,
+    cost::Cost,
+    limit::Rate,
+    meter::Bucket,
+    told::{Standing, Told},
+};
+
+/// A provider's limits for one key as it told them last.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pace {
+    /// Nothing is let through before.
+    closed_until_nanos: u64,
+    buckets: [Option<Paced>; 4],
+    /// All that was let through so far.
+    let_through: Counter,
+    /// Of that, what was answered, or ended without an answer.
+    answered: Counter,
+    /// The last call of those that were told anything.
+    told_last: u32,
+}
+
+/// A sum by unit, of which only differences matter: it wraps.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counter([u32; 4]);
+
+/// One of the provider's limits: as much as remained when it was told, filling up as it was told.
+#[derive(Clone, Copy, Debug)]
+struct Paced {
+    bucket: Bucket,
+    rate: Rate,
+}
+
+/// A call that was let through, and what its provider has counted for certain when it answers it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
+    /// Its number among those that were let through.
+    number: u32,
+    /// What was answered before it was sent, and the call itself.
+    counted: Counter,
+}
+
+/// The period of a limit that does not say how fast it fills: the commonest.
+const MINUTE: Duration = Duration::from_secs(60);
+
+impl Pace {
+    /// How long until a call of `cost` may be sent, in nanoseconds, and because of which unit; of none, because the
+    /// provider asked to wait.
+    pub(crate) fn wait(&mut self, cost: &Cost, now_nanos: u64) -> (u64, Option<Unit>) {
+        let mut longest = (self.closed_until_nanos.saturating_sub(now_nanos), None);
+        for unit in Unit::ALL {
+            if let Some(Paced { bucket, rate }) = &mut self.buckets[unit.index()] {
+                // A call that is larger than the limit may be refused by the provider: what it told is a hint.
+                let amount = cost.of(unit).clamp(1, rate.capacity);
+                let wait = bucket.wait(rate, amount, now_nanos);
+                if wait > longest.0 {
+                    longest = (wait, Some(unit));
+                }
+            }
+        }
+        longest
+    }
+
+    /// Counts a call that is sent.
+    pub(crate) fn take(&mut self, cost: &Cost, now_nanos: u64) -> Mark {
+        self.let_through.add(cost);
+        for unit in Unit::ALL {
+            if let Some(Paced { bucket, rate }) = &mut self.buckets[unit.index()] {
+                bucket.take(rate, cost.of(unit), now_nanos);
+            }
+        }
+        let mut counted = self.answered;
+        counted.add(cost);
+        Mark {
+            number: self.let_through.0[Unit::Requests.index()],
+            counted,
+        }
+    }
+
+    /// Notes that the call of `cost` was answered, or never will be, and learns what it was told.
+    ///
+    /// Calls that were under way at the same time may or may not be in that. So it gives two bounds of what remains: as it
+    /// was told, and less by all of those. Within them, what was counted here stands; before anything was, all of those are
+    /// taken as not in it. A call that was sent before another that was told already raises nothing: somebody else may have
+    /// taken it between the two.
+    pub(crate) fn answered(&mut self, cost: &Cost, mark: Mark, told: &Told, now_nanos: u64) {
+        self.answered.add(cost);
+        let not_in_it = self.let_through.since(&mark.counted);
+        let is_later = mark.number.wrapping_sub(self.told_last) <= u32::MAX / 2;
+        if is_later && *told != Told::default() {
+            self.told_last = mark.number;
+        }
+        for (unit, standing) in told.by_unit() {
+            let Some(standing) = standing else { continue };
+            let before = self.buckets[unit.index()];
+            let rate = standing.rate(before.map(|paced| paced.rate));
+            let least = standing.limit.saturating_sub(standing.remaining);
+            let most = least.saturating_add(not_in_it[unit.index()]);
+            let bucket = match before {
+                Some(Paced { bucket, rate: old }) => {
+                    let most = if is_later { most } else { u64::MAX };
+                    bucket.refilled_by(&old, &rate, least..=most, now_nanos)
+                }
+                None => {
+                    let mut bucket = Bucket::default();
+                    bucket.take(&rate, most, now_nanos);
+                    bucket
+                }
+            };
+            self.buckets[unit.index()] = Some(Paced { bucket, rate });
+        }
+    }
+
+    /// Lets nothing through before `nanos`; the later of two such times wins.
+    pub(crate) fn close_until(&mut self, nanos: u64) {
+        self.closed_until_nanos = self.closed_until_nanos.max(nanos);
+    }
+
+    /// Whether all has passed that was told.
+    pub(crate) fn is_over(&mut self, now_nanos: u64) -> bool {
+        self.closed_until_nanos <= now_nanos
+            && self.buckets.iter_mut().flatten().all(|paced| {
+                let Paced { bucket, rate } = paced;
+                bucket.full_in(rate, now_nanos) == 0
+            })
+    }
+}
+
+impl Counter {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the lower half is what is meant"
+    )]
+    fn add(&mut self, cost: &Cost) {
+        for (sum, unit) in self.0.iter_mut().zip(Unit::ALL) {
+            *sum = sum.wrapping_add(cost.of(unit) as u32);
+        }
+    }
+
+    fn since(&self, before: &Self) -> [u64; 4] {
+        std::array::from_fn(|unit| self.0[unit].wrapping_sub(before.0[unit]).into())
+    }
+}
+
+impl Standing {
+    /// The speed at which it fills up. One that is full does not show it: then as before, or within its period.
+    fn rate(&self, before: Option<Rate>) -> Rate {
+        let missing = self.limit.saturating_sub(self.remaining);
+        match self.full_in {
+            Some(full_in) if missing > 0 && !full_in.is_zero() => {
+                Rate::new(missing, self.limit, full_in)
+            }
+            _ => match before {
+                Some(before) if before.capacity == self.limit => before,
+                _ => Rate::new(self.limit, self.limit, self.period.unwrap_or(MINUTE)),
+            },
+        }
+    }
+}
+
+impl Told {
+    fn by_unit(&self) -> [(Unit, Option<Standing>); 4] {
+        [
+            (Unit::Requests, self.requests),
+            (Unit::InputTokens, self.input_tokens),
+            (Unit::OutputTokens, self.output_tokens),
+            (Unit::Tokens, self.tokens),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests;

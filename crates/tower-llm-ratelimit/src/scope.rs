@@ -1,0 +1,296 @@
+//! Limits that share their keys, and what all limits of a layer share.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tower_llm_core::{ConfigError, Described, Key, KeyBy, Keyed, Registry};
+
+use crate::{
+    Headers,
+    attempt::Shared,
+    calendar::{Calendar, Today},
+    cell::State,
+    cost::{Estimate, Pricing},
+    learned::{Learned, UNTIL_LEARNED},
+    limit::{Algorithm, Limit, Rate},
+    meter::{Kind, Now},
+    tier::Tier,
+};
+
+/// The limits of one kind of key.
+#[derive(Debug)]
+pub(crate) struct Scope {
+    pub(crate) bounds: Box<[Bound]>,
+    pub(crate) clock: Clock,
+    pub(crate) policy: Arc<Policy>,
+    /// Whether the provider's limits are learned for these keys.
+    pub(crate) learns: bool,
+    /// What was counted for keys that are gone.
+    pub(crate) forgotten: Forgotten,
+}
+
+/// A limit, checked and counted.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    pub(crate) limit: Limit,
+    pub(crate) kind: Kind,
+    /// Without a tier, and then for each.
+    rates: Box<[Rate]>,
+    /// The same as this process keeps them by itself: a share of those that many processes keep together.
+    own_rates: Box<[Rate]>,
+    calendar: Option<Calendar>,
+    store_name: String,
+    /// For how long a share of it is had from a store.
+    lease: Duration,
+    pub(crate) counts: Counts,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) refused: AtomicU64,
+    pub(crate) settled_up: AtomicU64,
+    pub(crate) settled_down: AtomicU64,
+    pub(crate) violations: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Forgotten {
+    admitted: AtomicU64,
+    consumed: Box<[AtomicU64]>,
+}
+
+/// How calls are charged, and what they are shown.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    pub(crate) pricing: Pricing,
+    pub(crate) learned: Registry<Learned>,
+    pub(crate) learned_ratio: f64,
+    pub(crate) headers: Headers,
+    pub(crate) shared: Option<Shared>,
+}
+
+/// Time since the limiter's beginning.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(Instant);
+
+// === impl Scope ===
+
+impl Scope {
+    pub(crate) fn new(
+        bounds: Box<[Bound]>,
+        clock: Clock,
+        policy: Arc<Policy>,
+        learns: bool,
+    ) -> Self {
+        Self {
+            forgotten: Forgotten {
+                admitted: AtomicU64::new(0),
+                consumed: bounds.iter().map(|_| AtomicU64::new(0)).collect(),
+            },
+            bounds,
+            clock,
+            policy,
+            learns,
+        }
+    }
+}
+
+// === impl Bound ===
+
+impl Bound {
+    /// Checks `limit`.
+    pub(crate) fn new(
+        limit: Limit,
+        key_by: &KeyBy,
+        tiers: &[String],
+        shared: Option<&Shared>,
+    ) -> Result<Self, ConfigError> {
+        limit.check_tiers()?;
+        let mut rates = std::iter::once(None)
+            .chain(tiers.iter().map(|tier| Some(tier.as_str())))
+            .map(|tier| limit.rate(tier))
+            .collect::<Result<Vec<_>, _>>()?;
+        let calendar = match &limit.algorithm {
+            Algorithm::Day { zone } => Some(Calendar::new(zone)?),
+            _ => None,
+        };
+        let kind = kind(&limit, &rates);
+        let lease = shared.and_then(|shared| shared.lease).unwrap_or_default();
+        let lease = lease.min(longest_lease(kind, &rates));
+        if kind == Kind::Bucket {
+            // A share is spent while what it was taken from leaks: so much less may be taken at once.
+            rates.iter_mut().for_each(|rate| rate.leave_out(lease));
+        }
+        let parts = shared.map_or(1, |shared| shared.parts);
+        Ok(Self {
+            own_rates: rates.iter().map(|rate| rate.share(parts)).collect(),
+            rates: rates.into(),
+            store_name: store_name(&limit, key_by),
+            kind,
+            calendar,
+            lease,
+            counts: Counts::default(),
+            limit,
+        })
+    }
+
+    /// Tells it apart in a store from those before it on its layer, of which `names` are: two closures are called the same.
+    pub(crate) fn tell_apart(&mut self, names: &mut Vec<String>) {
+        let same = names.iter().filter(|name| **name == self.store_name);
+        let before = same.count();
+        names.push(self.store_name.clone());
+        if before > 0 {
+            self.store_name += &format!("#{before}");
+        }
+    }
+
+    /// The limit as it is.
+    pub(crate) fn rate(&self, tier: Tier) -> &Rate {
+        &self.rates[tier.index()]
+    }
+
+    /// The limit as this process keeps it by itself.
+    pub(crate) fn own_rate(&self, tier: Tier) -> &Rate {
+        &self.own_rates[tier.index()]
+    }
+
+    /// How large a share of it is to be had from a store: so small that one process does not keep it from the others.
+    pub(crate) fn lease_size(&self, tier: Tier, parts: u64) -> u64 {
+        if self.lease.is_zero() {
+            return 0;
+        }
+        self.rate(tier).capacity / parts.saturating_mul(8)
+    }
+
+    /// For how long a share is had that is asked for at `now`: not beyond the day.
+    pub(crate) fn lease(&self, now: u64) -> Duration {
+        match &self.calendar {
+            Some(calendar) => {
+                let left = calendar.today(now).ends_nanos.saturating_sub(now);
+                self.lease.min(Duration::from_nanos(left))
+            }
+            None => self.lease,
+        }
+    }
+
+    pub(crate) fn slowest(&self) -> &Rate {
+        let slowest = self.own_rates.iter().min_by_key(|rate| rate.amount);
+        slowest.expect("there is one without a tier")
+    }
+
+    pub(crate) fn now(&self, nanos: u64) -> Now {
+        let today = match &self.calendar {
+            Some(calendar) => calendar.today(nanos),
+            None => Today::default(),
+        };
+        Now { nanos, today }
+    }
+
+    /// The name of the limit and a key in a store.
+    ///
+    /// It does not name the amount: one that is changed counts on. A key's parts are told apart by the length of the first.
+    pub(crate) fn store_key(&self, key: Option<&Key>) -> String {
+        match key {
+            Some(key) => {
+                let (first, second) = key.parts();
+                format!("{}:{}:{first}:{second}", self.store_name, first.len())
+            }
+            None => format!("{}:overflow", self.store_name),
+        }
+    }
+
+    pub(crate) fn refused(&self) {
+        self.counts.refused.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// For how long a share of a limit can be had: a window charges it in the slice to come, and what leaks of a bucket
+/// meanwhile must not be much.
+fn longest_lease(kind: Kind, rates: &[Rate]) -> Duration {
+    let of_rate = |rate: &Rate| match kind {
+        Kind::Bucket => rate.tenth_leaks_in(),
+        Kind::Window | Kind::Wide | Kind::Day => Duration::from_nanos(rate.slice_nanos()),
+    };
+    rates.iter().map(of_rate).min().unwrap_or_default()
+}
+
+fn kind(limit: &Limit, rates: &[Rate]) -> Kind {
+    let largest = rates.iter().map(|rate| rate.amount).max();
+    match &limit.algorithm {
+        Algorithm::Bucket { .. } => Kind::Bucket,
+        Algorithm::Day { .. } => Kind::Day,
+        Algorithm::Window if largest <= Some(1 << 31) => Kind::Window,
+        Algorithm::Window => Kind::Wide,
+    }
+}
+
+/// What is counted by what, over how long and how.
+fn store_name(limit: &Limit, key_by: &KeyBy) -> String {
+    let algorithm = match &limit.algorithm {
+        Algorithm::Window => "window",
+        Algorithm::Bucket { .. } => "bucket",
+        Algorithm::Day { zone } => zone,
+    };
+    let period = limit.period().as_nanos();
+    format!("{key_by:?}:{}:{algorithm}:{period}", limit.unit())
+}
+
+// === impl Forgotten ===
+
+impl Forgotten {
+    pub(crate) fn add(&self, state: &State) {
+        self.admitted.fetch_add(state.admitted, Ordering::Relaxed);
+        for (sum, gauge) in self.consumed.iter().zip(state.gauges.iter()) {
+            sum.fetch_add(gauge.consumed, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn admitted(&self) -> u64 {
+        self.admitted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn consumed(&self, limit: usize) -> u64 {
+        self.consumed[limit].load(Ordering::Relaxed)
+    }
+}
+
+// === impl Policy ===
+
+impl Policy {
+    /// What `request` reserves, and where its output is to be learned from.
+    pub(crate) fn estimate(
+        &self,
+        request: &dyn Described,
+    ) -> (Estimate, Option<Arc<Keyed<Learned>>>) {
+        let mut learned = None;
+        let estimate = self.pricing.estimate(request.call(), || {
+            let of_key = learned.insert(self.learned.get(request));
+            let percentile = of_key.percentile(self.learned_ratio);
+            percentile.unwrap_or(UNTIL_LEARNED)
+        });
+        (estimate, learned)
+    }
+}
+
+// === impl Clock ===
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(crate) fn now_nanos(self) -> u64 {
+        self.nanos(Instant::now())
+    }
+
+    pub(crate) fn nanos(self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.0);
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    }
+}

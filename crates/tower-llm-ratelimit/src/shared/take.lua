@@ -1,0 +1,37 @@
+-- Takes from all limits of a call, or from none.
+--
+-- ARGV: id, lease; then the limits; then for each what to look for and what to take.
+-- Returns 1, and for each limit what remains and how long until nothing is taken; or 0, the limit to wait longest for,
+-- and how long; or -1 and the limit that never has so much.
+
+local id, lease = ARGV[1], tonumber(ARGV[2])
+local limits = read_limits(2)
+local amounts_at = 2 + #limits * FIELDS
+
+local longest, which = 0, 0
+for i, limit in ipairs(limits) do
+  load(limit)
+  if sweep(limit) then
+    save(limit)
+  end
+  local wait = wait_for(limit, tonumber(ARGV[amounts_at + 2 * i - 1]))
+  if wait < 0 then
+    return { -1, i - 1, 0 }
+  elseif wait > longest then
+    longest, which = wait, i
+  end
+end
+if which > 0 then
+  return { 0, which - 1, longest }
+end
+
+local reply = { 1 }
+for i, limit in ipairs(limits) do
+  local amount = tonumber(ARGV[amounts_at + 2 * i])
+  local mark = take(limit, amount, false)
+  hold(limit, member_of(limit, id, amount, lease), mark, lease)
+  save(limit)
+  reply[#reply + 1] = math.max(0, math.floor(limit.capacity - limit.taken))
+  reply[#reply + 1] = full_in(limit)
+end
+return reply

@@ -1,0 +1,198 @@
+//! What a provider tells of its limits while other calls are under way.
+
+mod http_support;
+
+use std::{collections::VecDeque, time::Duration};
+
+use tower_llm_ratelimit::{RateLimitBuilder, RateLimitLayer};
+
+use http_support::timeline::{Answer, Millis, Timeline, chat, ended, settle, told};
+
+fn timeline(builder: RateLimitBuilder) -> Timeline {
+    Timeline::new(builder.build().expect("legal settings"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_call_that_is_told_what_remains_is_in_it_already() {
+    let timeline = timeline(RateLimitLayer::for_providers());
+    for _ in 0..5 {
+        // Somebody else uses it too: one is left each time.
+        timeline.push(told("requests", 10, 1, "9s"));
+    }
+    timeline.calls(6).await;
+    assert_eq!(timeline.times(), [0; 6]);
+    timeline.calls(1).await;
+    assert_eq!(timeline.times()[6], 1_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_under_way_before_anything_was_told_count() {
+    let timeline = timeline(RateLimitLayer::for_providers());
+    let holds: Vec<_> = (0..10).map(|_| timeline.hold()).collect();
+    let mut calls = Vec::new();
+    for _ in 0..10 {
+        calls.push(timeline.start(chat("m")).await);
+    }
+    // The first to be answered was alone there, for all that is known.
+    let mut answers = holds.into_iter().zip(calls);
+    let (hold, call) = answers.next().unwrap();
+    hold.send(told("requests", 10, 9, "6s")).unwrap();
+    ended(call).await.unwrap();
+    let waits = timeline.start(chat("m")).await;
+    settle().await;
+    assert_eq!(timeline.times(), [0; 10]);
+    for (index, (hold, call)) in answers.enumerate() {
+        hold.send(told("requests", 10, 8 - index as u64, "60s"))
+            .unwrap();
+        ended(call).await.unwrap();
+    }
+    ended(waits).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_out_of_order_let_no_more_through_than_remains() {
+    for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 4, 0, 3, 1]] {
+        let timeline = timeline(RateLimitLayer::for_providers());
+        timeline.push(told("requests", 5, 5, "0s"));
+        timeline.calls(1).await;
+        // All five that remain, at once; the provider meets them in its own order.
+        let mut holds: Vec<_> = (0..5).map(|_| Some(timeline.hold())).collect();
+        let mut calls = Vec::new();
+        for _ in 0..5 {
+            calls.push(Some(timeline.start(chat("m")).await));
+        }
+        let next = timeline.start(chat("m")).await;
+        for (met, index) in order.into_iter().enumerate() {
+            let hold = holds[index].take().unwrap();
+            hold.send(told("requests", 5, 4 - met as u64, "12s"))
+                .unwrap();
+            ended(calls[index].take().unwrap()).await.unwrap();
+            settle().await;
+            assert_eq!(timeline.times().len(), 6, "{order:?}: after {met}");
+            assert_eq!(timeline.now(), 0);
+        }
+        ended(next).await.unwrap();
+        assert!(timeline.times()[6] > 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_call_was_told_does_not_widen_what_a_later_one_was() {
+    let timeline = timeline(RateLimitLayer::for_providers());
+    let [early, late] = [timeline.hold(), timeline.hold()];
+    let [first, second] = [
+        timeline.start(chat("m")).await,
+        timeline.start(chat("m")).await,
+    ];
+    // Between the two, somebody else took all the rest.
+    late.send(told("requests", 10, 0, "10s")).unwrap();
+    ended(second).await.unwrap();
+    early.send(told("requests", 10, 9, "1s")).unwrap();
+    ended(first).await.unwrap();
+    timeline.calls(1).await;
+    // Nor was it known that the later one knew of the earlier: two have to come back.
+    assert_eq!(timeline.times(), [0, 0, 2_000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_were_never_answered_are_not_under_way_for_ever() {
+    let timeline = timeline(RateLimitLayer::for_providers());
+    for _ in 0..5 {
+        let hold = timeline.hold();
+        let call = timeline.start(chat("m")).await;
+        call.abort();
+        assert!(call.await.unwrap_err().is_cancelled());
+        drop(hold);
+    }
+    timeline.push(told("requests", 10, 3, "7s"));
+    timeline.calls(5).await;
+    assert_eq!(timeline.times()[5..], [0, 0, 0, 0, 1_000]);
+}
+
+/// A provider with a bucket of ten that fills by one a second, and answers within 700 ms.
+struct Bucket {
+    remaining: f64,
+    at: Millis,
+    came: usize,
+    due: VecDeque<(Millis, Answer)>,
+}
+
+impl Bucket {
+    /// Counts the calls that have come by `now`, and tells each what remains.
+    fn count(&mut self, came: usize, now: Millis) {
+        self.remaining = (self.remaining + (now - self.at) as f64 / 1_000.0).min(10.0);
+        self.at = now;
+        while self.came < came {
+            self.came += 1;
+            self.remaining -= 1.0;
+            assert!(
+                self.remaining > -0.001,
+                "call {} at {now} ms is one too many",
+                self.came
+            );
+            let full_in = (10.0 - self.remaining) * 1_000.0;
+            let answer = told(
+                "requests",
+                10,
+                self.remaining as u64,
+                &format!("{full_in:.0}ms"),
+            );
+            self.due.push_back((now + 700, answer));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_a_steady_load_nothing_is_refused_and_little_is_left_unused() {
+    let patient = RateLimitLayer::for_providers().max_wait(Duration::from_secs(300));
+    let timeline = timeline(patient);
+    timeline.push(told("requests", 10, 9, "1s"));
+    timeline.calls(1).await;
+    let mut bucket = Bucket {
+        remaining: 9.0,
+        at: 0,
+        came: 1,
+        due: VecDeque::new(),
+    };
+    let mut holds: VecDeque<_> = (0..59).map(|_| timeline.hold()).collect();
+    let mut calls = Vec::new();
+    for _ in 0..59 {
+        calls.push(timeline.start(chat("m")).await);
+    }
+    while !holds.is_empty() {
+        settle().await;
+        let now = timeline.now();
+        assert!(now < 100_000, "{} came", bucket.came);
+        bucket.count(timeline.times().len(), now);
+        while bucket.due.front().is_some_and(|(at, _)| *at <= now) {
+            let (_, answer) = bucket.due.pop_front().unwrap();
+            holds.pop_front().unwrap().send(answer).unwrap();
+        }
+        tokio::time::advance(Duration::from_millis(10)).await;
+    }
+    for call in calls {
+        ended(call).await.unwrap();
+    }
+    // Ten at once and one each second after them.
+    let last = *timeline.times().last().unwrap();
+    assert!((50_000..60_000).contains(&last), "{last}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_goes_as_soon_as_an_answer_tells_that_there_is_room() {
+    let timeline = timeline(RateLimitLayer::for_providers());
+    let [one, other] = [timeline.hold(), timeline.hold()];
+    let [first, second] = [
+        timeline.start(chat("m")).await,
+        timeline.start(chat("m")).await,
+    ];
+    one.send(told("requests", 10, 0, "100s")).unwrap();
+    ended(first).await.unwrap();
+    // For 20 s, by what is known.
+    let waits = timeline.start(chat("m")).await;
+    tokio::time::advance(Duration::from_secs(5)).await;
+    other.send(told("requests", 10, 10, "0s")).unwrap();
+    ended(second).await.unwrap();
+    ended(waits).await.unwrap();
+    assert_eq!(timeline.times(), [0, 0, 5_000]);
+}

@@ -1,0 +1,125 @@
+//! However many keys are invented: so many are kept and no more, and nobody gets a fresh budget by it.
+//!
+//! What a key costs in bytes is measured in `benches/tests/ratelimit_memory.rs`, which has an allocator that counts.
+
+mod support;
+
+use support::{Ask, MINUTE_FORGOTTEN, SECOND, asked, passes, ready, refused, stats, unary};
+use tokio::time::advance;
+use tower_layer::Layer;
+use tower_llm_core::Key;
+use tower_llm_ratelimit::Limit;
+
+const MAX_KEYS: usize = 10_000;
+const FEW_KEYS: usize = 800;
+
+/// A million, but for unoptimised builds, in which that takes minutes: each looks for a key that may give way.
+const FLOOD: u64 = if cfg!(debug_assertions) {
+    13_000
+} else {
+    1_000_000
+};
+
+fn both() -> [Limit; 2] {
+    let limit = || Limit::tokens(10).per_minute();
+    [limit(), limit().bucket(10)]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_invented_keys_stays_within_the_bound_and_frees_nobody() {
+    for limit in both() {
+        let layer = unary().limit(limit).max_keys(MAX_KEYS).build().unwrap();
+        let (handle, service) = (layer.handle(), layer.layer(ready()));
+        // Ten callers are over their limits, in as many of the registry's parts as may be.
+        let over: Vec<_> = (0..10).map(|id| format!("over-{id}")).collect();
+        for caller in &over {
+            assert!(passes(&service, Ask::of(caller, 10, 0)));
+        }
+        let mut passed = 0;
+        for id in 0..FLOOD {
+            let caller = format!("invented-{id}");
+            passed += u64::from(passes(&service, Ask::of(&caller, 10, 0)));
+            if id % 10_000 == 0 {
+                assert!(stats(&handle).keys <= MAX_KEYS);
+            }
+        }
+        let stats = stats(&handle);
+        assert_eq!(stats.keys, MAX_KEYS);
+        // Each key that found a place, and the one limit that all others share.
+        assert_eq!(passed + 10, MAX_KEYS as u64 + 1);
+        assert_eq!(
+            (stats.admitted, stats.consumed),
+            (passed + 10, 10 * (passed + 10))
+        );
+        assert_eq!(stats.refused, FLOOD - passed);
+        for caller in &over {
+            assert!(
+                !passes(&service, Ask::of(caller, 1, 0)),
+                "{caller} has a fresh budget"
+            );
+            assert_eq!(handle.stats_of(&Key::new(caller))[0].remaining, 0);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_of_which_nothing_is_taken_any_more_give_way_to_new_ones() {
+    for limit in both() {
+        let layer = unary().limit(limit).max_keys(FEW_KEYS).build().unwrap();
+        let (handle, service) = (layer.handle(), layer.layer(ready()));
+        let flood = |name: &'static str| {
+            let caller = move |id| format!("{name}-{id}");
+            (0..2 * FEW_KEYS)
+                .filter(|&id| passes(&service, Ask::of(&caller(id), 10, 0)))
+                .count()
+        };
+        assert_eq!(flood("first"), FEW_KEYS + 1);
+        advance(MINUTE_FORGOTTEN - SECOND * 6).await;
+        assert_eq!(flood("early"), 0);
+        advance(SECOND * 6).await;
+        // All of them are idle; and so is the limit that the others shared.
+        assert_eq!(flood("second"), FEW_KEYS + 1);
+        assert_eq!(stats(&handle).keys, FEW_KEYS);
+        // What was counted for those who are gone is not lost.
+        assert_eq!(stats(&handle).consumed, 20 * (FEW_KEYS as u64 + 1));
+        assert_eq!(stats(&handle).admitted, 2 * (FEW_KEYS as u64 + 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_with_debts_is_kept_until_they_are_paid() {
+    for limit in both() {
+        let layer = support::open().limit(limit).max_keys(16).build().unwrap();
+        let (handle, (service, mut upstream)) = (layer.handle(), asked(&layer));
+        support::admitted(&service, &mut upstream, Ask::of("debtor", 1, 0)).used(15, 0);
+        for id in 0..1_000 {
+            drop(support::start(
+                &service,
+                Ask::of(&format!("other-{id}"), 1, 0),
+            ));
+        }
+        refused(&service, Ask::of("debtor", 1, 0));
+        assert!(!handle.stats_of(&Key::new("debtor")).is_empty());
+        assert!(stats(&handle).keys <= 16);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_whose_call_is_under_way_is_kept() {
+    let layer = support::open()
+        .limit(Limit::tokens(10).per_minute())
+        .max_keys(16);
+    let layer = layer.build().unwrap();
+    let (handle, (service, mut upstream)) = (layer.handle(), asked(&layer));
+    let long = support::admitted(&service, &mut upstream, Ask::of("long", 5, 5));
+    advance(MINUTE_FORGOTTEN * 2).await;
+    for id in 0..1_000 {
+        drop(support::start(
+            &service,
+            Ask::of(&format!("other-{id}"), 1, 0),
+        ));
+    }
+    // It is long forgotten that it was let through; what it used beyond is charged to its key all the same.
+    long.used(10, 10);
+    assert_eq!(handle.stats_of(&Key::new("long"))[0].remaining, 0);
+}

@@ -1,0 +1,437 @@
+//! Calls that wait: their order, their number, their time, and how they leave.
+
+mod support;
+
+use std::collections::VecDeque;
+
+use support::{
+    Ask, HOUR, MINUTE, MS, NS, Open, SECOND, admitted, arrived, asked, consumed, exceeds, limited,
+    nothing_arrived, open, refusal, refused, start, stats, waiting,
+};
+use tokio::time::{Instant, advance};
+use tokio_test::{assert_pending, assert_ready, assert_ready_ok};
+use tower_llm_core::{KeyBy, Refusal};
+use tower_llm_ratelimit::{Limit, RateLimitBuilder};
+
+/// A token each second, and up to sixty at once.
+fn a_token_a_second() -> RateLimitBuilder<Open> {
+    open()
+        .limit(Limit::tokens(60).per_minute().bucket(60))
+        .max_waiting(100)
+        .max_wait(HOUR)
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_go_on_in_the_order_they_came_each_when_there_is_room_for_it() {
+    let layer = a_token_a_second().build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    admitted(&service, &mut upstream, Ask::tokens(60)).used(60, 0);
+    // Small ones behind large ones, which do not overtake.
+    let sizes = [30, 1, 20, 5, 1, 1, 40];
+    let mut calls = VecDeque::new();
+    for (id, size) in sizes.into_iter().enumerate() {
+        let mut call = start(&service, Ask::tokens(size).id(id));
+        assert_pending!(call.poll());
+        calls.push_back(call);
+    }
+    assert_eq!(waiting(&layer.handle()), [7]);
+    for (id, size) in sizes.into_iter().enumerate() {
+        advance(size as u32 * SECOND - MS).await;
+        for call in &mut calls {
+            assert_pending!(call.poll());
+        }
+        nothing_arrived(&mut upstream);
+        advance(MS).await;
+        let mut call = calls.pop_front().unwrap();
+        assert!(call.is_woken());
+        assert_pending!(call.poll());
+        let (ask, answer) = arrived(&mut upstream);
+        assert_eq!(ask.id, id);
+        nothing_arrived(&mut upstream);
+        assert_eq!(waiting(&layer.handle()), [6 - id]);
+        answer.send_response(id);
+        assert_ready_ok!(call.poll()).used(size, 0);
+        if let Some(next) = calls.front_mut() {
+            assert_pending!(next.poll());
+        }
+    }
+    assert_eq!(consumed(&layer.handle()), [60 + 98]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_call_is_not_starved_by_a_flow_of_small_ones() {
+    for limit in [
+        Limit::tokens(60).per_minute(),
+        Limit::tokens(60).per_minute().bucket(60),
+    ] {
+        let layer = open().limit(limit).max_waiting(1_000).max_wait(HOUR);
+        let layer = layer.build().unwrap();
+        let (service, mut upstream) = asked(&layer);
+        admitted(&service, &mut upstream, Ask::tokens(10)).used(10, 0);
+        let mut large = start(&service, Ask::tokens(60).id(60));
+        assert_pending!(large.poll());
+        let mut small = Vec::new();
+        let began = Instant::now();
+        // There would be room for each of them.
+        while !large.is_woken() {
+            let mut call = start(&service, Ask::tokens(1).id(1));
+            assert_pending!(call.poll());
+            small.push(call);
+            nothing_arrived(&mut upstream);
+            advance(SECOND).await;
+        }
+        assert!(began.elapsed() <= support::MINUTE_FORGOTTEN);
+        assert_pending!(large.poll());
+        assert_eq!(arrived(&mut upstream).0.id, 60);
+        nothing_arrived(&mut upstream);
+        drop((large, small));
+        assert_eq!(waiting(&layer.handle()), [0]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn exactly_max_waiting_calls_wait_and_the_next_is_refused() {
+    let layer = a_token_a_second().max_waiting(3).build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    admitted(&service, &mut upstream, Ask::tokens(60)).used(60, 0);
+    let mut calls: Vec<_> = (0..3)
+        .map(|id| start(&service, Ask::tokens(5).id(id)))
+        .collect();
+    for call in &mut calls {
+        assert_pending!(call.poll());
+    }
+    let error = refusal(&service, Ask::tokens(5));
+    assert_eq!(
+        error.to_string(),
+        "too many calls wait for this limit; try again in 20.000s"
+    );
+    assert_eq!(limited(&error).limit(), None);
+    let refusal = Refusal::find(&*error).unwrap();
+    assert!(refusal.is_retryable());
+    assert_eq!(refusal.retry_after(), Some(20 * SECOND));
+    // Other keys have lines of their own.
+    admitted(&service, &mut upstream, Ask::of("bob", 60, 0)).used(60, 0);
+    let mut bob = start(&service, Ask::of("bob", 1, 0));
+    assert_pending!(bob.poll());
+    assert_eq!(waiting(&layer.handle()), [4]);
+    drop(bob);
+    assert_eq!(
+        (waiting(&layer.handle()), stats(&layer.handle()).refused),
+        (vec![3], 1)
+    );
+    drop(calls.pop());
+    let mut fourth = start(&service, Ask::tokens(5));
+    assert_pending!(fourth.poll());
+    // Who has left is not waited for.
+    assert_eq!(refused(&service, Ask::tokens(5)), 20 * SECOND);
+    drop((calls, fourth));
+    assert_eq!(waiting(&layer.handle()), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_be_let_through_in_time_is_refused_at_once() {
+    let layer = a_token_a_second().max_wait(30 * SECOND).build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    admitted(&service, &mut upstream, Ask::tokens(60)).used(60, 0);
+    assert_eq!(refused(&service, Ask::tokens(31)), 31 * SECOND);
+    let mut first = start(&service, Ask::tokens(20));
+    assert_pending!(first.poll());
+    // By itself it would be in time; behind the other it is not.
+    assert_eq!(refused(&service, Ask::tokens(11)), 31 * SECOND);
+    let mut second = start(&service, Ask::tokens(10));
+    assert_pending!(second.poll());
+    // Larger than the limit: no waiting helps.
+    let error = refusal(&service, Ask::tokens(61));
+    assert_eq!(exceeds(&error).amount(), 61);
+    assert!(!Refusal::find(&*error).unwrap().is_retryable());
+    assert_eq!(waiting(&layer.handle()), [2]);
+
+    // Both are let through, the second in the last moment.
+    advance(20 * SECOND).await;
+    assert_pending!(first.poll());
+    assert_pending!(second.poll());
+    advance(10 * SECOND).await;
+    assert_pending!(second.poll());
+    arrived(&mut upstream);
+    arrived(&mut upstream);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_has_a_deadline_and_is_counted_from_the_call() {
+    let layer = a_token_a_second().max_wait(30 * SECOND).build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    admitted(&service, &mut upstream, Ask::tokens(60)).used(60, 0);
+    let mut first = start(&service, Ask::tokens(20));
+    assert_pending!(first.poll());
+    advance(5 * SECOND).await;
+    let mut second = start(&service, Ask::tokens(5));
+    let mut third = start(&service, Ask::tokens(5));
+    assert_pending!(second.poll());
+    // The first one's task is stuck, and so its turn does not pass on.
+    advance(30 * SECOND - MS).await;
+    assert!(!second.is_woken());
+    assert_pending!(second.poll());
+    assert_eq!(waiting(&layer.handle()), [3]);
+    advance(MS).await;
+    assert!(second.is_woken());
+    let error = assert_ready!(second.poll()).map(drop).unwrap_err();
+    assert_eq!(limited(&error).limit(), None);
+    // Polled for the first time when its time is over.
+    assert_ready!(third.poll()).map(drop).unwrap_err();
+    assert_eq!(waiting(&layer.handle()), [1]);
+    assert_eq!(stats(&layer.handle()).refused, 2);
+    nothing_arrived(&mut upstream);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_is_refused_as_soon_as_it_is_known_that_it_is_in_vain() {
+    let layer = a_token_a_second().max_wait(30 * SECOND).build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    let running = admitted(&service, &mut upstream, Ask::tokens(60));
+    let mut first = start(&service, Ask::tokens(25));
+    let mut second = start(&service, Ask::tokens(1).id(2));
+    assert_pending!(first.poll());
+    assert_pending!(second.poll());
+    // It used more than was known when they came.
+    running.used(88, 0);
+    advance(25 * SECOND - MS).await;
+    assert!(!first.is_woken());
+    advance(MS).await;
+    assert!(first.is_woken());
+    let error = assert_ready!(first.poll()).map(drop).unwrap_err();
+    assert_eq!(limited(&error).retry_after(), Some(28 * SECOND));
+    // The next is in time.
+    assert!(second.is_woken());
+    assert_pending!(second.poll());
+    advance(4 * SECOND).await;
+    assert_pending!(second.poll());
+    assert_eq!(arrived(&mut upstream).0.id, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_place_of_a_call_that_leaves_is_the_next_one_s_at_once() {
+    let layer = a_token_a_second().build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    admitted(&service, &mut upstream, Ask::tokens(50)).used(50, 0);
+    let mut large = start(&service, Ask::tokens(60));
+    let never_polled = start(&service, Ask::tokens(60));
+    let mut middle = start(&service, Ask::tokens(60));
+    let mut small = start(&service, Ask::tokens(10).id(3));
+    for call in [&mut large, &mut middle, &mut small] {
+        assert_pending!(call.poll());
+    }
+    assert_eq!(waiting(&layer.handle()), [4]);
+    drop(middle);
+    drop(never_polled);
+    assert!(!small.is_woken());
+    assert_eq!(waiting(&layer.handle()), [2]);
+    drop(large);
+    assert!(small.is_woken());
+    assert_pending!(small.poll());
+    assert_eq!(arrived(&mut upstream).0.id, 3);
+    assert_eq!(waiting(&layer.handle()), [0]);
+    // There is no line any more: who fits goes straight on, before it is polled.
+    advance(SECOND).await;
+    let _straight_on = start(&service, Ask::tokens(1).id(4));
+    assert_eq!(arrived(&mut upstream).0.id, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_is_given_to_a_call_that_leaves_goes_to_the_next() {
+    let layer = a_token_a_second().build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    admitted(&service, &mut upstream, Ask::tokens(60)).used(60, 0);
+    let mut calls = [0, 1, 2].map(|id| start(&service, Ask::tokens(10).id(id)));
+    for call in &mut calls {
+        assert_pending!(call.poll());
+    }
+    let [first, second, mut third] = calls;
+    drop(first);
+    assert!(second.is_woken());
+    assert!(!third.is_woken());
+    // It was handed the turn, and never polled since.
+    drop(second);
+    assert!(third.is_woken());
+    advance(10 * SECOND).await;
+    assert_pending!(third.poll());
+    assert_eq!(arrived(&mut upstream).0.id, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_call_gives_back_wakes_the_first_at_once() {
+    for limit in [
+        Limit::tokens(60).per_minute(),
+        Limit::tokens(60).per_minute().bucket(60),
+        Limit::tokens(60).per_day_in("UTC"),
+    ] {
+        let layer = open().limit(limit).max_waiting(9).max_wait(24 * HOUR);
+        let layer = layer.build().unwrap();
+        let (service, mut upstream) = asked(&layer);
+        let running = admitted(&service, &mut upstream, Ask::of("ann", 10, 50));
+        let mut first = start(&service, Ask::tokens(30).id(1));
+        let mut second = start(&service, Ask::tokens(10).id(2));
+        let mut third = start(&service, Ask::tokens(20).id(3));
+        for call in [&mut first, &mut second, &mut third] {
+            assert_pending!(call.poll());
+        }
+        running.used(10, 10);
+        assert!(first.is_woken());
+        assert!(!second.is_woken() && !third.is_woken());
+        assert_pending!(first.poll());
+        assert_eq!(arrived(&mut upstream).0.id, 1);
+        // What is left is enough for the next, but not for the one after it.
+        assert!(second.is_woken());
+        assert_pending!(second.poll());
+        assert_eq!(arrived(&mut upstream).0.id, 2);
+        assert!(third.is_woken());
+        assert_pending!(third.poll());
+        nothing_arrived(&mut upstream);
+        // Who leaves halfway through its response gives back, too.
+        drop(first);
+        drop(second);
+        assert_eq!(waiting(&layer.handle()), [1]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_comes_later_never_overtakes() {
+    let layer = a_token_a_second().build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    let running = admitted(&service, &mut upstream, Ask::tokens(60));
+    let mut first = start(&service, Ask::tokens(30).id(1));
+    assert_pending!(first.poll());
+    running.used(0, 0);
+    // There is room for both, and the first has not been polled since.
+    let mut second = start(&service, Ask::tokens(30).id(2));
+    assert_pending!(second.poll());
+    nothing_arrived(&mut upstream);
+    assert_pending!(first.poll());
+    assert_eq!(arrived(&mut upstream).0.id, 1);
+    assert!(second.is_woken());
+    assert_pending!(second.poll());
+    assert_eq!(arrived(&mut upstream).0.id, 2);
+}
+
+/// Ten tokens at once for each caller, and 30 for all of them.
+fn callers_of_an_organisation() -> RateLimitBuilder<Open> {
+    open()
+        .limit(Limit::tokens(60).per_minute().bucket(10))
+        .limit(
+            Limit::tokens(180)
+                .per_minute()
+                .bucket(30)
+                .by(KeyBy::shared()),
+        )
+        .max_waiting(10)
+        .max_wait(MINUTE)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_limit_of_his_own_holds_up_nobody_else() {
+    let layer = callers_of_an_organisation().build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    admitted(&service, &mut upstream, Ask::of("ann", 10, 0)).used(10, 0);
+    let mut ann = start(&service, Ask::of("ann", 10, 0).id(1));
+    assert_pending!(ann.poll());
+    admitted(&service, &mut upstream, Ask::of("bob", 10, 0)).used(10, 0);
+    admitted(&service, &mut upstream, Ask::of("cid", 10, 0)).used(10, 0);
+    assert_eq!(waiting(&layer.handle()), [1, 0]);
+
+    // Now all are held up by the organisation's, and in one line.
+    let mut dan = start(&service, Ask::of("dan", 6, 0).id(2));
+    let mut eve = start(&service, Ask::of("eve", 6, 0).id(3));
+    assert_pending!(dan.poll());
+    assert_pending!(eve.poll());
+    assert_eq!(waiting(&layer.handle()), [1, 2]);
+    for (call, id) in [(&mut dan, 2), (&mut eve, 3)] {
+        advance(2 * SECOND).await;
+        assert_pending!(call.poll());
+        assert_eq!(arrived(&mut upstream).0.id, id);
+    }
+    advance(6 * SECOND).await;
+    assert_pending!(ann.poll());
+    assert_eq!(arrived(&mut upstream).0.id, 1);
+    assert_eq!(waiting(&layer.handle()), [0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_held_up_elsewhere_joins_that_line() {
+    let layer = callers_of_an_organisation().build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    admitted(&service, &mut upstream, Ask::of("ann", 10, 0)).used(10, 0);
+    let mut ann = start(&service, Ask::of("ann", 2, 0).id(1));
+    assert_pending!(ann.poll());
+    // The organisation's is used up, and more.
+    admitted(&service, &mut upstream, Ask::of("bob", 10, 0)).used(10, 0);
+    admitted(&service, &mut upstream, Ask::of("cid", 10, 0)).used(28, 0);
+    let mut dan = start(&service, Ask::of("dan", 3, 0).id(2));
+    assert_pending!(dan.poll());
+    assert_eq!(waiting(&layer.handle()), [1, 1]);
+    advance(2 * SECOND).await;
+    // Ann's own has room; the organisation's has none, and Dan was there before.
+    assert_pending!(ann.poll());
+    assert_eq!(waiting(&layer.handle()), [0, 2]);
+    nothing_arrived(&mut upstream);
+    advance(5 * SECOND).await;
+    assert_pending!(ann.poll());
+    assert_pending!(dan.poll());
+    assert_eq!(arrived(&mut upstream).0.id, 2);
+    nothing_arrived(&mut upstream);
+    assert_pending!(ann.poll());
+    advance(667 * MS).await;
+    assert_pending!(ann.poll());
+    assert_eq!(arrived(&mut upstream).0.id, 1);
+    assert_eq!(waiting(&layer.handle()), [0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_had_his_turn_is_not_sent_back_behind_those_who_came_after_him() {
+    let layer = callers_of_an_organisation().build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    admitted(&service, &mut upstream, Ask::of("ann", 10, 0)).used(10, 0);
+    let mut small = start(&service, Ask::of("ann", 1, 0).id(1));
+    let mut large = start(&service, Ask::of("ann", 10, 0).id(2));
+    assert_pending!(small.poll());
+    assert_pending!(large.poll());
+    admitted(&service, &mut upstream, Ask::of("bob", 10, 0)).used(10, 0);
+    admitted(&service, &mut upstream, Ask::of("cid", 10, 0)).used(20, 0);
+    let mut dan = start(&service, Ask::of("dan", 1, 0).id(3));
+    assert_pending!(dan.poll());
+    // Ann's first has room in her limit, and goes on to wait for the organisation's; her second stays.
+    advance(SECOND).await;
+    assert_pending!(small.poll());
+    assert_pending!(large.poll());
+    assert_eq!(waiting(&layer.handle()), [1, 2]);
+    advance(2_667 * MS).await;
+    for call in [&mut dan, &mut small, &mut large] {
+        assert_pending!(call.poll());
+    }
+    assert_eq!(arrived(&mut upstream).0.id, 3);
+    advance(334 * MS).await;
+    for call in [&mut small, &mut large] {
+        assert_pending!(call.poll());
+    }
+    assert_eq!(arrived(&mut upstream).0.id, 1);
+    nothing_arrived(&mut upstream);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_after_is_exact_behind_a_line_that_is_left_alone() {
+    let layer = a_token_a_second().max_waiting(1).build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    admitted(&service, &mut upstream, Ask::tokens(60)).used(60, 0);
+    let mut first = start(&service, Ask::tokens(10));
+    assert_pending!(first.poll());
+    let wait = refused(&service, Ask::tokens(7));
+    assert_eq!(wait, 17 * SECOND);
+    advance(10 * SECOND).await;
+    assert_pending!(first.poll());
+    arrived(&mut upstream);
+    advance(7 * SECOND - NS).await;
+    let mut early = start(&service, Ask::tokens(7));
+    assert_pending!(early.poll());
+    nothing_arrived(&mut upstream);
+    drop(early);
+    advance(NS).await;
+    admitted(&service, &mut upstream, Ask::tokens(7)).used(7, 0);
+}

@@ -1,0 +1,111 @@
+//! Shared limits that cannot work are refused when they are built, naming the setting and its value.
+
+#![cfg(feature = "redis")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers below are part of the tests"
+)]
+
+mod shared_support;
+
+use std::time::Duration;
+
+use shared_support::{MARGIN, Setup, timed};
+use tower_llm_core::ConfigError;
+use tower_llm_ratelimit::{Limit, RateLimitLayer, SharedLimits};
+use tower_llm_redis::Redis;
+
+/// A client of a server that is not there.
+fn redis() -> Redis {
+    Redis::builder("redis://127.0.0.1:1").build().unwrap()
+}
+
+fn refused(shared: SharedLimits) -> ConfigError {
+    let builder = RateLimitLayer::for_callers().limit(Limit::requests(10).per_minute());
+    builder.shared(shared).unwrap_err()
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_told_when_connecting_and_in_time() {
+    let within = Duration::from_millis(300);
+    let connect = Redis::builder("redis://127.0.0.1:1").connect_timeout(within);
+    let (connected, took) = timed(connect.connect()).await;
+    let error = connected.unwrap_err();
+    assert!(error.is_unreachable(), "{error}");
+    assert!(took < within + MARGIN, "{took:?}");
+}
+
+#[tokio::test]
+async fn one_that_does_not_answer_is_told_as_one_that_is_not_there() {
+    let setup = Setup::server(shared_support::Mode::Script, "frozen").await;
+    setup.freeze();
+    let within = Duration::from_millis(300);
+    let connect = Redis::builder(setup.url()).connect_timeout(within);
+    let (connected, took) = timed(connect.connect()).await;
+    assert!(connected.unwrap_err().is_unreachable());
+    assert!(took < within + MARGIN, "{took:?}");
+}
+
+#[tokio::test]
+async fn a_name_without_a_character_or_with_a_brace_is_refused() {
+    for name in ["", "{", "}", "a{b}c", "{}"] {
+        let error = refused(SharedLimits::new(redis(), name, 2));
+        assert_eq!(error.field(), "name");
+        assert_eq!(error.value(), format!("{name:?}"));
+    }
+}
+
+#[tokio::test]
+async fn no_replicas_are_refused() {
+    let error = refused(SharedLimits::new(redis(), "a name", 0));
+    assert_eq!((error.field(), error.value()), ("replicas", "0"));
+}
+
+#[tokio::test]
+async fn a_hold_below_a_second_or_over_a_day_is_refused() {
+    let day = Duration::from_secs(86_400);
+    let held = |time| SharedLimits::new(redis(), "a name", 2).hold_for(time);
+    let nearly = Duration::from_nanos(999_999_999);
+    for time in [
+        Duration::ZERO,
+        nearly,
+        day + Duration::from_nanos(1),
+        Duration::MAX,
+    ] {
+        let error = refused(held(time));
+        assert_eq!(error.field(), "hold_for");
+        assert_eq!(error.value(), format!("{time:?}"));
+    }
+    for time in [Duration::from_secs(1), day] {
+        let builder = RateLimitLayer::for_callers().limit(Limit::requests(10).per_minute());
+        builder.shared(held(time)).unwrap().build().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_lease_of_no_time_or_over_a_day_is_refused() {
+    for time in [Duration::ZERO, Duration::from_secs(86_401), Duration::MAX] {
+        let error = refused(SharedLimits::new(redis(), "a name", 2).leases(time));
+        assert_eq!(error.field(), "leases");
+        assert_eq!(error.value(), format!("{time:?}"));
+    }
+}
+
+#[test]
+fn outside_a_runtime_it_is_an_error_and_no_panic() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let redis = runtime.block_on(async { redis() });
+    let error = refused(SharedLimits::new(redis, "a name", 2));
+    assert_eq!(error.field(), "shared");
+    let error = Redis::builder("redis://127.0.0.1:1").build().unwrap_err();
+    assert_eq!(error.field(), "runtime");
+}
+
+#[tokio::test]
+async fn a_server_that_was_never_there_is_away_and_no_reason_not_to_start() {
+    let shared = SharedLimits::new(redis(), "a name", 2);
+    let limit = RateLimitLayer::for_callers().limit(Limit::requests(10).per_minute());
+    let layer = shared_support::unary(limit, shared);
+    // Its share is five.
+    assert_eq!(shared_support::requests_left(&layer).await, 5);
+}

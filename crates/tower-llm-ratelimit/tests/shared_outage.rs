@@ -1,0 +1,292 @@
+//! Redis dies, freezes, restarts and forgets its scripts while 32 tasks call through two layers, each with a client of its
+//! own, as two processes have them.
+
+#![cfg(feature = "redis")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers below are part of the tests"
+)]
+
+mod shared_support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use shared_support::{
+    LEASE, MARGIN, Mode, Probe, Prompt, Setup, TIMEOUT, admits, eventually, timed, unary,
+};
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
+use tower_llm_core::Unary;
+use tower_llm_ratelimit::{Limit, RateLimitLayer, WhenAway};
+use tower_llm_redis::Redis;
+
+scenarios!(
+    frozen_layers_keep_their_shares_of_the_limit,
+    killed_layers_keep_their_shares_of_the_limit,
+    closed_layers_let_nothing_through_while_it_is_away,
+    open_layers_let_everything_through_while_it_is_away,
+    an_outage_costs_one_timeout_and_not_one_for_each_call,
+    a_restart_under_load_holds_nobody_up,
+    forgotten_scripts_are_sent_again_and_nothing_else_happens,
+);
+
+const TASKS: usize = 32;
+const LIMIT: u64 = 200;
+const PERIOD: Duration = Duration::from_secs(2);
+/// So long that what was let through before does not count any more.
+const AWAY: Duration = Duration::from_secs(4);
+/// Longer than a busy machine keeps anything waiting.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One load at a time: with several, it is the machine that is measured.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// Two layers that share a limit under load, each on a client of its own.
+struct Load {
+    clients: [Redis; 2],
+    probe: Probe,
+    stop: Arc<AtomicBool>,
+    tasks: JoinSet<Vec<Decision>>,
+    /// How long a decision may take on a machine that does nothing else.
+    prompt: Duration,
+    _alone: MutexGuard<'static, ()>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Decision {
+    asked: Instant,
+    took: Duration,
+    admitted: bool,
+}
+
+impl Load {
+    async fn start(setup: &Setup, when_away: WhenAway) -> Self {
+        let clients = [setup.hasty_redis().await, setup.hasty_redis().await];
+        Self::start_on(setup, clients, when_away, TIMEOUT + MARGIN).await
+    }
+
+    async fn start_on(
+        setup: &Setup,
+        clients: [Redis; 2],
+        when_away: WhenAway,
+        prompt: Duration,
+    ) -> Self {
+        let alone = ALONE.lock().await;
+        let layers = clients.each_ref().map(|redis| {
+            let shared = setup.shared(redis, 2).when_away(when_away);
+            let limit = Limit::requests(LIMIT).per(PERIOD);
+            unary(RateLimitLayer::for_callers().limit(limit), shared)
+        });
+        let probe = Probe::new(setup, clients.each_ref());
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut tasks = JoinSet::new();
+        for task in 0..TASKS {
+            tasks.spawn(call_until(Arc::clone(&stop), layers[task % 2].clone()));
+        }
+        sleep(Duration::from_millis(300)).await;
+        Self {
+            clients,
+            probe,
+            stop,
+            tasks,
+            prompt,
+            _alone: alone,
+        }
+    }
+
+    /// What was decided since it began.
+    async fn stop(self) -> Vec<Decision> {
+        self.stop.store(true, Ordering::Relaxed);
+        let (decisions, took) = timed(self.tasks.join_all()).await;
+        assert!(took < PATIENCE, "the last calls took {took:?}");
+        let decisions = decisions.concat();
+        // None hangs; and but for those that the machine held up, none takes longer than its one timeout.
+        let longest = decisions.iter().map(|one| one.took).max().unwrap();
+        let all = decisions.len();
+        let late = decisions.iter().filter(|one| one.took > self.prompt);
+        let late = late.count();
+        println!("{all} decisions, {late} of them late, the longest {longest:?}");
+        assert!(longest < PATIENCE, "a decision took {longest:?}");
+        assert!(late * 50 <= all, "{late} of {all} decisions were late");
+        decisions
+    }
+}
+
+async fn call_until(stop: Arc<AtomicBool>, layer: RateLimitLayer<Unary>) -> Vec<Decision> {
+    let mut decisions = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let asked = Instant::now();
+        let (admitted, took) = timed(admits(&layer, Prompt::of(0))).await;
+        decisions.push(Decision {
+            asked,
+            took,
+            admitted,
+        });
+        // As callers do something else in between.
+        sleep(Duration::from_millis(1)).await;
+    }
+    decisions
+}
+
+/// How many of those asked within a stretch of time were let through, and how many there were.
+fn admitted(decisions: &[Decision], from: Instant, until: Instant) -> (u64, u64) {
+    let within = decisions
+        .iter()
+        .filter(|one| (from..until).contains(&one.asked));
+    within.fold((0, 0), |(admitted, all), one| {
+        (admitted + u64::from(one.admitted), all + 1)
+    })
+}
+
+// === away under load ===
+
+async fn frozen_layers_keep_their_shares_of_the_limit(setup: &mut Setup) {
+    let mut load = Load::start(setup, WhenAway::LocalShare).await;
+    setup.freeze();
+    let away_from = Instant::now();
+    sleep_until(away_from + AWAY).await;
+    setup.thaw().await;
+    let recovery = load.probe.recovered().await;
+    println!("{}: frozen, in use again after {recovery:?}", setup.mode);
+    let decisions = load.stop().await;
+    keep_their_shares(setup.mode, &decisions, away_from);
+}
+
+async fn killed_layers_keep_their_shares_of_the_limit(setup: &mut Setup) {
+    let mut load = Load::start(setup, WhenAway::LocalShare).await;
+    setup.kill();
+    let away_from = Instant::now();
+    sleep_until(away_from + AWAY).await;
+    setup.restart().await;
+    let recovery = load.probe.recovered().await;
+    println!("{}: killed, in use again after {recovery:?}", setup.mode);
+    let decisions = load.stop().await;
+    keep_their_shares(setup.mode, &decisions, away_from);
+}
+
+fn keep_their_shares(mode: Mode, decisions: &[Decision], away_from: Instant) {
+    let steps = (0..).map(|step| away_from + PERIOD / 10 * step);
+    for from in steps.take_while(|from| *from + PERIOD <= away_from + AWAY) {
+        let (admitted, all) = admitted(decisions, from, from + PERIOD);
+        println!("{mode}: {admitted} of {all} let through in {PERIOD:?} of being away");
+        assert!(admitted <= LIMIT, "{admitted} let through");
+    }
+    // What each has let through before counts too, for a period and the slice it began in.
+    let (admitted, _) = admitted(decisions, away_from, away_from + AWAY);
+    assert!(admitted >= LIMIT / 2, "{admitted} let through");
+}
+
+async fn closed_layers_let_nothing_through_while_it_is_away(setup: &mut Setup) {
+    let mut load = Load::start(setup, WhenAway::Closed).await;
+    setup.freeze();
+    // Shares that were granted before may be spent until their leases end.
+    let away_from = Instant::now() + lease(setup.mode);
+    let back_at = away_from + Duration::from_millis(700);
+    sleep_until(back_at).await;
+    setup.thaw().await;
+    load.probe.recovered().await;
+    let decisions = load.stop().await;
+    // A call that was sent just before it came back may be answered.
+    let (admitted, all) = admitted(&decisions, away_from, back_at - TIMEOUT);
+    assert_eq!(admitted, 0);
+    assert!(all > 1_000, "{all}");
+}
+
+async fn open_layers_let_everything_through_while_it_is_away(setup: &mut Setup) {
+    let mut load = Load::start(setup, WhenAway::Open).await;
+    setup.kill();
+    let clients = load.clients.clone();
+    eventually("it is found away", async || {
+        clients.iter().all(|redis| !redis.is_up())
+    })
+    .await;
+    let away_from = Instant::now();
+    let back_at = away_from + Duration::from_millis(500);
+    sleep_until(back_at).await;
+    setup.restart().await;
+    load.probe.recovered().await;
+    let decisions = load.stop().await;
+    let (admitted, all) = admitted(&decisions, away_from, back_at);
+    assert_eq!(admitted, all);
+    assert!(all > 2 * LIMIT, "{all}");
+}
+
+fn lease(mode: Mode) -> Duration {
+    match mode {
+        Mode::Script => Duration::ZERO,
+        Mode::Leases => LEASE,
+    }
+}
+
+async fn a_restart_under_load_holds_nobody_up(setup: &mut Setup) {
+    let mut load = Load::start(setup, WhenAway::LocalShare).await;
+    setup.restart().await;
+    let back_at = Instant::now();
+    let recovery = load.probe.recovered().await;
+    println!("{}: restarted, in use again after {recovery:?}", setup.mode);
+    sleep(PERIOD).await;
+    let until = Instant::now();
+    let decisions = load.stop().await;
+    // By its share, or the store: either way the limit is there to be used.
+    let (admitted, _) = admitted(&decisions, back_at, until);
+    let least = match setup.mode {
+        Mode::Script => LIMIT / 2,
+        // Not yet held: of a limit that was lost with its shares, little was seen to be used for a period.
+        Mode::Leases => 1,
+    };
+    assert!(admitted >= least, "{admitted}");
+}
+
+async fn forgotten_scripts_are_sent_again_and_nothing_else_happens(setup: &mut Setup) {
+    // However busy the machine is, nothing but the scripts is to be away.
+    let clients = [setup.redis().await, setup.redis().await];
+    let load = Load::start_on(setup, clients, WhenAway::Open, PATIENCE).await;
+    let until = Instant::now() + PERIOD;
+    while Instant::now() < until {
+        setup.flush_scripts().await;
+        sleep(Duration::from_millis(20)).await;
+    }
+    let clients = load.clients.clone();
+    let decisions = load.stop().await;
+    for redis in &clients {
+        let health = redis.health();
+        assert_eq!((health.failures, health.outages), (0, 0), "{health:?}");
+    }
+    // So the limit was kept by the store: in the stretch before, and in this one.
+    let (admitted, _) = admitted(&decisions, until - PERIOD, until);
+    assert!(admitted <= LIMIT, "{admitted} let through");
+}
+
+// === away, one call after the other ===
+
+async fn an_outage_costs_one_timeout_and_not_one_for_each_call(setup: &mut Setup) {
+    let redis = setup.hasty_redis().await;
+    let limit = RateLimitLayer::for_callers().limit(Limit::requests(100_000).per_hour());
+    let layer = unary(limit, setup.shared(&redis, 2));
+    assert!(admits(&layer, Prompt::of(0)).await);
+    setup.freeze();
+    let (all, took) = timed(async {
+        let mut all = true;
+        for _ in 0..1_000 {
+            all &= admits(&layer, Prompt::of(0)).await;
+        }
+        all
+    })
+    .await;
+    println!("{}: a thousand calls in {took:?}", setup.mode);
+    assert!(all, "a share of the limit is large enough");
+    assert!(took < Duration::from_secs(1), "{took:?} for a thousand");
+    // A share that was granted before serves them all.
+    let outages = redis.health().outages;
+    assert!(outages == 1 || setup.mode == Mode::Leases, "{outages}");
+    setup.thaw().await;
+}

@@ -1,0 +1,335 @@
+//! What calls give back and are charged in the store when they have ended, in whatever way, and once.
+
+#![cfg(feature = "redis")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers below are part of the tests"
+)]
+
+mod shared_support;
+
+use std::{
+    convert::Infallible,
+    future::{pending, poll_fn},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, stream};
+use http::{Request, Response};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, StreamBody};
+use shared_support::{
+    Dice, Mode, Prompt, Setup, admits, eventually, exactly_left, requests_left, unary,
+};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_llm_core::{Call, Caller, Described, Dialect, HttpBody, Operation, Provider};
+use tower_llm_ratelimit::{CutShort, Limit, RateLimitBuilder, RateLimitLayer};
+use tower_llm_redis::Redis;
+
+scenarios!(
+    a_call_dropped_while_the_script_runs_has_taken_nothing,
+    a_call_settled_after_its_hold_ran_out_is_charged_what_it_used,
+    what_ends_while_the_store_is_frozen_is_settled_when_it_is_back,
+    what_ends_while_the_store_is_gone_is_charged_when_it_is_back,
+    every_call_is_settled_once_wherever_it_is_dropped,
+    every_body_is_settled_once_wherever_it_is_dropped,
+);
+
+fn tokens(tokens: u64) -> RateLimitBuilder {
+    RateLimitLayer::for_callers().limit(Limit::tokens(tokens).per_hour())
+}
+
+async fn a_call_dropped_while_the_script_runs_has_taken_nothing(setup: &mut Setup) {
+    let limits = || tokens(1_000).limit(Limit::requests(50).per_hour());
+    let (redis, others) = (setup.redis().await, setup.redis().await);
+    let layer = unary(limits(), setup.shared(&redis, 2));
+    let called = AtomicU64::new(0);
+    let service = layer.layer(service_fn(|_: Prompt| {
+        called.fetch_add(1, Ordering::Relaxed);
+        pending::<Result<(), Infallible>>()
+    }));
+    for round in 0..100 {
+        let mut call = pin!(service.clone().oneshot(Prompt::of(10)));
+        // The first poll sends the script, and cannot have its answer.
+        for _ in 0..=round % 2 {
+            poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx).is_pending())).await;
+        }
+    }
+    // Those that were admitted meanwhile were sent; in this mode, that the very first poll may do.
+    let called = called.load(Ordering::Relaxed);
+    assert!(called < 50 || setup.mode == Mode::Leases, "{called}");
+    let other = unary(limits(), setup.shared(&others, 2));
+    exactly_left(&other, "somebody", 1_000 - 10 * called).await;
+    // What `exactly_left` asked for was one.
+    let requests = RateLimitLayer::for_callers().limit(Limit::requests(50).per_hour());
+    let requests = unary(requests, setup.shared(&others, 2));
+    assert_eq!(requests_left(&requests).await, 50 - called - 1);
+}
+
+async fn a_call_settled_after_its_hold_ran_out_is_charged_what_it_used(setup: &mut Setup) {
+    let hold_for = Duration::from_secs(1);
+    let (redis, others) = (setup.redis().await, setup.redis().await);
+    let layer = tokens(1_000)
+        .shared(setup.shared(&redis, 2).hold_for(hold_for))
+        .unwrap()
+        .build()
+        .unwrap();
+    let other = unary(tokens(1_000), setup.shared(&others, 2).hold_for(hold_for));
+    let response = layer
+        .layer(service_fn(answer))
+        .oneshot(request("looked at", 800));
+    let looked_at = response.await.unwrap();
+    let response = layer
+        .layer(service_fn(answer))
+        .oneshot(request("left alone", 800));
+    let left_alone = response.await.unwrap();
+    sleep(hold_for + Duration::from_millis(400)).await;
+    // The store finds that it has run out when somebody else asks. The other hold it finds when it is settled.
+    assert!(admits(&other, Prompt::by("looked at", 100)).await);
+    for response in [looked_at, left_alone] {
+        response.into_body().collect().await.unwrap();
+    }
+    sleep(SETTLED).await;
+    exactly_left(&other, "looked at", 900 - USED).await;
+    exactly_left(&other, "left alone", 1_000 - USED).await;
+}
+
+/// What is charged on top may come late; what is given back is waited for.
+const SETTLED: Duration = Duration::from_millis(500);
+
+/// Twenty calls that end while the store is away.
+///
+/// Their layer must live on: what ends when it is gone does not wait for the store.
+async fn held(
+    setup: &Setup,
+    redis: &Redis,
+) -> (RateLimitLayer, Vec<impl Future<Output = ()> + use<>>) {
+    let shared = setup.shared(redis, 2);
+    let layer = tokens(10_000).shared(shared).unwrap().build().unwrap();
+    let mut calls = Vec::new();
+    for _ in 0..20 {
+        let service = layer.layer(service_fn(answer));
+        let response = service.oneshot(request("somebody", 80)).await.unwrap();
+        calls.push(async {
+            response.into_body().collect().await.unwrap();
+        });
+    }
+    (layer, calls)
+}
+
+async fn what_ends_while_the_store_is_frozen_is_settled_when_it_is_back(setup: &mut Setup) {
+    let (redis, others) = (setup.hasty_redis().await, setup.redis().await);
+    let (_layer, calls) = held(setup, &redis).await;
+    setup.freeze();
+    for call in calls {
+        call.await;
+    }
+    sleep(Duration::from_millis(400)).await;
+    setup.thaw().await;
+    let other = unary(tokens(10_000), setup.shared(&others, 2));
+    exactly_left(&other, "somebody", 10_000 - 20 * USED).await;
+}
+
+async fn what_ends_while_the_store_is_gone_is_charged_when_it_is_back(setup: &mut Setup) {
+    if setup.mode == Mode::Leases {
+        // It has forgotten what it granted, and with that what was spent of it.
+        return;
+    }
+    let (redis, others) = (setup.hasty_redis().await, setup.redis().await);
+    let (_layer, calls) = held(setup, &redis).await;
+    setup.kill();
+    eventually("it is found away", async || !redis.is_up()).await;
+    for call in calls {
+        call.await;
+    }
+    setup.restart().await;
+    eventually("it is back", async || redis.is_up()).await;
+    sleep(SETTLED).await;
+    // It has forgotten what was reserved: what was used is all that it learns. Of the call whose settlement was on its way
+    // when it died, nobody knows what it had learned before.
+    let other = unary(tokens(10_000), setup.shared(&others, 2));
+    assert!(admits(&other, Prompt::of(10_000 - 20 * USED)).await);
+    assert!(!admits(&other, Prompt::of(USED + 1)).await);
+}
+
+async fn every_call_is_settled_once_wherever_it_is_dropped(setup: &mut Setup) {
+    const LIMIT: u64 = 4_000;
+    const CALLS: u64 = 900;
+    let limits = || tokens(LIMIT).limit(Limit::requests(CALLS).per_hour());
+    let clients = [setup.redis().await, setup.redis().await];
+    let layers = clients
+        .each_ref()
+        .map(|redis| unary(limits(), setup.shared(redis, 2)));
+    let sent = Arc::new(Sent::default());
+    let mut tasks = JoinSet::new();
+    for task in 0..20 {
+        let (layer, sent) = (layers[task % 2].clone(), Arc::clone(&sent));
+        tasks.spawn(async move {
+            let mut dice = Dice::new(task);
+            for _ in 0..50 {
+                let tokens = dice.below(10);
+                let (answers_in, stays) = (dice.below(10), dice.below(30));
+                let sent = &sent;
+                let service = layer.layer(service_fn(move |prompt: Prompt| {
+                    sent.add(prompt.0.input_tokens());
+                    async move {
+                        sleep(Duration::from_millis(answers_in)).await;
+                        Ok::<_, Infallible>(())
+                    }
+                }));
+                let call = service.oneshot(Prompt::of(tokens));
+                leave_after(stays, call).await;
+            }
+        });
+    }
+    tasks.join_all().await;
+    let (requests, tokens) = sent.sums();
+    println!("{requests} calls sent, with {tokens} tokens");
+    assert!(requests > 100 && requests <= CALLS && tokens < LIMIT);
+    sleep(SETTLED).await;
+    let redis = setup.redis().await;
+    let other = unary(self::tokens(LIMIT), setup.shared(&redis, 2));
+    exactly_left(&other, "somebody", LIMIT - tokens).await;
+    let other = RateLimitLayer::for_callers().limit(Limit::requests(CALLS).per_hour());
+    let other = unary(other, setup.shared(&redis, 2));
+    assert_eq!(requests_left(&other).await, CALLS - requests);
+}
+
+async fn every_body_is_settled_once_wherever_it_is_dropped(setup: &mut Setup) {
+    const LIMIT: u64 = 200_000;
+    let clients = [setup.redis().await, setup.redis().await];
+    let layers = clients.each_ref().map(|redis| {
+        // So that what was left early costs what is known here.
+        let builder = tokens(LIMIT).cut_short(CutShort::KeepReserved);
+        builder
+            .shared(setup.shared(redis, 2))
+            .unwrap()
+            .build()
+            .unwrap()
+    });
+    let sent = Arc::new(Sent::default());
+    let mut tasks = JoinSet::new();
+    for task in 0..20 {
+        let (layer, sent) = (layers[task % 2].clone(), Arc::clone(&sent));
+        tasks.spawn(async move { read_bodies(&layer, &sent, Dice::new(task)).await });
+    }
+    tasks.join_all().await;
+    let (requests, tokens) = sent.sums();
+    println!("{requests} calls sent, with {tokens} tokens");
+    assert!(requests > 100 && tokens < LIMIT);
+    sleep(SETTLED).await;
+    let other = unary(self::tokens(LIMIT), setup.shared(&setup.redis().await, 2));
+    exactly_left(&other, "somebody", LIMIT - tokens).await;
+}
+
+async fn read_bodies(layer: &RateLimitLayer<HttpBody>, sent: &Sent, mut dice: Dice) {
+    for _ in 0..50 {
+        let reserved = 60 + dice.below(100);
+        let was_sent = AtomicU64::new(0);
+        let service = layer.layer(service_fn(|request| {
+            was_sent.store(1, Ordering::Relaxed);
+            answer(request)
+        }));
+        let call = service.oneshot(request("somebody", reserved));
+        let used = match leave_after(dice.below(30), call).await {
+            None => reserved,
+            // Refused: the others hold too much at this moment.
+            Some(Err(_)) => 0,
+            Some(Ok(response)) => {
+                let mut body = pin!(response.into_body());
+                // All of them, or leaving out two at least: who has but the last frame may have seen the end.
+                let frames = [0, 1, 3, FRAMES + 1][usize::try_from(dice.below(4)).unwrap()];
+                for _ in 0..frames {
+                    let _ = body.frame().await;
+                }
+                if frames > FRAMES { USED } else { reserved }
+            }
+        };
+        if was_sent.into_inner() == 1 {
+            sent.add(used);
+        }
+    }
+}
+
+/// Waits for `future` as long as it takes a few polls or milliseconds, and drops it then.
+async fn leave_after<F: Future>(stays: u64, future: F) -> Option<F::Output> {
+    let mut future = Box::pin(future);
+    match stays {
+        0 => None,
+        1 => future.as_mut().now_or_never(),
+        2 => {
+            tokio::select! {
+                biased;
+                output = &mut future => Some(output),
+                () = tokio::task::yield_now() => None,
+            }
+        }
+        millis => timeout(Duration::from_millis(millis - 3), future)
+            .await
+            .ok(),
+    }
+}
+
+/// What calls that were sent cost.
+#[derive(Debug, Default)]
+struct Sent {
+    requests: AtomicU64,
+    tokens: AtomicU64,
+}
+
+impl Sent {
+    fn add(&self, tokens: u64) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.tokens.fetch_add(tokens, Ordering::Relaxed);
+    }
+
+    fn sums(&self) -> (u64, u64) {
+        let sum = |sum: &AtomicU64| sum.load(Ordering::Relaxed);
+        (sum(&self.requests), sum(&self.tokens))
+    }
+}
+
+/// What an answer has used, and in how many frames it comes.
+const USED: u64 = 50;
+const FRAMES: usize = 6;
+
+async fn answer(
+    _: Request<()>,
+) -> Result<Response<impl Body<Data = Bytes, Error = Infallible>>, Infallible> {
+    let frames: [&str; FRAMES] = [
+        r#"{"id":"1","object":"chat.completion","#,
+        r#""choices":[{"index":0,"message":{"role":"assistant","content":"an"#,
+        r#"swer"},"finish_reason":"stop"}],"usage":{"prompt_"#,
+        r#"tokens":30,"completion_tokens":20,"total_tokens":50},"#,
+        r#""service_tier":"default""#,
+        "}",
+    ];
+    let frames = frames.map(|frame| Ok(Frame::data(Bytes::from_static(frame.as_bytes()))));
+    let response = Response::builder().header("content-type", "application/json");
+    Ok(response
+        .body(StreamBody::new(stream::iter(frames)))
+        .unwrap())
+}
+
+fn request(caller: &str, tokens: u64) -> Request<()> {
+    let call = Call::builder(Provider::OPENAI, Operation::CHAT)
+        .dialect(Dialect::OpenAi)
+        .caller(Caller::named(caller))
+        .input_tokens(tokens - USED)
+        .max_output_tokens(USED);
+    let request = Request::builder().extension(call.build());
+    let request = request.body(()).unwrap();
+    assert!(Described::call(&request).is_some());
+    request
+}

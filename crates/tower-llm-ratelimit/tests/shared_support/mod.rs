@@ -1,0 +1,394 @@
+//! Stores of the tests' own, and layers that share limits in them.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses its own part of it"
+)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers below are part of the tests"
+)]
+
+use std::{
+    convert::Infallible,
+    fmt,
+    future::{Future, pending},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, timeout};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_llm_core::{BoxError, Call, Caller, Described, Operation, Provider, Unary};
+use tower_llm_ratelimit::{RateLimitBuilder, RateLimitLayer, RateLimited, SharedLimits, WhenAway};
+use tower_llm_redis::{Redis, RedisBuilder};
+use tower_llm_testkit::redis::{RedisCluster, RedisServer};
+
+/// Far more than anything here takes.
+pub const PATIENCE: Duration = Duration::from_secs(8);
+/// How long a call may wait for the store, unless a test says otherwise.
+pub const TIMEOUT: Duration = Duration::from_millis(100);
+/// What a decision may take beyond that on a machine that has other things to do.
+pub const MARGIN: Duration = Duration::from_millis(250);
+/// How soon a store that is back must be in use.
+pub const RECOVERY: Duration = Duration::from_secs(1);
+
+/// How long a process may spend a share of its own.
+pub const LEASE: Duration = Duration::from_secs(1);
+
+/// How limits are shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Script,
+    Leases,
+}
+
+/// One server, or three that are a Cluster.
+#[derive(Debug)]
+enum Store {
+    Server(RedisServer),
+    Cluster(RedisCluster),
+}
+
+/// What a scenario runs on. Limits of one scenario lie on one node.
+#[derive(Debug)]
+pub struct Setup {
+    store: Store,
+    pub mode: Mode,
+    /// What its layers are named.
+    pub name: &'static str,
+    node: usize,
+}
+
+/// A call as a service of its own kind knows it.
+#[derive(Clone, Debug)]
+pub struct Prompt(pub Call);
+
+// === impl Mode ===
+
+impl Mode {
+    pub const ALL: [Self; 2] = [Self::Script, Self::Leases];
+
+    /// Shares limits in this mode.
+    pub fn shared(self, redis: &Redis, name: &str, replicas: u32) -> SharedLimits {
+        let shared = SharedLimits::new(redis.clone(), name, replicas);
+        match self {
+            Self::Script => shared,
+            Self::Leases => shared.leases(LEASE),
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Script => "script",
+            Self::Leases => "leases",
+        })
+    }
+}
+
+// === impl Setup ===
+
+impl Setup {
+    pub async fn server(mode: Mode, name: &'static str) -> Self {
+        Self {
+            store: Store::Server(RedisServer::start().await.unwrap()),
+            mode,
+            name,
+            node: 0,
+        }
+    }
+
+    /// A Cluster, for one scenario after the other.
+    pub async fn cluster() -> Self {
+        Self {
+            store: Store::Cluster(RedisCluster::start(3).await.unwrap()),
+            mode: Mode::Script,
+            name: "",
+            node: 0,
+        }
+    }
+
+    /// Goes on with another scenario.
+    pub async fn now(&mut self, mode: Mode, name: &'static str) -> &mut Self {
+        println!("on a cluster, mode {mode}: {name}");
+        (self.mode, self.name) = (mode, name);
+        if let Store::Cluster(cluster) = &self.store {
+            for node in 0..3 {
+                cluster.command(node, &["FLUSHALL"]).await.unwrap();
+            }
+            let key = format!("{{tower-llm:{name}}}");
+            let slot = cluster.command(0, &["CLUSTER", "KEYSLOT", &key]).await;
+            self.node = cluster.node_of_slot(slot.unwrap().parse().unwrap());
+        }
+        self
+    }
+
+    pub fn url(&self) -> String {
+        match &self.store {
+            Store::Server(server) => server.url(),
+            Store::Cluster(cluster) => cluster.url(),
+        }
+    }
+
+    /// A client of its own, as another process has one. However busy the machine is, it does not take that for an outage.
+    pub async fn redis(&self) -> Redis {
+        connect(Redis::builder(self.url()).command_timeout(PATIENCE)).await
+    }
+
+    /// A client that waits no longer than clients do.
+    pub async fn hasty_redis(&self) -> Redis {
+        connect(Redis::builder(self.url()).command_timeout(TIMEOUT)).await
+    }
+
+    /// Shares limits under the scenario's name.
+    pub fn shared(&self, redis: &Redis, replicas: u32) -> SharedLimits {
+        self.mode.shared(redis, self.name, replicas)
+    }
+
+    /// Sends a command to where the limits are.
+    pub async fn command(&self, words: &[&str]) -> String {
+        let answer = match &self.store {
+            Store::Server(server) => server.command(words).await,
+            Store::Cluster(cluster) => cluster.command(self.node, words).await,
+        };
+        answer.unwrap()
+    }
+
+    /// The keys that contain `text`.
+    pub async fn keys(&self, text: &str) -> Vec<String> {
+        let keys = self.command(&["KEYS", &format!("*{text}*")]).await;
+        keys.lines().map(ToOwned::to_owned).collect()
+    }
+
+    pub fn kill(&mut self) {
+        match &mut self.store {
+            Store::Server(server) => server.kill().unwrap(),
+            Store::Cluster(cluster) => cluster.kill(self.node).unwrap(),
+        }
+    }
+
+    pub fn freeze(&self) {
+        match &self.store {
+            Store::Server(server) => server.freeze().unwrap(),
+            Store::Cluster(cluster) => cluster.freeze(self.node).unwrap(),
+        }
+    }
+
+    /// Lets what is frozen go on, and waits until it serves: a node of a Cluster makes sure of the others first.
+    pub async fn thaw(&self) {
+        match &self.store {
+            Store::Server(server) => server.thaw().unwrap(),
+            Store::Cluster(cluster) => {
+                cluster.thaw(self.node).unwrap();
+                let key = format!("{{tower-llm:{}}}:nothing", self.name);
+                eventually("the node serves", async || {
+                    cluster.command(self.node, &["GET", &key]).await.is_ok()
+                })
+                .await;
+            }
+        }
+    }
+
+    /// Starts what was killed anew and empty.
+    pub async fn restart(&mut self) {
+        match &mut self.store {
+            Store::Server(server) => server.restart().await.unwrap(),
+            Store::Cluster(cluster) => cluster.restart(self.node).await.unwrap(),
+        }
+    }
+
+    pub async fn flush_scripts(&self) {
+        match &self.store {
+            Store::Server(server) => server.flush_scripts().await.unwrap(),
+            Store::Cluster(cluster) => cluster.flush_scripts().await.unwrap(),
+        }
+    }
+}
+
+pub async fn connect(builder: RedisBuilder) -> Redis {
+    timeout(PATIENCE, builder.connect()).await.unwrap().unwrap()
+}
+
+/// The layer, for calls that are no HTTP requests.
+pub fn unary(builder: RateLimitBuilder, shared: SharedLimits) -> RateLimitLayer<Unary> {
+    let builder = builder.watch(Unary).shared(shared).unwrap();
+    builder.build().unwrap()
+}
+
+// === calls ===
+
+impl Prompt {
+    /// A call that asks for so many tokens: all of them input.
+    pub fn of(tokens: u64) -> Self {
+        Self::by("somebody", tokens)
+    }
+
+    pub fn by(caller: &str, tokens: u64) -> Self {
+        let call = Call::builder(Provider::OPENAI, Operation::CHAT)
+            .model("a-model")
+            .caller(Caller::named(caller))
+            .input_tokens(tokens)
+            .max_output_tokens(0);
+        Self(call.build())
+    }
+}
+
+impl Described for Prompt {
+    fn call(&self) -> Option<&Call> {
+        Some(&self.0)
+    }
+}
+
+/// A call that is answered at once.
+pub async fn call(layer: &RateLimitLayer<Unary>, prompt: Prompt) -> Result<(), BoxError> {
+    let service = layer.layer(service_fn(|_: Prompt| async { Ok::<_, Infallible>(()) }));
+    service.oneshot(prompt).await
+}
+
+/// A call that is admitted and never answered: it holds what it has taken until it is dropped.
+pub async fn stuck(layer: &RateLimitLayer<Unary>, prompt: Prompt) -> Result<(), BoxError> {
+    let service = layer.layer(service_fn(|_: Prompt| pending::<Result<(), Infallible>>()));
+    service.oneshot(prompt).await
+}
+
+/// Whether a call is let through; it takes nothing if not.
+pub async fn admits(layer: &RateLimitLayer<Unary>, prompt: Prompt) -> bool {
+    match call(layer, prompt).await {
+        Ok(()) => true,
+        Err(error) => {
+            assert!(error.is::<RateLimited>(), "{error}");
+            false
+        }
+    }
+}
+
+/// Holds that exactly so much can still be taken, now or soon; and takes it.
+pub async fn exactly_left(layer: &RateLimitLayer<Unary>, caller: &str, left: u64) {
+    let what = format!("{left} tokens are left");
+    if left > 0 {
+        eventually(&what, async || {
+            admits(layer, Prompt::by(caller, left)).await
+        })
+        .await;
+    }
+    let more = admits(layer, Prompt::by(caller, 1)).await;
+    assert!(!more, "more than {left} tokens were left for {caller}");
+}
+
+/// How many calls without tokens are let through until one is refused.
+pub async fn requests_left(layer: &RateLimitLayer<Unary>) -> u64 {
+    let mut count = 0;
+    while admits(layer, Prompt::of(0)).await {
+        count += 1;
+    }
+    count
+}
+
+/// Chance, the same in every run.
+#[derive(Debug)]
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: usize) -> Self {
+        Self(0x9e37_79b9_7f4a_7c15 ^ (seed as u64 + 1))
+    }
+
+    /// A number below another: xorshift.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % end
+    }
+}
+
+// === time ===
+
+pub async fn timed<F: Future>(future: F) -> (F::Output, Duration) {
+    let from = Instant::now();
+    let output = future.await;
+    (output, from.elapsed())
+}
+
+/// Waits until `condition` holds, and says how long that took.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
+    let from = Instant::now();
+    while !condition().await {
+        assert!(from.elapsed() < PATIENCE, "never: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+    from.elapsed()
+}
+
+/// Two layers whose clients tell whether calls go through the store, under the scenario's own name.
+#[derive(Debug)]
+pub struct Probe {
+    layers: [RateLimitLayer<Unary>; 2],
+    asked: u64,
+}
+
+impl Probe {
+    pub fn new(setup: &Setup, clients: [&Redis; 2]) -> Self {
+        let layers = clients.map(|redis| {
+            let shared = setup.shared(redis, 2).when_away(WhenAway::Open);
+            let limit = tower_llm_ratelimit::Limit::tokens(10).per_hour();
+            unary(RateLimitLayer::for_callers().limit(limit), shared)
+        });
+        Self { layers, asked: 0 }
+    }
+
+    /// Whether what one has taken, the other sees. Without the store both are let through.
+    pub async fn sees(&mut self) -> bool {
+        self.asked += 1;
+        let caller = format!("probe {}", self.asked);
+        let [one, other] = &self.layers;
+        let first = admits(one, Prompt::by(&caller, 10)).await;
+        first && !admits(other, Prompt::by(&caller, 1)).await
+    }
+
+    /// Waits until calls go through the store again.
+    pub async fn recovered(&mut self) -> Duration {
+        let took = eventually("it is in use again", async || self.sees().await).await;
+        assert!(took < RECOVERY, "in use again after {took:?}");
+        took
+    }
+}
+
+/// Each scenario as a test on a server of its own, and all of them, one after the other, on one Cluster.
+#[macro_export]
+macro_rules! scenarios {
+    ($($scenario:ident),* $(,)?) => {
+        mod on_one_server {
+            use $crate::shared_support::{Mode, Setup};
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $scenario() {
+                    let mut setup = Setup::server(Mode::Script, stringify!($scenario)).await;
+                    super::$scenario(&mut setup).await;
+                }
+            )*
+        }
+
+        mod on_one_server_by_leases {
+            use $crate::shared_support::{Mode, Setup};
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $scenario() {
+                    let mut setup = Setup::server(Mode::Leases, stringify!($scenario)).await;
+                    super::$scenario(&mut setup).await;
+                }
+            )*
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn on_a_cluster_of_three_nodes() {
+            use $crate::shared_support::{Mode, Setup};
+            let mut cluster = Setup::cluster().await;
+            for mode in Mode::ALL {
+                $($scenario(cluster.now(mode, stringify!($scenario)).await).await;)*
+            }
+        }
+    };
+}

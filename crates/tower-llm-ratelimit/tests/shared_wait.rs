@@ -1,0 +1,260 @@
+//! Calls that wait for a limit that others use too.
+
+#![cfg(feature = "redis")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers below are part of the tests"
+)]
+
+mod shared_support;
+
+use std::{
+    convert::Infallible,
+    future::{Pending, pending},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use shared_support::{
+    Mode, PATIENCE, Prompt, Setup, admits, call, eventually, stuck, timed, unary,
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
+use tower::{Layer, Service, ServiceExt};
+use tower_llm_core::{Key, Unary};
+use tower_llm_ratelimit::{Limit, RateLimitBuilder, RateLimitLayer, RateLimited, WhenAway};
+
+scenarios!(
+    calls_of_one_process_wait_in_the_order_in_which_they_came,
+    a_call_waits_as_long_as_the_store_says_and_not_much_longer,
+    what_cannot_be_admitted_in_time_is_refused_at_once,
+    who_leaves_the_line_gives_the_place_back,
+    what_another_process_gives_back_lets_a_waiter_in,
+    closed_and_away_a_call_waits_for_the_store_to_come_back,
+);
+
+fn waiting(limit: Limit) -> RateLimitBuilder {
+    RateLimitLayer::for_providers()
+        .max_waiting(100)
+        .max_wait(PATIENCE)
+        .limit(limit)
+}
+
+async fn layer(setup: &Setup, builder: RateLimitBuilder) -> RateLimitLayer<Unary> {
+    let redis = setup.redis().await;
+    unary(builder, setup.shared(&redis, 2))
+}
+
+fn a_model() -> Key {
+    Key::pair("openai", "a-model")
+}
+
+async fn until_waiting(layer: &RateLimitLayer<Unary>, calls: usize) {
+    let handle = layer.handle();
+    eventually("so many wait", async || {
+        let stats = handle.stats_of(&a_model());
+        stats.first().is_some_and(|limit| limit.waiting == calls)
+    })
+    .await;
+}
+
+async fn calls_of_one_process_wait_in_the_order_in_which_they_came(setup: &mut Setup) {
+    // Of 20 per second: one after the other, and large ones are not overtaken by small ones.
+    let limit = || Limit::tokens(200).per(Duration::from_secs(1)).bucket(100);
+    let (one, other) = (
+        layer(setup, waiting(limit())).await,
+        layer(setup, waiting(limit())).await,
+    );
+    eventually("all is taken", async || {
+        let _ = timeout(Duration::from_millis(100), call(&other, Prompt::of(50))).await;
+        timeout(Duration::from_millis(20), call(&other, Prompt::of(80)))
+            .await
+            .is_err()
+    })
+    .await;
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let mut tasks = Vec::new();
+    let first = tokio::spawn({
+        let one = one.clone();
+        async move { call(&one, Prompt::of(80)).await.unwrap() }
+    });
+    until_waiting(&one, 1).await;
+    for number in 0..10_u64 {
+        let (waiter, sender) = (one.clone(), sender.clone());
+        let tokens = if number % 3 == 0 { 60 } else { 5 };
+        tasks.push(tokio::spawn(async move {
+            call(&waiter, Prompt::of(tokens)).await.unwrap();
+            sender.send(number).unwrap();
+        }));
+        let waiting = usize::try_from(number).unwrap() + 2;
+        // The first may have got in meanwhile, and others: then there is no line to look at.
+        let _ = timeout(Duration::from_millis(20), until_waiting(&one, waiting)).await;
+    }
+    drop(sender);
+    first.await.unwrap();
+    let mut order = Vec::new();
+    while let Some(number) = timeout(PATIENCE, receiver.recv()).await.unwrap() {
+        order.push(number);
+    }
+    assert_eq!(order, (0..10).collect::<Vec<_>>());
+}
+
+async fn a_call_waits_as_long_as_the_store_says_and_not_much_longer(setup: &mut Setup) {
+    let limit = || Limit::requests(20).per(Duration::from_secs(2));
+    let (one, other) = (
+        layer(setup, waiting(limit())).await,
+        layer(setup, waiting(limit()).max_waiting(0)).await,
+    );
+    let from = Instant::now();
+    while admits(&other, Prompt::of(0)).await {}
+    let all_taken_after = from.elapsed();
+    let admitted = timeout(PATIENCE, call(&one, Prompt::of(0))).await;
+    admitted.unwrap().unwrap();
+    let took = from.elapsed();
+    println!("{}: waited {took:?} for a window of 2 s", setup.mode);
+    // A window is over after 12 slices at the earliest, and 13 at the latest.
+    assert!(
+        took >= Duration::from_secs(2) || setup.mode == Mode::Leases,
+        "{took:?}"
+    );
+    let latest = Duration::from_millis(2_200) + all_taken_after + Duration::from_millis(700);
+    assert!(took < latest, "{took:?}");
+}
+
+async fn what_cannot_be_admitted_in_time_is_refused_at_once(setup: &mut Setup) {
+    let limit = || Limit::tokens(100).per_hour();
+    let in_time = waiting(limit()).max_wait(Duration::from_secs(10));
+    let (one, other) = (
+        layer(setup, in_time).await,
+        layer(setup, waiting(limit())).await,
+    );
+    call(&other, Prompt::of(100)).await.unwrap();
+    let (refused, took) = timed(call(&one, Prompt::of(50))).await;
+    let error = refused.unwrap_err();
+    let wait = error
+        .downcast_ref::<RateLimited>()
+        .unwrap()
+        .retry_after()
+        .unwrap();
+    // Its slices are of five minutes.
+    let hour = Duration::from_secs(3_600);
+    assert!(
+        wait >= hour && wait <= hour + Duration::from_secs(600),
+        "{wait:?}"
+    );
+    assert!(took < Duration::from_millis(500), "{took:?}");
+}
+
+async fn who_leaves_the_line_gives_the_place_back(setup: &mut Setup) {
+    let limit = || Limit::tokens(100).per(Duration::from_secs(1));
+    let builder = waiting(limit()).max_waiting(3);
+    let one = layer(setup, builder).await;
+    let held = tokio::spawn({
+        let one = one.clone();
+        async move { stuck(&one, Prompt::of(100)).await }
+    });
+    let wait = || {
+        let one = one.clone();
+        tokio::spawn(async move { call(&one, Prompt::of(100)).await })
+    };
+    sleep(Duration::from_millis(50)).await;
+    let waiters = [wait(), wait(), wait()];
+    until_waiting(&one, 3).await;
+    let refused = call(&one, Prompt::of(100)).await.unwrap_err();
+    assert!(refused.is::<RateLimited>(), "{refused}");
+    for waiter in &waiters {
+        waiter.abort();
+    }
+    // The line is gone, and what is held counts for no longer than a window.
+    let handle = one.handle();
+    eventually("nobody waits", async || {
+        let stats = handle.stats_of(&a_model());
+        stats.first().is_none_or(|limit| limit.waiting == 0)
+    })
+    .await;
+    held.abort();
+    timeout(PATIENCE, call(&one, Prompt::of(100)))
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+async fn what_another_process_gives_back_lets_a_waiter_in(setup: &mut Setup) {
+    // An hour and more, if nothing came back.
+    let limit = || Limit::tokens(100).per_hour();
+    let day = Duration::from_secs(86_400);
+    let (one, other) = (
+        layer(setup, waiting(limit()).max_wait(day)).await,
+        layer(setup, waiting(limit()).max_wait(day)).await,
+    );
+    // Held by a call that is not sent yet: dropping it gives all back.
+    let unsent = other.layer(ReadyOnce { ready: true });
+    let held = tokio::spawn(unsent.oneshot(Prompt::of(80)));
+    let handle = other.handle();
+    eventually("it is held", async || handle.stats()[0].admitted == 1).await;
+    let waiter = tokio::spawn({
+        let one = one.clone();
+        async move { call(&one, Prompt::of(60)).await }
+    });
+    until_waiting(&one, 1).await;
+    held.abort();
+    let (admitted, took) = timed(timeout(PATIENCE, waiter)).await;
+    admitted.unwrap().unwrap().unwrap();
+    println!("{}: let in {took:?} after it was given back", setup.mode);
+    // A quarter of a second, and as much as a lease lasts where it was left of one.
+    let most = match setup.mode {
+        Mode::Script => Duration::from_millis(300),
+        Mode::Leases => shared_support::LEASE + Duration::from_millis(300),
+    };
+    assert!(took < most + Duration::from_millis(200), "{took:?}");
+}
+
+async fn closed_and_away_a_call_waits_for_the_store_to_come_back(setup: &mut Setup) {
+    let redis = setup.hasty_redis().await;
+    let shared = setup.shared(&redis, 2).when_away(WhenAway::Closed);
+    let one = unary(waiting(Limit::tokens(1_000).per_hour()), shared);
+    setup.freeze();
+    let waiter = tokio::spawn({
+        let one = one.clone();
+        async move { call(&one, Prompt::of(60)).await }
+    });
+    until_waiting(&one, 1).await;
+    sleep(Duration::from_millis(300)).await;
+    assert!(!waiter.is_finished());
+    setup.thaw().await;
+    let (admitted, took) = timed(timeout(PATIENCE, waiter)).await;
+    admitted.unwrap().unwrap().unwrap();
+    assert!(took < shared_support::RECOVERY, "{took:?}");
+}
+
+/// A service whose clones are never ready: what the layer admits late is not sent.
+#[derive(Debug)]
+struct ReadyOnce {
+    ready: bool,
+}
+
+impl Clone for ReadyOnce {
+    fn clone(&self) -> Self {
+        Self { ready: false }
+    }
+}
+
+impl Service<Prompt> for ReadyOnce {
+    type Response = ();
+    type Error = Infallible;
+    type Future = Pending<Result<(), Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        if self.ready {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    }
+
+    fn call(&mut self, _: Prompt) -> Self::Future {
+        pending()
+    }
+}

@@ -1,0 +1,318 @@
+//! A million decisions and thousands of calls on several threads, dropped at any point of their lives.
+//!
+//! On real time. When a decision was made is known to lie between two readings of the clock: what is certainly within a
+//! stretch of time must fit in it.
+
+mod support;
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use support::{Ask, Numbers, Open, consumed, open, passes, ready, unary, waiting};
+use tokio::{
+    task::{JoinSet, yield_now},
+    time::{Instant, timeout},
+};
+use tower::{Service, ServiceExt};
+use tower_layer::Layer;
+use tower_llm_core::{Key, KeyBy, Unary};
+use tower_llm_ratelimit::{CutShort, Limit, RateLimit, RateLimitLayer};
+
+const TASKS: u64 = 10;
+/// Twice: for a window and for a bucket.
+const HALF_A_MILLION: u64 = 500_000;
+/// Long enough for windows to slide.
+const AT_LEAST: Duration = Duration::from_millis(2_600);
+
+/// What was let through, after the one and before the other of two times.
+#[derive(Clone, Copy)]
+struct Admitted {
+    after: Duration,
+    before: Duration,
+    amount: u64,
+}
+
+/// Ten tasks decide so many times, and for a while; what they let through, and how often they decided.
+async fn decide(times: u64, layer: &RateLimitLayer<Unary>) -> (Vec<Admitted>, u64) {
+    let (began, decisions) = (Instant::now(), Arc::new(AtomicU64::new(0)));
+    let mut tasks = JoinSet::new();
+    for task in 0..TASKS {
+        let (mut service, decisions) = (layer.layer(ready()), Arc::clone(&decisions));
+        tasks.spawn(async move {
+            let mut numbers = Numbers(task);
+            let asks: Vec<_> = (1..=20).map(Ask::tokens).collect();
+            let mut admitted = Vec::new();
+            while decisions.load(Relaxed) < times || began.elapsed() < AT_LEAST {
+                for _ in 0..100 {
+                    let amount = 1 + numbers.below(20);
+                    let ask = asks[amount as usize - 1].clone();
+                    let after = began.elapsed();
+                    if service
+                        .call(ask)
+                        .now_or_never()
+                        .expect("nobody waits")
+                        .is_ok()
+                    {
+                        let before = began.elapsed();
+                        admitted.push(Admitted {
+                            after,
+                            before,
+                            amount,
+                        });
+                    }
+                }
+                decisions.fetch_add(100, Relaxed);
+                yield_now().await;
+            }
+            admitted
+        });
+    }
+    let all = timeout(Duration::from_secs(60), tasks.join_all());
+    let mut admitted = all.await.expect("somebody waits for ever").concat();
+    admitted.sort_by_key(|one| one.before);
+    (admitted, decisions.load(Relaxed))
+}
+
+/// Checks that in no stretch of time more was let through than `most` says for its length.
+fn check_every_stretch(admitted: &[Admitted], most: impl Fn(Duration) -> f64) {
+    for first in admitted {
+        let mut sum = 0;
+        for one in admitted.iter().filter(|one| one.after >= first.after) {
+            sum += one.amount;
+            let length = one.before - first.after;
+            assert!(sum as f64 <= most(length), "{sum} in {length:?}");
+        }
+    }
+}
+
+/// Everything adds up, and what was refused has left no trace.
+fn check_books(layer: &RateLimitLayer<Unary>, admitted: &[Admitted], decisions: u64) {
+    let sum = admitted.iter().map(|one| one.amount).sum::<u64>();
+    let (stats, count) = (layer.handle().stats(), admitted.len() as u64);
+    for stats in &stats {
+        assert_eq!((stats.admitted, stats.waiting), (count, 0));
+        assert_eq!(
+            (stats.settled_up, stats.settled_down, stats.violations),
+            (0, 0, 0)
+        );
+    }
+    let refused: u64 = stats.iter().map(|one| one.refused).sum();
+    assert_eq!(refused, decisions - count);
+    let of_unit = stats.iter().map(|one| match one.limit.unit() {
+        tower_llm_ratelimit::Unit::Requests => count,
+        _ => sum,
+    });
+    assert_eq!(consumed(&layer.handle()), Vec::from_iter(of_unit));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_half_a_million_decisions_none_brings_a_window_over_its_limit() {
+    const LIMIT: u64 = 1_300;
+    let period = Duration::from_secs(1);
+    let layer = unary()
+        .limit(Limit::tokens(LIMIT).per_second())
+        .build()
+        .unwrap();
+    let (admitted, decisions) = decide(HALF_A_MILLION, &layer).await;
+    check_every_stretch(&admitted, |length| match length <= period {
+        true => LIMIT as f64,
+        false => f64::INFINITY,
+    });
+    check_books(&layer, &admitted, decisions);
+    // It was used up again and again: at the beginning, and each time that it was forgotten.
+    let sum: u64 = admitted.iter().map(|one| one.amount).sum();
+    assert!(sum >= 3 * (LIMIT - 20), "{sum}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_half_a_million_decisions_none_brings_a_bucket_over_burst_and_rate() {
+    let layer = unary().limit(Limit::tokens(1_300).per_second().bucket(200));
+    let layer = layer.build().unwrap();
+    let (admitted, decisions) = decide(HALF_A_MILLION, &layer).await;
+    check_every_stretch(&admitted, |length| 200.0 + 1_300.0 * length.as_secs_f64());
+    check_books(&layer, &admitted, decisions);
+    let (sum, last) = (
+        admitted.iter().map(|one| one.amount).sum::<u64>(),
+        admitted.last().unwrap().before,
+    );
+    assert!(
+        sum as f64 >= 0.9 * 1_300.0 * last.as_secs_f64(),
+        "{sum} in {last:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_of_many_decisions_takes_of_all_limits_or_of_none() {
+    let layer = unary()
+        .limit(Limit::tokens(1_000).per_second().bucket(300))
+        .limit(Limit::requests(90).per_second().by(KeyBy::shared()))
+        .limit(Limit::input_tokens(900).per_second())
+        .build()
+        .unwrap();
+    let (admitted, decisions) = decide(HALF_A_MILLION / 10, &layer).await;
+    check_books(&layer, &admitted, decisions);
+    let second = |most: u64| {
+        move |length: Duration| {
+            if length.as_secs() < 1 {
+                most as f64
+            } else {
+                f64::INFINITY
+            }
+        }
+    };
+    check_every_stretch(&admitted, second(900));
+    let requests = admitted.iter().map(|one| Admitted { amount: 1, ..*one });
+    check_every_stretch(&Vec::from_iter(requests), second(90));
+    check_every_stretch(&admitted, |length| 300.0 + 1_000.0 * length.as_secs_f64());
+}
+
+/// Limits by caller, by header and of all: calls of two callers and two regions lock them in pairs that cross.
+fn crossing() -> [Limit; 4] {
+    let region = || KeyBy::header(http::HeaderName::from_static("x-region"));
+    [
+        Limit::tokens(500).per_second(),
+        Limit::requests(3_000).per_second().bucket(30).by(region()),
+        Limit::tokens(900).per_second().by(region()),
+        Limit::tokens(1_500).per_second().by(KeyBy::shared()),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn calls_whose_keys_cross_take_all_or_nothing_and_never_lock_each_other_out() {
+    let layer = unary().limits(crossing()).build().unwrap();
+    // By caller and by region, what was let through.
+    let books: Arc<[AtomicU64; 4]> = Arc::default();
+    let mut tasks = JoinSet::new();
+    for task in 0..TASKS as usize {
+        let (service, books) = (layer.layer(ready()), Arc::clone(&books));
+        tasks.spawn(async move {
+            let mut numbers = Numbers(task as u64);
+            for decision in 0..20_000 {
+                let (caller, region) = (numbers.below(2) as usize, numbers.below(2) as usize);
+                let amount = 1 + numbers.below(20);
+                let ask = Ask::of(["ann", "bob"][caller], amount, 0);
+                let ask = ask.header("x-region", ["eu", "us"][region]);
+                if passes(&service, ask) {
+                    books[caller].fetch_add(amount, Relaxed);
+                    books[2 + region].fetch_add(amount, Relaxed);
+                }
+                if decision % 100 == 0 {
+                    yield_now().await;
+                }
+            }
+        });
+    }
+    let all = timeout(Duration::from_secs(60), tasks.join_all());
+    all.await.expect("two calls lock each other out");
+    let handle = layer.handle();
+    let books = books.each_ref().map(|sum| sum.load(Relaxed));
+    let sum = books[0] + books[1];
+    assert_eq!(books[2] + books[3], sum);
+    let requests = handle.stats()[0].admitted;
+    assert_eq!(consumed(&handle), [sum, requests, sum, sum]);
+    let seen = |key| handle.stats_of(&Key::new(key)).len();
+    assert_eq!(["ann", "bob", "eu", "us"].map(seen), [1, 1, 2, 2]);
+}
+
+/// Drops `future` when it has been polled so often, if that is said.
+struct GiveUp<F> {
+    future: Pin<Box<F>>,
+    polls: Option<u64>,
+}
+
+impl<F: Future> Future for GiveUp<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(polls) = &mut self.polls {
+            if *polls == 0 {
+                return Poll::Ready(None);
+            }
+            *polls -= 1;
+            // Polled again at once, so that it is given up wherever it waits. The others must be woken.
+            cx.waker().wake_by_ref();
+        }
+        self.future.as_mut().poll(cx).map(Some)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn after_thousands_of_calls_that_wait_and_leave_the_books_are_even() {
+    let layer = open()
+        .limits(crossing())
+        .max_waiting(8)
+        .max_wait(Duration::from_millis(500))
+        .cut_short(CutShort::Refund)
+        .build()
+        .unwrap();
+    let used = Arc::new(AtomicU64::new(0));
+    let inner = tower::service_fn(|ask: Ask| async move {
+        yield_now().await;
+        Ok::<_, Infallible>(ask.id)
+    });
+    let mut tasks = JoinSet::new();
+    for task in 0..48 {
+        let (service, used) = (layer.layer(inner), Arc::clone(&used));
+        tasks.spawn(async move {
+            let mut numbers = Numbers(task);
+            for _ in 0..60 {
+                one_call(&service, &mut numbers, &used).await;
+            }
+        });
+    }
+    let all = timeout(Duration::from_secs(60), tasks.join_all());
+    all.await.expect("somebody waits for ever");
+    let handle = layer.handle();
+    assert_eq!(waiting(&handle), [0; 4]);
+    let requests = handle.stats()[0].admitted;
+    let used = used.load(Relaxed);
+    assert!(used > 500, "{used}");
+    assert_eq!(consumed(&handle), [used, requests, used, used]);
+    // No line is left in which somebody would have to wait.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    for caller in ["ann", "bob"] {
+        for region in ["eu", "us"] {
+            let ask = Ask::of(caller, 1, 0).header("x-region", region);
+            let call = layer.layer(inner).oneshot(ask);
+            let call = timeout(Duration::from_millis(50), call).await;
+            call.expect("nobody is before it").unwrap().used(1, 0);
+        }
+    }
+}
+
+/// Makes a call, which may be given up while it waits, runs or streams, and adds to `used` what it is to cost.
+async fn one_call<S>(service: &RateLimit<S, Open>, numbers: &mut Numbers, used: &AtomicU64)
+where
+    S: Service<Ask, Response = usize, Error = Infallible> + Clone,
+{
+    let (caller, region) = (numbers.below(2) as usize, numbers.below(2) as usize);
+    let amount = 1 + numbers.below(20);
+    let ask = Ask::of(["ann", "bob"][caller], amount, 0);
+    let ask = ask.header("x-region", ["eu", "us"][region]);
+    let run = GiveUp {
+        future: Box::pin(service.clone().oneshot(ask)),
+        polls: Some(numbers.below(200)).filter(|polls| polls % 3 > 0),
+    };
+    let Some(Ok(response)) = run.await else {
+        return;
+    };
+    for _ in 0..numbers.below(4) {
+        yield_now().await;
+    }
+    // Every fourth caller leaves in the middle.
+    if numbers.below(4) > 0 {
+        let output = numbers.below(amount);
+        used.fetch_add(output, Relaxed);
+        response.used(0, output);
+    }
+}

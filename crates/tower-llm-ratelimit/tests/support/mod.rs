@@ -1,0 +1,274 @@
+//! Requests, services and responses that do as a test says.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{collections::BTreeMap, fmt, task::Poll, time::Duration};
+
+use tokio_test::{assert_ready, assert_ready_ok, task};
+use tower::Service;
+use tower_layer::Layer;
+use tower_llm_core::{
+    Armed, BoxError, Call, Caller, Completion, Described, Guard, Key, Operation, Outcome, Provider,
+    Unary, Usage, Watch,
+};
+use tower_llm_ratelimit::{
+    ExceedsLimit, KeyStats, LimitStats, RateLimit, RateLimitBuilder, RateLimitHandle,
+    RateLimitLayer, RateLimited,
+};
+use tower_test::mock::{self, Handle, Mock, SendResponse};
+
+pub(crate) const NS: Duration = Duration::from_nanos(1);
+pub(crate) const MS: Duration = Duration::from_millis(1);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
+
+/// After which a sliding window of a minute has forgotten what was taken at its very beginning, before a thirteenth of
+/// it had passed: 13 slices of 5 seconds.
+pub(crate) const MINUTE_FORGOTTEN: Duration = Duration::from_secs(65);
+
+// === requests ===
+
+/// A chat request with a number, from some caller.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    pub(crate) id: usize,
+    pub(crate) call: Option<Call>,
+    pub(crate) headers: BTreeMap<&'static str, &'static str>,
+}
+
+impl Ask {
+    /// From `caller`, of `input` tokens and at most `output`.
+    pub(crate) fn of(caller: &str, input: u64, output: u64) -> Self {
+        let call = Call::builder(Provider::OPENAI, Operation::CHAT)
+            .caller(Caller::named(caller))
+            .input_tokens(input)
+            .max_output_tokens(output);
+        Self {
+            id: 0,
+            call: Some(call.build()),
+            headers: BTreeMap::new(),
+        }
+    }
+
+    /// From Ann, of `tokens` in all.
+    pub(crate) fn tokens(tokens: u64) -> Self {
+        Self::of("ann", tokens, 0)
+    }
+
+    pub(crate) fn id(mut self, id: usize) -> Self {
+        self.id = id;
+        self
+    }
+
+    pub(crate) fn header(mut self, name: &'static str, value: &'static str) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+}
+
+impl Described for Ask {
+    fn call(&self) -> Option<&Call> {
+        self.call.as_ref()
+    }
+
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.get(name).map(|value| value.as_bytes())
+    }
+}
+
+// === responses ===
+
+/// Watches a response that is open until the test ends it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Open;
+
+/// Such a response; dropping it means that the caller has left.
+#[derive(Debug)]
+pub(crate) struct Opened<R, G: Guard> {
+    pub(crate) response: R,
+    armed: Armed<G>,
+}
+
+impl<R> Watch<R> for Open {
+    type Out<G: Guard> = Opened<R, G>;
+
+    fn watch<G: Guard>(&self, _: Option<&Call>, response: R, guard: G) -> Opened<R, G> {
+        let armed = Armed::new(guard);
+        Opened { response, armed }
+    }
+}
+
+impl<R, G: Guard> Opened<R, G> {
+    /// It ends well, and has used so much.
+    pub(crate) fn used(mut self, input: u64, output: u64) {
+        let mut completion = Completion::new(Outcome::Success);
+        completion.usage = Some(Usage::new(input, output));
+        self.armed.end(&completion);
+    }
+
+    pub(crate) fn ended(mut self, completion: &Completion) {
+        self.armed.end(completion);
+    }
+}
+
+// === services ===
+
+/// The limits of callers around a mock that answers with numbers.
+pub(crate) type Asked<W> = RateLimit<Mock<Ask, usize>, W>;
+
+pub(crate) fn asked<W: Clone>(layer: &RateLimitLayer<W>) -> (Asked<W>, Handle<Ask, usize>) {
+    let (mock, upstream) = mock::pair();
+    (layer.layer(mock), upstream)
+}
+
+/// Limits of callers whose responses are over when they have come.
+pub(crate) fn unary() -> RateLimitBuilder<Unary> {
+    RateLimitLayer::for_callers().watch(Unary)
+}
+
+/// Limits of callers whose responses are open until they are ended.
+pub(crate) fn open() -> RateLimitBuilder<Open> {
+    RateLimitLayer::for_callers().watch(Open)
+}
+
+/// Readies a clone of `service`, which must not wait, and calls it.
+#[track_caller]
+pub(crate) fn start<S, Req>(service: &S, request: Req) -> task::Spawn<S::Future>
+where
+    S: Service<Req> + Clone,
+    S::Error: fmt::Debug,
+{
+    let mut service = service.clone();
+    assert_ready_ok!(poll_ready(&mut service));
+    task::spawn(service.call(request))
+}
+
+pub(crate) fn poll_ready<S: Service<Req>, Req>(service: &mut S) -> Poll<Result<(), S::Error>> {
+    task::spawn(()).enter(|cx, _| service.poll_ready(cx))
+}
+
+/// The request that has arrived upstream.
+#[track_caller]
+pub(crate) fn arrived<Req, Res>(upstream: &mut Handle<Req, Res>) -> (Req, SendResponse<Res>) {
+    assert_ready!(upstream.poll_request()).expect("the service is alive")
+}
+
+/// Asserts that nothing has arrived upstream.
+#[track_caller]
+pub(crate) fn nothing_arrived<Req, Res>(upstream: &mut Handle<Req, Res>) {
+    assert!(upstream.poll_request().is_pending(), "a request arrived");
+}
+
+/// Makes a call that is let through and answered.
+#[track_caller]
+pub(crate) fn admitted<W: Watch<usize>>(
+    service: &Asked<W>,
+    upstream: &mut Handle<Ask, usize>,
+    ask: Ask,
+) -> W::Out<tower_llm_ratelimit::Reservation> {
+    let mut call = start(service, ask);
+    if let Poll::Ready(result) = call.poll() {
+        panic!("it is not let through: {:?}", result.err());
+    }
+    let (ask, answer) = arrived(upstream);
+    answer.send_response(ask.id);
+    match assert_ready!(call.poll()) {
+        Ok(response) => response,
+        Err(error) => panic!("it is not answered: {error}"),
+    }
+}
+
+/// A service that answers at once: for more calls than tokio lets a task make without giving way.
+pub(crate) type Ready =
+    tower::util::ServiceFn<fn(Ask) -> std::future::Ready<Result<usize, BoxError>>>;
+
+pub(crate) fn ready() -> Ready {
+    tower::service_fn(|ask: Ask| std::future::ready(Ok(ask.id)))
+}
+
+/// Whether a call is let through, and answered; else it is refused at once.
+#[track_caller]
+pub(crate) fn passes<S, Req>(service: &S, request: Req) -> bool
+where
+    S: Service<Req> + Clone,
+    S::Error: fmt::Debug,
+{
+    assert_ready!(start(service, request).poll()).is_ok()
+}
+
+/// Makes a call that is refused at once.
+#[track_caller]
+pub(crate) fn refusal<S>(service: &S, ask: Ask) -> BoxError
+where
+    S: Service<Ask, Error = BoxError> + Clone,
+{
+    match assert_ready!(start(service, ask).poll()) {
+        Ok(_) => panic!("it is let through"),
+        Err(error) => error,
+    }
+}
+
+/// Makes a call that is refused at once; says for how long.
+#[track_caller]
+pub(crate) fn refused<S>(service: &S, ask: Ask) -> Duration
+where
+    S: Service<Ask, Error = BoxError> + Clone,
+{
+    let error = refusal(service, ask);
+    let wait = limited(&error).retry_after();
+    wait.expect("a time is known")
+}
+
+#[track_caller]
+pub(crate) fn limited(error: &BoxError) -> &RateLimited {
+    error.downcast_ref().expect("a limit refused it")
+}
+
+#[track_caller]
+pub(crate) fn exceeds(error: &BoxError) -> &ExceedsLimit {
+    error.downcast_ref().expect("it is larger than a limit")
+}
+
+// === stats ===
+
+/// The only limit's.
+#[track_caller]
+pub(crate) fn stats(handle: &RateLimitHandle) -> LimitStats {
+    let mut stats = handle.stats();
+    assert_eq!(stats.len(), 1);
+    stats.remove(0)
+}
+
+/// What was taken of each limit.
+pub(crate) fn consumed(handle: &RateLimitHandle) -> Vec<u64> {
+    handle.stats().iter().map(|stats| stats.consumed).collect()
+}
+
+/// What is left of each limit for `key`, for a caller without a tier.
+pub(crate) fn remaining(handle: &RateLimitHandle, key: &str) -> Vec<u64> {
+    let stats = handle.stats_of(&Key::new(key));
+    stats
+        .iter()
+        .map(|stats: &KeyStats| stats.remaining)
+        .collect()
+}
+
+/// How many wait in the lines of each limit.
+pub(crate) fn waiting(handle: &RateLimitHandle) -> Vec<usize> {
+    handle.stats().iter().map(|stats| stats.waiting).collect()
+}
+
+/// Numbers that look random, the same at each run.
+pub(crate) struct Numbers(pub(crate) u64);
+
+impl Numbers {
+    /// One below `end` (splitmix64).
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % end
+    }
+}

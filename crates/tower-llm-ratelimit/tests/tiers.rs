@@ -1,0 +1,285 @@
+//! Plans: which amount a caller has, and what happens when that changes.
+
+mod support;
+
+use std::{borrow::Cow, sync::Mutex, time::Duration};
+
+use support::{
+    Ask, HOUR, MINUTE_FORGOTTEN, NS, SECOND, admitted, asked, consumed, exceeds, limited, open,
+    passes, poll_ready, ready, refusal, refused, remaining, stats, unary,
+};
+use tokio::time::advance;
+use tower::Service;
+use tower_layer::Layer;
+use tower_llm_core::{Described, KeyBy};
+use tower_llm_ratelimit::Limit;
+
+/// The plans of the issue.
+fn plans() -> Limit {
+    Limit::requests(100)
+        .per_hour()
+        .tier("pro", 1_000)
+        .tier("enterprise", 10_000)
+}
+
+/// The plan that the request names; a service would look its caller up.
+fn by_header(request: &dyn Described) -> Cow<'static, str> {
+    let plan = request.header("x-plan").unwrap_or_default();
+    String::from_utf8_lossy(plan).into_owned().into()
+}
+
+fn on(caller: &str, plan: &'static str) -> Ask {
+    Ask::of(caller, 1, 0).header("x-plan", plan)
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_plan_lets_through_what_it_says_and_not_one_more() {
+    for (plan, amount) in [
+        ("free", 100),
+        ("", 100),
+        ("unheard-of", 100),
+        ("pro", 1_000),
+        ("Pro", 100),
+        ("enterprise", 10_000),
+    ] {
+        let layer = unary().limit(plans()).tier_by(by_header).build().unwrap();
+        let service = layer.layer(ready());
+        for _ in 0..amount {
+            assert!(passes(&service, on("ann", plan)));
+        }
+        let error = refusal(&service, on("ann", plan));
+        assert_eq!(limited(&error).limit(), Some(&plans()));
+        assert_eq!(limited(&error).retry_after(), Some(HOUR * 13 / 12));
+        assert_eq!(consumed(&layer.handle()), [amount], "{plan}");
+        assert!(passes(&service, on("bob", plan)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_gets_another_plan_has_used_of_it_what_he_had_used_before() {
+    for limit in [plans(), plans().bucket(100)] {
+        let layer = unary()
+            .limit(limit)
+            .tier_by(|_| "free".into())
+            .build()
+            .unwrap();
+        let (handle, service) = (layer.handle(), layer.layer(ready()));
+        let calls = |number: usize| {
+            for _ in 0..number {
+                assert!(passes(&service, Ask::tokens(1)));
+            }
+            refused(&service, Ask::tokens(1))
+        };
+        calls(100);
+        assert!(handle.set_tier_by(|_| "pro".into()));
+        calls(900);
+        assert!(handle.set_tier_by(|_| "enterprise".into()));
+        calls(9_000);
+        // Down again, all of that counts on: there is room when all but 99 are forgotten, or have leaked away.
+        assert!(handle.set_tier_by(|_| "free".into()));
+        let wait = calls(0);
+        assert_eq!(remaining(&handle, "ann"), [0]);
+        assert_eq!(consumed(&handle), [10_000]);
+        advance(wait - NS).await;
+        assert_eq!(refused(&service, Ask::tokens(1)), NS);
+        advance(NS).await;
+        assert!(passes(&service, Ask::tokens(1)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_does_not_name_the_tier_keeps_its_own_amount() {
+    let layer = unary()
+        .limit(Limit::requests(2).per_minute().tier("pro", 4))
+        .limit(Limit::tokens(30).per_minute())
+        .limit(
+            Limit::requests(5)
+                .per_minute()
+                .by(KeyBy::shared())
+                .tier("vip", 6),
+        )
+        .tier_by(by_header)
+        .build()
+        .unwrap();
+    let (service, mut upstream) = asked(&layer);
+    for _ in 0..3 {
+        admitted(&service, &mut upstream, on("ann", "pro"));
+    }
+    refused(&service, on("ann", "vip"));
+    let large = Ask::of("ann", 28, 0).header("x-plan", "pro");
+    let error = refusal(&service, large);
+    assert_eq!(limited(&error).limit().unwrap().amount(), 30);
+    admitted(&service, &mut upstream, on("bob", ""));
+    admitted(&service, &mut upstream, on("bob", "vip"));
+    // The organisation has six for a vip, of which five are used, and five for others.
+    refused(&service, on("cid", "pro"));
+    admitted(&service, &mut upstream, on("cid", "vip"));
+    refused(&service, on("dan", "vip"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bucket_grows_and_shrinks_with_its_tier_but_not_below_one() {
+    let limit = Limit::tokens(100).per_minute().bucket(10);
+    let limit = limit.tier("large", 250).tier("small", 9);
+    let layer = unary().limit(limit).tier_by(by_header).build().unwrap();
+    let (service, _upstream) = asked(&layer);
+    for (plan, burst) in [("", 10), ("large", 25), ("small", 1)] {
+        let over = Ask::of("ann", burst + 1, 0).header("x-plan", plan);
+        let error = refusal(&service, over);
+        assert_eq!(exceeds(&error).capacity(), burst);
+    }
+    assert_eq!(consumed(&layer.handle()), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bucket_fills_up_at_the_speed_of_its_tier() {
+    let limit = Limit::tokens(60).per_minute().bucket(60).tier("pro", 600);
+    let layer = unary().limit(limit).tier_by(by_header).build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    admitted(
+        &service,
+        &mut upstream,
+        Ask::of("ann", 600, 0).header("x-plan", "pro"),
+    );
+    assert_eq!(refused(&service, on("ann", "pro")), SECOND / 10);
+    // 540 and one more than free's burst, at free's speed.
+    assert_eq!(refused(&service, on("ann", "free")), 541 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_under_way_is_settled_in_the_tier_it_began_in() {
+    for limit in [
+        Limit::tokens(100).per_minute().tier("pro", 1_000),
+        Limit::tokens(100)
+            .per_minute()
+            .bucket(100)
+            .tier("pro", 1_000),
+    ] {
+        let layer = open()
+            .limit(limit)
+            .tier_by(|_| "pro".into())
+            .build()
+            .unwrap();
+        let (handle, (service, mut upstream)) = (layer.handle(), asked(&layer));
+        let call = admitted(&service, &mut upstream, Ask::of("ann", 100, 800));
+        handle.set_tier_by(|_| "free".into());
+        assert_eq!(remaining(&handle, "ann"), [0]);
+        call.used(30, 10);
+        assert_eq!(
+            (consumed(&handle), remaining(&handle, "ann")),
+            (vec![40], vec![60])
+        );
+
+        handle.set_tier_by(|_| "pro".into());
+        let call = admitted(&service, &mut upstream, Ask::of("ann", 1, 0));
+        handle.set_tier_by(|_| "free".into());
+        // Far over free's limit, but not over that of the plan in which it was let through.
+        call.used(500, 0);
+        assert_eq!(stats(&handle).violations, 0);
+        assert_eq!(consumed(&handle), [540]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_panics_spoils_nothing() {
+    let layer = unary()
+        .limit(plans())
+        .tier_by(|request| match request.header("x-plan") {
+            Some(b"panic") => panic!("as it was told"),
+            _ => "pro".into(),
+        })
+        .build()
+        .unwrap();
+    let (handle, (mut service, mut upstream)) = (layer.handle(), asked(&layer));
+    admitted(&service, &mut upstream, Ask::tokens(1));
+    assert!(poll_ready(&mut service).is_ready());
+    let call = std::panic::AssertUnwindSafe(|| service.call(on("ann", "panic")));
+    assert!(std::panic::catch_unwind(call).is_err());
+    assert_eq!(consumed(&handle), [1]);
+    admitted(&service, &mut upstream, Ask::tokens(1));
+    assert!(handle.set_tier_by(|_| "free".into()));
+    admitted(&service, &mut upstream, Ask::tokens(1));
+    assert_eq!(consumed(&handle), [3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_panics_spoils_nothing() {
+    let by_tenant = KeyBy::custom(|request| match request.header("x-tenant") {
+        Some(b"panic") => panic!("as it was told"),
+        tenant => tower_llm_core::Key::new(String::from_utf8_lossy(tenant.unwrap_or_default())),
+    });
+    let layer = unary()
+        .limit(Limit::requests(3).per_minute())
+        .limit(Limit::tokens(50).per_minute().by(by_tenant))
+        .build()
+        .unwrap();
+    let (handle, (mut service, mut upstream)) = (layer.handle(), asked(&layer));
+    let ask = |tenant| Ask::tokens(1).header("x-tenant", tenant);
+    admitted(&service, &mut upstream, ask("acme"));
+    assert!(poll_ready(&mut service).is_ready());
+    let call = std::panic::AssertUnwindSafe(|| service.call(ask("panic")));
+    assert!(std::panic::catch_unwind(call).is_err());
+    assert_eq!(consumed(&handle), [1, 1]);
+    admitted(&service, &mut upstream, ask("acme"));
+    admitted(&service, &mut upstream, ask("acme"));
+    refused(&service, ask("acme"));
+    assert_eq!(consumed(&handle), [3, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_may_change_the_policy_and_look_at_the_state() {
+    let handle_of_policy = std::sync::Arc::new(Mutex::new(None));
+    let of_policy = std::sync::Arc::clone(&handle_of_policy);
+    let layer = unary()
+        .limit(plans())
+        .tier_by(move |_| {
+            let handle: Option<tower_llm_ratelimit::RateLimitHandle> =
+                of_policy.lock().unwrap().clone();
+            if let Some(handle) = handle {
+                assert_eq!(handle.stats().len(), 1);
+                handle.set_tier_by(|_| "pro".into());
+            }
+            "free".into()
+        })
+        .build()
+        .unwrap();
+    *handle_of_policy.lock().unwrap() = Some(layer.handle());
+    let service = layer.layer(ready());
+    for _ in 0..1_000 {
+        assert!(passes(&service, Ask::tokens(1)));
+    }
+    refused(&service, Ask::tokens(1));
+    *handle_of_policy.lock().unwrap() = None;
+}
+
+#[test]
+fn where_there_are_no_tiers_no_policy_is_taken() {
+    let layer = unary()
+        .limit(Limit::requests(1).per_second())
+        .build()
+        .unwrap();
+    assert!(!layer.handle().set_tier_by(|_| "pro".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_call_keeps_the_tier_that_it_came_with() {
+    let limit = Limit::tokens(60).per_minute().bucket(60).tier("pro", 600);
+    let layer = unary()
+        .limit(limit)
+        .tier_by(|_| "free".into())
+        .max_waiting(9)
+        .max_wait(Duration::from_secs(600))
+        .build()
+        .unwrap();
+    let (service, mut upstream) = asked(&layer);
+    admitted(&service, &mut upstream, Ask::tokens(60));
+    let mut waiting = support::start(&service, Ask::tokens(60));
+    assert!(waiting.poll().is_pending());
+    layer.handle().set_tier_by(|_| "pro".into());
+    advance(59 * SECOND).await;
+    assert!(waiting.poll().is_pending());
+    support::nothing_arrived(&mut upstream);
+    advance(MINUTE_FORGOTTEN - 59 * SECOND).await;
+    assert!(waiting.poll().is_pending());
+    support::arrived(&mut upstream);
+}
