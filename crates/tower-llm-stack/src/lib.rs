@@ -4,11 +4,13 @@
 //! what you leave out costs nothing. The order is not yours to get wrong:
 //!
 //! ```text
-//! Refusal > Describe > Bulkhead > Timeout > client
+//! Refusal > Describe > your own > caller's RateLimit > provider's RateLimit > Bulkhead > Timeout > client
 //! ```
 //!
 //! Refusals are answered outermost, where every error passes. A request is described before anything asks what it is.
-//! A call that waits for a place has not begun, so its deadlines stand inside the bulkhead.
+//! A caller who has used up what is his takes nothing from the others; one who is refused further in gets all of it back. A
+//! call that waits for the provider's tokens holds no place, and one that waits for a place has not begun, so its deadlines
+//! stand inside the bulkhead.
 //!
 //! [`adapters`] has what stands under a stack (reqwest, hyper-util, tonic) and what a stack can be put into
 //! (reqwest-middleware, async-openai).
@@ -48,6 +50,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod adapters;
+mod slot;
 mod stack;
 
 pub use tower_llm_core as core;
@@ -62,6 +65,17 @@ pub use tower_llm_core::{
 pub use tower_llm_bulkhead::{
     self as bulkhead, BulkheadFull, BulkheadHandle, BulkheadLayer, ReleaseAt, ReserveLayer,
 };
+#[cfg(feature = "ratelimit")]
+#[cfg_attr(docsrs, doc(cfg(feature = "ratelimit")))]
+pub use tower_llm_ratelimit::{
+    self as ratelimit, ExceedsLimit, Limit, RateLimitHandle, RateLimitLayer, RateLimited,
+};
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use tower_llm_ratelimit::{SharedLimits, WhenAway};
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use tower_llm_redis::{self as redis, Redis};
 #[cfg(feature = "timeout")]
 #[cfg_attr(docsrs, doc(cfg(feature = "timeout")))]
 pub use tower_llm_timeout::{self as timeout, TimeoutLayer};
@@ -73,6 +87,7 @@ pub use self::stack::{Stack, StackBuilder};
     doctest,
     feature = "reqwest",
     feature = "bulkhead",
+    feature = "ratelimit",
     feature = "timeout"
 ))]
 #[doc = include_str!("../../../README.md")]

@@ -13,10 +13,12 @@ use http_body_util::{BodyExt, Full};
 use serde_json::Value;
 use tokio::time::Instant;
 use tower::limit::ConcurrencyLimitLayer;
+use tower::util::{MapErrLayer, MapRequestLayer};
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_llm_stack::{
-    BulkheadFull, BulkheadLayer, Call, Deadline, DescribeLayer, Described, Key, KeyBy, Refusal,
-    RefusalKind, RefusalLayer, Stack, TimedOut, TimeoutLayer, Unary,
+    BulkheadFull, BulkheadLayer, Call, Deadline, DescribeLayer, Described, Key, KeyBy, Limit,
+    RateLimitLayer, RateLimited, Refusal, RefusalKind, RefusalLayer, Stack, TimedOut, TimeoutLayer,
+    Unary,
 };
 
 const PATHS: [&str; 4] = [
@@ -109,53 +111,83 @@ macro_rules! in_each_order {
 struct Layers {
     refusal: RefusalLayer,
     describe: DescribeLayer,
+    own: MapRequestLayer<fn(Request<Full<Bytes>>) -> Request<Full<Bytes>>>,
+    caller_rate_limit: RateLimitLayer,
+    provider_rate_limit: RateLimitLayer,
     bulkhead: BulkheadLayer,
     timeout: TimeoutLayer,
 }
 
+impl Layers {
+    /// Layers that record when they are asked; one place, and limits that are no hindrance.
+    fn new(record: &Record) -> Self {
+        let describes = record.clone();
+        let by = |name| {
+            let record = record.clone();
+            KeyBy::custom(move |request| {
+                let is_described = request.call().is_some();
+                record.push(if is_described { name } else { "too early" });
+                Key::new("all")
+            })
+        };
+        let limit = Limit::requests(100).per_minute();
+        Self {
+            refusal: RefusalLayer::new(),
+            describe: DescribeLayer::new().caller_by(move |_| {
+                describes.push("describe");
+                None
+            }),
+            own: MapRequestLayer::new(|mut request: Request<Full<Bytes>>| {
+                let is_described = request.call().is_some();
+                request.extensions_mut().insert(Own(is_described));
+                request
+            }),
+            caller_rate_limit: RateLimitLayer::for_callers()
+                .limit(limit.clone())
+                .key_by(by("caller's limit"))
+                .build()
+                .unwrap(),
+            provider_rate_limit: RateLimitLayer::for_providers()
+                .limit(limit)
+                .key_by(by("provider's limit"))
+                .build()
+                .unwrap(),
+            bulkhead: BulkheadLayer::builder(1)
+                .key_by(by("bulkhead"))
+                .build()
+                .unwrap(),
+            timeout: total(seconds(10)),
+        }
+    }
+}
+
+/// That the user's own layer was there, and whether the request was described then.
+#[derive(Clone)]
+struct Own(bool);
+
 #[tokio::test(start_paused = true)]
 async fn the_order_of_the_setters_is_not_the_order_of_the_layers() {
     let record = Record::default();
-    let (describes, admits) = (record.clone(), record.clone());
-    let layers = Layers {
-        refusal: RefusalLayer::new(),
-        describe: DescribeLayer::new().caller_by(move |_| {
-            describes.push("describe");
-            None
-        }),
-        bulkhead: BulkheadLayer::builder(1)
-            .key_by(KeyBy::custom(move |request| {
-                let is_described = request.call().is_some();
-                admits.push(if is_described {
-                    "bulkhead"
-                } else {
-                    "too early"
-                });
-                Key::new("all")
-            }))
-            .build()
-            .unwrap(),
-        timeout: total(seconds(10)),
-    };
+    let layers = Layers::new(&record);
+    // Each is the first and the last of one, and comes before and after each other.
     let stacks = in_each_order!(layers:
-        [refusal describe bulkhead timeout] [refusal describe timeout bulkhead]
-        [refusal bulkhead describe timeout] [refusal bulkhead timeout describe]
-        [refusal timeout describe bulkhead] [refusal timeout bulkhead describe]
-        [describe refusal bulkhead timeout] [describe refusal timeout bulkhead]
-        [describe bulkhead refusal timeout] [describe bulkhead timeout refusal]
-        [describe timeout refusal bulkhead] [describe timeout bulkhead refusal]
-        [bulkhead refusal describe timeout] [bulkhead refusal timeout describe]
-        [bulkhead describe refusal timeout] [bulkhead describe timeout refusal]
-        [bulkhead timeout refusal describe] [bulkhead timeout describe refusal]
-        [timeout refusal describe bulkhead] [timeout refusal bulkhead describe]
-        [timeout describe refusal bulkhead] [timeout describe bulkhead refusal]
-        [timeout bulkhead refusal describe] [timeout bulkhead describe refusal]
+        [refusal describe own caller_rate_limit provider_rate_limit bulkhead timeout]
+        [describe own caller_rate_limit provider_rate_limit bulkhead timeout refusal]
+        [own caller_rate_limit provider_rate_limit bulkhead timeout refusal describe]
+        [caller_rate_limit provider_rate_limit bulkhead timeout refusal describe own]
+        [provider_rate_limit bulkhead timeout refusal describe own caller_rate_limit]
+        [bulkhead timeout refusal describe own caller_rate_limit provider_rate_limit]
+        [timeout refusal describe own caller_rate_limit provider_rate_limit bulkhead]
+        [timeout bulkhead provider_rate_limit caller_rate_limit own describe refusal]
+        [provider_rate_limit caller_rate_limit own describe refusal timeout bulkhead]
     );
     for stack in stacks {
         let client = record.clone();
-        let service = stack.layer(service_fn(move |request| {
+        let service = stack.layer(service_fn(move |request: Request<Full<Bytes>>| {
+            let own = request.extensions().get::<Own>();
+            assert!(own.is_some_and(|Own(is_described)| *is_described));
             client.push("client");
-            silence::<Request<Full<Bytes>>>(request)
+            silence(request)
         }));
         let started = Instant::now();
         let call = || async {
@@ -168,11 +200,100 @@ async fn the_order_of_the_setters_is_not_the_order_of_the_layers() {
         // responses, so the refusals are outside of all.
         assert_eq!(first, (StatusCode::GATEWAY_TIMEOUT, seconds(10)));
         assert_eq!(second, (StatusCode::GATEWAY_TIMEOUT, seconds(20)));
-        let order = [
-            "describe", "bulkhead", "client", "describe", "bulkhead", "client",
+        let until_client = [
+            "describe",
+            "caller's limit",
+            "provider's limit",
+            "bulkhead",
+            "client",
         ];
-        assert_eq!(record.take(), order);
+        assert_eq!(record.take(), [until_client, until_client].concat());
     }
+}
+
+#[tokio::test]
+async fn what_is_set_twice_is_what_was_set_last() {
+    let (first, last) = (one_place(), one_place());
+    let stack = Stack::builder()
+        .bulkhead(first.clone())
+        .timeout(TimeoutLayer::new())
+        .bulkhead(last.clone())
+        .build();
+    let service = stack.layer(service_fn(pong));
+    service.oneshot(post(PATHS[0])).await.unwrap();
+    assert_eq!(first.handle().stats().len(), 0);
+    assert_eq!(last.handle().stats().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_for_the_providers_limit_holds_no_place() {
+    let bulkhead = BulkheadLayer::new(10).unwrap();
+    let limit = Limit::requests(1).per_second().bucket(1);
+    let providers = RateLimitLayer::for_providers()
+        .limit(limit)
+        .build()
+        .unwrap();
+    let (limiter, places) = (providers.handle(), bulkhead.handle());
+    let stack = Stack::builder()
+        .provider_rate_limit(providers)
+        .bulkhead(bulkhead)
+        .build();
+    let service = stack.layer(service_fn(silence));
+    let mut calls = [(); 3].map(|()| Box::pin(service.clone().oneshot(post(PATHS[0]))));
+    let started = Instant::now();
+    for in_flight in 1..=3 {
+        for call in &mut calls {
+            assert!(futures_util::poll!(call).is_pending());
+        }
+        assert_eq!(places.stats()[0].in_flight, in_flight);
+        assert_eq!(limiter.stats()[0].waiting, 3 - in_flight);
+        tokio::time::sleep_until(started + seconds(in_flight as u64)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_hundred_calls_at_once_on_a_limit_with_room_for_one_one_is_let_through() {
+    let limit = Limit::tokens(15).per_minute();
+    let callers = RateLimitLayer::for_callers().limit(limit).build().unwrap();
+    let limiter = callers.handle();
+    let service = Stack::builder()
+        .caller_rate_limit(callers)
+        .build()
+        .layer(service_fn(silence));
+    let call = || {
+        let body = r#"{"max_tokens":15,"messages":[]}"#;
+        let request = post(PATHS[0]).map(|_| Full::<Bytes>::from(body));
+        Box::pin(service.clone().oneshot(request))
+    };
+    let mut calls: Vec<_> = std::iter::repeat_with(call).take(100).collect();
+    let mut let_through = 0;
+    for call in &mut calls {
+        let_through += usize::from(futures_util::poll!(call).is_pending());
+    }
+    assert_eq!(let_through, 1);
+    let stats = &limiter.stats()[0];
+    assert_eq!((stats.admitted, stats.refused, stats.consumed), (1, 99, 15));
+}
+
+#[tokio::test]
+async fn an_own_layer_sees_the_refusals_of_those_inside_as_errors() {
+    let seen = Record::default();
+    let sees = seen.clone();
+    let limit = Limit::requests(1).per_minute();
+    let stack = Stack::builder()
+        .refusal(RefusalLayer::new())
+        .own(MapErrLayer::new(move |error: BoxError| {
+            sees.push(Refusal::find(&*error).unwrap().layer());
+            error
+        }))
+        .caller_rate_limit(RateLimitLayer::for_callers().limit(limit).build().unwrap())
+        .build();
+    let service = stack.layer(service_fn(pong));
+    for status in [StatusCode::OK, StatusCode::TOO_MANY_REQUESTS] {
+        let response = service.clone().oneshot(post(PATHS[0])).await.unwrap();
+        assert_eq!(response.status(), status);
+    }
+    assert_eq!(seen.take(), ["ratelimit"]);
 }
 
 #[tokio::test]
@@ -302,6 +423,37 @@ async fn every_refusal_is_answered_in_the_dialect_of_its_request() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_over_a_limit_is_told_in_his_dialect_when_to_come_again() {
+    let expected = [
+        "rate_limit_exceeded",
+        "rate_limit_exceeded",
+        "rate_limit_error",
+        "RESOURCE_EXHAUSTED",
+    ];
+    for (path, limited) in PATHS.into_iter().zip(expected) {
+        let limit = Limit::requests(1).per_minute();
+        let callers = RateLimitLayer::for_callers().limit(limit).build().unwrap();
+        let stack = Stack::builder()
+            .refusal(RefusalLayer::new())
+            .caller_rate_limit(callers)
+            .build();
+        let service = stack.layer(service_fn(pong));
+        let first = service.clone().oneshot(post(path)).await.unwrap();
+        assert_eq!(first.status(), StatusCode::OK);
+
+        let response = service.clone().oneshot(post(path)).await.unwrap();
+        let wait = response.headers()["retry-after"].to_str().unwrap();
+        let wait = seconds(wait.parse().unwrap());
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        assert_eq!(refusal(response).await, (status, limited.to_owned()));
+
+        tokio::time::advance(wait).await;
+        let again = service.oneshot(post(path)).await.unwrap();
+        assert_eq!(again.status(), StatusCode::OK, "{wait:?} is enough");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_its_refusal_layer_a_stack_gives_typed_errors() {
     let stack = Stack::builder()
         .bulkhead(one_place())
@@ -347,6 +499,13 @@ async fn an_error_of_the_client_passes_the_whole_stack() {
 async fn a_stack_calls_the_service_that_was_readied() {
     let stack = Stack::builder()
         .refusal(RefusalLayer::new())
+        .caller_rate_limit(
+            RateLimitLayer::for_callers()
+                .limit(Limit::requests(10).per_minute())
+                .build()
+                .unwrap(),
+        )
+        .provider_rate_limit(RateLimitLayer::for_providers().build().unwrap())
         .bulkhead(BulkheadLayer::new(10).unwrap())
         .timeout(TimeoutLayer::new())
         .build();
@@ -422,6 +581,11 @@ impl Described for Prompt {
 
 #[tokio::test(start_paused = true)]
 async fn a_typed_service_takes_a_stack_that_describes_nothing() {
+    let limits = RateLimitLayer::for_callers()
+        .limit(Limit::requests(3).per_minute())
+        .watch(Unary)
+        .build()
+        .unwrap();
     let bulkhead = BulkheadLayer::builder(1)
         .max_waiting(0)
         .watch(Unary)
@@ -434,6 +598,7 @@ async fn a_typed_service_takes_a_stack_that_describes_nothing() {
         .unwrap();
     let stack = Stack::builder()
         .without_describe()
+        .caller_rate_limit(limits.clone())
         .bulkhead(bulkhead.clone())
         .timeout(timeout)
         .build();
@@ -454,6 +619,11 @@ async fn a_typed_service_takes_a_stack_that_describes_nothing() {
     assert!(full.is::<BulkheadFull>());
     assert!(TimedOut::find(&*held.await.unwrap_err()).is_some());
 
-    assert_eq!(service.oneshot(Prompt("again")).await.unwrap(), 5);
+    assert_eq!(service.clone().oneshot(Prompt("again")).await.unwrap(), 5);
     assert_eq!(bulkhead.handle().stats()[0].in_flight, 0);
+
+    // Three were let through; the one that found no place was given back.
+    let limited = service.oneshot(Prompt("more")).await.unwrap_err();
+    assert!(limited.is::<RateLimited>());
+    assert_eq!(limits.handle().stats()[0].consumed, 3);
 }
