@@ -4,12 +4,14 @@
 //! what a proxy may not pass on, patience with callers, metrics, and an orderly end.
 //!
 //! ```text
-//! hyper > Refusal > Describe > Monitor > Bulkhead > Timeout > hyper-util's client
+//! hyper > Refusal > Describe > Monitor > caller's RateLimit > provider's RateLimit > Bulkhead > Timeout > hyper-util's client
 //! ```
 
 mod caller;
+mod client;
 mod error;
 mod headers;
+mod limits;
 mod monitor;
 mod server;
 mod settings;
@@ -18,5 +20,8 @@ mod upstream;
 pub use self::{
     error::StartError,
     server::{Gateway, Stopped},
-    settings::{BulkheadSettings, Secret, Settings, TimeoutSettings, UpstreamSettings},
+    settings::{
+        BulkheadSettings, RateLimitSettings, Secret, Settings, Tiers, TimeoutSettings,
+        UpstreamSettings,
+    },
 };

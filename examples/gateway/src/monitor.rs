@@ -17,9 +17,12 @@ use tokio::time::Instant;
 use tower::{Layer, Service};
 use tower_llm_stack::{
     BoxError, BulkheadHandle, Call, Completion, Described, Failure, Guard, HttpBody, Operation,
-    Outcome, Provider,
+    Outcome, Provider, RateLimitHandle,
     core::{Armed, Guarded, Watched},
+    ratelimit::Unit,
 };
+
+use crate::limits::Limiters;
 
 const CALLS: &str = "llm_calls_total";
 const TOKENS: &str = "llm_tokens_total";
@@ -29,6 +32,13 @@ const IN_FLIGHT: &str = "bulkhead_in_flight";
 const WAITING: &str = "bulkhead_waiting";
 const LIMIT: &str = "bulkhead_limit";
 const REFUSED: &str = "bulkhead_refused_total";
+const LIMIT_ADMITTED: &str = "ratelimit_admitted_total";
+const LIMIT_REFUSED: &str = "ratelimit_refused_total";
+const LIMIT_WAITING: &str = "ratelimit_waiting";
+const LIMIT_CONSUMED: &str = "ratelimit_consumed";
+const LIMIT_SETTLED_UP: &str = "ratelimit_settled_up_total";
+const LIMIT_SETTLED_DOWN: &str = "ratelimit_settled_down_total";
+const LIMIT_VIOLATIONS: &str = "ratelimit_violations_total";
 
 const FIRST_TOKEN_SECONDS: [f64; 12] = [
     0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
@@ -107,6 +117,16 @@ impl Metrics {
             describe_gauge!(WAITING, "Calls that wait for a place.");
             describe_gauge!(LIMIT, "Places.");
             describe_counter!(REFUSED, "Calls that found no place.");
+            describe_counter!(LIMIT_ADMITTED, "Calls that a limit has let through.");
+            describe_counter!(LIMIT_REFUSED, "Calls that were over a limit.");
+            describe_gauge!(LIMIT_WAITING, "Calls that wait for a limit.");
+            describe_gauge!(
+                LIMIT_CONSUMED,
+                "Requests or tokens used since the start, and those reserved now."
+            );
+            describe_counter!(LIMIT_SETTLED_UP, "Used beyond what was reserved.");
+            describe_counter!(LIMIT_SETTLED_DOWN, "Reserved and not used.");
+            describe_counter!(LIMIT_VIOLATIONS, "Calls whose use has exceeded a limit.");
         });
         Self {
             handle: recorder.handle(),
@@ -114,19 +134,51 @@ impl Metrics {
         }
     }
 
-    /// Everything, in Prometheus' text format, with the bulkhead's state as of now.
-    pub(crate) fn render(&self, bulkhead: &BulkheadHandle) -> String {
+    /// Everything, in Prometheus' text format, with the state of the bulkhead and the limits as of now.
+    pub(crate) fn render(&self, bulkhead: &BulkheadHandle, limiters: &Limiters) -> String {
         for stats in bulkhead.stats() {
             let name = stats.key.map(|key| key.to_string());
             let provider = known(PROVIDERS.iter().map(Provider::as_str), name.as_deref());
             metrics::with_local_recorder(&*self.recorder, || {
-                gauge!(IN_FLIGHT, "provider" => provider).set(gauged(stats.in_flight));
-                gauge!(WAITING, "provider" => provider).set(gauged(stats.waiting));
-                gauge!(LIMIT, "provider" => provider).set(gauged(stats.limit));
+                gauge!(IN_FLIGHT, "provider" => provider).set(gauged(stats.in_flight as u64));
+                gauge!(WAITING, "provider" => provider).set(gauged(stats.waiting as u64));
+                gauge!(LIMIT, "provider" => provider).set(gauged(stats.limit as u64));
                 counter!(REFUSED, "provider" => provider).absolute(stats.refused);
             });
         }
+        for (provider, handle) in &limiters.providers {
+            let providers = PROVIDERS.iter().map(Provider::as_str);
+            self.note_limits(known(providers, Some(provider.as_str())), handle);
+        }
+        if let Some(handle) = &limiters.callers {
+            self.note_limits("caller", handle);
+        }
         self.handle.render()
+    }
+
+    fn note_limits(&self, of: &'static str, handle: &RateLimitHandle) {
+        for stats in handle.stats() {
+            let unit = match stats.limit.unit() {
+                Unit::Requests => "requests",
+                Unit::InputTokens => "input_tokens",
+                Unit::OutputTokens => "output_tokens",
+                _ => "tokens",
+            };
+            let period = match stats.limit.period().as_secs() {
+                60 => "minute",
+                _ => "hour",
+            };
+            let labels = [("of", of), ("unit", unit), ("period", period)];
+            metrics::with_local_recorder(&*self.recorder, || {
+                counter!(LIMIT_ADMITTED, &labels).absolute(stats.admitted);
+                counter!(LIMIT_REFUSED, &labels).absolute(stats.refused);
+                gauge!(LIMIT_WAITING, &labels).set(gauged(stats.waiting as u64));
+                gauge!(LIMIT_CONSUMED, &labels).set(gauged(stats.consumed));
+                counter!(LIMIT_SETTLED_UP, &labels).absolute(stats.settled_up);
+                counter!(LIMIT_SETTLED_DOWN, &labels).absolute(stats.settled_down);
+                counter!(LIMIT_VIOLATIONS, &labels).absolute(stats.violations);
+            });
+        }
     }
 
     /// Folds what the histograms have kept since last time, which would else grow until somebody asks for it.
@@ -245,8 +297,8 @@ fn label(outcome: Outcome) -> &'static str {
 
 #[expect(
     clippy::cast_precision_loss,
-    reason = "a gauge is a float; nobody has 2^52 calls"
+    reason = "a gauge is a float; nobody has 2^52 calls or tokens"
 )]
-fn gauged(count: usize) -> f64 {
+fn gauged(count: u64) -> f64 {
     count as f64
 }

@@ -1,6 +1,7 @@
 //! The server: accepts, answers, and stops without cutting what can still end.
 
 use std::{
+    collections::HashMap,
     fmt,
     future::Future,
     io,
@@ -30,12 +31,13 @@ use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
-use tower::{ServiceBuilder, ServiceExt};
+use tower::{Layer, ServiceExt};
 use tower_llm_stack::{
     BoxError, BulkheadHandle, BulkheadLayer, ConfigError, DescribeLayer, HttpBody, Key, Provider,
-    RefusalLayer, TimeoutLayer,
+    RateLimitLayer, RefusalLayer, Stack, TimeoutLayer,
     bulkhead::Bulkhead,
     core::{Describe, Refuse},
+    ratelimit::RateLimit,
     timeout::Timeout,
 };
 use tower_llm_testkit::{Behavior, SimulatedProvider};
@@ -43,9 +45,11 @@ use tower_llm_testkit::{Behavior, SimulatedProvider};
 use crate::{
     BulkheadSettings, Settings, StartError, TimeoutSettings,
     caller::{PatientBody, PatientExecutor, PatientSocket},
+    client::Client,
     error::Reason,
+    limits::{self, Limiters},
     monitor::{Metrics, Monitor, MonitorLayer},
-    upstream::{Client, Upstream, Upstreams},
+    upstream::Upstreams,
 };
 
 /// What a caller's body may add to the longest time a call can take.
@@ -53,8 +57,10 @@ const UPLOAD: Duration = Duration::from_secs(300);
 
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// The order of the layers: each stands inside the one before it.
-type Stack = Refuse<Describe<Monitor<Bulkhead<Timeout<Client, HttpBody>, HttpBody>>>>;
+/// The layers around the client: each stands inside the one before it.
+type Service =
+    Refuse<Describe<Monitor<Limited<Limited<Bulkhead<Timeout<Client, HttpBody>, HttpBody>>>>>>;
+type Limited<S> = RateLimit<S, HttpBody>;
 
 /// A gateway that listens, and serves once it is told to.
 pub struct Gateway {
@@ -74,9 +80,11 @@ pub struct Stopped {
 
 /// What all connections share.
 struct Shared {
-    stack: Stack,
+    /// By the upstream's name: each has limits of its own, and all share the rest.
+    services: HashMap<&'static str, Service>,
     upstreams: Upstreams,
     bulkhead: BulkheadHandle,
+    limiters: Limiters,
     metrics: Metrics,
     http: auto::Builder<PatientExecutor>,
     caller_timeout: Duration,
@@ -94,8 +102,6 @@ impl Gateway {
     pub async fn bind(settings: Settings) -> Result<Self, StartError> {
         let (bulkhead, timeout) = layers(&settings)?;
         let describe = DescribeLayer::new()
-            // Who serves a call is where it goes: the form alone does not tell Azure's newer paths from OpenAI's.
-            .provider_by(|parts| Some(parts.extensions.get::<Arc<Upstream>>()?.provider()))
             .max_body_bytes(settings.max_body_bytes)
             .map_err(|error| StartError::setting("--max-body-bytes", error))?;
         let (simulator, upstreams) = if Upstreams::are_simulated(&settings) {
@@ -110,13 +116,32 @@ impl Gateway {
         };
         let metrics = Metrics::new();
         let handle = bulkhead.handle();
-        let stack = ServiceBuilder::new()
-            .layer(RefusalLayer::new().bad_gateway())
-            .layer(describe)
-            .layer(MonitorLayer::new(metrics.clone()))
-            .layer(bulkhead)
-            .layer(timeout)
-            .service(Client::new(&upstreams)?);
+        let callers = limits::of_callers(&describe, &settings.ratelimit).await?;
+        let mut limiters = Limiters {
+            callers: callers.as_ref().map(RateLimitLayer::handle),
+            ..Limiters::default()
+        };
+        let callers = limits::or_none(callers)?;
+        let client = Client::new(&upstreams)?;
+        let mut services = HashMap::new();
+        for upstream in upstreams.iter() {
+            let provider = upstream.provider();
+            let limits = limits::of_provider(upstream, &settings.ratelimit)?;
+            if let Some(limits) = &limits {
+                limiters.providers.push((provider.clone(), limits.handle()));
+            }
+            let stack = Stack::builder()
+                .refusal(RefusalLayer::new().bad_gateway())
+                // Who serves a call is where it goes: the form alone does not tell Azure's newer paths from OpenAI's.
+                .describe(describe.clone().provider(provider))
+                .own(MonitorLayer::new(metrics.clone()))
+                .caller_rate_limit(callers.clone())
+                .provider_rate_limit(limits::or_none(limits)?)
+                .bulkhead(bulkhead.clone())
+                .timeout(timeout)
+                .build();
+            services.insert(upstream.name(), stack.layer(client.clone()));
+        }
 
         let addr = settings.listen;
         let listen = |error| Reason::Listen { addr, error };
@@ -124,9 +149,10 @@ impl Gateway {
         let addr = listener.local_addr().map_err(listen)?;
         refuse_itself(addr, &upstreams)?;
         let shared = Shared {
-            stack,
+            services,
             upstreams,
             bulkhead: handle,
+            limiters,
             metrics,
             http: http(&settings),
             caller_timeout: settings.caller_timeout,
@@ -289,7 +315,8 @@ fn refuse_itself(addr: SocketAddr, upstreams: &Upstreams) -> Result<(), StartErr
 }
 
 fn http(settings: &Settings) -> auto::Builder<PatientExecutor> {
-    let longest = settings.bulkhead.default_timeout + settings.timeout.total + UPLOAD;
+    let waits = settings.ratelimit.timeout + settings.bulkhead.default_timeout;
+    let longest = waits + settings.timeout.total + UPLOAD;
     let mut http = auto::Builder::new(PatientExecutor::new(longest));
     http.http1()
         .timer(TokioTimer::new())
@@ -363,12 +390,13 @@ async fn answer(
         let what = "no upstream serves this path";
         return Ok(problem(StatusCode::NOT_FOUND, "not_found", what).map(Either::Right));
     };
+    let service = shared.services[upstream.name()].clone();
     let upstream = Arc::clone(upstream);
     request.extensions_mut().insert(upstream);
     let (parts, body) = request.into_parts();
     let (body, stalled) = PatientBody::new(body, shared.caller_timeout);
     let request = Request::from_parts(parts, body);
-    let response = shared.stack.clone().oneshot(request).await?;
+    let response = service.oneshot(request).await?;
     if stalled.is_set() {
         let what = "the request's body did not come";
         return Ok(
@@ -410,7 +438,7 @@ impl Shared {
             "/metrics" => text(
                 StatusCode::OK,
                 "text/plain; version=0.0.4; charset=utf-8",
-                self.metrics.render(&self.bulkhead),
+                self.metrics.render(&self.bulkhead, &self.limiters),
             ),
             _ => None,
         }

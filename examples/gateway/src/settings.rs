@@ -44,6 +44,10 @@ pub struct Settings {
     #[command(flatten)]
     pub upstreams: UpstreamSettings,
 
+    /// How many requests and tokens per time.
+    #[command(flatten)]
+    pub ratelimit: RateLimitSettings,
+
     /// How many calls run at once.
     #[command(flatten)]
     pub bulkhead: BulkheadSettings,
@@ -105,6 +109,92 @@ pub struct UpstreamSettings {
     )]
     pub azure_api_key: Option<Secret>,
 }
+
+/// Requests and tokens per time. What is not set is not limited.
+///
+/// A provider's limits are for all of the gateway's calls to it together, of all models and callers.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Rate limit")]
+pub struct RateLimitSettings {
+    /// Requests to OpenAI per minute.
+    #[arg(long = "ratelimit-openai-rpm", env = "RATELIMIT_OPENAI_RPM", value_name = "REQUESTS", value_parser = amount)]
+    pub openai_rpm: Option<u64>,
+    /// Tokens of OpenAI per minute, input and output.
+    #[arg(long = "ratelimit-openai-tpm", env = "RATELIMIT_OPENAI_TPM", value_name = "TOKENS", value_parser = amount)]
+    pub openai_tpm: Option<u64>,
+    /// Requests to Anthropic per minute.
+    #[arg(long = "ratelimit-anthropic-rpm", env = "RATELIMIT_ANTHROPIC_RPM", value_name = "REQUESTS", value_parser = amount)]
+    pub anthropic_rpm: Option<u64>,
+    /// Tokens of Anthropic per minute, input and output.
+    #[arg(long = "ratelimit-anthropic-tpm", env = "RATELIMIT_ANTHROPIC_TPM", value_name = "TOKENS", value_parser = amount)]
+    pub anthropic_tpm: Option<u64>,
+    /// Input tokens of Anthropic per minute; what its prompt cache had does not count.
+    #[arg(long = "ratelimit-anthropic-itpm", env = "RATELIMIT_ANTHROPIC_ITPM", value_name = "TOKENS", value_parser = amount)]
+    pub anthropic_itpm: Option<u64>,
+    /// Output tokens of Anthropic per minute.
+    #[arg(long = "ratelimit-anthropic-otpm", env = "RATELIMIT_ANTHROPIC_OTPM", value_name = "TOKENS", value_parser = amount)]
+    pub anthropic_otpm: Option<u64>,
+    /// Requests to Gemini per minute.
+    #[arg(long = "ratelimit-gemini-rpm", env = "RATELIMIT_GEMINI_RPM", value_name = "REQUESTS", value_parser = amount)]
+    pub gemini_rpm: Option<u64>,
+    /// Tokens of Gemini per minute, input and output.
+    #[arg(long = "ratelimit-gemini-tpm", env = "RATELIMIT_GEMINI_TPM", value_name = "TOKENS", value_parser = amount)]
+    pub gemini_tpm: Option<u64>,
+    /// Requests to Azure OpenAI per minute.
+    #[arg(long = "ratelimit-azure-rpm", env = "RATELIMIT_AZURE_RPM", value_name = "REQUESTS", value_parser = amount)]
+    pub azure_rpm: Option<u64>,
+    /// Tokens of Azure OpenAI per minute, input and output.
+    #[arg(long = "ratelimit-azure-tpm", env = "RATELIMIT_AZURE_TPM", value_name = "TOKENS", value_parser = amount)]
+    pub azure_tpm: Option<u64>,
+    /// Whether to keep to what the providers' responses tell of their limits, for each model apart.
+    #[arg(
+        long = "ratelimit-learn",
+        env = "RATELIMIT_LEARN",
+        value_name = "BOOL",
+        default_value_t = true,
+        action = clap::ArgAction::Set
+    )]
+    pub learn: bool,
+    /// Calls that may wait for a provider's limit; with 0 one that is over it is refused at once.
+    #[arg(
+        long = "ratelimit-queue",
+        env = "RATELIMIT_QUEUE",
+        value_name = "CALLS",
+        default_value_t = 100
+    )]
+    pub queue: usize,
+    /// Longest wait for a provider's limit; a call that would have to wait longer is refused at once.
+    #[arg(long = "ratelimit-timeout", env = "RATELIMIT_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub timeout: Duration,
+
+    /// Requests of each caller per minute. Callers are told apart by the keys they send; where the gateway sends one of
+    /// its own nobody checks theirs, so these limits share fairly and fence nobody in.
+    #[arg(long = "ratelimit-caller-rpm", env = "RATELIMIT_CALLER_RPM", value_name = "REQUESTS", value_parser = amount)]
+    pub caller_rpm: Option<u64>,
+    /// Tokens of each caller per minute, input and output.
+    #[arg(long = "ratelimit-caller-tpm", env = "RATELIMIT_CALLER_TPM", value_name = "TOKENS", value_parser = amount)]
+    pub caller_tpm: Option<u64>,
+    /// Requests of each caller per hour by tier, such as `free:100,pro:1000,enterprise:10000`; the first is that of
+    /// callers who are not listed.
+    #[arg(
+        long = "ratelimit-tiers",
+        env = "RATELIMIT_TIERS",
+        value_name = "TIER:REQUESTS,.."
+    )]
+    pub tiers: Option<Tiers>,
+    /// Which callers are in other tiers, by the keys that they send; prefer the environment.
+    #[arg(
+        long = "ratelimit-caller-tiers",
+        env = "RATELIMIT_CALLER_TIERS",
+        value_name = "KEY:TIER,..",
+        hide_env_values = true
+    )]
+    pub caller_tiers: Option<Secret>,
+}
+
+/// Tiers and their requests; at least one.
+#[derive(Clone, Debug)]
+pub struct Tiers(pub(crate) Vec<(String, u64)>);
 
 /// Places by provider.
 #[derive(Clone, Debug, clap::Args)]
@@ -215,6 +305,29 @@ impl FromStr for Secret {
     }
 }
 
+impl FromStr for Tiers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut tiers: Vec<(String, u64)> = Vec::new();
+        for tier in text.split(',') {
+            let (name, requests) = tier
+                .split_once(':')
+                .ok_or("it must look like free:100,pro:1000")?;
+            let name = name.trim();
+            if name.is_empty() {
+                return Err("each tier must have a name".to_owned());
+            }
+            if tiers.iter().any(|(other, _)| other == name) {
+                return Err(format!("{name} is there twice"));
+            }
+            let requests = amount(requests.trim()).map_err(|error| format!("{name}: {error}"))?;
+            tiers.push((name.to_owned(), requests));
+        }
+        Ok(Self(tiers))
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(..)")
@@ -225,6 +338,16 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("it must be at least one".to_owned()),
         Ok(number) => Ok(number),
+        Err(_) => Err("it must be a whole number".to_owned()),
+    }
+}
+
+fn amount(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least one".to_owned()),
+        // As many as a limit can be.
+        Ok(amount) if amount <= 1 << 53 => Ok(amount),
+        Ok(_) => Err("it must be at most 2^53".to_owned()),
         Err(_) => Err("it must be a whole number".to_owned()),
     }
 }
@@ -286,8 +409,32 @@ mod tests {
     }
 
     #[test]
+    fn tiers_have_names_and_amounts() {
+        let Tiers(tiers) = "free:100, pro:1000".parse().unwrap();
+        let expected = [("free".to_owned(), 100), ("pro".to_owned(), 1_000)];
+        assert_eq!(tiers, expected);
+        for absurd in [
+            "",
+            "free",
+            "free:",
+            "free:0",
+            ":100",
+            "free:100,",
+            "free:1,free:2",
+        ] {
+            assert!(absurd.parse::<Tiers>().is_err(), "{absurd}");
+        }
+    }
+
+    #[test]
     fn keys_are_not_shown() {
-        let settings = Settings::from_flags(["--openai-api-key", "sk-hidden"]).unwrap();
+        let settings = Settings::from_flags([
+            "--openai-api-key",
+            "sk-hidden",
+            "--ratelimit-caller-tiers",
+            "sk-hidden:pro",
+        ])
+        .unwrap();
         assert!(!format!("{settings:?}").contains("hidden"));
     }
 

@@ -11,6 +11,7 @@ mod failures;
 mod keys;
 mod latency;
 mod observe;
+mod ratelimit;
 mod shutdown;
 mod start;
 mod support;

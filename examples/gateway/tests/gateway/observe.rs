@@ -91,7 +91,17 @@ async fn it_counts_calls_tokens_and_times_by_provider() {
 #[tokio::test]
 async fn nothing_a_caller_says_becomes_a_label() {
     let provider = SimulatedProvider::start().await.unwrap();
-    let gateway = Running::over(&provider, &[]).await;
+    let flags = [
+        "--ratelimit-caller-rpm",
+        "100",
+        "--ratelimit-openai-rpm",
+        "1000",
+        "--ratelimit-tiers",
+        "free:100",
+        "--ratelimit-caller-tiers",
+        "secret-1:free",
+    ];
+    let gateway = Running::over(&provider, &flags).await;
     for i in 0..50 {
         let secret = format!("authorization: Bearer secret-{i}\r\nx-api-key: secret-{i}\r\n");
         let body = format!(r#"{{"model":"mine-{i}","messages":[]}}"#);

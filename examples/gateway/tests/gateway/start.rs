@@ -26,6 +26,23 @@ async fn a_setting_that_can_t_work_is_named_with_its_value() {
         ("BULKHEAD_DEFAULT_CONCURRENT", "0"),
         ("BULKHEAD_DEFAULT_QUEUE", "some"),
         ("BULKHEAD_DEFAULT_TIMEOUT", "0"),
+        ("RATELIMIT_OPENAI_RPM", "0"),
+        ("RATELIMIT_OPENAI_TPM", "-1"),
+        ("RATELIMIT_ANTHROPIC_RPM", "0"),
+        ("RATELIMIT_ANTHROPIC_TPM", "many"),
+        ("RATELIMIT_ANTHROPIC_ITPM", "0"),
+        ("RATELIMIT_ANTHROPIC_OTPM", "0"),
+        ("RATELIMIT_GEMINI_RPM", "9007199254740993"),
+        ("RATELIMIT_GEMINI_TPM", "18446744073709551616"),
+        ("RATELIMIT_AZURE_RPM", "1.5"),
+        ("RATELIMIT_AZURE_TPM", "0"),
+        ("RATELIMIT_CALLER_RPM", "0"),
+        ("RATELIMIT_CALLER_TPM", "0"),
+        ("RATELIMIT_QUEUE", "-1"),
+        ("RATELIMIT_TIMEOUT", "0"),
+        ("RATELIMIT_LEARN", "perhaps"),
+        ("RATELIMIT_TIERS", "free:0"),
+        ("RATELIMIT_TIERS", "free:100,free:200"),
         ("TIMEOUT_FIRST_TOKEN", "inf"),
         ("TIMEOUT_IDLE", "NaN"),
         ("TIMEOUT_TOTAL", "1e300"),
@@ -72,6 +89,31 @@ async fn settings_that_can_t_work_together_are_named() {
 }
 
 #[tokio::test]
+async fn tiers_of_callers_that_can_t_be_are_named_without_their_keys() {
+    const TIERS: (&str, &str) = ("RATELIMIT_TIERS", "free:100,pro:1000");
+    for list in [
+        "hidden:gold",
+        "pro:hidden",
+        "hidden",
+        ":pro",
+        "hidden\u{7f}:pro",
+        "hidden:pro,hidden:",
+    ] {
+        let (code, said) = fails(&[TIERS, ("RATELIMIT_CALLER_TIERS", list)], &[]).await;
+        assert_eq!(code, Some(2), "{list}");
+        assert!(said.contains("RATELIMIT_CALLER_TIERS: entry"), "{said}");
+        assert!(!said.contains("hidden"), "{said}");
+    }
+    // Nobody said what a tier is.
+    let (code, said) = fails(&[("RATELIMIT_CALLER_TIERS", "hidden:pro")], &[]).await;
+    assert_eq!(code, Some(2));
+    assert!(
+        said.contains("RATELIMIT_TIERS") && !said.contains("hidden"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
 async fn a_shorter_total_alone_shortens_the_others() {
     let gateway = Binary::start(&[("TIMEOUT_TOTAL", "5")], &[]).await;
     assert_eq!(
@@ -107,6 +149,8 @@ async fn keys_appear_neither_in_what_it_prints_nor_in_its_help() {
     let envs = [
         ("OPENAI_API_KEY", "hidden-key"),
         ("GEMINI_API_KEY", "hidden-key"),
+        ("RATELIMIT_TIERS", "free:100,pro:1000"),
+        ("RATELIMIT_CALLER_TIERS", "hidden-key:pro"),
     ];
     let output = Binary::command(&envs, &["--help"]).output().await.unwrap();
     let help = String::from_utf8(output.stdout).unwrap();

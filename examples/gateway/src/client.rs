@@ -1,0 +1,177 @@
+//! How a request is sent to its upstream.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use pin_project_lite::pin_project;
+use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use tower::Service;
+use tower_llm_stack::{BoxError, adapters::hyper_util as adapter};
+
+use crate::{
+    StartError,
+    error::Reason,
+    headers::remove_hop_by_hop,
+    upstream::{Upstream, Upstreams},
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The innermost service: sends a request to the [`Upstream`] in its extensions.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    inner: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+}
+
+impl Client {
+    /// A client for `upstreams`; all of them share its connections.
+    ///
+    /// Over HTTP/1.1 alone: one connection a call, so that a caller who reads slowly holds up nobody else's stream,
+    /// and one who leaves closes his upstream. HTTP/2 has one flow-control window for all of them.
+    pub(crate) fn new(upstreams: &Upstreams) -> Result<Self, StartError> {
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        http.set_keepalive(Some(Duration::from_secs(60)));
+        let wants_tls = upstreams
+            .iter()
+            .any(|upstream| upstream.base().to_string().starts_with("https:"));
+        let roots = match wants_tls {
+            true => system_roots()?,
+            false => RootCertStore::empty(),
+        };
+        let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| Reason::Tls(error.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(http);
+        Ok(Self {
+            inner: adapter::client(connector),
+        })
+    }
+}
+
+/// The system's certificates, so that what a company adds to them is trusted too.
+fn system_roots() -> Result<RootCertStore, StartError> {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    // Some of a system's certificates are always too odd; what matters is that there are any.
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        let what = found.errors.first().map_or_else(
+            || "the system has no certificates".to_owned(),
+            |error| format!("the system's certificates can't be read: {error}"),
+        );
+        return Err(Reason::Tls(what).into());
+    }
+    Ok(roots)
+}
+
+impl Service<Request<Full<Bytes>>> for Client {
+    type Response = Response<Incoming>;
+    type Error = BoxError;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Service::<Request<Full<Bytes>>>::poll_ready(&mut self.inner, cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, mut request: Request<Full<Bytes>>) -> ResponseFuture {
+        let Some(upstream) = request.extensions_mut().remove::<Arc<Upstream>>() else {
+            return ResponseFuture::refused("", "the request has no upstream".into());
+        };
+        let name = upstream.name();
+        match upstream.prepare(&mut request) {
+            Ok(()) => ResponseFuture {
+                upstream: name,
+                state: State::Sent {
+                    inner: self.inner.call(request),
+                },
+            },
+            Err(error) => ResponseFuture::refused(name, error),
+        }
+    }
+}
+
+pin_project! {
+    /// The upstream's answer, as far as it is for the caller.
+    pub(crate) struct ResponseFuture {
+        upstream: &'static str,
+        #[pin]
+        state: State,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State {
+        Sent { #[pin] inner: legacy::ResponseFuture },
+        Refused { error: Option<BoxError> },
+    }
+}
+
+impl ResponseFuture {
+    fn refused(upstream: &'static str, error: BoxError) -> Self {
+        let error = Some(error);
+        Self {
+            upstream,
+            state: State::Refused { error },
+        }
+    }
+}
+
+impl Future for ResponseFuture {
+    type Output = Result<Response<Incoming>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answer = match this.state.project() {
+            StateProj::Sent { inner } => ready!(inner.poll(cx)).map_err(Into::into),
+            StateProj::Refused { error } => Err(error.take().expect("polled after completion")),
+        };
+        Poll::Ready(match answer {
+            Ok(mut response) => {
+                remove_hop_by_hop(response.headers_mut());
+                Ok(response)
+            }
+            Err(error) => {
+                // The caller is told no more than that it failed; here it is said why.
+                tracing::warn!(upstream = *this.upstream, error = %Chain(&*error), "no answer");
+                Err(error)
+            }
+        })
+    }
+}
+
+/// An error with all its sources.
+struct Chain<'a>(&'a (dyn std::error::Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut next = self.0.source();
+        while let Some(error) = next {
+            write!(f, ": {error}")?;
+            next = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,209 @@
+//! The rate limits that the settings ask for: of each provider, and of those who call.
+
+use std::{borrow::Cow, collections::HashMap};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, header::AUTHORIZATION};
+use http_body_util::Full;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_llm_stack::{
+    BoxError, Call, Caller, ConfigError, DescribeLayer, Described, Key, KeyBy, Limit, Provider,
+    RateLimitHandle, RateLimitLayer,
+    ratelimit::{Headers, LimitOf},
+};
+
+use crate::{RateLimitSettings, Secret, StartError, settings::Tiers, upstream::Upstream};
+
+const CALLER_TIERS: &str = "RATELIMIT_CALLER_TIERS";
+
+/// All limits, to look at: by provider, and of callers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Limiters {
+    pub(crate) callers: Option<RateLimitHandle>,
+    pub(crate) providers: Vec<(Provider, RateLimitHandle)>,
+}
+
+/// The limits of one provider; `None` if there are none.
+///
+/// What is set counts for all of the gateway's calls to it, of whichever model and caller. What the provider tells is
+/// about one model and the account whose key was sent: where that is the caller's own, one who is throttled holds up
+/// nobody else.
+pub(crate) fn of_provider(
+    upstream: &Upstream,
+    settings: &RateLimitSettings,
+) -> Result<Option<RateLimitLayer>, StartError> {
+    let limits = settings.of(&upstream.provider());
+    if limits.is_empty() && !settings.learn {
+        return Ok(None);
+    }
+    let told_by = if upstream.takes_the_caller_s_key() {
+        KeyBy::custom(|request| {
+            let call = request.call();
+            let caller = call.and_then(Call::caller).map_or("", Caller::as_str);
+            Key::pair(caller, call.and_then(Call::model).unwrap_or_default())
+        })
+    } else {
+        KeyBy::model()
+    };
+    let limits = limits.into_iter().map(|limit| limit.by(KeyBy::shared()));
+    let layer = RateLimitLayer::for_providers()
+        .limits(limits)
+        .key_by(told_by)
+        .learn_from_provider(settings.learn)
+        .max_waiting(settings.queue)
+        .max_wait(settings.timeout)
+        .build();
+    layer.map(Some).map_err(not_built)
+}
+
+/// The limits of each caller, told apart as `describe` does; `None` if there are none.
+pub(crate) async fn of_callers(
+    describe: &DescribeLayer,
+    settings: &RateLimitSettings,
+) -> Result<Option<RateLimitLayer>, StartError> {
+    let RateLimitSettings {
+        caller_rpm,
+        caller_tpm,
+        tiers,
+        caller_tiers,
+        ..
+    } = settings;
+    let mut limits = per_minute([(*caller_rpm, Limit::requests), (*caller_tpm, Limit::tokens)]);
+    let mut builder = RateLimitLayer::for_callers();
+    if let Some(tiers) = tiers {
+        limits.push(tiers.limit());
+        let tier_of = tier_of(describe, tiers, caller_tiers.as_ref()).await?;
+        builder = builder.tier_by(move |request| {
+            let caller = request.call().and_then(Call::caller);
+            let tier = caller.and_then(|caller| tier_of.get(caller));
+            tier.map_or(Cow::Borrowed(""), |tier| Cow::Owned(tier.clone()))
+        });
+    } else if caller_tiers.is_some() {
+        let what = "must not be set without RATELIMIT_TIERS, which says what the tiers are";
+        return Err(StartError::setting(CALLER_TIERS, what));
+    }
+    if limits.is_empty() {
+        return Ok(None);
+    }
+    let layer = builder.limits(limits).build();
+    layer.map(Some).map_err(not_built)
+}
+
+/// `layer`, or one that lets everything through: what is left out would change the stack's type.
+pub(crate) fn or_none(layer: Option<RateLimitLayer>) -> Result<RateLimitLayer, StartError> {
+    let nothing = || {
+        RateLimitLayer::for_callers()
+            // More than there will ever be: a layer wants a limit.
+            .limit(Limit::requests(1 << 53).per_second())
+            .key_by(KeyBy::shared())
+            .headers(Headers::None)
+            .build()
+            .map_err(not_built)
+    };
+    layer.map_or_else(nothing, Ok)
+}
+
+fn not_built(error: ConfigError) -> StartError {
+    StartError::setting("RATELIMIT", error)
+}
+
+impl RateLimitSettings {
+    fn of(&self, provider: &Provider) -> Vec<Limit> {
+        if *provider == Provider::OPENAI {
+            per_minute([
+                (self.openai_rpm, Limit::requests),
+                (self.openai_tpm, Limit::tokens),
+            ])
+        } else if *provider == Provider::ANTHROPIC {
+            per_minute([
+                (self.anthropic_rpm, Limit::requests),
+                (self.anthropic_tpm, Limit::tokens),
+                (self.anthropic_itpm, Limit::input_tokens),
+                (self.anthropic_otpm, Limit::output_tokens),
+            ])
+        } else if *provider == Provider::GEMINI {
+            per_minute([
+                (self.gemini_rpm, Limit::requests),
+                (self.gemini_tpm, Limit::tokens),
+            ])
+        } else {
+            per_minute([
+                (self.azure_rpm, Limit::requests),
+                (self.azure_tpm, Limit::tokens),
+            ])
+        }
+    }
+}
+
+impl Tiers {
+    /// Requests per hour, for callers of no other tier those of the first.
+    fn limit(&self) -> Limit {
+        let (_, first) = self.0[0];
+        let limit = Limit::requests(first).per_hour();
+        let tiers = self.0.iter().cloned();
+        tiers.fold(limit, |limit, (name, requests)| limit.tier(name, requests))
+    }
+}
+
+type Of = fn(u64) -> LimitOf;
+
+fn per_minute<const N: usize>(limits: [(Option<u64>, Of); N]) -> Vec<Limit> {
+    let limits = limits.into_iter();
+    limits
+        .filter_map(|(amount, of)| Some(of(amount?).per_minute()))
+        .collect()
+}
+
+/// The tiers of the callers whose keys are listed, as `key:tier,key:tier`.
+async fn tier_of(
+    describe: &DescribeLayer,
+    tiers: &Tiers,
+    list: Option<&Secret>,
+) -> Result<HashMap<Caller, String>, StartError> {
+    let mut tier_of = HashMap::new();
+    let list = list.map_or("", Secret::expose).split(',');
+    for (index, entry) in list
+        .map(str::trim)
+        .enumerate()
+        .filter(|(_, entry)| !entry.is_empty())
+    {
+        // Which entry, and not what is in it: one that is written wrong may have its key anywhere.
+        let wrong = |what| {
+            let number = index + 1;
+            let what = format!("entry {number} {what} (the value is not shown)");
+            StartError::setting(CALLER_TIERS, what)
+        };
+        let (key, tier) = entry
+            .rsplit_once(':')
+            .ok_or_else(|| wrong("is not key:tier"))?;
+        if !tiers.0.iter().any(|(name, _)| name == tier) {
+            return Err(wrong("names a tier that RATELIMIT_TIERS does not"));
+        }
+        for caller in callers_with(describe, key).await {
+            let caller = caller.ok_or_else(|| wrong("has no key that a header may have"))?;
+            tier_of.insert(caller, tier.to_owned());
+        }
+    }
+    Ok(tier_of)
+}
+
+/// Whom `describe` takes a caller with `key` for, in either form in which clients send one.
+async fn callers_with(describe: &DescribeLayer, key: &str) -> [Option<Caller>; 2] {
+    const BARE: HeaderName = HeaderName::from_static("x-api-key");
+    [
+        caller_with(describe, BARE, key).await,
+        caller_with(describe, AUTHORIZATION, &format!("Bearer {key}")).await,
+    ]
+}
+
+async fn caller_with(describe: &DescribeLayer, name: HeaderName, value: &str) -> Option<Caller> {
+    let mut request = Request::new(Full::<Bytes>::default());
+    let value = HeaderValue::from_str(value)
+        .ok()
+        .filter(|value| !value.is_empty())?;
+    request.headers_mut().insert(name, value);
+    let caller = describe.layer(service_fn(|request: Request<Full<Bytes>>| async move {
+        Ok::<_, BoxError>(request.call().and_then(Call::caller).cloned())
+    }));
+    caller.oneshot(request).await.ok().flatten()
+}
