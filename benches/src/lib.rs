@@ -11,7 +11,7 @@ mod suite;
 pub mod payload;
 
 pub use self::{
-    alloc::{Allocated, allocated_by},
+    alloc::{Allocated, allocated_by, held_by},
     poll::{Frames, drain, now},
     suite::{Case, Suite, peer},
 };
