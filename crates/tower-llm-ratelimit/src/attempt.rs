@@ -41,9 +41,12 @@ pub(crate) struct Shared {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WhenAway {
-    /// Each process by itself, with its share of every limit: together they let at most the limit through.
+    /// Each process by itself, with its share of every limit: together they let at most the limit through while the store
+    /// is away.
     ///
-    /// A process counts what it let through before, so that its own part of that is not forgotten.
+    /// A process counts what it let through before, so that its own part of that is not forgotten. But a period in which
+    /// the store goes or comes back can see more than the limit: what others let through before, each process does not
+    /// know, and what was let through meanwhile the store is not told.
     LocalShare,
     /// Nothing: all calls are let through.
     Open,

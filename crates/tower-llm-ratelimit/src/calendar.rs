@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{Timestamp, civil::Time, tz::TimeZone};
 use tower_llm_core::ConfigError;
 
 /// A calendar day.
@@ -51,8 +51,12 @@ impl Calendar {
         let mut today = self.today.lock().unwrap_or_else(PoisonError::into_inner);
         if now_nanos >= today.ends_nanos {
             let (number, left) = self.read();
-            // The clocks may not agree on when a day ends: it is the same one until its date has changed.
-            today.number = today.number.max(number);
+            // The clocks may not agree on when a day ends: it is the same one until its date has changed. A date that is
+            // further back is one of a clock that was wrong before, and every midnight is one.
+            let is_same = number + 1 == today.number || number == today.number;
+            if !is_same {
+                today.number = number.max(today.number + 1);
+            }
             today.ends_nanos = now_nanos.saturating_add(nanos(left).max(1));
         }
         *today
@@ -61,8 +65,12 @@ impl Calendar {
     /// The date as a number, and how long it still is today.
     fn read(&self) -> (u32, Duration) {
         let now = (self.wall_clock)().to_zoned(self.zone.clone());
-        let year = u32::try_from(now.year()).unwrap_or_default();
-        let number = year * 1_000 + u32::try_from(now.day_of_year()).unwrap_or_default();
+        let days = now
+            .date()
+            .to_datetime(Time::midnight())
+            .to_zoned(TimeZone::UTC);
+        let days = days.map_or(0, |date| date.timestamp().as_second() / 86_400);
+        let number = u32::try_from(days).unwrap_or_default();
         let midnight = now
             .tomorrow()
             .and_then(|tomorrow| tomorrow.start_of_day())
@@ -143,6 +151,18 @@ mod tests {
         // Set back: it is still the new day.
         set("2026-12-31T12:00:00Z");
         assert_eq!(calendar.today(new.ends_nanos).number, new.number);
+    }
+
+    #[test]
+    fn a_wall_clock_that_was_far_ahead_ends_no_days_to_come() {
+        let calendar = calendar("UTC", "2027-12-31T12:00:00Z");
+        let mut day = calendar.today(0);
+        for wall in ["2026-12-31T00:00:00Z", "2027-01-01T00:00:00Z"] {
+            set(wall);
+            let next = calendar.today(day.ends_nanos);
+            assert!(next.number > day.number);
+            day = next;
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::{
     pace::Pace,
     queue::Line,
     scope::{Bound, Scope},
+    tier::Tier,
 };
 
 #[cfg(feature = "redis")]
@@ -99,7 +100,8 @@ impl Forget for Cell {
         let extra = state.extra.as_deref_mut();
         let is_quiet = extra.is_none_or(|extra| {
             let pace = extra.pace.as_mut();
-            let is_spent = extra.shares.iter().all(Share::is_spent);
+            let is_spent = |share: &Share| share.is_spent(now_nanos);
+            let is_spent = extra.shares.iter().all(is_spent);
             is_spent && extra.line.is_none() && pace.is_none_or(|pace| pace.is_over(now_nanos))
         });
         is_quiet
@@ -221,12 +223,12 @@ impl Gauge {
     }
 
     /// Charges what was used beyond what was reserved.
-    pub(crate) fn settle_up(&mut self, bound: &Bound, rate: &Rate, more: u64, now: u64) {
+    pub(crate) fn settle_up(&mut self, bound: &Bound, tier: Tier, more: u64, now: u64) {
         let (counts, now) = (&bound.counts, bound.now(now));
         self.consumed = self.consumed.saturating_add(more);
-        self.meter.take(rate, more, now);
+        self.meter.take(bound.own_rate(tier), more, now);
         counts.settled_up.fetch_add(more, Ordering::Relaxed);
-        if self.meter.is_over(rate, now) {
+        if self.meter.is_over(bound.rate(tier), now) {
             counts.violations.fetch_add(1, Ordering::Relaxed);
         }
     }

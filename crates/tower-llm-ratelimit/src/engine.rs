@@ -199,7 +199,7 @@ impl Engine {
         if !matches!(denied.why, Why::Limit(_)) {
             bounds.iter().for_each(Bound::refused);
         }
-        let refused = RateLimited::new(reason, Some(Duration::from_nanos(denied.wait_nanos)));
+        let refused = RateLimited::new(reason, known(denied.wait_nanos));
         self.with_standings(refused, cells, ask)
     }
 
@@ -208,9 +208,9 @@ impl Engine {
         let cell = &cells[scope];
         let now = self.clock.now_nanos();
         let held_up = ask.held_up(&cell.scope, &mut cell.lock(), true, now, Heed::All);
-        let wait = held_up.map_or(Duration::ZERO, |(nanos, _)| Duration::from_nanos(nanos));
+        let wait = held_up.and_then(|(nanos, _)| known(nanos));
         cell.scope.bounds.iter().for_each(Bound::refused);
-        self.with_standings(RateLimited::new(Reason::Queue, Some(wait)), cells, ask)
+        self.with_standings(RateLimited::new(Reason::Queue, wait), cells, ask)
     }
 
     /// The error, with headers that say how the limits stand.
@@ -224,6 +224,12 @@ impl Engine {
         Standings::of(cells, ask.tier, &[]).write(form, &mut headers);
         refused.with_headers(headers)
     }
+}
+
+/// A wait that can be told: others go first where there is none to be seen, and no limit makes anybody wait for ever.
+fn known(wait_nanos: u64) -> Option<Duration> {
+    let wait = Duration::from_nanos(wait_nanos);
+    (!wait.is_zero() && wait_nanos < u64::MAX).then_some(wait)
 }
 
 /// In whose lines a call's turn has come.

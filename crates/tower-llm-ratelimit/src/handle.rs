@@ -37,7 +37,7 @@ pub struct LimitStats {
     pub waiting: usize,
     /// What was taken, of calls that have ended what they used, and of the others what they reserved.
     pub consumed: u64,
-    /// The least that any key has left.
+    /// The least that any key has left; of shared limits, of this process's own share.
     pub remaining: u64,
     /// What calls used beyond what they had reserved.
     pub settled_up: u64,
@@ -54,7 +54,7 @@ pub struct LimitStats {
 pub struct KeyStats {
     /// The limit.
     pub limit: Limit,
-    /// What could be taken now, by a caller without a tier.
+    /// What could be taken now, by a caller without a tier; of shared limits, of this process's own share.
     pub remaining: u64,
     /// How long until nothing is taken any more.
     pub full_in: Duration,

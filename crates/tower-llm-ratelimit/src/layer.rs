@@ -238,8 +238,8 @@ impl<W> RateLimitBuilder<W> {
     ///
     /// [`ConfigError`] naming the setting, if there is neither a limit nor anything to learn; if a limit's amount, burst,
     /// period or zone cannot be, or it names a tier twice; if there are tiers and no [`tier_by`](Self::tier_by), or the other
-    /// way round; if the percentile is not over 0 and at most 1, `output_weight` or `max_keys` is zero, or `max_wait` is
-    /// zero or over a day.
+    /// way round; if the percentile is not over 0 and at most 1, `output_weight` is zero or over 1,000,
+    /// `max_keys` is zero, or `max_wait` is zero or over a day.
     pub fn build(self) -> Result<RateLimitLayer<W>, ConfigError> {
         Ok(RateLimitLayer {
             engine: Arc::new(self.settings.engine()?),
@@ -340,12 +340,10 @@ impl Settings {
             let reason = "it must be over 0 and at most 1";
             return Err(ConfigError::new("learned_percentile", ratio, reason));
         }
-        if self.pricing.output_weight == 0 {
-            return Err(ConfigError::new(
-                "output_weight",
-                0,
-                "it must be at least one",
-            ));
+        let weight = self.pricing.output_weight;
+        if weight == 0 || weight > 1_000 {
+            let reason = "it must be at least one and at most 1000";
+            return Err(ConfigError::new("output_weight", weight, reason));
         }
         Ok(())
     }

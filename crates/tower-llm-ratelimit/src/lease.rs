@@ -93,9 +93,9 @@ impl Share {
         is_over.then(|| self.clear())
     }
 
-    /// Whether there is something to give back.
-    pub(crate) fn is_spent(&self) -> bool {
-        self.left == 0
+    /// Whether there is nothing more to spend.
+    pub(crate) fn is_spent(&self, now_nanos: u64) -> bool {
+        self.left == 0 || now_nanos >= self.until_nanos
     }
 }
 
@@ -132,7 +132,7 @@ mod tests {
         };
         assert_eq!(share.clear_if_over(99), None);
         assert_eq!(share.clear_if_over(100), Some(back));
-        assert!(share.is_spent());
+        assert!(share.is_spent(99));
     }
 
     #[test]

@@ -59,8 +59,14 @@ pub struct LimitOf {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Algorithm {
     Window,
-    Bucket { burst: u64 },
-    Day { zone: Cow<'static, str> },
+    Bucket {
+        burst: u64,
+        /// Whether it was a calendar day before, which has no burst.
+        of_day: bool,
+    },
+    Day {
+        zone: Cow<'static, str>,
+    },
 }
 
 /// A limit's numbers, checked: those of one tier.
@@ -114,10 +120,13 @@ impl Limit {
 
     /// Makes it a token bucket: up to `burst` at once, and then at the steady rate.
     ///
-    /// In one period it can let through the burst and the amount together.
+    /// In one period it can let through the burst and the amount together. What a call gives back at its end can be taken at
+    /// once, though some of it may have leaked meanwhile: where calls reserve much more than they use, up to twice the burst
+    /// can really be used at one time. A window has no such edges.
     #[must_use]
     pub fn bucket(mut self, burst: u64) -> Self {
-        self.algorithm = Algorithm::Bucket { burst };
+        let of_day = matches!(self.algorithm, Algorithm::Day { .. });
+        self.algorithm = Algorithm::Bucket { burst, of_day };
         self
     }
 
@@ -160,7 +169,11 @@ impl Limit {
             return Err(ConfigError::new("period", self.period, reason));
         }
         let capacity = match self.algorithm {
-            Algorithm::Bucket { burst } => {
+            Algorithm::Bucket { burst, of_day } => {
+                if of_day {
+                    let reason = "a calendar day's quota is no bucket";
+                    return Err(ConfigError::new("burst", burst, reason));
+                }
                 check_amount("burst", burst)?;
                 check_amount("limit", self.amount)?;
                 let scaled = u128::from(burst) * u128::from(amount) / u128::from(self.amount);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     Unit,
+    attempt::nanos,
     cost::Cost,
     limit::Rate,
     meter::Bucket,
@@ -22,6 +23,8 @@ pub(crate) struct Pace {
     answered: Counter,
     /// The last call of those that were told anything.
     told_last: u32,
+    /// When the last call was let through.
+    sent_at_nanos: u64,
 }
 
 /// A sum by unit, of which only differences matter: it wraps.
@@ -44,6 +47,10 @@ pub(crate) struct Mark {
     counted: Counter,
 }
 
+/// What the provider told is a hint, and only an answer can correct it: after so long without a call, one is let through to
+/// ask. Not while the provider has asked to wait.
+const ASK_AGAIN: Duration = MINUTE;
+
 /// The period of a limit that does not say how fast it fills: the commonest.
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -51,12 +58,14 @@ impl Pace {
     /// How long until a call of `cost` may be sent, in nanoseconds, and because of which unit; of none, because the
     /// provider asked to wait.
     pub(crate) fn wait(&mut self, cost: &Cost, now_nanos: u64) -> (u64, Option<Unit>) {
+        let asks_again_at = self.sent_at_nanos.saturating_add(nanos(ASK_AGAIN));
+        let asks_again_in = asks_again_at.saturating_sub(now_nanos);
         let mut longest = (self.closed_until_nanos.saturating_sub(now_nanos), None);
         for unit in Unit::ALL {
             if let Some(Paced { bucket, rate }) = &mut self.buckets[unit.index()] {
                 // A call that is larger than the limit may be refused by the provider: what it told is a hint.
                 let amount = cost.of(unit).clamp(1, rate.capacity);
-                let wait = bucket.wait(rate, amount, now_nanos);
+                let wait = bucket.wait(rate, amount, now_nanos).min(asks_again_in);
                 if wait > longest.0 {
                     longest = (wait, Some(unit));
                 }
@@ -68,9 +77,11 @@ impl Pace {
     /// Counts a call that is sent.
     pub(crate) fn take(&mut self, cost: &Cost, now_nanos: u64) -> Mark {
         self.let_through.add(cost);
+        self.sent_at_nanos = now_nanos;
         for unit in Unit::ALL {
             if let Some(Paced { bucket, rate }) = &mut self.buckets[unit.index()] {
-                bucket.take(rate, cost.of(unit), now_nanos);
+                // No more than there is: one call of an absurd size is no reason to hold up all others.
+                bucket.take(rate, cost.of(unit).min(rate.capacity), now_nanos);
             }
         }
         let mut counted = self.answered;
@@ -78,6 +89,17 @@ impl Pace {
         Mark {
             number: self.let_through.0[Unit::Requests.index()],
             counted,
+        }
+    }
+
+    /// Gives back what a call of `cost` has taken that was never sent.
+    pub(crate) fn never_sent(&mut self, cost: &Cost, now_nanos: u64) {
+        self.answered.add(cost);
+        for unit in Unit::ALL {
+            if let Some(Paced { bucket, rate }) = &mut self.buckets[unit.index()] {
+                let present = bucket.take(rate, 0, now_nanos);
+                bucket.give_back(rate, present, cost.of(unit).min(rate.capacity));
+            }
         }
     }
 
@@ -100,9 +122,12 @@ impl Pace {
             let rate = standing.rate(before.map(|paced| paced.rate));
             let least = standing.limit.saturating_sub(standing.remaining);
             let most = least.saturating_add(not_in_it[unit.index()]);
+            // However much is under way, and whatever size it says it has.
+            let at_most = standing.limit.saturating_mul(2);
+            let most = most.min(at_most);
             let bucket = match before {
                 Some(Paced { bucket, rate: old }) => {
-                    let most = if is_later { most } else { u64::MAX };
+                    let most = if is_later { most } else { at_most };
                     bucket.refilled_by(&old, &rate, least..=most, now_nanos)
                 }
                 None => {

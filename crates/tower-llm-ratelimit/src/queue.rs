@@ -55,6 +55,8 @@ pub(crate) struct Waiting {
     place: Option<Place>,
 }
 
+const PAUSE: Duration = Duration::from_millis(1);
+
 // === impl Line ===
 
 impl Line {
@@ -177,7 +179,8 @@ impl Waiting {
             };
             let now = Instant::now();
             self.check_in_time(&denied, now)?;
-            let room_at = now + Duration::from_nanos(denied.here_nanos);
+            // Whatever it was told, it does not try again and again without a pause.
+            let room_at = now + Duration::from_nanos(denied.here_nanos).max(PAUSE);
             // It tries again either way.
             let _ = timeout_at(room_at, turn.freed.notified()).await;
         }
@@ -203,7 +206,8 @@ impl Waiting {
     }
 
     fn check_in_time(&self, denied: &Denied, now: Instant) -> Result<(), RateLimited> {
-        if self.until.saturating_duration_since(now) < Duration::from_nanos(denied.wait_nanos) {
+        let left = self.until.saturating_duration_since(now);
+        if left.is_zero() || left < Duration::from_nanos(denied.wait_nanos) {
             return Err(self.engine.refuse(&self.cells, &self.ask, denied));
         }
         Ok(())

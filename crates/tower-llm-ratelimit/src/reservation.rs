@@ -62,7 +62,11 @@ impl Reservation {
 
     /// Changes what was taken to what was used, once.
     fn settle(&mut self, used: &Cost, ended_at: Option<Instant>) {
-        self.answered(None);
+        if *used == Cost::NONE {
+            self.never_sent();
+        } else {
+            self.answered(None);
+        }
         let Some(taken) = self.taken.take() else {
             return;
         };
@@ -100,7 +104,8 @@ impl Reservation {
                 Change::More(more) => {
                     // Seldom, so that the clock is seldom read.
                     let now = ended_at.unwrap_or_else(Instant::now);
-                    gauge.settle_up(bound, rate, more, scope.clock.nanos(now));
+                    let tier = self.ask.tier;
+                    gauge.settle_up(bound, tier, more, scope.clock.nanos(now));
                 }
             }
         }
@@ -183,6 +188,16 @@ impl Reservation {
         }
     }
 
+    /// Gives back what was taken of what the provider told, unless the call was answered.
+    fn never_sent(&mut self) {
+        let mark = self.taken.as_mut().and_then(|taken| taken.pace.take());
+        if let (Some(cell), Some(_)) = (self.learning(), mark) {
+            let now = cell.scope.clock.now_nanos();
+            let cost = &self.ask.estimate.reserved;
+            cell.lock().pace_or_new().never_sent(cost, now);
+        }
+    }
+
     fn close(&self, completion: &Completion) {
         let Outcome::Throttled {
             retry_after: Some(wait),
@@ -203,9 +218,12 @@ impl Guard for Reservation {
     fn head(&mut self, head: Option<&mut Parts>) {
         let Some(parts) = head else { return };
         self.answered(Some(parts));
-        let headers = self.policy().map(|policy| policy.headers);
-        if let Some(headers) = headers.filter(|&headers| headers != Headers::None) {
-            let shared = self.holding.as_deref().map_or(&[][..], |held| &held.stands);
+        let Some(policy) = self.policy() else { return };
+        let headers = policy.headers;
+        let shared = self.holding.as_deref().map_or(&[][..], |held| &held.stands);
+        // How limits stand that many processes share only their store knows.
+        let is_known = policy.shared.is_none() || !shared.is_empty();
+        if headers != Headers::None && is_known {
             Standings::of(&self.cells, self.ask.tier, shared).write(headers, &mut parts.headers);
         }
     }

@@ -171,7 +171,11 @@ fn what_must_not_be_zero_is_not() {
         refused(one().output_weight(0)),
         ("output_weight", "0".to_owned())
     );
-    one().output_weight(u32::MAX).build().unwrap();
+    assert_eq!(
+        refused(one().output_weight(1_001)),
+        ("output_weight", "1001".to_owned())
+    );
+    one().output_weight(1_000).build().unwrap();
     assert_eq!(refused(one().max_keys(0)), ("max_keys", "0".to_owned()));
     one().max_keys(1).build().unwrap();
     // Nobody waits, or as many as like.

@@ -40,6 +40,7 @@ use tower_llm_redis::Redis;
 scenarios!(
     a_call_dropped_while_the_script_runs_has_taken_nothing,
     a_call_settled_after_its_hold_ran_out_is_charged_what_it_used,
+    what_leaked_away_is_not_given_back_of_what_others_took_since,
     what_ends_while_the_store_is_frozen_is_settled_when_it_is_back,
     what_ends_while_the_store_is_gone_is_charged_when_it_is_back,
     every_call_is_settled_once_wherever_it_is_dropped,
@@ -103,6 +104,28 @@ async fn a_call_settled_after_its_hold_ran_out_is_charged_what_it_used(setup: &m
     sleep(SETTLED).await;
     exactly_left(&other, "looked at", 900 - USED).await;
     exactly_left(&other, "left alone", 1_000 - USED).await;
+}
+
+async fn what_leaked_away_is_not_given_back_of_what_others_took_since(setup: &mut Setup) {
+    if setup.mode == Mode::Leases {
+        return;
+    }
+    let period = Duration::from_secs(3);
+    let limits = || RateLimitLayer::for_callers().limit(Limit::tokens(800).per(period).bucket(800));
+    let (redis, others) = (setup.redis().await, setup.redis().await);
+    let layer = limits().shared(setup.shared(&redis, 2)).unwrap();
+    let layer = layer.build().unwrap();
+    let other = unary(limits(), setup.shared(&others, 2));
+    let held = layer
+        .layer(service_fn(answer))
+        .oneshot(request("caller", 800));
+    let held = held.await.unwrap();
+    sleep(period + Duration::from_millis(200)).await;
+    assert!(admits(&other, Prompt::by("caller", 800)).await);
+    // All of what it reserved has leaked: what it did not use is nobody's any more.
+    held.into_body().collect().await.unwrap();
+    sleep(SETTLED).await;
+    assert!(!admits(&other, Prompt::by("caller", 700)).await);
 }
 
 /// What is charged on top may come late; what is given back is waited for.

@@ -32,17 +32,19 @@ fn what_is_asked_for_or_reported_beyond_all_measure_does_not_wrap_around() {
     });
     assert_eq!(of_all(&estimate.reserved), [1, most, most, most]);
 
+    // What a provider reports is believed up to a bound.
+    let used = MAX_USED * u64::from(pricing.output_weight);
     let mut completion = Completion::new(Outcome::Success);
     completion.usage = Some(Usage::new(most, most));
     assert_eq!(
         of_all(&pricing.settle(&estimate, &completion)),
-        [1, most, most, most]
+        [1, MAX_USED, used, used + MAX_USED]
     );
     completion.outcome = Outcome::Abandoned;
     completion.output_seen = most;
     assert_eq!(
         of_all(&pricing.settle(&estimate, &completion)),
-        [1, most, most, most]
+        [1, MAX_USED, used, used + MAX_USED]
     );
 }
 

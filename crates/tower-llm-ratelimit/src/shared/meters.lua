@@ -10,7 +10,9 @@ local BUCKET, WINDOW, DAY = 0, 1, 2
 -- which leases are charged.
 local SLICES, RING = 12, 14
 local EXPIRED_AT_ONCE = 16
-local TOTAL = 2 ^ 52
+
+-- A time that a debt may take to be paid off; what is longer does not fit into the numbers.
+local LONGEST = 2 ^ 52
 
 local FIELDS = 7
 local KEYS_EACH = 3
@@ -48,7 +50,8 @@ local function load_bucket(limit, state)
   -- A little less than leaks, so that no rounding lets through what a later microsecond would.
   local leaked = math.max(0, now - at) * limit.amount / limit.period * (1 - 1e-12)
   limit.taken, limit.at = math.max(0, taken - leaked), math.max(now, at)
-  limit.total = state and state[3] or 0
+  -- A bucket is filled anew when something is taken and nothing is left of what was: by when that was.
+  limit.filling = state and state[3] or 0
 end
 
 local function load_window(limit, state)
@@ -70,10 +73,12 @@ local function load_window(limit, state)
   end
 end
 
+-- The first who asks on a day says when it ends; by the server's clock it ends then, whatever others' clocks say.
 local function load_day(limit, state)
+  limit.ends = now + limit.day_left
   limit.taken = 0
   if state and state[1] >= limit.day then
-    limit.day, limit.taken = state[1], state[2]
+    limit.day, limit.taken, limit.ends = state[1], state[2], state[3]
   end
 end
 
@@ -94,7 +99,7 @@ local function full_in(limit)
   if limit.taken <= 0 then
     return 0
   elseif limit.kind == BUCKET then
-    return math.ceil(limit.taken * limit.period / limit.amount)
+    return math.min(LONGEST, math.ceil(limit.taken * limit.period / limit.amount))
   elseif limit.kind == WINDOW then
     for number = limit.newest + 1, limit.newest - SLICES, -1 do
       if limit.slices[number % RING] > 0 then
@@ -102,20 +107,20 @@ local function full_in(limit)
       end
     end
   end
-  return limit.day_left
+  return math.max(0, limit.ends - now)
 end
 
 local function save(limit)
   local state
   if limit.kind == BUCKET then
-    state = { limit.taken, limit.at, limit.total }
+    state = { limit.taken, limit.at, limit.filling }
   elseif limit.kind == WINDOW then
     state = { limit.newest }
     for i = 0, RING - 1 do
       state[i + 2] = limit.slices[i]
     end
   else
-    state = { limit.day, limit.taken }
+    state = { limit.day, limit.taken, limit.ends }
   end
   -- As long as it counts, and a second for clocks.
   local keep = math.ceil(full_in(limit) / 1000) + 1000
@@ -130,7 +135,7 @@ local function wait_for(limit, amount)
   elseif amount > limit.capacity then
     return -1
   elseif limit.kind == BUCKET then
-    return math.ceil(over * limit.period / limit.amount) + 1
+    return math.min(LONGEST, math.ceil(over * limit.period / limit.amount) + 1)
   elseif limit.kind == WINDOW then
     for number = limit.newest - SLICES, limit.newest + 1 do
       over = over - limit.slices[number % RING]
@@ -139,20 +144,21 @@ local function wait_for(limit, amount)
       end
     end
   end
-  return math.max(1, limit.day_left)
+  return math.max(1, limit.ends - now)
 end
 
 -- Takes `amount`, whether there is room or not: in the slice to come if `later`. Returns its mark.
 local function take(limit, amount, later)
+  if limit.kind == BUCKET and limit.taken <= 0 then
+    limit.filling = now
+  end
   limit.taken = limit.taken + amount
   if limit.kind == WINDOW then
     local number = limit.newest + (later and 1 or 0)
     limit.slices[number % RING] = limit.slices[number % RING] + amount
     return number
   elseif limit.kind == BUCKET then
-    -- How much was ever taken, in a number that stays exact.
-    limit.total = (limit.total + amount) % TOTAL
-    return limit.total
+    return limit.filling
   end
   return limit.day
 end
@@ -167,10 +173,9 @@ local function give_back(limit, mark, amount)
     limit.slices[mark % RING] = limit.slices[mark % RING] - amount
   elseif limit.kind == DAY and mark ~= limit.day then
     return
-  elseif limit.kind == BUCKET then
-    -- What was taken first leaks first: of what there is, what was taken after the mark is others'.
-    local after = (limit.total - mark) % TOTAL
-    amount = math.min(amount, math.max(0, limit.taken - after))
+  elseif limit.kind == BUCKET and mark ~= limit.filling then
+    -- All of it has leaked away since: what there is now is others'.
+    return
   end
   limit.taken = math.max(0, limit.taken - amount)
 end
@@ -205,8 +210,8 @@ local function let_go(limit, member, day, lease)
   elseif limit.kind == BUCKET then
     local mark = redis.call('HGET', limit.marks, member)
     redis.call('HDEL', limit.marks, member)
-    -- One without a mark is as old as can be.
-    return tonumber(mark or (limit.total + 1) % TOTAL)
+    -- Lost: of no filling that there is.
+    return tonumber(mark or -1)
   end
   return day
 end

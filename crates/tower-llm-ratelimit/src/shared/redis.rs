@@ -249,3 +249,106 @@ impl fmt::Debug for RedisStore {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tower_llm_testkit::redis::RedisServer;
+
+    use super::*;
+    use crate::{calendar::Today, limit::Rate, meter::Now};
+
+    struct Fixture {
+        scripts: Scripts,
+        server: RedisServer,
+    }
+
+    impl Fixture {
+        async fn start() -> Self {
+            let server = RedisServer::start().await.unwrap();
+            let redis = Redis::builder(server.url()).connect().await.unwrap();
+            let scripts = Scripts {
+                redis,
+                prefix: "{test}:".into(),
+                process: 7,
+                hold_micros: 900_000_000,
+            };
+            Self { scripts, server }
+        }
+
+        async fn takes(&self, id: u64, claim: &Claim) -> bool {
+            let claims = std::slice::from_ref(claim);
+            let verdict = self.scripts.take(id, claims).await.unwrap();
+            matches!(verdict, Verdict::Granted(_))
+        }
+
+        async fn settle(&self, id: u64, claim: &Claim, used: u64) {
+            let settlement = Settlement {
+                id,
+                claims: [claim.clone()].into(),
+                used: vec![used],
+            };
+            self.scripts.settle(&settlement, false).await.unwrap();
+        }
+    }
+
+    fn claim(kind: Kind, limit: u64, amount: u64) -> Claim {
+        Claim {
+            key: "key".to_owned(),
+            kind,
+            rate: Rate::new(limit, limit, Duration::from_secs(1)),
+            now: Now {
+                nanos: 0,
+                today: Today::default(),
+            },
+            room: amount.max(1),
+            amount,
+            returns: true,
+        }
+    }
+
+    fn on_day(number: u32, left: Duration, claim: Claim) -> Claim {
+        let ends_nanos = u64::try_from(left.as_nanos()).unwrap();
+        let today = Today { number, ends_nanos };
+        let now = Now { nanos: 0, today };
+        Claim { now, ..claim }
+    }
+
+    #[tokio::test]
+    async fn who_ends_after_midnight_does_not_end_the_new_day() {
+        let fixture = Fixture::start().await;
+        let day = Duration::from_secs(86_400);
+        let before = on_day(100, Duration::from_millis(900), claim(Kind::Day, 10, 1));
+        let after = on_day(101, day, claim(Kind::Day, 10, 10));
+        assert!(fixture.takes(1, &before).await);
+        assert!(fixture.takes(2, &after).await);
+        fixture.settle(1, &before, 1).await;
+        let left = fixture.server.command(&["PTTL", "{test}:key"]).await;
+        let left: i64 = left
+            .unwrap()
+            .trim_start_matches(':')
+            .trim()
+            .parse()
+            .unwrap();
+        assert!(left > 86_000_000, "{left} ms of the day are left");
+        assert!(!fixture.takes(3, &after).await);
+        assert!(!fixture.takes(4, &before).await, "by a clock that is late");
+    }
+
+    #[tokio::test]
+    async fn a_debt_however_large_is_told_as_a_time() {
+        let fixture = Fixture::start().await;
+        for kind in [Kind::Bucket, Kind::Wide, Kind::Day] {
+            let mut claim = claim(kind, 1, 1);
+            claim.key = format!("{kind:?}");
+            claim.rate = Rate::new(1, 1, Duration::from_secs(31 * 86_400));
+            assert!(fixture.takes(1, &claim).await);
+            fixture.settle(1, &claim, 1 << 52).await;
+            let claims = std::slice::from_ref(&claim);
+            let verdict = fixture.scripts.take(2, claims).await.unwrap();
+            let Verdict::Denied { wait, .. } = verdict else {
+                panic!("{kind:?}: {verdict:?}");
+            };
+            assert!(!wait.is_zero() || kind == Kind::Day, "{kind:?}");
+        }
+    }
+}

@@ -77,6 +77,11 @@ impl Task {
     async fn run(mut self) {
         loop {
             let next_lease = self.leases.first_key_value().map(|(&(at, _), _)| at);
+            // However many jobs wait: others want what is left of it.
+            if next_lease.is_some_and(|at| at <= Instant::now()) {
+                self.clear_first().await;
+                continue;
+            }
             let job = match next_lease {
                 None => self.jobs.recv().await,
                 Some(at) => match timeout_at(at, self.jobs.recv()).await {
