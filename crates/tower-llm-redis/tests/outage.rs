@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tower_llm_redis::Redis;
 use tower_llm_testkit::redis::RedisServer;
 
-/// A thousand calls that are refused must take no longer than one call to a server would.
+/// A thousand calls that are refused take no longer than a busy machine pauses: none of them waits.
 async fn refused_at_once(redis: &Redis) {
     let (_, took) = timed(async {
         for _ in 0..1_000 {
@@ -25,7 +25,7 @@ async fn refused_at_once(redis: &Redis) {
         }
     })
     .await;
-    assert!(took < Duration::from_millis(100), "{took:?} for a thousand");
+    assert!(took < MARGIN, "{took:?} for a thousand");
 }
 
 #[tokio::test]
@@ -59,7 +59,7 @@ async fn a_killed_server_is_noticed_without_a_call_and_is_back_when_it_is() {
     let redis = connect(server.url()).await;
     server.kill().unwrap();
     let took = until(|| !redis.is_up()).await;
-    assert!(took < TIMEOUT, "{took:?}");
+    assert!(took < MARGIN, "{took:?}");
     refused_at_once(&redis).await;
     sleep(Duration::from_millis(500)).await;
     refused_at_once(&redis).await;

@@ -29,9 +29,9 @@ pub const PATIENCE: Duration = Duration::from_secs(8);
 /// How long a call may wait for the store, unless a test says otherwise.
 pub const TIMEOUT: Duration = Duration::from_millis(100);
 /// What a decision may take beyond that on a machine that has other things to do.
-pub const MARGIN: Duration = Duration::from_millis(250);
+pub const MARGIN: Duration = Duration::from_secs(1);
 /// How soon a store that is back must be in use.
-pub const RECOVERY: Duration = Duration::from_secs(1);
+pub const RECOVERY: Duration = Duration::from_secs(2);
 
 /// How long a process may spend a share of its own.
 pub const LEASE: Duration = Duration::from_secs(1);
