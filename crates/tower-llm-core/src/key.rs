@@ -4,7 +4,7 @@ use std::{fmt, mem, sync::Arc};
 
 use http::HeaderName;
 
-use crate::{Call, Described};
+use crate::{Call, Caller, Described};
 
 /// Longest part of a key.
 const MAX_PART_BYTES: usize = 256;
@@ -15,8 +15,9 @@ const MAX_PART_BYTES: usize = 256;
 /// part is empty, so that all such calls share one key.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Key {
-    first: Box<str>,
-    second: Box<str>,
+    // All parts in one, and where the first and the second end.
+    text: Box<str>,
+    ends: [usize; 2],
 }
 
 /// A key that borrows from the request: it is looked up on every call and kept only for a new one.
@@ -24,6 +25,7 @@ pub struct Key {
 pub(crate) struct KeyRef<'a> {
     first: &'a str,
     second: &'a str,
+    third: &'a str,
 }
 
 /// How a layer chooses the key of a call.
@@ -48,6 +50,7 @@ enum By {
     Account,
     Caller,
     Header(HeaderName),
+    Route(Arc<KeyBy>),
     Custom(Arc<dyn Fn(&dyn Described) -> Key + Send + Sync>),
 }
 
@@ -61,31 +64,48 @@ impl Key {
 
     /// The key of two parts, such as a provider and a model.
     pub fn pair(first: impl AsRef<str>, second: impl AsRef<str>) -> Self {
+        Self::triple(first, second, "")
+    }
+
+    /// The key of three parts, such as a provider, an account there and a model.
+    pub fn triple(first: impl AsRef<str>, second: impl AsRef<str>, third: impl AsRef<str>) -> Self {
+        let (first, second) = (first.as_ref(), second.as_ref());
         Self {
-            first: first.as_ref().into(),
-            second: second.as_ref().into(),
+            text: [first, second, third.as_ref()].concat().into(),
+            ends: [first.len(), first.len() + second.len()],
         }
     }
 
-    /// Its parts; the second is empty where there is only one.
+    /// Its parts; those that it does not have are empty.
     #[must_use]
-    pub fn parts(&self) -> (&str, &str) {
-        (&self.first, &self.second)
+    pub fn parts(&self) -> [&str; 3] {
+        let KeyRef {
+            first,
+            second,
+            third,
+        } = self.borrowed();
+        [first, second, third]
     }
 
     pub(crate) fn borrowed(&self) -> KeyRef<'_> {
+        let [first, second] = self.ends;
         KeyRef {
-            first: &self.first,
-            second: &self.second,
+            first: &self.text[..first],
+            second: &self.text[first..second],
+            third: &self.text[second..],
         }
     }
 }
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.first)?;
-        if !self.second.is_empty() {
-            write!(f, "/{}", self.second)?;
+        let [first, second, third] = self.parts();
+        f.write_str(first)?;
+        if !(second.is_empty() && third.is_empty()) {
+            write!(f, "/{second}")?;
+        }
+        if !third.is_empty() {
+            write!(f, "/{third}")?;
         }
         Ok(())
     }
@@ -103,6 +123,7 @@ impl KeyRef<'_> {
     pub(crate) const EMPTY: Self = Self {
         first: "",
         second: "",
+        third: "",
     };
 
     /// Without what no provider, model or caller is called, but somebody who wants the registry to grow.
@@ -117,15 +138,16 @@ impl KeyRef<'_> {
         Self {
             first: bounded(self.first),
             second: bounded(self.second),
+            third: bounded(self.third),
         }
     }
 
     pub(crate) fn to_key(self) -> Key {
-        Key::pair(self.first, self.second)
+        Key::triple(self.first, self.second, self.third)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.first.is_empty() && self.second.is_empty()
+        self.first.is_empty() && self.second.is_empty() && self.third.is_empty()
     }
 }
 
@@ -134,7 +156,9 @@ impl PartialEq for KeyRef<'_> {
         // An empty part points nowhere. Comparing such with vector instructions that mask what is out of bounds costs
         // a fault inside the processor, more than 100 ns, and most keys have an empty part.
         let same = |a: &str, b: &str| a.len() == b.len() && (a.is_empty() || a == b);
-        same(self.first, other.first) && same(self.second, other.second)
+        same(self.first, other.first)
+            && same(self.second, other.second)
+            && same(self.third, other.third)
     }
 }
 
@@ -163,6 +187,12 @@ impl KeyBy {
     #[must_use]
     pub fn provider_and_model() -> Self {
         Self(By::ProviderAndModel)
+    }
+
+    /// Provider, account and model: [`Key::triple`]. The account is the first part of what `account` chooses.
+    #[must_use]
+    pub fn route(account: Self) -> Self {
+        Self(By::Route(Arc::new(account)))
     }
 
     /// The account at the provider.
@@ -202,33 +232,46 @@ impl KeyBy {
         request: &dyn Described,
         then: impl FnOnce(KeyRef<'_>) -> T,
     ) -> T {
-        let of = |part: fn(&Call) -> &str| request.call().map_or("", part);
-        let single = |first| KeyRef { first, second: "" };
-        let custom;
-        let key = match &self.0 {
-            By::Shared => single(""),
-            By::Provider => single(of(|call| call.provider().as_str())),
-            By::Model => single(of(|call| call.model().unwrap_or_default())),
+        let mut made = None;
+        then(self.key_of(request, &mut made).bounded())
+    }
+
+    /// The key of `request`; one that a closure has made lies in `made`.
+    fn key_of<'a>(&'a self, request: &'a dyn Described, made: &'a mut Option<Key>) -> KeyRef<'a> {
+        let call = request.call();
+        let provider = || call.map_or("", |call| call.provider().as_str());
+        let model = || call.and_then(Call::model).unwrap_or_default();
+        let single = |first| KeyRef {
+            first,
+            ..KeyRef::EMPTY
+        };
+        match &self.0 {
+            By::Shared => KeyRef::EMPTY,
+            By::Provider => single(provider()),
+            By::Model => single(model()),
             By::ProviderAndModel => KeyRef {
-                first: of(|call| call.provider().as_str()),
-                second: of(|call| call.model().unwrap_or_default()),
+                first: provider(),
+                second: model(),
+                third: "",
             },
-            By::Account => single(of(|call| call.account().unwrap_or_default())),
-            By::Caller => single(of(|call| {
-                call.caller().map_or("", |caller| caller.as_str())
-            })),
+            By::Account => single(call.and_then(Call::account).unwrap_or_default()),
+            By::Caller => {
+                let caller = call.and_then(Call::caller);
+                single(caller.map_or("", Caller::as_str))
+            }
             By::Header(name) => single(
                 request
                     .header(name.as_str())
                     .and_then(|value| std::str::from_utf8(value).ok())
                     .unwrap_or_default(),
             ),
-            By::Custom(key) => {
-                custom = key(request);
-                custom.borrowed()
-            }
-        };
-        then(key.bounded())
+            By::Route(account) => KeyRef {
+                first: provider(),
+                second: account.key_of(request, made).first,
+                third: model(),
+            },
+            By::Custom(key) => made.insert(key(request)).borrowed(),
+        }
     }
 }
 
@@ -238,6 +281,7 @@ impl PartialEq for KeyBy {
         match (&self.0, &other.0) {
             (By::Header(one), By::Header(other)) => one == other,
             (By::Custom(one), By::Custom(other)) => Arc::ptr_eq(one, other),
+            (By::Route(one), By::Route(other)) => one == other,
             (one, other) => mem::discriminant(one) == mem::discriminant(other),
         }
     }
@@ -255,6 +299,7 @@ impl fmt::Debug for KeyBy {
             By::Account => "account",
             By::Caller => "caller",
             By::Header(name) => return write!(f, "header {name}"),
+            By::Route(account) => return write!(f, "provider, account ({account:?}) and model"),
             By::Custom(_) => "custom",
         })
     }

@@ -115,6 +115,11 @@ impl<T: Forget> Registry<T> {
         self.key_by.with_key(request, |key| self.get_or_make(key))
     }
 
+    /// The state of `key`, made if there is none.
+    pub fn get_key(&self, key: &Key) -> Arc<Keyed<T>> {
+        self.get_or_make(key.borrowed())
+    }
+
     /// The state of `key`, if there is one.
     #[must_use]
     pub fn peek(&self, key: &Key) -> Option<Arc<Keyed<T>>> {

@@ -371,6 +371,14 @@ fn a_key_is_what_its_policy_says() {
         (KeyBy::account(), Key::new("team-a")),
         (KeyBy::caller(), Key::new("acme")),
         (by_header(), Key::new("eu")),
+        (
+            KeyBy::route(KeyBy::caller()),
+            Key::triple("openai", "acme", "gpt-5"),
+        ),
+        (
+            KeyBy::route(by_header()),
+            Key::triple("openai", "eu", "gpt-5"),
+        ),
         (KeyBy::custom(|_| Key::pair("a", "b")), Key::pair("a", "b")),
     ] {
         let name = format!("{by:?}");
@@ -391,12 +399,14 @@ fn a_key_is_what_its_policy_says() {
 }
 
 #[test]
-fn keys_of_two_parts_are_not_mistaken_for_others() {
+fn keys_of_several_parts_are_not_mistaken_for_others() {
     let keys = [
         Key::pair("a", "b"),
         Key::pair("ab", ""),
         Key::pair("", "ab"),
         Key::pair("a/b", ""),
+        Key::triple("a", "", "b"),
+        Key::triple("", "a", "b"),
     ];
     let registry = Registry::new(
         KeyBy::custom({
@@ -413,6 +423,8 @@ fn keys_of_two_parts_are_not_mistaken_for_others() {
         assert!(Arc::ptr_eq(state, &registry.peek(&keys[index]).unwrap()));
     }
     assert_eq!(keys[0].to_string(), "a/b");
+    assert_eq!(keys[4].to_string(), "a//b");
+    assert_eq!(keys[4].parts(), ["a", "", "b"]);
     assert_eq!(Key::new("a"), Key::pair("a", ""));
 }
 

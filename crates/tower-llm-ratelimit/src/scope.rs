@@ -194,12 +194,16 @@ impl Bound {
 
     /// The name of the limit and a key in a store.
     ///
-    /// It does not name the amount: one that is changed counts on. A key's parts are told apart by the length of the first.
+    /// It does not name the amount: one that is changed counts on. A key's parts are told apart by their lengths.
     pub(crate) fn store_key(&self, key: Option<&Key>) -> String {
         match key {
             Some(key) => {
-                let (first, second) = key.parts();
-                format!("{}:{}:{first}:{second}", self.store_name, first.len())
+                let [first, second, third] = key.parts();
+                let ends = (first.len(), second.len());
+                format!(
+                    "{}:{}:{}:{first}:{second}:{third}",
+                    self.store_name, ends.0, ends.1
+                )
             }
             None => format!("{}:overflow", self.store_name),
         }

@@ -236,6 +236,12 @@ impl Facts {
         u64::try_from(self.text_bytes).unwrap_or(0).div_ceil(4)
     }
 
+    /// The bytes of content that passed; `None` in a dialect that nobody knows.
+    pub(super) fn content_bytes(&self) -> Option<u64> {
+        let is_known = self.is_known || self.speaks.is_some();
+        is_known.then(|| u64::try_from(self.text_bytes).unwrap_or(0))
+    }
+
     /// Notes an error that is not told by a JSON member, such as an SSE event's name.
     pub(super) fn note_error(&mut self) -> &mut InBand {
         self.error.get_or_insert_default()

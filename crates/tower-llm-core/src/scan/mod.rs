@@ -37,6 +37,8 @@ pub(crate) struct Scanner {
     /// What the request was, as far as it bears on the response.
     asked: Asked,
     first_token_at: Option<Instant>,
+    /// Of the body, whatever it is.
+    data_bytes: u64,
 }
 
 /// What was asked for.
@@ -99,6 +101,7 @@ impl Scanner {
             facts: Facts::new(asked == Asked::Answer),
             asked,
             first_token_at: None,
+            data_bytes: 0,
         }
     }
 
@@ -106,6 +109,7 @@ impl Scanner {
     pub(crate) fn frame(&mut self, frame: &Frame<Bytes>) -> bool {
         let had_output = self.facts.has_output;
         if let Some(data) = frame.data_ref() {
+            self.data_bytes += data.len() as u64;
             match &mut self.format {
                 Format::Sse(sse) => sse.feed(data, &mut self.facts),
                 Format::Json(json) => json.feed(data, &mut self.facts),
@@ -126,6 +130,11 @@ impl Scanner {
 
     pub(crate) fn first_token_at(&self) -> Option<Instant> {
         self.first_token_at
+    }
+
+    /// How much content has passed; where it cannot be told from the rest of the body, all of it.
+    pub(crate) fn content_bytes(&self) -> u64 {
+        self.facts.content_bytes().unwrap_or(self.data_bytes)
     }
 
     /// Whether the body is an event stream.

@@ -1,5 +1,7 @@
 //! A guard that is told of the end on every path.
 
+use std::task::Context;
+
 use http::response::Parts;
 use tokio::time::Instant;
 
@@ -43,6 +45,25 @@ impl<G: Guard> Armed<G> {
     pub fn first_token(&mut self, at: Instant) {
         if let Some(guard) = &mut self.guard {
             guard.first_token(at);
+        }
+    }
+
+    /// Whether the guard wants to be told of content.
+    pub(crate) fn follows_content(&self) -> bool {
+        self.guard.as_ref().is_some_and(Guard::follows_content)
+    }
+
+    /// Tells the guard how much content has been seen.
+    pub(crate) fn content(&mut self, seen: u64) {
+        if let Some(guard) = &mut self.guard {
+            guard.content(seen);
+        }
+    }
+
+    /// Tells the guard that nothing has come yet.
+    pub fn pending(&mut self, cx: &mut Context<'_>) {
+        if let Some(guard) = &mut self.guard {
+            guard.pending(cx);
         }
     }
 

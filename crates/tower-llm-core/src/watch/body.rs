@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
@@ -134,7 +134,10 @@ where
         let Some(inner) = this.inner.as_mut().as_pin_mut() else {
             return Poll::Ready(None);
         };
-        let polled = ready!(this.armed.enter(|| inner.poll_frame(cx)));
+        let Poll::Ready(polled) = this.armed.enter(|| inner.poll_frame(cx)) else {
+            this.armed.pending(cx);
+            return Poll::Pending;
+        };
         let polled = polled.map(|frame| frame.map_err(Into::into));
         let end = match &polled {
             Some(Ok(frame)) => {
@@ -146,6 +149,9 @@ where
                 {
                     *this.told_first_token = true;
                     this.armed.first_token(at);
+                }
+                if this.armed.follows_content() {
+                    this.armed.content(this.lead.content_bytes());
                 }
                 let inner = this.inner.as_ref().as_pin_ref();
                 let is_over = inner.is_some_and(|inner| inner.is_end_stream());

@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use pin_project_lite::pin_project;
@@ -52,7 +52,10 @@ where
         let mut this = self.project();
         let inner = this.inner.as_mut().as_pin_mut();
         let inner = inner.expect("polled after it was ready");
-        let result = ready!(this.armed.enter(|| inner.poll(cx)));
+        let Poll::Ready(result) = this.armed.enter(|| inner.poll(cx)) else {
+            this.armed.pending(cx);
+            return Poll::Pending;
+        };
         this.inner.set(None);
         match result {
             Ok(response) => {

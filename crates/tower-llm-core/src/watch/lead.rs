@@ -61,6 +61,11 @@ impl Lead {
         self.scanner(|scanner| scanner.first_token_at())
     }
 
+    /// How much content has passed, in bytes.
+    pub(super) fn content_bytes(&self) -> u64 {
+        self.scanner(|scanner| scanner.content_bytes())
+    }
+
     /// Settles how the call has ended, unless that is settled already.
     pub(super) fn finish(&self, end: End) -> &Completion {
         self.0

@@ -13,6 +13,8 @@ mod body;
 mod future;
 mod lead;
 
+use std::task::Context;
+
 use crate::{Call, Completion, Outcome};
 use http::response::Parts;
 use http_body::Body;
@@ -57,6 +59,23 @@ pub trait Guard {
     /// is not streamed.
     fn first_token(&mut self, at: Instant) {
         let _ = at;
+    }
+
+    /// Whether it wants to be told of [`content`](Self::content). Asked again for every frame.
+    fn follows_content(&self) -> bool {
+        false
+    }
+
+    /// Content of a stream has passed: as much of it, in bytes, as `seen` is more than it was the last time.
+    fn content(&mut self, seen: u64) {
+        let _ = seen;
+    }
+
+    /// Neither the response nor its next frame is there yet: whoever waits is polled when `cx` is woken.
+    ///
+    /// A guard that is to see how long nothing comes may leave the waker with a timer.
+    fn pending(&mut self, cx: &mut Context<'_>) {
+        let _ = cx;
     }
 
     /// The call has ended.
