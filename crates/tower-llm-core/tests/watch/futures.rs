@@ -1,0 +1,223 @@
+//! Futures that answer, fail, are dropped or panic.
+
+use super::*;
+
+// === panics ===
+
+#[test]
+fn a_panic_of_the_upstreams_body_is_its_failure() {
+    let log = Log::new();
+    let mut body = read_frames(sse(Script::data([CONTENT]).then(Step::Panic)), &log, 1);
+    let panicked = catch_unwind(AssertUnwindSafe(move || {
+        let _ = next_frame(&mut body);
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(log.outcome(), Outcome::Failed(Failure::Panic));
+}
+
+#[test]
+fn a_panic_of_the_upstreams_body_is_its_failure_for_every_layer() {
+    let log = Log::new();
+    let mut body = nested(sse(Script::new([Step::Panic]).logged(&log)), &log).into_body();
+    let panicked = catch_unwind(AssertUnwindSafe(move || {
+        let _ = next_frame(&mut body);
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(
+        log.order(),
+        ["upstream dropped", "inner end", "middle end", "outer end"]
+    );
+    let panic = Outcome::Failed(Failure::Panic);
+    assert!(log.completions().iter().all(|told| told.outcome == panic));
+}
+
+#[test]
+fn a_panic_of_the_caller_between_polls_is_its_leaving() {
+    let log = Log::new();
+    let body = read_frames(sse(Script::data([CONTENT]).then(Step::Hang)), &log, 1);
+    let panicked = catch_unwind(AssertUnwindSafe(move || {
+        let _body = body;
+        panic!("the caller's own");
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(log.outcome(), Outcome::Abandoned);
+}
+
+// === futures ===
+
+fn guarded<F>(inner: F, log: &Log) -> Guarded<F, HttpBody, Probe> {
+    Guarded::new(inner, HttpBody, None, Armed::new(log.probe("only")))
+}
+
+fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+type Answer = Result<Response<Script>, BoxError>;
+
+#[test]
+fn a_future_hands_the_guard_on_to_the_body() {
+    let log = Log::new();
+    let answer: Answer = Ok(json(Script::data([ANSWER])));
+    let mut future = Box::pin(guarded(ready(answer), &log));
+    let Poll::Ready(Ok(response)) = poll_once(future.as_mut()) else {
+        panic!("not ready");
+    };
+    drop(future);
+    assert!(log.events().is_empty());
+    let mut body = response.into_body();
+    while next_frame(&mut body).is_some() {}
+    assert_eq!(log.outcome(), Outcome::Success);
+}
+
+/// Remembers how much of a response had come, by what it was told.
+struct Stages(Arc<Mutex<Vec<&'static str>>>);
+
+impl Guard for Stages {
+    fn head(&mut self, _: Option<&mut http::response::Parts>) {
+        self.0.lock().unwrap().push("head");
+    }
+
+    fn first_token(&mut self, _: Instant) {
+        self.0.lock().unwrap().push("first token");
+    }
+
+    fn end(self, _: &Completion) {
+        self.0.lock().unwrap().push("end");
+    }
+}
+
+#[test]
+fn the_head_is_told_once_and_first() {
+    let told = Arc::default();
+    let answer: Answer = Ok(sse(Script::data([ROLE, CONTENT, DONE])));
+    let armed = Armed::new(Stages(Arc::clone(&told)));
+    let mut future = Box::pin(Guarded::new(ready(answer), HttpBody, None, armed));
+    assert!(told.lock().unwrap().is_empty());
+    let Poll::Ready(Ok(response)) = poll_once(future.as_mut()) else {
+        panic!("not ready");
+    };
+    assert_eq!(*told.lock().unwrap(), ["head"]);
+    let mut body = response.into_body();
+    while next_frame(&mut body).is_some() {}
+    assert_eq!(*told.lock().unwrap(), ["head", "first token", "end"]);
+}
+
+#[test]
+fn no_head_is_told_where_none_came() {
+    let told = Arc::default();
+    let armed = Armed::new(Stages(Arc::clone(&told)));
+    let mut future = Box::pin(Guarded::new(
+        ready(Answer::Err("reset".into())),
+        HttpBody,
+        None,
+        armed,
+    ));
+    assert!(matches!(poll_once(future.as_mut()), Poll::Ready(Err(_))));
+    assert_eq!(*told.lock().unwrap(), ["end"]);
+}
+
+#[test]
+fn a_dropped_future_is_abandoned_polled_or_not() {
+    for polls in 0..2 {
+        let log = Log::new();
+        let mut future = Box::pin(guarded(pending::<Answer>(), &log));
+        for _ in 0..polls {
+            assert!(poll_once(future.as_mut()).is_pending());
+        }
+        drop(future);
+        assert_eq!(log.outcome(), Outcome::Abandoned);
+        assert_eq!(log.completion().status, None);
+    }
+}
+
+#[test]
+fn a_dropped_future_lets_go_of_the_upstream_before_its_guard_is_told() {
+    let log = Log::new();
+    let upstream = Script::data([CONTENT]).logged(&log);
+    let inner = async move {
+        let _upstream = upstream;
+        pending::<Answer>().await
+    };
+    let mut future = Box::pin(guarded(inner, &log));
+    assert!(poll_once(future.as_mut()).is_pending());
+    drop(future);
+    assert_eq!(log.order(), ["upstream dropped", "only end"]);
+}
+
+#[test]
+fn a_futures_error_says_who_failed() {
+    let refusal = || Refusal::new(RefusalKind::Unavailable, "bulkhead");
+    let timed_out = || TimedOut::new(Deadline::Total, Duration::from_secs(1));
+    let errors: [(BoxError, Outcome); 7] = [
+        (
+            "connection refused".into(),
+            Outcome::Failed(Failure::Transport),
+        ),
+        (refusal().into(), Outcome::Shed),
+        (TooLarge::new(1).into(), Outcome::Shed),
+        (
+            Wrapped(Wrapped(TooLarge::new(1).into()).into()).into(),
+            Outcome::Shed,
+        ),
+        (io::Error::other(refusal()).into(), Outcome::Shed),
+        (timed_out().into(), Outcome::Failed(Failure::Timeout)),
+        (
+            Wrapped(timed_out().into()).into(),
+            Outcome::Failed(Failure::Timeout),
+        ),
+    ];
+    for (error, outcome) in errors {
+        let log = Log::new();
+        let text = error.to_string();
+        let mut future = Box::pin(guarded(ready(Answer::Err(error)), &log));
+        let Poll::Ready(Err(passed)) = poll_once(future.as_mut()) else {
+            panic!("no error");
+        };
+        assert_eq!(passed.to_string(), text);
+        assert_eq!(log.outcome(), outcome, "{text}");
+        drop(future);
+        assert_eq!(log.completions().len(), 1);
+    }
+}
+
+#[test]
+fn a_panic_of_the_inner_future_is_its_failure() {
+    let log = Log::new();
+    let inner = std::future::poll_fn(|_| -> Poll<Answer> { panic!("the inner future panics") });
+    let mut future = Box::pin(guarded(inner, &log));
+    let panicked = catch_unwind(AssertUnwindSafe(move || {
+        let _ = poll_once(future.as_mut());
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(log.outcome(), Outcome::Failed(Failure::Panic));
+}
+
+#[test]
+fn an_armed_guard_is_told_once() {
+    let log = Log::new();
+    let mut armed = Armed::new(log.probe("only"));
+    assert!(!armed.has_ended());
+    armed.end(&Completion::new(Outcome::Shed));
+    assert!(armed.has_ended());
+    armed.end(&Completion::new(Outcome::Success));
+    drop(armed);
+    assert_eq!(log.outcome(), Outcome::Shed);
+}
+
+#[test]
+fn a_disarmed_guard_is_not_told() {
+    let log = Log::new();
+    let mut armed = Armed::new(log.probe("only"));
+    let guard = armed.disarm();
+    assert!(guard.is_some());
+    drop(armed);
+    assert!(log.events().is_empty());
+}
+
+#[test]
+fn a_unary_response_is_the_end_of_its_call() {
+    let log = Log::new();
+    assert_eq!(Unary.watch(None, 7, log.probe("only")), 7);
+    assert_eq!(log.completion(), Completion::new(Outcome::Success));
+}

@@ -1,0 +1,131 @@
+//! Verdicts that stand, and answers that are none.
+
+use super::*;
+
+fn cut(response: Response<Script>, frames: usize) -> Completion {
+    let log = Log::new();
+    let mut body = HttpBody
+        .watch(None, response, log.probe("only"))
+        .into_body();
+    for _ in 0..frames {
+        next_frame(&mut body).unwrap().unwrap();
+    }
+    Pin::new(&mut body).cut(Outcome::Failed(Failure::Stalled));
+    log.completion()
+}
+
+#[test]
+fn a_cut_does_not_change_what_the_upstream_had_said() {
+    let pending = |pieces: &[&'static str]| Script::data(pieces.iter().copied()).then(Step::Hang);
+    let done = cut(sse(pending(&[CONTENT, USAGE, DONE])), 3);
+    assert_eq!(
+        (done.outcome, done.usage),
+        (Outcome::Success, Some(Usage::new(9, 2)))
+    );
+
+    let whole = cut(json(pending(&[r#"{"usage":{"input_tokens":1}}"#])), 1);
+    assert_eq!(whole.outcome, Outcome::Success);
+
+    let mut throttled = response(429, "application/json", pending(&[r#"{"error":"#]));
+    let seven = HeaderValue::from_static("7");
+    throttled.headers_mut().insert("retry-after", seven);
+    let retry_after = Some(Duration::from_secs(7));
+    assert_eq!(
+        cut(throttled, 1).outcome,
+        Outcome::Throttled { retry_after }
+    );
+
+    let error = r#"data: {"type":"error","error":{"type":"overloaded_error","message":"no"}}"#;
+    let overloaded = cut(sse(pending(&[error, "\n\n"])), 2);
+    assert_eq!(
+        overloaded.outcome,
+        Outcome::Overloaded { retry_after: None }
+    );
+
+    let silent = cut(sse(pending(&[CONTENT])), 1);
+    assert_eq!(silent.outcome, Outcome::Failed(Failure::Stalled));
+}
+
+fn answered(streamed: bool, response: Response<Script>) -> Outcome {
+    let call = Call::builder(Provider::OPENAI, Operation::CHAT)
+        .dialect(Dialect::OpenAi)
+        .streamed(streamed)
+        .build();
+    watch_to_end(Some(&call), response).0.outcome
+}
+
+#[test]
+fn what_is_no_answer_of_a_model_is_no_success() {
+    let truncated = Outcome::Failed(Failure::Truncated);
+    let html = || response(200, "text/html", Script::data(["<p>Are you human?"]));
+    assert_eq!(answered(true, html()), truncated);
+    assert_eq!(answered(false, html()), truncated);
+    for nothing in ["", "  \n \n"] {
+        assert_eq!(answered(false, json(Script::data([nothing]))), truncated);
+    }
+    let moved = response(302, "application/json", Script::data(["{}"]));
+    assert_eq!(answered(false, moved), Outcome::Refused);
+    // What is compressed cannot be read, and is taken at its word.
+    let mut gzip = json(Script::data([&b"\x1f\x8b"[..]]));
+    let encoding = HeaderValue::from_static("gzip");
+    gzip.headers_mut().insert("content-encoding", encoding);
+    assert_eq!(answered(false, gzip), Outcome::Success);
+}
+
+#[test]
+fn a_job_that_has_failed_is_no_failure_of_the_server() {
+    let call = Call::builder(Provider::OPENAI, Operation::OTHER).build();
+    let body = r#"{"object":"batch","status":"failed","error":{"code":"x","message":"bad file"}}"#;
+    let (told, _) = watch_to_end(Some(&call), json(Script::data([body])));
+    assert_eq!(told.outcome, Outcome::Success);
+}
+
+#[test]
+fn an_error_that_says_nothing_is_none() {
+    for error in [
+        "null",
+        "{}",
+        "[]",
+        "\"\"",
+        r#"{"code":null,"message":null}"#,
+    ] {
+        let body = format!(r#"{{"choices":[],"error":{error}}}"#);
+        let (told, _) = watch_to_end(None, json(Script::data([body])));
+        assert_eq!(told.outcome, Outcome::Success, "{error}");
+    }
+}
+
+#[test]
+fn what_the_total_counts_is_not_counted_twice() {
+    // As proxies write Anthropic's usage in OpenAI's form.
+    let body = r#"{"usage":{"prompt_tokens":1000,"completion_tokens":5,
+        "prompt_tokens_details":{"cached_tokens":900},"completion_tokens_details":{"reasoning_tokens":100},
+        "cache_read_input_tokens":900,"cache_creation_input_tokens":50}}"#;
+    let (told, _) = watch_to_end(None, json(Script::data([body])));
+    let usage = told.usage.unwrap();
+    assert_eq!((usage.input, usage.output), (1_000, 5));
+    assert_eq!(
+        (usage.cached_input, usage.cache_write, usage.reasoning),
+        (900, 50, 5)
+    );
+}
+
+#[test]
+fn a_byte_order_mark_hides_no_event() {
+    let first = format!("\u{feff}{USAGE}");
+    let alone: Vec<_> = first.bytes().map(|byte| Bytes::from(vec![byte])).collect();
+    for pieces in [vec![Bytes::from(first)], alone] {
+        let (told, _) = watch_to_end(None, sse(Script::data(pieces)));
+        assert_eq!(told.usage, Some(Usage::new(9, 2)));
+    }
+}
+
+#[test]
+fn no_wait_is_longer_than_a_month() {
+    let mut throttled = response(429, "application/json", Script::data(["{}"]));
+    let long = HeaderValue::from_static("1000000000000000000");
+    throttled.headers_mut().insert("retry-after", long);
+    let (told, _) = watch_to_end(None, throttled);
+    let retry_after = Some(Duration::from_secs(31 * 86_400));
+    assert_eq!(told.outcome, Outcome::Throttled { retry_after });
+}
