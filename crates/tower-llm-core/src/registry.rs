@@ -120,6 +120,11 @@ impl<T: Forget> Registry<T> {
         self.get_or_make(key.borrowed())
     }
 
+    /// The state that keys share when it is full.
+    pub fn overflow(&self) -> Arc<Keyed<T>> {
+        Arc::clone(&self.overflow)
+    }
+
     /// The state of `key`, if there is one.
     #[must_use]
     pub fn peek(&self, key: &Key) -> Option<Arc<Keyed<T>>> {

@@ -168,6 +168,7 @@ fn keys_that_find_no_place_share_one_state() {
     // One place in each of the shards.
     assert_eq!((with.len(), registry.len()), (16, 16));
     assert!(without.iter().all(|state| Arc::ptr_eq(state, without[0])));
+    assert!(Arc::ptr_eq(without[0], &registry.overflow()));
     drop(held);
     for key in 2_000..3_000 {
         assert!(
@@ -266,6 +267,14 @@ fn state_is_made_once_for_a_key_that_stays() {
         registry.get(&asks("b"));
     }
     assert_eq!(made.load(Ordering::Relaxed), 3);
+}
+
+#[test]
+fn a_key_can_be_asked_for_by_itself() {
+    let registry = registry(100);
+    let state = registry.get_key(&Key::new("a"));
+    assert!(Arc::ptr_eq(&state, &registry.get(&asks("a"))));
+    assert_eq!(registry.len(), 1);
 }
 
 #[test]
