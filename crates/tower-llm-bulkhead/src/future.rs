@@ -123,7 +123,7 @@ where
                 StateProj::Waiting { waiter, call } => match ready!(waiter.poll(cx)) {
                     Ok(permit) => {
                         let call = call.take().expect("polled after it was ready");
-                        let future = call.start(permit.hold(waiter.release_at));
+                        let future = call.start(permit, waiter.release_at);
                         this.state.set(State::Late { future });
                     }
                     // The ticket goes with the state: out of the queue before the caller hears of it.
@@ -147,14 +147,13 @@ impl Waiter {
             .timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
         ready!(timer.as_mut().poll(cx));
-        let places = self.ticket.places();
-        places.count_refused();
-        Poll::Ready(Err(BulkheadFull::waited(places.limit(), self.max_wait)))
+        Poll::Ready(Err(self.ticket.refuse(self.max_wait)))
     }
 }
 
 impl<S: Service<Req>, Req: Described, W> Waiting<S, Req, W> {
-    fn start(self, place: Place) -> Guarded<Oneshot<S, Req>, W, Place> {
+    fn start(self, permit: Permit, at: ReleaseAt) -> Guarded<Oneshot<S, Req>, W, Place> {
+        let place = permit.hold(at, self.request.call());
         let call = self.request.call().cloned();
         let inner = Oneshot::new(self.inner, self.request);
         Guarded::new(inner, self.watch, call, Armed::new(place))

@@ -54,21 +54,27 @@
 
 #![warn(missing_docs)]
 
+mod adaptive;
 mod error;
 mod future;
 mod handle;
 mod layer;
 mod permit;
 mod places;
+mod priority;
 mod reserve;
 mod service;
+mod weigh;
 
 pub use self::{
-    error::BulkheadFull,
+    adaptive::Adaptive,
+    error::{BulkheadFull, LimitOf},
     future::ResponseFuture,
-    handle::{BulkheadHandle, KeyStats},
+    handle::{BulkheadHandle, GlobalStats, KeyStats},
     layer::{BulkheadBuilder, BulkheadLayer},
     permit::{Place, ReleaseAt},
+    priority::Priority,
     reserve::{Reserve, ReserveFuture, ReserveLayer},
     service::Bulkhead,
+    weigh::Weigh,
 };

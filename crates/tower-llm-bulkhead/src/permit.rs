@@ -1,13 +1,18 @@
 use std::{
     sync::Arc,
     task::{Poll, Waker},
+    time::Duration,
 };
 
 use http::response::Parts;
 use tokio::time::Instant;
-use tower_llm_core::{Completion, Forget, Guard, Keyed};
+use tower_llm_core::{Call, Completion, Guard};
 
-use crate::places::{Joined, Places};
+use crate::{
+    Adaptive, BulkheadFull, LimitOf,
+    adaptive::Sign,
+    places::{Joined, Places, Shared, Turn, Wanted},
+};
 
 /// When a call gives its place back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -22,14 +27,18 @@ pub enum ReleaseAt {
     End,
 }
 
-/// A place that is held; dropping it gives it back.
+/// A place that is held, or as many as a call weighs; dropping it gives them back.
 #[derive(Debug)]
-pub(crate) struct Permit(Arc<Keyed<Places>>);
+pub(crate) struct Permit {
+    places: Shared,
+    weight: u32,
+}
 
 /// A place in the queue; dropping it leaves the queue, or gives back the place that was given meanwhile.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    places: Arc<Keyed<Places>>,
+    places: Shared,
+    wanted: Wanted,
     // `None` once its place has been taken over by a permit.
     number: Option<u64>,
 }
@@ -39,7 +48,7 @@ pub(crate) struct Ticket {
 pub(crate) enum Admission {
     Admitted(Permit),
     Waiting(Ticket),
-    Full,
+    Full(BulkheadFull),
 }
 
 /// The place that a call holds: its guard.
@@ -47,32 +56,48 @@ pub(crate) enum Admission {
 pub struct Place {
     permit: Option<Permit>,
     release_at: ReleaseAt,
+    // Only where the limit follows what calls meet.
+    tells: Option<Tells>,
+}
+
+/// Tells an adaptive limit what a call meets.
+#[derive(Debug)]
+struct Tells {
+    // Also when the place has been given back.
+    places: Shared,
+    // Since when a stream has brought no token, if anybody wants to know.
+    silent_since: Option<Instant>,
 }
 
 // === impl Permit ===
 
 impl Permit {
-    /// Takes a place if one is free; gives `places` back if not.
-    pub(crate) fn try_acquire(places: Arc<Keyed<Places>>) -> Result<Self, Arc<Keyed<Places>>> {
-        if places.try_acquire() {
-            Ok(Self(places))
+    /// Takes places if they are free; gives `places` back if not.
+    pub(crate) fn try_acquire(places: Shared, weight: u32) -> Result<Self, Shared> {
+        if places.try_acquire(weight) {
+            Ok(Self { places, weight })
         } else {
             Err(places)
         }
     }
 
-    /// This permit as the guard of a call.
-    pub(crate) fn hold(self, release_at: ReleaseAt) -> Place {
+    /// This permit as the guard of `call`.
+    pub(crate) fn hold(self, release_at: ReleaseAt, call: Option<&Call>) -> Place {
+        let tells = self.places.rules().map(|rules| Tells {
+            places: Arc::clone(&self.places),
+            silent_since: rules.silent_since(call),
+        });
         Place {
             permit: Some(self),
             release_at,
+            tells,
         }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.release();
+        self.places.release(self.weight);
     }
 }
 
@@ -80,40 +105,64 @@ impl Drop for Permit {
 
 impl Ticket {
     /// Joins the queue for a place.
-    pub(crate) fn join(places: Arc<Keyed<Places>>, max_waiting: usize, waker: &Waker) -> Admission {
-        match places.join(max_waiting, waker) {
-            Joined::Admitted => Admission::Admitted(Permit(places)),
+    pub(crate) fn join(
+        places: Shared,
+        wanted: Wanted,
+        max_waiting: usize,
+        waker: &Waker,
+    ) -> Admission {
+        match Places::join(&places, &wanted, max_waiting, waker) {
+            Joined::Admitted => Admission::Admitted(Permit {
+                places,
+                weight: wanted.weight,
+            }),
             Joined::Waiting(number) => Admission::Waiting(Self {
                 places,
+                wanted,
                 number: Some(number),
             }),
-            Joined::Full => Admission::Full,
+            Joined::Full(limit_of) => Admission::Full(full(&places, limit_of, &wanted.turn)),
         }
     }
 
     /// The place, when it is this one's turn.
     pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<Permit> {
         let number = self.number.expect("polled after it was ready");
-        self.places.poll_ticket(number, waker).map(|()| {
+        let polled = self.places.poll_ticket(&self.wanted.turn, number, waker);
+        polled.map(|()| {
             self.number = None;
-            Permit(Arc::clone(&self.places))
+            Permit {
+                places: Arc::clone(&self.places),
+                weight: self.wanted.weight,
+            }
         })
     }
 
-    pub(crate) fn places(&self) -> &Places {
-        &self.places
+    /// Why it is refused, if it has waited for too long.
+    pub(crate) fn refuse(&self, waited: Duration) -> BulkheadFull {
+        self.places.count_refused();
+        let limit_of = self.places.full_of(self.wanted.weight);
+        full(&self.places, limit_of, &self.wanted.turn).after(waited)
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(number) = self.number
-            && !self.places.leave(number)
+            && !self.places.leave(&self.wanted.turn, number)
         {
             // The place came, and nobody is left to take it.
-            self.places.release();
+            self.places.release(self.wanted.weight);
         }
     }
+}
+
+fn full(places: &Places, limit_of: LimitOf, turn: &Turn) -> BulkheadFull {
+    let limit = match (limit_of, places.all()) {
+        (LimitOf::Global, Some(all)) => all.limit(),
+        _ => places.limit(),
+    };
+    BulkheadFull::queue_full(limit, limit_of, turn.priority)
 }
 
 // === impl Place ===
@@ -131,18 +180,42 @@ impl Guard for Place {
         self.release(ReleaseAt::Head);
     }
 
-    fn first_token(&mut self, _: Instant) {
+    fn first_token(&mut self, at: Instant) {
+        if let Some(tells) = &mut self.tells {
+            tells.first_token(at);
+        }
         self.release(ReleaseAt::FirstToken);
     }
 
-    fn end(self, _: &Completion) {}
+    fn end(self, completion: &Completion) {
+        // Before the place is free, so that it goes by the new limit.
+        if let Some(tells) = &self.tells {
+            tells.end(completion);
+        }
+    }
 }
 
-// === impl Places ===
+// === impl Tells ===
 
-impl Forget for Places {
-    fn may_forget(&self) -> bool {
-        // Whoever has a place or waits for one holds these places: nobody does.
-        true
+impl Tells {
+    fn first_token(&mut self, at: Instant) {
+        if let Some(since) = self.silent_since.take() {
+            let after = at.saturating_duration_since(since);
+            self.tell(at, |rules| rules.first_token(after));
+        }
+    }
+
+    fn end(&self, completion: &Completion) {
+        let now = completion.ended_at.unwrap_or_else(Instant::now);
+        let silent_for = self
+            .silent_since
+            .map(|since| now.saturating_duration_since(since));
+        self.tell(now, |rules| rules.end(completion, silent_for));
+    }
+
+    fn tell(&self, now: Instant, sign: impl FnOnce(&Adaptive) -> Option<Sign>) {
+        if let Some(sign) = self.places.rules().and_then(sign) {
+            self.places.heed(sign, now);
+        }
     }
 }

@@ -1,199 +1,461 @@
-//! A number of places, and the queue for them.
+//! The places of a key, those of all keys together, and the line for them.
 //!
 //! A place that is free is taken by one compare-and-swap and given back by one subtraction: a semaphore that keeps
 //! its waiters in a mutex costs more than everything else this crate does. Only when calls wait does a lock come
 //! in:
 //!
-//! - While the queue is not empty, `QUEUED` is set in the state. It makes the state larger than any limit, so
-//!   that nobody takes a place past those who wait, and whoever gives one back sees it.
+//! - While the line is not empty, it is *closed*, which is a bit in the word that counts what is taken. Nobody takes a
+//!   place past those who wait, and whoever gives one back sees it.
 //! - While it is set, places are taken only under the lock. Whoever gives one back subtracts first and then, under
-//!   the lock, hands free places to the longest waiting. Whoever joins sets it first and then, under the same
+//!   the lock, hands free places to those whose turn it is. Whoever joins sets it first and then, under the same
 //!   lock, looks for a free place once more. Both change the same word, so one of the two sees the other.
+//!
+//! With a limit over all keys there are two such words, and one line for all keys. The bit is in the word of all keys,
+//! which is taken last and given back last, so that the above holds for it. What was taken of a key is given back if
+//! there is no room in all: somebody may have gone to the line for that, so the line is looked after then, too.
 //!
 //! Wakers are woken and dropped with the lock free. They run code that is not ours: one may be the last that holds a
 //! task, and the task a future that waits here too.
 
+mod counter;
+mod line;
+
 use std::{
-    collections::BTreeMap,
-    mem,
-    sync::{PoisonError, atomic::Ordering},
+    mem, ptr,
+    sync::{
+        Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     task::{Poll, Waker},
 };
 
 #[cfg(not(all(test, bulkhead_loom)))]
-use std::sync::{Mutex, MutexGuard, atomic::AtomicU64};
+use std::sync::{Mutex, MutexGuard};
 
 #[cfg(all(test, bulkhead_loom))]
-use ::loom::sync::{Mutex, MutexGuard, atomic::AtomicU64};
+use ::loom::sync::{Mutex, MutexGuard};
 
-/// Most places there can be.
-pub(crate) const MAX_LIMIT: usize = u32::MAX as usize;
+use tokio::time::Instant;
+use tower_llm_core::{Forget, Keyed};
 
-const QUEUED: u64 = 1 << 63;
+use self::{
+    counter::Counter,
+    line::{LaneId, Line, Room},
+};
+use crate::{
+    Adaptive, LimitOf,
+    adaptive::{Aimd, Sign},
+    priority::ByPriority,
+};
 
+pub(crate) use self::{counter::MAX_LIMIT, line::Turn};
+
+/// The places of one key.
 #[derive(Debug)]
 pub(crate) struct Places {
-    /// Places that are taken, and `QUEUED`.
-    state: AtomicU64,
-    limit: u64,
-    queue: Mutex<Queue>,
+    counter: Counter,
+    line: Lines,
+    refused: AtomicU64,
+    /// The limit if these places were made anew.
+    made_with: usize,
+    /// The limit that somebody has set, or else the same.
+    set_to: AtomicUsize,
+    // Boxed: most have none.
+    adaptive: Option<Box<Follows>>,
+}
+
+/// How a limit follows what calls meet.
+#[derive(Debug)]
+struct Follows {
+    rules: Adaptive,
+    // Locked where a call tells something, never on admission.
+    aimd: StdMutex<Aimd>,
+}
+
+/// The places of all keys together.
+#[derive(Debug)]
+pub(crate) struct AllPlaces {
+    counter: Counter,
+    line: Mutex<Line<Shared>>,
     refused: AtomicU64,
 }
 
-#[derive(Debug, Default)]
-struct Queue {
-    /// Who waits, by ticket: the lowest has waited longest. Who is not in it any more has been given a place.
-    waiting: BTreeMap<u64, Waker>,
-    next_ticket: u64,
+/// Where calls wait.
+#[derive(Debug)]
+enum Lines {
+    Own(Mutex<Line<Shared>>),
+    Common(Arc<AllPlaces>),
 }
 
-/// What became of an attempt to join the queue.
+pub(crate) type Shared = Arc<Keyed<Places>>;
+
+/// What a call needs a place for.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) weight: u32,
+    pub(crate) turn: Turn,
+}
+
+/// What became of an attempt to join the line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Joined {
     /// A place became free just now, and is taken.
     Admitted,
-    /// In the queue, with this ticket.
+    /// In the line, with this ticket.
     Waiting(u64),
-    /// There is no room in the queue.
-    Full,
+    /// There is no room in the line.
+    Full(LimitOf),
+}
+
+impl Default for Wanted {
+    /// One place, for nobody in particular.
+    fn default() -> Self {
+        Self {
+            weight: 1,
+            turn: Turn::default(),
+        }
+    }
+}
+
+impl AllPlaces {
+    /// `limit` places, none taken. At most [`MAX_LIMIT`] of them.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            counter: Counter::new(limit),
+            line: Mutex::default(),
+            refused: AtomicU64::new(0),
+        }
+    }
+
+    /// Sets the limit; whoever it lets in is let in.
+    pub(crate) fn set_limit(&self, limit: usize) {
+        self.counter.set_limit(limit);
+        while let Some(waker) = hand_over(&self.line, &self.counter, None) {
+            waker.wake();
+        }
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.counter.limit()
+    }
+
+    /// How many calls there are, and what they weigh.
+    pub(crate) fn taken(&self) -> (usize, u64) {
+        self.counter.taken()
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        lock(&self.line).waiting()
+    }
+
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
 }
 
 impl Places {
     /// `limit` places, none taken. At most [`MAX_LIMIT`] of them.
     pub(crate) fn new(limit: usize) -> Self {
+        Self::with_line(limit, Lines::Own(Mutex::default()))
+    }
+
+    /// The same within `all` places.
+    pub(crate) fn within(limit: usize, all: Arc<AllPlaces>) -> Self {
+        Self::with_line(limit, Lines::Common(all))
+    }
+
+    fn with_line(limit: usize, line: Lines) -> Self {
         Self {
-            state: AtomicU64::new(0),
-            limit: limit.min(MAX_LIMIT) as u64,
-            queue: Mutex::default(),
+            counter: Counter::new(limit),
+            line,
             refused: AtomicU64::new(0),
+            made_with: limit,
+            set_to: AtomicUsize::new(limit),
+            adaptive: None,
         }
     }
 
-    /// Takes a place if one is free and nobody waits for it.
-    pub(crate) fn try_acquire(&self) -> bool {
-        let mut state = self.state.load(Ordering::Relaxed);
-        while state < self.limit {
-            match self.state.compare_exchange_weak(
-                state,
-                state + 1,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return true,
-                Err(now) => state = now,
+    /// With a limit that follows `rules`, if there are any.
+    pub(crate) fn adaptive(mut self, rules: Option<Adaptive>) -> Self {
+        let limit = self.limit();
+        self.adaptive = rules.map(|rules| {
+            let aimd = StdMutex::new(Aimd::new(rules, limit));
+            Box::new(Follows { rules, aimd })
+        });
+        self
+    }
+
+    /// Takes them if there is room and nobody waits for them.
+    pub(crate) fn try_acquire(&self, weight: u32) -> bool {
+        match &self.line {
+            Lines::Own(_) => self.counter.try_take(weight),
+            Lines::Common(all) => self.try_acquire_both(all, weight),
+        }
+    }
+
+    fn try_acquire_both(&self, all: &AllPlaces, weight: u32) -> bool {
+        // Looked at first, so that where all are taken nothing is taken and given back.
+        if !all.counter.is_open_for(weight) || !self.counter.try_take(weight) {
+            return false;
+        }
+        let is_taken = all.counter.try_take(weight);
+        if !is_taken {
+            self.counter.give_back(weight);
+            self.hand_over_all();
+        }
+        is_taken
+    }
+
+    /// Gives places back, to those whose turn it is if somebody waits.
+    pub(crate) fn release(&self, weight: u32) {
+        let is_closed = match &self.line {
+            Lines::Own(_) => self.counter.give_back(weight),
+            Lines::Common(all) => {
+                self.counter.give_back(weight);
+                all.counter.give_back(weight)
             }
+        };
+        if is_closed {
+            self.hand_over_all();
         }
-        false
     }
 
-    /// Gives a place back, to the longest waiting if there is one.
-    pub(crate) fn release(&self) {
-        let before = self.state.fetch_sub(1, Ordering::AcqRel);
-        if before & QUEUED != 0 {
-            // One at a time, and woken with the lock free.
-            while let Some(waker) = self.hand_over() {
+    /// Joins the line, unless there is room now or `max_waiting` others of its class wait for this key.
+    pub(crate) fn join(
+        this: &Shared,
+        wanted: &Wanted,
+        max_waiting: usize,
+        waker: &Waker,
+    ) -> Joined {
+        let waker = waker.clone();
+        let mut line = this.line();
+        let gate = this.gate();
+        gate.close();
+        if line.is_empty() && take(gate, &this.counter, wanted.weight) == Room::Taken {
+            gate.reopen();
+            return Joined::Admitted;
+        }
+        let Wanted { weight, turn } = wanted;
+        let own = line.join(this.lane(), || Arc::clone(this), turn, *weight, waker);
+        let mut is_admitted = false;
+        // Others, if what an attempt of somebody's took and gave back comes to light only now.
+        let mut served = Vec::new();
+        while let Some((ticket, waker)) = serve(&mut line, gate) {
+            is_admitted |= ticket == own;
+            served.push((ticket, waker));
+        }
+        let mut left = None;
+        let waiting = line.waiting_in(this.lane())[turn.priority.index()];
+        let joined = if is_admitted {
+            Joined::Admitted
+        } else if waiting > max_waiting {
+            let full = Joined::Full(this.full(&line, *weight));
+            this.count_refused();
+            left = line.leave(this.lane(), turn, own);
+            full
+        } else {
+            Joined::Waiting(own)
+        };
+        reopen_if_empty(&line, gate);
+        drop(line);
+        drop(left);
+        for (ticket, waker) in served {
+            if ticket != own {
                 waker.wake();
             }
         }
-    }
-
-    /// Joins the queue, unless a place has become free or `max_waiting` others are in it.
-    pub(crate) fn join(&self, max_waiting: usize, waker: &Waker) -> Joined {
-        let mut queue = self.queue();
-        let state = self.state.fetch_or(QUEUED, Ordering::AcqRel);
-        let joined = if queue.waiting.is_empty() && (state & !QUEUED) < self.limit {
-            self.state.fetch_add(1, Ordering::AcqRel);
-            Joined::Admitted
-        } else if queue.waiting.len() >= max_waiting {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            Joined::Full
-        } else {
-            let ticket = queue.next_ticket;
-            queue.next_ticket += 1;
-            queue.waiting.insert(ticket, waker.clone());
-            Joined::Waiting(ticket)
-        };
-        self.reopen_if_empty(&queue);
         joined
     }
 
     /// Whether the one with `ticket` has been given a place; if not, `waker` is woken when it has.
-    pub(crate) fn poll_ticket(&self, ticket: u64, waker: &Waker) -> Poll<()> {
-        let mut queue = self.queue();
-        let Some(kept) = queue.waiting.get_mut(&ticket) else {
+    pub(crate) fn poll_ticket(&self, turn: &Turn, ticket: u64, waker: &Waker) -> Poll<()> {
+        let mut line = self.line();
+        let Some(kept) = line.waker(self.lane(), turn, ticket) else {
             return Poll::Ready(());
         };
         let replaced = (!kept.will_wake(waker)).then(|| mem::replace(kept, waker.clone()));
-        drop(queue);
+        drop(line);
         drop(replaced);
         Poll::Pending
     }
 
-    /// Leaves the queue; `false` if a place had been given already, which is then still taken.
-    pub(crate) fn leave(&self, ticket: u64) -> bool {
-        let mut queue = self.queue();
-        let waker = queue.waiting.remove(&ticket);
-        self.reopen_if_empty(&queue);
-        drop(queue);
-        waker.is_some()
+    /// Leaves the line; `false` if a place had been given already, which is then still taken.
+    pub(crate) fn leave(&self, turn: &Turn, ticket: u64) -> bool {
+        let mut line = self.line();
+        let waker = line.leave(self.lane(), turn, ticket);
+        reopen_if_empty(&line, self.gate());
+        drop(line);
+        let has_left = waker.is_some();
+        drop(waker);
+        if has_left {
+            // It may have held up lighter ones.
+            self.hand_over_all();
+        }
+        has_left
     }
 
-    /// Counts a call that was refused because it waited too long.
+    /// Counts a call that was refused.
     pub(crate) fn count_refused(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(all) = self.all() {
+            all.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Which limit keeps `weight` out.
+    pub(crate) fn full_of(&self, weight: u32) -> LimitOf {
+        self.full(&self.line(), weight)
+    }
+
+    fn full(&self, line: &Line<Shared>, weight: u32) -> LimitOf {
+        let in_key =
+            self.all().is_none() || line.is_held_up(self.lane()) || !self.counter.has_room(weight);
+        if in_key {
+            LimitOf::Key
+        } else {
+            LimitOf::Global
+        }
+    }
+
+    /// Sets the limit; whoever it lets in is let in.
+    pub(crate) fn set_limit(&self, limit: usize) {
+        let aimd = self.aimd();
+        self.set_to.store(limit, Ordering::Relaxed);
+        self.counter.set_limit(limit);
+        if let Some(mut aimd) = aimd {
+            aimd.reset(limit);
+        }
+        self.hand_over_all();
+    }
+
+    /// Lets the limit follow a sign.
+    pub(crate) fn heed(&self, sign: Sign, now: Instant) {
+        let Some(mut aimd) = self.aimd() else {
+            return;
+        };
+        let before = self.limit();
+        let limit = aimd.heed(sign, self.taken().0, now);
+        // With the lock held, so that limits are set in the order they were found.
+        self.counter.set_limit(limit);
+        drop(aimd);
+        if limit > before {
+            self.hand_over_all();
+        }
+    }
+
+    /// The rules that the limit follows, if it follows any.
+    pub(crate) fn rules(&self) -> Option<&Adaptive> {
+        self.adaptive.as_ref().map(|follows| &follows.rules)
+    }
+
+    fn aimd(&self) -> Option<StdMutexGuard<'_, Aimd>> {
+        let follows = self.adaptive.as_ref()?;
+        Some(follows.aimd.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn limit(&self) -> usize {
-        to_usize(self.limit)
+        self.counter.limit()
     }
 
-    pub(crate) fn in_flight(&self) -> usize {
-        to_usize(self.state.load(Ordering::Relaxed) & !QUEUED)
+    /// How many calls there are, and what they weigh.
+    pub(crate) fn taken(&self) -> (usize, u64) {
+        self.counter.taken()
     }
 
-    pub(crate) fn waiting(&self) -> usize {
-        self.queue().waiting.len()
+    pub(crate) fn waiting(&self) -> ByPriority {
+        self.line().waiting_in(self.lane())
     }
 
     pub(crate) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Gives a free place to the longest waiting, who is to be woken.
-    fn hand_over(&self) -> Option<Waker> {
-        let mut queue = self.queue();
-        let taken = self.state.load(Ordering::Acquire) & !QUEUED;
-        let waker = if taken < self.limit {
-            queue.waiting.pop_first().map(|(_, waker)| waker)
-        } else {
-            None
-        };
-        if waker.is_some() {
-            self.state.fetch_add(1, Ordering::AcqRel);
-        }
-        self.reopen_if_empty(&queue);
-        waker
-    }
-
-    fn reopen_if_empty(&self, queue: &Queue) {
-        if queue.waiting.is_empty() {
-            self.state.fetch_and(!QUEUED, Ordering::AcqRel);
+    /// The places of all keys, if there is a limit for them.
+    pub(crate) fn all(&self) -> Option<&AllPlaces> {
+        match &self.line {
+            Lines::Own(_) => None,
+            Lines::Common(all) => Some(all),
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        // Nothing that can panic runs while it is held but the waker's clone, which leaves it as it was.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Gives what is free to those whose turn it is, one at a time, each woken with the lock free.
+    fn hand_over_all(&self) {
+        while let Some(waker) = hand_over(self.mutex(), self.gate(), Some(self.lane())) {
+            waker.wake();
+        }
+    }
+
+    /// The word that says whether somebody waits.
+    fn gate(&self) -> &Counter {
+        self.all().map_or(&self.counter, |all| &all.counter)
+    }
+
+    /// Where they are, which is where they stay while somebody holds them.
+    fn lane(&self) -> LaneId {
+        ptr::from_ref(self).addr()
+    }
+
+    fn mutex(&self) -> &Mutex<Line<Shared>> {
+        match &self.line {
+            Lines::Own(line) => line,
+            Lines::Common(all) => &all.line,
+        }
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line<Shared>> {
+        lock(self.mutex())
     }
 }
 
-fn to_usize(places: u64) -> usize {
-    // At most `MAX_LIMIT`, which is one.
-    usize::try_from(places).unwrap_or(usize::MAX)
+impl Forget for Places {
+    fn may_forget(&self) -> bool {
+        // Whoever has a place or waits for one holds these places: nobody does.
+        self.set_to.load(Ordering::Relaxed) == self.made_with
+    }
+}
+
+/// Gives places to the one whose turn it is, who is to be woken. There may be room again in the key of `lane`.
+fn hand_over(line: &Mutex<Line<Shared>>, gate: &Counter, lane: Option<LaneId>) -> Option<Waker> {
+    let mut line = lock(line);
+    if let Some(lane) = lane {
+        line.open(lane);
+    }
+    let served = serve(&mut line, gate);
+    reopen_if_empty(&line, gate);
+    served.map(|(_, waker)| waker)
+}
+
+fn serve(line: &mut Line<Shared>, gate: &Counter) -> Option<(u64, Waker)> {
+    line.serve(|places, weight| take(gate, &places.counter, weight))
+}
+
+/// Takes `weight` of a key and of all keys, together or not at all: under the line's lock, with the gate closed.
+fn take(gate: &Counter, key: &Counter, weight: u32) -> Room {
+    if !key.take_in_turn(weight) {
+        return Room::NotInKey;
+    }
+    if ptr::eq(gate, key) || gate.take_in_turn(weight) {
+        return Room::Taken;
+    }
+    key.give_back(weight);
+    Room::NotInAll
+}
+
+fn reopen_if_empty(line: &Line<Shared>, gate: &Counter) {
+    if line.is_empty() {
+        gate.reopen();
+    }
+}
+
+fn lock(line: &Mutex<Line<Shared>>) -> MutexGuard<'_, Line<Shared>> {
+    // Nothing that can panic runs while it is held but a waker's clone, which leaves it as it was.
+    line.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // Loom's types work inside its models only, so that it is one or the other.
 #[cfg(all(test, bulkhead_loom))]
 mod loom;
+#[cfg(all(test, not(bulkhead_loom)))]
+mod model;
 #[cfg(all(test, not(bulkhead_loom)))]
 mod tests;

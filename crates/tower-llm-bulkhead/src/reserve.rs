@@ -12,7 +12,7 @@ use tower_service::Service;
 use crate::{
     Place, ReleaseAt,
     permit::{Admission, Permit, Ticket},
-    places::Places,
+    places::{Places, Shared, Wanted},
 };
 
 /// Limits how many calls run at once, all together; decides in `poll_ready`.
@@ -27,7 +27,7 @@ use crate::{
 /// Made by [`BulkheadBuilder::build_reserve`](crate::BulkheadBuilder::build_reserve).
 #[derive(Clone, Debug)]
 pub struct ReserveLayer<W = HttpBody> {
-    places: Arc<Keyed<Places>>,
+    places: Shared,
     release_at: ReleaseAt,
     watch: W,
 }
@@ -64,7 +64,7 @@ impl<W> ReserveLayer<W> {
     /// Calls that hold a place, and services that are ready.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.places.in_flight()
+        self.places.taken().0
     }
 }
 
@@ -115,24 +115,30 @@ where
             panic!("poll_ready must be called first");
         };
         let call = self.layer.watch.keep(request.call());
-        let mut armed = Armed::new(permit.hold(self.layer.release_at));
+        let mut armed = Armed::new(permit.hold(self.layer.release_at, request.call()));
         let inner = armed.enter(|| self.inner.call(request));
         Guarded::new(inner, self.layer.watch.clone(), call, armed)
     }
 }
 
 impl Turn {
-    fn poll(&mut self, places: &Arc<Keyed<Places>>, cx: &mut Context<'_>) -> Poll<()> {
+    fn take(places: Shared, cx: &mut Context<'_>) -> Self {
+        let wanted = Wanted::default();
+        let places = match Permit::try_acquire(places, wanted.weight) {
+            Ok(permit) => return Self::Come(permit),
+            Err(places) => places,
+        };
+        match Ticket::join(places, wanted, usize::MAX, cx.waker()) {
+            Admission::Admitted(permit) => Self::Come(permit),
+            Admission::Waiting(ticket) => Self::Waiting(ticket),
+            Admission::Full(_) => unreachable!("no queue is that long"),
+        }
+    }
+
+    fn poll(&mut self, places: &Shared, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             *self = match self {
-                Self::None => match Permit::try_acquire(Arc::clone(places)) {
-                    Ok(permit) => Self::Come(permit),
-                    Err(places) => match Ticket::join(places, usize::MAX, cx.waker()) {
-                        Admission::Admitted(permit) => Self::Come(permit),
-                        Admission::Waiting(ticket) => Self::Waiting(ticket),
-                        Admission::Full => unreachable!("no queue is that long"),
-                    },
-                },
+                Self::None => Self::take(Arc::clone(places), cx),
                 Self::Waiting(ticket) => Self::Come(ready!(ticket.poll(cx.waker()))),
                 Self::Come(_) => return Poll::Ready(()),
             };

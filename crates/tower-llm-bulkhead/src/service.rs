@@ -1,16 +1,12 @@
 use std::{
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
 use tower_llm_core::{Armed, BoxError, Described, Watch};
 use tower_service::Service;
 
-use crate::{
-    BulkheadFull, Place, ResponseFuture,
-    layer::Shared,
-    permit::{Admission, Permit, Ticket},
-};
+use crate::{Place, ResponseFuture, layer::Shared, permit::Admission};
 
 /// Limits how many calls run at once; see [`BulkheadLayer`](crate::BulkheadLayer).
 #[derive(Clone, Debug)]
@@ -54,17 +50,10 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let places = self.shared.places.get(&request);
-        let limit = places.limit();
-        let admission = match Permit::try_acquire(places) {
-            Ok(permit) => Admission::Admitted(permit),
-            // Nobody polls yet; the future leaves its waker when it is polled first.
-            Err(places) => Ticket::join(places, self.shared.max_waiting, Waker::noop()),
-        };
-        match admission {
+        match self.shared.admit(&request) {
             Admission::Admitted(permit) => {
                 let call = self.watch.keep(request.call());
-                let mut armed = Armed::new(permit.hold(self.shared.release_at));
+                let mut armed = Armed::new(permit.hold(self.shared.release_at, request.call()));
                 let inner = armed.enter(|| self.inner.call(request));
                 ResponseFuture::running(inner, self.watch.clone(), call, armed)
             }
@@ -73,9 +62,9 @@ where
                 let inner = self.inner.clone();
                 ResponseFuture::waiting(inner, request, self.watch.clone(), &self.shared, ticket)
             }
-            Admission::Full => {
+            Admission::Full(error) => {
                 self.unready();
-                ResponseFuture::refused(BulkheadFull::queue_full(limit))
+                ResponseFuture::refused(error)
             }
         }
     }

@@ -17,17 +17,18 @@ use ::loom::{
 };
 
 use super::*;
+use crate::Priority;
 
 /// Places, and who is inside, counted apart: by loom's atomics, so that others run while somebody is.
 struct Watched {
-    places: Places,
+    places: Shared,
     inside: AtomicUsize,
 }
 
 impl Watched {
     fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
-            places: Places::new(limit),
+            places: shared(Places::new(limit)),
             inside: AtomicUsize::new(0),
         })
     }
@@ -38,7 +39,7 @@ impl Watched {
     }
 
     fn try_enter(&self) -> bool {
-        let is_in = self.places.try_acquire();
+        let is_in = self.places.try_acquire(1);
         if is_in {
             self.enter();
         }
@@ -47,7 +48,7 @@ impl Watched {
 
     fn leave(&self) {
         self.inside.fetch_sub(1, Relaxed);
-        self.places.release();
+        self.places.release(1);
     }
 
     /// Waits for a place, as long as it takes: without a wake-up, loom finds that nobody can go on.
@@ -56,16 +57,16 @@ impl Watched {
             let mut ticket = None;
             block_on(poll_fn(|cx| {
                 let Some(ticket) = ticket else {
-                    return match self.places.join(usize::MAX, cx.waker()) {
+                    return match join_up_to(&self.places, usize::MAX, cx.waker()) {
                         Joined::Admitted => Poll::Ready(()),
                         Joined::Waiting(new) => {
                             ticket = Some(new);
                             Poll::Pending
                         }
-                        Joined::Full => unreachable!("no queue is that long"),
+                        Joined::Full(_) => unreachable!("no queue is that long"),
                     };
                 };
-                self.places.poll_ticket(ticket, cx.waker())
+                self.places.poll_ticket(&NOBODY, ticket, cx.waker())
             }));
             self.enter();
         }
@@ -73,11 +74,24 @@ impl Watched {
 
     /// Nobody is inside or waits, and the next one gets in.
     fn assert_idle(&self) {
-        assert_eq!(self.places.in_flight(), 0);
-        assert_eq!(self.places.waiting(), 0);
+        assert_eq!(self.places.taken().0, 0);
+        assert_eq!(self.places.waiting(), [0; 3]);
         assert!(self.try_enter(), "it stayed closed");
         self.leave();
     }
+}
+
+const NOBODY: Turn = Turn {
+    priority: Priority::Normal,
+    caller: None,
+};
+
+fn shared(places: Places) -> Shared {
+    StdArc::new(Keyed::keyless(places))
+}
+
+fn join_up_to(places: &Shared, max_waiting: usize, waker: &Waker) -> Joined {
+    Places::join(places, &Wanted::default(), max_waiting, waker)
 }
 
 #[derive(Default)]
@@ -96,8 +110,8 @@ fn check(model: impl Fn() + Send + Sync + 'static) {
 }
 
 #[track_caller]
-fn join(places: &Places, waker: &Waker) -> u64 {
-    match places.join(usize::MAX, waker) {
+fn join(places: &Shared, waker: &Waker) -> u64 {
+    match join_up_to(places, usize::MAX, waker) {
         Joined::Waiting(ticket) => ticket,
         joined => panic!("{joined:?}"),
     }
@@ -171,15 +185,20 @@ fn no_wake_up_is_lost_between_joining_and_releasing() {
         assert!(watched.try_enter());
         let leaving = spawn(&watched, Watched::leave);
         let wakes = StdArc::<Wakes>::default();
-        let joined = watched.places.join(1, &Waker::from(StdArc::clone(&wakes)));
+        let joined = join_up_to(&watched.places, 1, &Waker::from(StdArc::clone(&wakes)));
         leaving.join().unwrap();
         match joined {
             Joined::Admitted => {}
             Joined::Waiting(ticket) => {
                 assert_eq!(wakes.0.load(Relaxed), 1);
-                assert!(watched.places.poll_ticket(ticket, Waker::noop()).is_ready());
+                assert!(
+                    watched
+                        .places
+                        .poll_ticket(&NOBODY, ticket, Waker::noop())
+                        .is_ready()
+                );
             }
-            Joined::Full => panic!("there was room"),
+            Joined::Full(_) => panic!("there was room"),
         }
         watched.enter();
         watched.leave();
@@ -197,12 +216,17 @@ fn a_place_for_one_who_leaves_the_queue_goes_to_the_next() {
         let second = join(&watched.places, &Waker::from(StdArc::clone(&wakes)));
         let leaving = spawn(&watched, Watched::leave);
         // As a dropped ticket does.
-        if !watched.places.leave(first) {
-            watched.places.release();
+        if !watched.places.leave(&NOBODY, first) {
+            watched.places.release(1);
         }
         leaving.join().unwrap();
         assert_eq!(wakes.0.load(Relaxed), 1);
-        assert!(watched.places.poll_ticket(second, Waker::noop()).is_ready());
+        assert!(
+            watched
+                .places
+                .poll_ticket(&NOBODY, second, Waker::noop())
+                .is_ready()
+        );
         watched.enter();
         watched.leave();
         watched.assert_idle();
@@ -220,8 +244,8 @@ fn the_last_one_leaves_the_queue_while_a_place_comes_and_another_wants_it() {
             watched.wait();
             watched.leave();
         });
-        if !watched.places.leave(ticket) {
-            watched.places.release();
+        if !watched.places.leave(&NOBODY, ticket) {
+            watched.places.release(1);
         }
         leaving.join().unwrap();
         wanting.join().unwrap();
@@ -239,7 +263,12 @@ fn two_who_leave_hand_over_two_places() {
         watched.leave();
         leaving.join().unwrap();
         for ticket in tickets {
-            assert!(watched.places.poll_ticket(ticket, Waker::noop()).is_ready());
+            assert!(
+                watched
+                    .places
+                    .poll_ticket(&NOBODY, ticket, Waker::noop())
+                    .is_ready()
+            );
             watched.enter();
         }
         assert!(!watched.try_enter());
@@ -254,13 +283,13 @@ fn shedding_leaves_the_places_open() {
     check(|| {
         let watched = Watched::new(1);
         assert!(watched.try_enter());
-        let shed = |watched: &Watched| match watched.places.join(0, Waker::noop()) {
+        let shed = |watched: &Watched| match join_up_to(&watched.places, 0, Waker::noop()) {
             Joined::Admitted => {
                 watched.enter();
                 watched.leave();
             }
             Joined::Waiting(_) => panic!("there is no queue"),
-            Joined::Full => {}
+            Joined::Full(_) => {}
         };
         let threads = [spawn(&watched, shed), spawn(&watched, shed)];
         watched.leave();
@@ -290,5 +319,228 @@ fn what_was_done_inside_is_seen_by_the_next() {
         watched.leave();
         next.join().unwrap();
         watched.assert_idle();
+    });
+}
+
+// === limits that change ===
+
+#[test]
+fn a_raised_limit_lets_in_who_waits() {
+    check(|| {
+        let watched = Watched::new(1);
+        assert!(watched.try_enter());
+        // Nobody leaves: without the new place, it would wait for ever.
+        let waiting = spawn(&watched, Watched::wait);
+        watched.places.set_limit(2);
+        waiting.join().unwrap();
+        assert_eq!(watched.places.taken(), (2, 2));
+        watched.leave();
+        watched.leave();
+        watched.assert_idle();
+    });
+}
+
+#[test]
+fn a_limit_is_raised_while_one_leaves_and_two_want_in() {
+    check(|| {
+        let watched = Watched::new(1);
+        assert!(watched.try_enter());
+        let in_and_out = |watched: &Watched| {
+            watched.wait();
+            watched.leave();
+        };
+        let threads = [
+            spawn(&watched, in_and_out),
+            spawn(&watched, |watched| watched.places.set_limit(2)),
+        ];
+        watched.leave();
+        in_and_out(&watched);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        watched.assert_idle();
+    });
+}
+
+#[test]
+fn a_lowered_limit_holds_for_whoever_comes_after_it() {
+    check(|| {
+        let places = shared(Places::new(2));
+        assert!(places.try_acquire(1));
+        let lowering = thread::spawn({
+            let places = StdArc::clone(&places);
+            move || {
+                places.set_limit(1);
+                // The one from before is in, so that this one was let in by nothing.
+                assert!(!places.try_acquire(1), "by the old limit");
+            }
+        });
+        let by_either = places.try_acquire(1);
+        lowering.join().unwrap();
+        assert!(!places.try_acquire(1));
+        places.release(1);
+        assert_eq!(places.try_acquire(1), !by_either);
+        places.release(1);
+        assert_eq!(places.taken(), (0, 0));
+        assert!(places.try_acquire(1));
+        assert!(!places.try_acquire(1));
+    });
+}
+
+// === a limit of all keys ===
+
+/// Two keys, and who is inside of each, counted apart.
+struct Pair {
+    keys: [Shared; 2],
+    all: StdArc<AllPlaces>,
+    inside: [AtomicUsize; 2],
+}
+
+impl Pair {
+    fn new(limits: [usize; 2], all: usize) -> Arc<Self> {
+        let all = StdArc::new(AllPlaces::new(all));
+        Arc::new(Self {
+            keys: limits.map(|limit| shared(Places::within(limit, StdArc::clone(&all)))),
+            all,
+            inside: Default::default(),
+        })
+    }
+
+    fn enter(&self, key: usize) {
+        let inside = self.inside[key].fetch_add(1, Relaxed) + 1;
+        assert!(inside <= self.keys[key].limit(), "{inside} inside {key}");
+        let inside = self.inside[0].load(Relaxed) + self.inside[1].load(Relaxed);
+        assert!(inside <= self.all.limit(), "{inside} inside");
+    }
+
+    fn leave(&self, key: usize) {
+        self.inside[key].fetch_sub(1, Relaxed);
+        self.keys[key].release(1);
+    }
+
+    fn wait(&self, key: usize) {
+        let places = &self.keys[key];
+        if !places.try_acquire(1) {
+            let mut ticket = None;
+            block_on(poll_fn(|cx| {
+                let Some(ticket) = ticket else {
+                    return match join_up_to(places, usize::MAX, cx.waker()) {
+                        Joined::Admitted => Poll::Ready(()),
+                        Joined::Waiting(new) => {
+                            ticket = Some(new);
+                            Poll::Pending
+                        }
+                        Joined::Full(_) => unreachable!("no queue is that long"),
+                    };
+                };
+                places.poll_ticket(&NOBODY, ticket, cx.waker())
+            }));
+        }
+        self.enter(key);
+    }
+
+    fn in_and_out(pair: &Arc<Self>, key: usize) -> thread::JoinHandle<()> {
+        let pair = Arc::clone(pair);
+        thread::spawn(move || {
+            pair.wait(key);
+            pair.leave(key);
+        })
+    }
+
+    fn assert_idle(&self) {
+        assert_eq!((self.all.taken(), self.all.waiting()), ((0, 0), 0));
+        for places in &self.keys {
+            assert_eq!(places.taken(), (0, 0));
+            assert!(places.try_acquire(1), "it stayed closed");
+            places.release(1);
+        }
+    }
+}
+
+#[test]
+fn three_of_two_keys_for_one_place_in_all() {
+    check(|| {
+        let pair = Pair::new([1, 1], 1);
+        let threads = [Pair::in_and_out(&pair, 0), Pair::in_and_out(&pair, 1)];
+        pair.wait(0);
+        pair.leave(0);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        pair.assert_idle();
+    });
+}
+
+#[test]
+fn one_whose_key_is_full_holds_up_no_other_key() {
+    check(|| {
+        let pair = Pair::new([1, 1], 2);
+        pair.wait(0);
+        let waiting = Pair::in_and_out(&pair, 0);
+        let other = Pair::in_and_out(&pair, 1);
+        // Nobody leaves before it is through.
+        other.join().unwrap();
+        pair.leave(0);
+        waiting.join().unwrap();
+        pair.assert_idle();
+    });
+}
+
+#[test]
+fn what_is_taken_of_a_key_and_given_back_is_seen_by_who_waits_for_the_key() {
+    check(|| {
+        let pair = Pair::new([1, 1], 1);
+        pair.wait(1);
+        let once = thread::spawn({
+            let pair = Arc::clone(&pair);
+            move || {
+                if pair.keys[0].try_acquire(1) {
+                    pair.enter(0);
+                    pair.leave(0);
+                }
+            }
+        });
+        let waiting = Pair::in_and_out(&pair, 0);
+        pair.leave(1);
+        once.join().unwrap();
+        waiting.join().unwrap();
+        pair.assert_idle();
+    });
+}
+
+#[test]
+fn a_raised_limit_of_all_keys_lets_in_who_waits() {
+    check(|| {
+        let pair = Pair::new([1, 1], 1);
+        pair.wait(0);
+        let waiting = Pair::in_and_out(&pair, 1);
+        pair.all.set_limit(2);
+        waiting.join().unwrap();
+        pair.leave(0);
+        pair.assert_idle();
+    });
+}
+
+#[test]
+fn shedding_by_the_limit_of_all_keys_leaves_no_trace() {
+    check(|| {
+        let pair = Pair::new([1, 1], 1);
+        pair.wait(0);
+        let shed = thread::spawn({
+            let pair = Arc::clone(&pair);
+            move || match join_up_to(&pair.keys[1], 0, Waker::noop()) {
+                Joined::Admitted => {
+                    pair.enter(1);
+                    pair.leave(1);
+                }
+                Joined::Waiting(_) => panic!("there is no queue"),
+                Joined::Full(_) => {}
+            }
+        });
+        let waiting = Pair::in_and_out(&pair, 1);
+        pair.leave(0);
+        shed.join().unwrap();
+        waiting.join().unwrap();
+        pair.assert_idle();
     });
 }

@@ -14,6 +14,7 @@ use std::{
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
+use crate::Priority;
 
 #[derive(Default)]
 struct Wakes(AtomicUsize);
@@ -34,7 +35,7 @@ impl Wakes {
 struct Runs {
     when_woken: fn(&Places),
     when_dropped: fn(&Places),
-    places: Arc<Places>,
+    places: Shared,
 }
 
 impl Wake for Runs {
@@ -49,70 +50,76 @@ impl Drop for Runs {
     }
 }
 
+const NOBODY: Turn = Turn {
+    priority: Priority::Normal,
+    caller: None,
+};
+
+fn shared(limit: usize) -> Shared {
+    Arc::new(Keyed::keyless(Places::new(limit)))
+}
+
+fn join_up_to(places: &Shared, max_waiting: usize, waker: &Waker) -> Joined {
+    Places::join(places, &Wanted::default(), max_waiting, waker)
+}
+
 /// Places that are all taken.
-fn taken(limit: usize) -> Arc<Places> {
-    let places = Arc::new(Places::new(limit));
+fn taken(limit: usize) -> Shared {
+    let places = shared(limit);
     for _ in 0..limit {
-        assert!(places.try_acquire());
+        assert!(places.try_acquire(1));
     }
-    assert!(!places.try_acquire());
+    assert!(!places.try_acquire(1));
     places
 }
 
 #[track_caller]
-fn join(places: &Places, waker: &Waker) -> u64 {
-    match places.join(usize::MAX, waker) {
+fn join(places: &Shared, waker: &Waker) -> u64 {
+    match join_up_to(places, usize::MAX, waker) {
         Joined::Waiting(ticket) => ticket,
         joined => panic!("{joined:?}"),
     }
 }
 
 fn counts(places: &Places) -> (usize, usize, u64) {
-    (places.in_flight(), places.waiting(), places.refused())
+    let waiting = places.waiting().iter().sum();
+    (places.taken().0, waiting, places.refused())
 }
 
 #[test]
 fn so_many_places_and_no_more() {
     let places = taken(3);
     assert_eq!(counts(&places), (3, 0, 0));
-    places.release();
-    assert!(places.try_acquire());
-    assert!(!places.try_acquire());
-}
-
-#[test]
-fn the_largest_limit_is_not_taken_for_a_queue() {
-    let places = Places::new(usize::MAX);
-    assert_eq!(places.limit(), MAX_LIMIT);
-    places.state.store(MAX_LIMIT as u64 - 1, Relaxed);
-    assert!(places.try_acquire());
-    assert!(!places.try_acquire());
-    let ticket = join(&places, Waker::noop());
-    assert_eq!(counts(&places), (MAX_LIMIT, 1, 0));
-    places.release();
-    assert!(places.poll_ticket(ticket, Waker::noop()).is_ready());
-    assert_eq!(counts(&places), (MAX_LIMIT, 0, 0));
+    places.release(1);
+    assert!(places.try_acquire(1));
+    assert!(!places.try_acquire(1));
 }
 
 #[test]
 fn whoever_joins_finds_a_place_that_became_free_just_before() {
     let places = taken(1);
-    places.release();
+    places.release(1);
     for max_waiting in [0, 1] {
-        assert_eq!(places.join(max_waiting, Waker::noop()), Joined::Admitted);
+        assert_eq!(
+            join_up_to(&places, max_waiting, Waker::noop()),
+            Joined::Admitted
+        );
         assert_eq!(counts(&places), (1, 0, 0));
-        places.release();
+        places.release(1);
     }
-    assert!(places.try_acquire());
+    assert!(places.try_acquire(1));
 }
 
 #[test]
 fn a_full_queue_of_none_leaves_no_trace() {
     let places = taken(1);
-    assert_eq!(places.join(0, Waker::noop()), Joined::Full);
+    assert_eq!(
+        join_up_to(&places, 0, Waker::noop()),
+        Joined::Full(LimitOf::Key)
+    );
     assert_eq!(counts(&places), (1, 0, 1));
-    places.release();
-    assert!(places.try_acquire());
+    places.release(1);
+    assert!(places.try_acquire(1));
 }
 
 #[test]
@@ -120,14 +127,18 @@ fn a_waker_may_use_the_places_it_is_woken_for() {
     let places = taken(1);
     let waker = Waker::from(Arc::new(Runs {
         when_woken: |places| assert_eq!(counts(places), (1, 0, 0)),
-        when_dropped: |places| places.release(),
+        when_dropped: |places| places.release(1),
         places: Arc::clone(&places),
     }));
     let ticket = join(&places, &waker);
     drop(waker);
     in_time(move || {
-        places.release();
-        assert!(places.poll_ticket(ticket, Waker::noop()).is_ready());
+        places.release(1);
+        assert!(
+            places
+                .poll_ticket(&NOBODY, ticket, Waker::noop())
+                .is_ready()
+        );
         assert_eq!(counts(&places), (0, 0, 0));
     });
 }
@@ -136,10 +147,16 @@ fn a_waker_may_use_the_places_it_is_woken_for() {
 #[test]
 fn a_waker_may_use_the_places_when_it_is_dropped() {
     let leaves: [(fn(&Places, u64), usize); 2] = [
-        (|places, ticket| assert!(places.leave(ticket)), 0),
+        (|places, ticket| assert!(places.leave(&NOBODY, ticket)), 0),
         // What its waker releases when it is replaced comes to the one who waits.
         (
-            |places, ticket| assert!(places.poll_ticket(ticket, Waker::noop()).is_pending()),
+            |places, ticket| {
+                assert!(
+                    places
+                        .poll_ticket(&NOBODY, ticket, Waker::noop())
+                        .is_pending()
+                )
+            },
             1,
         ),
     ];
@@ -147,7 +164,7 @@ fn a_waker_may_use_the_places_when_it_is_dropped() {
         let places = taken(1);
         let waker = Waker::from(Arc::new(Runs {
             when_woken: |_| {},
-            when_dropped: |places| places.release(),
+            when_dropped: |places| places.release(1),
             places: Arc::clone(&places),
         }));
         let ticket = join(&places, &waker);
@@ -169,12 +186,16 @@ fn a_waker_that_panics_loses_no_place() {
     }));
     let first = join(&places, &waker);
     let second = join(&places, Waker::noop());
-    assert!(catch_unwind(AssertUnwindSafe(|| places.release())).is_err());
-    assert!(places.poll_ticket(first, Waker::noop()).is_ready());
+    assert!(catch_unwind(AssertUnwindSafe(|| places.release(1))).is_err());
+    assert!(places.poll_ticket(&NOBODY, first, Waker::noop()).is_ready());
     assert_eq!(counts(&places), (1, 1, 0));
-    places.release();
-    assert!(places.poll_ticket(second, Waker::noop()).is_ready());
-    places.release();
+    places.release(1);
+    assert!(
+        places
+            .poll_ticket(&NOBODY, second, Waker::noop())
+            .is_ready()
+    );
+    places.release(1);
     assert_eq!(counts(&places), (0, 0, 0));
 }
 
@@ -246,7 +267,7 @@ impl Model {
 proptest! {
     #[test]
     fn places_do_as_the_model_does(limit in 1..4_usize, steps in vec(step(), 0..200)) {
-        let places = Places::new(limit);
+        let places = shared(limit);
         let mut model = Model {
             limit,
             held: 0,
@@ -259,17 +280,17 @@ proptest! {
             match step {
                 Step::TryAcquire => {
                     let free = model.taken() < limit && model.waiting.is_empty();
-                    prop_assert_eq!(places.try_acquire(), free);
+                    prop_assert_eq!(places.try_acquire(1), free);
                     model.held += usize::from(free);
                 }
                 Step::Join { max_waiting } => {
                     let wakes = Arc::<Wakes>::default();
-                    let joined = places.join(max_waiting, &Waker::from(Arc::clone(&wakes)));
+                    let joined = join_up_to(&places, max_waiting, &Waker::from(Arc::clone(&wakes)));
                     if model.taken() < limit {
                         prop_assert_eq!(joined, Joined::Admitted);
                         model.held += 1;
                     } else if model.waiting.len() >= max_waiting {
-                        prop_assert_eq!(joined, Joined::Full);
+                        prop_assert_eq!(joined, Joined::Full(LimitOf::Key));
                         model.refused += 1;
                     } else {
                         let Joined::Waiting(ticket) = joined else {
@@ -281,7 +302,7 @@ proptest! {
                 }
                 Step::Poll(i) if i < tickets.len() => {
                     let (ticket, wakes) = &tickets[i];
-                    let polled = places.poll_ticket(*ticket, &Waker::from(Arc::clone(wakes)));
+                    let polled = places.poll_ticket(&NOBODY, *ticket, &Waker::from(Arc::clone(wakes)));
                     let given = model.given.iter().position(|given| given == ticket);
                     prop_assert_eq!(polled.is_ready(), given.is_some());
                     if let Some(given) = given {
@@ -293,16 +314,16 @@ proptest! {
                 Step::Leave(i) if i < tickets.len() => {
                     let (ticket, _) = tickets.remove(i);
                     let waited = model.waiting.contains(&ticket);
-                    prop_assert_eq!(places.leave(ticket), waited);
+                    prop_assert_eq!(places.leave(&NOBODY, ticket), waited);
                     model.waiting.retain(|waiting| *waiting != ticket);
                     if !waited {
-                        places.release();
+                        places.release(1);
                         model.given.retain(|given| *given != ticket);
                         model.hand_over();
                     }
                 }
                 Step::Release if model.held > 0 => {
-                    places.release();
+                    places.release(1);
                     model.held -= 1;
                     model.hand_over();
                 }

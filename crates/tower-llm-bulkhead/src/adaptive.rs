@@ -1,0 +1,252 @@
+//! A limit that follows a signal: more by one at a time, less by a factor.
+//!
+//! Additive increase and multiplicative decrease (AIMD), with a signal that has a name. Limiters that compare durations
+//! with the shortest they have seen (Vegas, Gradient2) are right where all calls cost about the same. A model's answers
+//! are ten tokens or ten thousand: the shortest ever seen is a very short answer, and everything else looks like a queue.
+//! Simulated with such lengths at the settings of their libraries, they shed half to nine tenths of a load that the
+//! provider could serve.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tower_llm_core::{Call, Completion, ConfigError, Outcome};
+
+use crate::places::MAX_LIMIT;
+
+/// How a key's limit changes with what its calls meet; see [`BulkheadBuilder::adaptive`].
+///
+/// A limit that you know is better than any that is found: an adaptive one can only find it by passing it. What this
+/// buys is fewer refusals by the provider, or a shorter wait for the first token. It does not raise throughput: of a
+/// provider that refuses what is too much, *no* limit gets more, at the price of the refusals.
+///
+/// - A bad sign multiplies the limit by [`cut_factor`](Self::cut_factor), at most once in
+///   [`cut_interval`](Self::cut_interval). That is our own time: a provider that says to come back in an hour
+///   does not keep the limit from moving for an hour.
+/// - As many good signs as the limit is raise it by one. They count only while at least half of the limit is in use: a
+///   limit that nobody reaches says nothing.
+///
+/// | setting | [`on_throttling`](Self::on_throttling) | [`on_first_token`](Self::on_first_token) |
+/// |---|---|---|
+/// | [`floor`](Self::floor) | 1 | 1 |
+/// | [`ceiling`](Self::ceiling) | 1,000 | 1,000 |
+/// | [`cut_factor`](Self::cut_factor) | 0.9 | 0.8 |
+/// | [`cut_interval`](Self::cut_interval) | 10 s | 30 s |
+///
+/// [`BulkheadBuilder::adaptive`]: crate::BulkheadBuilder::adaptive
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adaptive {
+    signal: Signal,
+    floor: usize,
+    ceiling: usize,
+    cut_factor: f64,
+    cut_interval: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Signal {
+    Throttling,
+    FirstToken { target: Duration },
+}
+
+/// What a call says about the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sign {
+    Good,
+    Bad,
+}
+
+/// One key's limit.
+#[derive(Debug)]
+pub(crate) struct Aimd {
+    rules: Adaptive,
+    limit: usize,
+    good: usize,
+    cut_at: Option<Instant>,
+}
+
+impl Adaptive {
+    /// For providers that refuse what is too much: a call that ends as throttled or overloaded is a bad sign, one that
+    /// succeeds a good one.
+    ///
+    /// Lowers the number of refusals, which is worth it where they count against a quota or lengthen a ban. It does
+    /// nothing for a provider that queues instead of refusing.
+    #[must_use]
+    pub const fn on_throttling() -> Self {
+        Self {
+            signal: Signal::Throttling,
+            floor: 1,
+            ceiling: 1_000,
+            cut_factor: 0.9,
+            cut_interval: Duration::from_secs(10),
+        }
+    }
+
+    /// For servers that queue: a stream whose first token comes later than `target` after it was let in is a bad sign, one
+    /// whose first token comes by then a good one.
+    ///
+    /// A stream that ends without any token after more than `target` is a bad sign too: its caller gave up. Calls
+    /// that are not streamed are no sign: how long they take says how long their answers are.
+    #[must_use]
+    pub const fn on_first_token(target: Duration) -> Self {
+        Self {
+            signal: Signal::FirstToken { target },
+            floor: 1,
+            ceiling: 1_000,
+            cut_factor: 0.8,
+            cut_interval: Duration::from_secs(30),
+        }
+    }
+
+    /// Sets what the limit never falls below.
+    #[must_use]
+    pub const fn floor(mut self, limit: usize) -> Self {
+        self.floor = limit;
+        self
+    }
+
+    /// Sets what the limit never rises above.
+    #[must_use]
+    pub const fn ceiling(mut self, limit: usize) -> Self {
+        self.ceiling = limit;
+        self
+    }
+
+    /// Sets what a cut multiplies the limit by.
+    #[must_use]
+    pub const fn cut_factor(mut self, factor: f64) -> Self {
+        self.cut_factor = factor;
+        self
+    }
+
+    /// Sets how long after a cut the next one may come; at most a day.
+    #[must_use]
+    pub const fn cut_interval(mut self, interval: Duration) -> Self {
+        self.cut_interval = interval;
+        self
+    }
+
+    /// Takes these rules if they can work.
+    pub(crate) fn check(self) -> Result<Self, ConfigError> {
+        ConfigError::check_nonzero("floor", self.floor)?;
+        if self.floor > self.ceiling {
+            let reason = "it must be at most the ceiling";
+            return Err(ConfigError::new("floor", self.floor, reason));
+        }
+        if self.ceiling > MAX_LIMIT {
+            let reason = "it must be at most 4294967295";
+            return Err(ConfigError::new("ceiling", self.ceiling, reason));
+        }
+        if !(self.cut_factor > 0.0 && self.cut_factor < 1.0) {
+            let reason = "it must be over zero and below one";
+            return Err(ConfigError::new("cut_factor", self.cut_factor, reason));
+        }
+        ConfigError::check_duration("cut_interval", self.cut_interval)?;
+        if let Signal::FirstToken { target } = self.signal {
+            ConfigError::check_duration("target", target)?;
+        }
+        Ok(self)
+    }
+
+    /// Takes `limit` if these rules can begin with it.
+    pub(crate) fn check_limit(&self, field: &'static str, limit: usize) -> Result<(), ConfigError> {
+        if (self.floor..=self.ceiling).contains(&limit) {
+            return Ok(());
+        }
+        let reason = "it must lie between the floor and the ceiling of the adaptive limit";
+        Err(ConfigError::new(field, limit, reason))
+    }
+
+    /// Now, if the time until the first token of `call` is a sign.
+    pub(crate) fn silent_since(&self, call: Option<&Call>) -> Option<Instant> {
+        let is_sign = matches!(self.signal, Signal::FirstToken { .. });
+        (is_sign && call.is_some_and(Call::streamed)).then(Instant::now)
+    }
+
+    /// What a first token says that came `after` the call was let in.
+    pub(crate) fn first_token(&self, after: Duration) -> Option<Sign> {
+        match self.signal {
+            Signal::Throttling => None,
+            Signal::FirstToken { target } if after > target => Some(Sign::Bad),
+            Signal::FirstToken { .. } => Some(Sign::Good),
+        }
+    }
+
+    /// What the end of a call says. `silent_for` is how long a stream had brought no token, if it never brought one.
+    pub(crate) fn end(
+        &self,
+        completion: &Completion,
+        silent_for: Option<Duration>,
+    ) -> Option<Sign> {
+        match (self.signal, completion.outcome) {
+            (Signal::Throttling, Outcome::Throttled { .. } | Outcome::Overloaded { .. }) => {
+                Some(Sign::Bad)
+            }
+            (Signal::Throttling, Outcome::Success) => Some(Sign::Good),
+            (Signal::Throttling, _) => None,
+            (Signal::FirstToken { target }, _) => silent_for
+                .filter(|silent| *silent > target)
+                .map(|_| Sign::Bad),
+        }
+    }
+}
+
+impl Aimd {
+    pub(crate) fn new(rules: Adaptive, limit: usize) -> Self {
+        Self {
+            rules,
+            limit,
+            good: 0,
+            cut_at: None,
+        }
+    }
+
+    /// Begins anew from `limit`.
+    pub(crate) fn reset(&mut self, limit: usize) {
+        *self = Self::new(self.rules, limit);
+    }
+
+    /// The limit after `sign`, with so many calls `in_flight`, that one included.
+    pub(crate) fn heed(&mut self, sign: Sign, in_flight: usize, now: Instant) -> usize {
+        match sign {
+            Sign::Bad => self.cut(now),
+            // Half of an odd limit is rounded up.
+            Sign::Good if in_flight >= self.limit.div_ceil(2) => self.count_good(),
+            Sign::Good => {}
+        }
+        self.limit
+    }
+
+    fn cut(&mut self, now: Instant) {
+        let may_cut = self.cut_at.is_none_or(|at| {
+            let since = now.saturating_duration_since(at);
+            since >= self.rules.cut_interval
+        });
+        if may_cut {
+            self.cut_at = Some(now);
+            self.good = 0;
+            self.limit = scaled(self.limit, self.rules.cut_factor).max(self.rules.floor);
+        }
+    }
+
+    fn count_good(&mut self) {
+        self.good += 1;
+        if self.good >= self.limit {
+            self.good = 0;
+            self.limit = (self.limit + 1).min(self.rules.ceiling);
+        }
+    }
+}
+
+/// `limit` times a factor below one, rounded down, so that it is less.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "limits have 32 bits, and the product is smaller"
+)]
+fn scaled(limit: usize, factor: f64) -> usize {
+    (limit as f64 * factor) as usize
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,366 @@
+//! Who waits, and whose turn it is.
+//!
+//! All of a [`Priority`] go before any of the next. Within one, callers take turns, and a caller's own calls go in the
+//! order they came: a thousand waiting calls of one tenant do not delay another's first.
+//!
+//! A line may be of one key, or of all keys where these share a limit. It therefore has a *lane* for each key with calls
+//! that wait, and turns are taken twice. Inside a lane, the caller who was served goes to the end, and the first call of
+//! the first caller is the lane's *head*. It alone is looked at, so that no lighter call overtakes one for which there
+//! is no room yet. Among the heads, the one goes first whose caller was served longest ago in any lane. A head whose
+//! key has no room takes its lane out of the order until something has changed; one for which there is no room in the
+//! limit of all keys holds up all.
+//!
+//! Every step costs some look-ups in trees; one that serves a caller who is at the head of several lanes costs one for
+//! each of these.
+//!
+//! There is no lock here, no counter and no service.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt, mem,
+    task::Waker,
+};
+
+use tower_llm_core::Caller;
+
+use crate::{Priority, priority::ByPriority};
+
+/// Who takes turns with whom: callers of a class. Those who are not known share a turn.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Turn {
+    pub(crate) priority: Priority,
+    pub(crate) caller: Option<Caller>,
+}
+
+/// Whether there is room for a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// There was, and it is taken.
+    Taken,
+    /// Not in its key's limit.
+    NotInKey,
+    /// Not in the limit of all keys.
+    NotInAll,
+}
+
+pub(super) struct Line<K> {
+    lanes: HashMap<LaneId, Lane<K>>,
+    /// The heads of lanes that may have room, in the order they are served.
+    ready: BTreeMap<Rank, LaneId>,
+    standings: HashMap<Turn, Standing>,
+    waiting: usize,
+    /// Numbers all that happens, so that what is numbered lower was before.
+    clock: u64,
+}
+
+/// Which key a lane is of: a number that the key keeps as long as somebody waits for it.
+pub(super) type LaneId = usize;
+
+/// A head's place in the order: its class, when its caller was last served, and its ticket.
+type Rank = (Priority, u64, u64);
+
+/// A caller who waits.
+#[derive(Default)]
+struct Standing {
+    /// When he was last served, or else when he came.
+    served: u64,
+    waiting: usize,
+    /// The lanes whose head is his.
+    heads: BTreeSet<LaneId>,
+}
+
+struct Lane<K> {
+    key: K,
+    /// What callers wait for, by class and by when their turn comes.
+    queues: BTreeMap<(Priority, u64), Queue>,
+    /// When the turn of each caller comes.
+    turns: HashMap<Turn, u64>,
+    waiting: ByPriority,
+    head: Option<Head>,
+}
+
+struct Head {
+    turn: Turn,
+    ticket: u64,
+    /// Its place in the order; `None` while there is no room for it.
+    rank: Option<Rank>,
+}
+
+/// The calls of one caller in one lane, by ticket.
+struct Queue {
+    turn: Turn,
+    calls: BTreeMap<u64, Waiter>,
+}
+
+struct Waiter {
+    weight: u32,
+    waker: Waker,
+}
+
+impl<K> Line<K> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting == 0
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// How many of each class wait in `lane`.
+    pub(super) fn waiting_in(&self, lane: LaneId) -> ByPriority {
+        self.lanes.get(&lane).map_or([0; 3], |lane| lane.waiting)
+    }
+
+    /// Whether the next in `lane` found no room in its key.
+    pub(super) fn is_held_up(&self, lane: LaneId) -> bool {
+        let head = self.lanes.get(&lane).and_then(|lane| lane.head.as_ref());
+        head.is_some_and(|head| head.rank.is_none())
+    }
+
+    /// Joins the line; returns the ticket.
+    pub(super) fn join(
+        &mut self,
+        lane_id: LaneId,
+        key: impl FnOnce() -> K,
+        turn: &Turn,
+        weight: u32,
+        waker: Waker,
+    ) -> u64 {
+        let ticket = self.tick();
+        self.waiting += 1;
+        let standing = self.standings.entry(turn.clone()).or_default();
+        if standing.waiting == 0 {
+            standing.served = ticket;
+        }
+        standing.waiting += 1;
+
+        let lane = self
+            .lanes
+            .entry(lane_id)
+            .or_insert_with(|| Lane::new(key()));
+        lane.waiting[turn.priority.index()] += 1;
+        let comes = *lane.turns.entry(turn.clone()).or_insert(ticket);
+        let queue = lane.queues.entry((turn.priority, comes));
+        let queue = queue.or_insert_with(|| Queue::new(turn.clone()));
+        queue.calls.insert(ticket, Waiter { weight, waker });
+        self.refresh(lane_id);
+        ticket
+    }
+
+    /// The waker of the one with `ticket`; `None` if he was served.
+    pub(super) fn waker(&mut self, lane: LaneId, turn: &Turn, ticket: u64) -> Option<&mut Waker> {
+        let lane = self.lanes.get_mut(&lane)?;
+        let comes = *lane.turns.get(turn)?;
+        let queue = lane.queues.get_mut(&(turn.priority, comes))?;
+        queue.calls.get_mut(&ticket).map(|waiter| &mut waiter.waker)
+    }
+
+    /// Leaves the line; `None` if he was served.
+    pub(super) fn leave(&mut self, lane_id: LaneId, turn: &Turn, ticket: u64) -> Option<Waker> {
+        let lane = self.lanes.get_mut(&lane_id)?;
+        let comes = *lane.turns.get(turn)?;
+        let waiter = lane.remove(turn, comes, ticket)?;
+        self.left(lane_id, turn);
+        Some(waiter.waker)
+    }
+
+    /// Says that there may be room again in the key of `lane`.
+    pub(super) fn open(&mut self, lane_id: LaneId) {
+        if let Some(lane) = self.lanes.get_mut(&lane_id)
+            && let Some(head) = &mut lane.head
+            && head.rank.is_none()
+        {
+            let rank = head.rank_of(&self.standings[&head.turn]);
+            head.rank = Some(rank);
+            self.ready.insert(rank, lane_id);
+        }
+    }
+
+    /// Serves the next for whom `take` finds room: his ticket and his waker.
+    pub(super) fn serve(&mut self, mut take: impl FnMut(&K, u32) -> Room) -> Option<(u64, Waker)> {
+        loop {
+            let (&rank, &lane_id) = self.ready.first_key_value()?;
+            let lane = self.lanes.get_mut(&lane_id)?;
+            match take(&lane.key, lane.weight_of_head()?) {
+                Room::Taken => return self.serve_head(lane_id),
+                Room::NotInKey => {
+                    self.ready.remove(&rank);
+                    lane.head.as_mut()?.rank = None;
+                }
+                Room::NotInAll => return None,
+            }
+        }
+    }
+
+    fn serve_head(&mut self, lane_id: LaneId) -> Option<(u64, Waker)> {
+        let now = self.tick();
+        let lane = self.lanes.get_mut(&lane_id)?;
+        let head = lane.head.as_ref()?;
+        let (turn, ticket) = (head.turn.clone(), head.ticket);
+        let comes = *lane.turns.get(&turn)?;
+        let waiter = lane.remove(&turn, comes, ticket)?;
+        lane.end_turn(&turn, comes, now);
+        self.restamp(&turn, now);
+        self.left(lane_id, &turn);
+        Some((ticket, waiter.waker))
+    }
+
+    /// A caller was served `now`: his other heads go behind those of others.
+    fn restamp(&mut self, turn: &Turn, now: u64) {
+        let Some(standing) = self.standings.get_mut(turn) else {
+            return;
+        };
+        standing.served = now;
+        for lane_id in &standing.heads {
+            let lane = self.lanes.get_mut(lane_id);
+            let head = lane.and_then(|lane| lane.head.as_mut());
+            if let Some(head) = head
+                && let Some(old) = head.rank
+            {
+                let rank = head.rank_of(standing);
+                head.rank = Some(rank);
+                self.ready.remove(&old);
+                self.ready.insert(rank, *lane_id);
+            }
+        }
+    }
+
+    /// One call fewer waits.
+    fn left(&mut self, lane_id: LaneId, turn: &Turn) {
+        self.waiting -= 1;
+        self.refresh(lane_id);
+        if let Some(standing) = self.standings.get_mut(turn) {
+            standing.waiting -= 1;
+            if standing.waiting == 0 {
+                self.standings.remove(turn);
+            }
+        }
+    }
+
+    /// Looks who is the head of a lane in which something has changed. A new one may find room.
+    fn refresh(&mut self, lane_id: LaneId) {
+        let Some(lane) = self.lanes.get_mut(&lane_id) else {
+            return;
+        };
+        let first = lane.first();
+        if first.map(|(_, ticket)| ticket) == lane.head.as_ref().map(|head| head.ticket) {
+            return;
+        }
+        let head = first.map(|(turn, ticket)| {
+            let turn = turn.clone();
+            let standing = self.standings.entry(turn.clone()).or_default();
+            standing.heads.insert(lane_id);
+            let mut head = Head {
+                turn,
+                ticket,
+                rank: None,
+            };
+            let rank = head.rank_of(standing);
+            head.rank = Some(rank);
+            self.ready.insert(rank, lane_id);
+            head
+        });
+        let is_empty = head.is_none();
+        let turn = head.as_ref().map(|head| head.turn.clone());
+        if let Some(old) = mem::replace(&mut lane.head, head) {
+            if let Some(rank) = old.rank {
+                self.ready.remove(&rank);
+            }
+            if turn.as_ref() != Some(&old.turn)
+                && let Some(standing) = self.standings.get_mut(&old.turn)
+            {
+                standing.heads.remove(&lane_id);
+            }
+        }
+        if is_empty {
+            self.lanes.remove(&lane_id);
+        }
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+}
+
+impl<K> Lane<K> {
+    fn new(key: K) -> Self {
+        Self {
+            key,
+            queues: BTreeMap::new(),
+            turns: HashMap::new(),
+            waiting: [0; 3],
+            head: None,
+        }
+    }
+
+    fn first(&self) -> Option<(&Turn, u64)> {
+        let queue = self.queues.values().next()?;
+        let (&ticket, _) = queue.calls.first_key_value()?;
+        Some((&queue.turn, ticket))
+    }
+
+    fn weight_of_head(&self) -> Option<u32> {
+        let queue = self.queues.values().next()?;
+        let (_, waiter) = queue.calls.first_key_value()?;
+        Some(waiter.weight)
+    }
+
+    fn remove(&mut self, turn: &Turn, comes: u64, ticket: u64) -> Option<Waiter> {
+        let at = (turn.priority, comes);
+        let queue = self.queues.get_mut(&at)?;
+        let waiter = queue.calls.remove(&ticket)?;
+        self.waiting[turn.priority.index()] -= 1;
+        if queue.calls.is_empty() {
+            self.queues.remove(&at);
+            self.turns.remove(turn);
+        }
+        Some(waiter)
+    }
+
+    /// Puts a caller who has more calls behind all others.
+    fn end_turn(&mut self, turn: &Turn, comes: u64, now: u64) {
+        if let Some(queue) = self.queues.remove(&(turn.priority, comes)) {
+            self.queues.insert((turn.priority, now), queue);
+            self.turns.insert(turn.clone(), now);
+        }
+    }
+}
+
+impl Head {
+    fn rank_of(&self, standing: &Standing) -> Rank {
+        (self.turn.priority, standing.served, self.ticket)
+    }
+}
+
+impl Queue {
+    fn new(turn: Turn) -> Self {
+        Self {
+            turn,
+            calls: BTreeMap::new(),
+        }
+    }
+}
+
+// Not derived: a line with no key in it is empty too.
+impl<K> Default for Line<K> {
+    fn default() -> Self {
+        Self {
+            lanes: HashMap::new(),
+            ready: BTreeMap::new(),
+            standings: HashMap::new(),
+            waiting: 0,
+            clock: 0,
+        }
+    }
+}
+
+// A lane's key may hold the line.
+impl<K> fmt::Debug for Line<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line")
+            .field("lanes", &self.lanes.len())
+            .field("waiting", &self.waiting)
+            .finish_non_exhaustive()
+    }
+}

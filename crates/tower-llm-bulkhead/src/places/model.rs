@@ -1,0 +1,427 @@
+//! Places of several keys, with all that can be set, against a model that is slow and plain to see.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    task::Wake,
+};
+
+use proptest::{collection::vec, option, prelude::*};
+use tower_llm_core::Caller;
+
+use super::*;
+use crate::Priority;
+
+const KEYS: usize = 3;
+const PRIORITIES: [Priority; 3] = [Priority::Interactive, Priority::Normal, Priority::Batch];
+
+#[derive(Clone, Debug)]
+enum Step {
+    TryAcquire(usize, u32),
+    Join(usize, Wanted, usize),
+    /// Polls the ticket of that index, among those that are held.
+    Poll(usize),
+    /// Drops it.
+    Leave(usize),
+    /// Gives back the place of that index, among those that are held.
+    Release(usize),
+    SetLimit(usize, usize),
+    SetGlobalLimit(usize),
+}
+
+fn wanted(weights: u32) -> impl Strategy<Value = Wanted> {
+    let turn = (0..3_usize, option::of(0..3_usize)).prop_map(|(priority, caller)| Turn {
+        priority: PRIORITIES[priority],
+        caller: caller.map(|caller| Caller::named(["a", "b", "c"][caller])),
+    });
+    (1..=weights, turn).prop_map(|(weight, turn)| Wanted { weight, turn })
+}
+
+fn step(weights: u32) -> impl Strategy<Value = Step> {
+    let key = || 0..KEYS;
+    prop_oneof![
+        3 => (key(), 1..=weights).prop_map(|(key, weight)| Step::TryAcquire(key, weight)),
+        6 => (key(), wanted(weights), prop_oneof![0..4_usize, Just(usize::MAX)])
+            .prop_map(|(key, wanted, most)| Step::Join(key, wanted, most)),
+        4 => (0..8_usize).prop_map(Step::Poll),
+        2 => (0..8_usize).prop_map(Step::Leave),
+        6 => (0..8_usize).prop_map(Step::Release),
+        1 => (key(), 1..7_usize).prop_map(|(key, limit)| Step::SetLimit(key, limit)),
+        1 => (1..9_usize).prop_map(Step::SetGlobalLimit),
+    ]
+}
+
+#[derive(Clone, Debug)]
+struct Waiting {
+    ticket: u64,
+    key: usize,
+    wanted: Wanted,
+}
+
+/// A limit and what is taken of it.
+#[derive(Clone, Copy, Debug)]
+struct Count {
+    limit: usize,
+    calls: usize,
+    weight: u64,
+}
+
+impl Count {
+    fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            calls: 0,
+            weight: 0,
+        }
+    }
+
+    fn has_room(&self, weight: u32) -> bool {
+        self.weight == 0 || self.weight + u64::from(weight) <= self.limit as u64
+    }
+
+    fn add(&mut self, weight: u32) {
+        self.calls += 1;
+        self.weight += u64::from(weight);
+    }
+
+    fn remove(&mut self, weight: u32) {
+        self.calls -= 1;
+        self.weight -= u64::from(weight);
+    }
+}
+
+struct Model {
+    keys: [Count; KEYS],
+    all: Option<Count>,
+    /// In the order they came.
+    waiting: Vec<Waiting>,
+    /// Who has been given a place and has not taken it up yet.
+    given: Vec<Waiting>,
+    held: Vec<(usize, u32)>,
+    /// Whose turn it is in each key, and whose over all: each served caller goes to the end.
+    rings: [Vec<Turn>; KEYS],
+    ring: Vec<Turn>,
+}
+
+impl Model {
+    /// Who waits where `key` waits: all, or those of the same key.
+    fn somebody_waits(&self, key: usize) -> bool {
+        self.waiting
+            .iter()
+            .any(|waiting| self.all.is_some() || waiting.key == key)
+    }
+
+    fn has_room(&self, key: usize, weight: u32) -> bool {
+        self.keys[key].has_room(weight) && self.all.is_none_or(|all| all.has_room(weight))
+    }
+
+    fn take(&mut self, key: usize, weight: u32) {
+        self.keys[key].add(weight);
+        if let Some(all) = &mut self.all {
+            all.add(weight);
+        }
+    }
+
+    fn give_back(&mut self, key: usize, weight: u32) {
+        self.keys[key].remove(weight);
+        if let Some(all) = &mut self.all {
+            all.remove(weight);
+        }
+        self.serve();
+    }
+
+    fn join(&mut self, waiting: Waiting) {
+        let turn = &waiting.wanted.turn;
+        for ring in [&mut self.rings[waiting.key], &mut self.ring] {
+            if !ring.contains(turn) {
+                ring.push(turn.clone());
+            }
+        }
+        self.waiting.push(waiting);
+    }
+
+    fn remove(&mut self, ticket: u64) -> Option<Waiting> {
+        let at = self.waiting.iter().position(|of| of.ticket == ticket)?;
+        let gone = self.waiting.remove(at);
+        let turn = &gone.wanted.turn;
+        let theirs = |of: &&Waiting| of.wanted.turn == *turn;
+        let in_key = |of: &Waiting| of.key == gone.key;
+        if !self.waiting.iter().filter(theirs).any(in_key) {
+            self.rings[gone.key].retain(|of| of != turn);
+        }
+        if !self.waiting.iter().any(|of| of.wanted.turn == *turn) {
+            self.ring.retain(|of| of != turn);
+        }
+        Some(gone)
+    }
+
+    /// The next of each key.
+    fn heads(&self) -> Vec<Waiting> {
+        let head = |key: usize| {
+            let of_key = self.waiting.iter().filter(|of| of.key == key);
+            of_key.min_by_key(|of| {
+                let turn = &of.wanted.turn;
+                let comes = self.rings[key].iter().position(|of| of == turn);
+                (turn.priority, comes, of.ticket)
+            })
+        };
+        let mut heads: Vec<_> = (0..KEYS).filter_map(head).cloned().collect();
+        heads.sort_by_key(|of| {
+            let turn = &of.wanted.turn;
+            let comes = self.ring.iter().position(|of| of == turn);
+            (turn.priority, comes, of.ticket)
+        });
+        heads
+    }
+
+    fn serve(&mut self) {
+        while let Some(next) = self.next() {
+            let turn = next.wanted.turn.clone();
+            self.take(next.key, next.wanted.weight);
+            for ring in [&mut self.rings[next.key], &mut self.ring] {
+                ring.retain(|of| *of != turn);
+                ring.push(turn.clone());
+            }
+            let next = self.remove(next.ticket).expect("it waits");
+            self.given.push(next);
+        }
+    }
+
+    fn next(&self) -> Option<Waiting> {
+        let mut heads = self.heads().into_iter();
+        // Without a limit over all, keys have nothing to do with each other.
+        let next = heads.find(|of| self.keys[of.key].has_room(of.wanted.weight))?;
+        let has_room = |all: Count| all.has_room(next.wanted.weight);
+        self.all.is_none_or(has_room).then_some(next)
+    }
+
+    fn waiting_of(&self, key: usize) -> ByPriority {
+        PRIORITIES.map(|priority| {
+            let same = |of: &&Waiting| of.key == key && of.wanted.turn.priority == priority;
+            self.waiting.iter().filter(same).count()
+        })
+    }
+}
+
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+/// Lines number their tickets apart.
+fn unique(key: usize, ticket: u64) -> u64 {
+    ticket * KEYS as u64 + key as u64
+}
+
+fn of_line(ticket: u64) -> u64 {
+    ticket / KEYS as u64
+}
+
+struct Held {
+    waiting: Waiting,
+    wakes: Arc<Wakes>,
+}
+
+struct Run {
+    places: Vec<Shared>,
+    all: Option<Arc<AllPlaces>>,
+    tickets: Vec<Held>,
+    model: Model,
+}
+
+impl Run {
+    fn new(limits: [usize; KEYS], global: Option<usize>) -> Self {
+        let all = global.map(|limit| Arc::new(AllPlaces::new(limit)));
+        let places = limits.map(|limit| match &all {
+            None => Places::new(limit),
+            Some(all) => Places::within(limit, Arc::clone(all)),
+        });
+        Self {
+            places: places.map(|of| Arc::new(Keyed::keyless(of))).into(),
+            all,
+            tickets: vec![],
+            model: Model {
+                keys: limits.map(Count::new),
+                all: global.map(Count::new),
+                waiting: vec![],
+                given: vec![],
+                held: vec![],
+                rings: Default::default(),
+                ring: vec![],
+            },
+        }
+    }
+
+    fn step(&mut self, step: Step) -> Result<(), TestCaseError> {
+        match step {
+            Step::TryAcquire(key, weight) => {
+                let model = &mut self.model;
+                let free = model.has_room(key, weight) && !model.somebody_waits(key);
+                prop_assert_eq!(self.places[key].try_acquire(weight), free);
+                if free {
+                    model.take(key, weight);
+                    model.held.push((key, weight));
+                }
+            }
+            Step::Join(key, wanted, max_waiting) => self.join(key, wanted, max_waiting)?,
+            Step::Poll(i) if i < self.tickets.len() => self.poll(i)?,
+            Step::Leave(i) if i < self.tickets.len() => self.leave(i)?,
+            Step::Release(i) if i < self.model.held.len() => {
+                let (key, weight) = self.model.held.remove(i);
+                self.places[key].release(weight);
+                self.model.give_back(key, weight);
+            }
+            Step::SetLimit(key, limit) => {
+                self.places[key].set_limit(limit);
+                self.model.keys[key].limit = limit;
+                self.model.serve();
+            }
+            Step::SetGlobalLimit(limit) => {
+                if let (Some(all), Some(model)) = (&self.all, &mut self.model.all) {
+                    all.set_limit(limit);
+                    model.limit = limit;
+                    self.model.serve();
+                }
+            }
+            Step::Poll(_) | Step::Leave(_) | Step::Release(_) => {}
+        }
+        self.compare()
+    }
+
+    fn join(&mut self, key: usize, wanted: Wanted, most: usize) -> Result<(), TestCaseError> {
+        let wakes = Arc::<Wakes>::default();
+        let waker = Waker::from(Arc::clone(&wakes));
+        let joined = Places::join(&self.places[key], &wanted, most, &waker);
+        // The model's tickets need only be told apart, but for those that were given.
+        let ticket = match joined {
+            Joined::Waiting(ticket) => unique(key, ticket),
+            _ => u64::MAX,
+        };
+        let model = &mut self.model;
+        let waiting = Waiting {
+            ticket,
+            key,
+            wanted,
+        };
+        model.join(waiting.clone());
+        model.serve();
+        let given = model.given.iter().position(|of| of.ticket == u64::MAX);
+        let priority = waiting.wanted.turn.priority;
+        if let Some(given) = given {
+            model.given.remove(given);
+            model.held.push((key, waiting.wanted.weight));
+            prop_assert_eq!(joined, Joined::Admitted);
+        } else if model.waiting_of(key)[priority.index()] > most {
+            prop_assert!(matches!(joined, Joined::Full(_)), "{:?}", joined);
+            if model.all.is_none() {
+                prop_assert_eq!(joined, Joined::Full(LimitOf::Key));
+            }
+            model.remove(ticket);
+        } else {
+            prop_assert!(matches!(joined, Joined::Waiting(_)), "{:?}", joined);
+            self.tickets.push(Held { waiting, wakes });
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, i: usize) -> Result<(), TestCaseError> {
+        let Held { waiting, wakes } = &self.tickets[i];
+        let Waiting {
+            ticket,
+            key,
+            wanted,
+        } = waiting.clone();
+        let waker = Waker::from(Arc::clone(wakes));
+        let polled = self.places[key].poll_ticket(&wanted.turn, of_line(ticket), &waker);
+        let given = self.model.given.iter().position(|of| of.ticket == ticket);
+        prop_assert_eq!(polled.is_ready(), given.is_some());
+        if let Some(given) = given {
+            self.model.given.remove(given);
+            self.model.held.push((key, wanted.weight));
+            self.tickets.remove(i);
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self, i: usize) -> Result<(), TestCaseError> {
+        let Waiting {
+            ticket,
+            key,
+            wanted,
+        } = self.tickets.remove(i).waiting;
+        let waited = self.model.remove(ticket).is_some();
+        prop_assert_eq!(
+            self.places[key].leave(&wanted.turn, of_line(ticket)),
+            waited
+        );
+        if waited {
+            self.model.serve();
+        } else {
+            self.model.given.retain(|of| of.ticket != ticket);
+            self.places[key].release(wanted.weight);
+            self.model.give_back(key, wanted.weight);
+        }
+        Ok(())
+    }
+
+    fn compare(&self) -> Result<(), TestCaseError> {
+        let model = &self.model;
+        for (key, places) in self.places.iter().enumerate() {
+            let count = model.keys[key];
+            prop_assert_eq!(places.taken(), (count.calls, count.weight), "key {}", key);
+            prop_assert_eq!(places.waiting(), model.waiting_of(key), "key {}", key);
+        }
+        if let (Some(all), Some(count)) = (&self.all, model.all) {
+            prop_assert_eq!(all.taken(), (count.calls, count.weight));
+            prop_assert_eq!(all.waiting(), model.waiting.len());
+        }
+        for Held { waiting, wakes } in &self.tickets {
+            let is_given = model.given.iter().any(|of| of.ticket == waiting.ticket);
+            prop_assert_eq!(
+                wakes.0.load(Relaxed),
+                usize::from(is_given),
+                "{:?}",
+                waiting
+            );
+        }
+        Ok(())
+    }
+
+    /// Everybody leaves, and nothing is left.
+    fn finish(mut self) -> Result<(), TestCaseError> {
+        while !self.tickets.is_empty() {
+            self.step(Step::Leave(self.tickets.len() - 1))?;
+        }
+        while !self.model.held.is_empty() {
+            self.step(Step::Release(0))?;
+        }
+        for places in &self.places {
+            prop_assert_eq!(places.taken(), (0, 0));
+            prop_assert!(places.try_acquire(1), "it stayed closed");
+            places.release(1);
+            // No key of the line holds them.
+            prop_assert_eq!(Arc::strong_count(places), 1);
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn places_of_several_keys_do_as_the_model_does(
+        limits in [1..5_usize, 1..5, 1..5],
+        global in option::of(1..8_usize),
+        steps in prop_oneof![vec(step(1), 0..150), vec(step(4), 0..150)],
+    ) {
+        let mut run = Run::new(limits, global);
+        for step in steps {
+            run.step(step)?;
+        }
+        run.finish()?;
+    }
+}

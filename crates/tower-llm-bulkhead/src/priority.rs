@@ -1,0 +1,57 @@
+use std::{fmt, sync::Arc};
+
+use tower_llm_core::Described;
+
+/// How soon a call that waits gets its turn: all of a class before any of the next.
+///
+/// A class that always has somebody waiting keeps those below it waiting, until their
+/// [`max_wait`](crate::BulkheadBuilder::max_wait) is over.
+// Complete: three classes are what operators tell apart, and each costs every key a number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Somebody looks at the screen.
+    Interactive,
+    /// Where nothing else is said.
+    #[default]
+    Normal,
+    /// Work that may take until tomorrow.
+    Batch,
+}
+
+/// A number for each class.
+pub(crate) type ByPriority = [usize; 3];
+
+/// How a layer chooses the priority of a call.
+#[derive(Clone)]
+pub(crate) struct PriorityBy(Option<Arc<dyn Fn(&dyn Described) -> Priority + Send + Sync>>);
+
+impl Priority {
+    /// Where its number stands in [`ByPriority`].
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl PriorityBy {
+    /// All calls are [`Priority::Normal`].
+    pub(crate) const NORMAL: Self = Self(None);
+
+    pub(crate) fn custom<F>(choose: F) -> Self
+    where
+        F: Fn(&dyn Described) -> Priority + Send + Sync + 'static,
+    {
+        Self(Some(Arc::new(choose)))
+    }
+
+    pub(crate) fn of(&self, request: &dyn Described) -> Priority {
+        self.0
+            .as_ref()
+            .map_or(Priority::Normal, |choose| choose(request))
+    }
+}
+
+impl fmt::Debug for PriorityBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Custom" } else { "Normal" })
+    }
+}
