@@ -19,8 +19,8 @@ use support::{chat, chat_to, counts_of, full, stream};
 use tokio::task::{JoinSet, yield_now};
 use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
-use tower_llm_bulkhead::{BulkheadBuilder, BulkheadLayer, ReleaseAt};
-use tower_llm_core::{BoxError, Provider};
+use tower_llm_bulkhead::{BulkheadBuilder, BulkheadHandle, BulkheadLayer, Priority, ReleaseAt};
+use tower_llm_core::{BoxError, Call, Caller, Dialect, Key, Operation, Provider};
 
 const LIMIT: usize = 3;
 const TASKS: u64 = 48;
@@ -71,6 +71,7 @@ struct Frames {
     left: u64,
     numbers: Numbers,
     _inside: Entered,
+    _also_inside: Option<Entered>,
 }
 
 impl Body for Frames {
@@ -135,8 +136,22 @@ async fn inner(inside: Arc<Inside>, seed: u64) -> Result<http::Response<Frames>,
             left: numbers.below(5),
             numbers,
             _inside: entered,
+            _also_inside: None,
         })),
     }
+}
+
+/// The same, inside of all keys and of one.
+async fn inner_of_key(
+    (in_all, in_key): (Entered, Entered),
+    seed: u64,
+) -> Result<http::Response<Frames>, BoxError> {
+    let response = inner(Arc::default(), seed).await?;
+    Ok(response.map(|frames| Frames {
+        _inside: in_all,
+        _also_inside: Some(in_key),
+        ..frames
+    }))
 }
 
 /// Runs them all; returns how many were refused.
@@ -197,6 +212,118 @@ impl<B: Body + Unpin + Send> IntoBody for http::Response<B> {
     fn into_body(self) -> B {
         self.into_body()
     }
+}
+
+/// Sets the limit up and down until it is told to stop.
+async fn turn_the_knob(handle: BulkheadHandle, stop: Arc<AtomicUsize>) -> usize {
+    let mut numbers = Numbers(99);
+    let mut times = 0;
+    while stop.load(Relaxed) == 0 {
+        let limit = 1 + usize::try_from(numbers.below(6)).expect("it is small");
+        let set = handle.set_limit(&Key::new("openai"), limit);
+        set.expect("a good limit");
+        times += 1;
+        yield_now().await;
+    }
+    times
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn never_over_the_highest_limit_while_it_is_changed_and_never_over_the_last_one() {
+    let layer = BulkheadLayer::builder(LIMIT).max_waiting(1_000);
+    let layer = layer.build().unwrap();
+    let handle = layer.handle();
+    let inside = Arc::<Inside>::default();
+    let seeds = Arc::new(AtomicUsize::new(0));
+    let service = layer.layer(service_fn({
+        let inside = Arc::clone(&inside);
+        move |_| inner(Arc::clone(&inside), seeds.fetch_add(1, Relaxed) as u64)
+    }));
+    let stop = Arc::<AtomicUsize>::default();
+    let knob = tokio::spawn(turn_the_knob(handle.clone(), Arc::clone(&stop)));
+    assert_eq!(thousands(service.clone()).await, 0);
+    stop.store(1, Relaxed);
+    let times = knob.await.unwrap();
+    assert!(times > 50, "{times} times");
+    assert_eq!(inside.most.load(Relaxed), 6);
+    assert_eq!(counts_of(&handle, "openai"), (0, 0, 0));
+
+    handle.set_limit(&Key::new("openai"), 2).unwrap();
+    inside.most.store(0, Relaxed);
+    assert_eq!(thousands(service).await, 0);
+    assert_eq!(inside.most.load(Relaxed), 2);
+    assert_eq!(counts_of(&handle, "openai"), (0, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn never_over_a_key_s_limit_nor_over_that_of_all_keys() {
+    const KEYS: usize = 4;
+    const IN_ALL: usize = 5;
+    let layer = BulkheadLayer::builder(2)
+        .global_limit(IN_ALL)
+        .max_waiting(1_000)
+        .priority_by(|request| match request.header("class") {
+            Some(b"batch") => Priority::Batch,
+            _ => Priority::Normal,
+        })
+        .build()
+        .unwrap();
+    let handle = layer.handle();
+    let all = Arc::<Inside>::default();
+    let keys: Arc<[Arc<Inside>; KEYS]> = Arc::default();
+    let seeds = Arc::new(AtomicUsize::new(0));
+    let service = layer.layer(service_fn({
+        let (all, keys) = (Arc::clone(&all), Arc::clone(&keys));
+        move |request: http::Request<()>| {
+            let key: &usize = request.extensions().get().expect("it was put there");
+            let entered = (all.enter(), keys[*key].enter());
+            inner_of_key(entered, seeds.fetch_add(1, Relaxed) as u64)
+        }
+    }));
+    let mut tasks = JoinSet::new();
+    for task in 0..TASKS {
+        let service = service.clone();
+        tasks.spawn(async move {
+            let mut numbers = Numbers(task);
+            for _ in 0..CALLS {
+                let key = usize::try_from(numbers.below(KEYS as u64)).unwrap();
+                let call = Call::builder(Provider::new(format!("{key}")), Operation::CHAT)
+                    .dialect(Dialect::OpenAi)
+                    .streamed(true)
+                    .caller(Caller::named(format!("{}", numbers.below(3))))
+                    .build();
+                let mut request = http::Request::new(());
+                request.extensions_mut().insert(call);
+                request.extensions_mut().insert(key);
+                if numbers.below(3) == 0 {
+                    let batch = http::HeaderValue::from_static("batch");
+                    request.headers_mut().insert("class", batch);
+                }
+                let polls = (numbers.below(2) == 0).then(|| numbers.below(100));
+                let run = GiveUp {
+                    polls,
+                    future: Box::pin(async {
+                        match service.clone().oneshot(request).await {
+                            Ok(response) => read_to_end(response.into_body()).await,
+                            Err(error) => assert!(error.to_string().contains("provider")),
+                        }
+                    }),
+                };
+                run.await;
+            }
+        });
+    }
+    let done = tokio::time::timeout(Duration::from_secs(60), tasks.join_all());
+    done.await.expect("some call waits for ever");
+    assert_eq!(all.most.load(Relaxed), IN_ALL);
+    assert_eq!(all.now.load(Relaxed), 0);
+    assert!(all.entered.load(Relaxed) > 1_000);
+    for (key, inside) in keys.iter().enumerate() {
+        assert_eq!(inside.most.load(Relaxed), 2, "key {key}");
+        assert_eq!(counts_of(&handle, &key.to_string()), (0, 0, 0));
+    }
+    let stats = handle.global_stats().unwrap();
+    assert_eq!((stats.in_flight, stats.weight, stats.waiting), (0, 0, 0));
 }
 
 async fn stress(builder: BulkheadBuilder) -> u64 {

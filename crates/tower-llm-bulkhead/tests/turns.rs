@@ -1,0 +1,242 @@
+//! Whose turn it is: classes in strict order, and callers one after the other.
+
+mod support;
+
+use std::time::Duration;
+
+use support::{Ask, arrived, asked, full, nothing_arrived, openai, start};
+use tokio::time::advance;
+use tokio_test::{assert_pending, assert_ready_err, task::Spawn};
+use tower::Service;
+use tower_llm_bulkhead::{BulkheadBuilder, BulkheadLayer, Priority};
+use tower_llm_core::{Call, Caller, Key, KeyBy, Operation, Provider, Unary};
+
+use Priority::{Batch, Interactive, Normal};
+
+fn bulkhead(limit: usize) -> BulkheadBuilder<Unary> {
+    BulkheadLayer::builder(limit).watch(Unary)
+}
+
+/// With classes as a header says.
+fn by_header(limit: usize) -> BulkheadBuilder<Unary> {
+    bulkhead(limit).priority_by(|request| match request.header("class") {
+        Some(b"interactive") => Interactive,
+        Some(b"batch") => Batch,
+        _ => Normal,
+    })
+}
+
+fn of_class(id: usize, class: &'static str) -> Ask {
+    Ask {
+        headers: [("class", class)].into(),
+        ..Ask::new(id)
+    }
+}
+
+fn of_caller(id: usize, caller: &str) -> Ask {
+    by_caller("openai", id, caller)
+}
+
+fn by_caller(provider: &'static str, id: usize, caller: &str) -> Ask {
+    let call = Call::builder(Provider::new(provider), Operation::CHAT);
+    Ask {
+        call: Some(call.caller(Caller::named(caller)).build()),
+        ..Ask::new(id)
+    }
+}
+
+/// A call that waits, or runs.
+type Waiting = Spawn<<support::Asked as Service<Ask>>::Future>;
+
+/// Ends what runs, one call after the other, and says in which order the others came to run.
+async fn order(
+    running: Waiting,
+    mut waiting: Vec<(usize, Waiting)>,
+    upstream: &mut tower_test::mock::Handle<Ask, usize>,
+) -> Vec<usize> {
+    for (_, call) in &mut waiting {
+        assert_pending!(call.poll());
+    }
+    let mut order = Vec::new();
+    let mut running = Some(running);
+    while running.take().is_some() {
+        // The mock's channels are part of what a task may do before it yields.
+        tokio::task::yield_now().await;
+        let next = waiting.iter().position(|(_, call)| call.is_woken());
+        running = next.map(|next| {
+            let (id, mut call) = waiting.remove(next);
+            assert_pending!(call.poll());
+            assert_eq!(arrived(upstream).0.id, id);
+            nothing_arrived(upstream);
+            order.push(id);
+            call
+        });
+    }
+    assert!(waiting.is_empty(), "{} were forgotten", waiting.len());
+    order
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_class_goes_before_the_next_and_each_in_the_order_it_came() {
+    let layer = by_header(1).build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    let running = start(&service, of_class(0, "batch"));
+    arrived(&mut upstream);
+    let classes = ["batch", "normal", "interactive"];
+    let waiting = (1..10)
+        .map(|id| (id, start(&service, of_class(id, classes[id % 3]))))
+        .collect();
+    let stats = layer.handle().stats_of(&Key::new("openai")).unwrap();
+    assert_eq!(stats.waiting, 9);
+    for class in [Interactive, Normal, Batch] {
+        assert_eq!(stats.waiting_of(class), 3);
+    }
+    let order = order(running, waiting, &mut upstream).await;
+    assert_eq!(order, [2, 5, 8, 1, 4, 7, 3, 6, 9]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_class_has_room_of_its_own_in_the_queue() {
+    let layer = by_header(1)
+        .max_waiting(1)
+        .max_waiting_of(Batch, 2)
+        .max_waiting_of(Interactive, 0)
+        .build()
+        .unwrap();
+    let (service, _upstream) = asked(&layer);
+    let _running = start(&service, Ask::new(0));
+    let mut held = Vec::new();
+    for (class, priority, room) in [
+        ("batch", Batch, 2),
+        ("normal", Normal, 1),
+        ("interactive", Interactive, 0),
+    ] {
+        for id in 0..room {
+            let mut call = start(&service, of_class(id, class));
+            assert_pending!(call.poll());
+            held.push(call);
+        }
+        let error = assert_ready_err!(start(&service, of_class(9, class)).poll());
+        assert_eq!(full(&error).priority(), priority);
+        assert_eq!(full(&error).waited_for(), None);
+    }
+    assert_eq!(openai(&layer.handle()), (1, 3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_waits_for_all_others_and_no_longer_than_max_wait() {
+    let layer = by_header(1)
+        .max_wait(Duration::from_secs(5))
+        .build()
+        .unwrap();
+    let (service, mut upstream) = asked(&layer);
+    let mut running = start(&service, Ask::new(0));
+    arrived(&mut upstream);
+    let mut batch = start(&service, of_class(1, "batch"));
+    assert_pending!(batch.poll());
+    for id in 0..5 {
+        let mut next = start(&service, of_class(id, "interactive"));
+        assert_pending!(next.poll());
+        drop(std::mem::replace(&mut running, next));
+        assert_pending!(running.poll());
+        arrived(&mut upstream);
+        assert!(!batch.is_woken());
+        advance(Duration::from_secs(1)).await;
+    }
+    let error = assert_ready_err!(batch.poll());
+    assert_eq!(full(&error).priority(), Batch);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_class_of_a_call_that_need_not_wait_is_not_asked_for() {
+    let layer = bulkhead(1).priority_by(|_| panic!("as it was told"));
+    let layer = layer.build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    let mut first = start(&service, Ask::new(0));
+    assert_pending!(first.poll());
+    arrived(&mut upstream);
+    // Its caller's trouble alone: nothing is taken, nothing stays closed.
+    let panics = std::panic::AssertUnwindSafe(|| start(&service, Ask::new(1)));
+    assert!(std::panic::catch_unwind(panics).is_err());
+    assert_eq!(openai(&layer.handle()), (1, 0, 0));
+    drop(first);
+    let _next = start(&service, Ask::new(2));
+    assert_eq!(openai(&layer.handle()), (1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_calls_of_one_tenant_do_not_delay_another_s_first() {
+    let layer = bulkhead(1).max_waiting(2_000).build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    let running = start(&service, of_caller(0, "busy"));
+    arrived(&mut upstream);
+    let mut waiting: Vec<_> = (1..=1_000)
+        .map(|id| (id, start(&service, of_caller(id, "busy"))))
+        .collect();
+    for id in 1_001..=1_003 {
+        waiting.push((id, start(&service, of_caller(id, "other"))));
+    }
+    let order = order(running, waiting, &mut upstream).await;
+    // The next but one, and then every other.
+    assert_eq!(order[..7], [1, 1_001, 2, 1_002, 3, 1_003, 4]);
+    assert!(order[7..].iter().copied().eq(5..=1_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_who_are_not_known_share_a_turn() {
+    let layer = bulkhead(1).build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    let running = start(&service, Ask::new(0));
+    arrived(&mut upstream);
+    let mut waiting: Vec<_> = (1..5)
+        .map(|id| (id, start(&service, Ask::new(id))))
+        .collect();
+    for (id, caller) in [(5, "a"), (6, "b"), (7, "a"), (8, "b")] {
+        waiting.push((id, start(&service, of_caller(id, caller))));
+    }
+    let order = order(running, waiting, &mut upstream).await;
+    assert_eq!(order, [1, 5, 6, 2, 7, 8, 3, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_gave_up_most_calls_keeps_his_turn() {
+    let layer = bulkhead(1).build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    let running = start(&service, Ask::new(0));
+    arrived(&mut upstream);
+    let mut waiting: Vec<_> = (1..=20)
+        .map(|id| (id, start(&service, of_caller(id, "hasty"))))
+        .collect();
+    waiting.extend((21..=25).map(|id| (id, start(&service, of_caller(id, "patient")))));
+    // All but the last three.
+    waiting.drain(..17);
+    let order = order(running, waiting, &mut upstream).await;
+    assert_eq!(order, [18, 21, 19, 22, 20, 23, 24, 25]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_take_turns_over_all_keys_that_share_a_limit() {
+    let layer = bulkhead(1)
+        .key_by(KeyBy::provider())
+        .global_limit(1)
+        .build()
+        .unwrap();
+    let (service, mut upstream) = asked(&layer);
+    let running = start(&service, Ask::of("a", 0));
+    arrived(&mut upstream);
+    // One who asks every provider, before the other asks one.
+    let providers = ["a", "b", "c", "d", "e", "f"];
+    let mut waiting: Vec<_> = (1..=6)
+        .map(|id| {
+            (
+                id,
+                start(&service, by_caller(providers[id - 1], id, "busy")),
+            )
+        })
+        .collect();
+    for id in 7..=9 {
+        waiting.push((id, start(&service, by_caller("g", id, "other"))));
+    }
+    let order = order(running, waiting, &mut upstream).await;
+    assert_eq!(order, [1, 7, 2, 8, 3, 9, 4, 5, 6]);
+}
