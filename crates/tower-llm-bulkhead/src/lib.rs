@@ -7,12 +7,19 @@
 //! There are two ways to admit, told apart by type:
 //!
 //! - [`BulkheadLayer`] decides in `call`, once the request says whose place it needs. Calls that find none wait in
-//!   a queue, first come, first served, bounded in number and time. This is for servers, and for clients of several
+//!   a queue, bounded in number and time: callers take turns, so that a thousand waiting calls of one tenant do not delay
+//!   another's first. This is for servers, and for clients of several
 //!   providers.
 //! - [`ReserveLayer`] takes a place in `poll_ready`, for all requests alike. This is for clients behind a
 //!   balancer, which wants to know who is ready before it chooses.
 //!
-//! It does not limit rates, and it does not find the right limit for you.
+//! Beside a limit for each key there can be one for all of them ([`global_limit`](BulkheadBuilder::global_limit)), and
+//! both are taken together or not at all. Limits can be counted in tokens ([`Weigh`]), calls be put in classes
+//! ([`Priority`]), and limits be changed while calls run ([`BulkheadHandle::set_limit`]).
+//!
+//! It does not limit rates. A limit stays as it is set: that is the default, and where the provider's is known nothing
+//! finds a better one. One that follows a signal is to be asked for ([`Adaptive`]), and buys fewer refusals or a shorter
+//! wait for the first token, not more throughput.
 //!
 //! # Example
 //!
