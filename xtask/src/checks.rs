@@ -129,14 +129,14 @@ fn features(sh: &Shell) -> Result {
     Ok(())
 }
 
-/// Every interleaving of the bulkhead's lock-free part.
+/// Every interleaving of the bulkhead's and the breaker's lock-free parts.
 ///
-/// A cfg of its own, because tokio changes under `--cfg loom`, and so a target folder of its own.
+/// Cfgs of their own, because tokio changes under `--cfg loom`, and so a target folder of its own.
 fn loom(sh: &Shell) -> Result {
-    let _flags = sh.push_env("RUSTFLAGS", "--cfg bulkhead_loom");
+    let _flags = sh.push_env("RUSTFLAGS", "--cfg breaker_loom --cfg bulkhead_loom");
     cmd!(
         sh,
-        "cargo test -p tower-llm-bulkhead --lib --target-dir target/loom loom"
+        "cargo test -p tower-llm-breaker -p tower-llm-bulkhead --lib --target-dir target/loom loom"
     )
     .run()?;
     Ok(())

@@ -1,0 +1,368 @@
+//! Every interleaving of a few threads, up to a bound of preemptions.
+//!
+//! Loom's own cfg would change tokio too, hence another:
+//! `RUSTFLAGS="--cfg breaker_loom" cargo test -p tower-llm-breaker --lib --target-dir target/loom loom`
+
+use std::{sync::Arc as StdArc, time::Duration};
+
+use ::loom::{model::Builder, sync::Arc, thread};
+
+use super::*;
+use crate::{BreakerBuilder, BreakerLayer, Scope, group::Group, word::Clock};
+
+const OPEN_FOR: Duration = Duration::from_secs(30);
+const LEASE: Duration = Duration::from_secs(60);
+const FAILURE: Verdict = Verdict::Failure { retry_after: None };
+
+/// A circuit, and when its time began.
+struct Tried {
+    circuit: Circuit,
+    epoch: Instant,
+}
+
+/// Opened by one failure, for 30 s.
+fn touchy() -> BreakerBuilder {
+    patient().consecutive_failures(1)
+}
+
+fn patient() -> BreakerBuilder {
+    BreakerLayer::builder()
+        .failure_ratio(1.0)
+        .over_calls(10)
+        .open_for(OPEN_FOR)
+        .probe_lease(LEASE)
+        .jitter(0.0)
+}
+
+fn group(builder: &BreakerBuilder, epoch: Instant) -> StdArc<Group> {
+    let mut policy = builder.policy().expect("good settings");
+    policy.clock = Clock::new(epoch);
+    StdArc::new(Group::new(Scope::Key, StdArc::new(policy)))
+}
+
+impl Tried {
+    fn new(builder: &BreakerBuilder) -> Arc<Self> {
+        let epoch = Instant::now();
+        Self::of(group(builder, epoch), epoch)
+    }
+
+    fn of(group: StdArc<Group>, epoch: Instant) -> Arc<Self> {
+        let circuit = Circuit::new(group, Some(Key::new("k")));
+        Arc::new(Self { circuit, epoch })
+    }
+
+    /// One that has opened once.
+    fn open(builder: &BreakerBuilder) -> Arc<Self> {
+        let tried = Self::new(builder);
+        tried.record(tried.admit(0).expect("it is closed"), FAILURE, 0);
+        assert_eq!(tried.state(0), State::Open);
+        tried
+    }
+
+    fn at(&self, second: u64) -> Instant {
+        self.epoch + Duration::from_secs(second)
+    }
+
+    fn admit(&self, second: u64) -> Option<Pass> {
+        self.circuit.admit(self.at(second)).ok()
+    }
+
+    fn record(&self, pass: Pass, verdict: Verdict, second: u64) {
+        let mut now = Now::at(Some(self.at(second)));
+        self.circuit.record(pass, verdict, &mut now);
+    }
+
+    fn state(&self, second: u64) -> State {
+        self.circuit.standing(self.at(second)).state
+    }
+
+    /// Calls and failures that count.
+    fn counts(&self, second: u64) -> (u64, u64) {
+        let tally = self.circuit.failures(self.at(second));
+        (tally.total, tally.bad)
+    }
+
+    fn generation(&self) -> u32 {
+        self.circuit.word().generation
+    }
+
+    fn openings(&self) -> u32 {
+        self.circuit.core().openings
+    }
+
+    fn probes(&self, second: u64) -> usize {
+        self.circuit.probes(self.at(second))
+    }
+}
+
+fn check(model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(model);
+}
+
+fn spawn<T: 'static>(
+    tried: &Arc<Tried>,
+    run: impl FnOnce(&Tried) -> T + Send + 'static,
+) -> thread::JoinHandle<T> {
+    let tried = Arc::clone(tried);
+    thread::spawn(move || run(&tried))
+}
+
+// === admit, record, trip ===
+
+#[test]
+fn one_comes_while_another_opens_it() {
+    check(|| {
+        let tried = Tried::new(&touchy());
+        let failed = tried.admit(0).unwrap();
+        let comes = spawn(&tried, |tried| {
+            let pass = tried.admit(0);
+            if let Some(pass) = pass {
+                tried.record(pass, Verdict::Success, 0);
+            }
+            pass
+        });
+        tried.record(failed, FAILURE, 0);
+        // Whoever comes after that is refused.
+        assert_eq!(tried.admit(0), None);
+        let pass = comes.join().unwrap();
+        assert_eq!(tried.state(0), State::Open);
+        assert!(pass.is_none_or(|pass| pass.generation() == 0));
+        assert_eq!((tried.generation(), tried.counts(0)), (1, (0, 0)));
+        assert_eq!(tried.circuit.refused(), 1 + u64::from(pass.is_none()));
+    });
+}
+
+#[test]
+fn failures_at_once_open_it_once() {
+    check(|| {
+        let tried = Tried::new(&touchy());
+        let passes = [(); 3].map(|()| tried.admit(0).unwrap());
+        let others = [passes[0], passes[1]]
+            .map(|pass| spawn(&tried, move |tried| tried.record(pass, FAILURE, 0)));
+        tried.record(passes[2], FAILURE, 0);
+        for other in others {
+            other.join().unwrap();
+        }
+        assert_eq!((tried.state(0), tried.generation()), (State::Open, 1));
+        assert_eq!((tried.openings(), tried.counts(0)), (1, (0, 0)));
+        let shut = tried.circuit.admit(tried.at(0)).unwrap_err();
+        assert_eq!(shut.retry_after, Some(OPEN_FOR));
+    });
+}
+
+#[test]
+fn of_two_clocks_at_once_the_later_wins() {
+    check(|| {
+        let tried = Tried::new(&touchy());
+        let passes = [(); 2].map(|()| tried.admit(0).unwrap());
+        let until = |seconds| Verdict::Throttled {
+            retry_after: Some(Duration::from_secs(seconds)),
+        };
+        let other = spawn(&tried, move |tried| tried.record(passes[0], until(5), 0));
+        tried.record(passes[1], until(9), 0);
+        other.join().unwrap();
+        assert_eq!(
+            (tried.state(8), tried.state(9)),
+            (State::Throttled, State::Closed)
+        );
+        assert_eq!(tried.generation(), 1);
+    });
+}
+
+#[test]
+fn none_is_lost_of_those_who_are_counted_at_once() {
+    for builder in windows(patient()) {
+        check(move || {
+            let tried = Tried::new(&builder);
+            let passes = [(); 3].map(|()| tried.admit(0).unwrap());
+            // Both are the first after a long rest.
+            let other = spawn(&tried, move |tried| {
+                tried.record(passes[0], Verdict::Success, 100);
+                tried.record(passes[1], Verdict::Success, 100);
+            });
+            tried.record(passes[2], Verdict::Success, 100);
+            other.join().unwrap();
+            assert_eq!(tried.counts(100), (3, 0));
+        });
+    }
+}
+
+#[test]
+fn none_is_lost_where_two_count_in_two_tenths_of_the_window() {
+    check(|| {
+        let tried = Tried::new(&patient().over_time(Duration::from_secs(10)));
+        let passes = [(); 3].map(|()| tried.admit(0).unwrap());
+        tried.record(passes[2], FAILURE, 0);
+        let other = spawn(&tried, move |tried| {
+            tried.record(passes[0], Verdict::Success, 3)
+        });
+        tried.record(passes[1], Verdict::Success, 4);
+        other.join().unwrap();
+        assert_eq!(tried.counts(9), (3, 1));
+        assert_eq!(tried.counts(10), (2, 0));
+    });
+}
+
+fn windows(builder: BreakerBuilder) -> [BreakerBuilder; 2] {
+    let by_time = builder.clone().over_time(Duration::from_secs(10));
+    [builder, by_time]
+}
+
+// === probes ===
+
+#[test]
+fn exactly_the_probes_pass() {
+    for probes in [1, 2] {
+        check(move || {
+            let tried = Tried::open(&touchy().probes(probes));
+            let others = [(); 2].map(|()| spawn(&tried, |tried| tried.admit(30)));
+            let mut passed = usize::from(tried.admit(30).is_some());
+            for other in others {
+                passed += usize::from(other.join().unwrap().is_some());
+            }
+            assert_eq!((passed, tried.probes(30)), (probes, probes));
+            assert_eq!((tried.state(30), tried.generation()), (State::HalfOpen, 2));
+            assert_eq!(tried.circuit.refused(), 3 - probes as u64);
+        });
+    }
+}
+
+#[test]
+fn a_probe_is_given_back_while_others_come() {
+    check(|| {
+        let tried = Tried::open(&touchy());
+        let probe = tried.admit(30).unwrap();
+        let comes = spawn(&tried, |tried| tried.admit(30));
+        tried.record(probe, Verdict::Neutral, 30);
+        let came = comes.join().unwrap();
+        let next = tried.admit(30);
+        assert_eq!([came, next].into_iter().flatten().count(), 1);
+        assert_eq!(tried.probes(30), 1);
+    });
+}
+
+#[test]
+fn a_probe_decides_and_a_late_failure_does_not() {
+    for builder in windows(touchy()) {
+        check(move || {
+            let tried = Tried::new(&builder);
+            let [late, failed] = [(); 2].map(|()| tried.admit(0).unwrap());
+            tried.record(failed, FAILURE, 0);
+            let probe = tried.admit(30).unwrap();
+            let other = spawn(&tried, move |tried| tried.record(late, FAILURE, 30));
+            tried.record(probe, Verdict::Success, 30);
+            other.join().unwrap();
+            assert_eq!((tried.state(30), tried.generation()), (State::Closed, 3));
+            assert_eq!((tried.counts(30), tried.circuit.stale()), ((0, 0), 1));
+        });
+    }
+}
+
+#[test]
+fn of_a_good_and_a_bad_probe_at_once_the_first_decides() {
+    check(|| {
+        let tried = Tried::open(&touchy().probes(2));
+        let [good, bad] = [(); 2].map(|()| tried.admit(30).unwrap());
+        let other = spawn(&tried, move |tried| tried.record(bad, FAILURE, 30));
+        tried.record(good, Verdict::Success, 30);
+        other.join().unwrap();
+        assert!(matches!(tried.state(30), State::Closed | State::Open));
+        assert_eq!((tried.generation(), tried.circuit.stale()), (3, 1));
+        assert_eq!(tried.counts(30), (0, 0));
+    });
+}
+
+#[test]
+fn a_lease_runs_out_while_its_probe_is_given_back() {
+    check(|| {
+        let tried = Tried::open(&touchy());
+        let late = tried.admit(30).unwrap();
+        let comes = spawn(&tried, |tried| tried.admit(90));
+        tried.record(late, Verdict::Neutral, 90);
+        // Its place was free for that one, and for nobody else.
+        let probe = comes.join().unwrap().unwrap();
+        assert_eq!((tried.probes(90), tried.admit(90)), (1, None));
+        tried.record(probe, Verdict::Success, 90);
+        assert_eq!(tried.state(90), State::Closed);
+    });
+}
+
+// === transitions and what is told late ===
+
+/// A call of the generation that ends is counted in it or not at all.
+#[test]
+fn what_is_told_while_a_generation_ends_is_not_counted_in_the_next() {
+    let [by_count, by_time] = windows(patient());
+    // Not a failure where the window is by time: looking through its tenths adds nothing here but interleavings.
+    let cases = [
+        (by_count.clone(), Verdict::Success),
+        (by_count, FAILURE),
+        (by_time, Verdict::Success),
+    ];
+    for (builder, verdict) in cases {
+        check(move || {
+            let tried = Tried::new(&builder);
+            let late = tried.admit(0).unwrap();
+            let other = spawn(&tried, move |tried| tried.record(late, verdict, 0));
+            tried.circuit.reset(tried.at(0));
+            let pass = tried.admit(0).unwrap();
+            assert_eq!(tried.counts(0), (0, 0));
+            tried.record(pass, Verdict::Success, 0);
+            assert_eq!(tried.counts(0), (1, 0));
+            other.join().unwrap();
+            assert_eq!(tried.counts(0), (1, 0));
+        });
+    }
+}
+
+/// A late failure wrote its own row over that of the generation which had begun.
+#[test]
+fn a_late_failure_does_not_break_the_row_of_the_next_generation() {
+    check(|| {
+        let tried = Tried::new(&patient().consecutive_failures(2));
+        let late = tried.admit(0).unwrap();
+        let other = spawn(&tried, move |tried| tried.record(late, FAILURE, 0));
+        tried.circuit.reset(tried.at(0));
+        let [first, second] = [(); 2].map(|()| tried.admit(0).unwrap());
+        tried.record(first, FAILURE, 0);
+        other.join().unwrap();
+        assert_eq!(tried.state(0), State::Closed);
+        tried.record(second, FAILURE, 0);
+        assert_eq!(tried.state(0), State::Open);
+    });
+}
+
+// === groups ===
+
+/// Two circuits of four, and both have one more failure.
+fn two_fail(share: f64, members: usize) -> usize {
+    let builder = touchy().max_open_share(share);
+    let epoch = Instant::now();
+    let group = group(&builder, epoch);
+    let others: Vec<_> = (2..members)
+        .map(|_| Tried::of(StdArc::clone(&group), epoch))
+        .collect();
+    let tried = [(); 2].map(|()| Tried::of(StdArc::clone(&group), epoch));
+    let fails = |tried: &Tried| tried.record(tried.admit(0).expect("it is closed"), FAILURE, 0);
+    let other = spawn(&tried[1], fails);
+    fails(&tried[0]);
+    other.join().expect("it ends");
+    drop(others);
+    tried
+        .iter()
+        .filter(|tried| tried.state(0) == State::Open)
+        .count()
+}
+
+#[test]
+fn where_one_may_open_one_does() {
+    check(|| assert_eq!(two_fail(0.5, 2), 1));
+}
+
+/// One that opened was counted twice for a moment, and kept another closed.
+#[test]
+fn where_two_may_open_both_do() {
+    check(|| assert_eq!(two_fail(0.5, 4), 2));
+}

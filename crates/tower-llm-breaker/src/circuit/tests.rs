@@ -1,0 +1,469 @@
+//! Against a slow, obvious breaker: a list of all that has ended, looked through each time.
+
+use std::{sync::Arc, time::Duration};
+
+use proptest::{collection::vec, option, prelude::*, sample::select};
+
+use super::*;
+use crate::{BreakerLayer, Force, Scope, word::Clock};
+
+#[derive(Clone, Debug)]
+struct Settings {
+    over: Over,
+    minimum_calls: usize,
+    failure_ratio: Option<f64>,
+    consecutive_failures: Option<u32>,
+    open_for: u64,
+    open_factor: u32,
+    max_open_for: u64,
+    max_retry_after: u64,
+    probes: usize,
+    probe_lease: u64,
+    successes_to_close: u32,
+    at_first: Option<Force>,
+}
+
+/// Times are in milliseconds.
+#[derive(Clone, Copy, Debug)]
+enum Over {
+    Calls(usize),
+    Time(u64),
+}
+
+const EXHAUSTED_FOR: u64 = 20_000;
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Call,
+    /// Ends the call of that index, among those under way.
+    End(usize, Verdict),
+    Advance(u64),
+    /// To the moment at which it ends what it does now, or a millisecond before.
+    AdvanceToEnd(u64),
+    Trip(u64),
+    Reset,
+    Force(Force),
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let over = prop_oneof![
+        (1..=12_usize).prop_map(Over::Calls),
+        select(vec![100, 1_000, 10_000]).prop_map(Over::Time),
+    ];
+    let thresholds = (
+        1..=12_usize,
+        option::of(select(vec![0.0, 0.1, 0.3, 0.5, 1.0])),
+        option::of(1..=4_u32),
+    );
+    let times = (1..=5_000_u64, 1..=3_u32, 1..=4_u64, 1..=30_000_u64);
+    let probing = (1..=3_usize, 1..=10_000_u64, 1..=3_u32);
+    let at_first = prop_oneof![4 => Just(None), 1 => Just(Some(Force::MetricsOnly))];
+    (over, thresholds, times, probing, at_first).prop_map(
+        |(over, thresholds, times, probing, at_first)| {
+            let (minimum_calls, failure_ratio, consecutive_failures) = thresholds;
+            let (open_for, open_factor, most, max_retry_after) = times;
+            let (probes, probe_lease, successes_to_close) = probing;
+            Settings {
+                over,
+                minimum_calls: match over {
+                    Over::Calls(calls) => minimum_calls.min(calls),
+                    Over::Time(_) => minimum_calls,
+                },
+                failure_ratio,
+                consecutive_failures,
+                open_for,
+                open_factor,
+                max_open_for: open_for * most,
+                max_retry_after,
+                probes,
+                probe_lease,
+                successes_to_close,
+                at_first,
+            }
+        },
+    )
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let retry_after = || option::weighted(0.3, (1..=40_000_u64).prop_map(Duration::from_millis));
+    let verdict = prop_oneof![
+        6 => Just(Verdict::Success),
+        8 => retry_after().prop_map(|retry_after| Verdict::Failure { retry_after }),
+        2 => Just(Verdict::Neutral),
+        1 => retry_after().prop_map(|retry_after| Verdict::Throttled { retry_after }),
+        1 => Just(Verdict::Exhausted),
+    ];
+    let force = select(vec![Force::Open, Force::Disabled, Force::MetricsOnly]);
+    prop_oneof![
+        30 => Just(Step::Call),
+        30 => (0..8_usize, verdict).prop_map(|(index, verdict)| Step::End(index, verdict)),
+        8 => select(vec![1, 9, 10, 99, 100, 999, 1_000, 5_000]).prop_map(Step::Advance),
+        2 => (1..=20_000_u64).prop_map(Step::Advance),
+        8 => (0..=1_u64).prop_map(Step::AdvanceToEnd),
+        1 => (1..=10_000_u64).prop_map(Step::Trip),
+        1 => Just(Step::Reset),
+        1 => force.prop_map(Step::Force),
+    ]
+}
+
+/// What a circuit should be, by its documentation and without a thought for speed.
+struct Reference {
+    settings: Settings,
+    now: u64,
+    state: State,
+    /// When it ends, of a state that does.
+    until: u64,
+    generation: u32,
+    /// Calls of this generation that have ended: when, and whether badly.
+    ended: Vec<(u64, bool)>,
+    /// Probes under way that have a place: their numbers, and until when.
+    places: Vec<(u32, u64)>,
+    successes: u32,
+    openings: u32,
+    closed_since: Option<u64>,
+    calls: u32,
+    refused: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ticket {
+    number: u32,
+    generation: u32,
+    is_probe: bool,
+}
+
+impl Reference {
+    fn new(settings: Settings) -> Self {
+        let state = match settings.at_first {
+            Some(_) => State::MetricsOnly,
+            None => State::Closed,
+        };
+        Self {
+            settings,
+            now: 0,
+            state,
+            until: 0,
+            generation: 0,
+            ended: Vec::new(),
+            places: Vec::new(),
+            successes: 0,
+            openings: 0,
+            closed_since: None,
+            calls: 0,
+            refused: 0,
+        }
+    }
+
+    fn advance(&mut self, time: u64) {
+        self.now += time;
+        // "Open up to its last millisecond, and half-open from then on."
+        if self.now >= self.until {
+            match self.state {
+                State::Open => self.go(State::HalfOpen, 0),
+                State::Throttled => self.go(State::Closed, 0),
+                _ => {}
+            }
+        }
+        let now = self.now;
+        self.places.retain(|&(_, until)| until > now);
+    }
+
+    fn go(&mut self, state: State, until: u64) {
+        if state == State::Open {
+            self.leave_closed();
+        }
+        (self.state, self.until) = (state, until);
+        self.generation += 1;
+        self.ended.clear();
+        self.places.clear();
+        self.successes = 0;
+    }
+
+    /// It begins anew if it has stayed closed for as long as it is open the first time.
+    fn leave_closed(&mut self) {
+        let since = self.closed_since.take();
+        if since.is_some_and(|since| self.now - since >= self.settings.open_for) {
+            self.openings = 0;
+        }
+    }
+
+    fn call(&mut self) -> Option<Ticket> {
+        let may_pass = match self.state {
+            State::Closed | State::Disabled | State::MetricsOnly => true,
+            State::HalfOpen => self.places.len() < self.settings.probes,
+            _ => false,
+        };
+        if !may_pass {
+            self.refused += 1;
+            return None;
+        }
+        self.calls += 1;
+        let is_probe = self.state == State::HalfOpen;
+        if is_probe {
+            self.places
+                .push((self.calls, self.now + self.settings.probe_lease));
+        }
+        Some(Ticket {
+            number: self.calls,
+            generation: self.generation,
+            is_probe,
+        })
+    }
+
+    fn end(&mut self, ticket: Ticket, verdict: Verdict) {
+        self.places.retain(|&(number, _)| number != ticket.number);
+        let is_current = ticket.generation == self.generation;
+        let is_by_hand = matches!(
+            self.state,
+            State::ForcedOpen | State::Disabled | State::MetricsOnly
+        );
+        match verdict {
+            // What a clock shows is so, whoever has read it.
+            Verdict::Throttled {
+                retry_after: Some(time),
+            } => {
+                let time = (time.as_millis() as u64).min(self.settings.max_retry_after);
+                let until = self.now + time;
+                match self.state {
+                    _ if is_by_hand => {}
+                    State::Closed => self.go(State::Throttled, until),
+                    State::Throttled => self.until = self.until.max(until),
+                    _ => self.open(until),
+                }
+            }
+            Verdict::Exhausted if !is_by_hand => self.open(self.now + EXHAUSTED_FOR),
+            Verdict::Success | Verdict::Failure { .. } if !is_current => {}
+            Verdict::Success if ticket.is_probe => {
+                self.successes += 1;
+                if self.successes == self.settings.successes_to_close {
+                    self.closed_since = Some(self.now);
+                    self.go(State::Closed, 0);
+                }
+            }
+            Verdict::Failure { retry_after } if ticket.is_probe => self.fail(retry_after),
+            Verdict::Success => self.count(false),
+            Verdict::Failure { retry_after } => {
+                self.count(true);
+                if !self.is_bad_enough() {
+                } else if self.state == State::MetricsOnly {
+                    self.go(State::MetricsOnly, 0);
+                } else {
+                    self.fail(retry_after);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn count(&mut self, is_bad: bool) {
+        if matches!(self.state, State::Closed | State::MetricsOnly) {
+            self.ended.push((self.now, is_bad));
+        }
+    }
+
+    /// Those that count: how many, and how many of them bad.
+    fn counts(&self) -> (u64, u64) {
+        let counts: Vec<_> = match self.settings.over {
+            Over::Calls(calls) => self.ended.iter().rev().take(calls).collect(),
+            Over::Time(time) => {
+                let tenth = |at| at / (time / 10);
+                let counts = |(at, _): &&(u64, bool)| tenth(self.now) < tenth(*at) + 10;
+                self.ended.iter().filter(counts).collect()
+            }
+        };
+        let bad = counts.iter().filter(|(_, is_bad)| *is_bad).count();
+        (counts.len() as u64, bad as u64)
+    }
+
+    fn is_bad_enough(&self) -> bool {
+        let is_counted = matches!(self.state, State::Closed | State::MetricsOnly);
+        let in_a_row = self
+            .ended
+            .iter()
+            .rev()
+            .take_while(|(_, is_bad)| *is_bad)
+            .count();
+        let (calls, failures) = self.counts();
+        let of = calls.max(self.settings.minimum_calls as u64);
+        let most = self.settings.consecutive_failures;
+        let ratio = self.settings.failure_ratio;
+        is_counted
+            && (most.is_some_and(|most| in_a_row >= most as usize)
+                || ratio.is_some_and(|ratio| failures as f64 / of as f64 >= ratio))
+    }
+
+    /// Opens it for failures: for longer each time.
+    fn fail(&mut self, retry_after: Option<Duration>) {
+        self.leave_closed();
+        let Settings {
+            open_for,
+            open_factor,
+            max_open_for,
+            max_retry_after,
+            ..
+        } = self.settings;
+        let mut time = open_for;
+        for _ in 0..self.openings {
+            time = (time * u64::from(open_factor)).min(max_open_for);
+        }
+        self.openings += 1;
+        let asked = retry_after
+            .map_or(0, |time| time.as_millis() as u64)
+            .min(max_retry_after);
+        self.open(self.now + time.max(asked));
+    }
+
+    /// The later of two times wins.
+    fn open(&mut self, until: u64) {
+        match self.state {
+            State::Open => self.until = self.until.max(until),
+            State::Throttled => self.go(State::Open, self.until.max(until)),
+            _ => self.go(State::Open, until),
+        }
+    }
+
+    fn reset(&mut self) {
+        let state = Self::new(self.settings.clone()).state;
+        (self.openings, self.closed_since) = (0, None);
+        self.go(state, 0);
+    }
+}
+
+fn circuit(settings: &Settings) -> (Circuit, Instant) {
+    let ms = Duration::from_millis;
+    let mut builder = BreakerLayer::builder()
+        .minimum_calls(settings.minimum_calls)
+        .open_for(ms(settings.open_for))
+        .open_factor(f64::from(settings.open_factor))
+        .max_open_for(ms(settings.max_open_for))
+        .max_retry_after(ms(settings.max_retry_after))
+        .exhausted_for(ms(EXHAUSTED_FOR))
+        .probes(settings.probes)
+        .probe_lease(ms(settings.probe_lease))
+        .successes_to_close(settings.successes_to_close)
+        .jitter(0.0);
+    builder = match settings.over {
+        Over::Calls(calls) => builder.over_calls(calls),
+        Over::Time(time) => builder.over_time(ms(time)),
+    };
+    builder = match settings.failure_ratio {
+        Some(ratio) => builder.failure_ratio(ratio),
+        None => builder.without_failure_ratio(),
+    };
+    if let Some(failures) = settings.consecutive_failures {
+        builder = builder.consecutive_failures(failures);
+    }
+    if let Some(force) = settings.at_first {
+        builder = builder.at_first(force);
+    }
+    let mut policy = builder.policy().expect("good settings");
+    let epoch = Instant::now();
+    policy.clock = Clock::new(epoch);
+    let group = Group::new(Scope::Key, Arc::new(policy));
+    (Circuit::new(Arc::new(group), Some(Key::new("k"))), epoch)
+}
+
+/// What both are seen to be.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    state: State,
+    lasts: Option<Duration>,
+    counts: (u64, u64),
+    probes: usize,
+    refused: u64,
+}
+
+impl Seen {
+    fn of(circuit: &Circuit, now: Instant) -> Self {
+        let standing = circuit.standing(now);
+        let tally = circuit.failures(now);
+        Self {
+            state: standing.state,
+            lasts: standing.retry_after,
+            counts: (tally.total, tally.bad),
+            probes: circuit.probes(now),
+            refused: circuit.refused(),
+        }
+    }
+
+    fn of_reference(reference: &Reference) -> Self {
+        let is_timed = matches!(reference.state, State::Open | State::Throttled);
+        Self {
+            state: reference.state,
+            lasts: is_timed.then(|| Duration::from_millis(reference.until - reference.now)),
+            // Where no share of them opens it, they are not counted.
+            counts: match reference.settings.failure_ratio {
+                Some(_) => reference.counts(),
+                None => (0, 0),
+            },
+            probes: reference.places.len(),
+            refused: reference.refused,
+        }
+    }
+}
+
+fn agrees(settings: &Settings, steps: &[Step]) {
+    let (circuit, epoch) = circuit(settings);
+    let mut reference = Reference::new(settings.clone());
+    let mut under_way: Vec<(Pass, Ticket)> = Vec::new();
+    for (number, &step) in steps.iter().enumerate() {
+        let now = epoch + Duration::from_millis(reference.now);
+        match step {
+            Step::Call => {
+                let admitted = circuit.admit(now);
+                let ticket = reference.call();
+                match (admitted, ticket) {
+                    (Ok(pass), Some(ticket)) => {
+                        assert_eq!(pass.is_probe(), ticket.is_probe, "{number}");
+                        under_way.push((pass, ticket));
+                    }
+                    (Err(shut), None) => assert_eq!(shut.state, reference.state, "{number}"),
+                    (admitted, ticket) => panic!("{number}: {admitted:?}, {ticket:?}"),
+                }
+            }
+            Step::End(index, verdict) if index < under_way.len() => {
+                let (pass, ticket) = under_way.swap_remove(index);
+                circuit.record(pass, verdict, &mut Now::at(Some(now)));
+                reference.end(ticket, verdict);
+            }
+            Step::End(..) => {}
+            Step::Advance(time) => reference.advance(time),
+            Step::AdvanceToEnd(before) => {
+                let left = reference.until.saturating_sub(reference.now);
+                reference.advance(left.saturating_sub(before));
+            }
+            Step::Trip(time) => {
+                circuit.trip(Duration::from_millis(time), now);
+                reference.open(reference.now + time);
+            }
+            Step::Reset => {
+                circuit.reset(now);
+                reference.reset();
+            }
+            Step::Force(force) => {
+                circuit.force(force.phase(), now);
+                let state = match force {
+                    Force::Open => State::ForcedOpen,
+                    Force::Disabled => State::Disabled,
+                    Force::MetricsOnly => State::MetricsOnly,
+                };
+                reference.go(state, 0);
+            }
+        }
+        let now = epoch + Duration::from_millis(reference.now);
+        let expected = Seen::of_reference(&reference);
+        assert_eq!(Seen::of(&circuit, now), expected, "{number}: {step:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_circuit_does_what_a_slow_and_obvious_one_does(
+        settings in settings(),
+        steps in vec(step(), 1..250),
+    ) {
+        agrees(&settings, &steps);
+    }
+}

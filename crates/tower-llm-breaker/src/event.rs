@@ -1,0 +1,146 @@
+//! What happens to circuits, told to whoever listens.
+
+use std::time::Duration;
+
+use tokio::{sync::broadcast, time::Instant};
+
+use crate::{CircuitId, State};
+
+/// Events that a slow listener may be behind.
+const KEPT: usize = 1_024;
+
+/// Something that happened to a circuit.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Event {
+    /// Which circuit.
+    pub circuit: CircuitId,
+    /// When.
+    pub at: Instant,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// What has happened.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// It went from one state to another.
+    Transition {
+        /// What it was.
+        from: State,
+        /// What it is.
+        to: State,
+        /// Why.
+        reason: Reason,
+        /// For how long, where that is set.
+        lasts: Option<Duration>,
+        /// Which transition of this circuit it is. Two that follow at once may arrive in the wrong order: this tells.
+        generation: u32,
+    },
+    /// It is open for longer than it was.
+    Prolonged {
+        /// What it is: open or throttled.
+        state: State,
+        /// Why.
+        reason: Reason,
+        /// For how long from now on.
+        lasts: Duration,
+    },
+    /// A circuit that only measures would have opened.
+    WouldOpen {
+        /// Why.
+        reason: Reason,
+    },
+    /// It should have opened, and too large a share of its group is open already.
+    KeptClosed {
+        /// Why it should.
+        reason: Reason,
+    },
+    /// The provider's rate limit refused a call, and the circuit stays as it is: no time was told, or none is
+    /// [heeded](crate::BreakerBuilder::throttled_opens).
+    Throttled,
+}
+
+/// Why a circuit has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The share of failures among the last calls.
+    FailureRatio,
+    /// Failures one after the other.
+    ConsecutiveFailures,
+    /// The share of slow calls.
+    SlowRatio,
+    /// The provider said when to come back.
+    Throttled,
+    /// Money or a long quota is used up, or the credentials are no good.
+    Exhausted,
+    /// Its time is over.
+    TimeOver,
+    /// A probe has failed, or was slow.
+    ProbeFailed,
+    /// Enough probes have succeeded.
+    ProbesSucceeded,
+    /// Somebody's hand.
+    ByHand,
+    /// Another process.
+    Shared,
+}
+
+/// Sends events to those who listen.
+#[derive(Clone, Debug)]
+pub(crate) struct Events(broadcast::Sender<Event>);
+
+/// What the handle's `subscribe` gives: the events from then on.
+///
+/// One that is 1,024 events behind is told [how many it has missed](broadcast::error::RecvError::Lagged).
+pub type EventReceiver = broadcast::Receiver<Event>;
+
+impl Events {
+    pub(crate) fn new() -> Self {
+        Self(broadcast::Sender::new(KEPT))
+    }
+
+    pub(crate) fn subscribe(&self) -> EventReceiver {
+        self.0.subscribe()
+    }
+
+    pub(crate) fn send(&self, event: Event) {
+        #[cfg(feature = "tracing")]
+        event.trace();
+        // Nobody listens: nobody misses it.
+        let _ = self.0.send(event);
+    }
+}
+
+#[cfg(feature = "tracing")]
+impl Event {
+    fn trace(&self) {
+        let Self { circuit, kind, .. } = self;
+        match kind {
+            EventKind::Transition {
+                from,
+                to,
+                reason,
+                lasts,
+                ..
+            } => match to {
+                State::Open | State::ForcedOpen => {
+                    tracing::warn!(%circuit, ?from, ?to, ?reason, ?lasts, "circuit opened");
+                }
+                _ => tracing::info!(%circuit, ?from, ?to, ?reason, ?lasts, "circuit changed"),
+            },
+            EventKind::Prolonged { reason, lasts, .. } => {
+                tracing::info!(%circuit, ?reason, ?lasts, "circuit open for longer");
+            }
+            EventKind::WouldOpen { reason } => {
+                tracing::warn!(%circuit, ?reason, "circuit would have opened");
+            }
+            EventKind::KeptClosed { reason } => {
+                tracing::warn!(%circuit, ?reason, "circuit kept closed: too many of its group are open");
+            }
+            EventKind::Throttled => tracing::debug!(%circuit, "throttled"),
+        }
+    }
+}

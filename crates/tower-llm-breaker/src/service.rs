@@ -1,0 +1,61 @@
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tower_llm_core::{Armed, BoxError, Call, Described, Watch};
+use tower_service::Service;
+
+use crate::{ResponseFuture, Trial, route::Board};
+
+/// Stops calling what is failing; see [`BreakerLayer`](crate::BreakerLayer).
+#[derive(Clone, Debug)]
+pub struct Breaker<S, W> {
+    inner: S,
+    board: Arc<Board>,
+    watch: W,
+}
+
+impl<S, W> Breaker<S, W> {
+    pub(crate) fn new(inner: S, board: Arc<Board>, watch: W) -> Self {
+        Self {
+            inner,
+            board,
+            watch,
+        }
+    }
+}
+
+impl<S, W, Req> Service<Req> for Breaker<S, W>
+where
+    S: Service<Req> + Clone,
+    S::Error: Into<BoxError>,
+    Req: Described,
+    W: Watch<S::Response>,
+{
+    type Response = W::Out<Trial>;
+    type Error = BoxError;
+    type Future = ResponseFuture<S::Future, W>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let route = self.board.route(&request);
+        match route.admit() {
+            Ok(passes) => {
+                let streamed = request.call().is_some_and(Call::streamed);
+                let call = self.watch.keep(request.call());
+                let mut armed = Armed::new(Trial::new(route, passes, streamed));
+                let inner = armed.enter(|| self.inner.call(request));
+                ResponseFuture::running(inner, self.watch.clone(), call, armed)
+            }
+            Err(open) => {
+                // What the inner service was readied with is given up: a call that is let through may want it.
+                self.inner = self.inner.clone();
+                ResponseFuture::refused(open)
+            }
+        }
+    }
+}

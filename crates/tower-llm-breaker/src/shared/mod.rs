@@ -1,0 +1,294 @@
+//! Circuits that many processes share, through Redis, Valkey or a Cluster.
+//!
+//! What is shared is a hint, not a lock: that a circuit was opened, until when, and that it was closed. Each process
+//! decides by its own copy, and nothing is asked or held for a call. One task for a layer tells what has happened here as
+//! soon as it has, and asks twice in a copy's age what has happened elsewhere; both are one script, by the server's clock.
+//! While the server is away, each process has circuits of its own.
+//!
+//! All circuits of one name lie in two keys: a new process, and one that was away, asks for the changes since the last
+//! one it knows, and not for each circuit that there may be.
+
+mod name;
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::mpsc::{self, Receiver},
+    time::{Instant, timeout},
+};
+use tower_llm_core::ConfigError;
+use tower_llm_redis::{Arg, Redis, Reply, Script, StoreError};
+
+use crate::{
+    CircuitId, State,
+    event::{Event, EventKind, Reason},
+    route::Board,
+};
+
+static SYNC: Script = Script::new(include_str!("sync.lua"));
+
+/// Changes that may wait for the task. A circuit changes seldom.
+const WAITING: usize = 1_024;
+
+/// Circuits that are told of in one script.
+const AT_ONCE: usize = 100;
+
+/// As long as the store keeps anything.
+const LONGEST: Duration = Duration::from_secs(30 * 86_400);
+
+/// Has many processes share the circuits of a layer; see [`BreakerBuilder::shared`](crate::BreakerBuilder::shared).
+///
+/// A circuit that opens in one process opens in all of them, for the rest of its time, within the
+/// [age](Self::max_age) that their copies may have; one that closes closes in all. Each process probes by itself. What was
+/// forced by hand is forced in one process alone.
+///
+/// While Redis is away, nothing but the sharing is missing: what happened meanwhile is told when it is back.
+#[derive(Clone, Debug)]
+pub struct SharedCircuits {
+    redis: Redis,
+    name: String,
+    max_age: Duration,
+}
+
+/// What a circuit has become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Closed,
+    Open { until: Instant },
+    Throttled { until: Instant },
+}
+
+/// What has happened to a circuit here.
+#[derive(Clone, Copy, Debug)]
+struct News {
+    change: Change,
+    at: Instant,
+}
+
+/// The way to the task; it ends when this is gone.
+#[derive(Debug)]
+pub(crate) struct Telling(mpsc::Sender<(CircuitId, News)>);
+
+struct Task {
+    redis: Redis,
+    keys: [String; 2],
+    board: Weak<Board>,
+    news: Receiver<(CircuitId, News)>,
+    /// What is not told yet; of each circuit the last.
+    untold: HashMap<CircuitId, News>,
+    every: Duration,
+    epoch: Option<Vec<u8>>,
+    version: i64,
+}
+
+impl SharedCircuits {
+    /// Shares the circuits with all processes whose layers have this `name`. Their settings may differ.
+    pub fn new(redis: Redis, name: impl Into<String>) -> Self {
+        Self {
+            redis,
+            name: name.into(),
+            max_age: Duration::from_secs(1),
+        }
+    }
+
+    /// Sets how old a process' copy may be: within this time, and what a script takes, it learns what has happened in
+    /// another. A second unless set; 10 ms to a day.
+    #[must_use]
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.max_age = age;
+        self
+    }
+
+    pub(crate) fn start(self, board: &Arc<Board>) -> Result<(), ConfigError> {
+        if self.name.is_empty() || self.name.contains(['{', '}']) {
+            let reason = "it must not be empty, and have no braces";
+            return Err(ConfigError::new("name", self.name, reason));
+        }
+        let max_age = ConfigError::check_duration("max_age", self.max_age)?;
+        if max_age < Duration::from_millis(10) {
+            let reason = "it must be at least 10 ms";
+            return Err(ConfigError::new("max_age", max_age, reason));
+        }
+        let runtime = Handle::try_current().map_err(|_| {
+            let reason = "circuits are shared by a task, which needs a tokio runtime";
+            ConfigError::new("shared", "outside a runtime", reason)
+        })?;
+        let (sender, news) = mpsc::channel(WAITING);
+        let key = |of| format!("{{tower-llm:{}}}:breaker:{of}", self.name);
+        let task = Task {
+            redis: self.redis,
+            keys: [key("versions"), key("states")],
+            board: Arc::downgrade(board),
+            news,
+            untold: HashMap::new(),
+            every: max_age / 2,
+            epoch: None,
+            version: 0,
+        };
+        board.policy.share(Telling(sender));
+        runtime.spawn(task.run());
+        Ok(())
+    }
+}
+
+impl Telling {
+    /// Tells of `event`, if it is something that others should know.
+    pub(crate) fn tell(&self, event: &Event) {
+        if let Some(change) = Change::of(event) {
+            let at = event.at;
+            // Full: the store is away, and so much has happened meanwhile that this is no longer news.
+            let _ = self
+                .0
+                .try_send((event.circuit.clone(), News { change, at }));
+        }
+    }
+}
+
+impl Change {
+    fn of(event: &Event) -> Option<Self> {
+        let (to, reason, lasts) = match event.kind {
+            EventKind::Transition {
+                to, reason, lasts, ..
+            } => (to, reason, lasts),
+            EventKind::Prolonged {
+                state,
+                reason,
+                lasts,
+            } => (state, reason, Some(lasts)),
+            _ => return None,
+        };
+        if matches!(reason, Reason::Shared | Reason::TimeOver) {
+            return None;
+        }
+        Self::to(to, event.at + lasts.unwrap_or_default())
+    }
+
+    fn to(state: State, until: Instant) -> Option<Self> {
+        match state {
+            State::Open => Some(Self::Open { until }),
+            State::Throttled => Some(Self::Throttled { until }),
+            State::Closed | State::Ramping => Some(Self::Closed),
+            _ => None,
+        }
+    }
+
+    /// As the script has it: what it is, and for how many milliseconds still.
+    fn written(self, now: Instant) -> (u32, u64) {
+        let left = |until: Instant| {
+            let left = until.saturating_duration_since(now).min(LONGEST);
+            u64::try_from(left.as_millis()).unwrap_or_default()
+        };
+        match self {
+            Self::Closed => (0, 0),
+            Self::Open { until } => (1, left(until)),
+            Self::Throttled { until } => (2, left(until)),
+        }
+    }
+
+    fn read(kind: i64, left: i64, now: Instant) -> Option<Self> {
+        let left = Duration::from_millis(u64::try_from(left).ok()?).min(LONGEST);
+        let until = now + left;
+        match kind {
+            0 => Some(Self::Closed),
+            1 if !left.is_zero() => Some(Self::Open { until }),
+            2 if !left.is_zero() => Some(Self::Throttled { until }),
+            _ => None,
+        }
+    }
+}
+
+impl Task {
+    async fn run(mut self) {
+        loop {
+            match timeout(self.every, self.news.recv()).await {
+                Ok(Some((circuit, news))) => self.note(circuit, news),
+                Ok(None) => return,
+                Err(_) => {}
+            }
+            while let Ok((circuit, news)) = self.news.try_recv() {
+                self.note(circuit, news);
+            }
+            // What fails is tried again with the next.
+            let _ = self.sync().await;
+        }
+    }
+
+    fn note(&mut self, circuit: CircuitId, news: News) {
+        self.untold.insert(circuit, news);
+    }
+
+    /// Tells what has happened here, and learns what has happened elsewhere.
+    async fn sync(&mut self) -> Result<(), StoreError> {
+        let now = Instant::now();
+        let told: Vec<CircuitId> = self.untold.keys().take(AT_ONCE).cloned().collect();
+        let new_epoch = RandomState::new().hash_one(&self.keys);
+        let known = self.epoch.clone().unwrap_or_default();
+        let mut args: Vec<Arg> = vec![new_epoch.into(), known.into(), self.version.into()];
+        for circuit in &told {
+            let News { change, at } = self.untold[circuit];
+            let (kind, left) = change.written(now);
+            let ago = u64::try_from((now - at).as_millis()).unwrap_or_default();
+            args.extend([
+                name::of(circuit).into(),
+                kind.into(),
+                left.into(),
+                ago.into(),
+            ]);
+        }
+        let reply = self.redis.run(&SYNC, self.keys.to_vec(), args).await?;
+        for circuit in &told {
+            self.untold.remove(circuit);
+        }
+        self.learn(reply)
+    }
+
+    fn learn(&mut self, reply: Reply) -> Result<(), StoreError> {
+        let Reply::Array(items) = reply else {
+            return Ok(());
+        };
+        let Some(board) = self.board.upgrade() else {
+            return Ok(());
+        };
+        let mut items = items.into_iter();
+        let epoch = items.next().map(Reply::into_bytes).transpose()?.flatten();
+        let version = items.next().map(Reply::into_integer).transpose()?;
+        let epoch = epoch.map(|epoch| epoch.to_vec());
+        if self.epoch.is_some() && self.epoch != epoch {
+            self.tell_all(&board);
+        }
+        self.epoch = epoch;
+        self.version = version.unwrap_or_default();
+        let now = Instant::now();
+        while let (Some(name), Some(kind), Some(left)) = (items.next(), items.next(), items.next())
+        {
+            let name = name.into_bytes()?.unwrap_or_default();
+            let change = Change::read(kind.into_integer()?, left.into_integer()?, now);
+            if let (Some(circuit), Some(change)) = (name::read(&name), change) {
+                board.learn(&circuit, change, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// The store has forgotten all: it is told again which circuits are open here.
+    fn tell_all(&mut self, board: &Board) {
+        let now = Instant::now();
+        board.for_each(|_, circuit| {
+            let standing = circuit.standing(now);
+            let until = now + standing.retry_after.unwrap_or_default();
+            match Change::to(standing.state, until) {
+                None | Some(Change::Closed) => {}
+                Some(change) => {
+                    let news = News { change, at: now };
+                    self.untold.entry(circuit.id()).or_insert(news);
+                }
+            }
+        });
+    }
+}

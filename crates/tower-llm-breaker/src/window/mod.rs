@@ -1,0 +1,125 @@
+//! What the last calls were: how many, and how many of them bad.
+//!
+//! Both windows slide truly and cost the same however long they are. Each count belongs to a generation of its circuit:
+//! one of an earlier generation is never among those of the present.
+
+mod count;
+mod time;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use self::{count::Counts, time::Ring};
+use crate::word::Clock;
+
+/// The calls that a circuit is judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// The last so many.
+    Calls(usize),
+    /// Those that ended within so long.
+    Time(Duration),
+}
+
+#[derive(Debug)]
+pub(crate) enum Window {
+    Calls(Counts),
+    Time(Ring),
+}
+
+/// Calls, and the bad ones among them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) bad: u64,
+    pub(crate) total: u64,
+}
+
+/// One call's end, for a window.
+pub(crate) struct Entry<'a> {
+    pub(crate) bad: bool,
+    pub(crate) generation: u32,
+    /// Whether that is still the circuit's generation.
+    pub(crate) is_current: &'a dyn Fn() -> bool,
+}
+
+/// Reads the time once, when somebody asks for it.
+#[derive(Debug, Default)]
+pub(crate) struct Now(Option<Instant>);
+
+impl Window {
+    pub(crate) fn new(over: Over, clock: Clock) -> Self {
+        match over {
+            Over::Calls(calls) => Self::Calls(Counts::new(calls)),
+            Over::Time(time) => Self::Time(Ring::new(time, clock)),
+        }
+    }
+
+    /// Counts a call's end; `false` if it belongs to an earlier generation.
+    pub(crate) fn record(&self, entry: &Entry<'_>, now: &mut Now) -> bool {
+        match self {
+            Self::Calls(counts) => counts.record(entry),
+            Self::Time(ring) => ring.record(entry, now.get()),
+        }
+    }
+
+    /// What counts in `generation`.
+    pub(crate) fn tally(&self, generation: u32, now: &mut Now) -> Tally {
+        match self {
+            Self::Calls(counts) => counts.tally(generation),
+            Self::Time(ring) => ring.tally(generation, now.get()),
+        }
+    }
+
+    /// Forgets all: a generation has ended.
+    pub(crate) fn clear(&self) {
+        match self {
+            Self::Calls(counts) => counts.clear(),
+            Self::Time(ring) => ring.clear(),
+        }
+    }
+}
+
+impl Tally {
+    /// Whether the bad ones are at least `ratio` of all, where those that are missing to `minimum` count as good.
+    ///
+    /// So it is decided as soon as it can be: however good the missing ones turn out, enough are bad already.
+    pub(crate) fn reaches(self, ratio: f64, minimum: u64) -> bool {
+        let of = self.total.max(minimum).max(1);
+        // A quotient rounds as the ratio's literal does, which a product would not: 7 of 100 are 0.07.
+        self.bad as f64 / of as f64 >= ratio
+    }
+}
+
+impl Now {
+    pub(crate) fn at(instant: Option<Instant>) -> Self {
+        Self(instant)
+    }
+
+    pub(crate) fn get(&mut self) -> Instant {
+        *self.0.get_or_insert_with(Instant::now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_reached_by_exactly_so_many() {
+        for percent in 1..=100_u64 {
+            let ratio = format!("0.{percent:02}").parse().unwrap_or(1.0);
+            let ratio = if percent == 100 { 1.0 } else { ratio };
+            let tally = |bad| Tally { bad, total: 100 };
+            assert!(tally(percent).reaches(ratio, 10), "{percent}");
+            assert!(!tally(percent - 1).reaches(ratio, 10), "{percent}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_to_the_minimum_counts_as_good() {
+        let all_bad = |total| Tally { bad: total, total };
+        assert!(!all_bad(4).reaches(0.5, 10));
+        assert!(all_bad(5).reaches(0.5, 10));
+    }
+}

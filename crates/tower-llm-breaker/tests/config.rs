@@ -1,0 +1,131 @@
+//! What cannot work is told when it is built, by name and value.
+
+use std::{fmt::Debug, time::Duration};
+
+use tower_llm_breaker::{BreakerBuilder, BreakerLayer, SlowCalls};
+
+const DAY: Duration = Duration::from_secs(86_400);
+const LONGER_THAN_A_DAY: Duration = Duration::from_secs(86_401);
+
+#[track_caller]
+fn refused(builder: BreakerBuilder, field: &str, value: impl Debug) {
+    let error = builder.build().expect_err(field);
+    assert_eq!(
+        (error.field(), error.value()),
+        (field, &*format!("{value:?}"))
+    );
+    assert!(error.to_string().contains(field), "{error}");
+}
+
+fn taken(builder: BreakerBuilder) {
+    builder.build().expect("it can work");
+}
+
+fn builder() -> BreakerBuilder {
+    BreakerLayer::builder()
+}
+
+#[test]
+fn shares_are_from_zero_to_one() {
+    for share in [-0.1, 1.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        refused(builder().failure_ratio(share), "failure_ratio", share);
+        refused(builder().jitter(share), "jitter", share);
+        refused(builder().max_open_share(share), "max_open_share", share);
+        let slow = SlowCalls::over_share(share);
+        refused(builder().slow_calls(slow), "slow_calls", share);
+    }
+    for share in [0.0, 1.0] {
+        taken(
+            builder()
+                .failure_ratio(share)
+                .jitter(share)
+                .max_open_share(share),
+        );
+        taken(builder().slow_calls(SlowCalls::over_share(share)));
+    }
+}
+
+#[test]
+fn times_are_over_zero_and_at_most_a_day() {
+    type Set = fn(BreakerBuilder, Duration) -> BreakerBuilder;
+    let all: [(&str, Set); 11] = [
+        ("over_time", BreakerBuilder::over_time),
+        ("stalled_after", BreakerBuilder::stalled_after),
+        ("open_for", BreakerBuilder::open_for),
+        ("max_open_for", BreakerBuilder::max_open_for),
+        ("max_retry_after", BreakerBuilder::max_retry_after),
+        ("exhausted_for", BreakerBuilder::exhausted_for),
+        ("probe_lease", BreakerBuilder::probe_lease),
+        ("ramp", BreakerBuilder::ramp),
+        ("slow_calls.first_token", |builder, time| {
+            builder.slow_calls(SlowCalls::over_share(0.5).first_token(time))
+        }),
+        ("slow_calls.gap", |builder, time| {
+            builder.slow_calls(SlowCalls::over_share(0.5).gap(time))
+        }),
+        ("slow_calls.total", |builder, time| {
+            builder.slow_calls(SlowCalls::over_share(0.5).total(time))
+        }),
+    ];
+    for (field, set) in all {
+        for time in [Duration::ZERO, LONGER_THAN_A_DAY] {
+            refused(set(builder(), time), field, time);
+        }
+        taken(set(builder().max_open_for(DAY), DAY));
+    }
+}
+
+#[test]
+fn windows_are_neither_empty_nor_shorter_than_their_minimum() {
+    refused(builder().over_calls(0), "over_calls", 0);
+    refused(
+        builder().over_calls((1 << 24) + 1),
+        "over_calls",
+        (1 << 24) + 1,
+    );
+    let short = Duration::from_micros(9_999);
+    refused(builder().over_time(short), "over_time", short);
+    refused(
+        builder().over_calls(100).minimum_calls(101),
+        "minimum_calls",
+        101,
+    );
+    refused(builder().minimum_calls(0), "minimum_calls", 0);
+    taken(builder().over_calls(100).minimum_calls(100));
+    // The minimum that nobody has set is no reason to refuse a short window.
+    taken(builder().over_calls(1));
+    taken(builder().over_time(Duration::from_millis(10)));
+}
+
+#[test]
+fn numbers_are_at_least_one() {
+    refused(builder().consecutive_failures(0), "consecutive_failures", 0);
+    refused(builder().successes_to_close(0), "successes_to_close", 0);
+    refused(builder().probes(0), "probes", 0);
+    refused(builder().probes(4_096), "probes", 4_096);
+    refused(builder().max_keys(0), "max_keys", 0);
+    taken(
+        builder()
+            .consecutive_failures(1)
+            .successes_to_close(1)
+            .probes(4_095)
+            .max_keys(1),
+    );
+}
+
+#[test]
+fn a_circuit_is_not_open_for_longer_than_it_may_be() {
+    let minute = Duration::from_secs(60);
+    let contradiction = builder().open_for(2 * minute).max_open_for(minute);
+    refused(contradiction, "max_open_for", minute);
+    taken(builder().open_for(minute).max_open_for(minute));
+    for factor in [0.9, -1.0, 1_000.1, f64::NAN] {
+        refused(builder().open_factor(factor), "open_factor", factor);
+    }
+    taken(builder().open_factor(1.0));
+}
+
+#[test]
+fn the_defaults_are_good() {
+    let _ = (BreakerLayer::new(), BreakerLayer::default());
+}

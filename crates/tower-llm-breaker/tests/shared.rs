@@ -1,0 +1,341 @@
+//! Circuits that processes share through Redis: what one learns of another, and what happens without.
+
+#![cfg(feature = "redis")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers below are part of the tests"
+)]
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    task::spawn_blocking,
+    time::{Instant, sleep, timeout},
+};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_llm_breaker::{
+    BreakerHandle, BreakerLayer, CircuitId, CircuitOpen, EventKind, Force, Reason, SharedCircuits,
+    State,
+};
+use tower_llm_core::{BoxError, Call, ConfigError, Described, Operation, Provider, Unary};
+use tower_llm_redis::Redis;
+use tower_llm_testkit::redis::{RedisCluster, RedisServer};
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How old a copy may be.
+const AGE: Duration = Duration::from_millis(400);
+/// What a script takes, and a busy machine pauses.
+const MARGIN: Duration = Duration::from_secs(1);
+const LONG: Duration = Duration::from_secs(600);
+const NAME: &str = "circuits";
+
+struct Prompt(Call);
+
+impl Described for Prompt {
+    fn call(&self) -> Option<&Call> {
+        Some(&self.0)
+    }
+}
+
+/// One process' layer, as good as.
+struct Process {
+    layer: BreakerLayer<Unary>,
+    handle: BreakerHandle,
+    redis: Redis,
+}
+
+impl Process {
+    async fn of(url: String) -> Self {
+        let redis = timeout(PATIENCE, Redis::builder(url).connect());
+        let redis = redis.await.unwrap().unwrap();
+        let shared = SharedCircuits::new(redis.clone(), NAME).max_age(AGE);
+        let layer = BreakerLayer::builder()
+            .consecutive_failures(3)
+            .open_for(LONG)
+            .max_open_for(LONG)
+            .jitter(0.0)
+            .watch(Unary)
+            .shared(shared)
+            .build()
+            .unwrap();
+        Self {
+            handle: layer.handle(),
+            layer,
+            redis,
+        }
+    }
+
+    async fn call(&self, well: bool) -> Result<(), BoxError> {
+        let model = self.layer.layer(service_fn(move |_: Prompt| async move {
+            match well {
+                true => Ok(()),
+                false => Err(std::io::Error::other("the connection is reset")),
+            }
+        }));
+        let call = Call::builder(Provider::OPENAI, Operation::CHAT).build();
+        model.oneshot(Prompt(call)).await
+    }
+
+    async fn fail(&self) {
+        for _ in 0..3 {
+            self.call(false).await.unwrap_err();
+        }
+    }
+
+    fn state(&self) -> State {
+        self.handle.state(&openai())
+    }
+
+    async fn until(&self, state: State) -> Duration {
+        eventually(|| self.state() == state).await
+    }
+}
+
+fn openai() -> CircuitId {
+    CircuitId::provider("openai")
+}
+
+async fn eventually(mut condition: impl FnMut() -> bool) -> Duration {
+    let from = Instant::now();
+    while !condition() {
+        assert!(from.elapsed() < PATIENCE, "it never came to be");
+        sleep(Duration::from_millis(1)).await;
+    }
+    from.elapsed()
+}
+
+// === what one learns of another ===
+
+async fn one_learns_what_happens_in_another(url: String) {
+    let one = Process::of(url.clone()).await;
+    let other = Process::of(url.clone()).await;
+    let mut events = other.handle.subscribe();
+    one.fail().await;
+    assert_eq!(one.state(), State::Open);
+    let took = other.until(State::Open).await;
+    println!("a trip is seen after {took:?}");
+    assert!(took < AGE + MARGIN, "{took:?}");
+    let stats = other.handle.stats_of(&openai()).unwrap();
+    let lasts = stats.lasts.unwrap();
+    assert!(lasts < LONG && lasts > LONG - PATIENCE, "{lasts:?}");
+    let refused = other.call(true).await.unwrap_err();
+    let refused = refused.downcast_ref::<CircuitOpen>().unwrap();
+    assert_eq!(refused.state(), State::Open);
+    let event = timeout(PATIENCE, events.recv()).await.unwrap().unwrap();
+    let EventKind::Transition { to, reason, .. } = event.kind else {
+        panic!("{event:?}");
+    };
+    assert_eq!((to, reason), (State::Open, Reason::Shared));
+
+    // A process that comes later learns what was before it.
+    let late = Process::of(url).await;
+    let took = late.until(State::Open).await;
+    assert!(took < AGE + MARGIN, "{took:?}");
+
+    // The later of two times counts, wherever it comes from.
+    late.handle.trip(&openai(), 2 * LONG);
+    let is_longer = || {
+        let lasts = one.handle.stats_of(&openai()).unwrap().lasts;
+        lasts.is_some_and(|lasts| lasts > LONG)
+    };
+    assert!(eventually(is_longer).await < AGE + MARGIN);
+
+    // One that closes closes for all.
+    other.handle.reset(&openai());
+    assert!(one.until(State::Closed).await < AGE + MARGIN);
+    assert!(late.until(State::Closed).await < AGE + MARGIN);
+    one.call(true).await.unwrap();
+    for process in [one, other, late] {
+        assert_eq!(process.state(), State::Closed);
+    }
+}
+
+#[tokio::test]
+async fn on_a_server_one_learns_what_happens_in_another() {
+    let server = RedisServer::start().await.unwrap();
+    one_learns_what_happens_in_another(server.url()).await;
+}
+
+#[tokio::test]
+async fn on_a_cluster_one_learns_what_happens_in_another() {
+    let cluster = RedisCluster::start(3).await.unwrap();
+    one_learns_what_happens_in_another(cluster.url()).await;
+}
+
+#[tokio::test]
+async fn what_is_forced_is_forced_here_alone_and_nothing_from_elsewhere_ends_it() {
+    let server = RedisServer::start().await.unwrap();
+    let one = Process::of(server.url()).await;
+    let other = Process::of(server.url()).await;
+    one.handle.force(&openai(), Force::Disabled);
+    other.fail().await;
+    let third = Process::of(server.url()).await;
+    third.until(State::Open).await;
+    sleep(2 * AGE).await;
+    assert_eq!(one.state(), State::Disabled);
+    assert_eq!(other.state(), State::Open);
+}
+
+// === without it ===
+
+#[tokio::test]
+async fn frozen_or_killed_nothing_is_missing_but_the_sharing() {
+    let mut server = RedisServer::start().await.unwrap();
+    let one = Process::of(server.url()).await;
+    let other = Process::of(server.url()).await;
+    for kill in [false, true] {
+        match kill {
+            true => server.kill().unwrap(),
+            false => server.freeze().unwrap(),
+        }
+        // No call waits for it: a thousand take less than a timeout would.
+        let from = Instant::now();
+        for _ in 0..1_000 {
+            one.call(true).await.unwrap();
+        }
+        assert!(from.elapsed() < MARGIN, "{:?}", from.elapsed());
+        one.fail().await;
+        assert_eq!(one.state(), State::Open);
+        sleep(2 * AGE).await;
+        assert_eq!(other.state(), State::Closed);
+        assert!(!one.redis.is_up());
+
+        // What has happened meanwhile is told when it is back.
+        match kill {
+            true => server.restart().await.unwrap(),
+            false => server.thaw().unwrap(),
+        }
+        let took = other.until(State::Open).await;
+        println!("back, a trip is seen after {took:?}");
+        assert!(took < AGE + 2 * MARGIN, "{took:?}");
+        one.handle.reset(&openai());
+        assert!(other.until(State::Closed).await < AGE + MARGIN);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_has_forgotten_all_is_told_again() {
+    let mut server = RedisServer::start().await.unwrap();
+    let one = Process::of(server.url()).await;
+    let other = Process::of(server.url()).await;
+    one.fail().await;
+    other.until(State::Open).await;
+    server.kill().unwrap();
+    server.restart().await.unwrap();
+    let late = Process::of(server.url()).await;
+    assert!(late.until(State::Open).await < AGE + 2 * MARGIN);
+}
+
+#[tokio::test]
+async fn the_task_ends_with_the_layer() {
+    let server = RedisServer::start().await.unwrap();
+    let process = Process::of(server.url()).await;
+    process.fail().await;
+    sleep(AGE).await;
+    let tasks = || Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let Process {
+        layer,
+        handle,
+        redis,
+    } = process;
+    drop((layer, handle));
+    eventually(|| tasks() < before).await;
+    drop(redis);
+}
+
+// === processes ===
+
+const JOB: &str = "TOWER_LLM_BREAKER_TEST_URL";
+const SAYS: &str = "process says: ";
+
+struct Other(Child);
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        // Fails only if it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn two_processes_see_each_others_trips() {
+    let server = RedisServer::start().await.unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["what_another_process_does", "--exact", "--nocapture"])
+        .env(JOB, server.url())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn();
+    let mut other = Other(child.unwrap());
+    let output = BufReader::new(other.0.stdout.take().unwrap());
+    let (sender, mut said) = tokio::sync::mpsc::unbounded_channel();
+    let reader = spawn_blocking(move || {
+        for line in output.lines().map_while(Result::ok) {
+            if let Some((_, what)) = line.split_once(SAYS) {
+                sender.send(what.to_owned()).unwrap();
+            }
+        }
+    });
+    let mut line = async || timeout(PATIENCE, said.recv()).await.unwrap().unwrap();
+    let process = Process::of(server.url()).await;
+    assert_eq!(line().await, "tripped");
+    let took = process.until(State::Open).await;
+    assert!(took < AGE + MARGIN, "{took:?}");
+    process.handle.reset(&openai());
+    let from = Instant::now();
+    assert_eq!(line().await, "closed");
+    assert!(from.elapsed() < AGE + MARGIN, "{:?}", from.elapsed());
+    drop(other);
+    reader.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_another_process_does() {
+    // Nothing, if it is not one.
+    let Ok(url) = std::env::var(JOB) else {
+        return;
+    };
+    let process = Process::of(url).await;
+    process.fail().await;
+    println!("{SAYS}tripped");
+    process.until(State::Closed).await;
+    println!("{SAYS}closed");
+}
+
+// === settings ===
+
+fn refused(shared: SharedCircuits) -> ConfigError {
+    BreakerLayer::builder().shared(shared).build().unwrap_err()
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_named() {
+    let redis = Redis::builder("redis://127.0.0.1:1").build().unwrap();
+    for name in ["", "a{b", "a}"] {
+        let error = refused(SharedCircuits::new(redis.clone(), name));
+        let value = format!("{name:?}");
+        assert_eq!((error.field(), error.value()), ("name", &*value));
+    }
+    for millis in [0, 9, 86_400_001] {
+        let age = Duration::from_millis(millis);
+        let error = refused(SharedCircuits::new(redis.clone(), "a").max_age(age));
+        let value = format!("{age:?}");
+        assert_eq!((error.field(), error.value()), ("max_age", &*value));
+    }
+}
+
+#[test]
+fn without_a_runtime_it_is_an_error_and_no_panic() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().unwrap();
+    let redis = runtime.block_on(async { Redis::builder("redis://127.0.0.1:1").build().unwrap() });
+    assert_eq!(refused(SharedCircuits::new(redis, "a")).field(), "shared");
+}

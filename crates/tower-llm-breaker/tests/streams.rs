@@ -1,0 +1,651 @@
+//! Verdicts at the end of the stream, and sometimes before it.
+
+mod support;
+
+use std::{str, time::Duration};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http_body_util::{BodyExt, Full};
+use support::{
+    CONTENT, DONE, ERROR, MINUTE, MS, ROLE, Request, SECOND, Says, Staged, Streaming, Tested, Told,
+    ask, ask_of, builder, counts, model, poll_ready, start, stats, streaming,
+};
+use tokio::{task::yield_now, time::advance};
+use tokio_test::{assert_ready_err, assert_ready_ok};
+use tower::{Service, service_fn};
+use tower_layer::Layer;
+use tower_llm_breaker::{
+    BreakerBuilder, BreakerHandle, BreakerLayer, CircuitId, CircuitOpen, EventKind, Reason,
+    SlowCalls, State,
+};
+use tower_llm_core::{BoxError, DescribeLayer, Refusal, RefusalKind, RefusalLayer};
+use tower_llm_testkit::fixtures::{self, Fixture, Verdict};
+
+const WELL: Says = Says::Well;
+
+/// Counts all, and no failures open it.
+fn counting() -> BreakerBuilder {
+    builder().max_open_share(0.0).over_calls(100)
+}
+
+/// Opened by one failure, for 30 s.
+fn touchy() -> BreakerBuilder {
+    builder().consecutive_failures(1).open_for(30 * SECOND)
+}
+
+fn way() -> CircuitId {
+    CircuitId::provider("openai")
+}
+
+/// Calls and failures of the way to the provider.
+fn counts_of_way(handle: &BreakerHandle) -> (u64, u64) {
+    let stats = handle.stats_of(&way()).expect("it was asked");
+    (stats.calls, stats.failures)
+}
+
+// === each counts once ===
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_counts_when_it_has_ended_and_once() {
+    type End = fn(Streaming);
+    let ends: [(&str, &[&'static str], End, [(u64, u64); 2]); 7] = [
+        (
+            "well",
+            &[ROLE, CONTENT, DONE],
+            Streaming::end,
+            [(1, 0), (1, 0)],
+        ),
+        (
+            "error",
+            &[ROLE, CONTENT, ERROR],
+            Streaming::end,
+            [(1, 1), (1, 0)],
+        ),
+        (
+            "error before any content",
+            &[ERROR],
+            Streaming::end,
+            [(1, 1), (1, 0)],
+        ),
+        (
+            "truncated",
+            &[ROLE, CONTENT],
+            Streaming::end,
+            [(1, 1), (1, 0)],
+        ),
+        (
+            "truncated before any frame",
+            &[],
+            Streaming::end,
+            [(1, 1), (1, 0)],
+        ),
+        // The connection broke: that is the way's fault, and says nothing of the model.
+        ("reset", &[ROLE, CONTENT], Streaming::fail, [(0, 0), (1, 1)]),
+        (
+            "dropped after its end",
+            &[ROLE, CONTENT, DONE],
+            drop,
+            [(1, 0), (1, 0)],
+        ),
+    ];
+    for (name, frames, end, expected) in ends {
+        let layer = counting().build().unwrap();
+        let handle = layer.handle();
+        let mut stream = streaming(&layer);
+        for frame in frames {
+            stream.pass(frame);
+            assert_eq!(counts(&handle), (0, 0), "{name}: not at its end yet");
+        }
+        end(stream);
+        assert_eq!(
+            [counts(&handle), counts_of_way(&handle)],
+            expected,
+            "{name}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_go_wrong_behind_a_good_head_open_it() {
+    let layer = builder().over_calls(10).failure_ratio(0.5).build().unwrap();
+    let handle = layer.handle();
+    for (number, last) in [ERROR, CONTENT, ERROR, CONTENT, ERROR]
+        .into_iter()
+        .enumerate()
+    {
+        assert_eq!(handle.state(&model()), State::Closed, "{number}");
+        let mut stream = streaming(&layer);
+        stream.pass(CONTENT);
+        stream.pass(last);
+        stream.end();
+    }
+    assert_eq!(handle.state(&model()), State::Open);
+    Tested::of(&layer).refused();
+}
+
+/// One call that is answered with `fixture`, all at once.
+fn replay(fixture: &'static Fixture) -> BreakerHandle {
+    let layer = counting().build().expect("good settings");
+    let service = DescribeLayer::new().layer(layer.layer(service_fn(
+        move |_: http::Request<_>| async move {
+            let mut response = http::Response::new(Full::new(Bytes::from_static(fixture.body)));
+            *response.status_mut() =
+                http::StatusCode::from_u16(fixture.status).expect("a legal status");
+            *response.headers_mut() = fixture.header_map();
+            Ok::<_, BoxError>(response)
+        },
+    )));
+    let request = http::Request::post(format!("http://provider.test{}", fixture.path))
+        .body(Full::<Bytes>::from("{}"))
+        .expect("a legal request");
+    let mut service = service;
+    assert_ready_ok!(poll_ready::<_, http::Request<Full<Bytes>>>(&mut service));
+    let response = service
+        .call(request)
+        .now_or_never()
+        .expect("it is all there");
+    let read = response
+        .expect("it answers")
+        .into_body()
+        .collect()
+        .now_or_never();
+    read.expect("it is all there").expect("it is well");
+    layer.handle()
+}
+
+/// Bodies as providers send them, and what each says to the circuits.
+#[tokio::test(start_paused = true)]
+async fn what_providers_send_counts_for_what_it_is() {
+    let all = fixtures::all();
+    for fixture in all {
+        let handle = replay(fixture);
+        let mut stats = handle.stats();
+        stats.sort_by_key(|stats| stats.circuit.scope());
+        let [way, of_model, account, clock] = &stats[..] else {
+            panic!("{}: {stats:?}", fixture.name);
+        };
+        let has_time = |ms: Option<u64>| ms.is_some_and(|ms| ms > 0);
+        let expected = match fixture.expect.verdict {
+            Verdict::Success => (1, 0, State::Closed, State::Closed),
+            Verdict::Throttled { retry_after_ms } if has_time(retry_after_ms) => {
+                (0, 0, State::Closed, State::Throttled)
+            }
+            Verdict::Exhausted => (0, 0, State::Open, State::Closed),
+            Verdict::Overloaded { .. }
+            | Verdict::FailedStatus
+            | Verdict::FailedInBand
+            | Verdict::FailedTruncated => (1, 1, State::Closed, State::Closed),
+            Verdict::Throttled { .. } | Verdict::Refused => (0, 0, State::Closed, State::Closed),
+        };
+        let found = (
+            of_model.calls,
+            of_model.failures,
+            account.state,
+            clock.state,
+        );
+        assert_eq!(found, expected, "{}", fixture.name);
+        // All were reached; what the caller did wrong does not count even there.
+        let reached = u64::from(fixture.expect.verdict != Verdict::Refused);
+        assert_eq!((way.calls, way.failures), (reached, 0), "{}", fixture.name);
+    }
+    let has = |verdict| all.iter().any(|fixture| fixture.expect.verdict == verdict);
+    assert!(has(Verdict::FailedInBand) && has(Verdict::FailedTruncated) && has(Verdict::Exhausted));
+}
+
+// === stalls ===
+
+fn stalling() -> BreakerLayer {
+    counting()
+        .stalled_after(10 * SECOND)
+        .build()
+        .expect("good settings")
+}
+
+/// A stream that has begun and from which nothing comes.
+#[track_caller]
+fn begun(layer: &BreakerLayer) -> Streaming {
+    let mut stream = streaming(layer);
+    stream.pass(ROLE);
+    stream.pass(CONTENT);
+    stream.wait();
+    stream
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stall_is_counted_as_soon_as_it_is_one_and_once_however_it_goes_on() {
+    type End = fn(Streaming);
+    let well: End = |mut stream| {
+        stream.pass(DONE);
+        stream.end();
+    };
+    let goes_on: End = |mut stream| {
+        stream.pass(CONTENT);
+        stream.wait();
+        stream.pass(ERROR);
+        stream.end();
+    };
+    for end in [well, goes_on, Streaming::end, Streaming::fail, drop] {
+        let layer = stalling();
+        let handle = layer.handle();
+        let mut stream = begun(&layer);
+        advance(10 * SECOND - MS).await;
+        assert!(!stream.body.is_woken());
+        stream.wait();
+        assert_eq!(counts(&handle), (0, 0));
+        advance(MS).await;
+        assert!(stream.body.is_woken());
+        stream.wait();
+        assert_eq!(counts(&handle), (1, 1));
+        // Not again, though it goes on like that.
+        advance(MINUTE).await;
+        stream.wait();
+        end(stream);
+        assert_eq!(counts(&handle), (1, 1));
+        assert_eq!(counts_of_way(&handle), (0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn content_begins_the_time_to_a_stall_anew_and_nothing_else_does() {
+    let layer = stalling();
+    let handle = layer.handle();
+    let mut stream = begun(&layer);
+    for _ in 0..5 {
+        advance(10 * SECOND - MS).await;
+        stream.pass(CONTENT);
+        stream.wait();
+    }
+    assert_eq!(counts(&handle), (0, 0));
+    for _ in 0..9 {
+        advance(SECOND).await;
+        stream.pass(": keep-alive\n\n");
+        stream.wait();
+    }
+    assert_eq!(counts(&handle), (0, 0));
+    advance(SECOND).await;
+    stream.wait();
+    assert_eq!(counts(&handle), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn before_the_first_token_nothing_stalls() {
+    let layer = stalling();
+    let mut stream = streaming(&layer);
+    stream.pass(ROLE);
+    stream.wait();
+    advance(60 * MINUTE).await;
+    assert!(!stream.body.is_woken());
+    stream.succeed();
+    assert_eq!(counts(&layer.handle()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_stalls_has_failed_and_gives_all_its_places_back() {
+    let layer = touchy().stalled_after(10 * SECOND).build().unwrap();
+    let handle = layer.handle();
+    for circuit in [model(), way()] {
+        handle.trip(&circuit, SECOND);
+    }
+    advance(SECOND).await;
+    let mut probe = begun(&layer);
+    advance(10 * SECOND).await;
+    probe.wait();
+    assert_eq!(handle.state(&model()), State::Open);
+    let stats_of_way = handle.stats_of(&way()).unwrap();
+    assert_eq!(
+        (stats_of_way.state, stats_of_way.probes),
+        (State::HalfOpen, 0)
+    );
+    drop(probe);
+    assert_eq!(stats(&handle).stale, 0);
+}
+
+/// The time in which nobody asked was taken for the provider's silence.
+#[tokio::test(start_paused = true)]
+async fn a_reader_who_takes_his_time_is_no_stall() {
+    let layer = stalling();
+    let handle = layer.handle();
+    let mut stream = begun(&layer);
+    stream.pass(CONTENT);
+    // It is there long before somebody reads on.
+    stream.send(CONTENT);
+    advance(MINUTE).await;
+    stream.read();
+    assert_eq!(counts(&handle), (0, 0));
+    // Nor when it is asked again, and nothing is there yet.
+    advance(MINUTE).await;
+    stream.wait();
+    assert_eq!(counts(&handle), (0, 0));
+    stream.pass(DONE);
+    stream.end();
+    assert_eq!(counts(&handle), (1, 0));
+}
+
+// === slow calls ===
+
+fn slow(slow: SlowCalls) -> BreakerLayer {
+    counting()
+        .slow_calls(slow)
+        .minimum_calls(10)
+        .build()
+        .expect("good settings")
+}
+
+/// Successes, failures and slow ones.
+fn paces(handle: &BreakerHandle) -> (u64, u64, u64) {
+    let stats = stats(handle);
+    (stats.calls, stats.failures, stats.slow_calls)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_token_that_comes_late_is_slow_before_it_comes() {
+    let layer = slow(SlowCalls::over_share(1.0).first_token(5 * SECOND));
+    let handle = layer.handle();
+    for (after, is_slow) in [(5 * SECOND - MS, 0), (5 * SECOND, 1)] {
+        let mut stream = streaming(&layer);
+        stream.pass(ROLE);
+        stream.wait();
+        advance(after).await;
+        assert_eq!(u64::from(stream.body.is_woken()), is_slow);
+        stream.wait();
+        assert_eq!(paces(&handle).2, is_slow);
+        stream.pass(CONTENT);
+        // Gaps are not looked at.
+        advance(MINUTE).await;
+        stream.pass(DONE);
+        stream.end();
+    }
+    // Both were well.
+    assert_eq!(paces(&handle), (2, 0, 1));
+}
+
+/// A late one that is read together with the clock: the timer was not polled.
+#[tokio::test(start_paused = true)]
+async fn the_head_may_be_what_is_late() {
+    let layer = slow(SlowCalls::over_share(1.0).first_token(5 * SECOND));
+    let (service, mut upstream) = support::mocked(&layer);
+    let mut call = start(&service, support::chat());
+    assert!(call.poll().is_pending());
+    advance(5 * SECOND - MS).await;
+    assert!(!call.is_woken());
+    advance(MS).await;
+    assert!(call.is_woken());
+    assert!(call.poll().is_pending());
+    assert_eq!(paces(&layer.handle()), (0, 0, 1));
+    let (_, answer) = support::arrived(&mut upstream);
+    let body = Full::<Bytes>::from([CONTENT, DONE].concat());
+    answer.send_response(support::stream(body));
+    let read = assert_ready_ok!(call.poll())
+        .into_body()
+        .collect()
+        .now_or_never();
+    read.unwrap().unwrap();
+    assert_eq!(paces(&layer.handle()), (1, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_that_is_too_long_is_slow_and_one_call_is_slow_once() {
+    let layer = slow(SlowCalls::over_share(1.0).gap(3 * SECOND));
+    let handle = layer.handle();
+    for (gap, is_slow) in [(3 * SECOND - MS, 0), (3 * SECOND, 1)] {
+        let mut stream = streaming(&layer);
+        stream.wait();
+        // Before the first token there is no gap.
+        advance(MINUTE).await;
+        stream.pass(CONTENT);
+        for _ in 0..5 {
+            stream.wait();
+            advance(gap).await;
+            stream.wait();
+            assert_eq!(paces(&handle).2, is_slow);
+            stream.pass(CONTENT);
+        }
+        stream.pass(DONE);
+        stream.end();
+    }
+    assert_eq!(paces(&handle), (2, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_not_streamed_is_slow_by_its_length_and_a_stream_never() {
+    let settings = counting().slow_calls(SlowCalls::over_share(1.0).total(MINUTE));
+    let mut staged = Staged::new(settings.clone());
+    for (length, is_slow) in [(MINUTE - MS, 0), (MINUTE, 1)] {
+        let call = staged.begin();
+        advance(length).await;
+        call.end(WELL);
+        assert_eq!(paces(&staged.handle).2, is_slow);
+    }
+    // One that failed is no slow one, and none of those that were not.
+    let call = staged.begin();
+    advance(2 * MINUTE).await;
+    call.end(Says::Status(500));
+
+    let layer = settings.build().unwrap();
+    let mut stream = streaming(&layer);
+    stream.wait();
+    advance(60 * MINUTE).await;
+    stream.succeed();
+    assert_eq!(paces(&layer.handle()), (1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_many_slow_calls_open_it_though_all_ended_well() {
+    let slow_calls = SlowCalls::over_share(0.5).total(MINUTE);
+    let mut staged = Staged::new(builder().slow_calls(slow_calls).over_calls(10));
+    let mut events = staged.handle.subscribe();
+    staged.tell_times(6, WELL);
+    for number in 0..5 {
+        assert_eq!(staged.state(), State::Closed, "{number}");
+        let call = staged.begin();
+        advance(MINUTE).await;
+        call.end(WELL);
+    }
+    assert_eq!(staged.state(), State::Open);
+    let kind = events.try_recv().unwrap().kind;
+    let EventKind::Transition { to, reason, .. } = kind else {
+        panic!("{kind:?}");
+    };
+    assert_eq!((to, reason), (State::Open, Reason::SlowRatio));
+    assert_eq!(staged.refused().retry_after(), Some(30 * SECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_is_slow_has_failed() {
+    let layer = slow(SlowCalls::over_share(1.0).first_token(5 * SECOND));
+    layer.handle().trip(&model(), SECOND);
+    advance(SECOND).await;
+    let mut probe = streaming(&layer);
+    probe.wait();
+    advance(5 * SECOND).await;
+    probe.wait();
+    probe.succeed();
+    assert_eq!(layer.handle().state(&model()), State::Open);
+}
+
+/// What a model does is no fault of the account, nor of the way.
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_is_slow_blames_nobody_but_the_model() {
+    let layer = slow(SlowCalls::over_share(1.0).first_token(5 * SECOND));
+    let handle = layer.handle();
+    let account = CircuitId::account("openai", "");
+    for circuit in [&way(), &account] {
+        handle.trip(circuit, SECOND);
+    }
+    advance(SECOND).await;
+    let mut probe = streaming(&layer);
+    probe.wait();
+    advance(5 * SECOND).await;
+    probe.wait();
+    probe.succeed();
+    assert_eq!(paces(&handle), (1, 0, 1));
+    assert_eq!(
+        [&way(), &account].map(|circuit| handle.state(circuit)),
+        [State::Closed; 2]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_who_takes_his_time_makes_no_call_slow() {
+    let layer = slow(SlowCalls::over_share(1.0).gap(5 * SECOND));
+    let handle = layer.handle();
+    let mut stream = begun(&layer);
+    stream.pass(CONTENT);
+    for frame in [CONTENT, CONTENT, DONE] {
+        // It is there before the reader is.
+        stream.send(frame);
+        advance(MINUTE).await;
+        stream.read();
+    }
+    stream.end();
+    assert_eq!(paces(&handle), (1, 0, 0));
+}
+
+// === what says nothing ===
+
+/// Opened by the first thing that counts at all.
+fn by_anything() -> BreakerBuilder {
+    touchy().failure_ratio(0.0).minimum_calls(1)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_callers_who_leave_at_any_stage_leave_it_closed_and_nothing_counted() {
+    let layer = by_anything().build().unwrap();
+    let handle = layer.handle();
+    let stages: [&[&'static str]; 4] = [&[], &[ROLE], &[ROLE, CONTENT], &[ROLE, CONTENT, CONTENT]];
+    let service = layer.layer(service_fn(|_: Request| {
+        std::future::pending::<Result<http::Response<Full<Bytes>>, BoxError>>()
+    }));
+    for number in 0..1_000 {
+        match number % 6 {
+            0 => drop(start(&service, ask(WELL))),
+            1 => assert!(start(&service, ask(WELL)).poll().is_pending()),
+            stage => {
+                let mut stream = streaming(&layer);
+                for frame in stages[stage - 2] {
+                    stream.pass(frame);
+                }
+                if number % 4 == 0 {
+                    stream.wait();
+                }
+            }
+        }
+        yield_now().await;
+    }
+    assert_eq!(handle.state(&model()), State::Closed);
+    for stats in handle.stats() {
+        assert_eq!(stats.state, State::Closed, "{stats:?}");
+        assert_eq!(
+            (stats.calls, stats.failures, stats.probes, stats.stale),
+            (0, 0, 0, 0)
+        );
+    }
+    let mut failing = streaming(&layer);
+    failing.pass(ERROR);
+    failing.end();
+    assert_eq!(handle.state(&model()), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_wrong_requests_leave_it_closed_and_nothing_counted() {
+    let tested = Tested::new(by_anything());
+    let statuses = [400, 401, 403, 404, 405, 409, 413, 415, 422, 451];
+    for number in 0..1_000 {
+        tested.tell(Says::Status(statuses[number % statuses.len()]));
+    }
+    assert_eq!(tested.reached(), 1_000);
+    for stats in tested.handle.stats() {
+        assert_eq!(stats.state, State::Closed, "{stats:?}");
+        assert_eq!((stats.calls, stats.failures), (0, 0), "{stats:?}");
+    }
+    tested.tell(Says::Status(500));
+    assert_eq!(tested.state(), State::Open);
+}
+
+// === how a refusal looks ===
+
+/// What a caller sees behind a gateway: the status, `retry-after` and `retry-after-ms`.
+fn seen(layer: &BreakerLayer) -> (u16, Option<String>, Option<String>) {
+    let mut service = RefusalLayer::new().layer(layer.layer(Told::default()));
+    assert_ready_ok!(poll_ready(&mut service));
+    let response = service
+        .call(ask(WELL))
+        .now_or_never()
+        .expect("it is told")
+        .expect("it answers");
+    let header = |name| {
+        let value = response.headers().get(name)?;
+        Some(str::from_utf8(value.as_bytes()).expect("text").to_owned())
+    };
+    (
+        response.status().as_u16(),
+        header("retry-after"),
+        header("retry-after-ms"),
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_circuit_is_503_and_the_providers_clock_429_with_the_time() {
+    let of = |seconds: &str, ms: &str| (Some(seconds.to_owned()), Some(ms.to_owned()));
+    let layer = touchy().build().unwrap();
+    assert_eq!(seen(&layer), (200, None, None));
+    let tested = Tested::of(&layer);
+    tested.tell(Says::Status(500));
+    advance(Duration::from_millis(1_500)).await;
+    let (seconds, ms) = of("29", "28500");
+    assert_eq!(seen(&layer), (503, seconds, ms));
+
+    let layer = touchy().build().unwrap();
+    let tested = Tested::of(&layer);
+    tested.tell(Says::Later(429, 7));
+    let (seconds, ms) = of("7", "7000");
+    assert_eq!(seen(&layer), (429, seconds, ms));
+
+    let layer = touchy()
+        .at_first(tower_llm_breaker::Force::Open)
+        .build()
+        .unwrap();
+    assert_eq!(seen(&layer), (503, None, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_refusal_is_found_among_the_sources() {
+    let layer = touchy().build().unwrap();
+    let tested = Tested::of(&layer);
+    tested.tell(Says::Status(500));
+    let error = assert_ready_err!(start(&tested.service, ask(WELL)).poll());
+    let wrapped: BoxError = Box::new(Around(error));
+    let refusal = Refusal::find(&*wrapped).unwrap();
+    assert_eq!(
+        (refusal.kind(), refusal.layer()),
+        (RefusalKind::Unavailable, "breaker")
+    );
+    assert!(refusal.is_retryable());
+    assert_eq!(refusal.retry_after(), Some(30 * SECOND));
+
+    tested
+        .call(ask_of("openai", "a", "n", Says::Later(429, 3)))
+        .unwrap();
+    let error = tested.call(ask_of("openai", "a", "n", WELL)).unwrap_err();
+    assert_eq!(
+        Refusal::find(&*error).unwrap().kind(),
+        RefusalKind::RateLimited
+    );
+    assert!(error.downcast_ref::<CircuitOpen>().is_some());
+}
+
+#[derive(Debug)]
+struct Around(BoxError);
+
+impl std::fmt::Display for Around {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("around it")
+    }
+}
+
+impl std::error::Error for Around {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&*self.0)
+    }
+}

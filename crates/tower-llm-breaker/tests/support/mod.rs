@@ -1,0 +1,525 @@
+//! Requests, providers and bodies that do as a test says.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{
+    fmt,
+    future::{Ready, ready},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full};
+use tokio::sync::mpsc;
+use tokio_test::{assert_ready, assert_ready_err, assert_ready_ok, task};
+use tower::Service;
+use tower_layer::Layer;
+use tower_llm_breaker::{
+    Breaker, BreakerBuilder, BreakerHandle, BreakerLayer, CircuitId, CircuitOpen, CircuitStats,
+    State, Trial,
+};
+use tower_llm_core::{BoxError, Call, Dialect, HttpBody, Operation, Provider, Watched};
+use tower_test::mock::{self, Handle, Mock, SendResponse};
+
+pub(crate) const MS: Duration = Duration::from_millis(1);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
+
+// === requests ===
+
+pub(crate) type Request = http::Request<()>;
+
+/// What a provider answers to a request that carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Says {
+    Well,
+    /// A status, without any headers.
+    Status(u16),
+    /// A status, and to come back after so many seconds.
+    Later(u16, u32),
+    /// No answer: the connection broke.
+    Broken,
+}
+
+/// A request to OpenAI, for the model `m`, without an account, to be answered with `says`.
+pub(crate) fn ask(says: Says) -> Request {
+    ask_of("openai", "", "m", says)
+}
+
+/// A request, to be answered with `says`; what is empty is not named.
+pub(crate) fn ask_of(
+    provider: &'static str,
+    account: &str,
+    model: impl AsRef<str>,
+    says: Says,
+) -> Request {
+    let mut call = Call::builder(Provider::new(provider), Operation::CHAT).dialect(Dialect::OpenAi);
+    if !account.is_empty() {
+        call = call.account(account);
+    }
+    if !model.as_ref().is_empty() {
+        call = call.model(model.as_ref());
+    }
+    let mut request = Request::new(());
+    request.extensions_mut().insert(call.build());
+    request.extensions_mut().insert(says);
+    request
+}
+
+/// A streamed request to OpenAI, for the model `m`.
+pub(crate) fn chat() -> Request {
+    let call = Call::builder(Provider::OPENAI, Operation::CHAT)
+        .dialect(Dialect::OpenAi)
+        .model("m")
+        .streamed(true)
+        .build();
+    let mut request = Request::new(());
+    request.extensions_mut().insert(call);
+    request
+}
+
+// === a provider that answers as it is told ===
+
+/// Answers at once with what the request carries.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Told {
+    reached: Arc<AtomicUsize>,
+}
+
+impl Service<Request> for Told {
+    type Response = http::Response<Full<Bytes>>;
+    type Error = BoxError;
+    type Future = Ready<Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        self.reached.fetch_add(1, Ordering::Relaxed);
+        let says = request.extensions().get::<Says>();
+        ready(says.copied().unwrap_or(Says::Well).answer())
+    }
+}
+
+impl Says {
+    pub(crate) fn answer(self) -> Result<http::Response<Full<Bytes>>, BoxError> {
+        let (status, retry_after) = match self {
+            Self::Well => (200, None),
+            Self::Status(status) => (status, None),
+            Self::Later(status, seconds) => (status, Some(seconds)),
+            Self::Broken => return Err("the connection broke".into()),
+        };
+        let mut response = http::Response::builder()
+            .status(status)
+            .header("content-type", "application/json");
+        if let Some(seconds) = retry_after {
+            response = response.header("retry-after", seconds);
+        }
+        Ok(response.body(Full::from("{}")).expect("a legal response"))
+    }
+}
+
+/// A breaker around a provider that answers as it is told.
+#[derive(Clone, Debug)]
+pub(crate) struct Tested {
+    pub(crate) service: Breaker<Told, HttpBody>,
+    pub(crate) handle: BreakerHandle,
+    pub(crate) provider: Told,
+}
+
+/// Settings without chance.
+pub(crate) fn builder() -> BreakerBuilder {
+    BreakerLayer::builder().jitter(0.0)
+}
+
+impl Tested {
+    pub(crate) fn new(builder: BreakerBuilder) -> Self {
+        Self::of(&builder.build().expect("good settings"))
+    }
+
+    pub(crate) fn of(layer: &BreakerLayer) -> Self {
+        let provider = Told::default();
+        Self {
+            service: layer.layer(provider.clone()),
+            handle: layer.handle(),
+            provider,
+        }
+    }
+
+    /// How many calls have reached the provider.
+    pub(crate) fn reached(&self) -> usize {
+        self.provider.reached.load(Ordering::Relaxed)
+    }
+
+    /// Calls and reads the answer to its end: its status.
+    pub(crate) fn call(&self, request: Request) -> Result<u16, BoxError> {
+        let mut service = self.service.clone();
+        assert_ready_ok!(poll_ready(&mut service));
+        let answer = service.call(request).now_or_never().expect("it is told");
+        let response = answer?;
+        let status = response.status().as_u16();
+        let read = response.into_body().collect().now_or_never();
+        read.expect("it is all there").expect("it is well");
+        Ok(status)
+    }
+
+    /// Has the model `m` answer `says`, and asserts that it was asked.
+    #[track_caller]
+    pub(crate) fn tell(&self, says: Says) {
+        let reached = self.reached();
+        match self.call(ask(says)) {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.to_string(), "the connection broke"),
+        }
+        assert_eq!(self.reached(), reached + 1, "{says:?}");
+    }
+
+    #[track_caller]
+    pub(crate) fn tell_times(&self, times: usize, says: Says) {
+        for _ in 0..times {
+            self.tell(says);
+        }
+    }
+
+    /// Calls the model `m`, which is not asked.
+    #[track_caller]
+    pub(crate) fn refused(&self) -> CircuitOpen {
+        self.refuses(ask(Says::Well))
+    }
+
+    /// Calls, and nobody is asked.
+    #[track_caller]
+    pub(crate) fn refuses(&self, request: Request) -> CircuitOpen {
+        let reached = self.reached();
+        let error = self.call(request).expect_err("it is refused");
+        assert_eq!(self.reached(), reached, "it was asked all the same");
+        open(&error).clone()
+    }
+
+    /// What the circuit of the model `m` does.
+    pub(crate) fn state(&self) -> State {
+        self.handle.state(&model())
+    }
+
+    /// Calls and failures in the window of the model `m`.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        counts(&self.handle)
+    }
+}
+
+// === circuits ===
+
+/// The circuit of OpenAI's model `m`.
+pub(crate) fn model() -> CircuitId {
+    CircuitId::model("openai", "m")
+}
+
+#[track_caller]
+pub(crate) fn stats(handle: &BreakerHandle) -> CircuitStats {
+    handle.stats_of(&model()).expect("it has been asked")
+}
+
+/// Calls and failures in the window of the model `m`.
+#[track_caller]
+pub(crate) fn counts(handle: &BreakerHandle) -> (u64, u64) {
+    let stats = stats(handle);
+    (stats.calls, stats.failures)
+}
+
+#[track_caller]
+pub(crate) fn open(error: &BoxError) -> &CircuitOpen {
+    error.downcast_ref().expect("the breaker refused it")
+}
+
+// === services under a test's hand ===
+
+pub(crate) type Mocked<R> = Breaker<Mock<Request, R>, HttpBody>;
+
+/// A breaker around a mock.
+pub(crate) fn mocked<R>(layer: &BreakerLayer) -> (Mocked<R>, Handle<Request, R>) {
+    let (mock, upstream) = mock::pair();
+    (layer.layer(mock), upstream)
+}
+
+/// Readies a clone of `service`, which must not wait, and calls it.
+#[track_caller]
+pub(crate) fn start<S, Req>(service: &S, request: Req) -> task::Spawn<S::Future>
+where
+    S: Service<Req> + Clone,
+    S::Error: fmt::Debug,
+{
+    let mut service = service.clone();
+    assert_ready_ok!(poll_ready(&mut service));
+    task::spawn(service.call(request))
+}
+
+pub(crate) fn poll_ready<S: Service<Req>, Req>(service: &mut S) -> Poll<Result<(), S::Error>> {
+    task::spawn(()).enter(|cx, _| service.poll_ready(cx))
+}
+
+/// The request that has arrived upstream.
+#[track_caller]
+pub(crate) fn arrived<Req, Res>(upstream: &mut Handle<Req, Res>) -> (Req, SendResponse<Res>) {
+    assert_ready!(upstream.poll_request()).expect("the service is alive")
+}
+
+/// Asserts that nothing has arrived upstream.
+#[track_caller]
+pub(crate) fn nothing_arrived<Req, Res>(upstream: &mut Handle<Req, Res>) {
+    assert!(upstream.poll_request().is_pending(), "a request arrived");
+}
+
+/// A call that has reached the provider, and ends as the test says.
+pub(crate) struct Running {
+    call: task::Spawn<<Mocked<http::Response<Full<Bytes>>> as Service<Request>>::Future>,
+    answer: SendResponse<http::Response<Full<Bytes>>>,
+}
+
+/// A breaker around a provider whose calls end when and as the test says.
+pub(crate) struct Staged {
+    pub(crate) service: Mocked<http::Response<Full<Bytes>>>,
+    pub(crate) upstream: Handle<Request, http::Response<Full<Bytes>>>,
+    pub(crate) handle: BreakerHandle,
+}
+
+impl Staged {
+    pub(crate) fn new(builder: BreakerBuilder) -> Self {
+        let layer = builder.build().expect("good settings");
+        let (service, upstream) = mocked(&layer);
+        Self {
+            service,
+            upstream,
+            handle: layer.handle(),
+        }
+    }
+
+    /// A call to the model `m` that has been let through.
+    #[track_caller]
+    pub(crate) fn begin(&mut self) -> Running {
+        self.begin_of(ask(Says::Well))
+    }
+
+    #[track_caller]
+    pub(crate) fn begin_of(&mut self, request: Request) -> Running {
+        let mut call = start(&self.service, request);
+        assert!(call.poll().is_pending(), "it was refused");
+        let (_, answer) = arrived(&mut self.upstream);
+        Running { call, answer }
+    }
+
+    /// A call to the model `m`, from beginning to end.
+    #[track_caller]
+    pub(crate) fn tell(&mut self, says: Says) {
+        self.begin().end(says);
+    }
+
+    #[track_caller]
+    pub(crate) fn tell_times(&mut self, times: usize, says: Says) {
+        for _ in 0..times {
+            self.tell(says);
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn refused(&mut self) -> CircuitOpen {
+        self.refuses(ask(Says::Well))
+    }
+
+    #[track_caller]
+    pub(crate) fn refuses(&mut self, request: Request) -> CircuitOpen {
+        let error = assert_ready_err!(start(&self.service, request).poll());
+        nothing_arrived(&mut self.upstream);
+        open(&error).clone()
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.handle.state(&model())
+    }
+
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        counts(&self.handle)
+    }
+
+    /// Calls of the model `m` whose end was not counted.
+    pub(crate) fn stale(&self) -> u64 {
+        stats(&self.handle).stale
+    }
+}
+
+impl Running {
+    /// Ends it with `says`, read to the end.
+    #[track_caller]
+    pub(crate) fn end(mut self, says: Says) {
+        match says.answer() {
+            Ok(response) => self.answer.send_response(response),
+            Err(error) => self.answer.send_error(error),
+        }
+        if let Ok(response) = assert_ready!(self.call.poll()) {
+            let read = response.into_body().collect().now_or_never();
+            read.expect("it is all there").expect("it is well");
+        }
+    }
+
+    /// Its caller leaves.
+    pub(crate) fn leave(self) {
+        drop(self);
+    }
+}
+
+// === streams ===
+
+pub(crate) const ROLE: &str =
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
+pub(crate) const CONTENT: &str =
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hi\"}}]}\n\n";
+pub(crate) const ERROR: &str =
+    "data: {\"error\":{\"message\":\"it broke\",\"type\":\"server_error\",\"code\":null}}\n\n";
+pub(crate) const DONE: &str = "data: [DONE]\n\n";
+
+/// A body whose frames come from a [`Sender`].
+pub(crate) struct Upstream {
+    frames: mpsc::UnboundedReceiver<Result<Bytes, BoxError>>,
+}
+
+/// Sends frames to an [`Upstream`]; dropping it ends the body.
+pub(crate) struct Sender(mpsc::UnboundedSender<Result<Bytes, BoxError>>);
+
+impl Upstream {
+    pub(crate) fn new() -> (Sender, Self) {
+        let (sender, frames) = mpsc::unbounded_channel();
+        (Sender(sender), Self { frames })
+    }
+}
+
+impl Sender {
+    pub(crate) fn send(&self, frame: &'static str) {
+        let _ = self.0.send(Ok(Bytes::from(frame)));
+    }
+
+    pub(crate) fn fail(&self, error: impl Into<BoxError>) {
+        let _ = self.0.send(Err(error.into()));
+    }
+}
+
+impl Body for Upstream {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = self.frames.poll_recv(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            assert_ne!(&frame[..], b"panic", "as it was told");
+        }
+        polled.map(|frame| frame.map(|frame| frame.map(Frame::data)))
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").finish_non_exhaustive()
+    }
+}
+
+/// The head of an event stream, around `body`.
+pub(crate) fn stream<B>(body: B) -> http::Response<B> {
+    http::Response::builder()
+        .header("content-type", "text/event-stream")
+        .body(body)
+        .expect("a legal response")
+}
+
+/// A stream behind a breaker: where its frames go in, and where they come out.
+///
+/// It is read in one task, so that a timer that wakes it is seen.
+pub(crate) struct Streaming {
+    pub(crate) sender: Option<Sender>,
+    pub(crate) body: task::Spawn<Watched<Upstream, Trial>>,
+}
+
+/// A stream whose head has come.
+#[track_caller]
+pub(crate) fn streaming(layer: &BreakerLayer) -> Streaming {
+    let (service, mut upstream) = mocked(layer);
+    let mut call = start(&service, chat());
+    assert!(call.poll().is_pending(), "it was refused");
+    let (sender, body) = Upstream::new();
+    arrived(&mut upstream).1.send_response(stream(body));
+    let response = assert_ready_ok!(call.poll());
+    Streaming {
+        sender: Some(sender),
+        body: task::spawn(response.into_body()),
+    }
+}
+
+impl Streaming {
+    fn sender(&self) -> &Sender {
+        self.sender.as_ref().expect("it has not ended")
+    }
+
+    /// Has `frame` sent, and reads it.
+    #[track_caller]
+    pub(crate) fn pass(&mut self, frame: &'static str) {
+        self.send(frame);
+        self.read();
+    }
+
+    pub(crate) fn send(&self, frame: &'static str) {
+        self.sender().send(frame);
+    }
+
+    /// Reads the frame that is there.
+    #[track_caller]
+    pub(crate) fn read(&mut self) {
+        let frame = assert_ready!(self.poll()).expect("the body goes on");
+        frame.expect("the body is well");
+    }
+
+    pub(crate) fn poll(&mut self) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.body.enter(|cx, body| body.poll_frame(cx))
+    }
+
+    /// Asks for a frame, and there is none.
+    #[track_caller]
+    pub(crate) fn wait(&mut self) {
+        assert!(self.poll().is_pending(), "something came");
+    }
+
+    /// Has the body end, and reads to there.
+    #[track_caller]
+    pub(crate) fn end(mut self) {
+        self.sender = None;
+        assert!(assert_ready!(self.poll()).is_none(), "it goes on");
+    }
+
+    /// Has the body fail, and reads to there.
+    #[track_caller]
+    pub(crate) fn fail(mut self) {
+        self.sender().fail("the connection broke");
+        let failed = assert_ready!(self.poll()).expect("it goes on");
+        assert!(failed.is_err());
+    }
+
+    /// All of a good stream.
+    #[track_caller]
+    pub(crate) fn succeed(mut self) {
+        for frame in [ROLE, CONTENT, DONE] {
+            self.pass(frame);
+        }
+        self.end();
+    }
+}
+
+/// Nothing that these tests wait for is further away on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
