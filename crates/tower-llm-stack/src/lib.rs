@@ -4,13 +4,13 @@
 //! what you leave out costs nothing. The order is not yours to get wrong:
 //!
 //! ```text
-//! Refusal > Describe > your own > caller's RateLimit > provider's RateLimit > Bulkhead > Timeout > client
+//! Refusal > Describe > your own > caller's RateLimit > Breaker > provider's RateLimit > Bulkhead > Timeout > client
 //! ```
 //!
 //! Refusals are answered outermost, where every error passes. A request is described before anything asks what it is.
-//! A caller who has used up what is his takes nothing from the others; one who is refused further in gets all of it back. A
-//! call that waits for the provider's tokens holds no place, and one that waits for a place has not begun, so its deadlines
-//! stand inside the bulkhead.
+//! A caller who has used up what is his takes nothing from the others; one who is refused further in gets all of it back.
+//! Where a circuit is open, no tokens are taken. A call that waits for the provider's tokens holds no place, and one that
+//! waits for a place has not begun, so its deadlines stand inside the bulkhead.
 //!
 //! [`adapters`] has what stands under a stack (reqwest, hyper-util, tonic) and what a stack can be put into
 //! (reqwest-middleware, async-openai).
@@ -60,6 +60,12 @@ pub use tower_llm_core::{
     RefusalKind, RefusalLayer, TimedOut, TooLarge, Unary, Usage, Watch,
 };
 
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use tower_llm_breaker::SharedCircuits;
+#[cfg(feature = "breaker")]
+#[cfg_attr(docsrs, doc(cfg(feature = "breaker")))]
+pub use tower_llm_breaker::{self as breaker, BreakerHandle, BreakerLayer, CircuitOpen};
 #[cfg(feature = "bulkhead")]
 #[cfg_attr(docsrs, doc(cfg(feature = "bulkhead")))]
 pub use tower_llm_bulkhead::{
@@ -86,6 +92,7 @@ pub use self::stack::{Stack, StackBuilder};
 #[cfg(all(
     doctest,
     feature = "reqwest",
+    feature = "breaker",
     feature = "bulkhead",
     feature = "ratelimit",
     feature = "timeout"

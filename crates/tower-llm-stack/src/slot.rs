@@ -43,20 +43,21 @@ pub(crate) mod at {
     pub(crate) type Describe = Inside<Refusal>;
     pub(crate) type Own = Inside<Describe>;
     pub(crate) type CallerRateLimit = Inside<Own>;
-    pub(crate) type ProviderRateLimit = Inside<CallerRateLimit>;
+    pub(crate) type Breaker = Inside<CallerRateLimit>;
+    pub(crate) type ProviderRateLimit = Inside<Breaker>;
     pub(crate) type Bulkhead = Inside<ProviderRateLimit>;
     pub(crate) type Timeout = Inside<Bulkhead>;
 }
 
 /// A chain in which nothing was chosen: requests are described, and no more.
 pub(crate) type Unset =
-    Slot<Identity, Slot<DescribeLayer, Empty<Empty<Empty<Empty<Empty<Identity>>>>>>>;
+    Slot<Identity, Slot<DescribeLayer, Empty<Empty<Empty<Empty<Empty<Empty<Identity>>>>>>>>;
 
 type Empty<I> = Slot<Identity, I>;
 
 pub(crate) fn unset() -> Unset {
     let client = Identity::new();
-    let inner = empty(empty(empty(empty(empty(client)))));
+    let inner = empty(empty(empty(empty(empty(empty(client))))));
     empty(Slot::new(DescribeLayer::new(), inner))
 }
 

@@ -1,4 +1,6 @@
 use tower_layer::{Identity, Layer};
+#[cfg(feature = "breaker")]
+use tower_llm_breaker::BreakerLayer;
 #[cfg(feature = "bulkhead")]
 use tower_llm_bulkhead::BulkheadLayer;
 use tower_llm_core::{DescribeLayer, RefusalLayer};
@@ -82,6 +84,16 @@ impl<L> StackBuilder<L> {
     ) -> With<L, at::CallerRateLimit, RateLimitLayer<W>>
     where
         L: Replace<at::CallerRateLimit, RateLimitLayer<W>>,
+    {
+        self.set(layer)
+    }
+
+    /// Stops calling what is failing.
+    #[cfg(feature = "breaker")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "breaker")))]
+    pub fn breaker<W>(self, layer: BreakerLayer<W>) -> With<L, at::Breaker, BreakerLayer<W>>
+    where
+        L: Replace<at::Breaker, BreakerLayer<W>>,
     {
         self.set(layer)
     }

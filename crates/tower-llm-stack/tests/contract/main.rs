@@ -1,253 +1,36 @@
 //! What the layers promise each other: one module for each event, one test for each layer that it bears on.
 //!
-//! | event | caller's limit | provider's limit | bulkhead |
-//! |---|---|---|---|
-//! | refusal by any layer | refunded | refunded whole | freed |
-//! | caller leaves, before or inside the body | settled by what was seen | same | freed at once |
-//! | 200 with an error inside the stream | by outcome | by outcome | freed at end |
-//! | stream cut without terminal marker | seen | seen | freed |
-//! | retry | once per call | each attempt | each attempt |
-//! | branch | once per call | each branch reserves and settles | each its own place |
+//! | event | caller's limit | provider's limit | bulkhead | breaker |
+//! |---|---|---|---|---|
+//! | refusal by any layer | refunded | refunded whole | freed | neutral |
+//! | caller leaves, before or inside the body | settled by what was seen | same | freed at once | neutral; a probe is given back |
+//! | 200 with an error inside the stream | by outcome | by outcome | freed at end | failure |
+//! | stream cut without terminal marker | seen | seen | freed | failure |
+//! | retry | once per call | each attempt | each attempt | each attempt |
+//! | branch | once per call | each branch reserves and settles | each its own place | each its own verdict |
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+mod layers;
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{
-    FutureExt, StreamExt,
+    FutureExt,
     future::{self, Either},
-    poll, stream,
+    poll,
 };
 use http::{Request, Response, StatusCode};
-use http_body::Frame;
-use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
-use tower::{
-    Layer, Service, ServiceExt, layer::layer_fn, retry, service_fn, util::BoxCloneSyncService,
+use http_body_util::{BodyExt, Full};
+use layers::{
+    A_REQUEST, Body, Client, ESTIMATED_INPUT, INPUT, Layers, NEITHER, NOTHING, REQUEST,
+    RESERVED_OF_CALLER, RESERVED_OF_PROVIDER, Stand, Taken, USED, answer, model, request, taken,
+    verdicts,
 };
-use tower_llm_stack::{
-    BoxError, BulkheadHandle, BulkheadLayer, Limit, RateLimitHandle, RateLimitLayer, Refusal, Stack,
-};
-use tower_llm_testkit::{
-    Behavior, Fault, InBand,
-    wire::{self, End},
-};
-
-type Body = UnsyncBoxBody<Bytes, BoxError>;
-type Client = BoxCloneSyncService<Request<Full<Bytes>>, Response<Body>, BoxError>;
-
-/// An estimated 10 tokens of input: 40 bytes of text.
-const REQUEST: &str = r#"{
-    "model": "m", "max_tokens": 100, "stream": true, "stream_options": {"include_usage": true},
-    "messages": [{"role": "user", "content": "forty bytes of text are ten tokens or so"}]
-}"#;
-
-const ESTIMATED_INPUT: u64 = 10;
-
-/// Reserved of a caller's limit: the estimated input and the maximum of the output.
-const RESERVED_OF_CALLER: Taken = taken(1, ESTIMATED_INPUT + 100);
-
-/// Reserved of OpenAI's: the larger of the two.
-const RESERVED_OF_PROVIDER: Taken = taken(1, 100);
-
-/// What an answer uses by its provider's word.
-const USED: Taken = taken(1, 12 + 7);
-
-/// What was sent, and nothing came of it.
-const INPUT: Taken = taken(1, ESTIMATED_INPUT);
-
-const A_REQUEST: Taken = taken(1, 0);
-const NOTHING: Taken = taken(0, 0);
-
-fn answer() -> Behavior {
-    Behavior::new().input_tokens(12).output_tokens(7)
-}
-
-fn request() -> Request<Full<Bytes>> {
-    let request = Request::post("/v1/chat/completions");
-    request.body(REQUEST.into()).unwrap()
-}
-
-// === the layers under test ===
-
-/// What is taken of a limit of requests and one of tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Taken {
-    requests: u64,
-    tokens: u64,
-}
-
-const fn taken(requests: u64, tokens: u64) -> Taken {
-    Taken { requests, tokens }
-}
-
-/// A caller's limit, a provider's limit, and places: in one stack, or with something between the first two.
-struct Layers {
-    callers: RateLimitLayer,
-    providers: RateLimitLayer,
-    bulkhead: BulkheadLayer,
-    model: Model,
-}
-
-/// How the layers stand when an event is over.
-struct Stand {
-    callers: RateLimitHandle,
-    providers: RateLimitHandle,
-    bulkhead: BulkheadHandle,
-}
-
-impl Layers {
-    /// Room for a hundred calls in each layer.
-    fn new(answers: impl IntoIterator<Item = Behavior>) -> Self {
-        Self::with_room(100, 100, 100, answers)
-    }
-
-    /// Room for so many calls in the caller's limit, the provider's, and the bulkhead; no call waits for any.
-    fn with_room(
-        callers: u64,
-        providers: u64,
-        places: usize,
-        answers: impl IntoIterator<Item = Behavior>,
-    ) -> Self {
-        let limits = |requests| {
-            [
-                Limit::requests(requests).per_minute(),
-                Limit::tokens(1_000_000).per_minute(),
-            ]
-        };
-        let callers = RateLimitLayer::for_callers().limits(limits(callers));
-        let providers = RateLimitLayer::for_providers()
-            .limits(limits(providers))
-            .max_waiting(0);
-        let bulkhead = BulkheadLayer::builder(places).max_waiting(0);
-        Self {
-            callers: callers.build().unwrap(),
-            providers: providers.build().unwrap(),
-            bulkhead: bulkhead.build().unwrap(),
-            model: Model::new(answers),
-        }
-    }
-
-    fn stack(&self) -> Client {
-        let stack = Stack::builder()
-            .caller_rate_limit(self.callers.clone())
-            .provider_rate_limit(self.providers.clone())
-            .bulkhead(self.bulkhead.clone())
-            .build();
-        boxed(stack.layer(self.model.clone().service()))
-    }
-
-    /// The layers in two stacks, with `between` where what calls several times for one call has its place.
-    fn around<S>(&self, between: impl Layer<Client, Service = S>) -> Client
-    where
-        S: Service<Request<Full<Bytes>>, Response = Response<Body>, Error = BoxError>,
-        S: Clone + Send + Sync + 'static,
-        S::Future: Send + 'static,
-    {
-        let inside = Stack::builder()
-            .without_describe()
-            .provider_rate_limit(self.providers.clone())
-            .bulkhead(self.bulkhead.clone())
-            .build();
-        let attempts = boxed(inside.layer(self.model.clone().service()));
-        let outside = Stack::builder()
-            .caller_rate_limit(self.callers.clone())
-            .build();
-        boxed(outside.layer(between.layer(attempts)))
-    }
-
-    fn stand(&self) -> Stand {
-        Stand {
-            callers: self.callers.handle(),
-            providers: self.providers.handle(),
-            bulkhead: self.bulkhead.handle(),
-        }
-    }
-}
-
-impl Stand {
-    fn of_caller(&self) -> Taken {
-        Taken::of(&self.callers)
-    }
-
-    fn of_provider(&self) -> Taken {
-        Taken::of(&self.providers)
-    }
-
-    fn places_held(&self) -> usize {
-        let stats = self.bulkhead.stats();
-        stats.iter().map(|stats| stats.in_flight).sum()
-    }
-}
-
-impl Taken {
-    /// Of both limits of a layer; what it says is consumed must be gone from what remains.
-    fn of(handle: &RateLimitHandle) -> Self {
-        let stats = handle.stats();
-        let [requests, tokens] = &*stats else {
-            panic!("two limits: {stats:?}");
-        };
-        for stats in [requests, tokens] {
-            assert_eq!(stats.remaining, stats.limit.amount() - stats.consumed);
-        }
-        taken(requests.consumed, tokens.consumed)
-    }
-}
-
-/// The upstream: answers as it is told, and as [`answer`] when it is told no more.
-#[derive(Clone)]
-struct Model(Arc<Mutex<VecDeque<Behavior>>>);
-
-impl Model {
-    fn new(answers: impl IntoIterator<Item = Behavior>) -> Self {
-        Self(Arc::new(Mutex::new(answers.into_iter().collect())))
-    }
-
-    fn service(self) -> Client {
-        Client::new(service_fn(move |request: Request<Full<Bytes>>| {
-            let behavior = self.0.lock().unwrap().pop_front();
-            let reply = request.into_body().collect().map(move |body| {
-                let body = body.unwrap().to_bytes();
-                let behavior = behavior.unwrap_or_else(answer);
-                wire::reply("/v1/chat/completions", &body, &behavior)
-            });
-            async { respond(reply.await).await }
-        }))
-    }
-}
-
-async fn respond(reply: wire::Reply) -> Result<Response<Body>, BoxError> {
-    tokio::time::sleep(reply.before_head).await;
-    let end = match reply.end {
-        End::Clean => stream::empty().boxed(),
-        End::Silence => stream::pending().boxed(),
-        End::NoHead => future::pending().await,
-        _ => return Err("connection reset".into()),
-    };
-    let frames = reply.frames.into_iter();
-    let frames = frames.map(|frame| Ok(Frame::data(frame.bytes)));
-    let body = StreamBody::new(stream::iter(frames).chain(end));
-    let mut response = Response::new(body.boxed_unsync());
-    *response.status_mut() = StatusCode::from_u16(reply.status)?;
-    *response.headers_mut() = reply.headers;
-    Ok(response)
-}
-
-fn boxed<S, B>(service: S) -> Client
-where
-    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = BoxError>,
-    S: Clone + Send + Sync + 'static,
-    S::Future: Send + 'static,
-    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-{
-    Client::new(service.map_response(|response: Response<B>| {
-        response.map(|body| body.map_err(Into::into).boxed_unsync())
-    }))
-}
+use tower::{ServiceExt, layer::layer_fn, retry, service_fn};
+use tower_llm_stack::{BoxError, Refusal, breaker::State};
+use tower_llm_testkit::{Behavior, Fault, InBand, wire};
 
 /// Calls, and reads to the end.
 async fn read(client: &Client) {
@@ -309,6 +92,11 @@ mod answer_that_is_read_to_its_end {
         response.into_body().collect().await.unwrap();
         assert_eq!(stand.places_held(), 0);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_a_success() {
+        assert_eq!(event().await.verdicts(), verdicts(1, 0));
+    }
 }
 
 mod refusal_by_the_callers_limit {
@@ -344,6 +132,11 @@ mod refusal_by_the_callers_limit {
         assert_eq!(stand.places_held(), 1);
         assert_eq!(stand.bulkhead.stats()[0].refused, 0);
         drop(held);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_what_was_before() {
+        assert_eq!(event().await.verdicts(), verdicts(1, 0));
     }
 }
 
@@ -388,6 +181,20 @@ mod refusal_by_the_providers_limit {
         assert_eq!(stand.bulkhead.stats()[0].refused, 0);
         drop(held);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_what_was_before() {
+        assert_eq!(event().await.verdicts(), verdicts(1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_is_given_back() {
+        let layers = Layers::with_room(100, 1, 100, []);
+        read(&layers.stack()).await;
+        layers.half_open();
+        assert_eq!(refused_by(&layers.stack()).await, "ratelimit");
+        assert_eq!(layers.stand().probes(), (State::HalfOpen, 0));
+    }
 }
 
 mod refusal_by_the_bulkhead {
@@ -426,6 +233,55 @@ mod refusal_by_the_bulkhead {
     async fn the_place_is_free_when_its_holder_is_gone() {
         assert_eq!(event().await.places_held(), 0);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_neither() {
+        assert_eq!(event().await.verdicts(), NEITHER);
+    }
+}
+
+mod refusal_by_the_breaker {
+    use super::*;
+
+    /// A call that is refused after one that was answered.
+    async fn event() -> Stand {
+        let layers = Layers::new([]);
+        read(&layers.stack()).await;
+        let stand = layers.stand();
+        stand.breaker.trip(&model(), Duration::from_secs(60));
+        assert_eq!(refused_by(&layers.stack()).await, "breaker");
+        stand
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_callers_limit_is_refunded_whole() {
+        let stand = event().await;
+        assert_eq!(stand.of_caller(), USED);
+        let stats = &stand.callers.stats()[0];
+        assert_eq!((stats.admitted, stats.settled_down), (2, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_providers_limit_is_not_asked() {
+        let stand = event().await;
+        assert_eq!(stand.of_provider(), USED);
+        let stats = &stand.providers.stats()[0];
+        assert_eq!((stats.admitted, stats.refused), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_place_is_asked_for() {
+        let stand = event().await;
+        assert_eq!(stand.places_held(), 0);
+        assert_eq!(stand.bulkhead.stats()[0].refused, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_it_as_refused_and_nothing_else() {
+        let stand = event().await;
+        assert_eq!(stand.verdicts(), NEITHER);
+        assert_eq!(stand.breaker.stats_of(&model()).unwrap().refused, 1);
+    }
 }
 
 mod caller_leaves_before_the_body {
@@ -456,6 +312,22 @@ mod caller_leaves_before_the_body {
     #[tokio::test(start_paused = true)]
     async fn the_place_is_free_at_once() {
         assert_eq!(event().await.places_held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_nothing() {
+        assert_eq!(event().await.verdicts(), NEITHER);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_is_given_back() {
+        let layers = Layers::new([Fault::NoAnswer.into()]);
+        layers.half_open();
+        let mut call = layers.stack().oneshot(request());
+        assert!(poll!(&mut call).is_pending());
+        assert_eq!(layers.stand().probes(), (State::HalfOpen, 1));
+        drop(call);
+        assert_eq!(layers.stand().probes(), (State::HalfOpen, 0));
     }
 }
 
@@ -494,6 +366,21 @@ mod caller_leaves_inside_the_body {
     #[tokio::test(start_paused = true)]
     async fn the_place_is_free_at_once() {
         assert_eq!(event().await.places_held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_nothing() {
+        assert_eq!(event().await.verdicts(), NEITHER);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_is_given_back() {
+        let layers = Layers::new([answer().fault(Fault::StallAfter(EVENTS))]);
+        layers.half_open();
+        let response = layers.stack().oneshot(request()).await.unwrap();
+        assert_eq!(layers.stand().probes(), (State::HalfOpen, 1));
+        drop(response);
+        assert_eq!(layers.stand().probes(), (State::HalfOpen, 0));
     }
 }
 
@@ -543,6 +430,17 @@ mod success_with_an_error_inside_the_stream {
             assert_eq!(event(error).await.places_held(), 0, "{error:?}");
         }
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_a_failure_but_of_a_limit() {
+        for (error, counted) in [
+            (InBand::Overloaded, verdicts(0, 1)),
+            (InBand::RateLimited, NEITHER),
+            (InBand::ServerError, verdicts(0, 1)),
+        ] {
+            assert_eq!(event(error).await.verdicts(), counted, "{error:?}");
+        }
+    }
 }
 
 mod stream_cut_without_terminal_marker {
@@ -573,6 +471,11 @@ mod stream_cut_without_terminal_marker {
     #[tokio::test(start_paused = true)]
     async fn the_place_is_free() {
         assert_eq!(event().await.places_held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_a_failure() {
+        assert_eq!(event().await.verdicts(), verdicts(0, 1));
     }
 }
 
@@ -607,6 +510,11 @@ mod retry_inside {
         assert_eq!(stand.places_held(), 0);
         assert_eq!(stand.bulkhead.stats()[0].refused, 0);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_each_attempt() {
+        assert_eq!(event().await.verdicts(), verdicts(1, 2));
+    }
 }
 
 mod retry_outside {
@@ -635,6 +543,11 @@ mod retry_outside {
         let stand = event().await;
         assert_eq!(stand.places_held(), 0);
         assert_eq!(stand.bulkhead.stats()[0].refused, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_each_attempt() {
+        assert_eq!(event().await.verdicts(), verdicts(1, 2));
     }
 }
 
@@ -676,6 +589,14 @@ mod branch {
         assert_eq!(stand.places_held(), 1);
         winner.into_body().collect().await.unwrap();
         assert_eq!(stand.places_held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_branch_has_its_own_verdict() {
+        let (stand, call) = event().await;
+        call.await.into_body().collect().await.unwrap();
+        // The loser says nothing.
+        assert_eq!(stand.verdicts(), verdicts(1, 0));
     }
 }
 

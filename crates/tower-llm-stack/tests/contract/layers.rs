@@ -1,0 +1,283 @@
+//! The layers under test, what they stand in front of, and how they stand when an event is over.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, future, stream};
+use http::{Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
+use tower_llm_stack::{
+    BoxError, BreakerHandle, BreakerLayer, BulkheadHandle, BulkheadLayer, Limit, RateLimitHandle,
+    RateLimitLayer, Stack,
+    breaker::{CircuitId, CircuitStats, State},
+};
+use tower_llm_testkit::{
+    Behavior,
+    wire::{self, End},
+};
+
+pub(crate) type Body = UnsyncBoxBody<Bytes, BoxError>;
+pub(crate) type Client = BoxCloneSyncService<Request<Full<Bytes>>, Response<Body>, BoxError>;
+
+/// An estimated 10 tokens of input: 40 bytes of text.
+pub(crate) const REQUEST: &str = r#"{
+    "model": "m", "max_tokens": 100, "stream": true, "stream_options": {"include_usage": true},
+    "messages": [{"role": "user", "content": "forty bytes of text are ten tokens or so"}]
+}"#;
+
+pub(crate) const ESTIMATED_INPUT: u64 = 10;
+
+/// Reserved of a caller's limit: the estimated input and the maximum of the output.
+pub(crate) const RESERVED_OF_CALLER: Taken = taken(1, ESTIMATED_INPUT + 100);
+
+/// Reserved of OpenAI's: the larger of the two.
+pub(crate) const RESERVED_OF_PROVIDER: Taken = taken(1, 100);
+
+/// What an answer uses by its provider's word.
+pub(crate) const USED: Taken = taken(1, 12 + 7);
+
+/// What was sent, and nothing came of it.
+pub(crate) const INPUT: Taken = taken(1, ESTIMATED_INPUT);
+
+pub(crate) const A_REQUEST: Taken = taken(1, 0);
+pub(crate) const NOTHING: Taken = taken(0, 0);
+
+pub(crate) fn answer() -> Behavior {
+    Behavior::new().input_tokens(12).output_tokens(7)
+}
+
+pub(crate) fn request() -> Request<Full<Bytes>> {
+    let request = Request::post("/v1/chat/completions");
+    request.body(REQUEST.into()).unwrap()
+}
+
+// === the layers under test ===
+
+/// What is taken of a limit of requests and one of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) requests: u64,
+    pub(crate) tokens: u64,
+}
+
+pub(crate) const fn taken(requests: u64, tokens: u64) -> Taken {
+    Taken { requests, tokens }
+}
+
+/// A caller's limit, a provider's limit, and places: in one stack, or with something between the first two.
+pub(crate) struct Layers {
+    callers: RateLimitLayer,
+    breaker: BreakerLayer,
+    providers: RateLimitLayer,
+    bulkhead: BulkheadLayer,
+    model: Model,
+}
+
+/// How the layers stand when an event is over.
+pub(crate) struct Stand {
+    pub(crate) callers: RateLimitHandle,
+    pub(crate) breaker: BreakerHandle,
+    pub(crate) providers: RateLimitHandle,
+    pub(crate) bulkhead: BulkheadHandle,
+}
+
+impl Layers {
+    /// Room for a hundred calls in each layer.
+    pub(crate) fn new(answers: impl IntoIterator<Item = Behavior>) -> Self {
+        Self::with_room(100, 100, 100, answers)
+    }
+
+    /// Room for so many calls in the caller's limit, the provider's, and the bulkhead; no call waits for any.
+    pub(crate) fn with_room(
+        callers: u64,
+        providers: u64,
+        places: usize,
+        answers: impl IntoIterator<Item = Behavior>,
+    ) -> Self {
+        let limits = |requests| {
+            [
+                Limit::requests(requests).per_minute(),
+                Limit::tokens(1_000_000).per_minute(),
+            ]
+        };
+        let callers = RateLimitLayer::for_callers().limits(limits(callers));
+        let providers = RateLimitLayer::for_providers()
+            .limits(limits(providers))
+            .max_waiting(0);
+        let bulkhead = BulkheadLayer::builder(places).max_waiting(0);
+        Self {
+            callers: callers.build().unwrap(),
+            breaker: BreakerLayer::new(),
+            providers: providers.build().unwrap(),
+            bulkhead: bulkhead.build().unwrap(),
+            model: Model::new(answers),
+        }
+    }
+
+    pub(crate) fn stack(&self) -> Client {
+        let stack = Stack::builder()
+            .caller_rate_limit(self.callers.clone())
+            .breaker(self.breaker.clone())
+            .provider_rate_limit(self.providers.clone())
+            .bulkhead(self.bulkhead.clone())
+            .build();
+        boxed(stack.layer(self.model.clone().service()))
+    }
+
+    /// The layers in two stacks, with `between` where what calls several times for one call has its place.
+    pub(crate) fn around<S>(&self, between: impl Layer<Client, Service = S>) -> Client
+    where
+        S: Service<Request<Full<Bytes>>, Response = Response<Body>, Error = BoxError>,
+        S: Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+    {
+        let inside = Stack::builder()
+            .without_describe()
+            .breaker(self.breaker.clone())
+            .provider_rate_limit(self.providers.clone())
+            .bulkhead(self.bulkhead.clone())
+            .build();
+        let attempts = boxed(inside.layer(self.model.clone().service()));
+        let outside = Stack::builder()
+            .caller_rate_limit(self.callers.clone())
+            .build();
+        boxed(outside.layer(between.layer(attempts)))
+    }
+
+    /// Opens the model's circuit for no time at all, so that the next call probes it.
+    pub(crate) fn half_open(&self) {
+        self.breaker.handle().trip(&model(), Duration::ZERO);
+    }
+
+    pub(crate) fn stand(&self) -> Stand {
+        Stand {
+            callers: self.callers.handle(),
+            breaker: self.breaker.handle(),
+            providers: self.providers.handle(),
+            bulkhead: self.bulkhead.handle(),
+        }
+    }
+}
+
+impl Stand {
+    pub(crate) fn of_caller(&self) -> Taken {
+        Taken::of(&self.callers)
+    }
+
+    pub(crate) fn of_provider(&self) -> Taken {
+        Taken::of(&self.providers)
+    }
+
+    fn circuit(&self) -> CircuitStats {
+        self.breaker.stats_of(&model()).unwrap()
+    }
+
+    pub(crate) fn verdicts(&self) -> Verdicts {
+        let CircuitStats {
+            calls, failures, ..
+        } = self.circuit();
+        verdicts(calls - failures, failures)
+    }
+
+    pub(crate) fn probes(&self) -> (State, usize) {
+        let circuit = self.circuit();
+        (circuit.state, circuit.probes)
+    }
+
+    pub(crate) fn places_held(&self) -> usize {
+        let stats = self.bulkhead.stats();
+        stats.iter().map(|stats| stats.in_flight).sum()
+    }
+}
+
+/// How the calls of the model have ended, as its circuit has counted them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Verdicts {
+    pub(crate) successes: u64,
+    pub(crate) failures: u64,
+}
+
+pub(crate) const NEITHER: Verdicts = verdicts(0, 0);
+
+pub(crate) const fn verdicts(successes: u64, failures: u64) -> Verdicts {
+    Verdicts {
+        successes,
+        failures,
+    }
+}
+
+/// The circuit of the model that is asked for.
+pub(crate) fn model() -> CircuitId {
+    CircuitId::model("openai", "m")
+}
+
+impl Taken {
+    /// Of both limits of a layer; what it says is consumed must be gone from what remains.
+    fn of(handle: &RateLimitHandle) -> Self {
+        let stats = handle.stats();
+        let [requests, tokens] = &*stats else {
+            panic!("two limits: {stats:?}");
+        };
+        for stats in [requests, tokens] {
+            assert_eq!(stats.remaining, stats.limit.amount() - stats.consumed);
+        }
+        taken(requests.consumed, tokens.consumed)
+    }
+}
+
+/// The upstream: answers as it is told, and as [`answer`] when it is told no more.
+#[derive(Clone)]
+pub(crate) struct Model(Arc<Mutex<VecDeque<Behavior>>>);
+
+impl Model {
+    pub(crate) fn new(answers: impl IntoIterator<Item = Behavior>) -> Self {
+        Self(Arc::new(Mutex::new(answers.into_iter().collect())))
+    }
+
+    fn service(self) -> Client {
+        Client::new(service_fn(move |request: Request<Full<Bytes>>| {
+            let behavior = self.0.lock().unwrap().pop_front();
+            let reply = request.into_body().collect().map(move |body| {
+                let body = body.unwrap().to_bytes();
+                let behavior = behavior.unwrap_or_else(answer);
+                wire::reply("/v1/chat/completions", &body, &behavior)
+            });
+            async { respond(reply.await).await }
+        }))
+    }
+}
+
+async fn respond(reply: wire::Reply) -> Result<Response<Body>, BoxError> {
+    tokio::time::sleep(reply.before_head).await;
+    let end = match reply.end {
+        End::Clean => stream::empty().boxed(),
+        End::Silence => stream::pending().boxed(),
+        End::NoHead => future::pending().await,
+        _ => return Err("connection reset".into()),
+    };
+    let frames = reply.frames.into_iter();
+    let frames = frames.map(|frame| Ok(Frame::data(frame.bytes)));
+    let body = StreamBody::new(stream::iter(frames).chain(end));
+    let mut response = Response::new(body.boxed_unsync());
+    *response.status_mut() = StatusCode::from_u16(reply.status)?;
+    *response.headers_mut() = reply.headers;
+    Ok(response)
+}
+
+pub(crate) fn boxed<S, B>(service: S) -> Client
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = BoxError>,
+    S: Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    Client::new(service.map_response(|response: Response<B>| {
+        response.map(|body| body.map_err(Into::into).boxed_unsync())
+    }))
+}
