@@ -4,9 +4,10 @@
 //! what a proxy may not pass on, patience with callers, metrics, and an orderly end.
 //!
 //! ```text
-//! hyper > Refusal > Describe > Monitor > caller's RateLimit > provider's RateLimit > Bulkhead > Timeout > hyper-util's client
+//! hyper > Refusal > Describe > Monitor > caller's RateLimit > Breaker > provider's RateLimit > Bulkhead > Timeout > hyper-util's client
 //! ```
 
+mod breaker;
 mod caller;
 mod client;
 mod error;
@@ -21,7 +22,7 @@ pub use self::{
     error::StartError,
     server::{Gateway, Stopped},
     settings::{
-        BulkheadSettings, RateLimitSettings, Secret, Settings, Tiers, TimeoutSettings,
-        UpstreamSettings,
+        BreakerMode, BreakerSettings, BulkheadSettings, RateLimitSettings, Secret, Settings, Tiers,
+        TimeoutSettings, UpstreamSettings,
     },
 };

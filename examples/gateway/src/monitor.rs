@@ -16,13 +16,16 @@ use metrics_exporter_prometheus::{
 use tokio::time::Instant;
 use tower::{Layer, Service};
 use tower_llm_stack::{
-    BoxError, BulkheadHandle, Call, Completion, Described, Failure, Guard, HttpBody, Operation,
-    Outcome, Provider, RateLimitHandle,
+    BoxError, BreakerHandle, BulkheadHandle, Call, Completion, Described, Failure, Guard, HttpBody,
+    Operation, Outcome, Provider, RateLimitHandle,
     core::{Armed, Guarded, Watched},
     ratelimit::Unit,
 };
 
-use crate::limits::Limiters;
+use crate::{
+    breaker::{Breakers, Circuits, SCOPES, STATES},
+    limits::Limiters,
+};
 
 const CALLS: &str = "llm_calls_total";
 const TOKENS: &str = "llm_tokens_total";
@@ -32,6 +35,8 @@ const IN_FLIGHT: &str = "bulkhead_in_flight";
 const WAITING: &str = "bulkhead_waiting";
 const LIMIT: &str = "bulkhead_limit";
 const REFUSED: &str = "bulkhead_refused_total";
+const CIRCUITS: &str = "breaker_circuits";
+const CIRCUITS_REFUSED: &str = "breaker_refused_total";
 const LIMIT_ADMITTED: &str = "ratelimit_admitted_total";
 const LIMIT_REFUSED: &str = "ratelimit_refused_total";
 const LIMIT_WAITING: &str = "ratelimit_waiting";
@@ -117,6 +122,11 @@ impl Metrics {
             describe_gauge!(WAITING, "Calls that wait for a place.");
             describe_gauge!(LIMIT, "Places.");
             describe_counter!(REFUSED, "Calls that found no place.");
+            describe_gauge!(CIRCUITS, "Circuits by what they are about and their state.");
+            describe_counter!(
+                CIRCUITS_REFUSED,
+                "Calls that were refused since a circuit was open."
+            );
             describe_counter!(LIMIT_ADMITTED, "Calls that a limit has let through.");
             describe_counter!(LIMIT_REFUSED, "Calls that were over a limit.");
             describe_gauge!(LIMIT_WAITING, "Calls that wait for a limit.");
@@ -134,8 +144,13 @@ impl Metrics {
         }
     }
 
-    /// Everything, in Prometheus' text format, with the state of the bulkhead and the limits as of now.
-    pub(crate) fn render(&self, bulkhead: &BulkheadHandle, limiters: &Limiters) -> String {
+    /// Everything, in Prometheus' text format, with the state of the layers as of now.
+    pub(crate) fn render(
+        &self,
+        bulkhead: &BulkheadHandle,
+        limiters: &Limiters,
+        breakers: &Breakers,
+    ) -> String {
         for stats in bulkhead.stats() {
             let name = stats.key.map(|key| key.to_string());
             let provider = known(PROVIDERS.iter().map(Provider::as_str), name.as_deref());
@@ -152,6 +167,10 @@ impl Metrics {
         }
         if let Some(handle) = &limiters.callers {
             self.note_limits("caller", handle);
+        }
+        for (provider, handle) in breakers {
+            let providers = PROVIDERS.iter().map(Provider::as_str);
+            self.note_circuits(known(providers, Some(provider.as_str())), handle);
         }
         self.handle.render()
     }
@@ -177,6 +196,20 @@ impl Metrics {
                 counter!(LIMIT_SETTLED_UP, &labels).absolute(stats.settled_up);
                 counter!(LIMIT_SETTLED_DOWN, &labels).absolute(stats.settled_down);
                 counter!(LIMIT_VIOLATIONS, &labels).absolute(stats.violations);
+            });
+        }
+    }
+
+    fn note_circuits(&self, provider: &'static str, handle: &BreakerHandle) {
+        for (scope, of) in SCOPES {
+            let circuits = Circuits::of(handle, scope);
+            metrics::with_local_recorder(&*self.recorder, || {
+                for ((_, state), number) in STATES.iter().zip(circuits.in_state) {
+                    let labels = [("provider", provider), ("of", of), ("state", *state)];
+                    gauge!(CIRCUITS, &labels).set(gauged(number));
+                }
+                let labels = [("provider", provider), ("of", of)];
+                counter!(CIRCUITS_REFUSED, &labels).absolute(circuits.refused);
             });
         }
     }

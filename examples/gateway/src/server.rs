@@ -35,6 +35,7 @@ use tower::{Layer, ServiceExt};
 use tower_llm_stack::{
     BoxError, BulkheadHandle, BulkheadLayer, ConfigError, DescribeLayer, HttpBody, Key, Provider,
     RateLimitLayer, RefusalLayer, Stack, TimeoutLayer,
+    breaker::Breaker,
     bulkhead::Bulkhead,
     core::{Describe, Refuse},
     ratelimit::RateLimit,
@@ -44,6 +45,7 @@ use tower_llm_testkit::{Behavior, SimulatedProvider};
 
 use crate::{
     BulkheadSettings, Settings, StartError, TimeoutSettings,
+    breaker::{self, Breakers},
     caller::{PatientBody, PatientExecutor, PatientSocket},
     client::Client,
     error::Reason,
@@ -58,9 +60,9 @@ const UPLOAD: Duration = Duration::from_secs(300);
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The layers around the client: each stands inside the one before it.
-type Service =
-    Refuse<Describe<Monitor<Limited<Limited<Bulkhead<Timeout<Client, HttpBody>, HttpBody>>>>>>;
+type Service = Refuse<Describe<Monitor<Limited<Breaker<Limited<Target>, HttpBody>>>>>;
 type Limited<S> = RateLimit<S, HttpBody>;
+type Target = Bulkhead<Timeout<Client, HttpBody>, HttpBody>;
 
 /// A gateway that listens, and serves once it is told to.
 pub struct Gateway {
@@ -85,6 +87,7 @@ struct Shared {
     upstreams: Upstreams,
     bulkhead: BulkheadHandle,
     limiters: Limiters,
+    breakers: Breakers,
     metrics: Metrics,
     http: auto::Builder<PatientExecutor>,
     caller_timeout: Duration,
@@ -122,6 +125,7 @@ impl Gateway {
             ..Limiters::default()
         };
         let callers = limits::or_none(callers)?;
+        let mut breakers = Breakers::new();
         let client = Client::new(&upstreams)?;
         let mut services = HashMap::new();
         for upstream in upstreams.iter() {
@@ -130,12 +134,15 @@ impl Gateway {
             if let Some(limits) = &limits {
                 limiters.providers.push((provider.clone(), limits.handle()));
             }
+            let breaker = breaker::of_provider(upstream, &settings.breaker)?;
+            breakers.push((provider.clone(), breaker.handle()));
             let stack = Stack::builder()
                 .refusal(RefusalLayer::new().bad_gateway())
                 // Who serves a call is where it goes: the form alone does not tell Azure's newer paths from OpenAI's.
                 .describe(describe.clone().provider(provider))
                 .own(MonitorLayer::new(metrics.clone()))
                 .caller_rate_limit(callers.clone())
+                .breaker(breaker)
                 .provider_rate_limit(limits::or_none(limits)?)
                 .bulkhead(bulkhead.clone())
                 .timeout(timeout)
@@ -153,6 +160,7 @@ impl Gateway {
             upstreams,
             bulkhead: handle,
             limiters,
+            breakers,
             metrics,
             http: http(&settings),
             caller_timeout: settings.caller_timeout,
@@ -438,7 +446,8 @@ impl Shared {
             "/metrics" => text(
                 StatusCode::OK,
                 "text/plain; version=0.0.4; charset=utf-8",
-                self.metrics.render(&self.bulkhead, &self.limiters),
+                self.metrics
+                    .render(&self.bulkhead, &self.limiters, &self.breakers),
             ),
             _ => None,
         }

@@ -48,6 +48,10 @@ pub struct Settings {
     #[command(flatten)]
     pub ratelimit: RateLimitSettings,
 
+    /// When a provider is not called any more.
+    #[command(flatten)]
+    pub breaker: BreakerSettings,
+
     /// How many calls run at once.
     #[command(flatten)]
     pub bulkhead: BulkheadSettings,
@@ -195,6 +199,67 @@ pub struct RateLimitSettings {
 /// Tiers and their requests; at least one.
 #[derive(Clone, Debug)]
 pub struct Tiers(pub(crate) Vec<(String, u64)>);
+
+/// When the circuits of a provider open and close, each for itself: the way to it, each model, each account.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Circuit breaker")]
+pub struct BreakerSettings {
+    /// Whether circuits open; or are only told in the log and the metrics when they would.
+    #[arg(
+        long = "breaker",
+        env = "BREAKER",
+        value_name = "MODE",
+        value_enum,
+        default_value = "on"
+    )]
+    pub mode: BreakerMode,
+    /// Share of failures at which a circuit opens, 0 to 1.
+    #[arg(
+        long = "breaker-failure-ratio",
+        env = "BREAKER_FAILURE_RATIO",
+        value_name = "RATIO",
+        default_value_t = 0.5
+    )]
+    pub failure_ratio: f64,
+    /// For how long a call's end counts.
+    #[arg(long = "breaker-window", env = "BREAKER_WINDOW", value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub window: Duration,
+    /// Of how many calls the share is taken at least; those that are missing count as good.
+    #[arg(long = "breaker-minimum-calls", env = "BREAKER_MINIMUM_CALLS", value_name = "CALLS", default_value_t = 10, value_parser = at_least_one)]
+    pub minimum_calls: usize,
+    /// Failures one after the other at which a circuit opens, whatever their share [default: none].
+    #[arg(
+        long = "breaker-failure-threshold",
+        env = "BREAKER_FAILURE_THRESHOLD",
+        value_name = "FAILURES"
+    )]
+    pub failure_threshold: Option<u32>,
+    /// Probes that must succeed for a circuit to close.
+    #[arg(
+        long = "breaker-success-threshold",
+        env = "BREAKER_SUCCESS_THRESHOLD",
+        value_name = "PROBES",
+        default_value_t = 1
+    )]
+    pub success_threshold: u32,
+    /// How long a circuit is open the first time, and twice as long each time after; a provider may ask for more.
+    #[arg(long = "breaker-timeout", env = "BREAKER_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub open_for: Duration,
+    /// How long it is open at most.
+    #[arg(long = "breaker-max-timeout", env = "BREAKER_MAX_TIMEOUT", value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    pub max_open_for: Duration,
+}
+
+/// What circuits do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum BreakerMode {
+    /// They open and close.
+    On,
+    /// They tell when they would have opened.
+    MetricsOnly,
+    /// Nothing.
+    Off,
+}
 
 /// Places by provider.
 #[derive(Clone, Debug, clap::Args)]

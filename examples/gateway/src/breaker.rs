@@ -1,0 +1,96 @@
+//! The circuit breaker that the settings ask for, of each provider.
+
+use tower_llm_stack::{
+    BreakerHandle, BreakerLayer, KeyBy, Provider,
+    breaker::{Force, Scope, State},
+};
+
+use crate::{BreakerSettings, StartError, settings::BreakerMode, upstream::Upstream};
+
+/// The circuits of all providers, to look at.
+pub(crate) type Breakers = Vec<(Provider, BreakerHandle)>;
+
+/// How many circuits of one kind are in a state, and how many calls they have refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Circuits {
+    pub(crate) in_state: [u64; STATES.len()],
+    pub(crate) refused: u64,
+}
+
+pub(crate) const STATES: [(State, &str); 7] = [
+    (State::Closed, "closed"),
+    (State::Ramping, "ramping"),
+    (State::Open, "open"),
+    (State::Throttled, "throttled"),
+    (State::HalfOpen, "half_open"),
+    (State::Disabled, "disabled"),
+    (State::MetricsOnly, "metrics_only"),
+];
+
+pub(crate) const SCOPES: [(Scope, &str); 4] = [
+    (Scope::Provider, "provider"),
+    (Scope::ProviderAndModel, "model"),
+    (Scope::Account, "account"),
+    (Scope::AccountAndModel, "account_and_model"),
+];
+
+/// The breaker of one provider.
+///
+/// An account is whose key is sent: where that is the caller's own, one who has spent his money or is throttled closes the
+/// way for nobody else.
+pub(crate) fn of_provider(
+    upstream: &Upstream,
+    settings: &BreakerSettings,
+) -> Result<BreakerLayer, StartError> {
+    let account_by = match upstream.takes_the_caller_s_key() {
+        true => KeyBy::caller(),
+        false => KeyBy::account(),
+    };
+    let mut builder = BreakerLayer::builder()
+        .account_by(account_by)
+        // The rate limit heeds the provider's clock, if anybody does: it lets short waits be waited out.
+        .throttled_opens(false)
+        .over_time(settings.window)
+        .failure_ratio(settings.failure_ratio)
+        .minimum_calls(settings.minimum_calls)
+        .open_for(settings.open_for)
+        .max_open_for(settings.max_open_for)
+        .successes_to_close(settings.success_threshold);
+    if let Some(failures) = settings.failure_threshold {
+        builder = builder.consecutive_failures(failures);
+    }
+    builder = match settings.mode {
+        BreakerMode::On => builder,
+        BreakerMode::MetricsOnly => builder.at_first(Force::MetricsOnly),
+        BreakerMode::Off => builder.at_first(Force::Disabled),
+    };
+    builder.build().map_err(|error| {
+        let name = match error.field() {
+            "over_time" => "--breaker-window",
+            "failure_ratio" => "--breaker-failure-ratio",
+            "minimum_calls" => "--breaker-minimum-calls",
+            "consecutive_failures" => "--breaker-failure-threshold",
+            "successes_to_close" => "--breaker-success-threshold",
+            "max_open_for" => "--breaker-max-timeout",
+            _ => "--breaker-timeout",
+        };
+        StartError::setting(name, error)
+    })
+}
+
+impl Circuits {
+    pub(crate) fn of(handle: &BreakerHandle, scope: Scope) -> Self {
+        let mut circuits = Self::default();
+        for stats in handle.stats() {
+            if stats.circuit.scope() != scope {
+                continue;
+            }
+            let index = STATES.iter().position(|(state, _)| *state == stats.state);
+            if let Some(index) = index {
+                circuits.in_state[index] += 1;
+            }
+            circuits.refused += stats.refused;
+        }
+        circuits
+    }
+}
