@@ -243,6 +243,7 @@ fn layers(settings: &Settings) -> Result<(BulkheadLayer, TimeoutLayer), StartErr
         anthropic_concurrent,
         gemini_concurrent,
         azure_concurrent,
+        global_concurrent,
         default_queue,
         default_timeout,
     } = settings.bulkhead;
@@ -259,9 +260,13 @@ fn layers(settings: &Settings) -> Result<(BulkheadLayer, TimeoutLayer), StartErr
             bulkhead = bulkhead.limit_for(Key::new(provider.as_str()), places);
         }
     }
+    if let Some(places) = global_concurrent {
+        bulkhead = bulkhead.global_limit(places);
+    }
     let bulkhead = bulkhead.build().map_err(|error| {
         let name = match error.field() {
             "max_wait" => "--bulkhead-default-timeout",
+            "global_limit" => "--bulkhead-global-concurrent",
             _ => "--bulkhead-default-concurrent",
         };
         StartError::setting(name, error)

@@ -280,6 +280,9 @@ pub struct BulkheadSettings {
     /// Calls of Azure OpenAI.
     #[arg(long = "bulkhead-azure-concurrent", env = "BULKHEAD_AZURE_CONCURRENT", value_name = "CALLS", value_parser = places)]
     pub azure_concurrent: Option<usize>,
+    /// Calls of all providers together [default: no such limit].
+    #[arg(long = "bulkhead-global-concurrent", env = "BULKHEAD_GLOBAL_CONCURRENT", value_name = "CALLS", value_parser = places)]
+    pub global_concurrent: Option<usize>,
     /// Calls of each provider that may wait for a place; with 0 one that finds none is refused at once.
     #[arg(
         long = "bulkhead-default-queue",

@@ -56,6 +56,26 @@ async fn two_places_are_never_more_than_two_streams_by_environment() {
 }
 
 #[tokio::test]
+async fn the_places_of_all_providers_together_are_never_more_than_are_set_by_environment() {
+    let provider = SimulatedProvider::start().await.unwrap();
+    provider.set(slow());
+    let url = provider.url();
+    let envs = [
+        ("OPENAI_BASE_URL", url.as_str()),
+        ("ANTHROPIC_BASE_URL", &url),
+        ("BULKHEAD_GLOBAL_CONCURRENT", "3"),
+        ("BULKHEAD_DEFAULT_CONCURRENT", "2"),
+    ];
+    let gateway = Binary::start(&envs, &[]).await;
+    let both = [CHAT, MESSAGES].map(|call| many(gateway.addr, 25, call));
+    for answers in join_all(both).await {
+        assert!(answers.iter().all(|answer| answer.status == 200));
+    }
+    let counts = provider.counts();
+    assert_eq!((counts.finished, counts.max_in_flight), (50, 3));
+}
+
+#[tokio::test]
 async fn who_finds_no_place_is_told_so_in_his_dialect() {
     let provider = SimulatedProvider::start().await.unwrap();
     let flags = [
