@@ -517,7 +517,8 @@ fn seatbelt(set: impl FnOnce(SeatbeltLayer) -> SeatbeltLayer) -> SeatbeltLayer {
 
 /// Breaker, rate limit and bulkhead with their plainest settings.
 fn three_of_one<W: Clone>(watch: W) -> (BreakerLayer<W>, RateLimitLayer<W>, BulkheadLayer<W>) {
-    let breaker = shared(BreakerLayer::builder().watch(watch.clone()));
+    // The window that tower-resilience has unless told otherwise.
+    let breaker = shared(BreakerLayer::builder().watch(watch.clone())).over_calls(100);
     let limit = limits(watch.clone(), KeyBy::shared()).limit(requests());
     let limit = limit.learn_from_provider(false);
     of(breaker, limit, bulkhead(watch, KeyBy::shared()))
