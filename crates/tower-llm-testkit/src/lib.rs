@@ -36,6 +36,8 @@ mod behavior;
 pub mod example;
 mod fault;
 pub mod fixtures;
+#[cfg(feature = "mock")]
+pub mod mock;
 mod provider;
 pub mod redis;
 pub mod wire;

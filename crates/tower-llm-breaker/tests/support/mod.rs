@@ -27,6 +27,8 @@ use tower_llm_breaker::{
     State, Trial,
 };
 use tower_llm_core::{BoxError, Call, Dialect, HttpBody, Operation, Provider, Watched};
+#[allow(unused_imports, reason = "each test file uses its part")]
+pub(crate) use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
 use tower_test::mock::{self, Handle, Mock, SendResponse};
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
@@ -248,34 +250,6 @@ pub(crate) type Mocked<R> = Breaker<Mock<Request, R>, HttpBody>;
 pub(crate) fn mocked<R>(layer: &BreakerLayer) -> (Mocked<R>, Handle<Request, R>) {
     let (mock, upstream) = mock::pair();
     (layer.layer(mock), upstream)
-}
-
-/// Readies a clone of `service`, which must not wait, and calls it.
-#[track_caller]
-pub(crate) fn start<S, Req>(service: &S, request: Req) -> task::Spawn<S::Future>
-where
-    S: Service<Req> + Clone,
-    S::Error: fmt::Debug,
-{
-    let mut service = service.clone();
-    assert_ready_ok!(poll_ready(&mut service));
-    task::spawn(service.call(request))
-}
-
-pub(crate) fn poll_ready<S: Service<Req>, Req>(service: &mut S) -> Poll<Result<(), S::Error>> {
-    task::spawn(()).enter(|cx, _| service.poll_ready(cx))
-}
-
-/// The request that has arrived upstream.
-#[track_caller]
-pub(crate) fn arrived<Req, Res>(upstream: &mut Handle<Req, Res>) -> (Req, SendResponse<Res>) {
-    assert_ready!(upstream.poll_request()).expect("the service is alive")
-}
-
-/// Asserts that nothing has arrived upstream.
-#[track_caller]
-pub(crate) fn nothing_arrived<Req, Res>(upstream: &mut Handle<Req, Res>) {
-    assert!(upstream.poll_request().is_pending(), "a request arrived");
 }
 
 /// A call that has reached the provider, and ends as the test says.

@@ -16,12 +16,13 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use tokio::sync::mpsc;
-use tokio_test::{assert_ready, assert_ready_ok, task};
-use tower::Service;
+use tokio_test::{assert_ready, task};
 use tower_layer::Layer;
 use tower_llm_bulkhead::{Bulkhead, BulkheadFull, BulkheadHandle, BulkheadLayer, KeyStats};
 use tower_llm_core::{BoxError, Call, Described, Dialect, Key, Operation, Provider, Unary};
-use tower_test::mock::{self, Handle, Mock, SendResponse};
+#[allow(unused_imports, reason = "each test file uses its part")]
+pub(crate) use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
+use tower_test::mock::{self, Handle, Mock};
 
 // === typed requests ===
 
@@ -66,34 +67,6 @@ pub(crate) type Asked = Bulkhead<Mock<Ask, usize>, Unary>;
 pub(crate) fn asked(layer: &BulkheadLayer<Unary>) -> (Asked, Handle<Ask, usize>) {
     let (mock, upstream) = mock::pair();
     (layer.layer(mock), upstream)
-}
-
-/// Readies a clone of `service`, which must not wait, and calls it.
-#[track_caller]
-pub(crate) fn start<S, Req>(service: &S, request: Req) -> task::Spawn<S::Future>
-where
-    S: Service<Req> + Clone,
-    S::Error: fmt::Debug,
-{
-    let mut service = service.clone();
-    assert_ready_ok!(poll_ready(&mut service));
-    task::spawn(service.call(request))
-}
-
-pub(crate) fn poll_ready<S: Service<Req>, Req>(service: &mut S) -> Poll<Result<(), S::Error>> {
-    task::spawn(()).enter(|cx, _| service.poll_ready(cx))
-}
-
-/// The request that has arrived upstream.
-#[track_caller]
-pub(crate) fn arrived<Req, Res>(upstream: &mut Handle<Req, Res>) -> (Req, SendResponse<Res>) {
-    assert_ready!(upstream.poll_request()).expect("the service is alive")
-}
-
-/// Asserts that nothing has arrived upstream.
-#[track_caller]
-pub(crate) fn nothing_arrived<Req, Res>(upstream: &mut Handle<Req, Res>) {
-    assert!(upstream.poll_request().is_pending(), "a request arrived");
 }
 
 #[track_caller]

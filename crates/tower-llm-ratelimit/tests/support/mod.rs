@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, fmt, task::Poll, time::Duration};
 
-use tokio_test::{assert_ready, assert_ready_ok, task};
+use tokio_test::assert_ready;
 use tower::Service;
 use tower_layer::Layer;
 use tower_llm_core::{
@@ -15,7 +15,9 @@ use tower_llm_ratelimit::{
     ExceedsLimit, KeyStats, LimitStats, RateLimit, RateLimitBuilder, RateLimitHandle,
     RateLimitLayer, RateLimited,
 };
-use tower_test::mock::{self, Handle, Mock, SendResponse};
+#[allow(unused_imports, reason = "each test file uses its part")]
+pub(crate) use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
+use tower_test::mock::{self, Handle, Mock};
 
 pub(crate) const NS: Duration = Duration::from_nanos(1);
 pub(crate) const MS: Duration = Duration::from_millis(1);
@@ -130,34 +132,6 @@ pub(crate) fn unary() -> RateLimitBuilder<Unary> {
 /// Limits of callers whose responses are open until they are ended.
 pub(crate) fn open() -> RateLimitBuilder<Open> {
     RateLimitLayer::for_callers().watch(Open)
-}
-
-/// Readies a clone of `service`, which must not wait, and calls it.
-#[track_caller]
-pub(crate) fn start<S, Req>(service: &S, request: Req) -> task::Spawn<S::Future>
-where
-    S: Service<Req> + Clone,
-    S::Error: fmt::Debug,
-{
-    let mut service = service.clone();
-    assert_ready_ok!(poll_ready(&mut service));
-    task::spawn(service.call(request))
-}
-
-pub(crate) fn poll_ready<S: Service<Req>, Req>(service: &mut S) -> Poll<Result<(), S::Error>> {
-    task::spawn(()).enter(|cx, _| service.poll_ready(cx))
-}
-
-/// The request that has arrived upstream.
-#[track_caller]
-pub(crate) fn arrived<Req, Res>(upstream: &mut Handle<Req, Res>) -> (Req, SendResponse<Res>) {
-    assert_ready!(upstream.poll_request()).expect("the service is alive")
-}
-
-/// Asserts that nothing has arrived upstream.
-#[track_caller]
-pub(crate) fn nothing_arrived<Req, Res>(upstream: &mut Handle<Req, Res>) {
-    assert!(upstream.poll_request().is_pending(), "a request arrived");
 }
 
 /// Makes a call that is let through and answered.
