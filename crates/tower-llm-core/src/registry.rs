@@ -120,6 +120,11 @@ impl<T: Forget> Registry<T> {
         self.get_or_make(key.borrowed())
     }
 
+    /// The key that `request` has here.
+    pub fn key_of(&self, request: &dyn Described) -> Key {
+        self.key_by.with_key(request, |key| key.to_key())
+    }
+
     /// The state that keys share when it is full.
     pub fn overflow(&self) -> Arc<Keyed<T>> {
         Arc::clone(&self.overflow)

@@ -37,8 +37,6 @@ pub(crate) struct Scanner {
     /// What the request was, as far as it bears on the response.
     asked: Asked,
     first_token_at: Option<Instant>,
-    /// Of the body, whatever it is.
-    data_bytes: u64,
 }
 
 /// What was asked for.
@@ -101,7 +99,6 @@ impl Scanner {
             facts: Facts::new(asked == Asked::Answer),
             asked,
             first_token_at: None,
-            data_bytes: 0,
         }
     }
 
@@ -109,7 +106,6 @@ impl Scanner {
     pub(crate) fn frame(&mut self, frame: &Frame<Bytes>) -> bool {
         let had_output = self.facts.has_output;
         if let Some(data) = frame.data_ref() {
-            self.data_bytes += data.len() as u64;
             match &mut self.format {
                 Format::Sse(sse) => sse.feed(data, &mut self.facts),
                 Format::Json(json) => json.feed(data, &mut self.facts),
@@ -132,9 +128,12 @@ impl Scanner {
         self.first_token_at
     }
 
-    /// How much content has passed; where it cannot be told from the rest of the body, all of it.
-    pub(crate) fn content_bytes(&self) -> u64 {
-        self.facts.content_bytes().unwrap_or(self.data_bytes)
+    /// How much content has passed; `None` where it cannot be told from the rest of the body.
+    pub(crate) fn content_bytes(&self) -> Option<u64> {
+        match self.format {
+            Format::Sse(_) | Format::Json(_) => self.facts.content_bytes(),
+            Format::Grpc(_) | Format::Opaque { .. } => None,
+        }
     }
 
     /// Whether the body is an event stream.

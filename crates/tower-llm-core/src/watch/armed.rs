@@ -54,7 +54,7 @@ impl<G: Guard> Armed<G> {
     }
 
     /// Tells the guard how much content has been seen.
-    pub(crate) fn content(&mut self, seen: u64) {
+    pub(crate) fn content(&mut self, seen: Option<u64>) {
         if let Some(guard) = &mut self.guard {
             guard.content(seen);
         }

@@ -61,8 +61,8 @@ impl Lead {
         self.scanner(|scanner| scanner.first_token_at())
     }
 
-    /// How much content has passed, in bytes.
-    pub(super) fn content_bytes(&self) -> u64 {
+    /// How much content has passed, in bytes, if that can be told.
+    pub(super) fn content_bytes(&self) -> Option<u64> {
         self.scanner(|scanner| scanner.content_bytes())
     }
 

@@ -66,8 +66,8 @@ pub trait Guard {
         false
     }
 
-    /// Content of a stream has passed: as much of it, in bytes, as `seen` is more than it was the last time.
-    fn content(&mut self, seen: u64) {
+    /// A frame has passed, and so much content up to now, in bytes; `None` while content cannot be told from the rest.
+    fn content(&mut self, seen: Option<u64>) {
         let _ = seen;
     }
 
