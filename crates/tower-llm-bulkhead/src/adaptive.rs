@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tower_llm_core::{Call, Completion, ConfigError, Outcome};
 
 use crate::places::MAX_LIMIT;
+use crate::silence::Silence;
 
 /// How a key's limit changes with what its calls meet; see [`BulkheadBuilder::adaptive`].
 ///
@@ -156,10 +157,14 @@ impl Adaptive {
         Err(ConfigError::new(field, limit, reason))
     }
 
-    /// Now, if the time until the first token of `call` is a sign.
-    pub(crate) fn silent_since(&self, call: Option<&Call>) -> Option<Instant> {
-        let is_sign = matches!(self.signal, Signal::FirstToken { .. });
-        (is_sign && call.is_some_and(Call::streamed)).then(Instant::now)
+    /// What begins with `call`, if the time until its first token is a sign.
+    pub(crate) fn silence_of(&self, call: Option<&Call>) -> Option<Silence> {
+        match self.signal {
+            Signal::FirstToken { target } if call.is_some_and(Call::streamed) => {
+                Some(Silence::new(target, Instant::now()))
+            }
+            _ => None,
+        }
     }
 
     /// What a first token says that came `after` the call was let in.
@@ -183,6 +188,8 @@ impl Adaptive {
             }
             (Signal::Throttling, Outcome::Success) => Some(Sign::Good),
             (Signal::Throttling, _) => None,
+            // A call that was not sent, or was not to go on, says nothing of the provider.
+            (_, Outcome::Shed | Outcome::Superseded) => None,
             (Signal::FirstToken { target }, _) => silent_for
                 .filter(|silent| *silent > target)
                 .map(|_| Sign::Bad),

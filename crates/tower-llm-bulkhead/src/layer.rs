@@ -105,7 +105,7 @@ impl<W> BulkheadLayer<W> {
 }
 
 impl<W> BulkheadBuilder<W> {
-    /// Sets the limit of one key, in place of the one for each.
+    /// Sets the limit of one key, in place of the one for each. No call has a key with a part over 256 bytes.
     pub fn limit_for(mut self, key: Key, limit: usize) -> Self {
         self.limits.insert(key, limit);
         self

@@ -71,6 +71,7 @@ mod places;
 mod priority;
 mod reserve;
 mod service;
+mod silence;
 mod weigh;
 
 pub use self::{

@@ -1,6 +1,6 @@
 use std::{
     sync::Arc,
-    task::{Poll, Waker},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -12,6 +12,7 @@ use crate::{
     Adaptive, BulkheadFull, LimitOf,
     adaptive::Sign,
     places::{Joined, Places, Shared, Turn, Wanted},
+    silence::Silence,
 };
 
 /// When a call gives its place back.
@@ -65,8 +66,8 @@ pub struct Place {
 struct Tells {
     // Also when the place has been given back.
     places: Shared,
-    // Since when a stream has brought no token, if anybody wants to know.
-    silent_since: Option<Instant>,
+    // Of a stream that has brought no token yet, if anybody wants to know.
+    silence: Option<Silence>,
 }
 
 // === impl Permit ===
@@ -85,7 +86,7 @@ impl Permit {
     pub(crate) fn hold(self, release_at: ReleaseAt, call: Option<&Call>) -> Place {
         let tells = self.places.rules().map(|rules| Tells {
             places: Arc::clone(&self.places),
-            silent_since: rules.silent_since(call),
+            silence: rules.silence_of(call),
         });
         Place {
             permit: Some(self),
@@ -177,7 +178,16 @@ impl Place {
 
 impl Guard for Place {
     fn head(&mut self, _: Option<&mut Parts>) {
+        if let Some(tells) = &mut self.tells {
+            tells.head();
+        }
         self.release(ReleaseAt::Head);
+    }
+
+    fn pending(&mut self, cx: &mut Context<'_>) {
+        if let Some(tells) = &mut self.tells {
+            tells.pending(cx);
+        }
     }
 
     fn first_token(&mut self, at: Instant) {
@@ -198,18 +208,31 @@ impl Guard for Place {
 // === impl Tells ===
 
 impl Tells {
+    fn head(&mut self) {
+        if let Some(silence) = &mut self.silence {
+            silence.head(Instant::now());
+        }
+    }
+
+    fn pending(&mut self, cx: &mut Context<'_>) {
+        if let Some(silence) = &mut self.silence
+            && let Poll::Ready(now) = silence.poll(cx)
+        {
+            self.silence = None;
+            self.tell(now, |_| Some(Sign::Bad));
+        }
+    }
+
     fn first_token(&mut self, at: Instant) {
-        if let Some(since) = self.silent_since.take() {
-            let after = at.saturating_duration_since(since);
+        if let Some(silence) = self.silence.take() {
+            let after = silence.seen(at);
             self.tell(at, |rules| rules.first_token(after));
         }
     }
 
     fn end(&self, completion: &Completion) {
         let now = completion.ended_at.unwrap_or_else(Instant::now);
-        let silent_for = self
-            .silent_since
-            .map(|since| now.saturating_duration_since(since));
+        let silent_for = self.silence.as_ref().map(|silence| silence.seen(now));
         self.tell(now, |rules| rules.end(completion, silent_for));
     }
 

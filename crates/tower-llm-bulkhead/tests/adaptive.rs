@@ -24,7 +24,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, Sleep, advance, sleep, sleep_until},
 };
-use tokio_test::{assert_pending, assert_ready, assert_ready_ok};
+use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok};
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_llm_bulkhead::{
@@ -154,7 +154,7 @@ async fn a_success_raises_a_limit_of_one_and_lets_in_who_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_first_token_cuts_when_it_comes_and_an_early_one_raises() {
+async fn a_late_first_token_cuts_when_it_is_late_and_an_early_one_raises() {
     let adaptive = Adaptive::on_first_token(5 * SECOND);
     let mut served = Served::new(BulkheadLayer::builder(2).adaptive(adaptive));
     // At two, one in flight is half in use.
@@ -164,18 +164,59 @@ async fn a_late_first_token_cuts_when_it_comes_and_an_early_one_raises() {
     assert_eq!(served.limit(), 3);
 
     let (sender, mut body) = served.streaming();
-    advance(5 * SECOND + Duration::from_millis(1)).await;
+    assert_pending!(poll_frame(&mut body));
+    advance(5 * SECOND).await;
     sender.send(support::ROLE);
     read(&mut body);
+    assert_pending!(poll_frame(&mut body));
     assert_eq!(served.limit(), 3);
+    advance(Duration::from_millis(1)).await;
+    assert_pending!(poll_frame(&mut body));
+    assert_eq!(served.limit(), 2);
     sender.send(CONTENT);
     read(&mut body);
-    assert_eq!(served.limit(), 2);
     // Each call is one sign.
     advance(60 * SECOND).await;
     sender.send(DONE);
     drop((sender, body));
     assert_eq!(served.limit(), 2);
+}
+
+/// The token came at once, and lay there.
+#[tokio::test(start_paused = true)]
+async fn a_reader_who_takes_his_time_cuts_nothing() {
+    let adaptive = Adaptive::on_first_token(5 * SECOND);
+    let mut served = Served::new(BulkheadLayer::builder(100).adaptive(adaptive));
+    for has_asked in [false, true] {
+        let (sender, mut body) = served.streaming();
+        if has_asked {
+            assert_pending!(poll_frame(&mut body));
+        }
+        sender.send(CONTENT);
+        advance(60 * SECOND).await;
+        read(&mut body);
+        drop(body);
+        assert_eq!(served.limit(), 100, "{has_asked}");
+    }
+}
+
+/// Nothing was sent: it waited in a bulkhead inside, and found no place.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_of_ours_cuts_nothing_however_long_it_took() {
+    let adaptive = Adaptive::on_first_token(5 * SECOND);
+    let outer = BulkheadLayer::builder(100).adaptive(adaptive);
+    let outer = outer.build().unwrap();
+    let inner = BulkheadLayer::builder(1).max_wait(4 * SECOND);
+    let (mock, mut upstream) = mock::pair::<_, Response>();
+    let service = outer.layer(inner.build().unwrap().layer(mock));
+    let mut first = start(&service, chat());
+    assert_pending!(first.poll());
+    let _held = arrived(&mut upstream);
+    let mut second = start(&service, chat());
+    assert_pending!(second.poll());
+    advance(60 * SECOND).await;
+    assert_ready_err!(second.poll());
+    assert_eq!(limit(&outer.handle()), 100);
 }
 
 #[tokio::test(start_paused = true)]

@@ -163,7 +163,7 @@ fn only_streams_are_asked_when_they_began() {
         let call = Call::builder(Provider::OPENAI, Operation::CHAT);
         call.streamed(streamed).build()
     };
-    let asks = |rules: Adaptive, call: Option<&Call>| rules.silent_since(call).is_some();
+    let asks = |rules: Adaptive, call: Option<&Call>| rules.silence_of(call).is_some();
     assert!(asks(Adaptive::on_first_token(SECOND), Some(&call(true))));
     assert!(!asks(Adaptive::on_first_token(SECOND), Some(&call(false))));
     assert!(!asks(Adaptive::on_first_token(SECOND), None));
