@@ -25,7 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Circuit {
     group: Arc<Group>,
-    /// `None` for the circuit that keys share when there is room for no more.
+    /// `None` for the circuit that keys share when there is room for no more: it is disabled for good.
     key: Option<Key>,
     /// A packed [`Word`]; written under the lock.
     word: AtomicU64,
@@ -36,6 +36,8 @@ pub(crate) struct Circuit {
     stale: AtomicU64,
     /// When it last changed or something bad was counted, in milliseconds.
     last_event: AtomicU64,
+    /// One once the group counts it.
+    is_member: AtomicU64,
 }
 
 /// What the ends of calls are counted in.
@@ -60,6 +62,8 @@ struct Core {
     successes: u32,
     /// What is due of the next call to be let through while it is ramping: each adds its share.
     due: f64,
+    /// Until when the provider has asked to wait with one of the failures that count.
+    not_before: Option<Instant>,
     /// Whether it was told that too many others are open.
     kept_closed: bool,
 }
@@ -123,15 +127,19 @@ impl Circuit {
             slow: policy.slow.map(|_| policy.window()),
             run: AtomicU64::new(0),
         });
-        let word = Word::first(policy.at_first);
-        group.entered(key.is_some());
+        // Calls that share a circuit for want of room have nothing else in common: it keeps none of them out.
+        let phase = match &key {
+            Some(_) => policy.at_first,
+            None => Phase::Disabled,
+        };
         Self {
-            word: AtomicU64::new(word.pack()),
+            word: AtomicU64::new(Word::first(phase).pack()),
             judged,
             core: Mutex::new(Core::default()),
             refused: AtomicU64::new(0),
             stale: AtomicU64::new(0),
             last_event: AtomicU64::new(0),
+            is_member: AtomicU64::new(0),
             group,
             key,
         }
@@ -198,14 +206,14 @@ impl Circuit {
         match verdict {
             Verdict::Exhausted => self.change(now.get(), |held| {
                 held.give_back(pass);
-                held.exhausted();
+                held.exhausted(pass);
             }),
             Verdict::Throttled {
                 retry_after: Some(time),
             } if !time.is_zero() && self.policy().throttled_opens => {
                 self.change(now.get(), |held| {
                     held.give_back(pass);
-                    held.throttled(time);
+                    held.throttled(pass, time);
                 })
             }
             Verdict::Throttled { .. } => self.change(now.get(), |held| {
@@ -224,6 +232,10 @@ impl Circuit {
         let word = self.word();
         if word.generation != pass.generation() {
             self.stale.fetch_add(1, Ordering::Relaxed);
+            if let (Phase::Open, Some(Some(time))) = (word.phase, failure) {
+                // It says nothing of what the circuit is now, but the provider's clock goes on.
+                self.change(now.get(), |held| held.told_late(time));
+            }
             return;
         }
         let (Some(judged), true) = (&self.judged, word.phase.is_judged()) else {
@@ -233,9 +245,13 @@ impl Circuit {
             }
             return;
         };
+        self.enter_group();
         let is_bad = failure.is_some();
         if is_bad {
             self.note_event(now.get());
+        }
+        if let Some(Some(time)) = failure {
+            self.change(now.get(), |held| held.told(time));
         }
         if let Some(failures) = &judged.failures
             && !self.enter(failures, pass, is_bad, now)
@@ -252,6 +268,15 @@ impl Circuit {
         };
         if let Some(reason) = self.judge_failures(judged, pass, in_a_row, now) {
             self.change(now.get(), |held| held.trip(pass, reason, retry_after));
+        }
+    }
+
+    /// A circuit is one of its group once something was counted in it: names that somebody invents are not.
+    fn enter_group(&self) {
+        if self.is_member.load(Ordering::Relaxed) == 0
+            && self.is_member.swap(1, Ordering::Relaxed) == 0
+        {
+            self.group.entered();
         }
     }
 
@@ -340,16 +365,29 @@ impl Circuit {
 
     /// As it was before anything had happened.
     pub(crate) fn reset(&self, now: Instant) {
+        self.begin_anew(self.policy().at_first, now);
+    }
+
+    pub(crate) fn close(&self, now: Instant) {
+        self.begin_anew(Phase::Closed, now);
+    }
+
+    fn begin_anew(&self, phase: Phase, now: Instant) {
         self.change(now, |held| {
-            let at_first = held.circuit.policy().at_first;
             held.core.openings = 0;
             held.core.closed_at = None;
-            held.go(at_first, None, Reason::ByHand);
+            held.go(phase, None, Reason::ByHand);
         });
     }
 
+    /// Goes on in `phase`.
     pub(crate) fn force(&self, phase: Phase, now: Instant) {
         self.change(now, |held| held.go(phase, None, Reason::ByHand));
+    }
+
+    /// Whether it is one that somebody can mean by its name.
+    pub(crate) fn has_key(&self) -> bool {
+        self.key.is_some()
     }
 
     /// What another process says.
@@ -427,11 +465,12 @@ impl Circuit {
         let Held { core, happened, .. } = held;
         drop(core);
         for kind in happened {
-            self.policy().tell(Event {
+            let event = Event {
                 circuit: self.id(),
                 at: now,
                 kind,
-            });
+            };
+            self.policy().tell(event);
         }
         result
     }
@@ -509,9 +548,11 @@ impl Held<'_> {
 
     /// A place that a probe has is free again.
     fn give_back(&mut self, pass: Pass) {
-        self.core
-            .leases
-            .retain(|lease| lease.number != pass.lease());
+        if pass.is_probe() && self.circuit.is_current(pass) {
+            self.core
+                .leases
+                .retain(|lease| lease.number != pass.lease());
+        }
     }
 
     /// A probe has ended. One whose lease had run out still tells the truth, if nothing else was decided meanwhile.
@@ -585,7 +626,35 @@ impl Held<'_> {
         self.leave_closed();
         let time = self.policy().open_time(self.core.openings, retry_after);
         self.core.openings = self.core.openings.saturating_add(1);
-        self.now + time
+        let until = self.now + time;
+        self.core.not_before.map_or(until, |at| until.max(at))
+    }
+
+    /// The provider has asked to wait, with a failure: it is not open for less, whichever failure opens it.
+    fn told(&mut self, time: Duration) {
+        let until = self.now + self.policy().told(time);
+        self.core.not_before = self.core.not_before.max(Some(until));
+    }
+
+    /// The same of a call that was let through earlier, while it is open.
+    fn told_late(&mut self, time: Duration) {
+        self.lapse();
+        if self.word().phase == Phase::Open {
+            let until = self.now + self.policy().told(time);
+            self.prolong(until, Reason::FailureRatio);
+        }
+    }
+
+    /// What has ended by itself, though no call has come since, is over.
+    fn lapse(&mut self) {
+        let word = self.word();
+        if self.circuit.is_over(word, self.now) {
+            match word.phase {
+                Phase::Open => self.go(Phase::HalfOpen, None, Reason::TimeOver),
+                Phase::Paused => self.go(Phase::Closed, None, Reason::TimeOver),
+                _ => {}
+            }
+        }
     }
 
     /// It is open for as long as the first time again, if it has stayed closed for that long.
@@ -597,24 +666,45 @@ impl Held<'_> {
         }
     }
 
-    fn exhausted(&mut self) {
+    fn exhausted(&mut self, pass: Pass) {
         let policy = self.policy();
         let until = self.now + policy.jittered(policy.exhausted_for);
-        if !self.word().phase.is_by_hand() {
+        if self.is_about_now(pass, Reason::Exhausted) {
             self.open(until, Reason::Exhausted);
         }
     }
 
-    fn throttled(&mut self, time: Duration) {
+    fn throttled(&mut self, pass: Pass, time: Duration) {
         let policy = self.policy();
         let until = self.now + policy.jittered(policy.told(time));
+        if !self.is_about_now(pass, Reason::Throttled) {
+            return;
+        }
         match self.word().phase {
             Phase::Closed | Phase::Ramping => {
                 self.go(Phase::Paused, Some(until), Reason::Throttled);
             }
             Phase::Paused => self.prolong(until, Reason::Throttled),
-            Phase::Open | Phase::HalfOpen => self.open(until, Reason::Throttled),
-            Phase::ForcedOpen | Phase::Disabled | Phase::MetricsOnly => {}
+            _ => self.open(until, Reason::Throttled),
+        }
+    }
+
+    /// Whether what one call says opens the circuit, or may prolong it: a call that was let through earlier opens nothing
+    /// that has closed since.
+    fn is_about_now(&mut self, pass: Pass, reason: Reason) -> bool {
+        self.lapse();
+        match self.word().phase {
+            Phase::ForcedOpen | Phase::Disabled => false,
+            Phase::MetricsOnly => {
+                self.happened.push(EventKind::WouldOpen { reason });
+                false
+            }
+            Phase::Open | Phase::Paused => true,
+            _ if self.circuit.is_current(pass) => true,
+            _ => {
+                self.circuit.stale.fetch_add(1, Ordering::Relaxed);
+                false
+            }
         }
     }
 
@@ -685,6 +775,7 @@ impl Held<'_> {
         self.core.successes = 0;
         // The first is let through.
         self.core.due = 1.0;
+        self.core.not_before = None;
         self.core.kept_closed = false;
         if let Some(judged) = &self.circuit.judged {
             judged.clear();
@@ -811,8 +902,8 @@ impl Forget for Circuit {
 
 impl Drop for Circuit {
     fn drop(&mut self) {
-        self.group
-            .left(self.key.is_some(), self.word().phase.is_ejected());
+        let was_member = self.is_member.load(Ordering::Relaxed) == 1;
+        self.group.left(was_member, self.word().phase.is_ejected());
     }
 }
 

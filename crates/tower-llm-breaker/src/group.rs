@@ -56,11 +56,8 @@ impl Group {
         self.open.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// A circuit was made. The one that keys share when there is room for no more is none of the group's.
-    pub(crate) fn entered(&self, is_member: bool) {
-        if is_member {
-            self.members.fetch_add(1, Ordering::Relaxed);
-        }
+    pub(crate) fn entered(&self) {
+        self.members.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn left(&self, was_member: bool, was_open: bool) {

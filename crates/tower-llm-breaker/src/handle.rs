@@ -8,9 +8,8 @@ use crate::{
 
 /// Looks at the circuits of a [`BreakerLayer`](crate::BreakerLayer), and opens and closes them by hand; cheap to clone.
 ///
-/// A circuit that no call has come by yet is made when a hand is laid on it; where there is room for no more, it is the one
-/// that all such keys share. What is done to one of a kind that the layer
-/// does not have is done to nothing.
+/// A circuit that no call has come by yet is made when a hand is laid on it. What is done to one of a kind that the layer
+/// does not have, or for which there is no room, is done to nothing.
 #[derive(Clone, Debug)]
 pub struct BreakerHandle {
     board: Arc<Board>,
@@ -54,9 +53,8 @@ impl BreakerHandle {
         let now = Instant::now();
         let mut stats = Vec::new();
         self.board.for_each(|key, circuit| {
-            let of_circuit = CircuitStats::of(circuit, now);
-            if key.is_some() || of_circuit.calls + of_circuit.refused > 0 {
-                stats.push(of_circuit);
+            if key.is_some() {
+                stats.push(CircuitStats::of(circuit, now));
             }
         });
         stats
@@ -84,14 +82,24 @@ impl BreakerHandle {
         }
     }
 
-    /// Makes a circuit what it was before any call had come: closed, nothing counted, nothing forced.
+    /// Closes a circuit, whatever it was, with nothing counted: also one that a hand has set to something else, or the
+    /// builder's [`at_first`](crate::BreakerBuilder::at_first) has.
+    pub fn close(&self, circuit: &CircuitId) {
+        if let Some(circuit) = self.board.circuit(circuit) {
+            circuit.close(Instant::now());
+        }
+    }
+
+    /// Makes a circuit what it was before any call had come: closed, unless the builder's
+    /// [`at_first`](crate::BreakerBuilder::at_first) says otherwise, with nothing counted and nothing forced.
     pub fn reset(&self, circuit: &CircuitId) {
         if let Some(circuit) = self.board.circuit(circuit) {
             circuit.reset(Instant::now());
         }
     }
 
-    /// Holds a circuit in a state until a hand ends that: [`reset`](Self::reset), [`trip`](Self::trip) or another force.
+    /// Holds a circuit in a state until a hand ends that: [`close`](Self::close), [`reset`](Self::reset),
+    /// [`trip`](Self::trip) or another force.
     pub fn force(&self, circuit: &CircuitId, force: Force) {
         if let Some(circuit) = self.board.circuit(circuit) {
             circuit.force(force.phase(), Instant::now());

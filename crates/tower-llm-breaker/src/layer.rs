@@ -238,7 +238,7 @@ impl<W> BreakerBuilder<W> {
         self
     }
 
-    /// Sets how long a probe keeps its place: then another is let through, lest one that never ends holds up all. What it
+    /// Sets how long a probe keeps its place, its wait in layers inside of this one included: then another is let through, lest one that never ends holds up all. What it
     /// tells later counts, unless it was decided meanwhile.
     pub fn probe_lease(mut self, time: Duration) -> Self {
         self.probe_lease = time;
@@ -264,8 +264,8 @@ impl<W> BreakerBuilder<W> {
         self
     }
 
-    /// Keeps a circuit closed that failures would open, if more than this share of the layer's circuits of its kind would
-    /// be open then; `0..=1`. For pools: where all fail, somebody must be asked.
+    /// Keeps a circuit closed that failures would open, if more than this share of the layer's circuits of its kind, of those
+    /// by which calls have succeeded or failed, would be open then; `0..=1`. For pools: where all fail, somebody must be asked.
     ///
     /// What the provider has closed by its clock, or for want of money, is not kept open by it.
     pub fn max_open_share(mut self, share: f64) -> Self {
@@ -289,14 +289,14 @@ impl<W> BreakerBuilder<W> {
     }
 
     /// Sets how many circuits of each kind there may be, rounded up to a multiple of 16. One more takes the place of one
-    /// that is closed, and of which nothing bad was heard lately; if there is none, it shares a circuit with all others
-    /// that found no place.
+    /// that is closed, and of which nothing bad was heard lately; if there is none, its calls pass without.
     pub fn max_keys(mut self, max_keys: usize) -> Self {
         self.max_keys = Some(max_keys);
         self
     }
 
-    /// Has all circuits begin in a state that a hand has to end: to measure before anything is refused.
+    /// Has all circuits begin in a state that a hand has to end ([`close`](crate::BreakerHandle::close)): to measure before
+    /// anything is refused.
     pub fn at_first(mut self, force: Force) -> Self {
         self.at_first = force.phase();
         self

@@ -4,8 +4,9 @@
 //! 200, streams stall and break off, a 429 is a clock and not a fault, and a probe can last ten minutes. This one counts
 //! a call when its *response's body* has ended or was dropped, by its [`Outcome`](tower_llm_core::Outcome):
 //!
-//! - What failed counts against those whose fault it is ([`Scope`]): transport errors against the provider, overload,
-//!   5xx, errors within streams and broken streams against the model, a spent account against that account.
+//! - What failed counts against those whose fault it is ([`Scope`]): transport errors before there is a response against the
+//!   provider; overload, 5xx, errors within streams and streams that break off against the model; a spent account against
+//!   that account.
 //! - A 429 with a time opens the circuit of account and model until then, and counts as no failure; the later of two times
 //!   wins. Without a time it changes nothing.
 //! - What the caller does wrong, his leaving, a branch that lost a race, and refusals of our own layers say nothing of the
@@ -22,7 +23,8 @@
 //!
 //! A circuit opens when the share of failures *reaches* its ratio, and only when something bad has happened; calls that are
 //! missing to the minimum count as good. It is open up to its last millisecond, and half-open from then on. What is "as long
-//! as" a time for slow calls and stalls has reached it. A window begins empty after each change of state.
+//! as" a time for slow calls and stalls has reached it. A window begins empty after each change of state but the end of a ramp.
+//! A time that a call of an earlier generation was told prolongs what is open, and opens nothing.
 //!
 //! # Example
 //!

@@ -44,6 +44,9 @@ pub(crate) struct Policy {
 
 /// Which calls are slow, and what share of them opens a circuit.
 ///
+/// Times run from when the call was let through: what it waits for in layers inside of this one, such as a bulkhead's queue,
+/// is among them. Set them beyond the longest wait there. How long a reader leaves a response unread is not.
+///
 /// A call that was slow and ended well is a success for the failure ratio, and one of the slow ones besides. Of each
 /// kind that is not set, no call is slow.
 ///

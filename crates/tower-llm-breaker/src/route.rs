@@ -37,6 +37,8 @@ pub(crate) struct Route {
     pub(crate) policy: Arc<Policy>,
     circuits: [Option<(Scope, Arc<Keyed<Circuit>>)>; MOST],
     has_account: bool,
+    /// Whether there was room for each of its circuits.
+    is_whole: bool,
     /// Whether a call is watched while it runs.
     pub(crate) is_watched: bool,
 }
@@ -91,14 +93,20 @@ impl Board {
     }
 
     pub(crate) fn route(&self, request: &dyn Described) -> Arc<Keyed<Route>> {
-        self.routes.get(request)
+        let route = self.routes.get(request);
+        if route.is_whole {
+            return route;
+        }
+        // There was no room for it, or for one of its circuits: there may be now, and for the others there is.
+        let key = self.routes.key_of(request);
+        let route = self.circuits.route(Arc::clone(&self.policy), Some(&key));
+        Arc::new(Keyed::keyless(route))
     }
 
-    /// The circuit, made if there is none; `None` if the layer has no such circuits.
+    /// The circuit, made if there is none; `None` if the layer has no such circuits, or no room.
     pub(crate) fn circuit(&self, id: &CircuitId) -> Option<Arc<Keyed<Circuit>>> {
-        self.circuits
-            .of(id.scope())
-            .map(|circuits| circuits.get_key(id.key()))
+        let circuit = self.circuits.of(id.scope())?.get_key(id.key());
+        circuit.has_key().then_some(circuit)
     }
 
     pub(crate) fn peek(&self, id: &CircuitId) -> Option<Arc<Keyed<Circuit>>> {
@@ -161,10 +169,16 @@ impl Circuits {
             };
             (*scope, circuit)
         });
+        let circuits = std::array::from_fn(|_| circuits.next());
+        let has_room = |circuit: &Option<(_, Arc<Keyed<Circuit>>)>| match circuit {
+            Some((_, circuit)) => circuit.has_key(),
+            None => true,
+        };
         Route {
+            is_whole: circuits.iter().all(has_room),
             is_watched: policy.slow.is_some() || policy.stalled_after.is_some(),
             policy,
-            circuits: std::array::from_fn(|_| circuits.next()),
+            circuits,
             has_account: !account.is_empty(),
         }
     }
@@ -224,7 +238,7 @@ impl Route {
     ) -> impl Iterator<Item = (&Keyed<Circuit>, Pass, Verdict)> {
         let of_each = self.circuits().zip(passes);
         of_each.map(move |((scope, circuit), &pass)| {
-            let verdict = match verdict(scope, completion, self.has_account) {
+            let verdict = match verdict(scope, completion, self.has_account, pass.is_probe()) {
                 // A probe that was slow has shown that all is not well yet.
                 Verdict::Success if is_slow && pass.is_probe() && is_of_model(scope) => {
                     Verdict::Failure { retry_after: None }
@@ -264,14 +278,19 @@ fn is_of_model(scope: Scope) -> bool {
 }
 
 /// What a call's end says to a circuit: nothing, unless it is about whose fault that circuit is about.
-fn verdict(scope: Scope, completion: &Completion, has_account: bool) -> Verdict {
+fn verdict(scope: Scope, completion: &Completion, has_account: bool, is_probe: bool) -> Verdict {
     use Verdict::{Exhausted, Failure as Failed, Neutral, Success, Throttled};
     let fault = Failed { retry_after: None };
+    let was_answered = completion.status.is_some();
+    let is_unwelcome = matches!(completion.status, None | Some(401 | 403));
     match (completion.outcome, scope) {
         (Outcome::Success, _) => Success,
 
-        (Outcome::Failed(Failure::Transport | Failure::Panic), Scope::Provider) => fault,
-        (Outcome::Failed(Failure::Transport | Failure::Panic), Scope::ProviderAndModel) => Neutral,
+        // Where a response breaks off, the way to it was good.
+        (Outcome::Failed(Failure::Panic), Scope::Provider) => fault,
+        (Outcome::Failed(Failure::Panic), Scope::ProviderAndModel) => Neutral,
+        (Outcome::Failed(Failure::Transport), Scope::Provider) if !was_answered => fault,
+        (Outcome::Failed(Failure::Transport), Scope::ProviderAndModel) if !was_answered => Neutral,
         (Outcome::Failed(_), Scope::ProviderAndModel | Scope::Key) => fault,
 
         (Outcome::Overloaded { retry_after }, Scope::ProviderAndModel | Scope::Key) => {
@@ -288,11 +307,16 @@ fn verdict(scope: Scope, completion: &Completion, has_account: bool) -> Verdict 
         }
 
         // Whatever it says, it was reached.
-        (Outcome::Failed(_), Scope::Provider) if completion.status.is_some() => Success,
+        (Outcome::Failed(_), Scope::Provider) if was_answered => Success,
         (
             Outcome::Overloaded { .. } | Outcome::Throttled { .. } | Outcome::Exhausted,
             Scope::Provider,
         ) => Success,
+        // A caller's fault says nothing, but to who asks whether there is an answer at all; and a rate limit, or a request
+        // that is no good, only comes to those who may ask.
+        (Outcome::Refused, Scope::Provider) if is_probe && was_answered => Success,
+        (Outcome::Refused, Scope::Account) if is_probe && !is_unwelcome => Success,
+        (Outcome::Throttled { .. }, Scope::Account) if is_probe => Success,
         _ => Neutral,
     }
 }

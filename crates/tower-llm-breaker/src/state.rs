@@ -44,7 +44,7 @@ pub enum Force {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Scope {
-    /// The way to a provider: transport errors.
+    /// The way to a provider: transport errors before there is a response.
     Provider,
     /// A model at a provider: overload, 5xx, errors within streams, streams that break off or stall, time-outs.
     ProviderAndModel,

@@ -26,13 +26,13 @@ pub struct Trial {
 
 /// How a call runs: only kept where calls may be slow or stall.
 ///
-/// What counts is how long the upstream was waited for: a reader who takes his time makes no call slow.
+/// What counts is how long the upstream was seen silent: up to the head, and then by a timer while it is asked for more.
+/// When something comes nobody knows how long it had lain there before its reader asked.
 #[derive(Debug)]
 struct Pace {
     streamed: bool,
-    begun: Instant,
     first_token: bool,
-    content_seen: u64,
+    content_seen: Option<u64>,
     /// How long it was waited for since content came last, and since when it is waited for now.
     waited: Duration,
     waiting_since: Option<Instant>,
@@ -87,41 +87,37 @@ impl Trial {
         }
     }
 
-    /// Counts whether it was slow, unless it was counted as that already.
-    fn report_pace(&mut self, completion: &Completion) {
-        let Some(pace) = &mut self.pace else {
-            return;
-        };
-        let Some(slow) = self.route.policy.slow else {
+    /// Counts that it was not slow, unless it was.
+    fn report_pace(&self, completion: &Completion) {
+        let Some(pace) = &self.pace else {
             return;
         };
         if pace.is_slow || completion.outcome != Outcome::Success {
             return;
         }
-        let ended_at = completion.ended_at.unwrap_or_else(Instant::now);
-        let total = slow.total.filter(|_| !pace.streamed);
-        let took = ended_at.saturating_duration_since(pace.begun);
-        pace.is_slow = total.is_some_and(|most| took >= most);
-        let is_slow = pace.is_slow;
         if let Some((index, circuit)) = self.route.of_model() {
-            circuit.record_slow(self.passes[index], is_slow, &mut Now::at(Some(ended_at)));
+            let mut now = Now::at(completion.ended_at);
+            circuit.record_slow(self.passes[index], false, &mut now);
         }
     }
 }
 
 impl Guard for Trial {
     fn head(&mut self, _: Option<&mut Parts>) {
+        if self.pace.is_none() {
+            return;
+        }
+        // Up to here there was nothing to read: nobody kept it waiting.
+        let now = Instant::now();
+        self.look(now);
         if let Some(pace) = &mut self.pace {
-            pace.pause(Instant::now());
+            pace.pause(now);
         }
     }
 
     fn first_token(&mut self, at: Instant) {
-        if let Some(pace) = &mut self.pace {
-            pace.streamed = true;
-        }
-        self.look(at);
         let is_slow = self.pace.as_mut().is_some_and(|pace| {
+            pace.streamed = true;
             pace.first_token = true;
             pace.content_came();
             pace.is_slow
@@ -139,17 +135,17 @@ impl Guard for Trial {
         self.pace.is_some()
     }
 
-    fn content(&mut self, seen: u64) {
-        let now = Instant::now();
-        self.look(now);
+    fn content(&mut self, seen: Option<u64>) {
         let Some(pace) = &mut self.pace else {
             return;
         };
-        if pace.first_token && pace.content_seen != seen {
+        // What cannot be read may all be content.
+        let is_content = seen.is_none() || pace.first_token && pace.content_seen != seen;
+        if is_content {
             pace.content_seen = seen;
             pace.content_came();
         } else {
-            pace.pause(now);
+            pace.pause(Instant::now());
         }
     }
 
@@ -162,7 +158,7 @@ impl Guard for Trial {
         }
     }
 
-    fn end(mut self, completion: &Completion) {
+    fn end(self, completion: &Completion) {
         if self.has_stalled {
             return;
         }
@@ -194,9 +190,8 @@ impl Pace {
         let now = Instant::now();
         Self {
             streamed,
-            begun: now,
             first_token: false,
-            content_seen: 0,
+            content_seen: None,
             waited: Duration::ZERO,
             waiting_since: Some(now),
             is_slow: false,
@@ -206,7 +201,10 @@ impl Pace {
 
     /// After how long a wait for content it is slow.
     fn slow_after(&self, policy: &Policy) -> Option<Duration> {
-        let slow = policy.slow.filter(|_| self.streamed)?;
+        let slow = policy.slow?;
+        if !self.streamed {
+            return slow.total;
+        }
         if self.first_token {
             slow.gap
         } else {

@@ -72,13 +72,42 @@ async fn a_success_begun_before_it_opened_closes_nothing() {
     assert_eq!((staged.state(), staged.stale()), (State::Closed, 3));
 }
 
+/// What it says of the provider is of the past, but the time that it was told is not.
+#[tokio::test(start_paused = true)]
+async fn a_time_that_a_call_begun_before_is_told_prolongs_what_is_open_and_opens_nothing() {
+    let mut staged = Staged::new(touchy().max_retry_after(1_000 * SECOND));
+    let [while_open, while_half_open, once_closed] = [(); 3].map(|()| staged.begin());
+    staged.tell(FAILED);
+    while_open.end(Says::Later(529, 3_000));
+    assert_eq!(staged.refused().retry_after(), Some(1_000 * SECOND));
+    advance(1_000 * SECOND).await;
+    let probe = staged.begin();
+    while_half_open.end(Says::Later(529, 3_000));
+    assert_eq!(staged.state(), State::HalfOpen);
+    probe.end(WELL);
+    once_closed.end(Says::Later(429, 3_000));
+    assert_eq!(staged.state(), State::Closed);
+}
+
+/// Whichever failure opens it: the longest time that one of them was told counts.
+#[tokio::test(start_paused = true)]
+async fn it_is_open_for_as_long_as_any_of_its_failures_was_told() {
+    let builder = builder().consecutive_failures(2);
+    let mut staged = Staged::new(builder.jitter(0.0));
+    staged.tell(Says::Later(529, 600));
+    assert_eq!(staged.state(), State::Closed);
+    advance(100 * SECOND).await;
+    staged.tell(FAILED);
+    assert_eq!(staged.refused().retry_after(), Some(500 * SECOND));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failure_begun_before_it_opened_neither_opens_again_nor_counts() {
     let mut staged = Staged::new(touchy());
     let [while_open, while_probed, once_closed] = [(); 3].map(|()| staged.begin());
     staged.tell(FAILED);
     advance(SECOND).await;
-    while_open.end(Says::Later(529, 3_000));
+    while_open.end(FAILED);
     assert_eq!(staged.refused().retry_after(), Some(OPEN_FOR - SECOND));
     advance(OPEN_FOR - SECOND).await;
     let probe = staged.begin();

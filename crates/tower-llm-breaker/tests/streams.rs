@@ -80,8 +80,8 @@ async fn a_stream_counts_when_it_has_ended_and_once() {
             Streaming::end,
             [(1, 1), (1, 0)],
         ),
-        // The connection broke: that is the way's fault, and says nothing of the model.
-        ("reset", &[ROLE, CONTENT], Streaming::fail, [(0, 0), (1, 1)]),
+        // The connection broke, and had been good: the stream breaks off as if it had been cut.
+        ("reset", &[ROLE, CONTENT], Streaming::fail, [(1, 1), (1, 0)]),
         (
             "dropped after its end",
             &[ROLE, CONTENT, DONE],

@@ -120,6 +120,8 @@ struct Reference {
     places: Vec<(u32, u64)>,
     successes: u32,
     openings: u32,
+    /// Until when the provider has asked to wait with one of the failures that count.
+    not_before: u64,
     closed_since: Option<u64>,
     calls: u32,
     refused: u64,
@@ -148,6 +150,7 @@ impl Reference {
             places: Vec::new(),
             successes: 0,
             openings: 0,
+            not_before: 0,
             closed_since: None,
             calls: 0,
             refused: 0,
@@ -177,6 +180,7 @@ impl Reference {
         self.ended.clear();
         self.places.clear();
         self.successes = 0;
+        self.not_before = 0;
     }
 
     /// It begins anew if it has stayed closed for as long as it is open the first time.
@@ -217,21 +221,28 @@ impl Reference {
             self.state,
             State::ForcedOpen | State::Disabled | State::MetricsOnly
         );
+        // What is closed for a time may be so for longer, whoever says so; and opens by those of the present alone.
+        let is_timed = matches!(self.state, State::Open | State::Throttled);
+        let is_heard = !is_by_hand && (is_current || is_timed);
         match verdict {
-            // What a clock shows is so, whoever has read it.
             Verdict::Throttled {
                 retry_after: Some(time),
             } => {
                 let time = (time.as_millis() as u64).min(self.settings.max_retry_after);
                 let until = self.now + time;
                 match self.state {
-                    _ if is_by_hand => {}
+                    _ if !is_heard => {}
                     State::Closed => self.go(State::Throttled, until),
                     State::Throttled => self.until = self.until.max(until),
                     _ => self.open(until),
                 }
             }
-            Verdict::Exhausted if !is_by_hand => self.open(self.now + EXHAUSTED_FOR),
+            Verdict::Exhausted if is_heard => self.open(self.now + EXHAUSTED_FOR),
+            Verdict::Failure {
+                retry_after: Some(time),
+            } if !is_current && !ticket.is_probe && self.state == State::Open => {
+                self.open(self.now + self.told(time));
+            }
             Verdict::Success | Verdict::Failure { .. } if !is_current => {}
             Verdict::Success if ticket.is_probe => {
                 self.successes += 1;
@@ -244,6 +255,8 @@ impl Reference {
             Verdict::Success => self.count(false),
             Verdict::Failure { retry_after } => {
                 self.count(true);
+                let until = self.now + retry_after.map_or(0, |time| self.told(time));
+                self.not_before = self.not_before.max(until);
                 if !self.is_bad_enough() {
                 } else if self.state == State::MetricsOnly {
                     self.go(State::MetricsOnly, 0);
@@ -299,7 +312,6 @@ impl Reference {
             open_for,
             open_factor,
             max_open_for,
-            max_retry_after,
             ..
         } = self.settings;
         let mut time = open_for;
@@ -307,10 +319,13 @@ impl Reference {
             time = (time * u64::from(open_factor)).min(max_open_for);
         }
         self.openings += 1;
-        let asked = retry_after
-            .map_or(0, |time| time.as_millis() as u64)
-            .min(max_retry_after);
-        self.open(self.now + time.max(asked));
+        let asked = retry_after.map_or(0, |time| self.told(time));
+        let until = self.now + time.max(asked);
+        self.open(until.max(self.not_before));
+    }
+
+    fn told(&self, time: Duration) -> u64 {
+        (time.as_millis() as u64).min(self.settings.max_retry_after)
     }
 
     /// The later of two times wins.

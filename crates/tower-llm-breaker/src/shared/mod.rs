@@ -211,16 +211,24 @@ impl Task {
                 Ok(None) => return,
                 Err(_) => {}
             }
-            while let Ok((circuit, news)) = self.news.try_recv() {
-                self.note(circuit, news);
-            }
+            self.note_all();
             // What fails is tried again with the next.
             let _ = self.sync().await;
         }
     }
 
     fn note(&mut self, circuit: CircuitId, news: News) {
-        self.untold.insert(circuit, news);
+        let last = self.untold.entry(circuit).or_insert(news);
+        // Told after the circuit's lock is free: what happened later may come first.
+        if news.at >= last.at {
+            *last = news;
+        }
+    }
+
+    fn note_all(&mut self) {
+        while let Ok((circuit, news)) = self.news.try_recv() {
+            self.note(circuit, news);
+        }
     }
 
     /// Tells what has happened here, and learns what has happened elsewhere.
@@ -265,11 +273,15 @@ impl Task {
         self.epoch = epoch;
         self.version = version.unwrap_or_default();
         let now = Instant::now();
+        self.note_all();
         while let (Some(name), Some(kind), Some(left)) = (items.next(), items.next(), items.next())
         {
             let name = name.into_bytes()?.unwrap_or_default();
             let change = Change::read(kind.into_integer()?, left.into_integer()?, now);
-            if let (Some(circuit), Some(change)) = (name::read(&name), change) {
+            if let (Some(circuit), Some(change)) = (name::read(&name), change)
+                // What has happened here meanwhile is newer: the others are to learn that.
+                && !self.untold.contains_key(&circuit)
+            {
                 board.learn(&circuit, change, now);
             }
         }

@@ -28,7 +28,11 @@ local function read(name)
   end
 end
 
--- Of two times until which it is open the later counts, and a closing what comes after the opening.
+local function write(name, kind, till, at)
+  redis.call('HSET', states, name, string.format('%s:%.0f:%.0f', kind, till, at))
+end
+
+-- Of two times until which it is open the later counts, and a closing what comes after the last opening.
 local function is_news(name, kind, till, at)
   local was, was_till, was_at = read(name)
   if not was then
@@ -37,8 +41,12 @@ local function is_news(name, kind, till, at)
     return was ~= CLOSED and at >= was_at
   elseif was == CLOSED then
     return at >= was_at
+  elseif till > was_till then
+    return true
   end
-  return till > was_till
+  -- No longer than it is open anyway, but opened once more.
+  write(name, was, was_till, math.max(at, was_at))
+  return false
 end
 
 for i = 4, #ARGV, 4 do
@@ -46,7 +54,7 @@ for i = 4, #ARGV, 4 do
   local till, at = now + tonumber(ARGV[i + 2]), now - tonumber(ARGV[i + 3])
   if is_news(name, kind, till, at) then
     local version = redis.call('HINCRBY', states, 'version', 1)
-    redis.call('HSET', states, name, string.format('%s:%.0f:%.0f', kind, till, at))
+    write(name, kind, till, at)
     redis.call('ZADD', versions, version, name)
   end
 end

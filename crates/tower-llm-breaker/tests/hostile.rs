@@ -1,0 +1,258 @@
+//! What hostile callers and unlucky ones have tried.
+
+mod support;
+
+use futures_util::FutureExt;
+use http_body_util::BodyExt;
+use support::{
+    CONTENT, DONE, MINUTE, ROLE, Request, SECOND, Says, Staged, Tested, ask, ask_of, builder,
+    model, poll_ready, start, stats, streaming,
+};
+use tokio::time::advance;
+use tokio_test::assert_ready_ok;
+use tower::Service;
+use tower_llm_breaker::{CircuitId, EventKind, Force, Reason, SlowCalls, State};
+
+const WELL: Says = Says::Well;
+
+fn ask_of_caller(key: &str, says: Says) -> Request {
+    ask_of("openai", key, "m", says)
+}
+
+/// It was there after a second, and its reader came back after a minute.
+#[tokio::test(start_paused = true)]
+async fn a_reader_who_had_asked_and_takes_his_time_is_no_stall() {
+    let layer = builder()
+        .stalled_after(10 * SECOND)
+        .consecutive_failures(1)
+        .build()
+        .unwrap();
+    let mut s = streaming(&layer);
+    s.pass(ROLE);
+    s.pass(CONTENT);
+    s.wait();
+    advance(SECOND).await;
+    s.send(CONTENT);
+    advance(MINUTE).await;
+    s.read();
+    assert_eq!(layer.handle().state(&model()), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_who_had_asked_and_takes_his_time_makes_no_call_slow() {
+    let slow = SlowCalls::over_share(0.1).first_token(10 * SECOND);
+    let layer = builder().slow_calls(slow).minimum_calls(1).build().unwrap();
+    let mut s = streaming(&layer);
+    s.pass(ROLE);
+    s.wait();
+    advance(SECOND).await;
+    s.send(CONTENT);
+    advance(MINUTE).await;
+    s.read();
+    s.send(DONE);
+    s.read();
+    s.end();
+    assert_eq!(layer.handle().state(&model()), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_there_and_not_read_is_not_slow() {
+    let slow = SlowCalls::over_share(0.5).total(10 * SECOND);
+    let tested = Tested::new(builder().slow_calls(slow).minimum_calls(1));
+    let mut service = tested.service.clone();
+    assert_ready_ok!(poll_ready(&mut service));
+    let response = service.call(ask(WELL)).now_or_never().unwrap().unwrap();
+    advance(MINUTE).await;
+    response.into_body().collect().await.unwrap();
+    assert_eq!(tested.state(), State::Closed);
+}
+
+/// Each opens its own account, until there is no room for more.
+#[tokio::test(start_paused = true)]
+async fn invented_credentials_shut_out_nobody() {
+    let tested = Tested::new(builder().max_keys(16));
+    for n in 0..400 {
+        let _ = tested.call(ask_of_caller(&format!("invented-{n}"), Says::Status(401)));
+    }
+    advance(MINUTE).await;
+    let mut shut = 0;
+    for n in 0..20 {
+        if tested
+            .call(ask_of_caller(&format!("innocent-{n}"), WELL))
+            .is_err()
+        {
+            shut += 1;
+        }
+    }
+    assert_eq!(shut, 0, "innocent callers refused");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_for_which_there_is_no_room_passes_no_open_provider() {
+    let mut staged = Staged::new(builder().max_keys(16));
+    let mut running = Vec::new();
+    for n in 0..100 {
+        running.push(staged.begin_of(ask_of("openai", "", format!("model-{n}"), WELL)));
+    }
+    staged
+        .handle
+        .force(&CircuitId::provider("openai"), Force::Open);
+    assert_eq!(
+        staged.handle.state(&CircuitId::provider("openai")),
+        State::ForcedOpen
+    );
+    let mut passed = 0;
+    for n in 0..100 {
+        let mut call = start(
+            &staged.service,
+            ask_of("openai", "", format!("new-{n}"), WELL),
+        );
+        if call.poll().is_pending() {
+            passed += 1;
+        }
+    }
+    drop(running);
+    assert_eq!(passed, 0, "passed an open provider circuit");
+}
+
+/// It had been let through before the account was open, and has closed again.
+#[tokio::test(start_paused = true)]
+async fn a_spent_account_that_is_told_late_stays_closed() {
+    let mut staged = Staged::new(builder());
+    let of = |says| ask_of("openai", "a", "m", says);
+    let account = CircuitId::account("openai", "a");
+    let old = staged.begin_of(of(WELL));
+    staged.begin_of(of(WELL)).end(Says::Status(402));
+    assert_eq!(staged.handle.state(&account), State::Open);
+    advance(16 * MINUTE).await;
+    staged.begin_of(of(WELL)).end(WELL);
+    assert_eq!(staged.handle.state(&account), State::Closed);
+    old.end(Says::Status(402));
+    assert_eq!(staged.handle.state(&account), State::Closed);
+}
+
+/// Their numbers come round.
+#[tokio::test(start_paused = true)]
+async fn a_probe_of_an_earlier_generation_frees_no_place_of_the_present() {
+    let mut staged = Staged::new(
+        builder()
+            .probes(4095)
+            .open_for(SECOND)
+            .open_factor(1.0)
+            .probe_lease(60 * MINUTE),
+    );
+    staged.handle.trip(&model(), SECOND);
+    advance(SECOND).await;
+    let mut old = Vec::new();
+    for _ in 0..4095 {
+        tokio::task::yield_now().await;
+        old.push(staged.begin());
+    }
+    old.pop().unwrap().end(Says::Status(500));
+    assert_eq!(staged.state(), State::Open);
+    advance(SECOND).await;
+    let mut present = Vec::new();
+    for _ in 0..4095 {
+        tokio::task::yield_now().await;
+        present.push(staged.begin());
+    }
+    old.pop().unwrap().end(WELL);
+    let holding = stats(&staged.handle).probes;
+    drop(present);
+    assert_eq!(holding, 4095);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_whose_connection_breaks_counts_against_the_model() {
+    let layer = builder().consecutive_failures(1).build().unwrap();
+    let mut s = streaming(&layer);
+    s.pass(ROLE);
+    s.pass(CONTENT);
+    s.fail();
+    let states = (
+        layer.handle().state(&model()),
+        layer.handle().state(&CircuitId::provider("openai")),
+    );
+    assert_eq!(states, (State::Open, State::Closed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_found_no_room_gets_a_circuit_when_there_is() {
+    let tested = Tested::new(builder().max_keys(16));
+    // More models than there is room for, whose circuits are open.
+    let models: Vec<String> = (0..200).map(|n| format!("bad-{n}")).collect();
+    for model in &models {
+        tested
+            .handle
+            .trip(&CircuitId::model("openai", model), SECOND);
+    }
+    let _ = tested.call(ask_of("openai", "", "good", WELL));
+    assert!(
+        tested
+            .handle
+            .stats_of(&CircuitId::model("openai", "good"))
+            .is_none(),
+        "shares"
+    );
+    for _ in 0..100 {
+        // All is long over, and calls go on.
+        advance(MINUTE).await;
+        let _ = tested.call(ask_of("openai", "", "good", WELL));
+    }
+    let good = CircuitId::model("openai", "good");
+    tested.handle.force(&good, Force::Open);
+    assert_eq!(tested.handle.state(&good), State::ForcedOpen);
+    tested.refuses(ask_of("openai", "", "good", WELL));
+}
+
+/// To who asks whether it is there, a fault of the caller is an answer.
+#[tokio::test(start_paused = true)]
+async fn a_provider_that_answers_at_all_is_closed_again() {
+    let tested = Tested::new(builder());
+    let provider = CircuitId::provider("openai");
+    tested.handle.trip(&provider, SECOND);
+    advance(SECOND).await;
+    for _ in 0..100 {
+        tested.tell(Says::Status(400));
+    }
+    assert_eq!(tested.handle.state(&provider), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_circuit_that_only_measures_tells_of_spent_accounts_too() {
+    let tested = Tested::new(builder().at_first(Force::MetricsOnly));
+    let mut events = tested.handle.subscribe();
+    for (says, expected) in [
+        (Says::Status(402), Reason::Exhausted),
+        (Says::Later(429, 60), Reason::Throttled),
+    ] {
+        let _ = tested.call(ask_of("openai", "a", "m", says));
+        let kind = events.try_recv().unwrap().kind;
+        assert_eq!(kind, EventKind::WouldOpen { reason: expected });
+        assert!(events.try_recv().is_err());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn invented_models_are_none_of_the_group() {
+    let tested = Tested::new(builder().max_open_share(0.5).consecutive_failures(1));
+    for n in 0..10 {
+        let _ = tested.call(ask_of(
+            "openai",
+            "",
+            format!("invented-{n}"),
+            Says::Status(404),
+        ));
+    }
+    for model in ["a", "b", "c", "d"] {
+        let _ = tested.call(ask_of("openai", "", model, WELL));
+    }
+    for model in ["a", "b", "c", "d"] {
+        let _ = tested.call(ask_of("openai", "", model, Says::Status(500)));
+    }
+    let open = ["a", "b", "c", "d"]
+        .iter()
+        .filter(|m| tested.handle.state(&CircuitId::model("openai", m)) == State::Open)
+        .count();
+    assert!(open <= 2, "{open} of the 4 models that are there are open");
+}
