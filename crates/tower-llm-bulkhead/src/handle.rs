@@ -25,12 +25,12 @@ pub struct KeyStats {
     pub limit: usize,
     /// Calls that hold a place.
     pub in_flight: usize,
-    /// What these weigh: one each, or their tokens.
-    pub weight: u64,
     /// Calls in the queues of all classes.
     pub waiting: usize,
     /// Calls that were refused since the key was first seen, or was seen again after it had been forgotten.
     pub refused: u64,
+    /// What the calls that hold a place weigh: one each, or their tokens.
+    pub weight: u64,
     by_priority: ByPriority,
 }
 
@@ -42,12 +42,12 @@ pub struct GlobalStats {
     pub limit: usize,
     /// Calls that hold a place.
     pub in_flight: usize,
-    /// What these weigh: one each, or their tokens.
-    pub weight: u64,
     /// Calls in the queues of all keys and classes.
     pub waiting: usize,
     /// Calls that were refused, by this limit or by a key's.
     pub refused: u64,
+    /// What the calls that hold a place weigh: one each, or their tokens.
+    pub weight: u64,
 }
 
 impl BulkheadHandle {
