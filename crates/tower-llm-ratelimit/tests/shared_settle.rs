@@ -187,7 +187,8 @@ async fn what_ends_while_the_store_is_gone_is_charged_when_it_is_back(setup: &mu
 }
 
 async fn every_call_is_settled_once_wherever_it_is_dropped(setup: &mut Setup) {
-    const LIMIT: u64 = 4_000;
+    // More than all calls ask for, lest a fast machine use up the last of it: something is to be left to look at.
+    const LIMIT: u64 = 10_000;
     const CALLS: u64 = 900;
     let limits = || tokens(LIMIT).limit(Limit::requests(CALLS).per_hour());
     let clients = [setup.redis().await, setup.redis().await];
