@@ -345,6 +345,10 @@ fn two_fail(share: f64, members: usize) -> usize {
         .map(|_| Tried::of(StdArc::clone(&group), epoch))
         .collect();
     let tried = [(); 2].map(|()| Tried::of(StdArc::clone(&group), epoch));
+    // Only those of which something was heard are of the group.
+    for one in others.iter().chain(&tried) {
+        one.record(one.admit(0).expect("it is closed"), Verdict::Success, 0);
+    }
     let fails = |tried: &Tried| tried.record(tried.admit(0).expect("it is closed"), FAILURE, 0);
     let other = spawn(&tried[1], fails);
     fails(&tried[0]);
