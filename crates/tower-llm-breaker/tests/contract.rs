@@ -7,10 +7,7 @@ mod support;
 use std::convert::Infallible;
 
 use http_body_util::Full;
-use support::{
-    MINUTE, Request, SECOND, Says, arrived, ask, ask_of, builder, mocked, model, nothing_arrived,
-    open, poll_ready, start, stats,
-};
+use support::{MINUTE, Request, SECOND, Says, ask, ask_of, builder, mocked, model, open, stats};
 use tokio::{
     task::JoinSet,
     time::{Instant, advance, sleep},
@@ -20,6 +17,7 @@ use tower::{Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
 use tower_layer::Layer;
 use tower_llm_breaker::{BreakerLayer, State};
 use tower_llm_core::{BoxError, Call, Described, Operation, Provider, Refusal, Unary};
+use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
 use tower_test::mock;
 
 type Response = http::Response<Full<bytes::Bytes>>;

@@ -20,7 +20,7 @@ use futures_util::FutureExt;
 use http_body_util::Full;
 use support::{
     CONTENT, DONE, ERROR, MINUTE, MS, PATIENCE, ROLE, Request, SECOND, Says, Staged, Tested, Told,
-    ask, ask_of, builder, counts, model, open, start, stats, streaming,
+    ask, ask_of, builder, counts, model, open, stats, streaming,
 };
 use tokio::{
     sync::watch,
@@ -32,6 +32,7 @@ use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_llm_breaker::{BreakerBuilder, BreakerLayer, CircuitId, Force, Reason, State};
 use tower_llm_core::BoxError;
+use tower_llm_testkit::mock::start;
 
 const WELL: Says = Says::Well;
 const FAILED: Says = Says::Status(500);

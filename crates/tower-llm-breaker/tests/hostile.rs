@@ -6,12 +6,13 @@ use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use support::{
     CONTENT, DONE, MINUTE, ROLE, Request, SECOND, Says, Staged, Tested, ask, ask_of, builder,
-    model, poll_ready, start, stats, streaming,
+    model, stats, streaming,
 };
 use tokio::time::advance;
 use tokio_test::assert_ready_ok;
 use tower::Service;
 use tower_llm_breaker::{CircuitId, EventKind, Force, Reason, SlowCalls, State};
+use tower_llm_testkit::mock::{poll_ready, start};
 
 const WELL: Says = Says::Well;
 

@@ -7,9 +7,7 @@ use std::{future::ready, time::Duration};
 use bytes::Bytes;
 use http::HeaderName;
 use http_body_util::Empty;
-use support::{
-    MINUTE, MS, SECOND, Says, Staged, Tested, ask, ask_of, builder, model, open, start, stats,
-};
+use support::{MINUTE, MS, SECOND, Says, Staged, Tested, ask, ask_of, builder, model, open, stats};
 use tokio::{
     sync::broadcast::error::TryRecvError,
     time::{Instant, advance},
@@ -22,6 +20,7 @@ use tower_llm_breaker::{
     Reason, Scope, State,
 };
 use tower_llm_core::{BoxError, Deadline, Key, KeyBy, Refusal, TimedOut, TooLarge};
+use tower_llm_testkit::mock::start;
 
 const WELL: Says = Says::Well;
 const FAILED: Says = Says::Status(500);

@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use http_body_util::{BodyExt, Full};
 use support::{
     CONTENT, DONE, ERROR, MINUTE, MS, ROLE, Request, SECOND, Says, Staged, Streaming, Tested, Told,
-    ask, ask_of, builder, counts, model, poll_ready, start, stats, streaming,
+    ask, ask_of, builder, counts, model, stats, streaming,
 };
 use tokio::{task::yield_now, time::advance};
 use tokio_test::{assert_ready_err, assert_ready_ok};
@@ -21,6 +21,7 @@ use tower_llm_breaker::{
 };
 use tower_llm_core::{BoxError, DescribeLayer, Refusal, RefusalKind, RefusalLayer};
 use tower_llm_testkit::fixtures::{self, Fixture, Verdict};
+use tower_llm_testkit::mock::{arrived, poll_ready, start};
 
 const WELL: Says = Says::Well;
 
@@ -373,7 +374,7 @@ async fn the_head_may_be_what_is_late() {
     assert!(call.is_woken());
     assert!(call.poll().is_pending());
     assert_eq!(paces(&layer.handle()), (0, 0, 1));
-    let (_, answer) = support::arrived(&mut upstream);
+    let (_, answer) = arrived(&mut upstream);
     let body = Full::<Bytes>::from([CONTENT, DONE].concat());
     answer.send_response(support::stream(body));
     let read = assert_ready_ok!(call.poll())

@@ -16,9 +16,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
-use support::{
-    CONTENT, DONE, Sender, Upstream, arrived, chat, openai, poll_frame, read, start, stream,
-};
+use support::{CONTENT, DONE, Sender, Upstream, chat, openai, poll_frame, read, stream};
 use tokio::{
     sync::Semaphore,
     task::JoinSet,
@@ -31,6 +29,7 @@ use tower_llm_bulkhead::{
     Adaptive, Bulkhead, BulkheadBuilder, BulkheadHandle, BulkheadLayer, Place, ReleaseAt,
 };
 use tower_llm_core::{BoxError, HttpBody, Key, Watched};
+use tower_llm_testkit::mock::{arrived, start};
 use tower_test::mock::{self, Handle, Mock};
 
 type Request = http::Request<()>;

@@ -4,11 +4,12 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Ask, arrived, asked, counts_of, full, nothing_arrived, openai, start};
+use support::{Ask, asked, counts_of, full, openai};
 use tokio::time::advance;
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok};
 use tower_llm_bulkhead::{BulkheadBuilder, BulkheadHandle, BulkheadLayer, LimitOf, Weigh};
 use tower_llm_core::{Call, Key, Operation, Provider, Unary};
+use tower_llm_testkit::mock::{arrived, nothing_arrived, start};
 
 fn bulkhead(limit: usize) -> BulkheadBuilder<Unary> {
     BulkheadLayer::builder(limit).watch(Unary)

@@ -5,13 +5,12 @@ mod support;
 use std::{collections::VecDeque, future::Future, pin::pin, sync::Arc, task, time::Duration};
 
 use http::HeaderName;
-use support::{
-    Ask, Wakes, arrived, asked, counts, counts_of, full, nothing_arrived, openai, start,
-};
+use support::{Ask, Wakes, asked, counts, counts_of, full, openai};
 use tokio::time::{Instant, advance};
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok};
 use tower_llm_bulkhead::{BulkheadBuilder, BulkheadLayer};
 use tower_llm_core::{Call, Caller, Key, KeyBy, Operation, Provider, Refusal, RefusalKind, Unary};
+use tower_llm_testkit::mock::{arrived, nothing_arrived, start};
 
 const MS: Duration = Duration::from_millis(1);
 

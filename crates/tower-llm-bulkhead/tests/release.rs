@@ -14,14 +14,14 @@ use std::{
 };
 
 use support::{
-    Ask, CONTENT, DONE, ROLE, Sender, Upstream, arrived, asked, chat, full, openai, poll_frame,
-    read, start, stream,
+    Ask, CONTENT, DONE, ROLE, Sender, Upstream, asked, chat, full, openai, poll_frame, read, stream,
 };
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok};
 use tower::{Service, service_fn};
 use tower_layer::Layer;
 use tower_llm_bulkhead::{Bulkhead, BulkheadHandle, BulkheadLayer, Place, ReleaseAt};
 use tower_llm_core::{BoxError, HttpBody, Unary, Watched};
+use tower_llm_testkit::mock::{arrived, poll_ready, start};
 use tower_test::mock::{self, Handle, Mock};
 
 type Request = http::Request<()>;
@@ -339,7 +339,7 @@ async fn a_typed_response_gives_the_place_back_when_it_comes() {
         let (mut service, mut upstream) = asked(&layer);
         let mut call = start(&service, Ask::new(0));
         arrived(&mut upstream).1.send_response(1);
-        assert_ready_ok!(support::poll_ready(&mut service));
+        assert_ready_ok!(poll_ready(&mut service));
         let refused = service.call(Ask::new(1));
         full(&assert_ready_err!(tokio_test::task::spawn(refused).poll()));
         assert_eq!(openai(&layer.handle()), (1, 0, 1));

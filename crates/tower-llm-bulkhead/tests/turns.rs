@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Ask, arrived, asked, full, nothing_arrived, openai, start};
+use support::{Ask, asked, full, openai};
 use tokio::time::advance;
 use tokio_test::{assert_pending, assert_ready_err, task::Spawn};
 use tower::Service;
@@ -12,6 +12,7 @@ use tower_llm_bulkhead::{BulkheadBuilder, BulkheadLayer, Priority};
 use tower_llm_core::{Call, Caller, Key, KeyBy, Operation, Provider, Unary};
 
 use Priority::{Batch, Interactive, Normal};
+use tower_llm_testkit::mock::{arrived, nothing_arrived, start};
 
 fn bulkhead(limit: usize) -> BulkheadBuilder<Unary> {
     BulkheadLayer::builder(limit).watch(Unary)

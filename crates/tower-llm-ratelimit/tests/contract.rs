@@ -15,8 +15,8 @@ use std::{
 };
 
 use support::{
-    Ask, MINUTE_FORGOTTEN, SECOND, admitted, arrived, asked, consumed, nothing_arrived, open,
-    poll_ready, refused, remaining, start, stats, unary, waiting,
+    Ask, MINUTE_FORGOTTEN, SECOND, admitted, asked, consumed, open, refused, remaining, stats,
+    unary, waiting,
 };
 use tokio::{
     task::JoinSet,
@@ -27,6 +27,7 @@ use tower::{Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
 use tower_layer::Layer;
 use tower_llm_core::{Completion, Failure, KeyBy, Outcome, Refusal, RefusalKind, Usage};
 use tower_llm_ratelimit::{CutShort, Limit, RateLimitBuilder};
+use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
 use tower_test::mock;
 
 /// Requests and tokens: books in which each kind of end looks different.

@@ -6,7 +6,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use support::{
     Ask, HOUR, MINUTE, MINUTE_FORGOTTEN, NS, SECOND, admitted, asked, consumed, exceeds, limited,
-    nothing_arrived, open, refusal, refused, remaining, stats, unary,
+    open, refusal, refused, remaining, stats, unary,
 };
 use tokio::{
     sync::Barrier,
@@ -17,6 +17,7 @@ use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_llm_core::{Call, KeyBy, Operation, Provider, Refusal, RefusalKind};
 use tower_llm_ratelimit::{Limit, RateLimited, Unit};
+use tower_llm_testkit::mock::nothing_arrived;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_a_hundred_calls_at_once_that_use_up_the_limit_one_is_let_through() {

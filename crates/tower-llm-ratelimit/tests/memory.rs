@@ -9,6 +9,7 @@ use tokio::time::advance;
 use tower_layer::Layer;
 use tower_llm_core::Key;
 use tower_llm_ratelimit::Limit;
+use tower_llm_testkit::mock::start;
 
 const MAX_KEYS: usize = 10_000;
 const FEW_KEYS: usize = 800;
@@ -93,10 +94,7 @@ async fn a_key_with_debts_is_kept_until_they_are_paid() {
         let (handle, (service, mut upstream)) = (layer.handle(), asked(&layer));
         support::admitted(&service, &mut upstream, Ask::of("debtor", 1, 0)).used(15, 0);
         for id in 0..1_000 {
-            drop(support::start(
-                &service,
-                Ask::of(&format!("other-{id}"), 1, 0),
-            ));
+            drop(start(&service, Ask::of(&format!("other-{id}"), 1, 0)));
         }
         refused(&service, Ask::of("debtor", 1, 0));
         assert!(!handle.stats_of(&Key::new("debtor")).is_empty());
@@ -114,10 +112,7 @@ async fn a_key_whose_call_is_under_way_is_kept() {
     let long = support::admitted(&service, &mut upstream, Ask::of("long", 5, 5));
     advance(MINUTE_FORGOTTEN * 2).await;
     for id in 0..1_000 {
-        drop(support::start(
-            &service,
-            Ask::of(&format!("other-{id}"), 1, 0),
-        ));
+        drop(start(&service, Ask::of(&format!("other-{id}"), 1, 0)));
     }
     // It is long forgotten that it was let through; what it used beyond is charged to its key all the same.
     long.used(10, 10);

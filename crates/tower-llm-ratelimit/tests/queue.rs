@@ -5,13 +5,14 @@ mod support;
 use std::collections::VecDeque;
 
 use support::{
-    Ask, HOUR, MS, NS, Open, SECOND, admitted, arrived, asked, consumed, exceeds, limited,
-    nothing_arrived, open, refusal, refused, start, stats, waiting,
+    Ask, HOUR, MS, NS, Open, SECOND, admitted, asked, consumed, exceeds, limited, open, refusal,
+    refused, stats, waiting,
 };
 use tokio::time::{Instant, advance};
 use tokio_test::{assert_pending, assert_ready, assert_ready_ok};
 use tower_llm_core::Refusal;
 use tower_llm_ratelimit::{Limit, RateLimitBuilder};
+use tower_llm_testkit::mock::{arrived, nothing_arrived, start};
 
 /// A token each second, and up to sixty at once.
 fn a_token_a_second() -> RateLimitBuilder<Open> {

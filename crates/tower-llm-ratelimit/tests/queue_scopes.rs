@@ -2,13 +2,12 @@
 
 mod support;
 
-use support::{
-    Ask, MINUTE, MS, Open, SECOND, admitted, arrived, asked, nothing_arrived, open, start, waiting,
-};
+use support::{Ask, MINUTE, MS, Open, SECOND, admitted, asked, open, waiting};
 use tokio::time::advance;
 use tokio_test::assert_pending;
 use tower_llm_core::KeyBy;
 use tower_llm_ratelimit::{Limit, RateLimitBuilder};
+use tower_llm_testkit::mock::{arrived, nothing_arrived, start};
 
 /// Ten tokens at once for each caller, and 30 for all of them.
 fn callers_of_an_organisation() -> RateLimitBuilder<Open> {

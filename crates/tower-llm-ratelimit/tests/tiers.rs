@@ -6,13 +6,14 @@ use std::{borrow::Cow, sync::Mutex, time::Duration};
 
 use support::{
     Ask, HOUR, MINUTE_FORGOTTEN, NS, SECOND, admitted, asked, consumed, exceeds, limited, open,
-    passes, poll_ready, ready, refusal, refused, remaining, stats, unary,
+    passes, ready, refusal, refused, remaining, stats, unary,
 };
 use tokio::time::advance;
 use tower::Service;
 use tower_layer::Layer;
 use tower_llm_core::{Described, KeyBy};
 use tower_llm_ratelimit::Limit;
+use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
 
 /// The plans of the issue.
 fn plans() -> Limit {
@@ -273,13 +274,13 @@ async fn a_waiting_call_keeps_the_tier_that_it_came_with() {
         .unwrap();
     let (service, mut upstream) = asked(&layer);
     admitted(&service, &mut upstream, Ask::tokens(60));
-    let mut waiting = support::start(&service, Ask::tokens(60));
+    let mut waiting = start(&service, Ask::tokens(60));
     assert!(waiting.poll().is_pending());
     layer.handle().set_tier_by(|_| "pro".into());
     advance(59 * SECOND).await;
     assert!(waiting.poll().is_pending());
-    support::nothing_arrived(&mut upstream);
+    nothing_arrived(&mut upstream);
     advance(MINUTE_FORGOTTEN - 59 * SECOND).await;
     assert!(waiting.poll().is_pending());
-    support::arrived(&mut upstream);
+    arrived(&mut upstream);
 }

@@ -27,8 +27,7 @@ use tower_llm_breaker::{
     State, Trial,
 };
 use tower_llm_core::{BoxError, Call, Dialect, HttpBody, Operation, Provider, Watched};
-#[allow(unused_imports, reason = "each test file uses its part")]
-pub(crate) use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
+use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
 use tower_test::mock::{self, Handle, Mock, SendResponse};
 
 pub(crate) const MS: Duration = Duration::from_millis(1);

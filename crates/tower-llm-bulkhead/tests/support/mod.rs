@@ -20,8 +20,6 @@ use tokio_test::{assert_ready, task};
 use tower_layer::Layer;
 use tower_llm_bulkhead::{Bulkhead, BulkheadFull, BulkheadHandle, BulkheadLayer, KeyStats};
 use tower_llm_core::{BoxError, Call, Described, Dialect, Key, Operation, Provider, Unary};
-#[allow(unused_imports, reason = "each test file uses its part")]
-pub(crate) use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
 use tower_test::mock::{self, Handle, Mock};
 
 // === typed requests ===

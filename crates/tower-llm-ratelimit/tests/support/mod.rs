@@ -15,8 +15,7 @@ use tower_llm_ratelimit::{
     ExceedsLimit, KeyStats, LimitStats, RateLimit, RateLimitBuilder, RateLimitHandle,
     RateLimitLayer, RateLimited,
 };
-#[allow(unused_imports, reason = "each test file uses its part")]
-pub(crate) use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
+use tower_llm_testkit::mock::{arrived, start};
 use tower_test::mock::{self, Handle, Mock};
 
 pub(crate) const NS: Duration = Duration::from_nanos(1);
