@@ -9,7 +9,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{PATIENCE, ask, client, post};
+use common::{PATIENCE, ask, client, give_up_once_arrived, post};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout};
 use tower_llm_testkit::{Behavior, Fault, SimulatedProvider};
@@ -36,16 +36,10 @@ async fn leave_in_mid_gap(path: &str, http2: bool) {
         .unwrap();
     assert_eq!(provider.counts().open_streams, 1);
     drop(body);
-    let left = Instant::now();
     let counts = provider
         .wait_for(PATIENCE, |counts| counts.closed_by_caller == 1)
         .await
         .unwrap();
-    assert!(
-        left.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        left.elapsed()
-    );
     assert_eq!(
         (counts.open_streams, counts.in_flight, counts.finished),
         (0, 0, 0)
@@ -69,9 +63,7 @@ async fn a_caller_that_leaves_before_the_head_is_noticed() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(Behavior::new().head_delay(HOUR));
     let request = client().request(post(&provider, CHAT, STREAM));
-    timeout(Duration::from_millis(50), request)
-        .await
-        .unwrap_err();
+    give_up_once_arrived(&provider, request).await;
     let counts = provider
         .wait_for(PATIENCE, |counts| counts.closed_before_head == 1)
         .await

@@ -9,7 +9,7 @@ mod common;
 
 use std::{error::Error, io, time::Duration};
 
-use common::{GENERATING, PATIENCE, ask, client, post, read, request};
+use common::{GENERATING, PATIENCE, ask, client, give_up_once_arrived, post, read, request};
 use http::{HeaderMap, Method};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
@@ -291,7 +291,7 @@ async fn silence_before_the_head_and_in_mid_stream() {
     provider.script([Fault::NoAnswer, Fault::StallAfter(2)]);
     let client = client();
     let never = client.request(post(&provider, CHAT, STREAM));
-    timeout(Duration::from_millis(50), never).await.unwrap_err();
+    give_up_once_arrived(&provider, never).await;
     provider
         .wait_for(PATIENCE, |counts| counts.closed_before_head == 1)
         .await
@@ -302,14 +302,16 @@ async fn silence_before_the_head_and_in_mid_stream() {
         .await
         .unwrap()
         .into_body();
+    let sent = wire::body(CHAT, STREAM.as_bytes(), &Behavior::new())[..2].concat();
     let mut seen = Vec::new();
-    while let Ok(frame) = timeout(Duration::from_millis(50), body.frame()).await {
+    while seen.len() < sent.len() {
+        let frame = timeout(PATIENCE, body.frame()).await.unwrap();
         seen.extend_from_slice(&frame.unwrap().unwrap().into_data().unwrap());
     }
-    assert_eq!(
-        seen,
-        wire::body(CHAT, STREAM.as_bytes(), &Behavior::new())[..2].concat()
-    );
+    assert_eq!(seen, sent);
+    timeout(Duration::from_millis(50), body.frame())
+        .await
+        .unwrap_err();
     assert_eq!(provider.counts().open_streams, 1);
     drop(body);
     let counts = provider

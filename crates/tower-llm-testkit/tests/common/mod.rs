@@ -110,6 +110,15 @@ pub(crate) async fn ask(provider: &SimulatedProvider, path: &str, body: &str) ->
         .unwrap()
 }
 
+/// Drops a call that is never answered, when it has arrived at the provider.
+pub(crate) async fn give_up_once_arrived(provider: &SimulatedProvider, call: impl Future) {
+    let arrived = provider.wait_for(PATIENCE, |counts| counts.requests == 1);
+    tokio::select! {
+        _ = call => panic!("it was answered"),
+        counts = arrived => drop(counts.unwrap()),
+    }
+}
+
 /// Every way to ask for a generated answer: path, body, streamed.
 pub(crate) const GENERATING: [(&str, &str, bool); 12] = [
     (

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use tower_llm_testkit::{Behavior, SimulatedProvider};
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
+use tower_llm_testkit::{Behavior, Fault, SimulatedProvider};
 
-use crate::support::{Answer, Binary, Running, eventually, get, post};
+use crate::support::{Answer, Binary, Running, SOON, eventually, get, post, within};
 
 const CHAT: (&str, &str) = ("/v1/chat/completions", r#"{"stream":true}"#);
 const MESSAGES: (&str, &str) = ("/v1/messages", r#"{"stream":true}"#);
@@ -85,6 +85,7 @@ async fn who_finds_no_place_is_told_so_in_his_dialect() {
         "0",
     ];
     let gateway = Running::over(&provider, &flags).await;
+    provider.set(Fault::NoAnswer);
     for (call, pointer, value) in [
         (CHAT, "/error/code", "server_is_overloaded"),
         (AZURE, "/error/code", "server_is_overloaded"),
@@ -92,34 +93,34 @@ async fn who_finds_no_place_is_told_so_in_his_dialect() {
         (GENERATE, "/error/status", "UNAVAILABLE"),
     ] {
         provider.reset_counts();
-        provider.set(
-            Behavior::new()
-                .output_tokens(4)
-                .gap(Duration::from_millis(50)),
-        );
-        let answers = many(gateway.addr, 50, call).await;
-        let (served, refused): (Vec<_>, Vec<_>) =
-            answers.into_iter().partition(|answer| answer.status == 200);
-        assert_eq!((served.len(), refused.len()), (2, 48), "{}", call.0);
-        for answer in refused {
+        let calls = (0..50).map(|_| post(gateway.addr, call.0, "", call.1));
+        // Two have a place and never end.
+        let mut calls: FuturesUnordered<_> = calls.collect();
+        let refused = calls.by_ref().take(48).collect::<Vec<_>>();
+        for answer in within(SOON, refused).await {
             assert_eq!(answer.status, 503);
             assert_eq!(answer.json().pointer(pointer).unwrap(), value, "{}", call.0);
         }
-        assert_eq!(provider.counts().max_open_streams, 2);
+        provider
+            .wait_for(SOON, |counts| counts.requests == 2)
+            .await
+            .unwrap();
+        drop(calls);
+        eventually("those two have left", async || gateway.held() == 0).await;
     }
 }
 
 #[tokio::test]
 async fn the_queue_is_bounded_in_number_and_in_time() {
     let provider = SimulatedProvider::start().await.unwrap();
-    provider.set(tower_llm_testkit::Fault::StallAfter(1));
+    provider.set(Fault::StallAfter(1));
     let flags = [
         "--bulkhead-openai-concurrent",
         "1",
         "--bulkhead-default-queue",
         "3",
         "--bulkhead-default-timeout",
-        "0.3",
+        "2",
     ];
     let gateway = Running::over(&provider, &flags).await;
     let mut holder = crate::support::Connection::open(gateway.addr).await;
@@ -128,7 +129,7 @@ async fn the_queue_is_bounded_in_number_and_in_time() {
 
     let answers = many(gateway.addr, 10, CHAT).await;
 
-    let waited = |answer: &Answer| answer.text().contains("within 300ms");
+    let waited = |answer: &Answer| answer.text().contains("within 2s");
     assert!(answers.iter().all(|answer| answer.status == 503));
     assert_eq!(answers.iter().filter(|answer| waited(answer)).count(), 3);
     // Another provider has places of its own.

@@ -212,14 +212,11 @@ async fn a_short_wait_that_the_provider_asks_for_is_waited_out() {
     let provider = SimulatedProvider::start().await.unwrap();
     let gateway = Running::over(&provider, &[]).await;
     provider.push(Fault::Throttled(RetryAfter::Seconds(1)));
-    assert_eq!(call(gateway.addr, "one", MESSAGES).await.status, 429);
     let since = Instant::now();
+    assert_eq!(call(gateway.addr, "one", MESSAGES).await.status, 429);
     assert_eq!(call(gateway.addr, "one", MESSAGES).await.status, 200);
-    assert!(
-        since.elapsed() > Duration::from_millis(900),
-        "{:?}",
-        since.elapsed()
-    );
+    let took = since.elapsed();
+    assert!(took >= Duration::from_secs(1), "{took:?}");
 }
 
 #[tokio::test]

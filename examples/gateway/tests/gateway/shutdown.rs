@@ -26,7 +26,7 @@ async fn at_a_signal_streams_end_well_and_nobody_new_is_let_in() {
         provider.set(
             Behavior::new()
                 .output_tokens(15)
-                .gap(Duration::from_millis(60)),
+                .gap(Duration::from_millis(200)),
         );
         let url = provider.url();
         let mut gateway = Binary::start(&[("OPENAI_BASE_URL", &url)], &[]).await;
@@ -65,10 +65,7 @@ async fn a_stream_longer_than_the_deadline_is_cut() {
     while let Ok(Some(_)) = within(SOON, stream.chunk()).await {}
     assert_eq!(gateway.exit(SOON).await.code(), Some(0));
     let took = began.elapsed();
-    assert!(
-        Duration::from_millis(450) < took && took < Duration::from_secs(3),
-        "{took:?}"
-    );
+    assert!(took >= Duration::from_millis(500), "{took:?}");
     provider
         .wait_for(SOON, |counts| counts.closed_by_caller == 1)
         .await
@@ -100,9 +97,8 @@ async fn an_idle_connection_holds_nothing_up() {
     let mut idle = Connection::open(gateway.addr).await;
     idle.send("GET", "/healthz", "", "").await;
     assert_eq!(idle.answer(false).await.unwrap().status, 200);
-    let began = Instant::now();
-    assert_eq!(gateway.stop().await.cut, 0);
-    assert!(began.elapsed() < Duration::from_secs(5));
+    let stopped = within(SOON, gateway.stop()).await;
+    assert_eq!(stopped.cut, 0);
     assert_eq!(idle.more().await, 0);
 }
 
