@@ -16,7 +16,7 @@ use std::{
 };
 
 use shared_support::{
-    Mode, PATIENCE, Prompt, Setup, admits, call, eventually, stuck, timed, unary,
+    Mode, PATIENCE, Prompt, RECOVERY, Setup, admits, call, eventually, stuck, timed, unary,
 };
 use tokio::{
     sync::mpsc,
@@ -119,7 +119,7 @@ async fn a_call_waits_as_long_as_the_store_says_and_not_much_longer(setup: &mut 
         took >= Duration::from_secs(2) || setup.mode == Mode::Leases,
         "{took:?}"
     );
-    let latest = Duration::from_millis(2_200) + all_taken_after + Duration::from_millis(700);
+    let latest = Duration::from_millis(2_200) + all_taken_after + RECOVERY;
     assert!(took < latest, "{took:?}");
 }
 
