@@ -4,6 +4,9 @@
 //! else - to open, to probe, to close - is done under a lock, which alone writes the word. Nothing of the user's runs
 //! while it is held: events are sent after it.
 
+mod held;
+mod judged;
+
 use std::{
     sync::{Arc, PoisonError},
     time::Duration,
@@ -12,9 +15,13 @@ use std::{
 use tokio::time::Instant;
 use tower_llm_core::{Forget, Key};
 
+use self::{
+    held::{Core, Held},
+    judged::Judged,
+};
 use crate::{
     CircuitId, State,
-    event::{Event, EventKind, Reason},
+    event::{Event, Reason},
     group::Group,
     policy::Policy,
     sync::{AtomicU64, Mutex, MutexGuard, Ordering},
@@ -38,40 +45,6 @@ pub(crate) struct Circuit {
     last_event: AtomicU64,
     /// One once the group counts it.
     is_member: AtomicU64,
-}
-
-/// What the ends of calls are counted in.
-#[derive(Debug)]
-struct Judged {
-    /// `None` where no share of them opens a circuit.
-    failures: Option<Window>,
-    slow: Option<Window>,
-    /// Failures one after the other: the generation, and in the lower half how many.
-    run: AtomicU64,
-}
-
-/// What only changes together.
-#[derive(Debug, Default)]
-struct Core {
-    /// How often it has opened without staying closed in between.
-    openings: u32,
-    closed_at: Option<Instant>,
-    /// Probes that hold a place.
-    leases: Vec<Lease>,
-    next_lease: u32,
-    successes: u32,
-    /// What is due of the next call to be let through while it is ramping: each adds its share.
-    due: f64,
-    /// Until when the provider has asked to wait with one of the failures that count.
-    not_before: Option<Instant>,
-    /// Whether it was told that too many others are open.
-    kept_closed: bool,
-}
-
-#[derive(Debug)]
-struct Lease {
-    number: u32,
-    until: Instant,
 }
 
 /// That a call was let through: in which generation, and in the upper bits a probe's lease.
@@ -109,24 +82,10 @@ pub(crate) enum Verdict {
     Exhausted,
 }
 
-/// The circuit with its lock held, and what is to be told when it is free.
-struct Held<'a> {
-    circuit: &'a Circuit,
-    core: MutexGuard<'a, Core>,
-    happened: Vec<EventKind>,
-    /// Whether its group counts it as open already, since it was asked whether it may.
-    is_counted: bool,
-    now: Instant,
-}
-
 impl Circuit {
     pub(crate) fn new(group: Arc<Group>, key: Option<Key>) -> Self {
         let policy = &group.policy;
-        let judged = group.counts().then(|| Judged {
-            failures: policy.failure_ratio.map(|_| policy.window()),
-            slow: policy.slow.map(|_| policy.window()),
-            run: AtomicU64::new(0),
-        });
+        let judged = group.counts().then(|| Judged::new(policy));
         // Calls that share a circuit for want of room have nothing else in common: it keeps none of them out.
         let phase = match &key {
             Some(_) => policy.at_first,
@@ -216,10 +175,9 @@ impl Circuit {
                     held.throttled(pass, time);
                 })
             }
-            Verdict::Throttled { .. } => self.change(now.get(), |held| {
-                held.give_back(pass);
-                held.happened.push(EventKind::Throttled);
-            }),
+            Verdict::Throttled { .. } => {
+                self.change(now.get(), |held| held.throttled_for_no_time(pass));
+            }
             _ if pass.is_probe() => self.change(now.get(), |held| held.probed(pass, verdict)),
             Verdict::Neutral => {}
             Verdict::Success => self.count(pass, None, now),
@@ -344,7 +302,7 @@ impl Circuit {
     /// A probe's first token has come: taken for its success. What comes of it later counts as of any call.
     pub(crate) fn probed_early(&self, pass: Pass, now: &mut Now) -> Pass {
         self.change(now.get(), |held| {
-            if !held.circuit.is_current(pass) {
+            if !self.is_current(pass) {
                 return pass;
             }
             held.probed(pass, Verdict::Success);
@@ -373,11 +331,7 @@ impl Circuit {
     }
 
     fn begin_anew(&self, phase: Phase, now: Instant) {
-        self.change(now, |held| {
-            held.core.openings = 0;
-            held.core.closed_at = None;
-            held.go(phase, None, Reason::ByHand);
-        });
+        self.change(now, |held| held.begin_anew(phase));
     }
 
     /// Goes on in `phase`.
@@ -435,8 +389,7 @@ impl Circuit {
     }
 
     pub(crate) fn probes(&self, now: Instant) -> usize {
-        let core = self.core();
-        core.leases.iter().filter(|lease| lease.until > now).count()
+        self.core().probes(now)
     }
 
     pub(crate) fn refused(&self) -> u64 {
@@ -454,17 +407,9 @@ impl Circuit {
     }
 
     fn change<T>(&self, now: Instant, change: impl FnOnce(&mut Held<'_>) -> T) -> T {
-        let mut held = Held {
-            circuit: self,
-            core: self.core(),
-            happened: Vec::new(),
-            is_counted: false,
-            now,
-        };
+        let mut held = Held::new(self, self.core(), now);
         let result = change(&mut held);
-        let Held { core, happened, .. } = held;
-        drop(core);
-        for kind in happened {
+        for kind in held.release() {
             let event = Event {
                 circuit: self.id(),
                 at: now,
@@ -473,384 +418,6 @@ impl Circuit {
             self.policy().tell(event);
         }
         result
-    }
-}
-
-impl Held<'_> {
-    fn word(&self) -> Word {
-        self.circuit.word()
-    }
-
-    fn policy(&self) -> &Policy {
-        self.circuit.policy()
-    }
-
-    fn admit(&mut self) -> Result<Pass, Shut> {
-        let word = self.word();
-        if self.circuit.is_shut(word, self.now) {
-            return Err(self.circuit.shut(word, self.now));
-        }
-        match word.phase {
-            Phase::Open => {
-                self.go(Phase::HalfOpen, None, Reason::TimeOver);
-                self.probe()
-            }
-            Phase::HalfOpen => self.probe(),
-            Phase::Paused => {
-                self.go(Phase::Closed, None, Reason::TimeOver);
-                Ok(Pass::of(self.word()))
-            }
-            Phase::Ramping if self.circuit.is_over(word, self.now) => {
-                // What is counted goes on counting.
-                let closed = Word {
-                    phase: Phase::Closed,
-                    until: 0,
-                    ..word
-                };
-                self.set(closed, Reason::TimeOver);
-                Ok(Pass::of(closed))
-            }
-            Phase::Ramping => self.ramp(word),
-            _ => Ok(Pass::of(word)),
-        }
-    }
-
-    /// Lets a probe through if a place is free.
-    fn probe(&mut self) -> Result<Pass, Shut> {
-        let now = self.now;
-        self.core.leases.retain(|lease| lease.until > now);
-        if self.core.leases.len() >= self.policy().probes {
-            let next = self.core.leases.iter().map(|lease| lease.until).min();
-            return Err(Shut {
-                state: State::HalfOpen,
-                retry_after: next.map(|until| until - now),
-            });
-        }
-        let number = self.core.free_number();
-        let until = now + self.policy().probe_lease;
-        self.core.leases.push(Lease { number, until });
-        Ok(Pass::of(self.word()).with_lease(number))
-    }
-
-    /// Lets so many through that their share of all grows with the time, from a tenth to all.
-    fn ramp(&mut self, word: Word) -> Result<Pass, Shut> {
-        let length = self.policy().ramp.unwrap_or_default().as_secs_f64();
-        let left = self.policy().clock.left(word.until, self.now);
-        let share = (1.0 - left.as_secs_f64() / length).max(0.1);
-        let due = &mut self.core.due;
-        *due += share;
-        if *due < 1.0 {
-            return Err(Shut::untimed(State::Ramping));
-        }
-        *due -= 1.0;
-        Ok(Pass::of(word))
-    }
-
-    /// A place that a probe has is free again.
-    fn give_back(&mut self, pass: Pass) {
-        if pass.is_probe() && self.circuit.is_current(pass) {
-            self.core
-                .leases
-                .retain(|lease| lease.number != pass.lease());
-        }
-    }
-
-    /// A probe has ended. One whose lease had run out still tells the truth, if nothing else was decided meanwhile.
-    fn probed(&mut self, pass: Pass, verdict: Verdict) {
-        self.give_back(pass);
-        if !self.circuit.is_current(pass) {
-            self.circuit.stale.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        match verdict {
-            Verdict::Success => {
-                self.core.successes += 1;
-                if self.core.successes >= self.policy().successes_to_close {
-                    self.close(Reason::ProbesSucceeded);
-                }
-            }
-            Verdict::Failure { retry_after } => self.reopen(retry_after),
-            _ => {}
-        }
-    }
-
-    /// A call has failed that had counted as a probe's success, and the circuit is still being probed.
-    fn fail(&mut self, pass: Pass) {
-        if self.circuit.is_current(pass) {
-            self.reopen(None);
-        }
-    }
-
-    fn reopen(&mut self, retry_after: Option<Duration>) {
-        let until = self.next_opening(retry_after);
-        self.open(until, Reason::ProbeFailed);
-    }
-
-    fn close(&mut self, reason: Reason) {
-        self.core.closed_at = Some(self.now);
-        match self.policy().ramp {
-            Some(ramp) => {
-                let until = self.now + ramp;
-                self.go(Phase::Ramping, Some(until), reason);
-            }
-            None => self.go(Phase::Closed, None, reason),
-        }
-    }
-
-    /// The calls of `pass`'s generation have failed too often.
-    fn trip(&mut self, pass: Pass, reason: Reason, retry_after: Option<Duration>) {
-        let word = self.word();
-        if word.generation != pass.generation() || !word.phase.is_judged() {
-            // Somebody else was faster.
-            return;
-        }
-        if word.phase == Phase::MetricsOnly {
-            self.happened.push(EventKind::WouldOpen { reason });
-            self.publish(word.next(Phase::MetricsOnly, 0));
-            return;
-        }
-        if !self.circuit.group.may_open() {
-            if !self.core.kept_closed {
-                self.core.kept_closed = true;
-                self.happened.push(EventKind::KeptClosed { reason });
-            }
-            return;
-        }
-        self.is_counted = true;
-        let until = self.next_opening(retry_after);
-        self.open(until, reason);
-    }
-
-    /// Until when it opens now, if it was opened by failures: longer each time, until it has stayed closed.
-    fn next_opening(&mut self, retry_after: Option<Duration>) -> Instant {
-        self.leave_closed();
-        let time = self.policy().open_time(self.core.openings, retry_after);
-        self.core.openings = self.core.openings.saturating_add(1);
-        let until = self.now + time;
-        self.core.not_before.map_or(until, |at| until.max(at))
-    }
-
-    /// The provider has asked to wait, with a failure: it is not open for less, whichever failure opens it.
-    fn told(&mut self, time: Duration) {
-        let until = self.now + self.policy().told(time);
-        self.core.not_before = self.core.not_before.max(Some(until));
-    }
-
-    /// The same of a call that was let through earlier, while it is open.
-    fn told_late(&mut self, time: Duration) {
-        self.lapse();
-        if self.word().phase == Phase::Open {
-            let until = self.now + self.policy().told(time);
-            self.prolong(until, Reason::FailureRatio);
-        }
-    }
-
-    /// What has ended by itself, though no call has come since, is over.
-    fn lapse(&mut self) {
-        let word = self.word();
-        if self.circuit.is_over(word, self.now) {
-            match word.phase {
-                Phase::Open => self.go(Phase::HalfOpen, None, Reason::TimeOver),
-                Phase::Paused => self.go(Phase::Closed, None, Reason::TimeOver),
-                _ => {}
-            }
-        }
-    }
-
-    /// It is open for as long as the first time again, if it has stayed closed for that long.
-    fn leave_closed(&mut self) {
-        let (now, open_for) = (self.now, self.policy().open_for);
-        let closed_at = self.core.closed_at.take();
-        if closed_at.is_some_and(|at| now.saturating_duration_since(at) >= open_for) {
-            self.core.openings = 0;
-        }
-    }
-
-    fn exhausted(&mut self, pass: Pass) {
-        let policy = self.policy();
-        let until = self.now + policy.jittered(policy.exhausted_for);
-        if self.is_about_now(pass, Reason::Exhausted) {
-            self.open(until, Reason::Exhausted);
-        }
-    }
-
-    fn throttled(&mut self, pass: Pass, time: Duration) {
-        let policy = self.policy();
-        let until = self.now + policy.jittered(policy.told(time));
-        if !self.is_about_now(pass, Reason::Throttled) {
-            return;
-        }
-        match self.word().phase {
-            Phase::Closed | Phase::Ramping => {
-                self.go(Phase::Paused, Some(until), Reason::Throttled);
-            }
-            Phase::Paused => self.prolong(until, Reason::Throttled),
-            _ => self.open(until, Reason::Throttled),
-        }
-    }
-
-    /// Whether what one call says opens the circuit, or may prolong it: a call that was let through earlier opens nothing
-    /// that has closed since.
-    fn is_about_now(&mut self, pass: Pass, reason: Reason) -> bool {
-        self.lapse();
-        match self.word().phase {
-            Phase::ForcedOpen | Phase::Disabled => false,
-            Phase::MetricsOnly => {
-                self.happened.push(EventKind::WouldOpen { reason });
-                false
-            }
-            Phase::Open | Phase::Paused => true,
-            _ if self.circuit.is_current(pass) => true,
-            _ => {
-                self.circuit.stale.fetch_add(1, Ordering::Relaxed);
-                false
-            }
-        }
-    }
-
-    /// Opens until `until`, or for as long as it lets nobody through already if that is later.
-    fn open(&mut self, until: Instant, reason: Reason) {
-        let word = self.word();
-        match word.phase {
-            Phase::Open => self.prolong(until, reason),
-            Phase::Paused => {
-                let paused_until = self.now + self.policy().clock.left(word.until, self.now);
-                self.go(Phase::Open, Some(until.max(paused_until)), reason);
-            }
-            _ => self.go(Phase::Open, Some(until), reason),
-        }
-    }
-
-    /// The later of two ends wins. The generation stays: nothing else has changed.
-    fn prolong(&mut self, until: Instant, reason: Reason) {
-        let word = self.word();
-        let longer = word.lasting_until(self.policy().clock.until(until));
-        if longer.until <= word.until {
-            return;
-        }
-        self.publish(longer);
-        self.happened.push(EventKind::Prolonged {
-            state: State::of(word.phase),
-            reason,
-            lasts: self.policy().clock.left(longer.until, self.now),
-        });
-    }
-
-    /// What another process says counts as if it had happened here.
-    #[cfg(feature = "redis")]
-    fn learn(&mut self, change: crate::shared::Change) {
-        use crate::shared::Change;
-        /// What was told from here comes back with what it took on its way.
-        const ECHO: Duration = Duration::from_millis(50);
-
-        let word = self.word();
-        let until = match change {
-            Change::Open { until } | Change::Throttled { until } => Some(until),
-            Change::Closed => None,
-        };
-        match (word.phase, change, until) {
-            (phase, _, _) if phase.is_by_hand() => {}
-            (Phase::Open | Phase::Paused, _, Some(until)) => {
-                if until > self.now + self.policy().clock.left(word.until, self.now) + ECHO {
-                    self.prolong(until, Reason::Shared);
-                }
-            }
-            (Phase::Closed | Phase::Ramping, Change::Throttled { .. }, _) => {
-                self.go(Phase::Paused, until, Reason::Shared);
-            }
-            (_, _, Some(_)) => self.go(Phase::Open, until, Reason::Shared),
-            (Phase::Open | Phase::HalfOpen | Phase::Paused, _, None) => self.close(Reason::Shared),
-            (_, _, None) => {}
-        }
-    }
-
-    /// Begins a generation.
-    fn go(&mut self, phase: Phase, until: Option<Instant>, reason: Reason) {
-        if phase == Phase::Open {
-            self.leave_closed();
-        }
-        let until = until.map_or(0, |until| self.policy().clock.until(until));
-        let word = self.word().next(phase, until);
-        self.core.leases.clear();
-        self.core.successes = 0;
-        // The first is let through.
-        self.core.due = 1.0;
-        self.core.not_before = None;
-        self.core.kept_closed = false;
-        if let Some(judged) = &self.circuit.judged {
-            judged.clear();
-        }
-        self.set(word, reason);
-    }
-
-    fn set(&mut self, word: Word, reason: Reason) {
-        let from = self.word().phase;
-        match (from.is_ejected(), word.phase.is_ejected()) {
-            (false, true) if self.is_counted => {}
-            (false, true) => self.circuit.group.opened(),
-            (true, false) => self.circuit.group.closed(),
-            _ => {}
-        }
-        self.publish(word);
-        self.circuit.note_event(self.now);
-        let lasts = self.circuit.shut(word, self.now).retry_after;
-        self.happened.push(EventKind::Transition {
-            from: State::of(from),
-            to: State::of(word.phase),
-            reason,
-            lasts,
-            generation: word.generation,
-        });
-    }
-
-    fn publish(&self, word: Word) {
-        self.circuit.word.store(word.pack(), Ordering::Release);
-    }
-}
-
-impl Core {
-    /// A number that no probe has now, and none had lately.
-    fn free_number(&mut self) -> u32 {
-        loop {
-            self.next_lease = self.next_lease % MOST_PROBES as u32 + 1;
-            let number = self.next_lease;
-            if self.leases.iter().all(|lease| lease.number != number) {
-                return number;
-            }
-        }
-    }
-}
-
-impl Judged {
-    /// Notes a success or a failure, and says how many failures came one after the other.
-    fn follow(&self, pass: Pass, is_bad: bool, is_current: impl Fn() -> bool) -> u32 {
-        let mut seen = self.run.load(Ordering::Acquire);
-        loop {
-            let is_of = seen >> 32 == u64::from(pass.generation());
-            if !is_of && !is_current() {
-                // The run of a later generation is not for this one to break.
-                return 0;
-            }
-            let before = if is_of { seen as u32 } else { 0 };
-            let in_a_row = if is_bad { before.saturating_add(1) } else { 0 };
-            if is_of && in_a_row == before {
-                return in_a_row;
-            }
-            let next = u64::from(pass.generation()) << 32 | u64::from(in_a_row);
-            let noted =
-                self.run
-                    .compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Acquire);
-            match noted {
-                Ok(_) => return in_a_row,
-                Err(now) => seen = now,
-            }
-        }
-    }
-
-    fn clear(&self) {
-        for window in self.failures.iter().chain(&self.slow) {
-            window.clear();
-        }
     }
 }
 

@@ -87,7 +87,7 @@ impl Tried {
     }
 
     fn openings(&self) -> u32 {
-        self.circuit.core().openings
+        self.circuit.core().openings()
     }
 
     fn probes(&self, second: u64) -> usize {
