@@ -149,25 +149,23 @@ impl Circuits {
         found.map(|(_, circuits)| circuits)
     }
 
-    /// The circuits of the calls with `key`, or of those that share a route because there is room for no more.
+    /// The circuits of the calls with `key`; none for the route that keys share when there is room for no more, since
+    /// nobody goes by it.
     fn route(&self, policy: Arc<Policy>, key: Option<&Key>) -> Route {
         let [provider, account, model] = key.map(Key::parts).unwrap_or_default();
-        let key_in = |scope| {
-            let key = key?;
-            Some(match scope {
-                Scope::Provider => Key::new(provider),
-                Scope::ProviderAndModel => Key::pair(provider, model),
-                Scope::Account => Key::pair(provider, account),
-                Scope::AccountAndModel => Key::triple(provider, account, model),
-                Scope::Key => key.clone(),
+        let mut circuits = key.into_iter().flat_map(|key| {
+            self.0.iter().map(move |(scope, circuits)| {
+                let circuit = match scope {
+                    Scope::Provider => circuits.get_key(&Key::new(provider)),
+                    Scope::ProviderAndModel => circuits.get_key(&Key::pair(provider, model)),
+                    Scope::Account => circuits.get_key(&Key::pair(provider, account)),
+                    Scope::AccountAndModel => {
+                        circuits.get_key(&Key::triple(provider, account, model))
+                    }
+                    Scope::Key => circuits.get_key(key),
+                };
+                (*scope, circuit)
             })
-        };
-        let mut circuits = self.0.iter().map(|(scope, circuits)| {
-            let circuit = match key_in(*scope) {
-                Some(key) => circuits.get_key(&key),
-                None => circuits.overflow(),
-            };
-            (*scope, circuit)
         });
         let circuits = std::array::from_fn(|_| circuits.next());
         let has_room = |circuit: &Option<(_, Arc<Keyed<Circuit>>)>| match circuit {
@@ -175,7 +173,7 @@ impl Circuits {
             None => true,
         };
         Route {
-            is_whole: circuits.iter().all(has_room),
+            is_whole: key.is_some() && circuits.iter().all(has_room),
             is_watched: policy.slow.is_some() || policy.stalled_after.is_some(),
             policy,
             circuits,

@@ -125,11 +125,6 @@ impl<T: Forget> Registry<T> {
         self.key_by.with_key(request, |key| key.to_key())
     }
 
-    /// The state that keys share when it is full.
-    pub fn overflow(&self) -> Arc<Keyed<T>> {
-        Arc::clone(&self.overflow)
-    }
-
     /// The state of `key`, if there is one.
     #[must_use]
     pub fn peek(&self, key: &Key) -> Option<Arc<Keyed<T>>> {

@@ -2,7 +2,7 @@
 
 use tower_llm_stack::{
     BreakerHandle, BreakerLayer, KeyBy, Provider,
-    breaker::{Force, Scope, State},
+    breaker::{CircuitStats, Force, Scope, State},
 };
 
 use crate::{BreakerSettings, StartError, settings::BreakerMode, upstream::Upstream};
@@ -79,9 +79,9 @@ pub(crate) fn of_provider(
 }
 
 impl Circuits {
-    pub(crate) fn of(handle: &BreakerHandle, scope: Scope) -> Self {
+    pub(crate) fn of(stats: &[CircuitStats], scope: Scope) -> Self {
         let mut circuits = Self::default();
-        for stats in handle.stats() {
+        for stats in stats {
             if stats.circuit.scope() != scope {
                 continue;
             }

@@ -201,8 +201,9 @@ impl Metrics {
     }
 
     fn note_circuits(&self, provider: &'static str, handle: &BreakerHandle) {
+        let stats = handle.stats();
         for (scope, of) in SCOPES {
-            let circuits = Circuits::of(handle, scope);
+            let circuits = Circuits::of(&stats, scope);
             metrics::with_local_recorder(&*self.recorder, || {
                 for ((_, state), number) in STATES.iter().zip(circuits.in_state) {
                     let labels = [("provider", provider), ("of", of), ("state", *state)];
