@@ -42,6 +42,12 @@ pub struct BreakerLayer<W = HttpBody> {
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct BreakerBuilder<W = HttpBody> {
+    pub(crate) settings: Settings,
+    watch: W,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
     over: Over,
     failure_ratio: Option<f64>,
     minimum_calls: Option<usize>,
@@ -66,7 +72,6 @@ pub struct BreakerBuilder<W = HttpBody> {
     max_keys: Option<usize>,
     #[cfg(feature = "redis")]
     shared: Option<crate::SharedCircuits>,
-    watch: W,
 }
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -88,6 +93,238 @@ impl BreakerLayer {
     /// Starts a layer with the defaults.
     pub fn builder() -> BreakerBuilder {
         BreakerBuilder {
+            settings: Settings::default(),
+            watch: HttpBody,
+        }
+    }
+}
+
+impl Default for BreakerLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<W> BreakerLayer<W> {
+    /// A handle to look at the circuits with, and to open and close them by hand.
+    #[must_use]
+    pub fn handle(&self) -> BreakerHandle {
+        BreakerHandle::new(Arc::clone(&self.board))
+    }
+}
+
+impl<W> BreakerBuilder<W> {
+    /// Judges a circuit by the calls that ended within the last `time`: 10 ms to a day.
+    ///
+    /// It is counted in tenths, so that a call counts for at least nine tenths of the time and at most all of it.
+    pub fn over_time(mut self, time: Duration) -> Self {
+        self.settings.over = Over::Time(time);
+        self
+    }
+
+    /// Judges a circuit by the last so many calls: 1 to 16,777,216, at one bit each.
+    pub fn over_calls(mut self, calls: usize) -> Self {
+        self.settings.over = Over::Calls(calls);
+        self
+    }
+
+    /// Opens a circuit when at least this share of its calls has failed; `0..=1`, where zero is the first failure.
+    ///
+    /// It is looked at when a call has failed: a success opens nothing.
+    pub fn failure_ratio(mut self, ratio: f64) -> Self {
+        self.settings.failure_ratio = Some(ratio);
+        self
+    }
+
+    /// Opens no circuit for the share of its failures, and keeps no window of them.
+    pub fn without_failure_ratio(mut self) -> Self {
+        self.settings.failure_ratio = None;
+        self
+    }
+
+    /// Sets of how many calls a share is taken at least: those that are missing count as good. So with a ratio of 0.5
+    /// and a minimum of 10, five failures open a circuit if there was nothing else.
+    pub fn minimum_calls(mut self, calls: usize) -> Self {
+        self.settings.minimum_calls = Some(calls);
+        self
+    }
+
+    /// Opens a circuit when so many calls have failed one after the other.
+    pub fn consecutive_failures(mut self, failures: u32) -> Self {
+        self.settings.consecutive_failures = Some(failures);
+        self
+    }
+
+    /// Opens a circuit for slow calls. A call is watched by a timer then, while nothing comes.
+    pub fn slow_calls(mut self, slow: SlowCalls) -> Self {
+        self.settings.slow_calls = Some(slow);
+        self
+    }
+
+    /// Counts a stream as failed as soon as no content has come for so long, once it has begun; how it goes on does not
+    /// matter then. The caller gets it all the same: a time-out would cut it.
+    pub fn stalled_after(mut self, time: Duration) -> Self {
+        self.settings.stalled_after = Some(time);
+        self
+    }
+
+    /// Sets how long a circuit is open the first time.
+    pub fn open_for(mut self, time: Duration) -> Self {
+        self.settings.open_for = time;
+        self
+    }
+
+    /// Sets by what factor it is open longer each time, until it has stayed closed for as long as it is open the first
+    /// time; at least 1.
+    pub fn open_factor(mut self, factor: f64) -> Self {
+        self.settings.open_factor = factor;
+        self
+    }
+
+    /// Sets how long it is open at most, unless the provider asks for more.
+    pub fn max_open_for(mut self, time: Duration) -> Self {
+        self.settings.max_open_for = time;
+        self
+    }
+
+    /// Sets up to what share of its time a circuit is open longer, by chance, so that not all come back at once; `0..=1`.
+    pub fn jitter(mut self, share: f64) -> Self {
+        self.settings.jitter = share;
+        self
+    }
+
+    /// Sets whether a circuit is open while the provider's rate limit says to wait; it is unless set. Where a rate limit
+    /// stands inside of this layer that learns from the provider, leave it to that: it lets short waits be waited out.
+    pub fn throttled_opens(mut self, opens: bool) -> Self {
+        self.settings.throttled_opens = opens;
+        self
+    }
+
+    /// Sets how long a time is believed that the provider asks for.
+    pub fn max_retry_after(mut self, time: Duration) -> Self {
+        self.settings.max_retry_after = time;
+        self
+    }
+
+    /// Sets how long an account's circuit is open when its money or its quota is used up, or its credentials are refused.
+    pub fn exhausted_for(mut self, time: Duration) -> Self {
+        self.settings.exhausted_for = time;
+        self
+    }
+
+    /// Sets how many probes of a circuit may be under way at once; 1 to 4,095.
+    pub fn probes(mut self, probes: usize) -> Self {
+        self.settings.probes = probes;
+        self
+    }
+
+    /// Sets how long a probe keeps its place, its wait in layers inside of this one included: then another is let through, lest one that never ends holds up all. What it
+    /// tells later counts, unless it was decided meanwhile.
+    pub fn probe_lease(mut self, time: Duration) -> Self {
+        self.settings.probe_lease = time;
+        self
+    }
+
+    /// Sets how many probes must succeed for the circuit to close; one that fails opens it again.
+    pub fn successes_to_close(mut self, probes: u32) -> Self {
+        self.settings.successes_to_close = probes;
+        self
+    }
+
+    /// Takes a probe for a success when its first content token comes, rather than when it has ended after minutes; if it
+    /// fails later, that counts as any call's failure. Off unless set.
+    pub fn first_token_is_success(mut self, is_success: bool) -> Self {
+        self.settings.first_token_is_success = is_success;
+        self
+    }
+
+    /// Lets calls through by and by when a circuit closes: a tenth of them at first, all of them after `time`.
+    pub fn ramp(mut self, time: Duration) -> Self {
+        self.settings.ramp = Some(time);
+        self
+    }
+
+    /// Keeps a circuit closed that failures would open, if more than this share of the layer's circuits of its kind, of those
+    /// by which calls have succeeded or failed, would be open then; `0..=1`. For pools: where all fail, somebody must be asked.
+    ///
+    /// What the provider has closed by its clock, or for want of money, is not kept open by it.
+    pub fn max_open_share(mut self, share: f64) -> Self {
+        self.settings.max_open_share = Some(share);
+        self
+    }
+
+    /// Has one circuit for each key, opened by whatever fails, in place of circuits by [whose fault](crate::Scope) it is.
+    pub fn key_by(mut self, key_by: KeyBy) -> Self {
+        self.settings.route_by = RouteBy::Key(key_by);
+        self
+    }
+
+    /// Sets what a provider's accounts are told apart by; the call's account unless set. Where callers send credentials
+    /// of their own, each is one: [`KeyBy::caller`]. Has no effect with a [`key_by`](Self::key_by).
+    pub fn account_by(mut self, account_by: KeyBy) -> Self {
+        if let RouteBy::Fault { account } = &mut self.settings.route_by {
+            *account = account_by;
+        }
+        self
+    }
+
+    /// Sets how many circuits of each kind there may be, rounded up to a multiple of 16. One more takes the place of one
+    /// that is closed, and of which nothing bad was heard lately; if there is none, its calls pass without.
+    pub fn max_keys(mut self, max_keys: usize) -> Self {
+        self.settings.max_keys = Some(max_keys);
+        self
+    }
+
+    /// Has all circuits begin in a state that a hand has to end ([`close`](crate::BreakerHandle::close)): to measure before
+    /// anything is refused.
+    pub fn at_first(mut self, force: Force) -> Self {
+        self.settings.at_first = force.phase();
+        self
+    }
+
+    /// Shares the circuits with other processes.
+    #[cfg(feature = "redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+    pub fn shared(mut self, shared: crate::SharedCircuits) -> Self {
+        self.settings.shared = Some(shared);
+        self
+    }
+
+    /// Sets how the end of a response is seen: [`Unary`](tower_llm_core::Unary) for types that are not HTTP.
+    pub fn watch<V>(self, watch: V) -> BreakerBuilder<V> {
+        BreakerBuilder {
+            settings: self.settings,
+            watch,
+        }
+    }
+
+    /// The layer.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] naming the setting and its value: a share outside of `0..=1`, a number or a time of zero, a time
+    /// over a day, a window shorter than its minimum of calls or longer than it may be, a `max_open_for` below `open_for`.
+    pub fn build(self) -> Result<BreakerLayer<W>, ConfigError> {
+        let policy = self.settings.policy()?;
+        let board = Arc::new(Board::new(
+            policy,
+            self.settings.route_by,
+            self.settings.max_keys,
+        )?);
+        #[cfg(feature = "redis")]
+        if let Some(shared) = self.settings.shared {
+            shared.start(&board)?;
+        }
+        Ok(BreakerLayer {
+            board,
+            watch: self.watch,
+        })
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
             over: Over::Time(MINUTE),
             failure_ratio: Some(0.5),
             minimum_calls: None,
@@ -114,252 +351,11 @@ impl BreakerLayer {
             max_keys: None,
             #[cfg(feature = "redis")]
             shared: None,
-            watch: HttpBody,
         }
     }
 }
 
-impl Default for BreakerLayer {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl<W> BreakerLayer<W> {
-    /// A handle to look at the circuits with, and to open and close them by hand.
-    #[must_use]
-    pub fn handle(&self) -> BreakerHandle {
-        BreakerHandle::new(Arc::clone(&self.board))
-    }
-}
-
-impl<W> BreakerBuilder<W> {
-    /// Judges a circuit by the calls that ended within the last `time`: 10 ms to a day.
-    ///
-    /// It is counted in tenths, so that a call counts for at least nine tenths of the time and at most all of it.
-    pub fn over_time(mut self, time: Duration) -> Self {
-        self.over = Over::Time(time);
-        self
-    }
-
-    /// Judges a circuit by the last so many calls: 1 to 16,777,216, at one bit each.
-    pub fn over_calls(mut self, calls: usize) -> Self {
-        self.over = Over::Calls(calls);
-        self
-    }
-
-    /// Opens a circuit when at least this share of its calls has failed; `0..=1`, where zero is the first failure.
-    ///
-    /// It is looked at when a call has failed: a success opens nothing.
-    pub fn failure_ratio(mut self, ratio: f64) -> Self {
-        self.failure_ratio = Some(ratio);
-        self
-    }
-
-    /// Opens no circuit for the share of its failures, and keeps no window of them.
-    pub fn without_failure_ratio(mut self) -> Self {
-        self.failure_ratio = None;
-        self
-    }
-
-    /// Sets of how many calls a share is taken at least: those that are missing count as good. So with a ratio of 0.5
-    /// and a minimum of 10, five failures open a circuit if there was nothing else.
-    pub fn minimum_calls(mut self, calls: usize) -> Self {
-        self.minimum_calls = Some(calls);
-        self
-    }
-
-    /// Opens a circuit when so many calls have failed one after the other.
-    pub fn consecutive_failures(mut self, failures: u32) -> Self {
-        self.consecutive_failures = Some(failures);
-        self
-    }
-
-    /// Opens a circuit for slow calls. A call is watched by a timer then, while nothing comes.
-    pub fn slow_calls(mut self, slow: SlowCalls) -> Self {
-        self.slow_calls = Some(slow);
-        self
-    }
-
-    /// Counts a stream as failed as soon as no content has come for so long, once it has begun; how it goes on does not
-    /// matter then. The caller gets it all the same: a time-out would cut it.
-    pub fn stalled_after(mut self, time: Duration) -> Self {
-        self.stalled_after = Some(time);
-        self
-    }
-
-    /// Sets how long a circuit is open the first time.
-    pub fn open_for(mut self, time: Duration) -> Self {
-        self.open_for = time;
-        self
-    }
-
-    /// Sets by what factor it is open longer each time, until it has stayed closed for as long as it is open the first
-    /// time; at least 1.
-    pub fn open_factor(mut self, factor: f64) -> Self {
-        self.open_factor = factor;
-        self
-    }
-
-    /// Sets how long it is open at most, unless the provider asks for more.
-    pub fn max_open_for(mut self, time: Duration) -> Self {
-        self.max_open_for = time;
-        self
-    }
-
-    /// Sets up to what share of its time a circuit is open longer, by chance, so that not all come back at once; `0..=1`.
-    pub fn jitter(mut self, share: f64) -> Self {
-        self.jitter = share;
-        self
-    }
-
-    /// Sets whether a circuit is open while the provider's rate limit says to wait; it is unless set. Where a rate limit
-    /// stands inside of this layer that learns from the provider, leave it to that: it lets short waits be waited out.
-    pub fn throttled_opens(mut self, opens: bool) -> Self {
-        self.throttled_opens = opens;
-        self
-    }
-
-    /// Sets how long a time is believed that the provider asks for.
-    pub fn max_retry_after(mut self, time: Duration) -> Self {
-        self.max_retry_after = time;
-        self
-    }
-
-    /// Sets how long an account's circuit is open when its money or its quota is used up, or its credentials are refused.
-    pub fn exhausted_for(mut self, time: Duration) -> Self {
-        self.exhausted_for = time;
-        self
-    }
-
-    /// Sets how many probes of a circuit may be under way at once; 1 to 4,095.
-    pub fn probes(mut self, probes: usize) -> Self {
-        self.probes = probes;
-        self
-    }
-
-    /// Sets how long a probe keeps its place, its wait in layers inside of this one included: then another is let through, lest one that never ends holds up all. What it
-    /// tells later counts, unless it was decided meanwhile.
-    pub fn probe_lease(mut self, time: Duration) -> Self {
-        self.probe_lease = time;
-        self
-    }
-
-    /// Sets how many probes must succeed for the circuit to close; one that fails opens it again.
-    pub fn successes_to_close(mut self, probes: u32) -> Self {
-        self.successes_to_close = probes;
-        self
-    }
-
-    /// Takes a probe for a success when its first content token comes, rather than when it has ended after minutes; if it
-    /// fails later, that counts as any call's failure. Off unless set.
-    pub fn first_token_is_success(mut self, is_success: bool) -> Self {
-        self.first_token_is_success = is_success;
-        self
-    }
-
-    /// Lets calls through by and by when a circuit closes: a tenth of them at first, all of them after `time`.
-    pub fn ramp(mut self, time: Duration) -> Self {
-        self.ramp = Some(time);
-        self
-    }
-
-    /// Keeps a circuit closed that failures would open, if more than this share of the layer's circuits of its kind, of those
-    /// by which calls have succeeded or failed, would be open then; `0..=1`. For pools: where all fail, somebody must be asked.
-    ///
-    /// What the provider has closed by its clock, or for want of money, is not kept open by it.
-    pub fn max_open_share(mut self, share: f64) -> Self {
-        self.max_open_share = Some(share);
-        self
-    }
-
-    /// Has one circuit for each key, opened by whatever fails, in place of circuits by [whose fault](crate::Scope) it is.
-    pub fn key_by(mut self, key_by: KeyBy) -> Self {
-        self.route_by = RouteBy::Key(key_by);
-        self
-    }
-
-    /// Sets what a provider's accounts are told apart by; the call's account unless set. Where callers send credentials
-    /// of their own, each is one: [`KeyBy::caller`]. Has no effect with a [`key_by`](Self::key_by).
-    pub fn account_by(mut self, account_by: KeyBy) -> Self {
-        if let RouteBy::Fault { account } = &mut self.route_by {
-            *account = account_by;
-        }
-        self
-    }
-
-    /// Sets how many circuits of each kind there may be, rounded up to a multiple of 16. One more takes the place of one
-    /// that is closed, and of which nothing bad was heard lately; if there is none, its calls pass without.
-    pub fn max_keys(mut self, max_keys: usize) -> Self {
-        self.max_keys = Some(max_keys);
-        self
-    }
-
-    /// Has all circuits begin in a state that a hand has to end ([`close`](crate::BreakerHandle::close)): to measure before
-    /// anything is refused.
-    pub fn at_first(mut self, force: Force) -> Self {
-        self.at_first = force.phase();
-        self
-    }
-
-    /// Shares the circuits with other processes.
-    #[cfg(feature = "redis")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
-    pub fn shared(mut self, shared: crate::SharedCircuits) -> Self {
-        self.shared = Some(shared);
-        self
-    }
-
-    /// Sets how the end of a response is seen: [`Unary`](tower_llm_core::Unary) for types that are not HTTP.
-    pub fn watch<V>(self, watch: V) -> BreakerBuilder<V> {
-        BreakerBuilder {
-            over: self.over,
-            failure_ratio: self.failure_ratio,
-            minimum_calls: self.minimum_calls,
-            consecutive_failures: self.consecutive_failures,
-            slow_calls: self.slow_calls,
-            stalled_after: self.stalled_after,
-            open_for: self.open_for,
-            open_factor: self.open_factor,
-            max_open_for: self.max_open_for,
-            jitter: self.jitter,
-            throttled_opens: self.throttled_opens,
-            max_retry_after: self.max_retry_after,
-            exhausted_for: self.exhausted_for,
-            probes: self.probes,
-            probe_lease: self.probe_lease,
-            successes_to_close: self.successes_to_close,
-            first_token_is_success: self.first_token_is_success,
-            ramp: self.ramp,
-            max_open_share: self.max_open_share,
-            at_first: self.at_first,
-            route_by: self.route_by,
-            max_keys: self.max_keys,
-            #[cfg(feature = "redis")]
-            shared: self.shared,
-            watch,
-        }
-    }
-
-    /// The layer.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`] naming the setting and its value: a share outside of `0..=1`, a number or a time of zero, a time
-    /// over a day, a window shorter than its minimum of calls or longer than it may be, a `max_open_for` below `open_for`.
-    pub fn build(self) -> Result<BreakerLayer<W>, ConfigError> {
-        let policy = self.policy()?;
-        let board = Arc::new(Board::new(policy, self.route_by, self.max_keys)?);
-        #[cfg(feature = "redis")]
-        if let Some(shared) = self.shared {
-            shared.start(&board)?;
-        }
-        Ok(BreakerLayer {
-            board,
-            watch: self.watch,
-        })
-    }
-
+impl Settings {
     pub(crate) fn policy(&self) -> Result<Policy, ConfigError> {
         let (over, minimum_calls) = self.window()?;
         let time = ConfigError::check_duration;

@@ -35,7 +35,7 @@ fn patient() -> BreakerBuilder {
 }
 
 fn group(builder: &BreakerBuilder, epoch: Instant) -> StdArc<Group> {
-    let mut policy = builder.policy().expect("good settings");
+    let mut policy = builder.settings.policy().expect("good settings");
     policy.clock = Clock::new(epoch);
     StdArc::new(Group::new(Scope::Key, StdArc::new(policy)))
 }

@@ -371,7 +371,7 @@ fn circuit(settings: &Settings) -> (Circuit, Instant) {
     if let Some(force) = settings.at_first {
         builder = builder.at_first(force);
     }
-    let mut policy = builder.policy().expect("good settings");
+    let mut policy = builder.settings.policy().expect("good settings");
     let epoch = Instant::now();
     policy.clock = Clock::new(epoch);
     let group = Group::new(Scope::Key, Arc::new(policy));
