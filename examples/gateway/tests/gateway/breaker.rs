@@ -51,7 +51,7 @@ async fn it_is_probed_back_by_environment() {
         ("OPENAI_BASE_URL", url.as_str()),
         ("BREAKER_FAILURE_THRESHOLD", "2"),
         ("BREAKER_SUCCESS_THRESHOLD", "2"),
-        ("BREAKER_TIMEOUT", "0.2"),
+        ("BREAKER_TIMEOUT", "1.5"),
     ];
     let gateway = Binary::start(&envs, &[]).await;
     provider.set(Fault::Status(500));

@@ -109,7 +109,7 @@ async fn one_who_says_nothing_or_stops_in_his_header_is_cut_off() {
 #[tokio::test]
 async fn one_who_stops_in_his_body_is_told_so() {
     let provider = SimulatedProvider::start().await.unwrap();
-    let gateway = Running::over(&provider, &["--caller-timeout", "0.3"]).await;
+    let gateway = Running::over(&provider, &["--caller-timeout", "1.5"]).await;
     let mut connection = Connection::open(gateway.addr).await;
     let head = "POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{\"a";
     connection.write(head.as_bytes()).await;

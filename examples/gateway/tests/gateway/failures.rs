@@ -1,5 +1,6 @@
 //! What a caller is told when the upstream fails.
 
+use futures_util::future::join_all;
 use tower_llm_testkit::{Fault, InBand, RetryAfter, SimulatedProvider, wire};
 
 use crate::support::{Running, SOON, get, nobody, request};
@@ -64,15 +65,19 @@ async fn a_reset_before_the_head_is_502() {
 async fn an_upstream_that_is_silent_is_504_in_the_dialect() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(Fault::NoAnswer);
-    let gateway = Running::over(&provider, &["--timeout-first-token", "0.2"]).await;
+    let gateway = Running::over(&provider, &["--timeout-first-token", "1.5"]).await;
     let values = ["timeout", "timeout", "timeout_error", "DEADLINE_EXCEEDED"];
-    for (((path, body), pointer), value) in PATHS.into_iter().zip(POINTERS).zip(values) {
-        let answer = gateway.post(path, body).await;
+    let answers = join_all(PATHS.map(|(path, body)| gateway.post(path, body))).await;
+    for (((path, _), pointer), (value, answer)) in PATHS
+        .into_iter()
+        .zip(POINTERS)
+        .zip(values.into_iter().zip(answers))
+    {
         assert_eq!(answer.status, 504, "{path}");
         assert_eq!(answer.json().pointer(pointer).unwrap(), value, "{path}");
     }
     // Not streamed, it has the total alone.
-    let gateway = Running::over(&provider, &["--timeout-total", "0.2"]).await;
+    let gateway = Running::over(&provider, &["--timeout-total", "1.5"]).await;
     assert_eq!(gateway.post("/v1/messages", "{}").await.status, 504);
     let counts = provider
         .wait_for(SOON, |counts| counts.in_flight == 0)
@@ -84,7 +89,7 @@ async fn an_upstream_that_is_silent_is_504_in_the_dialect() {
 #[tokio::test]
 async fn a_stall_in_mid_stream_ends_it_with_an_error_in_the_dialect() {
     let provider = SimulatedProvider::start().await.unwrap();
-    let flags = ["--timeout-first-token", "0.3", "--timeout-idle", "0.2"];
+    let flags = ["--timeout-first-token", "1.5", "--timeout-idle", "1.5"];
     let gateway = Running::over(&provider, &flags).await;
     let ends = [
         "\"code\":\"timeout\"",
@@ -96,8 +101,8 @@ async fn a_stall_in_mid_stream_ends_it_with_an_error_in_the_dialect() {
     for after in [1, 6] {
         let fault = Fault::StallAfter(after);
         provider.set(fault);
-        for ((path, body), end) in PATHS.into_iter().zip(ends) {
-            let answer = gateway.post(path, body).await;
+        let answers = join_all(PATHS.map(|(path, body)| gateway.post(path, body))).await;
+        for ((path, body), (end, answer)) in PATHS.into_iter().zip(ends.into_iter().zip(answers)) {
             assert_eq!((answer.status, answer.complete), (200, true), "{path}");
             let sent = wire::body(path, body.as_bytes(), &fault.into()).concat();
             let body = answer.body();
@@ -131,8 +136,9 @@ async fn a_stream_that_breaks_off_breaks_off_for_the_caller_too() {
 #[tokio::test]
 async fn the_provider_s_own_errors_pass_as_they_are() {
     let provider = SimulatedProvider::start().await.unwrap();
-    // So many failures would open a circuit.
-    let gateway = Running::over(&provider, &["--breaker", "off"]).await;
+    // So many failures would open a circuit, and what is told to wait would.
+    let flags = ["--breaker", "off", "--ratelimit-learn", "false"];
+    let gateway = Running::over(&provider, &flags).await;
     for fault in [
         Fault::Throttled(RetryAfter::Seconds(7)),
         Fault::Throttled(RetryAfter::Millis(70)),
