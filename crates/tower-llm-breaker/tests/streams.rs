@@ -21,7 +21,7 @@ use tower_llm_breaker::{
 };
 use tower_llm_core::{BoxError, DescribeLayer, Refusal, RefusalKind, RefusalLayer};
 use tower_llm_testkit::fixtures::{self, Fixture, Verdict};
-use tower_llm_testkit::mock::{arrived, poll_ready, start};
+use tower_llm_testkit::mock::{arrived, poll_ready, start, stream};
 
 const WELL: Says = Says::Well;
 
@@ -376,7 +376,7 @@ async fn the_head_may_be_what_is_late() {
     assert_eq!(paces(&layer.handle()), (0, 0, 1));
     let (_, answer) = arrived(&mut upstream);
     let body = Full::<Bytes>::from([CONTENT, DONE].concat());
-    answer.send_response(support::stream(body));
+    answer.send_response(stream(body));
     let read = assert_ready_ok!(call.poll())
         .into_body()
         .collect()

@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
-use support::{CONTENT, DONE, Sender, Upstream, chat, openai, poll_frame, read, stream};
+use support::{CONTENT, DONE, chat, openai, read};
 use tokio::{
     sync::Semaphore,
     task::JoinSet,
@@ -29,7 +29,7 @@ use tower_llm_bulkhead::{
     Adaptive, Bulkhead, BulkheadBuilder, BulkheadHandle, BulkheadLayer, Place, ReleaseAt,
 };
 use tower_llm_core::{BoxError, HttpBody, Key, Watched};
-use tower_llm_testkit::mock::{arrived, start};
+use tower_llm_testkit::mock::{Sender, Upstream, arrived, poll_frame, start, stream};
 use tower_test::mock::{self, Handle, Mock};
 
 type Request = http::Request<()>;

@@ -6,14 +6,14 @@ mod support;
 
 use std::{convert::Infallible, time::Duration};
 
-use support::{Ask, Upstream, asked, chat, chat_to, full, openai, stream};
+use support::{Ask, asked, chat, chat_to, full, openai};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
 use tower::{Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
 use tower_layer::Layer;
 use tower_llm_bulkhead::BulkheadLayer;
 use tower_llm_core::{Provider, Unary};
-use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
+use tower_llm_testkit::mock::{Upstream, arrived, nothing_arrived, poll_ready, start, stream};
 use tower_test::mock;
 
 const SECOND: Duration = Duration::from_secs(1);

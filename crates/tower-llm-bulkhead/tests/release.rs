@@ -13,15 +13,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use support::{
-    Ask, CONTENT, DONE, ROLE, Sender, Upstream, asked, chat, full, openai, poll_frame, read, stream,
-};
+use support::{Ask, CONTENT, DONE, ROLE, asked, chat, full, openai, read};
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok};
 use tower::{Service, service_fn};
 use tower_layer::Layer;
 use tower_llm_bulkhead::{Bulkhead, BulkheadHandle, BulkheadLayer, Place, ReleaseAt};
 use tower_llm_core::{BoxError, HttpBody, Unary, Watched};
-use tower_llm_testkit::mock::{arrived, poll_ready, start};
+use tower_llm_testkit::mock::{Sender, Upstream, arrived, poll_frame, poll_ready, start, stream};
 use tower_test::mock::{self, Handle, Mock};
 
 type Request = http::Request<()>;

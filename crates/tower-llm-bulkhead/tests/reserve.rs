@@ -7,13 +7,15 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use support::{Ask, Upstream, chat, poll_frame, read, stream};
+use support::{Ask, chat, read};
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
 use tower::{Service, limit::ConcurrencyLimit, service_fn};
 use tower_layer::Layer;
 use tower_llm_bulkhead::{BulkheadLayer, ReleaseAt, Reserve, ReserveLayer};
 use tower_llm_core::{BoxError, Unary};
-use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
+use tower_llm_testkit::mock::{
+    Upstream, arrived, nothing_arrived, poll_frame, poll_ready, start, stream,
+};
 use tower_test::mock::{self, Handle, Mock};
 
 fn places(limit: usize) -> ReserveLayer<Unary> {

@@ -15,12 +15,13 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
-use support::{chat, chat_to, counts_of, full, stream};
+use support::{chat, chat_to, counts_of, full};
 use tokio::task::{JoinSet, yield_now};
 use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_llm_bulkhead::{BulkheadBuilder, BulkheadHandle, BulkheadLayer, Priority, ReleaseAt};
 use tower_llm_core::{BoxError, Call, Caller, Dialect, Key, Operation, Provider};
+use tower_llm_testkit::mock::stream;
 
 const LIMIT: usize = 3;
 const TASKS: u64 = 48;

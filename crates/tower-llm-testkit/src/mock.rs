@@ -1,10 +1,14 @@
-//! Calls to a `tower_test` mock, one step at a time.
+//! Calls to a `tower_test` mock, one step at a time, and bodies for what it answers.
+
+mod body;
 
 use std::{fmt, task::Poll};
 
 use tokio_test::{assert_ready, assert_ready_ok, task};
 use tower_service::Service;
 use tower_test::mock::{Handle, SendResponse};
+
+pub use self::body::{Sender, Upstream, poll_frame, stream};
 
 /// Readies a clone of `service`, which must not wait, and calls it.
 ///

@@ -3,9 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
-    fmt,
     future::{Ready, ready},
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -18,7 +16,6 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
-use tokio::sync::mpsc;
 use tokio_test::{assert_ready, assert_ready_err, assert_ready_ok, task};
 use tower::Service;
 use tower_layer::Layer;
@@ -27,7 +24,9 @@ use tower_llm_breaker::{
     State, Trial,
 };
 use tower_llm_core::{BoxError, Call, Dialect, HttpBody, Operation, Provider, Watched};
-use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
+use tower_llm_testkit::mock::{
+    Sender, Upstream, arrived, nothing_arrived, poll_ready, start, stream,
+};
 use tower_test::mock::{self, Handle, Mock, SendResponse};
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
@@ -357,61 +356,6 @@ pub(crate) const CONTENT: &str =
 pub(crate) const ERROR: &str =
     "data: {\"error\":{\"message\":\"it broke\",\"type\":\"server_error\",\"code\":null}}\n\n";
 pub(crate) const DONE: &str = "data: [DONE]\n\n";
-
-/// A body whose frames come from a [`Sender`].
-pub(crate) struct Upstream {
-    frames: mpsc::UnboundedReceiver<Result<Bytes, BoxError>>,
-}
-
-/// Sends frames to an [`Upstream`]; dropping it ends the body.
-pub(crate) struct Sender(mpsc::UnboundedSender<Result<Bytes, BoxError>>);
-
-impl Upstream {
-    pub(crate) fn new() -> (Sender, Self) {
-        let (sender, frames) = mpsc::unbounded_channel();
-        (Sender(sender), Self { frames })
-    }
-}
-
-impl Sender {
-    pub(crate) fn send(&self, frame: &'static str) {
-        let _ = self.0.send(Ok(Bytes::from(frame)));
-    }
-
-    pub(crate) fn fail(&self, error: impl Into<BoxError>) {
-        let _ = self.0.send(Err(error.into()));
-    }
-}
-
-impl Body for Upstream {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let polled = self.frames.poll_recv(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled {
-            assert_ne!(&frame[..], b"panic", "as it was told");
-        }
-        polled.map(|frame| frame.map(|frame| frame.map(Frame::data)))
-    }
-}
-
-impl fmt::Debug for Upstream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream").finish_non_exhaustive()
-    }
-}
-
-/// The head of an event stream, around `body`.
-pub(crate) fn stream<B>(body: B) -> http::Response<B> {
-    http::Response::builder()
-        .header("content-type", "text/event-stream")
-        .body(body)
-        .expect("a legal response")
-}
 
 /// A stream behind a breaker: where its frames go in, and where they come out.
 ///

@@ -5,21 +5,19 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Wake},
+    task::Wake,
 };
 
-use bytes::Bytes;
-use http_body::{Body, Frame};
-use tokio::sync::mpsc;
-use tokio_test::{assert_ready, task};
+use http_body::Body;
+use tokio_test::assert_ready;
 use tower_layer::Layer;
 use tower_llm_bulkhead::{Bulkhead, BulkheadFull, BulkheadHandle, BulkheadLayer, KeyStats};
 use tower_llm_core::{BoxError, Call, Described, Dialect, Key, Operation, Provider, Unary};
+use tower_llm_testkit::mock::poll_frame;
 use tower_test::mock::{self, Handle, Mock};
 
 // === typed requests ===
@@ -117,84 +115,6 @@ pub(crate) const CONTENT: &str =
     "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hi\"}}]}\n\n";
 pub(crate) const DONE: &str = "data: [DONE]\n\n";
 
-/// A body whose frames come from a [`Sender`]; when it is dropped, that runs a closure.
-pub(crate) struct Upstream {
-    frames: mpsc::UnboundedReceiver<Result<Bytes, BoxError>>,
-    left: Option<usize>,
-    on_drop: Option<Box<dyn FnOnce() + Send>>,
-}
-
-/// Sends frames to an [`Upstream`]; dropping it ends the body.
-pub(crate) struct Sender(mpsc::UnboundedSender<Result<Bytes, BoxError>>);
-
-impl Upstream {
-    pub(crate) fn new() -> (Sender, Self) {
-        let (sender, frames) = mpsc::unbounded_channel();
-        let body = Self {
-            frames,
-            left: None,
-            on_drop: None,
-        };
-        (Sender(sender), body)
-    }
-
-    /// Says that it is over with its frame number `frames`.
-    pub(crate) fn of_known_length(mut self, frames: usize) -> Self {
-        self.left = Some(frames);
-        self
-    }
-
-    pub(crate) fn on_drop(mut self, run: impl FnOnce() + Send + 'static) -> Self {
-        self.on_drop = Some(Box::new(run));
-        self
-    }
-}
-
-impl Sender {
-    pub(crate) fn send(&self, frame: &'static str) {
-        let _ = self.0.send(Ok(Bytes::from(frame)));
-    }
-
-    pub(crate) fn fail(&self, error: impl Into<BoxError>) {
-        let _ = self.0.send(Err(error.into()));
-    }
-}
-
-impl Body for Upstream {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let polled = self.frames.poll_recv(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled {
-            assert_ne!(&frame[..], b"panic", "as it was told");
-            self.left = self.left.map(|left| left - 1);
-        }
-        polled.map(|frame| frame.map(|frame| frame.map(Frame::data)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.left == Some(0)
-    }
-}
-
-impl fmt::Debug for Upstream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream").finish_non_exhaustive()
-    }
-}
-
-impl Drop for Upstream {
-    fn drop(&mut self) {
-        if let Some(run) = self.on_drop.take() {
-            run();
-        }
-    }
-}
-
 /// A streamed chat request to OpenAI.
 pub(crate) fn chat() -> http::Request<()> {
     chat_to(Provider::OPENAI)
@@ -209,22 +129,6 @@ pub(crate) fn chat_to(provider: Provider) -> http::Request<()> {
     let mut request = http::Request::new(());
     request.extensions_mut().insert(call);
     request
-}
-
-/// The head of an event stream, around `body`.
-pub(crate) fn stream<B>(body: B) -> http::Response<B> {
-    http::Response::builder()
-        .header("content-type", "text/event-stream")
-        .body(body)
-        .expect("a legal response")
-}
-
-/// Polls `body` once.
-pub(crate) fn poll_frame<B>(body: &mut B) -> Poll<Option<Result<Frame<B::Data>, B::Error>>>
-where
-    B: Body + Unpin,
-{
-    task::spawn(()).enter(|cx, _| Pin::new(body).poll_frame(cx))
 }
 
 /// Reads the frame that is there.
