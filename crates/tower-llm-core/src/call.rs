@@ -142,7 +142,7 @@ impl Call {
         self.0.input_tokens
     }
 
-    /// The most output tokens the request allows; `None` if it names no maximum.
+    /// The most output tokens the request allows, of all answers that it asks for together; `None` if it names no maximum.
     #[must_use]
     pub fn max_output_tokens(&self) -> Option<u64> {
         self.0.max_output_tokens
@@ -200,7 +200,7 @@ impl CallBuilder {
         self
     }
 
-    /// Sets the most output tokens.
+    /// Sets the most output tokens, of all answers together.
     pub fn max_output_tokens(mut self, tokens: u64) -> Self {
         self.0.max_output_tokens = Some(tokens);
         self

@@ -137,7 +137,7 @@ async fn every_dialect_is_described() {
         (
             "/v1/completions",
             r#"{"model":"gpt-3.5-turbo-instruct","prompt":["four","four"],"max_tokens":16}"#,
-            "OpenAi openai text_completion gpt-3.5-turbo-instruct whole in=2 max=16 items=2",
+            "OpenAi openai text_completion gpt-3.5-turbo-instruct whole in=2 max=32 items=2",
         ),
         (
             "/openai/deployments/east-4o/chat/completions?api-version=2025-04-01",

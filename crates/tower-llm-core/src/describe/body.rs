@@ -43,7 +43,7 @@ pub(super) fn describe(
     if let Some(model) = route.model.or(facts.model.as_deref()) {
         call = call.model(model);
     }
-    if let Some(tokens) = facts.max_output_tokens {
+    if let Some(tokens) = facts.most_output(items) {
         call = call.max_output_tokens(tokens);
     }
     if let Some(account) = &settings.account {
@@ -60,7 +60,10 @@ pub(super) fn describe(
 struct Facts<'a> {
     model: Option<Cow<'a, str>>,
     stream: bool,
+    /// Of each answer.
     max_output_tokens: Option<u64>,
+    /// How many are asked for; zero if it does not say.
+    answers: u64,
     input: Input,
     skips_texts: bool,
 }
@@ -73,6 +76,12 @@ enum Level {
 }
 
 impl<'a> Facts<'a> {
+    /// The most output that is allowed, if a maximum is named: each of the answers to each of `items` may have as much.
+    fn most_output(&self, items: u64) -> Option<u64> {
+        let answers = self.answers.max(1).saturating_mul(items);
+        Some(self.max_output_tokens?.saturating_mul(answers))
+    }
+
     fn read(body: &'a [u8], exact: bool) -> Self {
         let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
         let mut facts = Self {
@@ -128,8 +137,14 @@ impl<'a> Facts<'a> {
             (Level::Body, "max_tokens" | "max_completion_tokens")
             | (_, "max_output_tokens")
             | (Level::GenerationConfig, "maxOutputTokens") => {
+                // Of several, which one counts is the provider's to say: not less than the largest.
                 if let Scalar::Number(tokens) = map.next_value_seed(Scalars)? {
-                    self.max_output_tokens = Some(tokens);
+                    self.max_output_tokens = self.max_output_tokens.max(Some(tokens));
+                }
+            }
+            (Level::Body, "n" | "best_of") | (Level::GenerationConfig, "candidateCount") => {
+                if let Scalar::Number(answers) = map.next_value_seed(Scalars)? {
+                    self.answers = self.answers.max(answers);
                 }
             }
             (Level::Body, "generationConfig" | "generation_config") => {
@@ -362,8 +377,29 @@ mod tests {
 
     #[test]
     fn gemini_names_its_maximum_in_the_generation_config() {
-        let facts = read(r#"{"contents":[],"generationConfig":{"maxOutputTokens":64}}"#);
-        assert_eq!(facts.max_output_tokens, Some(64));
+        let facts =
+            read(r#"{"contents":[],"generationConfig":{"maxOutputTokens":64,"candidateCount":3}}"#);
+        assert_eq!((facts.max_output_tokens, facts.answers), (Some(64), 3));
+    }
+
+    #[test]
+    fn the_largest_maximum_counts_for_each_of_the_answers() {
+        for (body, most) in [
+            (r#"{"max_tokens":100,"n":10}"#, 1_000),
+            (r#"{"n":2,"best_of":5,"max_tokens":10}"#, 50),
+            (r#"{"max_completion_tokens":4000,"max_tokens":1}"#, 4_000),
+            (r#"{"max_tokens":1,"max_completion_tokens":4000}"#, 4_000),
+            (r#"{"max_tokens":100,"n":0}"#, 100),
+            (r#"{"max_tokens":100,"n":"10"}"#, 100),
+            (r#"{"max_tokens":100,"n":18446744073709551615}"#, u64::MAX),
+        ] {
+            assert_eq!(read(body).most_output(1), Some(most), "{body}");
+        }
+        assert_eq!(
+            read(r#"{"max_tokens":100,"n":2}"#).most_output(3),
+            Some(600)
+        );
+        assert_eq!(read(r#"{"n":2}"#).most_output(3), None);
     }
 
     #[test]
