@@ -102,7 +102,9 @@ impl Engine {
         match holding.take().await {
             Ok(Verdict::Granted(stands)) => {
                 holding.stands = stands;
-                let taken = self.admit(cells, ask, Instant::now(), turns, Heed::Nothing)?;
+                // The provider may have told something meanwhile; what was granted goes back then.
+                let turns = turns.everywhere();
+                let taken = self.admit(cells, ask, Instant::now(), turns, Heed::AllButLimits)?;
                 Ok(Reservation::new(cells.clone(), ask.clone(), taken).held_by(holding))
             }
             Ok(Verdict::Denied { limit, wait }) => {
@@ -136,9 +138,13 @@ impl Engine {
         let store = &*shared.store;
         match Asking::new(store, Arc::clone(&terms)).await {
             Ok(Verdict::Granted(grants)) => {
-                let mut taken = self.admit(cells, ask, Instant::now(), turns, Heed::Nothing)?;
+                // The provider may have told something meanwhile; what was granted is kept for others then.
+                let turns = turns.everywhere();
+                let taken = self.admit(cells, ask, Instant::now(), turns, Heed::AllButLimits);
+                let spent = taken.as_ref().ok().map(|_| ask);
+                self.keep_what_is_left(shared, cells, ask.tier, spent, &grants, asked_at);
+                let mut taken = taken?;
                 taken.leases = grants.iter().map(|grant| grant.mark).collect();
-                self.keep_what_is_left(shared, cells, ask, &grants, asked_at);
                 Ok(Reservation::new(cells.clone(), ask.clone(), taken))
             }
             Ok(Verdict::Denied { limit, wait }) => Err(denied_by_store(cells, limit, wait)),
@@ -207,12 +213,13 @@ impl Engine {
         })
     }
 
-    /// Keeps of the shares what the call that asked for them does not take itself.
+    /// Keeps of the shares what the call that asked for them has not `spent` itself.
     fn keep_what_is_left(
         &self,
         shared: &Shared,
         cells: &Cells,
-        ask: &Ask,
+        tier: Tier,
+        spent: Option<&Ask>,
         grants: &[Grant],
         asked_at: Instant,
     ) {
@@ -227,8 +234,9 @@ impl Engine {
             for ((bound, share), grant) in bounds.iter().zip(shares).zip(&mut grants) {
                 let lease = bound.lease(asked_at_nanos);
                 longest = longest.max(lease);
+                let spent = spent.map_or(0, |ask| ask.amount(bound));
                 let left = Grant {
-                    amount: grant.amount.saturating_sub(ask.amount(bound)),
+                    amount: grant.amount.saturating_sub(spent),
                     ..*grant
                 };
                 if left.amount == 0 {
@@ -237,7 +245,7 @@ impl Engine {
                 // From when it was asked for: the store has not granted it before.
                 let until = asked_at_nanos.saturating_add(nanos(lease));
                 // Somebody else may have asked meanwhile.
-                let before = share.replace(left, until, ask.tier);
+                let before = share.replace(left, until, tier);
                 back.extend(bound.give_back(cell.key(), before, asked_at_nanos));
             }
             drop(state);

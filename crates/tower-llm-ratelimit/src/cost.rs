@@ -12,7 +12,8 @@ pub(crate) struct Cost([u64; 4]);
 ///
 /// A call that names no maximum of output tokens is taken to produce what others of its provider and model have: the
 /// 95th percentile of what was seen (see [`learned_percentile`](crate::RateLimitBuilder::learned_percentile)), or 1,024
-/// before enough was. Embeddings and counting produce none.
+/// before enough was. Embeddings and counting produce none. Where that is more than a limit ever lets through, the call
+/// reserves the whole limit, and is charged what it has used beyond when it has ended.
 ///
 /// [`Limit::input_tokens`](crate::Limit::input_tokens) always reserves the estimate of the input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -82,6 +83,11 @@ impl Cost {
 
     pub(crate) fn of(&self, unit: Unit) -> u64 {
         self.0[unit.index()]
+    }
+
+    pub(crate) fn cap(&mut self, unit: Unit, most: u64) {
+        let amount = &mut self.0[unit.index()];
+        *amount = most.min(*amount);
     }
 
     fn max(&self, other: &Self) -> Self {

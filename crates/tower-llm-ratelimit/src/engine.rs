@@ -87,18 +87,23 @@ impl Engine {
     /// If it asks for more than there ever is.
     pub(crate) fn ask(&self, request: &dyn Described) -> Result<Ask, ExceedsLimit> {
         let (estimate, learned) = self.policy.estimate(request);
-        let ask = Ask {
+        let mut ask = Ask {
             estimate,
             tier: self.tiers.of(request),
             learned,
         };
         for bound in self.scopes.iter().flat_map(|(scope, _)| &scope.bounds) {
-            let amount = ask.amount(bound);
-            let capacity = bound.rate(ask.tier).capacity;
-            if amount > capacity {
-                bound.refused();
-                return Err(ExceedsLimit::new(bound.limit.clone(), amount, capacity));
+            let (unit, capacity) = (bound.limit.unit(), bound.rate(ask.tier).capacity);
+            if ask.amount(bound) <= capacity {
+                continue;
             }
+            let needed = self.policy.needed(request).of(unit);
+            if needed > capacity {
+                bound.refused();
+                return Err(ExceedsLimit::new(bound.limit.clone(), needed, capacity));
+            }
+            // The rest is only expected of it: that makes it wait for all there is, and keeps it out for ever from nothing.
+            ask.estimate.reserved.cap(unit, capacity);
         }
         Ok(ask)
     }
@@ -126,9 +131,7 @@ impl Engine {
     ) -> Result<Taken, Denied> {
         let now = self.clock.nanos(now);
         let mut states = lock(cells);
-        if heed != Heed::Nothing {
-            Self::look_at(cells, &mut states, ask, now, turns, heed)?;
-        }
+        Self::look_at(cells, &mut states, ask, now, turns, heed)?;
         Ok(ask.take(cells, &mut states, now, heed))
     }
 
@@ -251,6 +254,14 @@ impl Turns {
         self.had |= Self::bit(scope);
     }
 
+    /// It is not to wait in any line, because it has been let through elsewhere.
+    pub(crate) fn everywhere(self) -> Self {
+        Self {
+            had: u64::MAX,
+            ..self
+        }
+    }
+
     fn has(self, scope: usize) -> bool {
         self.here == Some(scope) || self.had & Self::bit(scope) != 0
     }
@@ -272,7 +283,6 @@ pub(crate) enum Heed {
     AllButLimits,
     /// Who waits, what the provider told, and the shares of shared limits.
     Shares,
-    Nothing,
 }
 
 type Locked<'a> = SmallVec<[MutexGuard<'a, State>; 3]>;

@@ -191,10 +191,17 @@ impl Reservation {
     /// Gives back what was taken of what the provider told, unless the call was answered.
     fn never_sent(&mut self) {
         let mark = self.taken.as_mut().and_then(|taken| taken.pace.take());
-        if let (Some(cell), Some(_)) = (self.learning(), mark) {
-            let now = cell.scope.clock.now_nanos();
-            let cost = &self.ask.estimate.reserved;
-            cell.lock().pace_or_new().never_sent(cost, now);
+        let (Some(cell), Some(_)) = (self.learning(), mark) else {
+            return;
+        };
+        let now = cell.scope.clock.now_nanos();
+        let cost = &self.ask.estimate.reserved;
+        let mut state = cell.lock();
+        state.pace_or_new().never_sent(cost, now);
+        let freed = state.line().map(|line| line.freed());
+        drop(state);
+        if let Some(wake) = freed {
+            wake();
         }
     }
 

@@ -9,14 +9,14 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tower_llm_core::{ConfigError, Described, Key, KeyBy, Keyed, Registry};
+use tower_llm_core::{Call, ConfigError, Described, Key, KeyBy, Keyed, Registry};
 
 use crate::{
     Headers,
     attempt::Shared,
     calendar::{Calendar, Today},
     cell::State,
-    cost::{Estimate, Pricing},
+    cost::{Cost, Estimate, Pricing},
     learned::{Learned, UNTIL_LEARNED},
     limit::{Algorithm, Limit, Rate},
     meter::{Kind, Now},
@@ -272,13 +272,25 @@ impl Policy {
         &self,
         request: &dyn Described,
     ) -> (Estimate, Option<Arc<Keyed<Learned>>>) {
+        let call = request.call();
         let mut learned = None;
-        let estimate = self.pricing.estimate(request.call(), || {
-            let of_key = learned.insert(self.learned.get(request));
+        let estimate = self.pricing.estimate(call, || {
+            let of_key = self.learned.get(request);
             let percentile = of_key.percentile(self.learned_ratio);
-            percentile.unwrap_or(UNTIL_LEARNED)
+            let expected = percentile.unwrap_or(UNTIL_LEARNED);
+            let maximum = call.and_then(Call::max_output_tokens);
+            // One that is to be cut off before says nothing of how long the others are.
+            if maximum.is_none_or(|maximum| expected <= maximum) {
+                learned = Some(of_key);
+            }
+            expected
         });
         (estimate, learned)
+    }
+
+    /// What `request` needs whatever it comes to produce: its input, and the maximum that it names if that is reserved.
+    pub(crate) fn needed(&self, request: &dyn Described) -> Cost {
+        self.pricing.estimate(request.call(), || 0).reserved
     }
 }
 

@@ -4,11 +4,12 @@ mod http_support;
 
 use std::time::Duration;
 
+use tokio::time::advance;
 use tower_llm_core::{Dialect, Provider};
 use tower_llm_ratelimit::{Limit, RateLimitBuilder, RateLimitLayer};
 
 use http_support::timeline::{
-    Millis, Timeline, answer, chat, chat_of, family, refused, throttled, told,
+    Millis, Timeline, answer, chat, chat_of, ended, family, refused, throttled, told,
 };
 
 const DATE: (&str, &str) = ("date", "Sun, 22 Nov 2026 10:00:00 GMT");
@@ -132,6 +133,24 @@ async fn anthropics_output_is_paced_by_what_is_expected_of_it() {
     timeline.call(claude()).await.unwrap();
     timeline.call(claude()).await.unwrap();
     assert_eq!(timeline.times(), [0, 400]);
+}
+
+/// It was woken only where a limit of the layer's own got something back too.
+#[tokio::test(start_paused = true)]
+async fn what_was_never_sent_lets_the_next_in_line_go_at_once() {
+    let timeline = timeline(RateLimitLayer::for_providers());
+    timeline.push(told("requests", 10, 1, "3m"));
+    timeline.calls(1).await;
+    let inside = timeline.hold();
+    let second = timeline.start(chat("m")).await;
+    let third = timeline.start(chat("m")).await;
+    advance(Duration::from_secs(1)).await;
+    assert_eq!(timeline.times(), [0, 0]);
+    // What is inside refuses it: nothing comes of it, not even an answer.
+    drop(inside);
+    ended(second).await.unwrap_err();
+    ended(third).await.unwrap();
+    assert_eq!(timeline.times(), [0, 0, 1_000]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,14 +9,16 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body_util::Full;
+use tokio::time::advance;
 use tower::{ServiceExt, service_fn};
-use tower_llm_core::{BoxError, KeyBy};
-use tower_llm_ratelimit::{RateLimitBuilder, RateLimitLayer, Reserve};
+use tower_llm_core::{BoxError, Described, KeyBy};
+use tower_llm_ratelimit::{Limit, RateLimitBuilder, RateLimitLayer, Reserve};
 use tower_llm_testkit::{Behavior, SimulatedProvider};
 
 use http_support::{
@@ -28,6 +30,7 @@ use http_support::{
 const TEXT: &str =
     "abcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcd";
 const UNTIL_LEARNED: u64 = 1_024;
+const HOUR: Duration = Duration::from_secs(3_600);
 
 fn post(path: &str, body: String) -> Request {
     http::Request::post(format!("http://provider{path}"))
@@ -396,4 +399,69 @@ async fn what_a_call_uses_beyond_what_is_expected_is_charged_on_top() {
     call(&service, openai(None)).await;
     assert_eq!(consumed(&layer.handle()), tokens(20, 3_000));
     assert_eq!(settled(&layer.handle()).1, [0, 0, 1_976, 1_976]);
+}
+
+#[tokio::test]
+async fn an_answer_that_was_to_be_cut_off_before_says_nothing_of_the_others() {
+    let (service, length, layer) = answering(counting().reserve(Reserve::InputAndExpected));
+    length.store(1, Ordering::Relaxed);
+    for _ in 0..20 {
+        call(&service, anthropic(Some(1))).await;
+    }
+    assert_eq!(expected(&layer, anthropic(None)).await, UNTIL_LEARNED);
+}
+
+/// What was only expected was asked for like a maximum that is named: once it was over a limit nobody got in, so that nothing
+/// else was ever learned.
+#[tokio::test(start_paused = true)]
+async fn what_is_only_expected_keeps_nobody_out_for_good() {
+    let providers = RateLimitLayer::for_providers;
+    for (reserve, limit) in [
+        (
+            Reserve::InputAndExpected,
+            Limit::output_tokens(5_000).per_minute(),
+        ),
+        (
+            Reserve::InputAndMaximum,
+            Limit::tokens(90_000).per_minute().bucket(5_000),
+        ),
+    ] {
+        let builder = providers().reserve(reserve).limit(limit);
+        let (service, length, layer) = answering(builder);
+        length.store(4_900, Ordering::Relaxed);
+        for _ in 0..50 {
+            call(&service, openai(None)).await;
+            advance(HOUR).await;
+        }
+        assert_eq!(layer.handle().stats()[0].admitted, 50);
+    }
+    // A call that names nothing is expected to take more than there is, from the first on.
+    let builder = providers().limit(Limit::tokens(1_000).per_minute());
+    let (service, _, layer) = answering(builder);
+    let _unread = service.clone().oneshot(openai(None)).await.unwrap();
+    assert_eq!(layer.handle().stats()[0].consumed, 1_000);
+    // What it says that it may take, it cannot do without.
+    let never = service.clone().oneshot(openai(Some(1_001))).await;
+    let never = never.map(drop).unwrap_err().to_string();
+    assert!(never.contains("needs 1001 tokens"), "{never}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_large_plans_get_keeps_no_small_one_out() {
+    let limit = Limit::tokens(10_000).per_minute().tier("pro", 1_000_000);
+    let by = |request: &dyn Described| match request.header("plan") {
+        Some(_) => "pro".into(),
+        None => "free".into(),
+    };
+    let builder = RateLimitLayer::for_callers().limit(limit).tier_by(by);
+    let (service, length, layer) = answering(builder);
+    length.store(12_000, Ordering::Relaxed);
+    for _ in 0..20 {
+        let mut request = openai(None);
+        request.headers_mut().insert("plan", "pro".parse().unwrap());
+        call(&service, request).await;
+    }
+    advance(HOUR).await;
+    call(&service, openai(None)).await;
+    assert_eq!(layer.handle().stats()[0].admitted, 21);
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    convert::Infallible,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -17,7 +16,7 @@ use tokio::{
 };
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
-use tower_llm_core::{BoxError, Call, Dialect, Operation, Provider, Watched};
+use tower_llm_core::{BoxError, Call, Dialect, Operation, Provider, Refusal, RefusalKind, Watched};
 use tower_llm_ratelimit::{RateLimitLayer, RateLimited, Reservation};
 
 type Request = http::Request<()>;
@@ -75,7 +74,7 @@ impl Timeline {
         self.shared().answers.push_back(Told::Now(response));
     }
 
-    /// The next call that has no answer yet is answered when the test says.
+    /// The next call that has no answer yet is answered when the test says, or refused when it drops that.
     pub(crate) fn hold(&self) -> oneshot::Sender<Answer> {
         let (sender, receiver) = oneshot::channel();
         self.shared().answers.push_back(Told::When(receiver));
@@ -119,10 +118,13 @@ impl Timeline {
                 shared.answers.pop_front().unwrap_or(Told::Now(default))
             };
             async move {
-                Ok::<_, Infallible>(match told {
-                    Told::Now(answer) => answer,
-                    Told::When(receiver) => receiver.await.expect("the test answers"),
-                })
+                match told {
+                    Told::Now(answer) => Ok(answer),
+                    // As a layer does that is inside.
+                    Told::When(receiver) => receiver
+                        .await
+                        .map_err(|_| Refusal::new(RefusalKind::Unavailable, "not answered")),
+                }
             }
         });
         self.layer.layer(upstream).oneshot(request).await
