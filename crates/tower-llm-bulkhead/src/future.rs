@@ -139,8 +139,8 @@ where
 impl Waiter {
     /// The place comes first: one that is there when time is up is taken.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Permit, BulkheadFull>> {
-        if let Poll::Ready(permit) = self.ticket.poll(cx.waker()) {
-            return Poll::Ready(Ok(permit));
+        if let Poll::Ready(turn_came) = self.ticket.poll(cx.waker()) {
+            return Poll::Ready(turn_came);
         }
         let until = self.until;
         let timer = self

@@ -161,6 +161,9 @@ impl<W> BulkheadBuilder<W> {
 
     /// Sets how many calls of each class may wait for each key's places; at zero, a call that finds none is refused at
     /// once.
+    ///
+    /// When so many wait, a call of a caller who has fewer among them than others on average takes the place of the newest
+    /// of the one who has most, which is refused. Any other is refused itself.
     pub fn max_waiting(mut self, calls: usize) -> Self {
         self.max_waiting = [calls; 3];
         self

@@ -11,7 +11,7 @@ use tower_llm_core::{Call, Completion, Guard};
 use crate::{
     Adaptive, BulkheadFull, LimitOf,
     adaptive::Sign,
-    places::{Joined, Places, Shared, Turn, Wanted},
+    places::{Joined, Places, PushedOut, Shared, Turn, Wanted},
     silence::Silence,
 };
 
@@ -126,15 +126,19 @@ impl Ticket {
         }
     }
 
-    /// The place, when it is this one's turn.
-    pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<Permit> {
+    /// The place, when it is this one's turn; why it is refused, if it had to go for another caller's call.
+    pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<Result<Permit, BulkheadFull>> {
         let number = self.number.expect("polled after it was ready");
         let polled = self.places.poll_ticket(&self.wanted.turn, number, waker);
-        polled.map(|()| {
+        polled.map(|turn_came| {
             self.number = None;
-            Permit {
-                places: Arc::clone(&self.places),
-                weight: self.wanted.weight,
+            let Wanted { weight, turn } = &self.wanted;
+            match turn_came {
+                Ok(()) => Ok(Permit {
+                    places: Arc::clone(&self.places),
+                    weight: *weight,
+                }),
+                Err(PushedOut) => Err(full(&self.places, self.places.full_of(*weight), turn)),
             }
         })
     }

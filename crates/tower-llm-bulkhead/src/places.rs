@@ -96,6 +96,10 @@ pub(crate) struct Wanted {
     pub(crate) turn: Turn,
 }
 
+/// That a call which waits has to go, so that another caller's may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PushedOut;
+
 /// What became of an attempt to join the line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Joined {
@@ -220,7 +224,8 @@ impl Places {
         }
     }
 
-    /// Joins the line, unless there is room now or `max_waiting` others of its class wait for this key.
+    /// Joins the line, unless there is room now; or `max_waiting` others of its class wait for this key, and none of them
+    /// has to go for it.
     pub(crate) fn join(
         this: &Shared,
         wanted: &Wanted,
@@ -244,21 +249,29 @@ impl Places {
             is_admitted |= ticket == own;
             served.push((ticket, waker));
         }
-        let mut left = None;
+        let (mut left, mut pushed_out) = (None, None);
         let waiting = line.waiting_in(this.lane())[turn.priority.index()];
         let joined = if is_admitted {
             Joined::Admitted
         } else if waiting > max_waiting {
-            let full = Joined::Full(this.full(&line, *weight));
             this.count_refused();
-            left = line.leave(this.lane(), turn, own);
-            full
+            pushed_out = line.push_out(this.lane(), turn);
+            if pushed_out.is_some() {
+                Joined::Waiting(own)
+            } else {
+                let full = Joined::Full(this.full(&line, *weight));
+                left = line.leave(this.lane(), turn, own);
+                full
+            }
         } else {
             Joined::Waiting(own)
         };
         reopen_if_empty(&line, gate);
         drop(line);
         drop(left);
+        if let Some(waker) = pushed_out {
+            waker.wake();
+        }
         for (ticket, waker) in served {
             if ticket != own {
                 waker.wake();
@@ -267,11 +280,21 @@ impl Places {
         joined
     }
 
-    /// Whether the one with `ticket` has been given a place; if not, `waker` is woken when it has.
-    pub(crate) fn poll_ticket(&self, turn: &Turn, ticket: u64, waker: &Waker) -> Poll<()> {
+    /// Whether the one with `ticket` has been given a place or was pushed out; if not, `waker` is woken when it has.
+    pub(crate) fn poll_ticket(
+        &self,
+        turn: &Turn,
+        ticket: u64,
+        waker: &Waker,
+    ) -> Poll<Result<(), PushedOut>> {
         let mut line = self.line();
         let Some(kept) = line.waker(self.lane(), turn, ticket) else {
-            return Poll::Ready(());
+            let was_pushed_out = line.was_pushed_out(ticket);
+            return Poll::Ready(if was_pushed_out {
+                Err(PushedOut)
+            } else {
+                Ok(())
+            });
         };
         let replaced = (!kept.will_wake(waker)).then(|| mem::replace(kept, waker.clone()));
         drop(line);
@@ -282,6 +305,9 @@ impl Places {
     /// Leaves the line; `false` if a place had been given already, which is then still taken.
     pub(crate) fn leave(&self, turn: &Turn, ticket: u64) -> bool {
         let mut line = self.line();
+        if line.was_pushed_out(ticket) {
+            return true;
+        }
         let waker = line.leave(self.lane(), turn, ticket);
         reopen_if_empty(&line, self.gate());
         drop(line);

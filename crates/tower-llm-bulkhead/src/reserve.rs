@@ -139,7 +139,10 @@ impl Turn {
         loop {
             *self = match self {
                 Self::None => Self::take(Arc::clone(places), cx),
-                Self::Waiting(ticket) => Self::Come(ready!(ticket.poll(cx.waker()))),
+                Self::Waiting(ticket) => match ready!(ticket.poll(cx.waker())) {
+                    Ok(permit) => Self::Come(permit),
+                    Err(_) => unreachable!("no queue is that long"),
+                },
                 Self::Come(_) => return Poll::Ready(()),
             };
         }

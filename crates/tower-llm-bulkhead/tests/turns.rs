@@ -183,6 +183,63 @@ async fn a_thousand_calls_of_one_tenant_do_not_delay_another_s_first() {
     assert!(order[7..].iter().copied().eq(5..=1_000));
 }
 
+/// Who came first with many kept everybody else out of a queue that was full of his.
+#[tokio::test(start_paused = true)]
+async fn a_queue_full_of_one_tenant_s_calls_keeps_no_other_out() {
+    let layer = bulkhead(1).max_waiting(10).build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    let running = start(&service, of_caller(0, "busy"));
+    arrived(&mut upstream);
+    let mut waiting = Vec::new();
+    for id in 1..=10 {
+        let mut call = start(&service, of_caller(id, "busy"));
+        assert_pending!(call.poll());
+        waiting.push((id, call));
+    }
+    full(&assert_ready_err!(
+        start(&service, of_caller(11, "busy")).poll()
+    ));
+    // Half of the places in it: the newest of the other's go.
+    for (id, gone) in (101..=105).zip([10, 9, 8, 7, 6]) {
+        let mut call = start(&service, of_caller(id, "other"));
+        assert_pending!(call.poll());
+        let (of, mut pushed_out) = waiting.remove(gone - 1);
+        assert_eq!((of, pushed_out.is_woken()), (gone, true));
+        if gone % 2 == 0 {
+            let refused = full(&assert_ready_err!(pushed_out.poll())).to_string();
+            assert!(refused.contains("the queue is full"), "{refused}");
+        }
+        waiting.push((id, call));
+    }
+    full(&assert_ready_err!(
+        start(&service, of_caller(106, "other")).poll()
+    ));
+    assert_eq!(openai(&layer.handle()), (1, 10, 7));
+    let order = order(running, waiting, &mut upstream).await;
+    assert_eq!(order, [1, 101, 2, 102, 3, 103, 4, 104, 5, 105]);
+    assert_eq!(openai(&layer.handle()), (0, 0, 7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_many_calls_in_a_full_queue_pushes_out_nobody_of_another_class() {
+    let layer = by_header(1).max_waiting(1).build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    let _running = start(&service, of_class(0, "batch"));
+    arrived(&mut upstream);
+    let mut waiting: Vec<_> = [(1, "batch"), (2, "normal"), (3, "interactive")]
+        .map(|(id, class)| start(&service, of_class(id, class)))
+        .into();
+    for call in &mut waiting {
+        assert_pending!(call.poll());
+    }
+    for (id, class) in [(4, "batch"), (5, "normal"), (6, "interactive")] {
+        full(&assert_ready_err!(
+            start(&service, of_class(id, class)).poll()
+        ));
+    }
+    assert!(waiting.iter().all(|call| !call.is_woken()));
+}
+
 #[tokio::test(start_paused = true)]
 async fn callers_who_are_not_known_share_a_turn() {
     let layer = bulkhead(1).build().unwrap();

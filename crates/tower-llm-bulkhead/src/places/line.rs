@@ -6,7 +6,9 @@
 //! A line may be of one key, or of all keys where these share a limit. It therefore has a *lane* for each key with calls
 //! that wait, and turns are taken twice. Inside a lane, the caller who was served goes to the end, and the first call of
 //! the first caller is the lane's *head*. It alone is looked at, so that no lighter call overtakes one for which there
-//! is no room yet. Among the heads, the one goes first whose caller was served longest ago in any lane. A head whose
+//! is no room yet. Where a lane is full, one who has fewer calls in it than others on average has the newest call of the
+//! one with most pushed out for his (longest queue drop, as in McKenney's stochastic fairness queueing, 1990): else who
+//! came first with many would keep all others out. Among the heads, the one goes first whose caller was served longest ago in any lane. A head whose
 //! key has no room takes its lane out of the order until something has changed; one for which there is no room in the
 //! limit of all keys holds up all.
 //!
@@ -16,7 +18,7 @@
 //! There is no lock here, no counter and no service.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt, mem,
     task::Waker,
 };
@@ -49,6 +51,8 @@ pub(super) struct Line<K> {
     ready: BTreeMap<Rank, LaneId>,
     standings: HashMap<Turn, Standing>,
     waiting: usize,
+    /// Tickets that were pushed out and whose holders have not heard of it.
+    pushed_out: HashSet<u64>,
     /// Numbers all that happens, so that what is numbered lower was before.
     clock: u64,
 }
@@ -76,6 +80,7 @@ struct Lane<K> {
     /// When the turn of each caller comes.
     turns: HashMap<Turn, u64>,
     waiting: ByPriority,
+    callers: ByPriority,
     head: Option<Head>,
 }
 
@@ -139,7 +144,10 @@ impl<K> Line<K> {
             .entry(lane_id)
             .or_insert_with(|| Lane::new(key()));
         lane.waiting[turn.priority.index()] += 1;
-        let comes = *lane.turns.entry(turn.clone()).or_insert(ticket);
+        let comes = *lane.turns.entry(turn.clone()).or_insert_with(|| {
+            lane.callers[turn.priority.index()] += 1;
+            ticket
+        });
         let queue = lane.queues.entry((turn.priority, comes));
         let queue = queue.or_insert_with(|| Queue::new(turn.clone()));
         queue.calls.insert(ticket, Waiter { weight, waker });
@@ -162,6 +170,19 @@ impl<K> Line<K> {
         let waiter = lane.remove(turn, comes, ticket)?;
         self.left(lane_id, turn);
         Some(waiter.waker)
+    }
+
+    /// Makes room for a call of `turn` that has joined `lane` just now, if that is fair: the waker of the one who had to go.
+    pub(super) fn push_out(&mut self, lane_id: LaneId, turn: &Turn) -> Option<Waker> {
+        let (most, newest) = self.lanes.get(&lane_id)?.to_push_out(turn)?;
+        let waker = self.leave(lane_id, &most, newest)?;
+        self.pushed_out.insert(newest);
+        Some(waker)
+    }
+
+    /// Whether the one with `ticket` was pushed out; says so once.
+    pub(super) fn was_pushed_out(&mut self, ticket: u64) -> bool {
+        self.pushed_out.remove(&ticket)
     }
 
     /// Says that there may be room again in the key of `lane`.
@@ -290,6 +311,7 @@ impl<K> Lane<K> {
             queues: BTreeMap::new(),
             turns: HashMap::new(),
             waiting: [0; 3],
+            callers: [0; 3],
             head: None,
         }
     }
@@ -314,8 +336,22 @@ impl<K> Lane<K> {
         if queue.calls.is_empty() {
             self.queues.remove(&at);
             self.turns.remove(turn);
+            self.callers[turn.priority.index()] -= 1;
         }
         Some(waiter)
+    }
+
+    /// The newest call of the caller who has most of `turn`'s class; `None` if that one's own are not fewer than average.
+    fn to_push_out(&self, turn: &Turn) -> Option<(Turn, u64)> {
+        let (class, comes) = (turn.priority, *self.turns.get(turn)?);
+        let own = self.queues.get(&(class, comes))?.calls.len();
+        if own * self.callers[class.index()] >= self.waiting[class.index()] {
+            return None;
+        }
+        let of_class = self.queues.range((class, 0)..=(class, u64::MAX));
+        let (_, most) = of_class.max_by_key(|(_, queue)| queue.calls.len())?;
+        let (&newest, _) = most.calls.last_key_value()?;
+        Some((most.turn.clone(), newest))
     }
 
     /// Puts a caller who has more calls behind all others.
@@ -350,6 +386,7 @@ impl<K> Default for Line<K> {
             ready: BTreeMap::new(),
             standings: HashMap::new(),
             waiting: 0,
+            pushed_out: HashSet::new(),
             clock: 0,
         }
     }

@@ -73,7 +73,8 @@ impl Watched {
                         Joined::Full(_) => unreachable!("no queue is that long"),
                     };
                 };
-                self.places.poll_ticket(&NOBODY, ticket, cx.waker())
+                let polled = self.places.poll_ticket(&NOBODY, ticket, cx.waker());
+                polled.map(|turn_came| turn_came.expect("nobody is pushed out"))
             }));
             self.enter();
         }
@@ -445,7 +446,8 @@ impl Pair {
                         Joined::Full(_) => unreachable!("no queue is that long"),
                     };
                 };
-                places.poll_ticket(&NOBODY, ticket, cx.waker())
+                let polled = places.poll_ticket(&NOBODY, ticket, cx.waker());
+                polled.map(|turn_came| turn_came.expect("nobody is pushed out"))
             }));
         }
         self.enter(key);

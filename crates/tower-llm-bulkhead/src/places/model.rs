@@ -96,6 +96,8 @@ struct Model {
     waiting: Vec<Waiting>,
     /// Who has been given a place and has not taken it up yet.
     given: Vec<Waiting>,
+    /// Who had to go and has not heard of it yet.
+    pushed_out: Vec<u64>,
     held: Vec<(usize, u32)>,
     /// Whose turn it is in each key, and whose over all: each served caller goes to the end.
     rings: [Vec<Turn>; KEYS],
@@ -194,6 +196,30 @@ impl Model {
         self.all.is_none_or(has_room).then_some(next)
     }
 
+    /// The newest call of the caller who has most, if `turn`'s own are fewer than average.
+    fn to_push_out(&self, key: usize, turn: &Turn) -> Option<u64> {
+        let of_class = || {
+            self.rings[key]
+                .iter()
+                .filter(|of| of.priority == turn.priority)
+        };
+        let calls_of = |turn: &Turn| {
+            let theirs = move |of: &&Waiting| of.key == key && of.wanted.turn == *turn;
+            self.waiting
+                .iter()
+                .filter(theirs)
+                .map(|of| of.ticket)
+                .collect::<Vec<_>>()
+        };
+        let all: usize = of_class().map(|of| calls_of(of).len()).sum();
+        let average = all as f64 / of_class().count() as f64;
+        if calls_of(turn).len() as f64 >= average {
+            return None;
+        }
+        let most = of_class().max_by_key(|of| calls_of(of).len())?;
+        calls_of(most).into_iter().max()
+    }
+
     fn waiting_of(&self, key: usize) -> ByPriority {
         PRIORITIES.map(|priority| {
             let same = |of: &&Waiting| of.key == key && of.wanted.turn.priority == priority;
@@ -248,6 +274,7 @@ impl Run {
                 all: global.map(Count::new),
                 waiting: vec![],
                 given: vec![],
+                pushed_out: vec![],
                 held: vec![],
                 rings: Default::default(),
                 ring: vec![],
@@ -314,6 +341,13 @@ impl Run {
             model.given.remove(given);
             model.held.push((key, waiting.wanted.weight));
             prop_assert_eq!(joined, Joined::Admitted);
+        } else if model.waiting_of(key)[priority.index()] > most
+            && let Some(gone) = model.to_push_out(key, &waiting.wanted.turn)
+        {
+            prop_assert!(matches!(joined, Joined::Waiting(_)), "{:?}", joined);
+            model.remove(gone);
+            model.pushed_out.push(gone);
+            self.tickets.push(Held { waiting, wakes });
         } else if model.waiting_of(key)[priority.index()] > most {
             prop_assert!(matches!(joined, Joined::Full(_)), "{:?}", joined);
             if model.all.is_none() {
@@ -337,7 +371,14 @@ impl Run {
         let waker = Waker::from(Arc::clone(wakes));
         let polled = self.places[key].poll_ticket(&wanted.turn, of_line(ticket), &waker);
         let given = self.model.given.iter().position(|of| of.ticket == ticket);
-        prop_assert_eq!(polled.is_ready(), given.is_some());
+        let pushed_out = self.model.pushed_out.iter().position(|of| *of == ticket);
+        if let Some(pushed_out) = pushed_out {
+            prop_assert_eq!(polled, Poll::Ready(Err(PushedOut)));
+            self.model.pushed_out.remove(pushed_out);
+            self.tickets.remove(i);
+            return Ok(());
+        }
+        prop_assert_eq!(polled == Poll::Ready(Ok(())), given.is_some());
         if let Some(given) = given {
             self.model.given.remove(given);
             self.model.held.push((key, wanted.weight));
@@ -353,6 +394,11 @@ impl Run {
             wanted,
         } = self.tickets.remove(i).waiting;
         let waited = self.model.remove(ticket).is_some();
+        if let Some(gone) = self.model.pushed_out.iter().position(|of| *of == ticket) {
+            prop_assert!(self.places[key].leave(&wanted.turn, of_line(ticket)));
+            self.model.pushed_out.remove(gone);
+            return Ok(());
+        }
         prop_assert_eq!(
             self.places[key].leave(&wanted.turn, of_line(ticket)),
             waited
@@ -380,9 +426,10 @@ impl Run {
         }
         for Held { waiting, wakes } in &self.tickets {
             let is_given = model.given.iter().any(|of| of.ticket == waiting.ticket);
+            let is_pushed_out = model.pushed_out.contains(&waiting.ticket);
             prop_assert_eq!(
                 wakes.0.load(Relaxed),
-                usize::from(is_given),
+                usize::from(is_given || is_pushed_out),
                 "{:?}",
                 waiting
             );
