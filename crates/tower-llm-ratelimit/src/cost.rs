@@ -137,6 +137,17 @@ impl Pricing {
         }
     }
 
+    /// What `call` needs, whatever it comes to produce: the maximum that it names if that is reserved, and its input, unless
+    /// that may turn out to be cached and to cost nothing.
+    pub(crate) fn needed(&self, call: Option<&Call>) -> Cost {
+        let estimate = self.estimate(call, || 0);
+        if estimate.counts_cached_input {
+            return estimate.reserved;
+        }
+        let output = estimate.reserved.of(Unit::OutputTokens);
+        Cost::new(1, 0, output, output)
+    }
+
     /// What a call has cost that has ended so; see the table of [`Outcome`].
     pub(crate) fn settle(&self, estimate: &Estimate, completion: &Completion) -> Cost {
         match completion.outcome {

@@ -97,7 +97,7 @@ impl Engine {
             if ask.amount(bound) <= capacity {
                 continue;
             }
-            let needed = self.policy.needed(request).of(unit);
+            let needed = self.policy.pricing.needed(request.call()).of(unit);
             if needed > capacity {
                 bound.refused();
                 return Err(ExceedsLimit::new(bound.limit.clone(), needed, capacity));

@@ -147,7 +147,8 @@ impl<W> RateLimitBuilder<W> {
 
     /// Sets whether input that the provider had in its prompt cache counts when a call is settled.
     ///
-    /// Unless set, a provider's limits count it as the provider does: Anthropic does not, the others do.
+    /// Unless set, a provider's limits count it as the provider does: Anthropic does not, the others do. Where it does not
+    /// count, no input is too large for a limit: it may be cached. It reserves the whole limit then.
     pub fn count_cached_input(mut self, count: bool) -> Self {
         self.settings.pricing.count_cached_input = Some(count);
         self

@@ -16,7 +16,7 @@ use crate::{
     attempt::Shared,
     calendar::{Calendar, Today},
     cell::State,
-    cost::{Cost, Estimate, Pricing},
+    cost::{Estimate, Pricing},
     learned::{Learned, UNTIL_LEARNED},
     limit::{Algorithm, Limit, Rate},
     meter::{Kind, Now},
@@ -286,11 +286,6 @@ impl Policy {
             expected
         });
         (estimate, learned)
-    }
-
-    /// What `request` needs whatever it comes to produce: its input, and the maximum that it names if that is reserved.
-    pub(crate) fn needed(&self, request: &dyn Described) -> Cost {
-        self.pricing.estimate(request.call(), || 0).reserved
     }
 }
 

@@ -465,3 +465,22 @@ async fn what_large_plans_get_keeps_no_small_one_out() {
     call(&service, openai(None)).await;
     assert_eq!(layer.handle().stats()[0].admitted, 21);
 }
+
+#[tokio::test]
+async fn a_prompt_that_may_be_cached_is_not_too_large() {
+    // 20 tokens, which may all be cached: the provider counts none of them then.
+    let layers = || RateLimitLayer::for_providers().limit(Limit::input_tokens(10).per_minute());
+    let (service, _, layer) = answering(layers());
+    let _unread = service.clone().oneshot(anthropic(None)).await.unwrap();
+    assert_eq!(layer.handle().stats()[0].consumed, 10);
+
+    for (builder, request) in [
+        (layers(), openai(None)),
+        (layers().count_cached_input(true), anthropic(None)),
+    ] {
+        let (service, _, _) = answering(builder);
+        let never = service.oneshot(request).await.map(drop).unwrap_err();
+        let never = never.to_string();
+        assert!(never.contains("needs 20 input tokens"), "{never}");
+    }
+}
