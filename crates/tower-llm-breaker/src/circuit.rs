@@ -43,7 +43,7 @@ pub(crate) struct Circuit {
     stale: AtomicU64,
     /// When it last changed or something bad was counted, in milliseconds.
     last_event: AtomicU64,
-    /// One once the group counts it.
+    /// One once it is of its group; written under the lock.
     is_member: AtomicU64,
 }
 
@@ -158,6 +158,13 @@ impl Circuit {
         }
     }
 
+    /// A call that was let through is not sent after all.
+    pub(crate) fn give_back(&self, pass: Pass, now: Instant) {
+        if pass.is_probe() || self.word().phase == Phase::Ramping {
+            self.change(now, |held| held.was_not_sent(pass));
+        }
+    }
+
     // === a call ends ===
 
     /// Counts what a call's end says, and opens or closes if that is due.
@@ -203,7 +210,7 @@ impl Circuit {
             }
             return;
         };
-        self.enter_group();
+        self.enter_group(now);
         let is_bad = failure.is_some();
         if is_bad {
             self.note_event(now.get());
@@ -230,12 +237,14 @@ impl Circuit {
     }
 
     /// A circuit is one of its group once something was counted in it: names that somebody invents are not.
-    fn enter_group(&self) {
-        if self.is_member.load(Ordering::Relaxed) == 0
-            && self.is_member.swap(1, Ordering::Relaxed) == 0
-        {
-            self.group.entered();
+    fn enter_group(&self, now: &mut Now) {
+        if !self.is_member() {
+            self.change(now.get(), |held| held.enter_group());
         }
+    }
+
+    fn is_member(&self) -> bool {
+        self.is_member.load(Ordering::Relaxed) == 1
     }
 
     /// Counts whether a call was slow.
@@ -249,6 +258,7 @@ impl Circuit {
         if !self.is_current(pass) || !self.word().phase.is_judged() {
             return;
         }
+        self.enter_group(now);
         if !self.enter(window, pass, is_slow, now) || !is_slow {
             return;
         }
@@ -353,6 +363,7 @@ impl Circuit {
     // === to look at ===
 
     pub(crate) fn standing(&self, now: Instant) -> Shut {
+        let core = self.core();
         let word = self.word();
         match word.phase {
             Phase::Open | Phase::Paused | Phase::Ramping if !self.is_over(word, now) => {
@@ -360,7 +371,11 @@ impl Circuit {
             }
             // Its time is over; the next call makes it what it is taken for.
             Phase::Open => Shut::untimed(State::HalfOpen),
-            Phase::Paused | Phase::Ramping => Shut::untimed(State::Closed),
+            Phase::Paused => {
+                let millis = self.policy().clock.millis(now);
+                self.shut(core.after_pause(word, millis), now)
+            }
+            Phase::Ramping => Shut::untimed(State::Closed),
             phase => Shut::untimed(State::of(phase)),
         }
     }
@@ -409,7 +424,12 @@ impl Circuit {
     fn change<T>(&self, now: Instant, change: impl FnOnce(&mut Held<'_>) -> T) -> T {
         let mut held = Held::new(self, self.core(), now);
         let result = change(&mut held);
-        for kind in held.release() {
+        let happened = held.release();
+        if !self.has_key() {
+            // It is nobody's circuit: there is no name to tell it by.
+            return result;
+        }
+        for kind in happened {
             let event = Event {
                 circuit: self.id(),
                 at: now,
@@ -454,11 +474,13 @@ impl Shut {
 }
 
 impl Forget for Circuit {
-    /// Closed, and nothing bad has happened for a while; or open, and long since nobody has come to probe it.
+    /// Closed, and nothing bad has happened for a while; or open, and long since nobody has come to probe it. What a hand
+    /// has chosen is not forgotten: made anew, it would be what it is at first.
     fn may_forget(&self) -> bool {
         let policy = self.policy();
         let word = self.word();
-        if word.phase.is_by_hand() && word.phase != policy.at_first {
+        let is_by_hand = word.phase.is_by_hand() || policy.at_first.is_by_hand();
+        if is_by_hand && word.phase != policy.at_first {
             return false;
         }
         let quiet_after = policy.quiet_after().as_millis() as u64;
@@ -469,8 +491,9 @@ impl Forget for Circuit {
 
 impl Drop for Circuit {
     fn drop(&mut self) {
-        let was_member = self.is_member.load(Ordering::Relaxed) == 1;
-        self.group.left(was_member, self.word().phase.is_ejected());
+        if self.is_member() {
+            self.group.left(self.core().place());
+        }
     }
 }
 

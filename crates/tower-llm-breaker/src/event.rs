@@ -35,7 +35,9 @@ pub enum EventKind {
         reason: Reason,
         /// For how long, where that is set.
         lasts: Option<Duration>,
-        /// Which transition of this circuit it is. Two that follow at once may arrive in the wrong order: this tells.
+        /// How many generations this circuit has had before. Each transition begins one, but for those to and from
+        /// [`State::Throttled`] and the end of a ramp, over which what was counted stays. Two that follow at once may arrive
+        /// in the wrong order: this tells.
         generation: u32,
     },
     /// It is open for longer than it was.
@@ -52,7 +54,7 @@ pub enum EventKind {
         /// Why.
         reason: Reason,
     },
-    /// It should have opened, and too large a share of its group is open already.
+    /// It should have opened, or has in another process, and too large a share of its group is open already.
     KeptClosed {
         /// Why it should.
         reason: Reason,

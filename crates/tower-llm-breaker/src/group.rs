@@ -1,19 +1,40 @@
 //! Circuits of one kind: what they go by, and how many of them are open.
+//!
+//! Where no more than a share of them may open, it is a share of the members: of those circuits in which something was
+//! counted. Neither names that somebody invents make it larger, nor what was opened by hand and is called by nobody fills
+//! it. An open member counts until it closes, or until its time has been over for long and nobody has probed it: what is
+//! not called any more must not keep all others closed for ever.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
+
+use tokio::time::Instant;
 
 use crate::{
     Scope,
     policy::Policy,
-    sync::{AtomicU64, Ordering},
+    sync::{Mutex, lock},
 };
 
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) scope: Scope,
     pub(crate) policy: Arc<Policy>,
-    members: AtomicU64,
-    open: AtomicU64,
+    // A mutex within a circuit's: it is taken when one opens, closes or is probed, and for each failure that would open one.
+    members: Mutex<Members>,
+}
+
+#[derive(Debug, Default)]
+struct Members {
+    all: usize,
+    open: BTreeSet<Place>,
+    last_number: u64,
+}
+
+/// That a member counts as open: until when, in the clock's milliseconds, and which one it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    until: u64,
+    number: u64,
 }
 
 impl Group {
@@ -21,8 +42,7 @@ impl Group {
         Self {
             scope,
             policy,
-            members: AtomicU64::new(0),
-            open: AtomicU64::new(0),
+            members: Mutex::default(),
         }
     }
 
@@ -34,38 +54,72 @@ impl Group {
         }
     }
 
-    /// Whether one more may open; if so, it counts as open from now on.
-    pub(crate) fn may_open(&self) -> bool {
+    /// A place for one more member that opens; `None` if too many are open.
+    pub(crate) fn may_open(&self, now: Instant) -> Option<Place> {
         let Some(share) = self.policy.max_open_share else {
-            self.opened();
-            return true;
+            return Some(Place::default());
         };
-        let members = self.members.load(Ordering::Relaxed) as f64;
+        let now = self.policy.clock.millis(now);
+        let mut members = lock(&self.members);
+        members.forget_until(now);
         // A quotient, as of failures: 29 of 100 are 0.29, and 0.29 of 100 are not quite 29.
-        let one_more = |open| ((open + 1) as f64 / members <= share).then_some(open + 1);
-        self.open
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, one_more)
-            .is_ok()
+        let with_one_more = (members.open.len() + 1) as f64 / members.all as f64;
+        (with_one_more <= share).then(|| members.add(self.counts_until(now)))
     }
 
-    pub(crate) fn opened(&self) {
-        self.open.fetch_add(1, Ordering::AcqRel);
+    /// The place of a member that is open until `until`, or is probed then; it may have had one before.
+    pub(crate) fn is_open(&self, had: Option<Place>, until: u64) -> Place {
+        if self.policy.max_open_share.is_none() {
+            return Place::default();
+        }
+        let mut members = lock(&self.members);
+        members.remove(had);
+        members.add(self.counts_until(until))
     }
 
-    pub(crate) fn closed(&self) {
-        self.open.fetch_sub(1, Ordering::AcqRel);
+    /// A member is closed that may have had a place.
+    pub(crate) fn is_closed(&self, had: Option<Place>) {
+        if had.is_some() {
+            lock(&self.members).remove(had);
+        }
     }
 
     pub(crate) fn entered(&self) {
-        self.members.fetch_add(1, Ordering::Relaxed);
+        lock(&self.members).all += 1;
     }
 
-    pub(crate) fn left(&self, was_member: bool, was_open: bool) {
-        if was_member {
-            self.members.fetch_sub(1, Ordering::Relaxed);
+    /// A member is gone.
+    pub(crate) fn left(&self, had: Option<Place>) {
+        let mut members = lock(&self.members);
+        members.all -= 1;
+        members.remove(had);
+    }
+
+    fn counts_until(&self, until: u64) -> u64 {
+        until.saturating_add(self.policy.quiet_after().as_millis() as u64)
+    }
+}
+
+impl Members {
+    fn add(&mut self, until: u64) -> Place {
+        self.last_number += 1;
+        let place = Place {
+            until,
+            number: self.last_number,
+        };
+        self.open.insert(place);
+        place
+    }
+
+    fn remove(&mut self, place: Option<Place>) {
+        if let Some(place) = place {
+            self.open.remove(&place);
         }
-        if was_open {
-            self.closed();
+    }
+
+    fn forget_until(&mut self, now: u64) {
+        while self.open.first().is_some_and(|place| place.until <= now) {
+            self.open.pop_first();
         }
     }
 }

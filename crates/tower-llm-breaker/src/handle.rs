@@ -38,7 +38,7 @@ pub struct CircuitStats {
     pub probes: usize,
     /// Calls that it has refused since it was first seen, or was seen again after it had been forgotten.
     pub refused: u64,
-    /// Calls whose end was not counted, since they had been let through before its last change.
+    /// Calls whose end was not counted, since they had been let through before it opened, closed or was changed by hand.
     pub stale: u64,
 }
 

@@ -169,6 +169,10 @@ impl<W> BreakerBuilder<W> {
     }
 
     /// Sets how long a circuit is open the first time.
+    ///
+    /// It is open for longer if the provider asks for that (`Retry-After`) and says that it is overloaded: by 503 or 529, or
+    /// an error that means the same. A 429 is no failure but [a clock](Self::throttled_opens). With any other failure, a 500
+    /// or a 502 say, the time that is asked for is not heeded.
     pub fn open_for(mut self, time: Duration) -> Self {
         self.settings.open_for = time;
         self
@@ -195,6 +199,9 @@ impl<W> BreakerBuilder<W> {
 
     /// Sets whether a circuit is open while the provider's rate limit says to wait; it is unless set. Where a rate limit
     /// stands inside of this layer that learns from the provider, leave it to that: it lets short waits be waited out.
+    ///
+    /// It goes on then as it was: what was counted stays, failures of calls that are under way count meanwhile and may open
+    /// it, and a [ramp](Self::ramp) goes on if it is not over.
     pub fn throttled_opens(mut self, opens: bool) -> Self {
         self.settings.throttled_opens = opens;
         self
@@ -245,9 +252,17 @@ impl<W> BreakerBuilder<W> {
     }
 
     /// Keeps a circuit closed that failures would open, if more than this share of the layer's circuits of its kind, of those
-    /// by which calls have succeeded or failed, would be open then; `0..=1`. For pools: where all fail, somebody must be asked.
+    /// by which calls have succeeded, failed or been slow, would be open then; `0..=1`. For pools: where all fail, somebody
+    /// must be asked.
     ///
-    /// What the provider has closed by its clock, or for want of money, is not kept open by it.
+    /// What opens by a hand, the provider's clock or for want of money does not ask, nor what opens again for a probe that has
+    /// failed. One that is open counts until it closes, or until its time has been over for the window or
+    /// [`max_open_for`](Self::max_open_for), whichever is longer, and nobody has probed it; when somebody does, it counts
+    /// again.
+    ///
+    /// Where processes share their circuits (feature `redis`), each keeps its own share. A circuit that another process has
+    /// opened, for whatever reason, is then one of this process' circuits too, and opens here if there is room; else it stays
+    /// closed here. Those of accounts open in any case.
     pub fn max_open_share(mut self, share: f64) -> Self {
         self.settings.max_open_share = Some(share);
         self
@@ -276,7 +291,8 @@ impl<W> BreakerBuilder<W> {
     }
 
     /// Has all circuits begin in a state that a hand has to end ([`close`](crate::BreakerHandle::close)): to measure before
-    /// anything is refused.
+    /// anything is refused. A circuit that a hand has made something else keeps its place among the
+    /// [`max_keys`](Self::max_keys).
     pub fn at_first(mut self, force: Force) -> Self {
         self.settings.at_first = force.phase();
         self

@@ -10,7 +10,7 @@
 //! - A 429 with a time opens the circuit of account and model until then, and counts as no failure; the later of two times
 //!   wins. Without a time it changes nothing.
 //! - What the caller does wrong, his leaving, a branch that lost a race, and refusals of our own layers say nothing of the
-//!   provider. A panic of the inner service is a failure.
+//!   provider; but that it was slow up to then counts ([`SlowCalls`]). A panic of the inner service is a failure.
 //! - A result of a call that was let through before the circuit's last change is not counted in what it is now.
 //!
 //! When a circuit has been open for its time, calls are let through as *probes*, one at a time; each holds its place for
@@ -23,8 +23,8 @@
 //!
 //! A circuit opens when the share of failures *reaches* its ratio, and only when something bad has happened; calls that are
 //! missing to the minimum count as good. It is open up to its last millisecond, and half-open from then on. What is "as long
-//! as" a time for slow calls and stalls has reached it. A window begins empty after each change of state but the end of a ramp.
-//! A time that a call of an earlier generation was told prolongs what is open, and opens nothing.
+//! as" a time for slow calls and stalls has reached it. A window begins empty after each change of state but the end of a ramp;
+//! and while the provider's clock runs and after that, a circuit goes on with what it has counted before. A time that a call of an earlier generation was told prolongs what is open, and opens nothing.
 //!
 //! # Example
 //!

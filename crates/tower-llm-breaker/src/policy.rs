@@ -47,6 +47,9 @@ pub(crate) struct Policy {
 /// Times run from when the call was let through: what it waits for in layers inside of this one, such as a bulkhead's queue,
 /// is among them. Set them beyond the longest wait there. How long a reader leaves a response unread is not.
 ///
+/// A call counts as slow as soon as it is, though its caller may leave then; a slow probe whose caller leaves has failed. A
+/// call that is not slow counts when it has ended well, or when its caller leaves after its first token.
+///
 /// A call that was slow and ended well is a success for the failure ratio, and one of the slow ones besides. Of each
 /// kind that is not set, no call is slow.
 ///

@@ -12,7 +12,6 @@ use crate::{
     circuit::{Circuit, Pass, Verdict},
     group::Group,
     policy::Policy,
-    window::Now,
 };
 
 /// Most circuits that one call passes.
@@ -223,7 +222,7 @@ impl Route {
     /// A call that some have let through is not sent after all.
     fn give_back(&self, passes: &[Pass], now: Instant) {
         for ((_, circuit), &pass) in self.circuits().zip(passes) {
-            circuit.record(pass, Verdict::Neutral, &mut Now::at(Some(now)));
+            circuit.give_back(pass, now);
         }
     }
 
@@ -236,12 +235,11 @@ impl Route {
     ) -> impl Iterator<Item = (&Keyed<Circuit>, Pass, Verdict)> {
         let of_each = self.circuits().zip(passes);
         of_each.map(move |((scope, circuit), &pass)| {
-            let verdict = match verdict(scope, completion, self.has_account, pass.is_probe()) {
-                // A probe that was slow has shown that all is not well yet.
-                Verdict::Success if is_slow && pass.is_probe() && is_of_model(scope) => {
-                    Verdict::Failure { retry_after: None }
-                }
-                verdict => verdict,
+            let is_slow_probe = is_slow && pass.is_probe() && is_of_model(scope);
+            let verdict = if is_slow_probe && shows_slowness(completion.outcome) {
+                Verdict::Failure { retry_after: None }
+            } else {
+                verdict(scope, completion, self.has_account, pass.is_probe())
             };
             (circuit, pass, verdict)
         })
@@ -273,6 +271,15 @@ impl Forget for Route {
 /// Whether what a model does is counted in such a circuit.
 fn is_of_model(scope: Scope) -> bool {
     matches!(scope, Scope::ProviderAndModel | Scope::Key)
+}
+
+/// Whether a slow probe that ends so has shown that all is not well yet. One whose caller leaves has: he waited in vain, and
+/// where all do so, nothing else would ever be decided.
+fn shows_slowness(outcome: Outcome) -> bool {
+    matches!(
+        outcome,
+        Outcome::Success | Outcome::Abandoned | Outcome::Superseded
+    )
 }
 
 /// What a call's end says to a circuit: nothing, unless it is about whose fault that circuit is about.

@@ -43,10 +43,11 @@ where
 
     fn call(&mut self, request: Req) -> Self::Future {
         let route = self.board.route(&request);
+        // Before it is let through: a panic in what is the user's would keep a probe's place otherwise.
+        let streamed = request.call().is_some_and(Call::streamed);
+        let call = self.watch.keep(request.call());
         match route.admit() {
             Ok(passes) => {
-                let streamed = request.call().is_some_and(Call::streamed);
-                let call = self.watch.keep(request.call());
                 let mut armed = Armed::new(Trial::new(route, passes, streamed));
                 let inner = armed.enter(|| self.inner.call(request));
                 ResponseFuture::running(inner, self.watch.clone(), call, armed)

@@ -16,7 +16,7 @@ pub enum State {
     Ramping,
     /// Lets none through until its time is over.
     Open,
-    /// Lets none through until the time is over that the provider has named; then it is closed.
+    /// Lets none through until the time is over that the provider has named; then it goes on as it was, closed or ramping.
     Throttled,
     /// Lets probes through, to see whether it may close.
     HalfOpen,

@@ -33,6 +33,8 @@ struct Pace {
     streamed: bool,
     first_token: bool,
     content_seen: Option<u64>,
+    /// Of the head.
+    status: Option<u16>,
     /// How long it was waited for since content came last, and since when it is waited for now.
     waited: Duration,
     waiting_since: Option<Instant>,
@@ -62,12 +64,15 @@ impl Trial {
         pace.is_slow |= pace.slow_after(policy).is_some_and(|most| waited >= most);
         let is_slow_now = pace.is_slow && !was_slow;
         let stalls_after = pace.stalls_after(policy);
+        let status = pace.status;
         if is_slow_now {
             self.slow(now);
         }
         if !self.has_stalled && stalls_after.is_some_and(|most| waited >= most) {
             self.has_stalled = true;
-            let stalled = Completion::new(Outcome::Failed(Failure::Stalled));
+            let mut stalled = Completion::new(Outcome::Failed(Failure::Stalled));
+            // The way to where it stalls was good.
+            stalled.status = status;
             self.report(&stalled, Some(now));
         }
     }
@@ -92,7 +97,7 @@ impl Trial {
         let Some(pace) = &self.pace else {
             return;
         };
-        if pace.is_slow || completion.outcome != Outcome::Success {
+        if pace.is_slow || !pace.has_kept_time(completion.outcome) {
             return;
         }
         if let Some((index, circuit)) = self.route.of_model() {
@@ -103,7 +108,7 @@ impl Trial {
 }
 
 impl Guard for Trial {
-    fn head(&mut self, _: Option<&mut Parts>) {
+    fn head(&mut self, head: Option<&mut Parts>) {
         if self.pace.is_none() {
             return;
         }
@@ -112,6 +117,7 @@ impl Guard for Trial {
         self.look(now);
         if let Some(pace) = &mut self.pace {
             pace.pause(now);
+            pace.status = head.map(|head| head.status.as_u16());
         }
     }
 
@@ -192,6 +198,7 @@ impl Pace {
             streamed,
             first_token: false,
             content_seen: None,
+            status: None,
             waited: Duration::ZERO,
             waiting_since: Some(now),
             is_slow: false,
@@ -209,6 +216,16 @@ impl Pace {
             slow.gap
         } else {
             slow.first_token
+        }
+    }
+
+    /// Whether one that was not slow says so by ending with `outcome`. A slow one is counted by a timer, whoever leaves:
+    /// were those not counted who leave when they have what they wanted, a few slow ones would look like many.
+    fn has_kept_time(&self, outcome: Outcome) -> bool {
+        match outcome {
+            Outcome::Success => true,
+            Outcome::Abandoned | Outcome::Superseded => self.first_token,
+            _ => false,
         }
     }
 

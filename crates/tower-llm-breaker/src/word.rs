@@ -6,9 +6,9 @@ use tokio::time::Instant;
 
 /// A circuit's phase and generation, and until when it lasts if that is set: 3, 20 and 41 bits.
 ///
-/// Each transition begins a generation, and a call carries the one it was let through in. So what a call has to tell of
-/// an earlier generation is known by one comparison, and is never counted in the present one. They are counted round
-/// after a million transitions.
+/// Each transition begins a generation, but those to and from a pause and the end of a ramp; and a call carries the one
+/// it was let through in. So what a call has to tell of an earlier generation is known by one comparison, and is never
+/// counted in the present one. They are counted round after a million transitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Word {
     pub(crate) phase: Phase,
@@ -24,7 +24,7 @@ pub(crate) enum Phase {
     /// Closed, but not for all of the calls yet.
     Ramping,
     Open,
-    /// Open by the provider's clock: closed when that has run down.
+    /// Open by the provider's clock: when that has run down, what it was before.
     Paused,
     HalfOpen,
     ForcedOpen,
@@ -103,7 +103,10 @@ impl Phase {
 
     /// Whether calls' ends are counted.
     pub(crate) fn is_judged(self) -> bool {
-        matches!(self, Self::Closed | Self::Ramping | Self::MetricsOnly)
+        matches!(
+            self,
+            Self::Closed | Self::Ramping | Self::Paused | Self::MetricsOnly
+        )
     }
 
     /// Whether somebody has chosen it by hand: nothing but a hand ends it.

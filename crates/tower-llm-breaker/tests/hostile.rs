@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use support::{
@@ -11,7 +13,9 @@ use support::{
 use tokio::time::advance;
 use tokio_test::assert_ready_ok;
 use tower::Service;
+use tower_layer::Layer;
 use tower_llm_breaker::{CircuitId, EventKind, Force, Reason, SlowCalls, State};
+use tower_llm_core::{Call, Guard, Unary, Watch};
 use tower_llm_testkit::mock::{poll_ready, start};
 
 const WELL: Says = Says::Well;
@@ -256,4 +260,105 @@ async fn invented_models_are_none_of_the_group() {
         .filter(|m| tested.handle.state(&CircuitId::model("openai", m)) == State::Open)
         .count();
     assert!(open <= 2, "{open} of the 4 models that are there are open");
+}
+
+/// Made anew for another model's sake, it was again what all are at first.
+#[tokio::test(start_paused = true)]
+async fn a_circuit_that_a_hand_has_closed_is_remembered_where_all_begin_as_something_else() {
+    for at_first in [Force::Open, Force::MetricsOnly, Force::Disabled] {
+        let tested = Tested::new(builder().at_first(at_first).max_keys(16));
+        tested.handle.close(&model());
+        advance(60 * MINUTE).await;
+        for n in 0..2_000 {
+            let _ = tested.call(ask_of("openai", "", format!("invented-{n}"), WELL));
+        }
+        assert_eq!(tested.state(), State::Closed, "{at_first:?}");
+    }
+}
+
+/// The circuit that calls share for want of room has no name that a listener could know.
+#[tokio::test(start_paused = true)]
+async fn where_there_is_no_room_nothing_is_told_of_a_circuit_without_a_name() {
+    let tested = Tested::new(builder().max_keys(16));
+    for n in 0..400 {
+        let circuit = CircuitId::account_and_model("openai", "", format!("m-{n}"));
+        tested.handle.trip(&circuit, 60 * MINUTE);
+    }
+    let mut events = tested.handle.subscribe();
+    let fresh = ask_of("openai", "", "fresh", Says::Status(429));
+    assert_eq!(tested.call(fresh).unwrap(), 429);
+    assert!(events.try_recv().is_err());
+}
+
+/// Each call to a model that is open took a turn on its provider's ramp.
+#[tokio::test(start_paused = true)]
+async fn who_is_refused_by_another_circuit_takes_nobodys_turn_on_a_ramp() {
+    let provider = CircuitId::provider("openai");
+    let passed = async |is_bad_asked| {
+        let tested = Tested::new(builder().ramp(10 * MINUTE));
+        tested.handle.trip(&provider, SECOND);
+        let bad = CircuitId::model("openai", "bad");
+        tested.handle.trip(&bad, 60 * MINUTE);
+        advance(SECOND).await;
+        let of = |model| ask_of("openai", "", model, WELL);
+        tested.call(of("good")).unwrap();
+        let mut passed = 0;
+        for _ in 0..600 {
+            if is_bad_asked {
+                tested.refuses(of("bad"));
+            }
+            passed += usize::from(tested.call(of("good")).is_ok());
+            advance(SECOND).await;
+        }
+        passed
+    };
+    let (alone, beside_bad) = (passed(false).await, passed(true).await);
+    assert!(alone > 300 && beside_bad >= alone, "{beside_bad}, {alone}");
+}
+
+/// They come to it, and are let through and given back.
+#[tokio::test(start_paused = true)]
+async fn turns_on_a_ramp_that_are_given_back_pile_up_to_no_burst() {
+    let tested = Tested::new(builder().ramp(60 * MINUTE));
+    tested.handle.trip(&CircuitId::provider("openai"), SECOND);
+    let bad = CircuitId::model("openai", "bad");
+    tested.handle.trip(&bad, 60 * MINUTE);
+    advance(SECOND).await;
+    let of = |model| ask_of("openai", "", model, WELL);
+    tested.call(of("good")).unwrap();
+    for _ in 0..1_000 {
+        tested.refuses(of("bad"));
+    }
+    let passed = (0..10).filter(|_| tested.call(of("good")).is_ok()).count();
+    assert!(passed <= 3, "{passed} of 10");
+}
+
+/// Keeps no call, and panics instead.
+#[derive(Clone)]
+struct Panicking;
+
+impl<R> Watch<R> for Panicking {
+    type Out<G: Guard> = R;
+
+    fn watch<G: Guard>(&self, call: Option<&Call>, response: R, guard: G) -> R {
+        Unary.watch(call, response, guard)
+    }
+
+    fn keep(&self, _: Option<&Call>) -> Option<Call> {
+        panic!("it keeps nothing")
+    }
+}
+
+/// It had a place by then that nothing gave back before its lease ended.
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_what_describes_the_call_costs_no_probes_place() {
+    let layer = builder().watch(Panicking).build().unwrap();
+    layer.handle().trip(&model(), SECOND);
+    advance(SECOND).await;
+    let mut service = layer.layer(support::Told::default());
+    assert_ready_ok!(poll_ready(&mut service));
+    let called = catch_unwind(AssertUnwindSafe(|| drop(service.call(ask(WELL)))));
+    assert!(called.is_err());
+    let stats = stats(&layer.handle());
+    assert_eq!((stats.state, stats.probes), (State::HalfOpen, 0));
 }

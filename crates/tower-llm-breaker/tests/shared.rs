@@ -19,8 +19,8 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_llm_breaker::{
-    BreakerHandle, BreakerLayer, CircuitId, CircuitOpen, EventKind, Force, Reason, SharedCircuits,
-    State,
+    BreakerBuilder, BreakerHandle, BreakerLayer, CircuitId, CircuitOpen, EventKind, EventReceiver,
+    Force, Reason, SharedCircuits, State,
 };
 use tower_llm_core::{BoxError, Call, ConfigError, Described, Operation, Provider, Unary};
 use tower_llm_redis::Redis;
@@ -52,11 +52,14 @@ struct Process {
 
 impl Process {
     async fn of(url: String) -> Self {
+        Self::built(url, BreakerLayer::builder().consecutive_failures(3)).await
+    }
+
+    async fn built(url: String, builder: BreakerBuilder) -> Self {
         let redis = timeout(PATIENCE, Redis::builder(url).connect());
         let redis = redis.await.unwrap().unwrap();
         let shared = SharedCircuits::new(redis.clone(), NAME).max_age(AGE);
-        let layer = BreakerLayer::builder()
-            .consecutive_failures(3)
+        let layer = builder
             .open_for(LONG)
             .max_open_for(LONG)
             .jitter(0.0)
@@ -72,13 +75,17 @@ impl Process {
     }
 
     async fn call(&self, well: bool) -> Result<(), BoxError> {
+        self.call_of(Provider::OPENAI, well).await
+    }
+
+    async fn call_of(&self, provider: Provider, well: bool) -> Result<(), BoxError> {
         let model = self.layer.layer(service_fn(move |_: Prompt| async move {
             match well {
                 true => Ok(()),
                 false => Err(std::io::Error::other("the connection is reset")),
             }
         }));
-        let call = Call::builder(Provider::OPENAI, Operation::CHAT).build();
+        let call = Call::builder(provider, Operation::CHAT).build();
         model.oneshot(Prompt(call)).await
     }
 
@@ -180,6 +187,101 @@ async fn what_is_forced_is_forced_here_alone_and_nothing_from_elsewhere_ends_it(
     sleep(2 * AGE).await;
     assert_eq!(one.state(), State::Disabled);
     assert_eq!(other.state(), State::Open);
+}
+
+/// Waits until a circuit was opened elsewhere that stays closed here.
+async fn kept_closed(events: &mut EventReceiver) {
+    let kept = EventKind::KeptClosed {
+        reason: Reason::Shared,
+    };
+    while timeout(PATIENCE, events.recv())
+        .await
+        .unwrap()
+        .unwrap()
+        .kind
+        != kept
+    {}
+}
+
+/// Each kept others closed than the other did, and by learning of each other both had all open.
+#[tokio::test]
+async fn where_all_fail_each_keeps_its_share_closed_whatever_others_have_opened() {
+    let server = RedisServer::start().await.unwrap();
+    let pooled = || {
+        let builder = BreakerLayer::builder().consecutive_failures(1);
+        Process::built(server.url(), builder.max_open_share(0.5))
+    };
+    let (one, other) = (pooled().await, pooled().await);
+    let mut of_one = one.handle.subscribe();
+    let mut of_other = other.handle.subscribe();
+    let providers = ["w", "x", "y", "z"].map(Provider::new);
+    for provider in &providers {
+        for process in [&one, &other] {
+            process.call_of(provider.clone(), true).await.unwrap();
+        }
+    }
+    for (first, second) in providers.iter().zip(providers.iter().rev()).take(2) {
+        one.call_of(first.clone(), false).await.unwrap_err();
+        other.call_of(second.clone(), false).await.unwrap_err();
+    }
+    for _ in 0..2 {
+        kept_closed(&mut of_one).await;
+        kept_closed(&mut of_other).await;
+    }
+    let states = |process: &Process| {
+        let state = |name| process.handle.state(&CircuitId::provider(name));
+        ["w", "x", "y", "z"].map(state)
+    };
+    let (open, closed) = (State::Open, State::Closed);
+    assert_eq!(states(&one), [open, open, closed, closed]);
+    assert_eq!(states(&other), [closed, closed, open, open]);
+}
+
+/// Nobody here has asked them: they are the group.
+#[tokio::test]
+async fn of_those_that_others_have_opened_a_share_opens() {
+    let server = RedisServer::start().await.unwrap();
+    let builder = BreakerLayer::builder().max_open_share(0.5);
+    let process = Process::built(server.url(), builder).await;
+    let mut events = process.handle.subscribe();
+    process.call_of(Provider::OPENAI, true).await.unwrap();
+    let other = Process::of(server.url()).await;
+    for name in ["x", "y"] {
+        other.handle.trip(&CircuitId::provider(name), LONG);
+        // Want of money opens in any case.
+        other.handle.trip(&CircuitId::account(name, "a"), LONG);
+    }
+    kept_closed(&mut events).await;
+    let is_open = |circuit: &CircuitId| process.handle.state(circuit) == State::Open;
+    let accounts = ["x", "y"].map(|name| CircuitId::account(name, "a"));
+    eventually(|| accounts.iter().all(is_open)).await;
+    let providers = ["x", "y"].map(|name| is_open(&CircuitId::provider(name)));
+    assert_eq!(providers.iter().filter(|&&is_open| is_open).count(), 1);
+}
+
+/// A hundred are told of in a script. Each hundred waited for half a copy's age, and of those beyond a thousand nothing was
+/// told at all.
+#[tokio::test]
+async fn a_burst_of_trips_is_told_without_a_rest() {
+    const TRIPS: usize = 2_000;
+    let server = RedisServer::start().await.unwrap();
+    let one = Process::of(server.url()).await;
+    let other = Process::of(server.url()).await;
+    let named = |number| CircuitId::model("openai", format!("m-{number}"));
+    for number in 0..TRIPS {
+        one.handle.trip(&named(number), LONG);
+    }
+    let is_open = |number| other.handle.state(&named(number)) == State::Open;
+    let mut next = 0;
+    let took = eventually(|| {
+        while next < TRIPS && is_open(next) {
+            next += 1;
+        }
+        next == TRIPS
+    });
+    let took = took.await;
+    println!("{TRIPS} trips are seen after {took:?}");
+    assert!(took < AGE + 3 * MARGIN, "{took:?}");
 }
 
 // === without it ===

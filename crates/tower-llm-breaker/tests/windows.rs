@@ -451,8 +451,9 @@ async fn a_429_with_a_time_shuts_until_then_and_is_no_failure() {
     };
     use State::{Closed, Throttled};
     let expected = [
-        transition(Closed, Throttled, Reason::Throttled, Some(20 * SECOND), 1),
-        transition(Throttled, Closed, Reason::TimeOver, None, 2),
+        // Nothing that was counted before is late.
+        transition(Closed, Throttled, Reason::Throttled, Some(20 * SECOND), 0),
+        transition(Throttled, Closed, Reason::TimeOver, None, 0),
     ];
     for expected in expected {
         let event = events.try_recv().unwrap();
@@ -547,6 +548,74 @@ async fn of_failures_and_a_clock_the_later_wins() {
         let _probe = staged.begin();
         assert_eq!(staged.refused().state(), State::HalfOpen);
     }
+}
+
+/// Each 429 emptied the window, and no failures between two of them were ever enough.
+#[tokio::test(start_paused = true)]
+async fn failures_between_the_clocks_of_one_circuit_open_it() {
+    let (mut staged, key) = by_one_key(builder().over_calls(100).minimum_calls(100));
+    let mut failures = 0;
+    for number in 1.. {
+        assert_eq!(staged.handle.state(&key), State::Closed, "{failures}");
+        if number % 5 == 0 {
+            staged.tell(Says::Later(429, 1));
+            assert_eq!(staged.handle.state(&key), State::Throttled);
+        } else {
+            staged.tell(FAILED);
+            failures += 1;
+        }
+        if failures == 50 {
+            break;
+        }
+        advance(SECOND).await;
+    }
+    assert_eq!(staged.handle.state(&key), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_breaks_no_row_of_failures_and_what_was_under_way_counts_while_it_runs() {
+    let (mut staged, key) = by_one_key(builder().consecutive_failures(3).open_for(30 * SECOND));
+    staged.tell(FAILED);
+    let calls = [staged.begin(), staged.begin()];
+    staged.tell(Says::Later(429, 60));
+    let [second, third] = calls;
+    second.end(FAILED);
+    assert_eq!(staged.handle.state(&key), State::Throttled);
+    advance(20 * SECOND).await;
+    third.end(FAILED);
+    // Until the later of both ends.
+    assert_eq!(staged.handle.state(&key), State::Open);
+    assert_eq!(staged.refused().retry_after(), Some(40 * SECOND));
+    assert_eq!(staged.handle.stats_of(&key).unwrap().stale, 0);
+}
+
+/// It ended the ramp.
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_runs_on_a_ramp_does_not_end_it() {
+    let key = CircuitId::key_only(Key::new("openai"));
+    let ramping = touchy().key_by(KeyBy::provider()).ramp(100 * SECOND);
+    let tested = Tested::new(ramping);
+    tested.handle.trip(&key, SECOND);
+    advance(SECOND).await;
+    tested.tell(WELL);
+    assert_eq!(tested.handle.state(&key), State::Ramping);
+    tested.tell(Says::Later(429, 10));
+    assert_eq!(tested.refused().state(), State::Throttled);
+    advance(10 * SECOND).await;
+    let stats = tested.handle.stats_of(&key).unwrap();
+    assert_eq!(
+        (stats.state, stats.lasts),
+        (State::Ramping, Some(90 * SECOND))
+    );
+    let passed = (0..100).filter(|_| tested.call(ask(WELL)).is_ok()).count();
+    assert!((10..=11).contains(&passed), "{passed}");
+    // The ramp ends while the next one runs.
+    advance(90 * SECOND - MS).await;
+    while tested.call(ask(Says::Later(429, 10))).is_err() {}
+    assert_eq!(tested.handle.state(&key), State::Throttled);
+    advance(10 * SECOND).await;
+    assert_eq!(tested.handle.state(&key), State::Closed);
+    tested.tell_times(10, WELL);
 }
 
 #[tokio::test(start_paused = true)]

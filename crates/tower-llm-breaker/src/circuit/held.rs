@@ -8,6 +8,7 @@ use super::{Circuit, MOST_PROBES, Pass, Shut, Verdict};
 use crate::{
     State,
     event::{EventKind, Reason},
+    group::Place,
     policy::Policy,
     sync::{MutexGuard, Ordering},
     word::{Phase, Word},
@@ -29,6 +30,10 @@ pub(super) struct Core {
     not_before: Option<Instant>,
     /// Whether it was told that too many others are open.
     kept_closed: bool,
+    /// When the ramp ends that a pause has broken into.
+    ramp_until: Option<u64>,
+    /// While its group counts it as open.
+    place: Option<Place>,
 }
 
 #[derive(Debug)]
@@ -42,8 +47,6 @@ pub(super) struct Held<'a> {
     circuit: &'a Circuit,
     core: MutexGuard<'a, Core>,
     happened: Vec<EventKind>,
-    /// Whether its group counts it as open already, since it was asked whether it may.
-    is_counted: bool,
     now: Instant,
 }
 
@@ -53,7 +56,6 @@ impl<'a> Held<'a> {
             circuit,
             core,
             happened: Vec::new(),
-            is_counted: false,
             now,
         }
     }
@@ -108,6 +110,7 @@ impl<'a> Held<'a> {
         let number = self.core.free_number();
         let until = now + self.policy().probe_lease;
         self.core.leases.push(Lease { number, until });
+        self.take_place();
         Ok(Pass::of(self.word()).with_lease(number))
     }
 
@@ -123,6 +126,17 @@ impl<'a> Held<'a> {
         }
         *due -= 1.0;
         Ok(Pass::of(word))
+    }
+
+    /// A call that was let through is not sent: its place is free again, and its turn on the ramp is another's.
+    pub(super) fn was_not_sent(&mut self, pass: Pass) {
+        /// Calls that another circuit refuses add their shares all the same, which must not pile up to a burst.
+        const MOST_DUE: f64 = 2.0;
+
+        self.give_back(pass);
+        if self.word().phase == Phase::Ramping && self.circuit.is_current(pass) {
+            self.core.due = (self.core.due + 1.0).min(MOST_DUE);
+        }
     }
 
     /// A call was told to wait without a time.
@@ -153,6 +167,9 @@ impl<'a> Held<'a> {
         if !self.circuit.is_current(pass) {
             self.circuit.stale.fetch_add(1, Ordering::Relaxed);
             return;
+        }
+        if matches!(verdict, Verdict::Success | Verdict::Failure { .. }) {
+            self.enter_group();
         }
         match verdict {
             Verdict::Success => {
@@ -201,16 +218,46 @@ impl<'a> Held<'a> {
             self.publish(word.next(Phase::MetricsOnly, 0));
             return;
         }
-        if !self.circuit.group.may_open() {
-            if !self.core.kept_closed {
-                self.core.kept_closed = true;
-                self.happened.push(EventKind::KeptClosed { reason });
-            }
+        if !self.may_open(reason) {
             return;
         }
-        self.is_counted = true;
         let until = self.next_opening(retry_after);
         self.open(until, reason);
+    }
+
+    /// Whether its group has a place for it; told of if not, once.
+    fn may_open(&mut self, reason: Reason) -> bool {
+        self.core.place = self.circuit.group.may_open(self.now);
+        let may_open = self.core.place.is_some();
+        if !may_open && !self.core.kept_closed {
+            self.core.kept_closed = true;
+            self.happened.push(EventKind::KeptClosed { reason });
+        }
+        may_open
+    }
+
+    /// Something is counted in it, maybe for the first time: it is one of its group from now on.
+    pub(super) fn enter_group(&mut self) {
+        if !self.circuit.is_member() {
+            self.circuit.is_member.store(1, Ordering::Relaxed);
+            self.circuit.group.entered();
+            self.take_place();
+        }
+    }
+
+    /// Has its group count it as open while it is.
+    fn take_place(&mut self) {
+        if !self.circuit.is_member() {
+            return;
+        }
+        let (word, group) = (self.word(), &self.circuit.group);
+        let had = self.core.place.take();
+        if word.phase.is_ejected() {
+            let now = self.policy().clock.millis(self.now);
+            self.core.place = Some(group.is_open(had, word.until.max(now)));
+        } else {
+            group.is_closed(had);
+        }
     }
 
     /// Until when it opens now, if it was opened by failures: longer each time, until it has stayed closed.
@@ -243,7 +290,11 @@ impl<'a> Held<'a> {
         if self.circuit.is_over(word, self.now) {
             match word.phase {
                 Phase::Open => self.go(Phase::HalfOpen, None, Reason::TimeOver),
-                Phase::Paused => self.go(Phase::Closed, None, Reason::TimeOver),
+                Phase::Paused => {
+                    let now = self.policy().clock.millis(self.now);
+                    let resumed = self.core.after_pause(word, now);
+                    self.set(resumed, Reason::TimeOver);
+                }
                 _ => {}
             }
         }
@@ -273,12 +324,23 @@ impl<'a> Held<'a> {
             return;
         }
         match self.word().phase {
-            Phase::Closed | Phase::Ramping => {
-                self.go(Phase::Paused, Some(until), Reason::Throttled);
-            }
+            Phase::Closed | Phase::Ramping => self.pause(until, Reason::Throttled),
             Phase::Paused => self.prolong(until, Reason::Throttled),
             _ => self.open(until, Reason::Throttled),
         }
+    }
+
+    /// Lets nobody through until `until`, and then goes on where it was. No generation begins and what was counted stays:
+    /// else failures between two of the provider's refusals would never be enough.
+    fn pause(&mut self, until: Instant, reason: Reason) {
+        let word = self.word();
+        self.core.ramp_until = (word.phase == Phase::Ramping).then_some(word.until);
+        let until = self.policy().clock.until(until);
+        let paused = Word {
+            phase: Phase::Paused,
+            ..word.lasting_until(until)
+        };
+        self.set(paused, reason);
     }
 
     /// Whether what one call says opens the circuit, or may prolong it: a call that was let through earlier opens nothing
@@ -321,6 +383,7 @@ impl<'a> Held<'a> {
             return;
         }
         self.publish(longer);
+        self.take_place();
         self.happened.push(EventKind::Prolonged {
             state: State::of(word.phase),
             reason,
@@ -347,13 +410,31 @@ impl<'a> Held<'a> {
                     self.prolong(until, Reason::Shared);
                 }
             }
-            (Phase::Closed | Phase::Ramping, Change::Throttled { .. }, _) => {
-                self.go(Phase::Paused, until, Reason::Shared);
+            (Phase::Closed | Phase::Ramping, Change::Throttled { until }, _) => {
+                self.pause(until, Reason::Shared);
             }
-            (_, _, Some(_)) => self.go(Phase::Open, until, Reason::Shared),
+            (Phase::HalfOpen, _, Some(_)) => self.go(Phase::Open, until, Reason::Shared),
+            (_, _, Some(_)) => {
+                if self.may_follow() {
+                    self.go(Phase::Open, until, Reason::Shared);
+                }
+            }
             (Phase::Open | Phase::HalfOpen | Phase::Paused, _, None) => self.close(Reason::Shared),
             (_, _, None) => {}
         }
+    }
+
+    /// Whether what another process has opened opens here too. Where all fail each process keeps others closed: did they all
+    /// follow each other, none would stay so.
+    #[cfg(feature = "redis")]
+    fn may_follow(&mut self) -> bool {
+        if !self.circuit.group.counts() {
+            // Failures open none of this kind.
+            return true;
+        }
+        // Somebody calls it, though it may be nobody here.
+        self.enter_group();
+        self.may_open(Reason::Shared)
     }
 
     /// Begins a generation.
@@ -377,13 +458,8 @@ impl<'a> Held<'a> {
 
     fn set(&mut self, word: Word, reason: Reason) {
         let from = self.word().phase;
-        match (from.is_ejected(), word.phase.is_ejected()) {
-            (false, true) if self.is_counted => {}
-            (false, true) => self.circuit.group.opened(),
-            (true, false) => self.circuit.group.closed(),
-            _ => {}
-        }
         self.publish(word);
+        self.take_place();
         self.circuit.note_event(self.now);
         let lasts = self.circuit.shut(word, self.now).retry_after;
         self.happened.push(EventKind::Transition {
@@ -403,6 +479,23 @@ impl<'a> Held<'a> {
 impl Core {
     pub(super) fn probes(&self, now: Instant) -> usize {
         self.leases.iter().filter(|lease| lease.until > now).count()
+    }
+
+    /// What it is when a pause is over: on the ramp that this has broken into, or closed if that is over too.
+    pub(super) fn after_pause(&self, paused: Word, now: u64) -> Word {
+        let (phase, until) = match self.ramp_until {
+            Some(until) if now < until => (Phase::Ramping, until),
+            _ => (Phase::Closed, 0),
+        };
+        Word {
+            phase,
+            until,
+            ..paused
+        }
+    }
+
+    pub(super) fn place(&self) -> Option<Place> {
+        self.place
     }
 
     #[cfg(all(test, breaker_loom))]

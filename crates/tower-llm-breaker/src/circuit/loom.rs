@@ -167,8 +167,31 @@ fn of_two_clocks_at_once_the_later_wins() {
             (tried.state(8), tried.state(9)),
             (State::Throttled, State::Closed)
         );
-        assert_eq!(tried.generation(), 1);
+        assert_eq!(tried.generation(), 0);
     });
+}
+
+/// A failure that came while the clock ran was lost.
+#[test]
+fn of_a_clock_and_a_failure_at_once_both_are_heard() {
+    for seconds in [5, 60] {
+        check(move || {
+            let tried = Tried::new(&touchy());
+            let passes = [(); 2].map(|()| tried.admit(0).unwrap());
+            let told = Verdict::Throttled {
+                retry_after: Some(Duration::from_secs(seconds)),
+            };
+            let other = spawn(&tried, move |tried| tried.record(passes[0], told, 0));
+            tried.record(passes[1], FAILURE, 0);
+            other.join().unwrap();
+            let end = seconds.max(OPEN_FOR.as_secs());
+            assert_eq!(
+                (tried.state(end - 1), tried.state(end)),
+                (State::Open, State::HalfOpen)
+            );
+            assert_eq!((tried.openings(), tried.generation()), (1, 1));
+        });
+    }
 }
 
 #[test]
@@ -358,6 +381,30 @@ fn two_fail(share: f64, members: usize) -> usize {
         .iter()
         .filter(|tried| tried.state(0) == State::Open)
         .count()
+}
+
+/// A circuit of three that a hand opens while something is counted in it for the first time.
+#[test]
+fn one_that_enters_its_group_while_it_opens_counts_as_open_if_it_is_of_the_group() {
+    check(|| {
+        let builder = touchy().max_open_share(0.5);
+        let epoch = Instant::now();
+        let group = group(&builder, epoch);
+        let [enters, other, fails] = [(); 3].map(|()| Tried::of(StdArc::clone(&group), epoch));
+        for one in [&other, &fails] {
+            one.record(one.admit(0).unwrap(), Verdict::Success, 0);
+        }
+        let pass = enters.admit(0).unwrap();
+        let counts = spawn(&enters, move |tried| {
+            tried.record(pass, Verdict::Success, 0)
+        });
+        enters.circuit.trip(OPEN_FOR, enters.at(0));
+        counts.join().unwrap();
+        fails.record(fails.admit(0).unwrap(), FAILURE, 0);
+        // The second of three may not open, the first of two may.
+        let is_open = fails.state(0) == State::Open;
+        assert_eq!(is_open, !enters.circuit.is_member());
+    });
 }
 
 #[test]

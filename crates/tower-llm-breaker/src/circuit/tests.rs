@@ -163,7 +163,8 @@ impl Reference {
         if self.now >= self.until {
             match self.state {
                 State::Open => self.go(State::HalfOpen, 0),
-                State::Throttled => self.go(State::Closed, 0),
+                // "Then it is what it was before."
+                State::Throttled => self.state = State::Closed,
                 _ => {}
             }
         }
@@ -232,7 +233,7 @@ impl Reference {
                 let until = self.now + time;
                 match self.state {
                     _ if !is_heard => {}
-                    State::Closed => self.go(State::Throttled, until),
+                    State::Closed => (self.state, self.until) = (State::Throttled, until),
                     State::Throttled => self.until = self.until.max(until),
                     _ => self.open(until),
                 }
@@ -269,9 +270,16 @@ impl Reference {
     }
 
     fn count(&mut self, is_bad: bool) {
-        if matches!(self.state, State::Closed | State::MetricsOnly) {
+        if self.is_counting() {
             self.ended.push((self.now, is_bad));
         }
+    }
+
+    fn is_counting(&self) -> bool {
+        matches!(
+            self.state,
+            State::Closed | State::Throttled | State::MetricsOnly
+        )
     }
 
     /// Those that count: how many, and how many of them bad.
@@ -289,7 +297,6 @@ impl Reference {
     }
 
     fn is_bad_enough(&self) -> bool {
-        let is_counted = matches!(self.state, State::Closed | State::MetricsOnly);
         let in_a_row = self
             .ended
             .iter()
@@ -300,7 +307,7 @@ impl Reference {
         let of = calls.max(self.settings.minimum_calls as u64);
         let most = self.settings.consecutive_failures;
         let ratio = self.settings.failure_ratio;
-        is_counted
+        self.is_counting()
             && (most.is_some_and(|most| in_a_row >= most as usize)
                 || ratio.is_some_and(|ratio| failures as f64 / of as f64 >= ratio))
     }

@@ -9,9 +9,9 @@
 //! one it knows, and not for each circuit that there may be.
 
 mod name;
+mod untold;
 
 use std::{
-    collections::HashMap,
     hash::{BuildHasher, RandomState},
     sync::{Arc, Weak},
     time::Duration,
@@ -19,22 +19,21 @@ use std::{
 
 use tokio::{
     runtime::Handle,
-    sync::mpsc::{self, Receiver},
+    sync::mpsc::Receiver,
     time::{Instant, timeout},
 };
 use tower_llm_core::ConfigError;
 use tower_llm_redis::{Arg, Redis, Reply, Script, StoreError};
 
+pub(crate) use self::untold::Telling;
+use self::untold::{News, Untold};
 use crate::{
-    CircuitId, State,
+    State,
     event::{Event, EventKind, Reason},
     route::Board,
 };
 
 static SYNC: Script = Script::new(include_str!("sync.lua"));
-
-/// Changes that may wait for the task. A circuit changes seldom.
-const WAITING: usize = 1_024;
 
 /// Circuits that are told of in one script.
 const AT_ONCE: usize = 100;
@@ -48,7 +47,8 @@ const LONGEST: Duration = Duration::from_secs(30 * 86_400);
 /// [age](Self::max_age) that their copies may have; one that closes closes in all. Each process probes by itself. What was
 /// forced by hand is forced in one process alone.
 ///
-/// While Redis is away, nothing but the sharing is missing: what happened meanwhile is told when it is back.
+/// While Redis is away, nothing but the sharing is missing: what happened meanwhile is told when it is back, of each circuit
+/// the last, if that is not over by then. Of more than 65,536 circuits at once nothing is told.
 #[derive(Clone, Debug)]
 pub struct SharedCircuits {
     redis: Redis,
@@ -64,24 +64,13 @@ pub(crate) enum Change {
     Throttled { until: Instant },
 }
 
-/// What has happened to a circuit here.
-#[derive(Clone, Copy, Debug)]
-struct News {
-    change: Change,
-    at: Instant,
-}
-
-/// The way to the task; it ends when this is gone.
-#[derive(Debug)]
-pub(crate) struct Telling(mpsc::Sender<(CircuitId, News)>);
-
 struct Task {
     redis: Redis,
     keys: [String; 2],
     board: Weak<Board>,
-    news: Receiver<(CircuitId, News)>,
-    /// What is not told yet; of each circuit the last.
-    untold: HashMap<CircuitId, News>,
+    untold: Untold,
+    /// Rings when something is untold.
+    rings: Receiver<()>,
     every: Duration,
     epoch: Option<Vec<u8>>,
     version: i64,
@@ -119,34 +108,22 @@ impl SharedCircuits {
             let reason = "circuits are shared by a task, which needs a tokio runtime";
             ConfigError::new("shared", "outside a runtime", reason)
         })?;
-        let (sender, news) = mpsc::channel(WAITING);
+        let untold = Untold::default();
+        let (telling, rings) = Telling::new(untold.clone());
         let key = |of| format!("{{tower-llm:{}}}:breaker:{of}", self.name);
         let task = Task {
             redis: self.redis,
             keys: [key("versions"), key("states")],
             board: Arc::downgrade(board),
-            news,
-            untold: HashMap::new(),
+            untold,
+            rings,
             every: max_age / 2,
             epoch: None,
             version: 0,
         };
-        board.policy.share(Telling(sender));
+        board.policy.share(telling);
         runtime.spawn(task.run());
         Ok(())
-    }
-}
-
-impl Telling {
-    /// Tells of `event`, if it is something that others should know.
-    pub(crate) fn tell(&self, event: &Event) {
-        if let Some(change) = Change::of(event) {
-            let at = event.at;
-            // Full: the store is away, and so much has happened meanwhile that this is no longer news.
-            let _ = self
-                .0
-                .try_send((event.circuit.clone(), News { change, at }));
-        }
     }
 }
 
@@ -178,6 +155,13 @@ impl Change {
         }
     }
 
+    fn is_over(self, now: Instant) -> bool {
+        match self {
+            Self::Closed => false,
+            Self::Open { until } | Self::Throttled { until } => until <= now,
+        }
+    }
+
     /// As the script has it: what it is, and for how many milliseconds still.
     fn written(self, now: Instant) -> (u32, u64) {
         let left = |until: Instant| {
@@ -205,43 +189,23 @@ impl Change {
 
 impl Task {
     async fn run(mut self) {
-        loop {
-            match timeout(self.every, self.news.recv()).await {
-                Ok(Some((circuit, news))) => self.note(circuit, news),
-                Ok(None) => return,
-                Err(_) => {}
-            }
-            self.note_all();
-            // What fails is tried again with the next.
-            let _ = self.sync().await;
-        }
-    }
-
-    fn note(&mut self, circuit: CircuitId, news: News) {
-        let last = self.untold.entry(circuit).or_insert(news);
-        // Told after the circuit's lock is free: what happened later may come first.
-        if news.at >= last.at {
-            *last = news;
-        }
-    }
-
-    fn note_all(&mut self) {
-        while let Ok((circuit, news)) = self.news.try_recv() {
-            self.note(circuit, news);
+        while let Err(_) | Ok(Some(())) = timeout(self.every, self.rings.recv()).await {
+            // A script tells of so many and no more: the others are not to wait for the next ring. What fails is tried again
+            // with that.
+            while self.sync().await.is_ok() && !self.untold.is_empty() {}
         }
     }
 
     /// Tells what has happened here, and learns what has happened elsewhere.
     async fn sync(&mut self) -> Result<(), StoreError> {
         let now = Instant::now();
-        let told: Vec<CircuitId> = self.untold.keys().take(AT_ONCE).cloned().collect();
+        let told = self.untold.some(AT_ONCE, now);
         let new_epoch = RandomState::new().hash_one(&self.keys);
         let known = self.epoch.clone().unwrap_or_default();
         let mut args: Vec<Arg> = vec![new_epoch.into(), known.into(), self.version.into()];
-        for circuit in &told {
-            let News { change, at } = self.untold[circuit];
+        for (circuit, News { change, at }) in &told {
             let (kind, left) = change.written(now);
-            let ago = u64::try_from((now - at).as_millis()).unwrap_or_default();
+            let ago = u64::try_from((now - *at).as_millis()).unwrap_or_default();
             args.extend([
                 name::of(circuit).into(),
                 kind.into(),
@@ -250,9 +214,7 @@ impl Task {
             ]);
         }
         let reply = self.redis.run(&SYNC, self.keys.to_vec(), args).await?;
-        for circuit in &told {
-            self.untold.remove(circuit);
-        }
+        self.untold.were_told(&told);
         self.learn(reply)
     }
 
@@ -273,14 +235,13 @@ impl Task {
         self.epoch = epoch;
         self.version = version.unwrap_or_default();
         let now = Instant::now();
-        self.note_all();
         while let (Some(name), Some(kind), Some(left)) = (items.next(), items.next(), items.next())
         {
             let name = name.into_bytes()?.unwrap_or_default();
             let change = Change::read(kind.into_integer()?, left.into_integer()?, now);
             if let (Some(circuit), Some(change)) = (name::read(&name), change)
                 // What has happened here meanwhile is newer: the others are to learn that.
-                && !self.untold.contains_key(&circuit)
+                && !self.untold.has(&circuit)
             {
                 board.learn(&circuit, change, now);
             }
@@ -289,7 +250,7 @@ impl Task {
     }
 
     /// The store has forgotten all: it is told again which circuits are open here.
-    fn tell_all(&mut self, board: &Board) {
+    fn tell_all(&self, board: &Board) {
         let now = Instant::now();
         board.for_each(|_, circuit| {
             let standing = circuit.standing(now);
@@ -298,7 +259,7 @@ impl Task {
                 None | Some(Change::Closed) => {}
                 Some(change) => {
                     let news = News { change, at: now };
-                    self.untold.entry(circuit.id()).or_insert(news);
+                    self.untold.note_standing(&circuit.id(), news);
                 }
             }
         });

@@ -1,0 +1,192 @@
+//! What has happened here and is not told yet.
+
+use std::{collections::HashMap, sync::Arc};
+
+use tokio::{
+    sync::mpsc::{self, Receiver, Sender},
+    time::Instant,
+};
+
+use super::Change;
+use crate::{
+    CircuitId,
+    event::Event,
+    sync::{Mutex, lock},
+};
+
+/// Circuits of which something may be untold: what happens to others meanwhile is not told. So many change only while
+/// the store is away for long.
+const MOST: usize = 65_536;
+
+/// What has happened to a circuit here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct News {
+    pub(super) change: Change,
+    pub(super) at: Instant,
+}
+
+/// Of each circuit that has changed, its last news: a circuit that changes often is told of once.
+// A std mutex: it is held to note one change, or to copy a hundred.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Untold(Arc<Mutex<HashMap<CircuitId, News>>>);
+
+/// The way to the task; it ends when this is gone.
+#[derive(Debug)]
+pub(crate) struct Telling {
+    untold: Untold,
+    bell: Sender<()>,
+}
+
+impl Telling {
+    /// A way for news, and what rings when there are some. One ring that waits is as good as many.
+    pub(super) fn new(untold: Untold) -> (Self, Receiver<()>) {
+        let (bell, rings) = mpsc::channel(1);
+        (Self { untold, bell }, rings)
+    }
+
+    /// Tells of `event`, if it is something that others should know.
+    pub(crate) fn tell(&self, event: &Event) {
+        if let Some(change) = Change::of(event) {
+            let at = event.at;
+            self.untold.note(&event.circuit, News { change, at });
+            // Full: it has rung already.
+            let _ = self.bell.try_send(());
+        }
+    }
+}
+
+impl Untold {
+    fn note(&self, circuit: &CircuitId, news: News) {
+        let mut untold = lock(&self.0);
+        if let Some(last) = untold.get_mut(circuit) {
+            // Told after the circuit's lock is free: what happened later may come first.
+            if news.at >= last.at {
+                *last = news;
+            }
+        } else if untold.len() < MOST {
+            untold.insert(circuit.clone(), news);
+        }
+    }
+
+    /// Notes what a circuit is, unless something of it is untold anyway.
+    pub(super) fn note_standing(&self, circuit: &CircuitId, news: News) {
+        if !self.has(circuit) {
+            self.note(circuit, news);
+        }
+    }
+
+    pub(super) fn has(&self, circuit: &CircuitId) -> bool {
+        lock(&self.0).contains_key(circuit)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.0).is_empty()
+    }
+
+    /// At most so many of them. What was over before it could be told is forgotten: it says nothing to anybody.
+    pub(super) fn some(&self, most: usize, now: Instant) -> Vec<(CircuitId, News)> {
+        let mut untold = lock(&self.0);
+        let (mut some, mut over) = (Vec::new(), Vec::new());
+        for (circuit, news) in untold.iter() {
+            if news.change.is_over(now) {
+                over.push(circuit.clone());
+            } else if some.len() < most {
+                some.push((circuit.clone(), *news));
+            } else {
+                break;
+            }
+        }
+        for circuit in over {
+            untold.remove(&circuit);
+        }
+        some
+    }
+
+    /// Those have been told; what has happened to one of them meanwhile has not.
+    pub(super) fn were_told(&self, told: &[(CircuitId, News)]) {
+        let mut untold = lock(&self.0);
+        for (circuit, news) in told {
+            if untold.get(circuit) == Some(news) {
+                untold.remove(circuit);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn circuit(number: usize) -> CircuitId {
+        CircuitId::model("openai", format!("m-{number}"))
+    }
+
+    fn open(at: Instant) -> News {
+        let until = at + 10 * SECOND;
+        let change = Change::Open { until };
+        News { change, at }
+    }
+
+    fn closed(at: Instant) -> News {
+        let change = Change::Closed;
+        News { change, at }
+    }
+
+    #[test]
+    fn of_each_circuit_the_last_is_told_whatever_came_first() {
+        let (untold, now) = (Untold::default(), Instant::now());
+        for (number, news) in [
+            (0, [open(now), closed(now + SECOND)]),
+            (1, [closed(now + SECOND), open(now)]),
+        ] {
+            for news in news {
+                untold.note(&circuit(number), news);
+            }
+        }
+        let mut some = untold.some(100, now);
+        some.sort_by_key(|(circuit, _)| circuit.to_string());
+        let expected = [0, 1].map(|number| (circuit(number), closed(now + SECOND)));
+        assert_eq!(some, expected);
+    }
+
+    #[test]
+    fn what_happened_while_it_was_told_is_told_next() {
+        let (untold, now) = (Untold::default(), Instant::now());
+        for number in 0..2 {
+            untold.note(&circuit(number), open(now));
+        }
+        let told = untold.some(100, now);
+        untold.note(&circuit(1), closed(now + SECOND));
+        untold.were_told(&told);
+        assert_eq!(untold.some(100, now), [(circuit(1), closed(now + SECOND))]);
+    }
+
+    #[test]
+    fn what_is_over_is_not_told_any_more_and_that_it_is_closed_always_is() {
+        let (untold, now) = (Untold::default(), Instant::now());
+        untold.note(&circuit(0), open(now));
+        untold.note(&circuit(1), closed(now));
+        let just_before = now + 10 * SECOND - Duration::from_millis(1);
+        assert_eq!(untold.some(100, just_before).len(), 2);
+        let later = untold.some(100, now + 10 * SECOND);
+        assert_eq!(later, [(circuit(1), closed(now))]);
+        assert!(!untold.has(&circuit(0)));
+    }
+
+    #[test]
+    fn no_more_than_so_many_wait() {
+        let (untold, now) = (Untold::default(), Instant::now());
+        for number in 0..MOST + 10 {
+            untold.note(&circuit(number), open(now));
+        }
+        untold.note(&circuit(0), closed(now));
+        let some = untold.some(usize::MAX, now);
+        assert_eq!(some.len(), MOST);
+        assert!(some.contains(&(circuit(0), closed(now))));
+        assert_eq!(untold.some(100, now).len(), 100);
+    }
+}

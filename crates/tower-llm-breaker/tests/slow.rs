@@ -1,0 +1,97 @@
+//! Slow calls whose callers do not wait for the end.
+
+mod support;
+
+use support::{CONTENT, ROLE, SECOND, Streaming, builder, chat, mocked, model, stats, streaming};
+use tokio::{task::yield_now, time::advance};
+use tower_llm_breaker::{BreakerBuilder, BreakerLayer, SlowCalls, State};
+use tower_llm_testkit::mock::{Upstream, arrived, start};
+
+/// Opened by half of the calls if their first token comes after 10 s.
+fn impatient() -> BreakerBuilder {
+    let slow = SlowCalls::over_share(0.5).first_token(10 * SECOND);
+    builder().slow_calls(slow).over_calls(100)
+}
+
+/// A stream whose reader sees that its beginning is slow.
+async fn slow_stream(layer: &BreakerLayer) -> Streaming {
+    let mut stream = streaming(layer);
+    stream.pass(ROLE);
+    stream.wait();
+    advance(11 * SECOND).await;
+    stream.wait();
+    stream
+}
+
+/// Slow ones were counted whoever left, and the others only if somebody read them to the end: these five opened it.
+#[tokio::test(start_paused = true)]
+async fn five_slow_streams_of_a_thousand_are_few_though_all_readers_leave_when_they_have_enough() {
+    let layer = impatient().over_calls(1_000).build().unwrap();
+    for number in 1..=1_000 {
+        let mut stream = match number % 200 {
+            0 => slow_stream(&layer).await,
+            _ => streaming(&layer),
+        };
+        stream.pass(CONTENT);
+        drop(stream);
+        yield_now().await;
+        let state = layer.handle().state(&model());
+        assert_eq!(state, State::Closed, "{number}");
+    }
+    assert_eq!(stats(&layer.handle()).slow_calls, 5);
+}
+
+/// Whoever leaves before anything has come says nothing of how long it would have taken.
+#[tokio::test(start_paused = true)]
+async fn streams_that_are_left_before_they_begin_do_not_make_slow_ones_fewer() {
+    let layer = impatient().minimum_calls(2).build().unwrap();
+    for _ in 0..100 {
+        let mut stream = streaming(&layer);
+        stream.pass(ROLE);
+        drop(stream);
+        yield_now().await;
+    }
+    drop(slow_stream(&layer).await);
+    assert_eq!(layer.handle().state(&model()), State::Open);
+}
+
+/// It was none of its group, since only successes and failures had made it one: one of none may not open.
+#[tokio::test(start_paused = true)]
+async fn a_circuit_of_which_nothing_is_known_but_slowness_opens_within_its_share() {
+    let builder = impatient().minimum_calls(2).max_open_share(1.0);
+    let layer = builder.build().unwrap();
+    let (service, mut upstream) = mocked::<http::Response<Upstream>>(&layer);
+    let mut call = start(&service, chat());
+    assert!(call.poll().is_pending());
+    let _unanswered = arrived(&mut upstream);
+    advance(11 * SECOND).await;
+    assert!(call.poll().is_pending());
+    drop(call);
+    assert_eq!(layer.handle().state(&model()), State::Open);
+}
+
+/// It stayed half-open for as long as all who probed it lost patience.
+#[tokio::test(start_paused = true)]
+async fn a_slow_probe_whose_caller_leaves_has_failed() {
+    let layer = impatient().build().unwrap();
+    layer.handle().trip(&model(), SECOND);
+    advance(SECOND).await;
+    let probe = slow_stream(&layer).await;
+    assert_eq!(layer.handle().state(&model()), State::HalfOpen);
+    drop(probe);
+    assert_eq!(layer.handle().state(&model()), State::Open);
+}
+
+/// His leaving says nothing while there was still time.
+#[tokio::test(start_paused = true)]
+async fn a_probe_whose_caller_leaves_in_time_decides_nothing() {
+    let layer = impatient().build().unwrap();
+    layer.handle().trip(&model(), SECOND);
+    advance(SECOND).await;
+    let mut probe = streaming(&layer);
+    probe.wait();
+    advance(9 * SECOND).await;
+    drop(probe);
+    let stats = stats(&layer.handle());
+    assert_eq!((stats.state, stats.probes), (State::HalfOpen, 0));
+}
