@@ -98,6 +98,19 @@ impl RateLimitHandle {
         shared.map_or(0, |shared| shared.without_store.load(Ordering::Relaxed))
     }
 
+    /// How often the store that the limits are shared in was not told what a call had used, or what was left of a share, or
+    /// nobody knows whether it was; zero if they are not shared.
+    ///
+    /// It grows when more calls end than the store settles, so that there is no room for them to wait; when the server
+    /// answers with an error again and again; when the store is away as the layer is dropped; and with leases, when no answer
+    /// came to what must not be sent twice. What such a call had reserved comes back when it has run out, although it
+    /// may have used it: then more is let through than the limit. What is left of a share comes back when its period is over.
+    #[must_use]
+    pub fn unsettled(&self) -> u64 {
+        let shared = self.engine.policy.shared.as_ref();
+        shared.map_or(0, |shared| shared.store.unsettled())
+    }
+
     /// Chooses tiers by another policy from now on; `false` if no limit has any.
     ///
     /// What callers have used counts on in their new tiers. Calls under way are settled in the tiers they began in.

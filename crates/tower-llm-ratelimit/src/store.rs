@@ -45,6 +45,9 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
 
     /// Gives back what is left of a cell's shares when their leases have ended, `at` that time.
     fn clear_at(&self, cell: Weak<Keyed<Cell>>, at: Instant);
+
+    /// How often something that was to be done later was not, or nobody knows whether it was.
+    fn unsettled(&self) -> u64;
 }
 
 pub(crate) type Taking = Pin<Box<dyn Future<Output = Result<Verdict<Stands>, Away>> + Send>>;
@@ -127,6 +130,11 @@ impl Terms {
         terms.claim.room = 0;
         terms.want = 0;
         terms
+    }
+
+    /// Whether nothing goes back, and nothing is charged.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.back.amount == 0 && self.charge == 0
     }
 
     /// What gives a grant back.

@@ -20,20 +20,18 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use futures_util::{FutureExt, stream};
-use http::{Request, Response};
-use http_body::{Body, Frame};
-use http_body_util::{BodyExt, StreamBody};
+use futures_util::FutureExt;
+use http_body_util::BodyExt;
 use shared_support::{
-    Dice, Mode, Prompt, Setup, admits, eventually, exactly_left, requests_left, unary,
+    Dice, FRAMES, Mode, Prompt, Setup, USED, admits, answer, eventually, exactly_left, request,
+    requests_left, unary,
 };
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
 use tower::{Layer, ServiceExt, service_fn};
-use tower_llm_core::{Call, Caller, Described, Dialect, HttpBody, Operation, Provider};
+use tower_llm_core::HttpBody;
 use tower_llm_ratelimit::{CutShort, Limit, RateLimitBuilder, RateLimitLayer};
 use tower_llm_redis::Redis;
 
@@ -322,38 +320,4 @@ impl Sent {
         let sum = |sum: &AtomicU64| sum.load(Ordering::Relaxed);
         (sum(&self.requests), sum(&self.tokens))
     }
-}
-
-/// What an answer has used, and in how many frames it comes.
-const USED: u64 = 50;
-const FRAMES: usize = 6;
-
-async fn answer(
-    _: Request<()>,
-) -> Result<Response<impl Body<Data = Bytes, Error = Infallible>>, Infallible> {
-    let frames: [&str; FRAMES] = [
-        r#"{"id":"1","object":"chat.completion","#,
-        r#""choices":[{"index":0,"message":{"role":"assistant","content":"an"#,
-        r#"swer"},"finish_reason":"stop"}],"usage":{"prompt_"#,
-        r#"tokens":30,"completion_tokens":20,"total_tokens":50},"#,
-        r#""service_tier":"default""#,
-        "}",
-    ];
-    let frames = frames.map(|frame| Ok(Frame::data(Bytes::from_static(frame.as_bytes()))));
-    let response = Response::builder().header("content-type", "application/json");
-    Ok(response
-        .body(StreamBody::new(stream::iter(frames)))
-        .unwrap())
-}
-
-fn request(caller: &str, tokens: u64) -> Request<()> {
-    let call = Call::builder(Provider::OPENAI, Operation::CHAT)
-        .dialect(Dialect::OpenAi)
-        .caller(Caller::named(caller))
-        .input_tokens(tokens - USED)
-        .max_output_tokens(USED);
-    let request = Request::builder().extension(call.build());
-    let request = request.body(()).unwrap();
-    assert!(Described::call(&request).is_some());
-    request
 }

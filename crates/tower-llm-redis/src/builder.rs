@@ -84,8 +84,8 @@ impl RedisBuilder {
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] if a setting cannot work, the server refuses our credentials, or it did not answer within
-    /// [`connect_timeout`](Self::connect_timeout).
+    /// [`ConnectError`] if a setting cannot work, the server refuses our credentials or a right that connecting needs, or it
+    /// did not answer within [`connect_timeout`](Self::connect_timeout).
     pub async fn connect(self) -> Result<Redis, ConnectError> {
         let redis = self.build()?;
         redis.answered().await?;

@@ -11,7 +11,7 @@
 //! with `cluster-require-full-coverage no`.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic::Ordering},
     time::Duration,
 };
 
@@ -32,6 +32,8 @@ use crate::{
     url::Address,
 };
 
+/// How long to leave a node alone that has a part of the keys, while the others are on their way.
+const UNTIL_MOVED: Duration = Duration::from_millis(10);
 /// How often a call is passed on before it is given up; a move takes one or two.
 const MAX_REDIRECTS: usize = 4;
 /// How long to wait before asking for the slots again while a node is away.
@@ -83,11 +85,29 @@ impl Cluster {
         Self { shared, refresher }
     }
 
+    /// Runs a script where its keys are; while they are being moved, one after the other, it waits for them.
     pub(crate) async fn run(
         &self,
         request: &Request<'_>,
         deadline: Instant,
     ) -> Result<Reply, StoreError> {
+        loop {
+            let result = self.follow(request, deadline).await;
+            if !result.as_ref().is_err_and(StoreError::is_on_the_move) {
+                return result;
+            }
+            if Instant::now() + UNTIL_MOVED >= deadline {
+                self.shared
+                    .counters
+                    .failures
+                    .fetch_add(1, Ordering::Relaxed);
+                return result;
+            }
+            sleep(UNTIL_MOVED).await;
+        }
+    }
+
+    async fn follow(&self, request: &Request<'_>, deadline: Instant) -> Result<Reply, StoreError> {
         let mut node = self.shared.node_for(request.slot())?;
         let mut asking = Asking::No;
         for _ in 0..=MAX_REDIRECTS {

@@ -50,7 +50,7 @@ pub(crate) enum Silence {
 /// Why there is no connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Complaint {
-    /// The server answered, and wants other credentials.
+    /// The server answered, and wants other credentials or one who may do more.
     Refused(String),
     Unreachable(String),
 }
@@ -85,7 +85,7 @@ impl Connection {
         match select(ping, &mut self.task).await {
             Either::Left((Ok(answer), _)) => match server_error(&answer) {
                 None => Ok(()),
-                Some(error) => Err(Complaint::Unreachable(error.to_owned())),
+                Some(error) => Err(Complaint::said(error)),
             },
             Either::Left((Err(_), _)) => Err(Complaint::Unreachable(format!(
                 "no answer within {within:?}"
@@ -152,11 +152,16 @@ impl Line {
 impl Complaint {
     fn of(ended: Option<Result<(), Error>>) -> Self {
         match ended {
-            Some(Err(error)) if *error.kind() == ErrorKind::Auth => {
-                Self::Refused(error.details().to_owned())
-            }
-            Some(Err(error)) => Self::Unreachable(plain(error.details()).to_owned()),
+            Some(Err(error)) => Self::said(plain(error.details())),
             Some(Ok(())) | None => Self::Unreachable("the connection ended".to_owned()),
+        }
+    }
+
+    /// By the words, since fred takes a right that is missing for any error.
+    fn said(error: &str) -> Self {
+        match error.split(' ').next() {
+            Some("NOAUTH" | "NOPERM" | "WRONGPASS") => Self::Refused(error.to_owned()),
+            _ => Self::Unreachable(error.to_owned()),
         }
     }
 }

@@ -27,8 +27,13 @@ enum Reason {
     Lost {
         over: Option<String>,
     },
-    /// The server can't serve now: it loads, has no primary, is stuck in a script.
+    /// The server can't serve now: it loads, has no primary or too few replicas, can't write to its disk, is stuck in a
+    /// script.
     NotServing {
+        message: String,
+    },
+    /// A slot is being moved, with some of the keys.
+    OnTheMove {
         message: String,
     },
     Server {
@@ -88,6 +93,10 @@ impl StoreError {
         Reason::NotServing { message }.into()
     }
 
+    pub(crate) fn on_the_move(message: String) -> Self {
+        Reason::OnTheMove { message }.into()
+    }
+
     pub(crate) fn server(message: String) -> Self {
         Reason::Server { message }.into()
     }
@@ -108,13 +117,16 @@ impl StoreError {
 
     /// Whether Redis is away and the script did not run: it was refused at once, because the server is known to be away
     /// or [`max_pending`](crate::RedisBuilder::max_pending) calls wait already; or the server said that it can't serve
-    /// now.
+    /// now: that it loads, is no primary, has too few replicas, can't write to its disk, is stuck in a script, or moves a
+    /// slot of which it has a part of the keys.
     #[must_use]
     pub fn is_down(&self) -> bool {
         match self.reason {
-            Reason::Down | Reason::Full { .. } | Reason::NotServing { .. } | Reason::Redirects => {
-                true
-            }
+            Reason::Down
+            | Reason::Full { .. }
+            | Reason::NotServing { .. }
+            | Reason::OnTheMove { .. }
+            | Reason::Redirects => true,
             Reason::TimedOut { .. }
             | Reason::Lost { .. }
             | Reason::Server { .. }
@@ -123,10 +135,15 @@ impl StoreError {
     }
 
     /// Whether the server answered, with an error: of the script, of a type, of its memory. It is up, and the same call
-    /// is likely to fail again.
+    /// is likely to fail again. What the script did before the error is done.
     #[must_use]
     pub fn is_script(&self) -> bool {
         matches!(self.reason, Reason::Server { .. })
+    }
+
+    /// Whether the key's slot is being moved, so that no node has all of the keys.
+    pub(crate) fn is_on_the_move(&self) -> bool {
+        matches!(self.reason, Reason::OnTheMove { .. })
     }
 
     /// Whether the script may have run although no answer came: it timed out, or the connection was lost.
@@ -152,7 +169,9 @@ impl fmt::Display for StoreError {
             Reason::Lost { over: Some(over) } => {
                 write!(f, "the connection to redis was lost: {over}")
             }
-            Reason::NotServing { message } => write!(f, "redis does not serve now: {message}"),
+            Reason::NotServing { message } | Reason::OnTheMove { message } => {
+                write!(f, "redis does not serve now: {message}")
+            }
             Reason::Server { message } => write!(f, "redis answered: {message}"),
             Reason::Redirects => write!(f, "the nodes of the cluster don't agree whose key it is"),
             Reason::Unexpected { what } => write!(f, "the script's answer is {what}"),
@@ -193,8 +212,8 @@ impl ConnectError {
         }
     }
 
-    /// Whether the server answered and refused us: wrong credentials, none where some are needed, or no Cluster where one
-    /// was expected.
+    /// Whether the server answered and refused us: wrong credentials, none where some are needed, a user without the rights
+    /// to connect, or no Cluster where one was expected.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         matches!(self.reason, Unconnected::Refused { .. })

@@ -81,8 +81,13 @@ impl Gate {
 
     /// A call got no answer: shuts the gate, if it is still the one that the call came through.
     pub(crate) fn fail(&self, Pass(state): Pass, connection: Connection, now: Instant) {
-        self.counters.failures.fetch_add(1, Ordering::Relaxed);
+        self.count_failure();
         self.shut_from(state, connection, now);
+    }
+
+    /// A call was answered that it can't be served now, though others can: shuts nothing.
+    pub(crate) fn count_failure(&self) {
+        self.counters.failures.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The connection broke, with no call on it to tell.

@@ -173,6 +173,14 @@ impl Node {
                 fail(gate::Connection::Useless);
                 Err(StoreError::not_serving(error.to_owned()))
             }
+            // It takes no writes while its replicas or its disk are away. It says so at once, and scripts that only read are
+            // served: so the gate stays open.
+            Some("NOREPLICAS" | "MISCONF") => {
+                self.shared.gate.count_failure();
+                Err(StoreError::not_serving(error.to_owned()))
+            }
+            // Of the keys, some are here and some where their slot is being moved to.
+            Some("TRYAGAIN") => Err(StoreError::on_the_move(error.to_owned())),
             _ => Err(StoreError::server(error.to_owned())),
         }
     }

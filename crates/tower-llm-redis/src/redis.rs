@@ -67,7 +67,7 @@ impl Redis {
     /// | `redis-cluster://host:7000?node=other:7000` | a Cluster, found by any of these nodes; `rediss-cluster` over TLS |
     ///
     /// `valkey` may stand for `redis` in each. The URL is shown nowhere, in no error either. The user must be allowed to
-    /// PING, EVAL and EVALSHA, what the scripts do, and on a Cluster CLUSTER SLOTS.
+    /// PING, EVAL and EVALSHA, what the scripts do, on a Cluster CLUSTER SLOTS, and SELECT for any database but 0.
     pub fn builder(url: impl Into<String>) -> RedisBuilder {
         RedisBuilder::new(url.into())
     }
@@ -92,7 +92,7 @@ impl Redis {
     /// Runs a script, and returns what it returns.
     ///
     /// It lasts no longer than [`command_timeout`](RedisBuilder::command_timeout). On a Cluster all keys must be in one
-    /// slot: give them the same hash tag. Dropping the future does not take the script back.
+    /// slot: give them the same hash tag. While a slot is being moved, a script waits that long for all its keys to be on one node. Dropping the future does not take the script back.
     ///
     /// # Errors
     ///

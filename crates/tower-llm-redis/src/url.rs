@@ -39,6 +39,8 @@ impl Target {
             Config::from_url_centralized(url)
         };
         let mut config = config.map_err(invalid)?;
+        // Every connection begins in it: asking for it would need a right that is of no other use.
+        config.database = config.database.filter(|&database| database != 0);
         let addresses: Vec<_> = config.server.hosts().iter().map(Address::from).collect();
         let shape = match (scheme.cluster, addresses.first()) {
             (false, Some(address)) => Shape::Single(address.clone()),
@@ -179,6 +181,14 @@ mod tests {
         assert_eq!(config.username.as_deref(), Some("me"));
         assert_eq!(config.password.as_deref(), Some("p@ss"));
         assert_eq!(config.database, Some(7));
+    }
+
+    #[test]
+    fn the_first_database_is_not_asked_for() {
+        for url in ["redis://store", "redis://store/", "redis://store/0"] {
+            let target = Target::parse(url).map(|target| target.config.database);
+            assert_eq!(target.unwrap(), None, "{url}");
+        }
     }
 
     #[test]

@@ -1,5 +1,10 @@
 //! Three nodes: all slots, slots that move, nodes that are away.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers below are part of the tests"
+)]
+
 mod support;
 
 use std::time::Duration;
@@ -91,27 +96,69 @@ async fn a_slot_on_the_move_is_served_where_its_key_is() {
     let redis = connect_patiently(cluster.url()).await;
     count(&redis, FIRST).await.unwrap();
     // Known to the first node alone: to the other, the script's text has to be sent as well.
-    let slot = SLOT_OF_FIRST.to_string();
-    let ids = [
-        cluster.command(0, &["CLUSTER", "MYID"]).await.unwrap(),
-        cluster.command(2, &["CLUSTER", "MYID"]).await.unwrap(),
-    ];
-    for (node, state, id) in [(2, "IMPORTING", &ids[0]), (0, "MIGRATING", &ids[1])] {
-        let words = ["CLUSTER", "SETSLOT", &slot, state, id];
-        cluster.command(node, &words).await.unwrap();
-    }
+    let moving = Moving::begin(&cluster).await;
     // The key is still here.
     assert_eq!(count(&redis, FIRST).await.unwrap(), 2);
     // Now it is there.
-    let to = cluster.addr(2);
-    let (host, port) = (to.ip().to_string(), to.port().to_string());
-    let words = ["MIGRATE", &host, &port, FIRST, "0", "1000"];
-    cluster.command(0, &words).await.unwrap();
+    moving.key(FIRST).await;
     for n in 3..=5 {
         assert_eq!(count(&redis, FIRST).await.unwrap(), n);
     }
     cluster.move_slot(SLOT_OF_FIRST, 2).await.unwrap();
     assert_eq!(count(&redis, FIRST).await.unwrap(), 6);
+}
+
+#[tokio::test]
+async fn a_script_whose_keys_are_moved_one_by_one_waits_for_the_last() {
+    static BOTH: Script =
+        Script::new("return redis.call('INCR', KEYS[1]) + redis.call('INCR', KEYS[2])");
+    let cluster = RedisCluster::start(3).await.unwrap();
+    let redis = connect_patiently(cluster.url()).await;
+    // No pause of a busy machine is as long.
+    let hasty = Redis::builder(cluster.url()).command_timeout(RECOVERY);
+    let hasty = hasty.connect().await.unwrap();
+    let keys = || vec![FIRST.to_owned(), format!("other{{{FIRST}}}")];
+    redis.run(&BOTH, keys(), vec![]).await.unwrap();
+    let moving = Moving::begin(&cluster).await;
+    moving.key(FIRST).await;
+
+    let (result, took) = timed(hasty.run(&BOTH, keys(), vec![])).await;
+    let error = result.unwrap_err();
+    assert!(error.is_down() && !error.is_script() && !error.may_have_run());
+    assert!(error.to_string().contains("TRYAGAIN"), "{error}");
+    assert!(took < RECOVERY + MARGIN, "{took:?}");
+    assert_eq!((hasty.health().failures, hasty.is_up()), (1, true));
+
+    let waiting = tokio::spawn(async move { redis.run(&BOTH, keys(), vec![]).await });
+    sleep(Duration::from_millis(100)).await;
+    assert!(!waiting.is_finished());
+    moving.key(&keys()[1]).await;
+    assert_eq!(waiting.await.unwrap().unwrap().into_integer().unwrap(), 4);
+}
+
+/// The first slot, on its way from the first node to the last.
+struct Moving<'a>(&'a RedisCluster);
+
+impl<'a> Moving<'a> {
+    async fn begin(cluster: &'a RedisCluster) -> Self {
+        let slot = SLOT_OF_FIRST.to_string();
+        let ids = [
+            cluster.command(0, &["CLUSTER", "MYID"]).await.unwrap(),
+            cluster.command(2, &["CLUSTER", "MYID"]).await.unwrap(),
+        ];
+        for (node, state, id) in [(2, "IMPORTING", &ids[0]), (0, "MIGRATING", &ids[1])] {
+            let words = ["CLUSTER", "SETSLOT", &slot, state, id];
+            cluster.command(node, &words).await.unwrap();
+        }
+        Self(cluster)
+    }
+
+    async fn key(&self, key: &str) {
+        let to = self.0.addr(2);
+        let (host, port) = (to.ip().to_string(), to.port().to_string());
+        let words = ["MIGRATE", &host, &port, key, "0", "1000"];
+        self.0.command(0, &words).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -71,6 +71,39 @@ async fn wrong_credentials_are_refused_soon_and_right_ones_taken() {
 }
 
 #[tokio::test]
+async fn no_right_is_needed_for_the_first_database_and_one_that_is_missing_is_told_at_once() {
+    let server = RedisServer::start().await.unwrap();
+    let rights = ["+ping", "+eval", "+evalsha", "+incr"];
+    for (user, more) in [("some", "-select"), ("all", "+select"), ("none", "-ping")] {
+        let user = ["ACL", "SETUSER", user, "on", ">pw", "~*"];
+        let words = [&user[..], &rights, &[more]].concat();
+        server.command(&words).await.unwrap();
+    }
+    let addr = server.addr();
+    for may in ["some:pw@", "all:pw@"] {
+        for database in ["", "/", "/0"] {
+            let redis = connect(format!("redis://{may}{addr}{database}")).await;
+            count(&redis, "a").await.unwrap();
+        }
+    }
+    let redis = connect(format!("redis://all:pw@{addr}/1")).await;
+    count(&redis, "a").await.unwrap();
+
+    for (url, right) in [
+        (format!("redis://some:pw@{addr}/1"), "'select'"),
+        (format!("redis://none:pw@{addr}"), "'ping'"),
+    ] {
+        let connecting = Redis::builder(url).connect_timeout(PATIENCE).connect();
+        let (result, took) = timed(connecting).await;
+        let error = result.unwrap_err();
+        assert!(error.is_refused() && !error.is_unreachable(), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("NOPERM") && text.contains(right), "{text}");
+        assert!(took < RECOVERY, "{took:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_is_no_cluster_and_a_clusters_node_is_not_alone() {
     let server = RedisServer::start().await.unwrap();
     let url = format!("redis-cluster://{}", server.addr());

@@ -10,7 +10,8 @@ mod support;
 use std::time::Duration;
 
 use support::{
-    MARGIN, PATIENCE, RECOVERY, TIMEOUT, connect, count, run, timed, until, until_served,
+    MARGIN, PATIENCE, RECOVERY, TIMEOUT, connect, connect_patiently, count, run, timed, until,
+    until_served,
 };
 use tokio::time::{Instant, sleep, timeout};
 use tower_llm_redis::Redis;
@@ -171,6 +172,29 @@ async fn a_server_that_can_only_read_is_away_until_it_is_a_primary_again() {
     server.command(&["REPLICAOF", "NO", "ONE"]).await.unwrap();
     let took = until_served(&redis, "a").await;
     assert!(took < RECOVERY, "{took:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_writes_for_now_serves_what_only_reads() {
+    let server = RedisServer::start().await.unwrap();
+    let redis = connect_patiently(server.url()).await;
+    let replicas = async |number| {
+        let words = ["CONFIG", "SET", "min-replicas-to-write", number];
+        server.command(&words).await.unwrap();
+    };
+    replicas("1").await;
+    let error = count(&redis, "a").await.unwrap_err();
+    assert!(error.is_down() && !error.is_script() && !error.may_have_run());
+    assert!(error.to_string().contains("NOREPLICAS"), "{error}");
+    // As a server says whose disk is full.
+    let error = run(&redis, "return redis.error_reply('MISCONF no disk')").await;
+    let error = error.unwrap_err();
+    assert!(error.is_down() && !error.is_script(), "{error}");
+    run(&redis, "return redis.call('GET', 'a')").await.unwrap();
+    let health = redis.health();
+    assert_eq!((health.up, health.failures, health.outages), (true, 2, 0));
+    replicas("0").await;
+    count(&redis, "a").await.unwrap();
 }
 
 #[tokio::test]

@@ -6,15 +6,19 @@
 -- and what is charged.
 -- Returns 1, and for each limit what is granted and its mark; or as `take` if there is no room for a limit's need.
 
-local limits = read_limits(2)
+local limits = read_limits(2, 0, #KEYS / KEYS_EACH)
 local terms_at = 2 + #limits * FIELDS
+
+-- All before the first is changed: what cannot be read leaves nothing done by half.
+for _, limit in ipairs(limits) do
+  load(limit)
+end
 
 local longest, which = 0, 0
 for i, limit in ipairs(limits) do
   local at = terms_at + (i - 1) * 5
   limit.need, limit.want = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local back, mark, charge = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
-  load(limit)
   give_back(limit, mark, back)
   take(limit, charge, false)
   local has_changed = sweep(limit) or back > 0 or charge > 0

@@ -17,22 +17,23 @@ local LONGEST = 2 ^ 52
 local FIELDS = 7
 local KEYS_EACH = 3
 
--- The limits of a call, from the script's arguments after the first `from`.
-local function read_limits(from)
+-- The limits of a call, from the script's arguments after the first `from`: `count` of them, of which as many others' keys
+-- come first as `before` says.
+local function read_limits(from, before, count)
   local limits = {}
-  for i = 1, #KEYS / KEYS_EACH do
+  for i = 1, count do
     local at = from + (i - 1) * FIELDS
+    local keys_at = (before + i - 1) * KEYS_EACH
     limits[i] = {
-      key = KEYS[KEYS_EACH * i - 2],
-      holds = KEYS[KEYS_EACH * i - 1],
-      marks = KEYS[KEYS_EACH * i],
+      key = KEYS[keys_at + 1],
+      holds = KEYS[keys_at + 2],
+      marks = KEYS[keys_at + 3],
       kind = tonumber(ARGV[at + 1]),
       amount = tonumber(ARGV[at + 2]),
       capacity = tonumber(ARGV[at + 3]),
       period = tonumber(ARGV[at + 4]),
       -- Of a day: its number, and how long it still is.
       day = tonumber(ARGV[at + 5]),
-      asked_day = ARGV[at + 5],
       day_left = tonumber(ARGV[at + 6]),
       -- Whether what a process held that is gone comes back.
       returns = ARGV[at + 7] == '1',
@@ -180,26 +181,31 @@ local function give_back(limit, mark, amount)
   limit.taken = math.max(0, limit.taken - amount)
 end
 
--- What a process holds is a member `id:amount:day:lease`, whose score is when it runs out. The mark of a window's follows
--- from when it was taken, of a day's it says itself, and a bucket's is kept beside.
+-- What a process holds is a member `id:amount:lease`, whose score is when it runs out. The mark of a window's follows from
+-- when it was taken. That of the others is kept beside: the day is not always the one that was asked for.
 
-local function member_of(limit, id, amount, lease)
-  return string.format('%s:%.0f:%s:%.0f', id, amount, limit.asked_day, lease)
+local function member_of(id, amount, lease)
+  return string.format('%s:%.0f:%.0f', id, amount, lease)
 end
 
-local function hold(limit, member, mark, lease)
-  -- As long as what is held counts: it is given back when somebody asks, which may be long after it ran out.
+-- As long as what is held counts: it is given back when somebody asks, which may be long after it ran out.
+local function keep_hold(limit, member, lease)
   local keep = string.format('%.0f', math.ceil(math.max(lease, full_in(limit)) / 1000) + 1000)
   redis.call('ZADD', limit.holds, string.format('%.0f', now + lease), member)
   redis.call('PEXPIRE', limit.holds, keep)
-  if limit.kind == BUCKET then
+  return keep
+end
+
+local function hold(limit, member, mark, lease)
+  local keep = keep_hold(limit, member, lease)
+  if limit.kind ~= WINDOW then
     redis.call('HSET', limit.marks, member, string.format('%.0f', mark))
     redis.call('PEXPIRE', limit.marks, keep)
   end
 end
 
 -- Lets a member go; returns its mark, or nothing if nobody holds it any more.
-local function let_go(limit, member, day, lease)
+local function let_go(limit, member, lease)
   local runs_out = redis.call('ZSCORE', limit.holds, member)
   if not runs_out then
     return nil
@@ -207,21 +213,25 @@ local function let_go(limit, member, day, lease)
   redis.call('ZREM', limit.holds, member)
   if limit.kind == WINDOW then
     return math.floor((tonumber(runs_out) - lease) / slice_of(limit))
-  elseif limit.kind == BUCKET then
-    local mark = redis.call('HGET', limit.marks, member)
-    redis.call('HDEL', limit.marks, member)
-    -- Lost: of no filling that there is.
-    return tonumber(mark or -1)
   end
-  return day
+  local mark = redis.call('HGET', limit.marks, member)
+  redis.call('HDEL', limit.marks, member)
+  -- Lost: of no filling and no day that there is.
+  return tonumber(mark or -1)
+end
+
+-- Of a call that was settled by a second attempt, a hold of nothing: the first may yet come, from before the server froze.
+
+local function settled(id)
+  return id .. ':settled:0:0'
 end
 
 -- Gives back what nobody has settled in time: its process is gone. Returns whether there was any.
 local function sweep(limit)
   local found = redis.call('ZRANGEBYSCORE', limit.holds, '-inf', string.format('%.0f', now), 'LIMIT', 0, EXPIRED_AT_ONCE)
   for _, member in ipairs(found) do
-    local amount, day, lease = string.match(member, ':(%d+):(%d+):(%d+)$')
-    local mark = let_go(limit, member, tonumber(day), tonumber(lease))
+    local amount, lease = string.match(member, ':(%d+):(%d+)$')
+    local mark = let_go(limit, member, tonumber(lease))
     if limit.returns and mark then
       give_back(limit, mark, tonumber(amount))
     end

@@ -7,8 +7,10 @@
 //! All keys of one layer carry one hash tag, so that a script may touch all limits of a call on a Cluster too. So a
 //! layer's limits lie on one node, which decides some ten thousand calls per second; layers of other names may lie on others.
 
+mod later;
 mod redis;
 mod settler;
+mod work;
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,6 +22,10 @@ use crate::attempt::{Shared, WhenAway};
 
 /// Has many processes keep the limits of a layer together; see
 /// [`RateLimitBuilder::shared`](crate::RateLimitBuilder::shared).
+///
+/// A call that has ended is settled in the background, a round trip later unless more than two thousand end in one, and
+/// when the store is back if it is away. What could not be settled is counted:
+/// [`RateLimitHandle::unsettled`](crate::RateLimitHandle::unsettled).
 ///
 /// | setting | default |
 /// |---|---|

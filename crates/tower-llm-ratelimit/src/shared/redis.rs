@@ -94,11 +94,17 @@ impl Store for RedisStore {
     }
 
     fn adjust(&self, terms: Vec<Terms>) {
-        self.settler.send(Job::Adjust(terms));
+        if !terms.iter().all(Terms::is_nothing) {
+            self.settler.send(Job::Adjust(terms));
+        }
     }
 
     fn clear_at(&self, cell: Weak<Keyed<Cell>>, at: Instant) {
         self.settler.send(Job::ClearAt(cell, at));
+    }
+
+    fn unsettled(&self) -> u64 {
+        self.settler.unsettled()
     }
 }
 
@@ -132,23 +138,25 @@ impl Scripts {
         }))
     }
 
-    /// Settles a call; `again` if that may have been done already.
+    /// Settles calls; `again` if that may have been done already.
     pub(super) async fn settle(
         &self,
-        settlement: &Settlement,
+        settlements: &[Settlement],
         again: bool,
     ) -> Result<(), StoreError> {
-        let Settlement { id, claims, used } = settlement;
-        let amounts = claims
-            .iter()
-            .zip(used)
-            .flat_map(|(claim, used)| [claim.amount, *used])
-            .chain([u64::from(again)]);
-        let args = self.args(*id, claims.iter(), amounts);
-        self.redis
-            .run(&SETTLE, self.keys(claims.iter()), args)
-            .await
-            .map(drop)
+        let mut args = vec![self.hold_micros.into()];
+        for Settlement { id, claims, used } in settlements {
+            args.push(self.id(*id).into());
+            args.push(u32::from(again).into());
+            args.push(u64::try_from(claims.len()).unwrap_or_default().into());
+            args.extend(claims.iter().flat_map(limit).map(Arg::from));
+            let amounts = claims.iter().zip(used);
+            let amounts = amounts.flat_map(|(claim, used)| [claim.amount, *used]);
+            args.extend(amounts.map(Arg::from));
+        }
+        let claims = settlements.iter().flat_map(|of_call| &*of_call.claims);
+        let settled = self.redis.run(&SETTLE, self.keys(claims), args).await;
+        settled.map(drop)
     }
 
     fn keys<'a>(&self, claims: impl Iterator<Item = &'a Claim>) -> Vec<String> {
@@ -169,13 +177,17 @@ impl Scripts {
         claims: impl Iterator<Item = &'a Claim>,
         amounts: impl Iterator<Item = u64>,
     ) -> Vec<Arg> {
-        let id = format!("{:016x}-{id}", self.process);
-        let mut args = vec![id.into(), self.hold_micros.into()];
+        let mut args = vec![self.id(id).into(), self.hold_micros.into()];
         for claim in claims {
             args.extend(limit(claim).map(Arg::from));
         }
         args.extend(amounts.map(Arg::from));
         args
+    }
+
+    /// What no other process calls any call.
+    fn id(&self, id: u64) -> String {
+        format!("{:016x}-{id}", self.process)
     }
 }
 
@@ -257,6 +269,17 @@ mod tests {
     use super::*;
     use crate::{calendar::Today, limit::Rate, meter::Now};
 
+    impl Scripts {
+        pub(crate) fn of(redis: Redis) -> Self {
+            Self {
+                redis,
+                prefix: "{test}:".into(),
+                process: 7,
+                hold_micros: 900_000_000,
+            }
+        }
+    }
+
     struct Fixture {
         scripts: Scripts,
         server: RedisServer,
@@ -266,12 +289,7 @@ mod tests {
         async fn start() -> Self {
             let server = RedisServer::start().await.unwrap();
             let redis = Redis::builder(server.url()).connect().await.unwrap();
-            let scripts = Scripts {
-                redis,
-                prefix: "{test}:".into(),
-                process: 7,
-                hold_micros: 900_000_000,
-            };
+            let scripts = Scripts::of(redis);
             Self { scripts, server }
         }
 
@@ -282,12 +300,16 @@ mod tests {
         }
 
         async fn settle(&self, id: u64, claim: &Claim, used: u64) {
+            self.settle_once(id, claim, used, false).await;
+        }
+
+        async fn settle_once(&self, id: u64, claim: &Claim, used: u64, again: bool) {
             let settlement = Settlement {
                 id,
                 claims: [claim.clone()].into(),
                 used: vec![used],
             };
-            self.scripts.settle(&settlement, false).await.unwrap();
+            self.scripts.settle(&[settlement], again).await.unwrap();
         }
     }
 
@@ -332,6 +354,97 @@ mod tests {
         assert!(left > 86_000_000, "{left} ms of the day are left");
         assert!(!fixture.takes(3, &after).await);
         assert!(!fixture.takes(4, &before).await, "by a clock that is late");
+    }
+
+    #[tokio::test]
+    async fn what_was_charged_to_the_day_by_a_clock_that_is_late_comes_back_to_it() {
+        let day = Duration::from_secs(86_400);
+        for used in [0, 4] {
+            let fixture = Fixture::start().await;
+            let late = |amount| on_day(100, Duration::ZERO, claim(Kind::Day, 10, amount));
+            let right = |amount| on_day(101, day, claim(Kind::Day, 10, amount));
+            assert!(fixture.takes(1, &right(1)).await);
+            assert!(fixture.takes(2, &late(9)).await);
+            assert!(!fixture.takes(3, &right(1)).await);
+            fixture.settle(2, &late(9), used).await;
+            assert!(fixture.takes(4, &right(9 - used)).await);
+            assert!(!fixture.takes(5, &right(1)).await);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_late_clock_held_for_a_process_that_is_gone_comes_back_too() {
+        let mut fixture = Fixture::start().await;
+        fixture.scripts.hold_micros = 1;
+        let late = on_day(100, Duration::ZERO, claim(Kind::Day, 10, 9));
+        let right = on_day(101, Duration::from_secs(86_400), claim(Kind::Day, 10, 1));
+        assert!(fixture.takes(1, &right).await);
+        assert!(fixture.takes(2, &late).await);
+        assert!(
+            fixture
+                .takes(
+                    3,
+                    &Claim {
+                        room: 10,
+                        amount: 10,
+                        ..right
+                    }
+                )
+                .await
+        );
+    }
+
+    #[tokio::test]
+    async fn a_settlement_that_comes_after_the_one_in_its_place_changes_nothing() {
+        let fixture = Fixture::start().await;
+        for kind in [Kind::Bucket, Kind::Wide, Kind::Day] {
+            let mut claim = on_day(1, Duration::from_secs(86_400), claim(kind, 10, 6));
+            claim.key = format!("{kind:?}");
+            claim.rate = Rate::new(10, 10, Duration::from_secs(86_400));
+            assert!(fixture.takes(1, &claim).await);
+            // The server was frozen: it reads the connection of the second first.
+            fixture.settle_once(1, &claim, 4, true).await;
+            fixture.settle_once(1, &claim, 4, false).await;
+            fixture.settle_once(1, &claim, 4, true).await;
+            assert!(fixture.takes(2, &claim).await, "{kind:?}: 4 of 10 are used");
+        }
+    }
+
+    #[tokio::test]
+    async fn calls_of_one_key_are_settled_together_as_if_each_were_alone() {
+        let fixture = Fixture::start().await;
+        let key = |name: &str| Claim {
+            key: name.to_owned(),
+            rate: Rate::new(100, 100, Duration::from_secs(86_400)),
+            ..claim(Kind::Wide, 100, 30)
+        };
+        let both: Arc<[Claim]> = [key("one"), key("other")].into();
+        let one: Arc<[Claim]> = [key("one")].into();
+        let mut settlements = Vec::new();
+        for (id, claims, used) in [
+            (1, &both, vec![10, 40]),
+            (2, &one, vec![0]),
+            (3, &one, vec![20]),
+        ] {
+            fixture.scripts.take(id, claims).await.unwrap();
+            let claims = Arc::clone(claims);
+            settlements.push(Settlement { id, claims, used });
+        }
+        fixture.scripts.settle(&settlements, false).await.unwrap();
+        for (name, left) in [("one", 70), ("other", 60)] {
+            let all = Claim {
+                room: left,
+                amount: left,
+                ..key(name)
+            };
+            let more = Claim {
+                room: 1,
+                amount: 1,
+                ..key(name)
+            };
+            assert!(fixture.takes(4, &all).await, "{left} of {name}");
+            assert!(!fixture.takes(5, &more).await, "{left} of {name}");
+        }
     }
 
     #[tokio::test]

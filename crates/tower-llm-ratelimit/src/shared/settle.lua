@@ -1,21 +1,19 @@
--- Changes what a call has taken to what it has used, once.
+-- Changes what calls have taken to what they have used, each once.
 --
--- ARGV: id, lease; then the limits; then for each what was taken, and what was used; and whether it may have run before.
+-- ARGV: lease; then for each call its id, whether that may have run before, the number of its limits; the limits; and for each
+-- what was taken, and what was used.
 -- What nobody holds any more was given back when it ran out, or was lost with the server: all that was used is charged. Or it
--- was settled already, by a script whose answer was lost.
+-- was settled already, by a script whose answer was lost, or by a second one that came before this.
 
-local id, lease = ARGV[1], tonumber(ARGV[2])
-local limits = read_limits(2)
-local amounts_at = 2 + #limits * FIELDS
-local again = ARGV[amounts_at + 2 * #limits + 1] == '1'
+local lease = tonumber(ARGV[1])
 
-for i, limit in ipairs(limits) do
-  local taken, used = tonumber(ARGV[amounts_at + 2 * i - 1]), tonumber(ARGV[amounts_at + 2 * i])
-  local day = limit.day
-  load(limit)
-  local mark = let_go(limit, member_of(limit, id, taken, lease), day, lease)
+local function settle(limit, id, again, taken, used)
+  local mark = let_go(limit, member_of(id, taken, lease), lease)
+  if mark and again then
+    keep_hold(limit, settled(id), lease)
+  end
   if not mark then
-    if limit.returns and not again then
+    if limit.returns and not again and not redis.call('ZSCORE', limit.holds, settled(id)) then
       take(limit, used, false)
     end
   elseif used < taken then
@@ -24,5 +22,20 @@ for i, limit in ipairs(limits) do
     take(limit, used - taken, false)
   end
   save(limit)
+end
+
+local at, before = 1, 0
+while at < #ARGV do
+  local id, again, count = ARGV[at + 1], ARGV[at + 2] == '1', tonumber(ARGV[at + 3])
+  local limits = read_limits(at + 3, before, count)
+  at, before = at + 3 + count * FIELDS, before + count
+  -- All before the first is changed: what cannot be read leaves no call settled by half.
+  for _, limit in ipairs(limits) do
+    load(limit)
+  end
+  for i, limit in ipairs(limits) do
+    settle(limit, id, again, tonumber(ARGV[at + 2 * i - 1]), tonumber(ARGV[at + 2 * i]))
+  end
+  at = at + 2 * count
 end
 return 1

@@ -1,37 +1,62 @@
 //! The task that settles calls: one for a layer, not one for a call.
 //!
 //! A call ends where nobody can wait: in a drop. So what it has used goes into a bounded channel, and one task takes it to
-//! the store. While that is away the task waits for it. What finds no room in the channel is not settled: the store gives
-//! back what such calls had reserved when they have run out.
+//! the store: up to [`AT_ONCE`] scripts at a time, each with what waits then, up to [`TOGETHER`] calls. In what order they
+//! come there makes no difference: each call is of an id of its own, which is settled once, and what is given back or
+//! charged besides is only added up.
+//!
+//! So a call is settled a round trip after it has ended, unless more than 2,048 end in one; of those that end together, the
+//! last is settled after as many round trips as there are times 2,048 of them. With a store 10 ms away that is 200,000 per
+//! second: what a node can decide is less. And the more wait, the fewer scripts does it take for each.
+//!
+//! While the store is away, one after the other looks for it, and the others wait for as long as it takes; then they go on
+//! as many at a time as ever. What the server answers with an error is tried a few times more, and takes no other's place
+//! in between.
+//!
+//! What finds no room in the channel is not settled, nor what the server always answers with an error: the store gives back
+//! what such calls had reserved when they have run out. It is counted.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Weak},
-    time::Duration,
+    pin::Pin,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::{
     runtime::Handle,
     sync::mpsc::{self, Receiver, Sender},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep_until},
 };
 use tower_llm_core::{ConfigError, Keyed};
 
-use super::redis::Scripts;
+use super::{
+    later::Later,
+    redis::Scripts,
+    work::{PAUSE, Tried, Work},
+};
 use crate::{
     cell::{Cell, left_of_shares},
     store::{Leasing, Settlement, Terms, Verdict},
 };
 
-/// Jobs that may wait: those of a minute's outage at a few hundred calls per second.
+/// Jobs that may wait: those of a minute's outage at a few hundred calls per second. As many may wait to be tried again.
 const WAITING: usize = 20_000;
 
-/// How often the store is looked for while it is away.
-const LOOK_FOR: Duration = Duration::from_millis(50);
+/// Scripts that may be on their way at once: few beside the calls that may wait for one server's answers.
+const AT_ONCE: usize = 32;
+
+/// Calls that one script settles at most: a millisecond or two, in which the server does nothing else.
+const TOGETHER: usize = 64;
 
 /// The way to the task; it ends when this is gone and all is settled.
 #[derive(Debug)]
-pub(super) struct Settler(Sender<Job>);
+pub(super) struct Settler {
+    jobs: Sender<Job>,
+    unsettled: Arc<AtomicU64>,
+}
 
 pub(super) enum Job {
     Settle(Settlement),
@@ -42,13 +67,29 @@ pub(super) enum Job {
     ClearAt(Weak<Keyed<Cell>>, Instant),
 }
 
+/// The task.
+///
+/// It begins what comes until as much as may be is on its way. When one finds the store away, `look_at` is set: then
+/// nothing is begun but at that time one thing, which sets it anew, until the store has answered any.
 struct Task {
     scripts: Scripts,
-    jobs: Receiver<Job>,
-    /// Cells whose leases end, by when; the number tells those of one instant apart.
-    leases: BTreeMap<(Instant, u64), Weak<Keyed<Cell>>>,
-    next_lease: u64,
+    // `None` once all is in that ever comes.
+    jobs: Option<Receiver<Job>>,
+    unsettled: Arc<AtomicU64>,
+    running: FuturesUnordered<Running<Tried>>,
+    /// Leases that nobody waits for. Not among what is running: they were sent before they came here, and the number of
+    /// those that wait for a server is bounded.
+    forsaken: FuturesUnordered<Running<Option<Vec<Terms>>>>,
+    /// What is to be tried again.
+    failed: Later<Work>,
+    /// Cells whose leases end.
+    leases: Later<Weak<Keyed<Cell>>>,
+    look_at: Option<Instant>,
 }
+
+type Running<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+// === impl Settler ===
 
 impl Settler {
     pub(super) fn start(scripts: Scripts) -> Result<Self, ConfigError> {
@@ -57,101 +98,240 @@ impl Settler {
             ConfigError::new("shared", "outside a runtime", reason)
         })?;
         let (sender, jobs) = mpsc::channel(WAITING);
+        let unsettled = Arc::default();
         let task = Task {
             scripts,
-            jobs,
-            leases: BTreeMap::new(),
-            next_lease: 0,
+            jobs: Some(jobs),
+            unsettled: Arc::clone(&unsettled),
+            running: FuturesUnordered::new(),
+            forsaken: FuturesUnordered::new(),
+            failed: Later::new(),
+            leases: Later::new(),
+            look_at: None,
         };
         runtime.spawn(task.run());
-        Ok(Self(sender))
+        Ok(Self {
+            jobs: sender,
+            unsettled,
+        })
     }
 
     pub(super) fn send(&self, job: Job) {
-        // Full, or the runtime is shutting down: the store gives it back in time.
-        let _ = self.0.try_send(job);
+        // Full, or the runtime is shutting down.
+        if self.jobs.try_send(job).is_err() {
+            self.unsettled.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often something did not come to the store, or nobody knows whether it did.
+    pub(super) fn unsettled(&self) -> u64 {
+        self.unsettled.load(Ordering::Relaxed)
     }
 }
 
+// === impl Task ===
+
 impl Task {
     async fn run(mut self) {
-        loop {
-            let next_lease = self.leases.first_key_value().map(|(&(at, _), _)| at);
-            // However many jobs wait: others want what is left of it.
-            if next_lease.is_some_and(|at| at <= Instant::now()) {
-                self.clear_first().await;
-                continue;
-            }
-            let job = match next_lease {
-                None => self.jobs.recv().await,
-                Some(at) => match timeout_at(at, self.jobs.recv()).await {
-                    Ok(job) => job,
-                    Err(_) => {
-                        self.clear_first().await;
-                        continue;
-                    }
-                },
+        while !self.is_over() {
+            let now = Instant::now();
+            let takes_jobs = self.takes_jobs(now);
+            let wake_at = self.wake_at(now);
+            let together = if self.looks_at().is_some() {
+                1
+            } else {
+                TOGETHER
             };
-            let Some(job) = job else { return };
-            self.work(job).await;
+            let mut taken = Vec::new();
+            // In no order: neither what is new nor what failed before is to wait for all of the other.
+            tokio::select! {
+                Some(tried) = self.running.next() => self.tried(tried),
+                Some(undone) = self.forsaken.next() => self.undo(undone),
+                () = some(&mut self.jobs, &mut taken, together), if takes_jobs => self.accept(taken),
+                () = sleep_until(wake_at.unwrap_or(now)), if wake_at.is_some() => self.wake(),
+            }
         }
     }
 
-    async fn work(&mut self, job: Job) {
-        match job {
-            Job::Settle(settlement) => self.settle(&settlement).await,
-            Job::Adjust(terms) => self.adjust(&terms).await,
-            Job::Forsaken(leasing, terms) => {
-                if let Ok(Verdict::Granted(grants)) = leasing.await {
-                    let grants = terms.iter().zip(grants);
-                    let undone = grants.map(|(terms, grant)| terms.undo(grant));
-                    self.adjust(&undone.collect::<Vec<_>>()).await;
+    fn accept(&mut self, jobs: Vec<Job>) {
+        if jobs.is_empty() {
+            // All that was sent is here.
+            self.jobs = None;
+        }
+        let mut settlements = Vec::new();
+        for job in jobs {
+            match job {
+                Job::Settle(settlement) => settlements.push(settlement),
+                Job::Adjust(terms) => self.begin(Work::adjust(terms)),
+                Job::Forsaken(leasing, terms) => {
+                    self.forsaken.push(Box::pin(undone(leasing, terms)));
+                }
+                Job::ClearAt(cell, at) => self.leases.push(at, cell),
+            }
+        }
+        if !settlements.is_empty() {
+            self.begin(Work::settle(settlements));
+        }
+    }
+
+    fn begin(&mut self, work: Work) {
+        if let Some(at) = &mut self.look_at {
+            *at = Instant::now() + PAUSE;
+        }
+        let scripts = self.scripts.clone();
+        self.running.push(Box::pin(work.tried(scripts)));
+    }
+
+    /// Begins what failed before: of many settlements, while the store is away, only one. For whatever looks for the store,
+    /// in the end nobody may know whether it was settled.
+    fn begin_again(&mut self, now: Instant, work: Work) {
+        if self.looks_at().is_none() {
+            return self.begin(work);
+        }
+        let (one, others) = work.one();
+        if let Some(others) = others {
+            self.failed.push_first(now, others);
+        }
+        self.begin(one);
+    }
+
+    /// Sees to what came of one.
+    fn tried(&mut self, tried: Tried) {
+        let now = Instant::now();
+        match tried {
+            Tried::Away(_) | Tried::Unknown => {
+                // Who looks for it already has said when the next one does.
+                self.look_at.get_or_insert(now + PAUSE);
+            }
+            Tried::Done | Tried::Failed(..) | Tried::GivenUp => self.look_at = None,
+        }
+        match tried {
+            Tried::Done => {}
+            // Nobody is left who would wait for the store.
+            Tried::Away(work) if self.is_closed() => self.lost(work.len()),
+            // The same looks again.
+            Tried::Away(work) => self.failed.push_first(now, work),
+            Tried::Failed(work, pause) => {
+                for work in work {
+                    self.try_at(now + pause, work);
                 }
             }
-            Job::ClearAt(cell, at) => {
-                self.leases.insert((at, self.next_lease), cell);
-                self.next_lease += 1;
-            }
+            // What is tried for the last time is by itself.
+            Tried::GivenUp | Tried::Unknown => self.lost(1),
         }
     }
 
-    /// Gives back what is left of the lease that ends first.
-    async fn clear_first(&mut self) {
-        if let Some((_, cell)) = self.leases.pop_first()
-            && let Some(cell) = cell.upgrade()
-        {
-            let left = left_of_shares(&cell);
-            if !left.is_empty() {
-                self.adjust(&left).await;
-            }
+    /// Gives back what a lease has granted that nobody waited for.
+    fn undo(&mut self, undone: Option<Vec<Terms>>) {
+        match undone {
+            Some(terms) if terms.is_empty() => {}
+            Some(terms) => self.try_at(Instant::now(), Work::adjust(terms)),
+            None => self.lost(1),
         }
     }
 
-    async fn settle(&self, settlement: &Settlement) {
-        let mut again = false;
-        while let Err(error) = self.scripts.settle(settlement, again).await {
-            // It may have run: what is still held tells.
-            again |= error.may_have_run();
-            if error.is_script() || !self.is_waited_for().await {
-                return;
-            }
+    fn try_at(&mut self, at: Instant, work: Work) {
+        if self.failed.len() < WAITING {
+            self.failed.push(at, work);
+        } else {
+            self.lost(work.len());
         }
     }
 
-    async fn adjust(&self, terms: &[Terms]) {
-        while let Err(error) = self.scripts.lease(terms).await {
-            // One that may have run is not sent again: it would be charged twice.
-            let is_done = error.is_script() || error.may_have_run();
-            if is_done || !self.is_waited_for().await {
-                return;
+    /// Begins one thing whose time has come.
+    fn wake(&mut self) {
+        let now = Instant::now();
+        if !self.may_begin(now) {
+            return;
+        }
+        // Leases first: others want what is left of them.
+        if let Some(cell) = self.leases.pop(now) {
+            let left = cell.upgrade().map(|cell| left_of_shares(&cell));
+            if let Some(left) = left.filter(|left| !left.is_empty()) {
+                self.begin(Work::adjust(left));
             }
+        } else if let Some(work) = self.failed.pop(now) {
+            self.begin_again(now, work);
         }
     }
 
-    /// Waits until it is worth trying again; `false` if nobody is left who would wait for the store.
-    async fn is_waited_for(&self) -> bool {
-        // Whether all of a Cluster is up is not asked: the limits lie on one node.
-        sleep(LOOK_FOR).await;
-        !self.jobs.is_closed()
+    fn lost(&self, settlements: usize) {
+        let settlements = u64::try_from(settlements).unwrap_or(u64::MAX);
+        self.unsettled.fetch_add(settlements, Ordering::Relaxed);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.jobs.as_ref().is_none_or(Receiver::is_closed)
+    }
+
+    fn is_over(&self) -> bool {
+        let is_done = self.running.is_empty() && self.forsaken.is_empty();
+        self.jobs.is_none() && is_done && self.failed.is_empty()
+    }
+
+    /// When the store is to be looked for, while it is away and somebody waits for it.
+    fn looks_at(&self) -> Option<Instant> {
+        self.look_at.filter(|_| !self.is_closed())
+    }
+
+    fn may_begin(&self, now: Instant) -> bool {
+        self.running.len() < AT_ONCE && self.looks_at().is_none_or(|at| at <= now)
+    }
+
+    fn takes_jobs(&self, now: Instant) -> bool {
+        // What has failed looks for the store, as long as there is any of it: so not all that comes has to wait in here.
+        let is_needed = self.looks_at().is_none() || self.failed.is_empty();
+        self.jobs.is_some() && is_needed && self.may_begin(now)
+    }
+
+    /// When there is next something to begin; `None` if that depends on something else.
+    fn wake_at(&self, now: Instant) -> Option<Instant> {
+        if self.running.len() >= AT_ONCE {
+            return None;
+        }
+        let looks_at = self.looks_at().filter(|&at| at > now);
+        let due = [self.leases.first_at(), self.failed.first_at()];
+        looks_at.or_else(|| due.into_iter().flatten().min())
+    }
+}
+
+/// Waits for jobs, and takes those that wait; none if there never will be any.
+async fn some(jobs: &mut Option<Receiver<Job>>, taken: &mut Vec<Job>, most: usize) {
+    if let Some(jobs) = jobs {
+        jobs.recv_many(taken, most).await;
+    }
+}
+
+/// What gives back what a lease was granted and not needed; `None` if nobody knows what became of what went back with it.
+async fn undone(leasing: Leasing, terms: Arc<[Terms]>) -> Option<Vec<Terms>> {
+    let back: Vec<_> = match leasing.await {
+        Ok(Verdict::Granted(grants)) => {
+            let grants = terms.iter().zip(grants);
+            grants.map(|(terms, grant)| terms.undo(grant)).collect()
+        }
+        // What was left of others' shares went back all the same.
+        Ok(Verdict::Denied { .. }) => Vec::new(),
+        Err(away) if !away.may_have_run => terms.iter().map(Terms::without_need).collect(),
+        Err(_) => return terms.iter().all(Terms::is_nothing).then(Vec::new),
+    };
+    let has_any = back.iter().any(|terms| !terms.is_nothing());
+    Some(back.into_iter().filter(|_| has_any).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use tower_llm_redis::Redis;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_finds_no_room_is_counted() {
+        let redis = Redis::builder("redis://127.0.0.1:1").build().unwrap();
+        let settler = Settler::start(Scripts::of(redis)).unwrap();
+        // On this thread the task does nothing meanwhile.
+        for _ in 0..WAITING + 3 {
+            settler.send(Job::Adjust(Vec::new()));
+        }
+        assert_eq!(settler.unsettled(), 3);
     }
 }

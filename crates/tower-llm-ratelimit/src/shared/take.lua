@@ -5,7 +5,7 @@
 -- and how long; or -1 and the limit that never has so much.
 
 local id, lease = ARGV[1], tonumber(ARGV[2])
-local limits = read_limits(2)
+local limits = read_limits(2, 0, #KEYS / KEYS_EACH)
 local amounts_at = 2 + #limits * FIELDS
 
 local longest, which = 0, 0
@@ -29,7 +29,7 @@ local reply = { 1 }
 for i, limit in ipairs(limits) do
   local amount = tonumber(ARGV[amounts_at + 2 * i])
   local mark = take(limit, amount, false)
-  hold(limit, member_of(limit, id, amount, lease), mark, lease)
+  hold(limit, member_of(id, amount, lease), mark, lease)
   save(limit)
   reply[#reply + 1] = math.max(0, math.floor(limit.capacity - limit.taken))
   reply[#reply + 1] = full_in(limit)

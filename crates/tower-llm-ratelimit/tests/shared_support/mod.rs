@@ -17,9 +17,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Request, Response};
+use http_body::{Body, Frame};
+use http_body_util::StreamBody;
 use tokio::time::{Instant, sleep, timeout};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_llm_core::{BoxError, Call, Caller, Described, Operation, Provider, Unary};
+use tower_llm_core::{BoxError, Call, Caller, Described, Dialect, Operation, Provider, Unary};
 use tower_llm_ratelimit::{RateLimitBuilder, RateLimitLayer, RateLimited, SharedLimits, WhenAway};
 use tower_llm_redis::{Redis, RedisBuilder};
 use tower_llm_testkit::redis::{RedisCluster, RedisServer};
@@ -302,6 +307,43 @@ impl Dice {
         self.0 ^= self.0 << 17;
         (self.0 >> 11) % end
     }
+}
+
+// === calls whose answers say what they used ===
+
+/// What an answer has used, and in how many frames it comes.
+pub const USED: u64 = 50;
+pub const FRAMES: usize = 6;
+
+pub async fn answer(
+    _: Request<()>,
+) -> Result<Response<impl Body<Data = Bytes, Error = Infallible>>, Infallible> {
+    let frames: [&str; FRAMES] = [
+        r#"{"id":"1","object":"chat.completion","#,
+        r#""choices":[{"index":0,"message":{"role":"assistant","content":"an"#,
+        r#"swer"},"finish_reason":"stop"}],"usage":{"prompt_"#,
+        r#"tokens":30,"completion_tokens":20,"total_tokens":50},"#,
+        r#""service_tier":"default""#,
+        "}",
+    ];
+    let frames = frames.map(|frame| Ok(Frame::data(Bytes::from_static(frame.as_bytes()))));
+    let response = Response::builder().header("content-type", "application/json");
+    Ok(response
+        .body(StreamBody::new(stream::iter(frames)))
+        .unwrap())
+}
+
+/// A request that asks for so many tokens.
+pub fn request(caller: &str, tokens: u64) -> Request<()> {
+    let call = Call::builder(Provider::OPENAI, Operation::CHAT)
+        .dialect(Dialect::OpenAi)
+        .caller(Caller::named(caller))
+        .input_tokens(tokens - USED)
+        .max_output_tokens(USED);
+    let request = Request::builder().extension(call.build());
+    let request = request.body(()).unwrap();
+    assert!(Described::call(&request).is_some());
+    request
 }
 
 // === time ===

@@ -1,0 +1,145 @@
+//! What has to reach the store, and what to do when it does not at once.
+
+use std::time::Duration;
+
+use tower_llm_redis::StoreError;
+
+use super::redis::Scripts;
+use crate::store::{Settlement, Terms};
+
+/// How long to wait before trying again: for the store to be back, and at first for one that answers with an error.
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
+
+/// How often more what the server has answered with an error is tried, after pauses that double: for three seconds in all.
+const RETRIES: u32 = 6;
+
+/// One change of what the store has.
+pub(super) struct Work {
+    change: Change,
+    /// Whether it may have been done already.
+    again: bool,
+    /// How often the server has answered with an error.
+    errors: u32,
+}
+
+enum Change {
+    Settle(Vec<Settlement>),
+    Adjust(Vec<Terms>),
+}
+
+/// What became of it.
+pub(super) enum Tried {
+    Done,
+    /// The store is away: again when it is back.
+    Away(Work),
+    /// The server has answered with an error: each by itself after a pause, since it may be for one of them.
+    Failed(Vec<Work>, Duration),
+    /// The server has answered with errors too often.
+    GivenUp,
+    /// The store is away, and may have done what must not be done twice.
+    Unknown,
+}
+
+impl Work {
+    pub(super) fn settle(settlements: Vec<Settlement>) -> Self {
+        Change::Settle(settlements).into()
+    }
+
+    pub(super) fn adjust(terms: Vec<Terms>) -> Self {
+        Change::Adjust(terms).into()
+    }
+
+    /// Tries once.
+    pub(super) async fn tried(self, scripts: Scripts) -> Tried {
+        let tried = match &self.change {
+            Change::Settle(settlements) => scripts.settle(settlements, self.again).await,
+            Change::Adjust(terms) => scripts.lease(terms).await.map(drop),
+        };
+        match tried {
+            Ok(()) => Tried::Done,
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn failed(mut self, error: &StoreError) -> Tried {
+        if error.is_down() {
+            return Tried::Away(self);
+        }
+        if !error.is_script() && matches!(self.change, Change::Adjust(_)) {
+            // It would be given back or charged twice.
+            return Tried::Unknown;
+        }
+        // It may have run, and with an error in part: what is still held tells.
+        self.again = true;
+        if !error.is_script() {
+            return Tried::Away(self);
+        }
+        self.errors += 1;
+        if self.errors > RETRIES {
+            return Tried::GivenUp;
+        }
+        let pause = PAUSE * 2_u32.pow(self.errors - 1);
+        Tried::Failed(self.apart(), pause)
+    }
+
+    fn apart(self) -> Vec<Self> {
+        let Self {
+            change,
+            again,
+            errors,
+        } = self;
+        let one = |change| Self {
+            change,
+            again,
+            errors,
+        };
+        match change {
+            Change::Settle(settlements) => {
+                let each = settlements.into_iter();
+                each.map(|settlement| one(Change::Settle(vec![settlement])))
+                    .collect()
+            }
+            Change::Adjust(_) => vec![one(change)],
+        }
+    }
+
+    /// One of its settlements, and the others.
+    pub(super) fn one(self) -> (Self, Option<Self>) {
+        let Self {
+            change,
+            again,
+            errors,
+        } = self;
+        let of = |change| Self {
+            change,
+            again,
+            errors,
+        };
+        match change {
+            Change::Settle(mut settlements) if settlements.len() > 1 => {
+                let others = settlements.split_off(1);
+                let one = of(Change::Settle(settlements));
+                (one, Some(of(Change::Settle(others))))
+            }
+            change => (of(change), None),
+        }
+    }
+
+    /// How many settlements it is.
+    pub(super) fn len(&self) -> usize {
+        match &self.change {
+            Change::Settle(settlements) => settlements.len(),
+            Change::Adjust(_) => 1,
+        }
+    }
+}
+
+impl From<Change> for Work {
+    fn from(change: Change) -> Self {
+        Self {
+            change,
+            again: false,
+            errors: 0,
+        }
+    }
+}
