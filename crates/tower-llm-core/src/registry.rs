@@ -6,7 +6,8 @@
 //!
 //! It is sharded: a call takes one read lock, which readers share, on one of the shards. What gives way is found by
 //! the clock algorithm (Corbató, 1968): a hand goes round a shard and takes the first entry that nobody holds and
-//! nobody has asked for since the hand came by last.
+//! nobody has asked for since the hand came by last. A new entry counts as not asked for, as in SIEVE (Zhang et al., 2024):
+//! a key that was invented for one call gives way before any that came twice.
 
 use std::{
     fmt,
@@ -62,7 +63,7 @@ pub trait Forget {
 pub struct Keyed<T> {
     // `None` for the state that keys share when the registry is full.
     key: Option<Key>,
-    /// Whether it was asked for since the clock's hand came by last.
+    /// Whether it was asked for since it was made, or since the clock's hand came by last.
     used: AtomicBool,
     state: T,
 }
@@ -217,7 +218,7 @@ impl<T> Keyed<T> {
     fn new(key: Option<Key>, state: T) -> Self {
         Self {
             key,
-            used: AtomicBool::new(true),
+            used: AtomicBool::new(false),
             state,
         }
     }
@@ -309,6 +310,7 @@ mod tests {
         }
     }
 
+    /// A shard of keys that were all asked for.
     fn shard(keys: usize) -> Shard<Forgettable> {
         let hasher = RandomState::default();
         let hash = |keyed: &Arc<Keyed<Forgettable>>| hasher.hash_one(keyed.key_ref());
@@ -316,6 +318,7 @@ mod tests {
         for key in 0..keys {
             let key = Some(Key::new(key.to_string()));
             let keyed = Arc::new(Keyed::new(key, Forgettable));
+            keyed.used.store(true, Ordering::Relaxed);
             table.insert_unique(hash(&keyed), keyed, hash);
         }
         Shard { table, hand: 0 }
