@@ -157,6 +157,15 @@ impl State {
         line.map_or(0, |line| line.waiting)
     }
 
+    /// Has the first in the line try again, if there is one: woken with the lock free.
+    pub(crate) fn free(mut this: MutexGuard<'_, Self>) {
+        let freed = this.line().map(|line| line.freed());
+        drop(this);
+        if let Some(wake) = freed {
+            wake();
+        }
+    }
+
     pub(crate) fn line(&mut self) -> Option<&mut Line> {
         self.extra.as_mut()?.line.as_mut()
     }

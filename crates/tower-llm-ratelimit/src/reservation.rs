@@ -8,7 +8,7 @@ use tower_llm_core::{Completion, Guard, Outcome};
 
 use crate::{
     Headers,
-    cell::{Cell, Cells},
+    cell::{Cell, Cells, State},
     cost::Cost,
     engine::{Ask, Taken},
     headers::Standings,
@@ -109,10 +109,8 @@ impl Reservation {
                 }
             }
         }
-        let freed = state.line().filter(|_| has_freed).map(|line| line.freed());
-        drop(state);
-        if let Some(wake) = freed {
-            wake();
+        if has_freed {
+            State::free(state);
         }
     }
 
@@ -180,11 +178,8 @@ impl Reservation {
         let mut state = cell.lock();
         state.pace_or_new().answered(cost, mark, &told, now);
         // There may be room earlier than the first in the line knew.
-        let line = state.line().filter(|_| told != Told::default());
-        let freed = line.map(|line| line.freed());
-        drop(state);
-        if let Some(wake) = freed {
-            wake();
+        if told != Told::default() {
+            State::free(state);
         }
     }
 
@@ -198,11 +193,7 @@ impl Reservation {
         let cost = &self.ask.estimate.reserved;
         let mut state = cell.lock();
         state.pace_or_new().never_sent(cost, now);
-        let freed = state.line().map(|line| line.freed());
-        drop(state);
-        if let Some(wake) = freed {
-            wake();
-        }
+        State::free(state);
     }
 
     fn close(&self, completion: &Completion) {

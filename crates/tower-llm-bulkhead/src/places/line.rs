@@ -3,14 +3,14 @@
 //! All of a [`Priority`] go before any of the next. Within one, callers take turns, and a caller's own calls go in the
 //! order they came: a thousand waiting calls of one tenant do not delay another's first.
 //!
-//! A line may be of one key, or of all keys where these share a limit. It therefore has a *lane* for each key with calls
-//! that wait, and turns are taken twice. Inside a lane, the caller who was served goes to the end, and the first call of
-//! the first caller is the lane's *head*. It alone is looked at, so that no lighter call overtakes one for which there
-//! is no room yet. Where a lane is full, one who has fewer calls in it than others on average has the newest call of the
-//! one with most pushed out for his (longest queue drop, as in McKenney's stochastic fairness queueing, 1990): else who
-//! came first with many would keep all others out. Among the heads, the one goes first whose caller was served longest ago in any lane. A head whose
-//! key has no room takes its lane out of the order until something has changed; one for which there is no room in the
-//! limit of all keys holds up all.
+//! A line may be of one key, or of all keys where these share a limit. It therefore has a *lane* for each key with
+//! calls that wait, and turns are taken twice. Inside a lane, the caller who was served goes to the end, and the first
+//! call of the first caller is the lane's *head*. It alone is looked at, so that no lighter call overtakes one for
+//! which there is no room yet. Where a lane is full, one who has fewer calls in it than others on average has the
+//! newest call of the one with most pushed out for his (longest queue drop, as in McKenney's stochastic fairness
+//! queueing, 1990): else who came first with many would keep all others out. Among the heads, the one goes first whose
+//! caller was served longest ago in any lane. A head whose key has no room takes its lane out of the order until
+//! something has changed; one for which there is no room in the limit of all keys holds up all.
 //!
 //! Every step costs some look-ups in trees; one that serves a caller who is at the head of several lanes costs one for
 //! each of these.
