@@ -15,7 +15,7 @@ use std::{
 use tokio::{
     runtime::Handle,
     task::spawn_blocking,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_llm_breaker::{
@@ -24,7 +24,10 @@ use tower_llm_breaker::{
 };
 use tower_llm_core::{BoxError, Call, ConfigError, Described, Operation, Provider, Unary};
 use tower_llm_redis::Redis;
-use tower_llm_testkit::redis::{RedisCluster, RedisServer};
+use tower_llm_testkit::{
+    Stopwatch,
+    redis::{RedisCluster, RedisServer},
+};
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -109,7 +112,7 @@ fn openai() -> CircuitId {
 }
 
 async fn eventually(mut condition: impl FnMut() -> bool) -> Duration {
-    let from = Instant::now();
+    let from = Stopwatch::start();
     while !condition() {
         assert!(from.elapsed() < PATIENCE, "it never came to be");
         sleep(Duration::from_millis(1)).await;
@@ -297,7 +300,7 @@ async fn frozen_or_killed_nothing_is_missing_but_the_sharing() {
             false => server.freeze().unwrap(),
         }
         // No call waits for it: a thousand take less than a timeout would.
-        let from = Instant::now();
+        let from = Stopwatch::start();
         for _ in 0..1_000 {
             one.call(true).await.unwrap();
         }
@@ -392,7 +395,7 @@ async fn two_processes_see_each_others_trips() {
     let took = process.until(State::Open).await;
     assert!(took < AGE + MARGIN, "{took:?}");
     process.handle.reset(&openai());
-    let from = Instant::now();
+    let from = Stopwatch::start();
     assert_eq!(line().await, "closed");
     assert!(from.elapsed() < AGE + MARGIN, "{:?}", from.elapsed());
     drop(other);

@@ -12,7 +12,7 @@ mod shared_support;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -23,7 +23,7 @@ use shared_support::{
 use tokio::{
     sync::{Mutex, MutexGuard},
     task::JoinSet,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tower_llm_core::Unary;
 use tower_llm_ratelimit::{Limit, RateLimitLayer, WhenAway};
@@ -54,6 +54,7 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 struct Load {
     clients: [Redis; 2],
     probe: Probe,
+    decided: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     tasks: JoinSet<Vec<Decision>>,
     /// How long a decision may take on a machine that does nothing else.
@@ -64,6 +65,7 @@ struct Load {
 #[derive(Clone, Copy, Debug)]
 struct Decision {
     asked: Instant,
+    known: Instant,
     took: Duration,
     admitted: bool,
 }
@@ -87,20 +89,34 @@ impl Load {
             unary(RateLimitLayer::for_callers().limit(limit), shared)
         });
         let probe = Probe::new(setup, clients.each_ref());
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, decided) = (Arc::default(), Arc::default());
         let mut tasks = JoinSet::new();
         for task in 0..TASKS {
-            tasks.spawn(call_until(Arc::clone(&stop), layers[task % 2].clone()));
+            let layer = layers[task % 2].clone();
+            tasks.spawn(call_until(Arc::clone(&stop), layer, Arc::clone(&decided)));
         }
-        sleep(Duration::from_millis(300)).await;
-        Self {
+        let load = Self {
             clients,
             probe,
+            decided,
             stop,
             tasks,
             prompt,
             _alone: alone,
-        }
+        };
+        load.decide(500).await;
+        load
+    }
+
+    /// Waits until so many more calls have been decided, however long a busy machine needs for them.
+    async fn decide(&self, calls: u64) {
+        let enough = self.decided.load(Ordering::Relaxed) + calls;
+        let decided = async {
+            while self.decided.load(Ordering::Relaxed) < enough {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, decided).await.unwrap();
     }
 
     /// What was decided since it began.
@@ -121,27 +137,33 @@ impl Load {
     }
 }
 
-async fn call_until(stop: Arc<AtomicBool>, layer: RateLimitLayer<Unary>) -> Vec<Decision> {
+async fn call_until(
+    stop: Arc<AtomicBool>,
+    layer: RateLimitLayer<Unary>,
+    decided: Arc<AtomicU64>,
+) -> Vec<Decision> {
     let mut decisions = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let asked = Instant::now();
         let (admitted, took) = timed(admits(&layer, Prompt::of(0))).await;
         decisions.push(Decision {
             asked,
+            known: Instant::now(),
             took,
             admitted,
         });
+        decided.fetch_add(1, Ordering::Relaxed);
         // As callers do something else in between.
         sleep(Duration::from_millis(1)).await;
     }
     decisions
 }
 
-/// How many of those asked within a stretch of time were let through, and how many there were.
+/// How many of those that were asked and decided within a stretch of time were let through, and how many there were.
 fn admitted(decisions: &[Decision], from: Instant, until: Instant) -> (u64, u64) {
     let within = decisions
         .iter()
-        .filter(|one| (from..until).contains(&one.asked));
+        .filter(|one| one.asked >= from && one.known < until);
     within.fold((0, 0), |(admitted, all), one| {
         (admitted + u64::from(one.admitted), all + 1)
     })
@@ -154,11 +176,13 @@ async fn frozen_layers_keep_their_shares_of_the_limit(setup: &mut Setup) {
     setup.freeze();
     let away_from = Instant::now();
     sleep_until(away_from + AWAY).await;
+    load.decide(1_000).await;
+    let until = Instant::now();
     setup.thaw().await;
     let recovery = load.probe.recovered().await;
     println!("{}: frozen, in use again after {recovery:?}", setup.mode);
     let decisions = load.stop().await;
-    keep_their_shares(setup.mode, &decisions, away_from);
+    keep_their_shares(setup.mode, &decisions, away_from, until);
 }
 
 async fn killed_layers_keep_their_shares_of_the_limit(setup: &mut Setup) {
@@ -166,22 +190,24 @@ async fn killed_layers_keep_their_shares_of_the_limit(setup: &mut Setup) {
     setup.kill();
     let away_from = Instant::now();
     sleep_until(away_from + AWAY).await;
+    load.decide(1_000).await;
+    let until = Instant::now();
     setup.restart().await;
     let recovery = load.probe.recovered().await;
     println!("{}: killed, in use again after {recovery:?}", setup.mode);
     let decisions = load.stop().await;
-    keep_their_shares(setup.mode, &decisions, away_from);
+    keep_their_shares(setup.mode, &decisions, away_from, until);
 }
 
-fn keep_their_shares(mode: Mode, decisions: &[Decision], away_from: Instant) {
+fn keep_their_shares(mode: Mode, decisions: &[Decision], away_from: Instant, until: Instant) {
     let steps = (0..).map(|step| away_from + PERIOD / 10 * step);
-    for from in steps.take_while(|from| *from + PERIOD <= away_from + AWAY) {
+    for from in steps.take_while(|from| *from + PERIOD <= until) {
         let (admitted, all) = admitted(decisions, from, from + PERIOD);
         println!("{mode}: {admitted} of {all} let through in {PERIOD:?} of being away");
         assert!(admitted <= LIMIT, "{admitted} let through");
     }
     // What each has let through before counts too, for a period and the slice it began in.
-    let (admitted, _) = admitted(decisions, away_from, away_from + AWAY);
+    let (admitted, _) = admitted(decisions, away_from, until);
     assert!(admitted >= LIMIT / 2, "{admitted} let through");
 }
 
@@ -190,15 +216,16 @@ async fn closed_layers_let_nothing_through_while_it_is_away(setup: &mut Setup) {
     setup.freeze();
     // Shares that were granted before may be spent until their leases end.
     let away_from = Instant::now() + lease(setup.mode);
-    let back_at = away_from + Duration::from_millis(700);
-    sleep_until(back_at).await;
+    sleep_until(away_from).await;
+    load.decide(1_000).await;
+    // A call that is sent just before it comes back may be answered.
+    let until = Instant::now();
+    sleep(2 * TIMEOUT).await;
     setup.thaw().await;
     load.probe.recovered().await;
     let decisions = load.stop().await;
-    // A call that was sent just before it came back may be answered.
-    let (admitted, all) = admitted(&decisions, away_from, back_at - TIMEOUT);
-    assert_eq!(admitted, 0);
-    assert!(all > 1_000, "{all}");
+    let (admitted, all) = admitted(&decisions, away_from, until);
+    assert_eq!(admitted, 0, "of {all}");
 }
 
 async fn open_layers_let_everything_through_while_it_is_away(setup: &mut Setup) {
@@ -210,12 +237,12 @@ async fn open_layers_let_everything_through_while_it_is_away(setup: &mut Setup) 
     })
     .await;
     let away_from = Instant::now();
-    let back_at = away_from + Duration::from_millis(500);
-    sleep_until(back_at).await;
+    load.decide(3 * LIMIT).await;
+    let until = Instant::now();
     setup.restart().await;
     load.probe.recovered().await;
     let decisions = load.stop().await;
-    let (admitted, all) = admitted(&decisions, away_from, back_at);
+    let (admitted, all) = admitted(&decisions, away_from, until);
     assert_eq!(admitted, all);
     assert!(all > 2 * LIMIT, "{all}");
 }
@@ -234,6 +261,7 @@ async fn a_restart_under_load_holds_nobody_up(setup: &mut Setup) {
     let recovery = load.probe.recovered().await;
     println!("{}: restarted, in use again after {recovery:?}", setup.mode);
     sleep(PERIOD).await;
+    load.decide(1_000).await;
     let until = Instant::now();
     let decisions = load.stop().await;
     // By its share, or the store: either way the limit is there to be used.

@@ -10,23 +10,32 @@ mod support;
 use std::time::Duration;
 
 use support::{
-    MARGIN, PATIENCE, RECOVERY, TIMEOUT, connect, connect_patiently, count, run, timed, until,
-    until_served,
+    MARGIN, PATIENCE, RECOVERY, TIMEOUT, connect, connect_patiently, count, most_tries, run, timed,
+    until, until_served,
 };
 use tokio::time::{Instant, sleep};
 use tower_llm_redis::{Redis, Script};
-use tower_llm_testkit::redis::RedisCluster;
+use tower_llm_testkit::{Stopwatch, redis::RedisCluster};
 
 /// Keys of the first and the last node, and the first one's slot.
 const FIRST: &str = "bar";
 const LAST: &str = "foo";
 const SLOT_OF_FIRST: u16 = 5_061;
 
-/// Calls for this long, and says how many succeeded, how many did not, and how long the longest took.
+/// So long that no machine pauses for it in tests that also have calls which are not to time out.
+const HASTY: Duration = Duration::from_secs(2);
+
+async fn connect_hastily(cluster: &RedisCluster) -> Redis {
+    let redis = Redis::builder(cluster.url()).command_timeout(HASTY);
+    redis.connect().await.unwrap()
+}
+
+/// Calls for this long and a hundred times at least, and says how many succeeded, how many did not, and how long the longest
+/// took.
 async fn calls(redis: &Redis, key: &str, period: Duration) -> (u32, u32, Duration) {
     let (mut well, mut failed, mut longest) = (0, 0, Duration::ZERO);
     let until = Instant::now() + period;
-    while Instant::now() < until {
+    while Instant::now() < until || well + failed < 100 {
         let (result, took) = timed(count(redis, key)).await;
         longest = longest.max(took);
         match result {
@@ -114,9 +123,7 @@ async fn a_script_whose_keys_are_moved_one_by_one_waits_for_the_last() {
         Script::new("return redis.call('INCR', KEYS[1]) + redis.call('INCR', KEYS[2])");
     let cluster = RedisCluster::start(3).await.unwrap();
     let redis = connect_patiently(cluster.url()).await;
-    // No pause of a busy machine is as long.
-    let hasty = Redis::builder(cluster.url()).command_timeout(RECOVERY);
-    let hasty = hasty.connect().await.unwrap();
+    let hasty = connect_hastily(&cluster).await;
     let keys = || vec![FIRST.to_owned(), format!("other{{{FIRST}}}")];
     redis.run(&BOTH, keys(), vec![]).await.unwrap();
     let moving = Moving::begin(&cluster).await;
@@ -126,7 +133,7 @@ async fn a_script_whose_keys_are_moved_one_by_one_waits_for_the_last() {
     let error = result.unwrap_err();
     assert!(error.is_down() && !error.is_script() && !error.may_have_run());
     assert!(error.to_string().contains("TRYAGAIN"), "{error}");
-    assert!(took < RECOVERY + MARGIN, "{took:?}");
+    assert!(took < HASTY + MARGIN, "{took:?}");
     assert_eq!((hasty.health().failures, hasty.is_up()), (1, true));
 
     let waiting = tokio::spawn(async move { redis.run(&BOTH, keys(), vec![]).await });
@@ -171,9 +178,9 @@ async fn a_node_that_dies_fails_its_own_slots_and_no_others() {
     let healthy = calls(&redis, LAST, Duration::from_secs(1));
     let away = calls(&redis, FIRST, Duration::from_secs(1));
     let ((well, failed, longest), (none, refused, slowest)) = tokio::join!(healthy, away);
-    assert!(well > 100 && failed == 0, "{well} and {failed}");
+    assert_eq!(failed, 0, "beside {well}");
     assert!(longest < MARGIN, "{longest:?}");
-    assert!(none == 0 && refused > 100, "{none} and {refused}");
+    assert_eq!(none, 0, "beside {refused}");
     assert!(slowest < MARGIN, "{slowest:?}");
 
     cluster.restart(0).await.unwrap();
@@ -185,14 +192,14 @@ async fn a_node_that_dies_fails_its_own_slots_and_no_others() {
 #[tokio::test]
 async fn a_node_that_freezes_costs_one_timeout_and_the_others_nothing() {
     let cluster = RedisCluster::start(3).await.unwrap();
-    let redis = connect(cluster.url()).await;
+    let redis = connect_hastily(&cluster).await;
     cluster.freeze(0).unwrap();
     let (result, took) = timed(count(&redis, FIRST)).await;
     assert!(result.unwrap_err().is_timeout());
-    assert!(took < TIMEOUT + MARGIN, "{took:?}");
+    assert!(took < HASTY + MARGIN, "{took:?}");
     assert!(count(&redis, FIRST).await.unwrap_err().is_down());
     let (well, failed, longest) = calls(&redis, LAST, Duration::from_millis(500)).await;
-    assert!(well > 50 && failed == 0, "{well} and {failed}");
+    assert_eq!(failed, 0, "beside {well}");
     assert!(longest < MARGIN, "{longest:?}");
 
     cluster.thaw(0).unwrap();
@@ -231,8 +238,8 @@ async fn a_cluster_that_says_it_is_down_is_away_until_it_is_not() {
     let from = Instant::now();
     let error = loop {
         match count(&redis, LAST).await {
-            Ok(_) => assert!(from.elapsed() < PATIENCE, "it never says so"),
-            Err(error) => break error,
+            Err(error) if !error.is_timeout() && !error.is_down() => break error,
+            _ => assert!(from.elapsed() < PATIENCE, "it never says so"),
         }
         sleep(Duration::from_millis(1)).await;
     };
@@ -240,13 +247,11 @@ async fn a_cluster_that_says_it_is_down_is_away_until_it_is_not() {
     // It is not known whether it was said to this call or to another on the same connection.
     assert!(error.may_have_run() && !error.is_script() && !error.is_down());
     // One node after the other says so, and each is tried now and then.
-    let before = redis.health().outages;
+    let (before, from) = (redis.health().outages, Instant::now());
     let (well, failed, longest) = calls(&redis, LAST, Duration::from_millis(500)).await;
     let tried = redis.health().outages - before;
-    assert!(
-        well == 0 && failed > 50 && tried <= 7,
-        "{well}, {failed}, {tried}"
-    );
+    assert_eq!(well, 0, "beside {failed}");
+    assert!(tried <= most_tries(from.elapsed()), "{tried}");
     assert!(longest < TIMEOUT + MARGIN, "{longest:?}");
 
     cluster.thaw(0).unwrap();
@@ -268,7 +273,7 @@ async fn a_slot_of_nobodys_is_refused_and_takes_no_node_down() {
     // Nobody told us, so the first call asks.
     let error = count(&redis, FIRST).await.unwrap_err();
     assert!(error.to_string().contains("CLUSTERDOWN"), "{error}");
-    let from = Instant::now();
+    let from = Stopwatch::start();
     while !count(&redis, FIRST).await.unwrap_err().is_down() || !redis.is_up() {
         assert!(from.elapsed() < RECOVERY, "it is asked again and again");
         sleep(Duration::from_millis(10)).await;

@@ -6,6 +6,7 @@
 //! - [`fixtures`]: bodies as providers send them, each with what should be read out of it.
 //! - [`example`]: examples, run as a person runs them.
 //! - [`redis`]: Redis servers and clusters of the test's own, to be killed and frozen.
+//! - [`Stopwatch`]: how long something takes on a machine that stands still now and then.
 //!
 //! ```
 //! use http_body_util::{BodyExt, Full};
@@ -40,8 +41,10 @@ pub mod fixtures;
 pub mod mock;
 mod provider;
 pub mod redis;
+mod stopwatch;
 pub mod wire;
 
 pub use behavior::{Behavior, Cut, LineEnding};
 pub use fault::{Fault, InBand, RetryAfter};
 pub use provider::{Counts, Recorded, SimulatedProvider};
+pub use stopwatch::Stopwatch;

@@ -22,12 +22,15 @@ use futures_util::stream;
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::StreamBody;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_llm_core::{BoxError, Call, Caller, Described, Dialect, Operation, Provider, Unary};
 use tower_llm_ratelimit::{RateLimitBuilder, RateLimitLayer, RateLimited, SharedLimits, WhenAway};
 use tower_llm_redis::{Redis, RedisBuilder};
-use tower_llm_testkit::redis::{RedisCluster, RedisServer};
+use tower_llm_testkit::{
+    Stopwatch,
+    redis::{RedisCluster, RedisServer},
+};
 
 /// Far more than anything here takes.
 pub const PATIENCE: Duration = Duration::from_secs(8);
@@ -349,14 +352,14 @@ pub fn request(caller: &str, tokens: u64) -> Request<()> {
 // === time ===
 
 pub async fn timed<F: Future>(future: F) -> (F::Output, Duration) {
-    let from = Instant::now();
+    let from = Stopwatch::start();
     let output = future.await;
     (output, from.elapsed())
 }
 
 /// Waits until `condition` holds, and says how long that took.
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
-    let from = Instant::now();
+    let from = Stopwatch::start();
     while !condition().await {
         assert!(from.elapsed() < PATIENCE, "never: {what}");
         sleep(Duration::from_millis(5)).await;

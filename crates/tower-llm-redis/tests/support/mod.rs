@@ -8,8 +8,9 @@
 
 use std::{future::Future, time::Duration};
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tower_llm_redis::{Redis, Reply, Script, StoreError};
+use tower_llm_testkit::Stopwatch;
 
 /// Adds one to a key.
 pub(crate) static COUNT: Script = Script::new("return redis.call('INCR', KEYS[1])");
@@ -46,14 +47,20 @@ pub(crate) async fn run(redis: &Redis, lua: &'static str) -> Result<Reply, Store
 }
 
 pub(crate) async fn timed<F: Future>(future: F) -> (F::Output, Duration) {
-    let from = Instant::now();
+    let from = Stopwatch::start();
     let output = future.await;
     (output, from.elapsed())
 }
 
+/// How often at most a server that is away is tried in such a time: every 100 ms, at the beginning, and at the end.
+pub(crate) fn most_tries(within: Duration) -> u64 {
+    let tries = within.as_millis() / 100;
+    2 + u64::try_from(tries).unwrap()
+}
+
 /// Waits until `condition` holds, and says how long that took.
 pub(crate) async fn until(mut condition: impl FnMut() -> bool) -> Duration {
-    let from = Instant::now();
+    let from = Stopwatch::start();
     while !condition() {
         assert!(from.elapsed() < PATIENCE, "it never came to be");
         sleep(Duration::from_millis(1)).await;
@@ -63,7 +70,7 @@ pub(crate) async fn until(mut condition: impl FnMut() -> bool) -> Duration {
 
 /// Waits until a call succeeds, and says how long that took.
 pub(crate) async fn until_served(redis: &Redis, key: &str) -> Duration {
-    let from = Instant::now();
+    let from = Stopwatch::start();
     while let Err(error) = count(redis, key).await {
         assert!(from.elapsed() < PATIENCE, "never served: {error}");
         sleep(Duration::from_millis(1)).await;
