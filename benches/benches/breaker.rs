@@ -402,7 +402,7 @@ fn http(suite: &mut Suite, case: &Case, frames: &'static [Bytes]) -> [Option<f64
     struct Unheard;
 
     impl Guard for Unheard {
-        fn end(self, _: &Completion) {}
+        fn end(&mut self, _: &Completion) {}
     }
 
     let bytes: usize = frames.iter().map(Bytes::len).sum();

@@ -24,7 +24,7 @@ const TOKENS: usize = 200;
 struct Check;
 
 impl Guard for Check {
-    fn end(self, completion: &Completion) {
+    fn end(&mut self, completion: &Completion) {
         assert_eq!(completion.outcome, Outcome::Success);
         assert_eq!(completion.usage.map(|usage| usage.input), Some(1_024));
     }

@@ -82,7 +82,7 @@ impl Body for Frames {
 }
 
 impl Guard for Tell {
-    fn end(self, completion: &Completion) {
+    fn end(&mut self, completion: &Completion) {
         *self.0.lock().expect("nobody panicked") = Some(completion.clone());
     }
 }

@@ -164,7 +164,7 @@ impl Guard for Trial {
         }
     }
 
-    fn end(self, completion: &Completion) {
+    fn end(&mut self, completion: &Completion) {
         if self.has_stalled {
             return;
         }

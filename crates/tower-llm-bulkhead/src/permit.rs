@@ -201,7 +201,7 @@ impl Guard for Place {
         self.release(ReleaseAt::FirstToken);
     }
 
-    fn end(self, completion: &Completion) {
+    fn end(&mut self, completion: &Completion) {
         // Before the place is free, so that it goes by the new limit.
         if let Some(tells) = &self.tells {
             tells.end(completion);

@@ -28,7 +28,7 @@
 //! struct Count;
 //!
 //! impl Guard for Count {
-//!     fn end(self, completion: &Completion) {
+//!     fn end(&mut self, completion: &Completion) {
 //!         assert_eq!(completion.outcome, Outcome::Success);
 //!         let tokens = completion.usage.map_or(0, |usage| usage.total());
 //!         TOKENS.fetch_add(tokens, Ordering::Relaxed);

@@ -226,7 +226,7 @@ impl Guard for Reservation {
         }
     }
 
-    fn end(mut self, completion: &Completion) {
+    fn end(&mut self, completion: &Completion) {
         self.close(completion);
         let Some(policy) = self.policy() else { return };
         if let (Some(learned), Outcome::Success, Some(usage)) =

@@ -37,7 +37,7 @@ pin_project! {
 pub(crate) struct Nobody;
 
 impl Guard for Nobody {
-    fn end(self, _: &Completion) {}
+    fn end(&mut self, _: &Completion) {}
 }
 
 impl<B: Body<Data = Bytes>> TimeoutBody<B> {

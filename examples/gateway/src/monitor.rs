@@ -283,7 +283,7 @@ impl Guard for Watching {
         });
     }
 
-    fn end(self, completion: &Completion) {
+    fn end(&mut self, completion: &Completion) {
         let provider = self.provider;
         let ended_at = completion.ended_at.unwrap_or_else(Instant::now);
         let seconds = ended_at.saturating_duration_since(self.since).as_secs_f64();

@@ -26,7 +26,7 @@ const STREAMED: &str = r#","stream":true,"stream_options":{"include_usage":true}
 struct Report;
 
 impl Guard for Report {
-    fn end(self, completion: &Completion) {
+    fn end(&mut self, completion: &Completion) {
         let Completion { outcome, usage, .. } = completion;
         println!("outcome: {outcome:?}, usage: {usage:?}");
     }

@@ -1,6 +1,6 @@
 //! A guard that is told of the end on every path.
 
-use std::task::Context;
+use std::{mem, task::Context};
 
 use http::response::Parts;
 use tokio::time::Instant;
@@ -14,6 +14,8 @@ use crate::{Completion, Failure, Outcome};
 #[derive(Debug)]
 pub struct Armed<G: Guard> {
     guard: Option<G>,
+    /// Set before the guard is told, so that one which panics then is not told again.
+    has_ended: bool,
     entered: bool,
 }
 
@@ -22,6 +24,7 @@ impl<G: Guard> Armed<G> {
     pub fn new(guard: G) -> Self {
         Self {
             guard: Some(guard),
+            has_ended: false,
             entered: false,
         }
     }
@@ -69,9 +72,12 @@ impl<G: Guard> Armed<G> {
 
     /// Tells the guard of the end; does nothing the second time.
     pub fn end(&mut self, completion: &Completion) {
-        if let Some(guard) = self.guard.take() {
+        if !mem::replace(&mut self.has_ended, true)
+            && let Some(guard) = &mut self.guard
+        {
             guard.end(completion);
         }
+        self.guard = None;
     }
 
     /// Whether the guard was told of the end, or was taken.
@@ -97,8 +103,8 @@ impl<G: Guard> Armed<G> {
 
 impl<G: Guard> Drop for Armed<G> {
     fn drop(&mut self) {
-        if let Some(guard) = self.guard.take() {
-            guard.end(&Completion::new(self.dropped()));
+        if self.guard.is_some() {
+            self.end(&Completion::new(self.dropped()));
         }
     }
 }

@@ -59,8 +59,8 @@ where
         this.inner.set(None);
         match result {
             Ok(response) => {
-                let guard = this.armed.disarm().expect("it has not ended yet");
-                Poll::Ready(Ok(this.watch.watch(this.call.as_ref(), response, guard)))
+                let (watch, call) = (this.watch, this.call.as_ref());
+                Poll::Ready(Ok(watch.watch_armed(call, response, this.armed)))
             }
             Err(error) => {
                 let error = error.into();

@@ -32,6 +32,17 @@ pub trait Watch<R>: Clone {
     /// Puts `guard` into `response`, to be told of its end.
     fn watch<G: Guard>(&self, call: Option<&Call>, response: R, guard: G) -> Self::Out<G>;
 
+    /// The same for the guard in `armed`, which has not ended: for a layer that has it there, and a watch that ends it there.
+    fn watch_armed<G: Guard>(
+        &self,
+        call: Option<&Call>,
+        response: R,
+        armed: &mut Armed<G>,
+    ) -> Self::Out<G> {
+        let guard = armed.disarm().expect("it has not ended yet");
+        self.watch(call, response, guard)
+    }
+
     /// The call that a layer keeps for [`watch`](Self::watch) until the response comes; none where it is not read, so
     /// that no reference to it need be counted.
     fn keep(&self, call: Option<&Call>) -> Option<Call> {
@@ -78,8 +89,8 @@ pub trait Guard {
         let _ = cx;
     }
 
-    /// The call has ended.
-    fn end(self, completion: &Completion);
+    /// The call has ended: the last that it is told, before it is dropped.
+    fn end(&mut self, completion: &Completion);
 }
 
 /// Watches an [`http::Response`] to the end of its body.
@@ -114,8 +125,12 @@ where
 impl<R> Watch<R> for Unary {
     type Out<G: Guard> = R;
 
-    fn watch<G: Guard>(&self, _: Option<&Call>, response: R, guard: G) -> R {
-        let mut armed = Armed::new(guard);
+    fn watch<G: Guard>(&self, call: Option<&Call>, response: R, guard: G) -> R {
+        self.watch_armed(call, response, &mut Armed::new(guard))
+    }
+
+    // Where the guard lies: moving it costs more than ending it.
+    fn watch_armed<G: Guard>(&self, _: Option<&Call>, response: R, armed: &mut Armed<G>) -> R {
         armed.head(None);
         armed.end(&Completion::new(Outcome::Success));
         response

@@ -112,7 +112,7 @@ impl Guard for Probe {
         self.log.push(Event::FirstToken(self.name, at));
     }
 
-    fn end(self, completion: &Completion) {
+    fn end(&mut self, completion: &Completion) {
         self.log.push(Event::Ended(self.name, completion.clone()));
     }
 }

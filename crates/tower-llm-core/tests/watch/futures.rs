@@ -82,7 +82,7 @@ impl Guard for Stages {
         self.0.lock().unwrap().push("first token");
     }
 
-    fn end(self, _: &Completion) {
+    fn end(&mut self, _: &Completion) {
         self.0.lock().unwrap().push("end");
     }
 }
@@ -203,6 +203,26 @@ fn an_armed_guard_is_told_once() {
     armed.end(&Completion::new(Outcome::Success));
     drop(armed);
     assert_eq!(log.outcome(), Outcome::Shed);
+}
+
+/// Panics at the end.
+struct Clumsy(Arc<Mutex<Vec<Outcome>>>);
+
+impl Guard for Clumsy {
+    fn end(&mut self, completion: &Completion) {
+        self.0.lock().unwrap().push(completion.outcome);
+        panic!("it should not");
+    }
+}
+
+#[test]
+fn a_guard_that_panics_at_the_end_is_not_told_again() {
+    let told = Arc::default();
+    let mut armed = Armed::new(Clumsy(Arc::clone(&told)));
+    let end = AssertUnwindSafe(|| armed.end(&Completion::new(Outcome::Shed)));
+    assert!(catch_unwind(end).is_err());
+    drop(armed);
+    assert_eq!(*told.lock().unwrap(), [Outcome::Shed]);
 }
 
 #[test]

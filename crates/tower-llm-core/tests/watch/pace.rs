@@ -30,7 +30,7 @@ impl Guard for Pace {
         cx.waker().wake_by_ref();
     }
 
-    fn end(self, _: &Completion) {}
+    fn end(&mut self, _: &Completion) {}
 }
 
 #[test]

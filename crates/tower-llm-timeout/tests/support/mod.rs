@@ -282,7 +282,7 @@ impl Witness {
 pub(crate) struct Told(Witness);
 
 impl Guard for Told {
-    fn end(self, completion: &Completion) {
+    fn end(&mut self, completion: &Completion) {
         self.0.push("guard told");
         self.0.completions.lock().unwrap().push(completion.clone());
     }
