@@ -1,6 +1,11 @@
 //! Which state a call shares with which others.
 
-use std::{fmt, mem, sync::Arc};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    mem,
+    sync::Arc,
+};
 
 use http::HeaderName;
 
@@ -21,7 +26,7 @@ pub struct Key {
 }
 
 /// A key that borrows from the request: it is looked up on every call and kept only for a new one.
-#[derive(Clone, Copy, Debug, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Eq)]
 pub(crate) struct KeyRef<'a> {
     first: &'a str,
     second: &'a str,
@@ -159,6 +164,19 @@ impl PartialEq for KeyRef<'_> {
         same(self.first, other.first)
             && same(self.second, other.second)
             && same(self.third, other.third)
+    }
+}
+
+/// Of the parts that are not empty: most keys have one.
+impl Hash for KeyRef<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(self.first.as_bytes());
+        for (number, part) in [(2, self.second), (3, self.third)] {
+            if !part.is_empty() {
+                state.write_u8(number);
+                state.write(part.as_bytes());
+            }
+        }
     }
 }
 
