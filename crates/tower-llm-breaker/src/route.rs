@@ -12,6 +12,7 @@ use crate::{
     circuit::{Circuit, Pass, Verdict},
     group::Group,
     policy::Policy,
+    window::Now,
 };
 
 /// Most circuits that one call passes.
@@ -223,6 +224,13 @@ impl Route {
     fn give_back(&self, passes: &[Pass], now: Instant) {
         for ((_, circuit), &pass) in self.circuits().zip(passes) {
             circuit.give_back(pass, now);
+        }
+    }
+
+    /// Has each circuit count that the call went well.
+    pub(crate) fn succeeded(&self, passes: &Passes, now: &mut Now) {
+        for ((_, circuit), &pass) in self.circuits().zip(passes) {
+            circuit.succeeded(pass, now);
         }
     }
 

@@ -87,6 +87,10 @@ impl Trial {
     fn report(&self, completion: &Completion, at: Option<Instant>) {
         let mut now = Now::at(at);
         let is_slow = self.pace.as_ref().is_some_and(|pace| pace.is_slow);
+        if completion.outcome == Outcome::Success && !is_slow {
+            self.route.succeeded(&self.passes, &mut now);
+            return;
+        }
         for (circuit, pass, verdict) in self.route.judged(&self.passes, completion, is_slow) {
             circuit.record(pass, verdict, &mut now);
         }

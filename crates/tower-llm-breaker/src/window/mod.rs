@@ -43,9 +43,13 @@ pub(crate) struct Entry<'a> {
     pub(crate) is_current: &'a dyn Fn() -> bool,
 }
 
-/// Reads the time once, when somebody asks for it.
+/// Reads the time once, when somebody asks for it: a call may have several windows to count in.
 #[derive(Debug, Default)]
-pub(crate) struct Now(Option<Instant>);
+pub(crate) struct Now {
+    at: Option<Instant>,
+    /// The same by its layer's clock.
+    nanos: Option<u64>,
+}
 
 impl Window {
     pub(crate) fn new(over: Over, clock: Clock) -> Self {
@@ -59,7 +63,7 @@ impl Window {
     pub(crate) fn record(&self, entry: &Entry<'_>, now: &mut Now) -> bool {
         match self {
             Self::Calls(counts) => counts.record(entry),
-            Self::Time(ring) => ring.record(entry, now.get()),
+            Self::Time(ring) => ring.record(entry, now),
         }
     }
 
@@ -67,7 +71,7 @@ impl Window {
     pub(crate) fn tally(&self, generation: u32, now: &mut Now) -> Tally {
         match self {
             Self::Calls(counts) => counts.tally(generation),
-            Self::Time(ring) => ring.tally(generation, now.get()),
+            Self::Time(ring) => ring.tally(generation, now),
         }
     }
 
@@ -92,12 +96,17 @@ impl Tally {
 }
 
 impl Now {
-    pub(crate) fn at(instant: Option<Instant>) -> Self {
-        Self(instant)
+    pub(crate) fn at(at: Option<Instant>) -> Self {
+        Self { at, nanos: None }
     }
 
     pub(crate) fn get(&mut self) -> Instant {
-        *self.0.get_or_insert_with(Instant::now)
+        *self.at.get_or_insert_with(Instant::now)
+    }
+
+    fn nanos(&mut self, clock: Clock) -> u64 {
+        let at = self.get();
+        *self.nanos.get_or_insert_with(|| clock.nanos(at))
     }
 }
 

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
-use super::{Entry, Tally};
+use super::{Entry, Now, Tally};
 use crate::{
     sync::{AtomicU64, Mutex, Ordering, lock},
     word::Clock,
@@ -54,7 +52,7 @@ impl Ring {
         }
     }
 
-    pub(crate) fn record(&self, entry: &Entry<'_>, now: Instant) -> bool {
+    pub(crate) fn record(&self, entry: &Entry<'_>, now: &mut Now) -> bool {
         let tick = self.tick_at(now);
         if !self.note(tick) {
             return (entry.is_current)();
@@ -80,7 +78,7 @@ impl Ring {
         }
     }
 
-    pub(crate) fn tally(&self, generation: u32, now: Instant) -> Tally {
+    pub(crate) fn tally(&self, generation: u32, now: &mut Now) -> Tally {
         let tick = self.tick_at(now);
         if tick.saturating_sub(self.last.load(Ordering::Acquire)) >= LONG_REST {
             return Tally::default();
@@ -140,8 +138,8 @@ impl Ring {
         &self.buckets[(tick % LONG_REST) as usize]
     }
 
-    fn tick_at(&self, now: Instant) -> u64 {
-        let nanos = self.clock.nanos(now);
+    fn tick_at(&self, now: &mut Now) -> u64 {
+        let nanos = now.nanos(self.clock);
         // Most likely the last one still lasts, which is known without a division.
         let last = self.last.load(Ordering::Relaxed);
         if nanos.wrapping_sub(last.wrapping_mul(self.tick_nanos)) < self.tick_nanos {
