@@ -128,6 +128,11 @@ impl Drop for Cell {
 // === impl State ===
 
 impl State {
+    /// The gauges, if a call need heed nothing else.
+    pub(crate) fn plain_gauges(&mut self) -> Option<&mut Gauges> {
+        self.extra.is_none().then_some(&mut self.gauges)
+    }
+
     pub(crate) fn pace(&mut self) -> Option<&mut Pace> {
         self.extra.as_mut()?.pace.as_mut()
     }
@@ -218,6 +223,13 @@ impl Gauges {
 // === impl Gauge ===
 
 impl Gauge {
+    /// Whether `amount` can be taken now, of a limit that nobody waits for.
+    pub(crate) fn has_room(&mut self, bound: &Bound, tier: Tier, amount: u64, now: u64) -> bool {
+        let rate = bound.own_rate(tier);
+        // Who asks for nothing waits all the same for debts to be paid off.
+        amount <= rate.capacity && self.meter.wait(rate, amount.max(1), bound.now(now)) == 0
+    }
+
     /// Takes `amount`; returns the mark by which it is settled.
     pub(crate) fn take(&mut self, bound: &Bound, rate: &Rate, amount: u64, now: u64) -> u32 {
         self.consumed = self.consumed.saturating_add(amount);

@@ -117,11 +117,14 @@ impl Pricing {
         let input = call.input_tokens();
         let maximum = call.max_output_tokens();
         let reserve = self.reserve.of(call.provider());
-        let output = match reserve {
-            Reserve::Input => 0,
-            _ if !generates(call) => maximum.unwrap_or(0),
-            Reserve::InputAndExpected => expected().min(maximum.unwrap_or(u64::MAX)),
-            _ => maximum.unwrap_or_else(expected),
+        let output = match (reserve, maximum) {
+            (Reserve::Input, _) => 0,
+            (Reserve::InputAndExpected, _) if generates(call) => {
+                expected().min(maximum.unwrap_or(u64::MAX))
+            }
+            (_, Some(maximum)) => maximum,
+            (_, None) if generates(call) => expected(),
+            (_, None) => 0,
         };
         let tokens = match reserve {
             Reserve::LargerOfInputAndMaximum => input.max(output),

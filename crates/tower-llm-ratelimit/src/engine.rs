@@ -131,7 +131,10 @@ impl Engine {
     ) -> Result<Taken, Denied> {
         let now = self.clock.nanos(now);
         let mut states = lock(cells);
-        Self::look_at(cells, &mut states, ask, now, turns, heed)?;
+        let is_free = heed == Heed::All && ask.is_free(cells, &mut states, now);
+        if !is_free {
+            Self::look_at(cells, &mut states, ask, now, turns, heed)?;
+        }
         Ok(ask.take(cells, &mut states, now, heed))
     }
 
@@ -150,7 +153,7 @@ impl Engine {
 
     fn look_at(
         cells: &Cells,
-        states: &mut Locked<'_>,
+        states: &mut [MutexGuard<'_, State>],
         ask: &Ask,
         now: u64,
         turns: Turns,
@@ -285,10 +288,8 @@ pub(crate) enum Heed {
     Shares,
 }
 
-type Locked<'a> = SmallVec<[MutexGuard<'a, State>; 3]>;
-
-fn lock(cells: &Cells) -> Locked<'_> {
-    let mut states = Locked::new();
+fn lock(cells: &Cells) -> SmallVec<[MutexGuard<'_, State>; 3]> {
+    let mut states = SmallVec::new();
     for cell in cells {
         states.push(cell.lock());
     }
@@ -341,13 +342,31 @@ impl Ask {
         }
     }
 
+    /// Whether nobody waits, no provider has told anything, and all limits have room: nearly always, and soon seen.
+    fn is_free(&self, cells: &Cells, states: &mut [MutexGuard<'_, State>], now: u64) -> bool {
+        cells.iter().zip(states).all(|(cell, state)| {
+            let gauges = state.plain_gauges();
+            gauges.is_some_and(|gauges| {
+                let mut limits = cell.scope.bounds.iter().zip(gauges.iter_mut());
+                limits
+                    .all(|(bound, gauge)| gauge.has_room(bound, self.tier, self.amount(bound), now))
+            })
+        })
+    }
+
     fn has_shares(&self, scope: &Scope, state: &mut State, now: u64) -> bool {
         let shares = state.shares(scope.bounds.len()).iter();
         let mut shares = scope.bounds.iter().zip(shares);
         shares.all(|(bound, share)| share.has(self.amount(bound).max(1), now))
     }
 
-    fn take(&self, cells: &Cells, states: &mut Locked<'_>, now: u64, heed: Heed) -> Taken {
+    fn take(
+        &self,
+        cells: &Cells,
+        states: &mut [MutexGuard<'_, State>],
+        now: u64,
+        heed: Heed,
+    ) -> Taken {
         let mut taken = Taken {
             marks: SmallVec::new(),
             pace: None,

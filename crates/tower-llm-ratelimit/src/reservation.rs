@@ -62,14 +62,18 @@ impl Reservation {
 
     /// Changes what was taken to what was used, once.
     fn settle(&mut self, used: &Cost, ended_at: Option<Instant>) {
-        if *used == Cost::NONE {
-            self.never_sent();
-        } else {
-            self.answered(None);
+        if self.learns() {
+            match *used == Cost::NONE {
+                true => self.never_sent(),
+                false => self.answered(None),
+            }
         }
         let Some(taken) = self.taken.take() else {
             return;
         };
+        if *used == self.ask.estimate.reserved && self.holding.is_none() {
+            return;
+        }
         if let Some(holding) = self.holding.take() {
             let bounds = self.cells.iter().flat_map(|cell| &cell.scope.bounds);
             holding.settle(bounds.map(|bound| used.of(bound.limit.unit())));
@@ -160,6 +164,13 @@ impl Reservation {
         }
     }
 
+    /// Whether it waits to hear from the provider.
+    fn learns(&self) -> bool {
+        self.taken
+            .as_ref()
+            .is_some_and(|taken| taken.pace.is_some())
+    }
+
     /// The cell in which the provider's limits are learned.
     fn learning(&self) -> Option<&Cell> {
         let cells = self.cells.iter().map(|cell| &***cell);
@@ -241,6 +252,8 @@ impl Guard for Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.settle(&Cost::NONE, None);
+        if self.taken.is_some() {
+            self.settle(&Cost::NONE, None);
+        }
     }
 }

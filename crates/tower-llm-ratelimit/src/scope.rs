@@ -301,7 +301,8 @@ impl Clock {
     }
 
     pub(crate) fn nanos(self, at: Instant) -> u64 {
+        // 64 bits are 584 years.
         let since = at.saturating_duration_since(self.0);
-        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+        since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos())
     }
 }
