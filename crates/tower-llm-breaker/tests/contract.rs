@@ -7,7 +7,9 @@ mod support;
 use std::convert::Infallible;
 
 use http_body_util::Full;
-use support::{MINUTE, Request, SECOND, Says, ask, ask_of, builder, mocked, model, open, stats};
+use support::{
+    MINUTE, Request, SECOND, Says, WELL, ask, ask_of, builder, mocked, model, open, stats,
+};
 use tokio::{
     task::JoinSet,
     time::{Instant, advance, sleep},
@@ -21,8 +23,6 @@ use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
 use tower_test::mock;
 
 type Response = http::Response<Full<bytes::Bytes>>;
-
-const WELL: Says = Says::Well;
 
 fn layer() -> BreakerLayer {
     builder()

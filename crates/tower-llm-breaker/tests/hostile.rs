@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use support::{
-    CONTENT, DONE, MINUTE, ROLE, Request, SECOND, Says, Staged, Tested, ask, ask_of, builder,
+    CONTENT, DONE, MINUTE, ROLE, Request, SECOND, Says, Staged, Tested, WELL, ask, ask_of, builder,
     model, stats, streaming,
 };
 use tokio::time::advance;
@@ -17,8 +17,6 @@ use tower_layer::Layer;
 use tower_llm_breaker::{CircuitId, EventKind, Force, Reason, SlowCalls, State};
 use tower_llm_core::{Call, Guard, Unary, Watch};
 use tower_llm_testkit::mock::{poll_ready, start};
-
-const WELL: Says = Says::Well;
 
 fn ask_of_caller(key: &str, says: Says) -> Request {
     ask_of("openai", key, "m", says)

@@ -1,15 +1,18 @@
-//! Never all: which circuits a share is of, and for how long one that is open counts.
+//! Never all: which circuits a share is of, for how long one that is open counts, and how many open.
 
 mod support;
 
 use std::time::Duration;
 
-use support::{MINUTE, MS, Request, SECOND, Says, Staged, Tested, ask_of, builder};
+use support::{
+    FAILED, MINUTE, MS, Request, SECOND, Says, Staged, Tested, WELL, ask_of, builder, kinds, model,
+    touchy,
+};
 use tokio::time::advance;
-use tower_llm_breaker::{BreakerBuilder, CircuitId, State};
+use tower_llm_breaker::{BreakerBuilder, CircuitId, EventKind, Force, Reason, State};
 
-const WELL: Says = Says::Well;
-const FAILED: Says = Says::Status(500);
+// === which count, and for how long ===
+
 const OPEN_FOR: Duration = Duration::from_secs(30);
 /// For how long a circuit counts that nobody probes when its time is over.
 const QUIET: Duration = Duration::from_secs(300);
@@ -107,4 +110,136 @@ async fn one_that_a_hand_has_opened_counts_when_a_probe_of_it_has_failed() {
     assert_eq!(after_failure(&tested, "a"), State::Closed);
     tested.handle.reset(&named("x"));
     assert_eq!(after_failure(&tested, "a"), State::Open);
+}
+
+// === how many open ===
+
+fn fail(tested: &Tested, number: usize) {
+    let failing = ask_of("openai", "", format!("m-{number}"), FAILED);
+    tested.call(failing).expect("it is let through");
+}
+
+fn open_models(tested: &Tested, models: usize) -> usize {
+    let is_open = |number: &usize| {
+        let circuit = CircuitId::model("openai", format!("m-{number}"));
+        tested.handle.state(&circuit) == State::Open
+    };
+    (0..models).filter(is_open).count()
+}
+
+/// So many models that have been asked, of a layer that keeps all but this share of them closed.
+fn pool_of(share: f64, models: usize) -> Tested {
+    let tested = Tested::new(touchy().max_open_share(share));
+    for number in 0..models {
+        let well = ask_of("openai", "", format!("m-{number}"), WELL);
+        tested.call(well).expect("it is let through");
+    }
+    tested
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_than_the_share_opens_and_the_others_go_on() {
+    for (share, models, most) in [
+        (0.0, 10, 0),
+        (0.3, 10, 3),
+        (0.5, 3, 1),
+        (0.99, 10, 9),
+        (1.0, 10, 10),
+        // What a product would round down.
+        (0.29, 100, 29),
+        (0.57, 100, 57),
+    ] {
+        let tested = pool_of(share, models);
+        let mut events = tested.handle.subscribe();
+        for number in 0..models {
+            fail(&tested, number);
+        }
+        assert_eq!(open_models(&tested, models), most, "{share} of {models}");
+        let kinds: Vec<_> = kinds(&mut events);
+        let kept_closed = EventKind::KeptClosed {
+            reason: Reason::ConsecutiveFailures,
+        };
+        let kept = kinds.iter().filter(|&kind| *kind == kept_closed).count();
+        assert_eq!(kept, models - most, "{share} of {models}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_was_kept_closed_opens_when_there_is_room_and_is_told_of_once() {
+    let tested = pool_of(0.5, 2);
+    fail(&tested, 0);
+    let mut events = tested.handle.subscribe();
+    for _ in 0..5 {
+        fail(&tested, 1);
+    }
+    assert_eq!(kinds(&mut events).len(), 1);
+    assert_eq!(open_models(&tested, 2), 1);
+    // It closes by a probe, and while it is probed it still counts.
+    advance(30 * SECOND).await;
+    fail(&tested, 1);
+    assert_eq!(open_models(&tested, 2), 0);
+    tested.call(ask_of("openai", "", "m-0", WELL)).unwrap();
+    fail(&tested, 1);
+    assert_eq!(
+        tested.handle.state(&CircuitId::model("openai", "m-1")),
+        State::Open
+    );
+    // And the first has no room now.
+    fail(&tested, 0);
+    assert_eq!(open_models(&tested, 2), 1);
+    // A reset makes room as well.
+    tested.handle.reset(&CircuitId::model("openai", "m-1"));
+    fail(&tested, 0);
+    assert_eq!(
+        tested.handle.state(&CircuitId::model("openai", "m-0")),
+        State::Open
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn neither_a_hand_nor_a_clock_nor_want_of_money_asks_for_room() {
+    let tested = Tested::new(touchy().max_open_share(0.0));
+    tested.tell(Says::Later(429, 5));
+    let clock = CircuitId::account_and_model("openai", "", "m");
+    assert_eq!(tested.handle.state(&clock), State::Throttled);
+    tested
+        .call(ask_of("openai", "a", "m", Says::Status(402)))
+        .unwrap();
+    assert_eq!(
+        tested.handle.state(&CircuitId::account("openai", "a")),
+        State::Open
+    );
+    tested.handle.trip(&model(), MINUTE);
+    assert_eq!(tested.state(), State::Open);
+}
+
+/// The rooms of a group are counted right whatever its circuits go through: in the end exactly one of two may open.
+#[tokio::test(start_paused = true)]
+async fn after_all_that_can_happen_there_is_room_for_one_of_two() {
+    let tested = pool_of(0.5, 2);
+    let named = [0, 1].map(|number| CircuitId::model("openai", format!("m-{number}")));
+    for circuit in &named {
+        let handle = &tested.handle;
+        handle.trip(circuit, SECOND);
+        handle.trip(circuit, MINUTE);
+        handle.force(circuit, Force::Open);
+        handle.trip(circuit, SECOND);
+        advance(SECOND).await;
+        // It is probed, and forced meanwhile.
+        let _ = tested.call(ask_of("openai", "", circuit.key().parts()[1], FAILED));
+        handle.force(circuit, Force::MetricsOnly);
+        let _ = tested.call(ask_of("openai", "", circuit.key().parts()[1], FAILED));
+        handle.force(circuit, Force::Disabled);
+        handle.reset(circuit);
+        handle.reset(circuit);
+    }
+    fail(&tested, 0);
+    fail(&tested, 1);
+    assert_eq!(open_models(&tested, 2), 1);
+    for circuit in &named {
+        tested.handle.reset(circuit);
+    }
+    fail(&tested, 1);
+    fail(&tested, 0);
+    assert_eq!(open_models(&tested, 2), 1);
 }

@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use http_body_util::{BodyExt, Full};
 use support::{
     CONTENT, DONE, ERROR, MINUTE, MS, ROLE, Request, SECOND, Says, Staged, Streaming, Tested, Told,
-    ask, ask_of, builder, counts, model, stats, streaming,
+    WELL, ask, ask_of, builder, counts, model, stats, streaming, touchy,
 };
 use tokio::{task::yield_now, time::advance};
 use tokio_test::{assert_ready_err, assert_ready_ok};
@@ -23,16 +23,9 @@ use tower_llm_core::{BoxError, DescribeLayer, Refusal, RefusalKind, RefusalLayer
 use tower_llm_testkit::fixtures::{self, Fixture, Verdict};
 use tower_llm_testkit::mock::{arrived, poll_ready, start, stream};
 
-const WELL: Says = Says::Well;
-
 /// Counts all, and no failures open it.
 fn counting() -> BreakerBuilder {
     builder().max_open_share(0.0).over_calls(100)
-}
-
-/// Opened by one failure, for 30 s.
-fn touchy() -> BreakerBuilder {
-    builder().consecutive_failures(1).open_for(30 * SECOND)
 }
 
 fn way() -> CircuitId {

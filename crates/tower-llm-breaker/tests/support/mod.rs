@@ -16,12 +16,13 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
+use tokio::sync::broadcast::error::TryRecvError;
 use tokio_test::{assert_ready, assert_ready_err, assert_ready_ok, task};
 use tower::Service;
 use tower_layer::Layer;
 use tower_llm_breaker::{
     Breaker, BreakerBuilder, BreakerHandle, BreakerLayer, CircuitId, CircuitOpen, CircuitStats,
-    State, Trial,
+    EventKind, EventReceiver, State, Trial,
 };
 use tower_llm_core::{BoxError, Call, Dialect, HttpBody, Operation, Provider, Watched};
 use tower_llm_testkit::mock::{
@@ -32,6 +33,7 @@ use tower_test::mock::{self, Handle, Mock, SendResponse};
 pub(crate) const MS: Duration = Duration::from_millis(1);
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
 
 // === requests ===
 
@@ -48,6 +50,9 @@ pub(crate) enum Says {
     /// No answer: the connection broke.
     Broken,
 }
+
+pub(crate) const WELL: Says = Says::Well;
+pub(crate) const FAILED: Says = Says::Status(500);
 
 /// A request to OpenAI, for the model `m`, without an account, to be answered with `says`.
 pub(crate) fn ask(says: Says) -> Request {
@@ -139,6 +144,11 @@ pub(crate) struct Tested {
 /// Settings without chance.
 pub(crate) fn builder() -> BreakerBuilder {
     BreakerLayer::builder().jitter(0.0)
+}
+
+/// Opened by one failure, for 30 s.
+pub(crate) fn touchy() -> BreakerBuilder {
+    builder().consecutive_failures(1).open_for(30 * SECOND)
 }
 
 impl Tested {
@@ -233,6 +243,18 @@ pub(crate) fn stats(handle: &BreakerHandle) -> CircuitStats {
 pub(crate) fn counts(handle: &BreakerHandle) -> (u64, u64) {
     let stats = stats(handle);
     (stats.calls, stats.failures)
+}
+
+/// What has happened since it was asked last.
+pub(crate) fn kinds(events: &mut EventReceiver) -> Vec<EventKind> {
+    let mut kinds = Vec::new();
+    loop {
+        match events.try_recv() {
+            Ok(event) => kinds.push(event.kind),
+            Err(TryRecvError::Empty) => return kinds,
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 #[track_caller]

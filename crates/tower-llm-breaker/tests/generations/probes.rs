@@ -1,0 +1,143 @@
+//! How many probes there are at once, and what comes of them.
+
+use super::*;
+
+/// Counts those who come in, and keeps them until it is told.
+async fn keep(
+    inside: Arc<AtomicUsize>,
+    mut let_go: watch::Receiver<bool>,
+) -> Result<http::Response<Full<Bytes>>, BoxError> {
+    inside.fetch_add(1, SeqCst);
+    let_go.wait_for(|&is_free| is_free).await?;
+    WELL.answer()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_ten_thousand_who_come_at_once_exactly_the_probes_pass() {
+    for probes in [1, 7] {
+        let layer = touchy()
+            .probes(probes)
+            .probe_lease(60 * MINUTE)
+            .build()
+            .unwrap();
+        let handle = layer.handle();
+        let inside = Arc::new(AtomicUsize::new(0));
+        let (let_go, gate) = watch::channel(false);
+        let service = layer.layer(service_fn({
+            let inside = Arc::clone(&inside);
+            move |_: Request| keep(Arc::clone(&inside), gate.clone())
+        }));
+        handle.trip(&model(), Duration::ZERO);
+        let ready = async {
+            while handle.state(&model()) != State::HalfOpen {
+                yield_now().await;
+            }
+        };
+        timeout(PATIENCE, ready).await.unwrap();
+
+        let refused = Arc::new(AtomicUsize::new(0));
+        let mut calls = JoinSet::new();
+        for _ in 0..10_000 {
+            let (service, refused) = (service.clone(), Arc::clone(&refused));
+            calls.spawn(async move {
+                let answer = service.oneshot(ask(WELL)).await;
+                if let Err(error) = &answer {
+                    assert_eq!(open(error).state(), State::HalfOpen);
+                    refused.fetch_add(1, SeqCst);
+                }
+            });
+        }
+        let all_others_refused = async {
+            while refused.load(SeqCst) < 10_000 - probes {
+                yield_now().await;
+            }
+        };
+        timeout(PATIENCE, all_others_refused).await.unwrap();
+        assert_eq!(stats(&handle).probes, probes);
+        let_go.send(true).unwrap();
+        timeout(PATIENCE, calls.join_all()).await.unwrap();
+        assert_eq!(
+            (inside.load(SeqCst), refused.load(SeqCst)),
+            (probes, 10_000 - probes)
+        );
+        assert_eq!(stats(&handle).refused, 10_000 - probes as u64);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_many_probes_at_once_and_no_more() {
+    for probes in [1, 3] {
+        let mut staged = Staged::new(touchy().probes(probes).successes_to_close(100));
+        half_open(&mut staged).await;
+        let mut under_way: VecDeque<_> = (0..probes).map(|_| staged.begin()).collect();
+        for number in 0..10 {
+            assert_eq!(stats(&staged.handle).probes, probes);
+            staged.refused();
+            let first = under_way.pop_front().unwrap();
+            match number % 3 {
+                0 => first.end(WELL),
+                1 => first.end(NEUTRAL),
+                _ => first.leave(),
+            }
+            assert_eq!(stats(&staged.handle).probes, probes - 1);
+            under_way.push_back(staged.begin());
+        }
+        under_way.clear();
+        assert_eq!(stats(&staged.handle).probes, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_many_successes_close_it_and_one_failure_opens_it() {
+    let mut staged = Staged::new(touchy().successes_to_close(3));
+    half_open(&mut staged).await;
+    staged.tell_times(2, WELL);
+    // Neither is a success nor a failure.
+    staged.tell_times(5, NEUTRAL);
+    staged.begin().leave();
+    assert_eq!(staged.state(), State::HalfOpen);
+    staged.tell(FAILED);
+    assert_eq!(staged.state(), State::Open);
+    advance(OPEN_FOR).await;
+    staged.tell_times(2, WELL);
+    assert_eq!(staged.state(), State::HalfOpen);
+    staged.tell(WELL);
+    assert_eq!(staged.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_opens_it_while_other_probes_run_and_theirs_do_not_count() {
+    let mut staged = Staged::new(touchy().probes(3));
+    half_open(&mut staged).await;
+    let [first, second, third] = [(); 3].map(|()| staged.begin());
+    first.end(FAILED);
+    assert_eq!(stats(&staged.handle).probes, 0);
+    advance(OPEN_FOR).await;
+    // Their places are of an earlier generation: three are free.
+    let _probes = [(); 3].map(|()| staged.begin());
+    second.end(WELL);
+    third.end(FAILED);
+    assert_eq!((staged.state(), staged.stale()), (State::HalfOpen, 2));
+    assert_eq!(stats(&staged.handle).probes, 3);
+    staged.refused();
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_call_probes_several_circuits_and_each_hears_what_is_its_own() {
+    let mut staged = Staged::new(touchy());
+    let way = CircuitId::provider("openai");
+    let account = CircuitId::account("openai", "");
+    for circuit in [&model(), &way, &account] {
+        staged.handle.trip(circuit, SECOND);
+    }
+    advance(SECOND).await;
+    let probe = staged.begin();
+    let probes = |circuit| staged.handle.stats_of(circuit).unwrap().probes;
+    assert_eq!([&model(), &way, &account].map(probes), [1, 1, 1]);
+    probe.end(FAILED);
+    assert_eq!(staged.state(), State::Open);
+    // It was reached: that is all that is asked of the way. Of the account it says nothing.
+    assert_eq!(staged.handle.state(&way), State::Closed);
+    let stats = staged.handle.stats_of(&account).unwrap();
+    assert_eq!((stats.state, stats.probes), (State::HalfOpen, 0));
+}

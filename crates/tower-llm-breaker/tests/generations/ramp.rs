@@ -1,0 +1,83 @@
+//! The ramp, on which a share passes that grows to all.
+
+use super::*;
+
+async fn ramping(ramp: Duration) -> Tested {
+    let tested = Tested::new(touchy().ramp(ramp));
+    tested.handle.trip(&model(), SECOND);
+    advance(SECOND).await;
+    tested.tell(WELL);
+    assert_eq!(tested.state(), State::Ramping);
+    tested
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_first_a_tenth_passes_and_in_the_end_all() {
+    let tested = ramping(100 * SECOND).await;
+    let passed = |times: usize| {
+        (0..times)
+            .filter(|_| tested.call(ask(WELL)).is_ok())
+            .count()
+    };
+    assert_eq!(passed(1_001), 101);
+    let refused = tested.refused();
+    assert_eq!(
+        (refused.state(), refused.retry_after()),
+        (State::Ramping, None)
+    );
+    assert_eq!(stats(&tested.handle).lasts, Some(100 * SECOND));
+    advance(100 * SECOND - MS).await;
+    assert_eq!(tested.state(), State::Ramping);
+    advance(MS).await;
+    assert_eq!(tested.state(), State::Closed);
+    assert_eq!(passed(1_000), 1_000);
+    assert_eq!(tested.state(), State::Closed);
+}
+
+/// A share of those that had come so far was let through, so that from the middle on none was kept out.
+#[tokio::test(start_paused = true)]
+async fn the_share_that_passes_grows_with_the_time_to_all_of_them() {
+    let tested = ramping(100 * SECOND).await;
+    let mut shares = Vec::new();
+    for _ in 0..10 {
+        let mut passed = 0;
+        for _ in 0..1_000 {
+            passed += usize::from(tested.call(ask(WELL)).is_ok());
+            advance(10 * MS).await;
+        }
+        shares.push(passed);
+    }
+    // In the tenth that begins at a share of `n` tenths, half a tenth more on average; at least a tenth.
+    let expected = [100, 150, 250, 350, 450, 550, 650, 750, 850, 950];
+    let is_near = |(&passed, expected): (&usize, usize)| passed.abs_diff(expected) <= 2;
+    assert!(shares.iter().zip(expected).all(is_near), "{shares:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_on_the_ramp_open_it_and_what_was_counted_stays_when_it_ends() {
+    let tested = ramping(100 * SECOND).await;
+    tested.tell(FAILED);
+    assert_eq!(tested.state(), State::Open);
+
+    let tested = Tested::new(builder().ramp(10 * SECOND).over_calls(10).minimum_calls(2));
+    tested.handle.trip(&model(), SECOND);
+    advance(SECOND).await;
+    tested.tell(WELL);
+    tested.tell(WELL);
+    assert_eq!((tested.state(), tested.counts()), (State::Ramping, (1, 0)));
+    let mut events = tested.handle.subscribe();
+    advance(10 * SECOND).await;
+    tested.tell(WELL);
+    assert_eq!((tested.state(), tested.counts()), (State::Closed, (2, 0)));
+    let event = events.try_recv().unwrap();
+    let tower_llm_breaker::EventKind::Transition {
+        from, to, reason, ..
+    } = event.kind
+    else {
+        panic!("{event:?}");
+    };
+    assert_eq!(
+        (from, to, reason),
+        (State::Ramping, State::Closed, Reason::TimeOver)
+    );
+}

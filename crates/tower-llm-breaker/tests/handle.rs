@@ -1,0 +1,288 @@
+//! What a hand does to circuits, and what is told of them.
+
+mod support;
+
+use std::time::Duration;
+
+use support::{
+    FAILED, MINUTE, SECOND, Says, Staged, Tested, WELL, ask, ask_of, builder, kinds, model, open,
+    stats, touchy,
+};
+use tokio::time::{Instant, advance};
+use tower_llm_breaker::{CircuitId, EventKind, Force, Reason, Scope, State};
+use tower_llm_core::Refusal;
+
+// === by hand ===
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_opens_for_so_long_and_the_later_end_wins() {
+    let tested = Tested::new(touchy());
+    tested.handle.trip(&model(), MINUTE);
+    assert_eq!(tested.refused().retry_after(), Some(MINUTE));
+    tested.handle.trip(&model(), SECOND);
+    assert_eq!(tested.refused().retry_after(), Some(MINUTE));
+    tested.handle.trip(&model(), 2 * MINUTE);
+    assert_eq!(tested.refused().retry_after(), Some(2 * MINUTE));
+    advance(2 * MINUTE).await;
+    tested.tell(WELL);
+    assert_eq!(tested.state(), State::Closed);
+    // It says nothing of how long failures open it.
+    tested.tell(FAILED);
+    assert_eq!(tested.refused().retry_after(), Some(30 * SECOND));
+
+    tested.handle.trip(&model(), Duration::MAX);
+    let year = 365 * 24 * 60 * MINUTE;
+    assert_eq!(tested.refused().retry_after(), Some(year));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_forced_open_stays_so_until_it_is_reset() {
+    let mut staged = Staged::new(touchy());
+    let under_way = staged.begin();
+    staged.handle.force(&model(), Force::Open);
+    let refused = staged.refused();
+    assert_eq!(
+        (refused.state(), refused.retry_after()),
+        (State::ForcedOpen, None)
+    );
+    under_way.end(WELL);
+    advance(300 * 24 * 60 * MINUTE).await;
+    assert_eq!(staged.refused().state(), State::ForcedOpen);
+    staged.handle.reset(&model());
+    staged.tell(FAILED);
+    assert_eq!(staged.refused().retry_after(), Some(30 * SECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_disabled_lets_all_through_and_counts_nothing() {
+    let tested = Tested::new(touchy());
+    let all = [
+        CircuitId::provider("openai"),
+        model(),
+        CircuitId::account("openai", "a"),
+        CircuitId::account_and_model("openai", "a", "m"),
+    ];
+    for circuit in &all {
+        tested.handle.force(circuit, Force::Disabled);
+    }
+    let mut events = tested.handle.subscribe();
+    for says in [
+        FAILED,
+        Says::Broken,
+        Says::Status(402),
+        Says::Status(401),
+        Says::Later(429, 60),
+    ] {
+        for _ in 0..20 {
+            let _ = tested.call(ask_of("openai", "a", "m", says));
+        }
+    }
+    assert_eq!(tested.reached(), 100);
+    assert_eq!(kinds(&mut events), []);
+    for circuit in &all {
+        let stats = tested.handle.stats_of(circuit).unwrap();
+        assert_eq!(
+            (stats.state, stats.calls, stats.failures),
+            (State::Disabled, 0, 0)
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_only_measures_tells_when_it_would_have_opened_and_goes_on() {
+    let layer = builder()
+        .over_calls(10)
+        .failure_ratio(0.5)
+        .at_first(Force::MetricsOnly);
+    let tested = Tested::new(layer);
+    assert_eq!(tested.state(), State::MetricsOnly);
+    let mut events = tested.handle.subscribe();
+    tested.tell_times(4, FAILED);
+    assert_eq!((kinds(&mut events), tested.counts()), (vec![], (4, 4)));
+    let would_open = [EventKind::WouldOpen {
+        reason: Reason::FailureRatio,
+    }];
+    for _ in 0..3 {
+        tested.tell(FAILED);
+        assert_eq!(kinds(&mut events), would_open);
+        // It begins to count anew, as it would have.
+        assert_eq!(
+            (tested.state(), tested.counts()),
+            (State::MetricsOnly, (0, 0))
+        );
+        tested.tell_times(4, FAILED);
+        assert_eq!(kinds(&mut events), []);
+    }
+    tested.tell(Says::Later(429, 60));
+    tested.tell(WELL);
+    assert_eq!(tested.reached(), 21);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_chosen_for_all_is_what_a_reset_goes_back_to() {
+    let tested = Tested::new(touchy().at_first(Force::Open));
+    let way = CircuitId::provider("openai");
+    // None has been seen.
+    assert_eq!(tested.state(), State::ForcedOpen);
+    assert_eq!(tested.refused().circuit(), &way);
+    tested.handle.trip(&way, SECOND);
+    assert_eq!(tested.handle.state(&way), State::Open);
+    tested.handle.reset(&way);
+    assert_eq!(tested.handle.state(&way), State::ForcedOpen);
+    assert_eq!(
+        tested.handle.state(&CircuitId::model("new", "new")),
+        State::ForcedOpen
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_forgets_all_but_how_often_it_has_refused() {
+    let tested = Tested::new(touchy());
+    for _ in 0..3 {
+        tested.tell(FAILED);
+        advance(tested.refused().retry_after().unwrap()).await;
+    }
+    tested.handle.reset(&model());
+    let stats_now = stats(&tested.handle);
+    assert_eq!(
+        (stats_now.state, stats_now.lasts, stats_now.probes),
+        (State::Closed, None, 0)
+    );
+    assert_eq!(stats_now.refused, 3);
+    tested.tell(FAILED);
+    // As the first time.
+    assert_eq!(tested.refused().retry_after(), Some(30 * SECOND));
+}
+
+// === what is told ===
+
+#[tokio::test(start_paused = true)]
+async fn events_tell_all_in_order_with_reasons_times_and_generations() {
+    let tested = Tested::new(touchy().ramp(MINUTE));
+    let began = Instant::now();
+    let mut events = tested.handle.subscribe();
+    tested.tell(FAILED);
+    advance(30 * SECOND).await;
+    tested.tell(Says::Later(503, 100));
+    advance(100 * SECOND).await;
+    tested.tell(WELL);
+    advance(MINUTE).await;
+    tested.tell(WELL);
+    tested.handle.trip(&model(), SECOND);
+    tested.handle.force(&model(), Force::Open);
+    tested.handle.reset(&model());
+
+    use Reason::{ByHand, ConsecutiveFailures, ProbeFailed, ProbesSucceeded, TimeOver};
+    use State::{Closed, ForcedOpen, HalfOpen, Open, Ramping};
+    let expected = [
+        (0, Closed, Open, ConsecutiveFailures, Some(30), 1),
+        (30, Open, HalfOpen, TimeOver, None, 2),
+        (30, HalfOpen, Open, ProbeFailed, Some(100), 3),
+        (130, Open, HalfOpen, TimeOver, None, 4),
+        (130, HalfOpen, Ramping, ProbesSucceeded, Some(60), 5),
+        // What is counted goes on counting: no generation begins.
+        (190, Ramping, Closed, TimeOver, None, 5),
+        (190, Closed, Open, ByHand, Some(1), 6),
+        (190, Open, ForcedOpen, ByHand, None, 7),
+        (190, ForcedOpen, Closed, ByHand, None, 8),
+    ];
+    for (second, from, to, reason, lasts, generation) in expected {
+        let event = events.try_recv().unwrap();
+        assert_eq!(event.circuit, model());
+        assert_eq!(event.at - began, second * SECOND);
+        let transition = EventKind::Transition {
+            from,
+            to,
+            reason,
+            lasts: lasts.map(Duration::from_secs),
+            generation,
+        };
+        assert_eq!(event.kind, transition);
+    }
+    assert_eq!(kinds(&mut events), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stats_tell_of_each_circuit_what_was_counted() {
+    let tested = Tested::new(builder().over_calls(100).minimum_calls(100));
+    assert_eq!(tested.handle.stats(), []);
+    assert_eq!(tested.handle.stats_of(&model()), None);
+    tested.tell_times(3, FAILED);
+    tested.tell_times(4, WELL);
+    tested.tell(Says::Status(404));
+    tested.tell_times(2, Says::Broken);
+    let stats_now = tested.handle.stats();
+    assert_eq!(stats_now.len(), 4);
+    let of = |circuit: &CircuitId| {
+        let stats = stats_now
+            .iter()
+            .find(|stats| stats.circuit == *circuit)
+            .unwrap();
+        assert_eq!(tested.handle.stats_of(circuit).as_ref(), Some(stats));
+        (
+            stats.calls,
+            stats.failures,
+            stats.slow_calls,
+            stats.refused,
+            stats.stale,
+        )
+    };
+    assert_eq!(of(&model()), (7, 3, 0, 0, 0));
+    assert_eq!(of(&CircuitId::provider("openai")), (9, 2, 0, 0, 0));
+    // Nothing is counted of these: single calls open them.
+    assert_eq!(of(&CircuitId::account("openai", "")), (0, 0, 0, 0, 0));
+    assert_eq!(
+        of(&CircuitId::account_and_model("openai", "", "m")),
+        (0, 0, 0, 0, 0)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_circuit_that_refuses_counts_it() {
+    let tested = Tested::new(touchy());
+    tested
+        .handle
+        .trip(&CircuitId::account("openai", ""), MINUTE);
+    for _ in 0..7 {
+        tested.refused();
+    }
+    let refused = tested
+        .handle
+        .stats()
+        .into_iter()
+        .map(|stats| (stats.circuit.scope(), stats.refused));
+    let mut refused: Vec<_> = refused.collect();
+    refused.sort_unstable();
+    let expected = [
+        (Scope::Provider, 0),
+        (Scope::ProviderAndModel, 0),
+        (Scope::Account, 7),
+        (Scope::AccountAndModel, 0),
+    ];
+    assert_eq!(refused, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_error_names_the_circuit_and_its_state() {
+    let tested = Tested::new(touchy());
+    let text = |tested: &Tested| {
+        let error = tested.call(ask(WELL)).unwrap_err();
+        assert_eq!(Refusal::find(&*error).unwrap().layer(), "breaker");
+        assert_eq!(
+            Refusal::find(&*error).unwrap().retry_after(),
+            open(&error).retry_after()
+        );
+        error.to_string()
+    };
+    tested.tell(FAILED);
+    assert_eq!(text(&tested), "the circuit is open: model openai/m");
+    tested.handle.force(&model(), Force::Open);
+    assert_eq!(
+        text(&tested),
+        "the circuit was opened by hand: model openai/m"
+    );
+    tested.handle.reset(&model());
+    tested.tell(Says::Later(429, 5));
+    let expected = "the provider has asked to wait: account and model openai//m";
+    assert_eq!(text(&tested), expected);
+}

@@ -1,0 +1,459 @@
+//! For how long a circuit is open: of itself, because the provider asks to wait, and for an account that is spent or
+//! unknown.
+
+mod support;
+
+use std::time::Duration;
+
+use support::{
+    FAILED, HOUR, MINUTE, MS, SECOND, Says, Staged, Tested, WELL, ask, ask_of, builder, model,
+    stats, touchy,
+};
+use tokio::time::{Instant, advance};
+use tower_llm_breaker::{BreakerBuilder, CircuitId, EventKind, Reason, State};
+use tower_llm_core::{Key, KeyBy};
+
+fn clock() -> CircuitId {
+    CircuitId::account_and_model("openai", "", "m")
+}
+
+// === of itself ===
+
+#[tokio::test(start_paused = true)]
+async fn it_is_open_up_to_its_last_millisecond() {
+    let tested = Tested::new(touchy());
+    tested.tell(FAILED);
+    assert_eq!(tested.refused().retry_after(), Some(30 * SECOND));
+    advance(30 * SECOND - MS).await;
+    assert_eq!(tested.state(), State::Open);
+    assert_eq!(tested.refused().retry_after(), Some(MS));
+    assert_eq!(stats(&tested.handle).lasts, Some(MS));
+    advance(MS).await;
+    assert_eq!(tested.state(), State::HalfOpen);
+    tested.tell(WELL);
+    assert_eq!(tested.state(), State::Closed);
+    assert_eq!(stats(&tested.handle).refused, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_opens_between_two_milliseconds_is_not_open_too_briefly() {
+    let tested = Tested::new(touchy());
+    advance(Duration::from_micros(500)).await;
+    tested.tell(FAILED);
+    let waits = tested.refused().retry_after().unwrap();
+    assert_eq!(waits, 30 * SECOND + Duration::from_micros(500));
+    advance(waits - Duration::from_nanos(1)).await;
+    tested.refused();
+    advance(Duration::from_nanos(1)).await;
+    tested.tell(WELL);
+}
+
+/// Opens it, which is for as long as is returned, and waits for the probe.
+async fn open_once(tested: &Tested) -> Duration {
+    tested.tell(FAILED);
+    let open_for = tested.refused().retry_after().expect("it is open");
+    advance(open_for).await;
+    open_for
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_probe_that_fails_opens_it_for_longer_up_to_the_longest() {
+    let tested = Tested::new(touchy().max_open_for(5 * MINUTE));
+    let mut times = Vec::new();
+    for _ in 0..7 {
+        times.push(open_once(&tested).await.as_secs());
+    }
+    assert_eq!(times, [30, 60, 120, 240, 300, 300, 300]);
+
+    let tested = Tested::new(touchy().open_factor(1.0));
+    for _ in 0..4 {
+        assert_eq!(open_once(&tested).await, 30 * SECOND);
+    }
+    // More of them than a float's exponent has room for.
+    let tested = Tested::new(touchy().open_factor(1_000.0).max_open_for(MINUTE));
+    for number in 0..400 {
+        let expected = if number == 0 { 30 } else { 60 };
+        assert_eq!(open_once(&tested).await.as_secs(), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_open_as_briefly_as_at_first_once_it_has_stayed_closed_for_so_long() {
+    let tested = Tested::new(touchy());
+    for expected in [30, 60] {
+        assert_eq!(open_once(&tested).await.as_secs(), expected);
+    }
+    tested.tell(WELL);
+    // It has not stayed closed for long enough by a millisecond.
+    advance(30 * SECOND - MS).await;
+    assert_eq!(open_once(&tested).await.as_secs(), 120);
+    tested.tell(WELL);
+    advance(30 * SECOND).await;
+    for expected in [30, 60] {
+        assert_eq!(open_once(&tested).await.as_secs(), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_that_it_was_open_by_hand_is_no_time_that_it_stayed_closed() {
+    let tested = Tested::new(touchy());
+    for expected in [30, 60] {
+        assert_eq!(open_once(&tested).await.as_secs(), expected);
+    }
+    tested.tell(WELL);
+    advance(SECOND).await;
+    tested.handle.trip(&model(), HOUR);
+    advance(HOUR).await;
+    assert_eq!(open_once(&tested).await.as_secs(), 120);
+}
+
+#[tokio::test(start_paused = true)]
+async fn jitter_lengthens_the_open_time_by_up_to_its_share() {
+    let mut times = Vec::new();
+    for _ in 0..300 {
+        let tested = Tested::new(touchy().jitter(0.5));
+        tested.tell(FAILED);
+        times.push(tested.refused().retry_after().unwrap());
+    }
+    // To whole milliseconds, rounded up.
+    let (first, last) = (*times.iter().min().unwrap(), *times.iter().max().unwrap());
+    assert!(
+        first >= 30 * SECOND && last <= 45 * SECOND + MS,
+        "{first:?} {last:?}"
+    );
+    // One in 10^34 that 300 draws miss a quarter of the range.
+    assert!(
+        first < 34 * SECOND && last > 41 * SECOND,
+        "{first:?} {last:?}"
+    );
+}
+
+// === what the provider asks for ===
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_of_an_overload_that_opens_is_the_least_and_is_believed_up_to_a_limit() {
+    for (asked, expected) in [(100, 100), (30, 30), (10, 30), (10_000, 1_000)] {
+        let tested = Tested::new(touchy().max_retry_after(1_000 * SECOND));
+        tested.tell(Says::Later(503, asked));
+        let waits = tested.refused().retry_after().unwrap();
+        assert_eq!(waits.as_secs(), expected, "{asked}");
+        assert_eq!(tested.state(), State::Open);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_of_a_probe_counts_too() {
+    let tested = Tested::new(touchy());
+    open_once(&tested).await;
+    tested.tell(Says::Later(529, 500));
+    assert_eq!(tested.refused().retry_after(), Some(500 * SECOND));
+}
+
+/// Whichever failure opens it: the longest time that one of them was told counts.
+#[tokio::test(start_paused = true)]
+async fn it_is_open_for_as_long_as_any_of_its_failures_was_told() {
+    let builder = builder().consecutive_failures(2);
+    let mut staged = Staged::new(builder.jitter(0.0));
+    staged.tell(Says::Later(529, 600));
+    assert_eq!(staged.state(), State::Closed);
+    advance(100 * SECOND).await;
+    staged.tell(FAILED);
+    assert_eq!(staged.refused().retry_after(), Some(500 * SECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_429_with_a_time_shuts_until_then_and_is_no_failure() {
+    let tested = Tested::new(touchy());
+    let mut events = tested.handle.subscribe();
+    tested.tell(Says::Later(429, 20));
+    assert_eq!(tested.state(), State::Closed);
+    assert_eq!(tested.counts(), (0, 0));
+    assert_eq!(tested.handle.state(&clock()), State::Throttled);
+    let refused = tested.refused();
+    assert_eq!(
+        (refused.state(), refused.circuit()),
+        (State::Throttled, &clock())
+    );
+    advance(20 * SECOND - MS).await;
+    assert_eq!(tested.refused().retry_after(), Some(MS));
+    advance(MS).await;
+    assert_eq!(tested.handle.state(&clock()), State::Closed);
+    tested.tell(WELL);
+
+    let transition = |from, to, reason, lasts, generation| EventKind::Transition {
+        from,
+        to,
+        reason,
+        lasts,
+        generation,
+    };
+    use State::{Closed, Throttled};
+    let expected = [
+        // Nothing that was counted before is late.
+        transition(Closed, Throttled, Reason::Throttled, Some(20 * SECOND), 0),
+        transition(Throttled, Closed, Reason::TimeOver, None, 0),
+    ];
+    for expected in expected {
+        let event = events.try_recv().unwrap();
+        assert_eq!((event.circuit, event.kind), (clock(), expected));
+    }
+    assert!(events.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_the_providers_clock_all_come_back_without_probing() {
+    let mut staged = Staged::new(touchy());
+    staged.tell(Says::Later(429, 20));
+    advance(20 * SECOND).await;
+    let calls: Vec<_> = (0..10).map(|_| staged.begin()).collect();
+    let stats = staged.handle.stats_of(&clock()).unwrap();
+    assert_eq!((stats.state, stats.probes), (State::Closed, 0));
+    for call in calls {
+        call.end(WELL);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_429_is_believed_up_to_a_limit_and_jittered() {
+    let tested = Tested::new(builder().max_retry_after(MINUTE));
+    tested.tell(Says::Later(429, 3_600));
+    assert_eq!(tested.refused().retry_after(), Some(MINUTE));
+
+    for _ in 0..50 {
+        let tested = Tested::new(builder().jitter(0.5));
+        tested.tell(Says::Later(429, 20));
+        let waits = tested.refused().retry_after().unwrap();
+        assert!(
+            waits >= 20 * SECOND && waits <= 30 * SECOND + MS,
+            "{waits:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_429_without_a_time_changes_nothing_and_is_told() {
+    let tested = Tested::new(touchy());
+    let mut events = tested.handle.subscribe();
+    tested.tell_times(100, Says::Status(429));
+    tested.tell(Says::Later(429, 0));
+    assert_eq!(tested.state(), State::Closed);
+    assert_eq!(tested.handle.state(&clock()), State::Closed);
+    assert_eq!(tested.counts(), (0, 0));
+    for _ in 0..101 {
+        let event = events.try_recv().unwrap();
+        assert_eq!((event.circuit, event.kind), (clock(), EventKind::Throttled));
+    }
+    assert!(events.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_clocks_the_later_wins() {
+    for asked in [[20, 60], [60, 20]] {
+        let mut staged = Staged::new(builder());
+        let calls = [staged.begin(), staged.begin()];
+        for (call, seconds) in calls.into_iter().zip(asked) {
+            call.end(Says::Later(429, seconds));
+        }
+        assert_eq!(
+            staged.refused().retry_after(),
+            Some(60 * SECOND),
+            "{asked:?}"
+        );
+        let stats = staged.handle.stats_of(&clock()).unwrap();
+        assert_eq!(stats.state, State::Throttled);
+    }
+}
+
+fn by_one_key(builder: BreakerBuilder) -> (Staged, CircuitId) {
+    let staged = Staged::new(builder.key_by(KeyBy::provider()));
+    (staged, CircuitId::key_only(Key::new("openai")))
+}
+
+/// The one circuit of all knows both clocks and failures.
+#[tokio::test(start_paused = true)]
+async fn of_failures_and_a_clock_the_later_wins() {
+    for asked in [10, 100] {
+        let (mut staged, key) = by_one_key(touchy());
+        let calls = [staged.begin(), staged.begin()];
+        for (call, says) in calls.into_iter().zip([FAILED, Says::Later(429, asked)]) {
+            call.end(says);
+        }
+        let expected = Duration::from_secs(u64::from(asked.max(30)));
+        assert_eq!(staged.refused().retry_after(), Some(expected));
+        // And it must be probed.
+        assert_eq!(staged.handle.state(&key), State::Open);
+        advance(expected).await;
+        let _probe = staged.begin();
+        assert_eq!(staged.refused().state(), State::HalfOpen);
+    }
+}
+
+/// Each 429 emptied the window, and no failures between two of them were ever enough.
+#[tokio::test(start_paused = true)]
+async fn failures_between_the_clocks_of_one_circuit_open_it() {
+    let (mut staged, key) = by_one_key(builder().over_calls(100).minimum_calls(100));
+    let mut failures = 0;
+    for number in 1.. {
+        assert_eq!(staged.handle.state(&key), State::Closed, "{failures}");
+        if number % 5 == 0 {
+            staged.tell(Says::Later(429, 1));
+            assert_eq!(staged.handle.state(&key), State::Throttled);
+        } else {
+            staged.tell(FAILED);
+            failures += 1;
+        }
+        if failures == 50 {
+            break;
+        }
+        advance(SECOND).await;
+    }
+    assert_eq!(staged.handle.state(&key), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_breaks_no_row_of_failures_and_what_was_under_way_counts_while_it_runs() {
+    let (mut staged, key) = by_one_key(builder().consecutive_failures(3).open_for(30 * SECOND));
+    staged.tell(FAILED);
+    let calls = [staged.begin(), staged.begin()];
+    staged.tell(Says::Later(429, 60));
+    let [second, third] = calls;
+    second.end(FAILED);
+    assert_eq!(staged.handle.state(&key), State::Throttled);
+    advance(20 * SECOND).await;
+    third.end(FAILED);
+    // Until the later of both ends.
+    assert_eq!(staged.handle.state(&key), State::Open);
+    assert_eq!(staged.refused().retry_after(), Some(40 * SECOND));
+    assert_eq!(staged.handle.stats_of(&key).unwrap().stale, 0);
+}
+
+/// It ended the ramp.
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_runs_on_a_ramp_does_not_end_it() {
+    let key = CircuitId::key_only(Key::new("openai"));
+    let ramping = touchy().key_by(KeyBy::provider()).ramp(100 * SECOND);
+    let tested = Tested::new(ramping);
+    tested.handle.trip(&key, SECOND);
+    advance(SECOND).await;
+    tested.tell(WELL);
+    assert_eq!(tested.handle.state(&key), State::Ramping);
+    tested.tell(Says::Later(429, 10));
+    assert_eq!(tested.refused().state(), State::Throttled);
+    advance(10 * SECOND).await;
+    let stats = tested.handle.stats_of(&key).unwrap();
+    assert_eq!(
+        (stats.state, stats.lasts),
+        (State::Ramping, Some(90 * SECOND))
+    );
+    let passed = (0..100).filter(|_| tested.call(ask(WELL)).is_ok()).count();
+    assert!((10..=11).contains(&passed), "{passed}");
+    // The ramp ends while the next one runs.
+    advance(90 * SECOND - MS).await;
+    while tested.call(ask(Says::Later(429, 10))).is_err() {}
+    assert_eq!(tested.handle.state(&key), State::Throttled);
+    advance(10 * SECOND).await;
+    assert_eq!(tested.handle.state(&key), State::Closed);
+    tested.tell_times(10, WELL);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_in_place_of_a_probes_answer_opens_until_then() {
+    let (mut staged, key) = by_one_key(touchy());
+    staged.tell(FAILED);
+    advance(30 * SECOND).await;
+    staged.tell(Says::Later(429, 7));
+    assert_eq!(staged.handle.state(&key), State::Open);
+    assert_eq!(staged.refused().retry_after(), Some(7 * SECOND));
+    advance(7 * SECOND).await;
+    // It was no failure: the next one opens for twice the first time.
+    staged.tell(FAILED);
+    assert_eq!(staged.refused().retry_after(), Some(60 * SECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_clock_and_a_spent_account_the_later_wins() {
+    for asked in [60, 3_600] {
+        let (mut staged, _) = by_one_key(touchy().exhausted_for(15 * MINUTE));
+        let calls = [staged.begin(), staged.begin()];
+        for (call, says) in calls
+            .into_iter()
+            .zip([Says::Later(429, asked), Says::Status(402)])
+        {
+            call.end(says);
+        }
+        let expected = Duration::from_secs(u64::from(asked)).max(15 * MINUTE);
+        assert_eq!(staged.refused().retry_after(), Some(expected));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_that_opens_for_a_moment_does_not_cut_the_providers_clock_short() {
+    let tested = Tested::new(builder());
+    tested.tell(Says::Later(429, 60));
+    tested.handle.trip(&clock(), SECOND);
+    assert_eq!(tested.refused().retry_after(), Some(MINUTE));
+}
+
+// === accounts ===
+
+#[tokio::test(start_paused = true)]
+async fn a_spent_account_is_open_for_long() {
+    let tested = Tested::new(touchy().exhausted_for(15 * MINUTE));
+    tested
+        .call(ask_of("openai", "a", "m", Says::Status(402)))
+        .unwrap();
+    let account = CircuitId::account("openai", "a");
+    let refused = tested.refuses(ask_of("openai", "a", "other", WELL));
+    assert_eq!(
+        (refused.circuit(), refused.state()),
+        (&account, State::Open)
+    );
+    assert_eq!(refused.retry_after(), Some(15 * MINUTE));
+    assert_eq!(tested.counts(), (0, 0));
+    advance(15 * MINUTE - MS).await;
+    tested.refuses(ask_of("openai", "a", "m", WELL));
+    advance(MS).await;
+    assert_eq!(tested.handle.state(&account), State::HalfOpen);
+    // Still spent: the same time once more.
+    tested
+        .call(ask_of("openai", "a", "m", Says::Status(402)))
+        .unwrap();
+    let refused = tested.refuses(ask_of("openai", "a", "m", WELL));
+    assert_eq!(refused.retry_after(), Some(15 * MINUTE));
+    advance(15 * MINUTE).await;
+    tested.call(ask_of("openai", "a", "m", WELL)).unwrap();
+    assert_eq!(tested.handle.state(&account), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_401_opens_a_named_account_alone_and_without_a_name_nothing() {
+    let tested = Tested::new(touchy());
+    let began = Instant::now();
+    tested.tell_times(1_000, Says::Status(401));
+    assert_eq!(tested.call(ask(WELL)).unwrap(), 200);
+    assert_eq!(
+        tested.handle.state(&CircuitId::account("openai", "")),
+        State::Closed
+    );
+
+    tested
+        .call(ask_of("openai", "a", "m", Says::Status(401)))
+        .unwrap();
+    let account = CircuitId::account("openai", "a");
+    let refused = tested.refuses(ask_of("openai", "a", "m", WELL));
+    assert_eq!(refused.circuit(), &account);
+    assert_eq!(refused.retry_after(), Some(15 * MINUTE));
+    for other in [
+        ask_of("openai", "b", "m", WELL),
+        ask_of("anthropic", "a", "m", WELL),
+        ask(WELL),
+    ] {
+        assert_eq!(tested.call(other).unwrap(), 200);
+    }
+    // 403 is about this one request.
+    tested
+        .call(ask_of("openai", "b", "m", Says::Status(403)))
+        .unwrap();
+    assert_eq!(tested.call(ask_of("openai", "b", "m", WELL)).unwrap(), 200);
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}

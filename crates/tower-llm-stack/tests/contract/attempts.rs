@@ -1,0 +1,166 @@
+//! What calls several times for one call: retries, within the caller's limit and around it, and branches.
+
+use super::*;
+
+mod retry_inside {
+    use super::*;
+
+    /// Two failures and an answer, between the caller's limit and the provider's.
+    async fn event() -> Stand {
+        // One place: it must be free before the next attempt asks for it.
+        let layers = Layers::with_room(100, 100, 1, [failure(), failure()]);
+        read(&layers.around(retry::RetryLayer::new(Twice::default()))).await;
+        layers.stand()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_callers_limit_is_charged_once() {
+        let stand = event().await;
+        assert_eq!(stand.of_caller(), USED);
+        assert_eq!(stand.callers.stats()[0].admitted, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_providers_limit_is_charged_for_each_attempt() {
+        let stand = event().await;
+        assert_eq!(stand.of_provider(), taken(3, USED.tokens));
+        assert_eq!(stand.providers.stats()[0].admitted, 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_attempt_has_a_place() {
+        let stand = event().await;
+        assert_eq!(stand.places_held(), 0);
+        assert_eq!(stand.bulkhead.stats()[0].refused, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_each_attempt() {
+        assert_eq!(event().await.verdicts(), verdicts(1, 2));
+    }
+}
+
+mod retry_outside {
+    use super::*;
+
+    /// Two failures and an answer, around the whole stack: each attempt is a call.
+    async fn event() -> Stand {
+        let layers = Layers::with_room(100, 100, 1, [failure(), failure()]);
+        let retries = retry::Retry::new(Twice::default(), layers.stack());
+        read(&Client::new(retries)).await;
+        layers.stand()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_callers_limit_is_charged_for_each_attempt() {
+        assert_eq!(event().await.of_caller(), taken(3, USED.tokens));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_providers_limit_is_charged_for_each_attempt() {
+        assert_eq!(event().await.of_provider(), taken(3, USED.tokens));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_attempt_has_a_place() {
+        let stand = event().await;
+        assert_eq!(stand.places_held(), 0);
+        assert_eq!(stand.bulkhead.stats()[0].refused, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_each_attempt() {
+        assert_eq!(event().await.verdicts(), verdicts(1, 2));
+    }
+}
+
+mod branch {
+    use super::*;
+
+    /// Two branches under way, of which one answers in a second and the other never.
+    async fn event() -> (Stand, impl Future<Output = Response<Body>>) {
+        let winner = answer().head_delay(Duration::from_secs(1));
+        let layers = Layers::new([Fault::NoAnswer.into(), winner]);
+        let race = layers.around(layer_fn(race));
+        let mut call = Box::pin(race.oneshot(request()).map(Result::unwrap));
+        assert!(poll!(&mut call).is_pending());
+        (layers.stand(), call)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_callers_limit_is_charged_once() {
+        let (stand, call) = event().await;
+        assert_eq!(stand.of_caller(), RESERVED_OF_CALLER);
+        call.await.into_body().collect().await.unwrap();
+        assert_eq!(stand.of_caller(), USED);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_providers_limit_is_charged_for_each_branch() {
+        let (stand, call) = event().await;
+        call.await.into_body().collect().await.unwrap();
+        let both = taken(2, USED.tokens + ESTIMATED_INPUT);
+        assert_eq!(stand.of_provider(), both);
+        assert_eq!(stand.providers.stats()[0].admitted, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_branch_has_a_place_and_the_losers_is_free_before_the_winner_is_handed_out() {
+        let (stand, call) = event().await;
+        assert_eq!(stand.places_held(), 2);
+        let winner = call.await;
+        assert_eq!(stand.places_held(), 1);
+        winner.into_body().collect().await.unwrap();
+        assert_eq!(stand.places_held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_branch_has_its_own_verdict() {
+        let (stand, call) = event().await;
+        call.await.into_body().collect().await.unwrap();
+        // The loser says nothing.
+        assert_eq!(stand.verdicts(), verdicts(1, 0));
+    }
+}
+
+fn failure() -> Behavior {
+    Fault::Status(500).into()
+}
+
+/// Tries again twice, whatever failed with a 500.
+#[derive(Clone, Default)]
+struct Twice {
+    attempts: usize,
+}
+
+impl retry::Policy<Request<Full<Bytes>>, Response<Body>, BoxError> for Twice {
+    type Future = future::Ready<()>;
+
+    fn retry(
+        &mut self,
+        _: &mut Request<Full<Bytes>>,
+        result: &mut Result<Response<Body>, BoxError>,
+    ) -> Option<future::Ready<()>> {
+        let has_failed = result.as_ref().unwrap().status() == StatusCode::INTERNAL_SERVER_ERROR;
+        self.attempts += 1;
+        (has_failed && self.attempts <= 2).then(|| future::ready(()))
+    }
+
+    fn clone_request(&mut self, request: &Request<Full<Bytes>>) -> Option<Request<Full<Bytes>>> {
+        Some(request.clone())
+    }
+}
+
+/// Calls twice at once, and hands out the answer that comes first.
+fn race(attempts: Client) -> Client {
+    Client::new(service_fn(move |request: Request<Full<Bytes>>| {
+        let one = attempts.clone().oneshot(request.clone());
+        let other = attempts.clone().oneshot(request);
+        async {
+            // Dropping what is left of the other ends it.
+            match future::select(one, other).await {
+                Either::Left((response, _)) | Either::Right((response, _)) => response,
+            }
+        }
+    }))
+}
