@@ -36,6 +36,11 @@ struct Counter([u32; 4]);
 struct Paced {
     bucket: Bucket,
     rate: Rate,
+    /// What stays taken in the bucket when calls from before the last telling turn out never to have been sent: what was
+    /// told, which cannot have them in it, and what was let through since.
+    floor: Bucket,
+    /// The number of the first call that can be given back of the floor too: it and all after it are in that.
+    first_in_floor: u32,
 }
 
 /// A call that was let through, and what its provider has counted for certain when it answers it.
@@ -62,7 +67,7 @@ impl Pace {
         let asks_again_in = asks_again_at.saturating_sub(now_nanos);
         let mut longest = (self.closed_until_nanos.saturating_sub(now_nanos), None);
         for unit in Unit::ALL {
-            if let Some(Paced { bucket, rate }) = &mut self.buckets[unit.index()] {
+            if let Some(Paced { bucket, rate, .. }) = &mut self.buckets[unit.index()] {
                 // A call that is larger than the limit may be refused by the provider: what it told is a hint.
                 let amount = cost.of(unit).clamp(1, rate.capacity);
                 let wait = bucket.wait(rate, amount, now_nanos).min(asks_again_in);
@@ -78,27 +83,24 @@ impl Pace {
     pub(crate) fn take(&mut self, cost: &Cost, now_nanos: u64) -> Mark {
         self.let_through.add(cost);
         self.sent_at_nanos = now_nanos;
+        let number = self.let_through.number();
         for unit in Unit::ALL {
-            if let Some(Paced { bucket, rate }) = &mut self.buckets[unit.index()] {
-                // No more than there is: one call of an absurd size is no reason to hold up all others.
-                bucket.take(rate, cost.of(unit).min(rate.capacity), now_nanos);
+            if let Some(paced) = &mut self.buckets[unit.index()] {
+                paced.take(cost.of(unit), number, now_nanos);
             }
         }
         let mut counted = self.answered;
         counted.add(cost);
-        Mark {
-            number: self.let_through.0[Unit::Requests.index()],
-            counted,
-        }
+        Mark { number, counted }
     }
 
-    /// Gives back what a call of `cost` has taken that was never sent.
-    pub(crate) fn never_sent(&mut self, cost: &Cost, now_nanos: u64) {
+    /// Gives back what a call of `cost` has taken that was never sent, but nothing of what the provider told meanwhile that
+    /// is taken: it cannot have counted this call.
+    pub(crate) fn never_sent(&mut self, cost: &Cost, mark: Mark, now_nanos: u64) {
         self.answered.add(cost);
         for unit in Unit::ALL {
-            if let Some(Paced { bucket, rate }) = &mut self.buckets[unit.index()] {
-                let present = bucket.take(rate, 0, now_nanos);
-                bucket.give_back(rate, present, cost.of(unit).min(rate.capacity));
+            if let Some(paced) = &mut self.buckets[unit.index()] {
+                paced.never_sent(cost.of(unit), mark.number, now_nanos);
             }
         }
     }
@@ -112,7 +114,7 @@ impl Pace {
     pub(crate) fn answered(&mut self, cost: &Cost, mark: Mark, told: &Told, now_nanos: u64) {
         self.answered.add(cost);
         let not_in_it = self.let_through.since(&mark.counted);
-        let is_later = mark.number.wrapping_sub(self.told_last) <= u32::MAX / 2;
+        let is_later = !is_before(mark.number, self.told_last);
         if is_later && *told != Told::default() {
             self.told_last = mark.number;
         }
@@ -125,18 +127,22 @@ impl Pace {
             // However much is under way, and whatever size it says it has.
             let at_most = standing.limit.saturating_mul(2);
             let most = most.min(at_most);
-            let bucket = match before {
-                Some(Paced { bucket, rate: old }) => {
-                    let most = if is_later { most } else { at_most };
-                    bucket.refilled_by(&old, &rate, least..=most, now_nanos)
-                }
-                None => {
-                    let mut bucket = Bucket::default();
-                    bucket.take(&rate, most, now_nanos);
-                    bucket
-                }
+            let (of_bucket, of_floor) = match (before, is_later) {
+                (None, _) => (most..=most, least..=least),
+                (Some(_), true) => (least..=most, least..=least),
+                (Some(_), false) => (least..=at_most, least..=at_most),
             };
-            self.buckets[unit.index()] = Some(Paced { bucket, rate });
+            let paced = before.unwrap_or_else(|| Paced::new(rate));
+            let refilled =
+                |bucket: Bucket, taken| bucket.refilled_by(&paced.rate, &rate, taken, now_nanos);
+            self.buckets[unit.index()] = Some(Paced {
+                bucket: refilled(paced.bucket, of_bucket),
+                rate,
+                floor: refilled(paced.floor, of_floor),
+                // An earlier call's answer leaves in the floor what was let through before it came: how much of that it
+                // counts is not known. It stays there until a later one's answer sets it right.
+                first_in_floor: self.let_through.number().wrapping_add(1),
+            });
         }
     }
 
@@ -149,13 +155,58 @@ impl Pace {
     pub(crate) fn is_over(&mut self, now_nanos: u64) -> bool {
         self.closed_until_nanos <= now_nanos
             && self.buckets.iter_mut().flatten().all(|paced| {
-                let Paced { bucket, rate } = paced;
-                bucket.full_in(rate, now_nanos) == 0
+                let Paced { bucket, rate, .. } = paced;
+                bucket.is_empty(rate, now_nanos)
             })
     }
 }
 
+// === impl Paced ===
+
+impl Paced {
+    fn new(rate: Rate) -> Self {
+        Self {
+            bucket: Bucket::default(),
+            rate,
+            floor: Bucket::default(),
+            first_in_floor: 0,
+        }
+    }
+
+    fn take(&mut self, cost: u64, number: u32, now_nanos: u64) {
+        // No more than there is: one call of an absurd size is no reason to hold up all others.
+        let amount = cost.min(self.rate.capacity);
+        // What those before it have taken has leaked away: what there is from now on is not theirs to give back.
+        if self.floor.is_empty(&self.rate, now_nanos) {
+            self.first_in_floor = number;
+        }
+        self.floor.take(&self.rate, amount, now_nanos);
+        self.bucket.take(&self.rate, amount, now_nanos);
+    }
+
+    /// Gives back what a call took, down to the floor; one that is in the floor lowers that as well.
+    fn never_sent(&mut self, cost: u64, number: u32, now_nanos: u64) {
+        let amount = cost.min(self.rate.capacity);
+        let in_floor = match is_before(number, self.first_in_floor) {
+            true => 0,
+            false => amount,
+        };
+        for (bucket, amount) in [(&mut self.bucket, amount), (&mut self.floor, in_floor)] {
+            let present = bucket.take(&self.rate, 0, now_nanos);
+            bucket.give_back(&self.rate, present, amount);
+        }
+        self.bucket.raise_to(self.floor);
+    }
+}
+
+// === impl Counter ===
+
 impl Counter {
+    /// The number of the last call that was counted.
+    fn number(&self) -> u32 {
+        self.0[Unit::Requests.index()]
+    }
+
     #[expect(
         clippy::cast_possible_truncation,
         reason = "the lower half is what is meant"
@@ -169,6 +220,12 @@ impl Counter {
     fn since(&self, before: &Self) -> [u64; 4] {
         std::array::from_fn(|unit| self.0[unit].wrapping_sub(before.0[unit]).into())
     }
+}
+
+/// Whether a call has a lower number than another. Numbers go round: of two that lie further apart than half of them, the
+/// higher one is taken for the lower.
+fn is_before(number: u32, other: u32) -> bool {
+    number.wrapping_sub(other) > u32::MAX / 2
 }
 
 impl Standing {

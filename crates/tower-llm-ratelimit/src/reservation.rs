@@ -197,13 +197,13 @@ impl Reservation {
     /// Gives back what was taken of what the provider told, unless the call was answered.
     fn never_sent(&mut self) {
         let mark = self.taken.as_mut().and_then(|taken| taken.pace.take());
-        let (Some(cell), Some(_)) = (self.learning(), mark) else {
+        let (Some(cell), Some(mark)) = (self.learning(), mark) else {
             return;
         };
         let now = cell.scope.clock.now_nanos();
         let cost = &self.ask.estimate.reserved;
         let mut state = cell.lock();
-        state.pace_or_new().never_sent(cost, now);
+        state.pace_or_new().never_sent(cost, mark, now);
         State::free(state);
     }
 

@@ -109,6 +109,33 @@ async fn calls_that_were_never_answered_are_not_under_way_for_ever() {
     assert_eq!(timeline.times()[5..], [0, 0, 0, 0, 1_000]);
 }
 
+/// What had not come to the provider was no part of what it told, and reopened that.
+#[tokio::test(start_paused = true)]
+async fn calls_that_were_never_sent_do_not_reopen_what_the_provider_said_is_used_up() {
+    let patient = RateLimitLayer::for_providers().max_wait(Duration::from_secs(300));
+    let timeline = timeline(patient);
+    timeline.push(told("requests", 10, 10, "0s"));
+    timeline.calls(1).await;
+    // One is sent; five others wait inside, in a bulkhead's queue say.
+    let sent = timeline.hold();
+    let first = timeline.start(chat("m")).await;
+    let mut inside = Vec::new();
+    for _ in 0..5 {
+        let hold = timeline.hold();
+        inside.push((hold, timeline.start(chat("m")).await));
+    }
+    // Somebody else has used up the rest.
+    sent.send(told("requests", 10, 0, "100s")).unwrap();
+    ended(first).await.unwrap();
+    for (hold, call) in inside {
+        drop(hold);
+        ended(call).await.unwrap_err();
+    }
+    timeline.calls(2).await;
+    assert_eq!(timeline.times()[..7], [0; 7]);
+    assert_eq!(timeline.times()[7..], [10_000, 20_000]);
+}
+
 /// A provider with a bucket of ten that fills by one a second, and answers within 700 ms.
 struct Bucket {
     remaining: f64,

@@ -66,6 +66,17 @@ impl Bucket {
         u64::try_from(free / u128::from(rate.period_nanos)).unwrap_or(u64::MAX)
     }
 
+    /// Has as much taken as another of the same rate and time, at least.
+    pub(crate) fn raise_to(&mut self, other: Self) {
+        self.set(self.taken().max(other.taken()));
+    }
+
+    /// Whether nothing is left of what was taken.
+    pub(crate) fn is_empty(&mut self, rate: &Rate, now_nanos: u64) -> bool {
+        self.leak(rate, now_nanos);
+        self.taken() == 0
+    }
+
     /// How long until nothing is left of what was taken, in nanoseconds.
     pub(crate) fn full_in(&mut self, rate: &Rate, now_nanos: u64) -> u64 {
         self.leak(rate, now_nanos);

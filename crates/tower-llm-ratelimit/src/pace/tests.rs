@@ -24,6 +24,28 @@ fn one() -> Cost {
     crate::cost::tests::request()
 }
 
+/// Lets a call through that asks, is answered at once, and is told what remains of ten, which come back in 100 s.
+fn asks(pace: &mut Pace, remaining: u64, now: u64) {
+    let mark = pace.take(&one(), now);
+    tells(pace, mark, remaining, now);
+}
+
+fn tells(pace: &mut Pace, mark: Mark, remaining: u64, now: u64) {
+    let full_in = Duration::from_secs(10 * (10 - remaining));
+    pace.answered(&one(), mark, &requests(10, remaining, Some(full_in)), now);
+}
+
+/// Lets so many calls through, which wait inside.
+fn inside(pace: &mut Pace, calls: u64, now: u64) -> Vec<Mark> {
+    (0..calls).map(|_| pace.take(&one(), now)).collect()
+}
+
+fn never_sent(pace: &mut Pace, calls: Vec<Mark>, now: u64) {
+    for mark in calls {
+        pace.never_sent(&one(), mark, now);
+    }
+}
+
 /// How many calls are let through at `now`, none of which is answered.
 fn let_through(pace: &Pace, now: u64) -> u64 {
     let mut pace = pace.clone();
@@ -70,6 +92,135 @@ fn it_fills_up_as_it_was_told_and_is_over_when_it_is_full() {
     assert!(!pace.is_over(20 * SECOND - 1));
     assert!(pace.is_over(20 * SECOND));
     assert_eq!(let_through(&pace, 20 * SECOND), 100);
+}
+
+#[test]
+fn an_earlier_call_that_was_never_sent_gives_back_nothing_of_what_was_told() {
+    let mut pace = Pace::default();
+    asks(&mut pace, 10, 0);
+    let shed = inside(&mut pace, 5, 0);
+    // Others have used up the rest.
+    asks(&mut pace, 0, 0);
+    never_sent(&mut pace, shed, 5 * SECOND);
+    assert_eq!(let_through(&pace, 10 * SECOND - 1), 0);
+    assert_eq!(let_through(&pace, 10 * SECOND), 1);
+}
+
+#[test]
+fn an_earlier_call_that_was_never_sent_gives_back_what_was_held_against_it() {
+    // Before anything was told, all three are taken as not in it; then as many as were counted here beyond what was told.
+    for (is_known, held) in [(false, 3), (true, 1)] {
+        let mut pace = Pace::default();
+        if is_known {
+            asks(&mut pace, 10, 0);
+        }
+        let shed = inside(&mut pace, 3, 0);
+        asks(&mut pace, 7, 0);
+        assert_eq!(let_through(&pace, 0), 7 - held);
+        never_sent(&mut pace, shed, 0);
+        assert_eq!(let_through(&pace, 0), 7);
+    }
+}
+
+#[test]
+fn a_later_call_that_was_never_sent_gives_back_all_it_took() {
+    let mut pace = Pace::default();
+    asks(&mut pace, 10, 0);
+    let earlier = inside(&mut pace, 2, 0);
+    asks(&mut pace, 5, 0);
+    // What was counted here is less than what was told: nothing is held against the two.
+    let later = inside(&mut pace, 5, 0);
+    assert_eq!(let_through(&pace, 0), 0);
+    never_sent(&mut pace, earlier, 0);
+    assert_eq!(let_through(&pace, 0), 0);
+    never_sent(&mut pace, later, 0);
+    assert_eq!(let_through(&pace, 0), 5);
+}
+
+#[test]
+fn a_call_whose_part_has_leaked_away_gives_back_nothing_of_what_others_took_since() {
+    let mut pace = Pace::default();
+    asks(&mut pace, 9, 0);
+    let shed = inside(&mut pace, 4, 0);
+    // It is full again after fifty seconds.
+    drop(inside(&mut pace, 10, 50 * SECOND));
+    never_sent(&mut pace, shed, 50 * SECOND);
+    assert_eq!(let_through(&pace, 50 * SECOND), 0);
+}
+
+#[test]
+fn of_two_tellings_the_last_is_what_calls_from_before_it_leave_taken() {
+    let mut pace = Pace::default();
+    asks(&mut pace, 10, 0);
+    let first = inside(&mut pace, 4, 0);
+    asks(&mut pace, 2, 0);
+    let second = inside(&mut pace, 2, 0);
+    // Two that were taken before are free again.
+    asks(&mut pace, 3, 20 * SECOND);
+    let third = inside(&mut pace, 1, 20 * SECOND);
+    assert_eq!(let_through(&pace, 20 * SECOND), 0);
+    never_sent(&mut pace, first, 20 * SECOND);
+    never_sent(&mut pace, second, 20 * SECOND);
+    assert_eq!(let_through(&pace, 20 * SECOND), 2);
+    never_sent(&mut pace, third, 20 * SECOND);
+    assert_eq!(let_through(&pace, 20 * SECOND), 3);
+}
+
+#[test]
+fn what_an_earlier_call_was_told_lowers_nothing_that_a_later_one_was() {
+    for remaining in [3, 9] {
+        let mut pace = Pace::default();
+        asks(&mut pace, 10, 0);
+        let shed = inside(&mut pace, 4, 0);
+        let early = pace.take(&one(), 0);
+        asks(&mut pace, 3, 0);
+        tells(&mut pace, early, remaining, 0);
+        never_sent(&mut pace, shed, 0);
+        assert_eq!(let_through(&pace, 0), 3);
+    }
+    // It can only have been counted after the later one.
+    let mut pace = Pace::default();
+    asks(&mut pace, 10, 0);
+    let shed = inside(&mut pace, 4, 0);
+    let early = pace.take(&one(), 0);
+    asks(&mut pace, 3, 0);
+    tells(&mut pace, early, 0, 0);
+    never_sent(&mut pace, shed, 0);
+    assert_eq!(let_through(&pace, 0), 0);
+}
+
+#[test]
+fn what_was_told_stays_taken_at_another_speed_and_of_another_limit() {
+    let mut pace = Pace::default();
+    asks(&mut pace, 10, 0);
+    let mark = pace.take(&one(), 0);
+    let shed = inside(&mut pace, 5, 0);
+    let told = requests(20, 4, Some(Duration::from_secs(16)));
+    pace.answered(&one(), mark, &told, 0);
+    never_sent(&mut pace, shed, 0);
+    assert_eq!(let_through(&pace, 0), 4);
+    assert_eq!(let_through(&pace, 3 * SECOND), 7);
+}
+
+#[test]
+fn the_numbers_of_calls_go_round() {
+    for before in 0..8 {
+        let number = u32::MAX - before;
+        let mut pace = Pace {
+            let_through: Counter([number; 4]),
+            answered: Counter([number; 4]),
+            told_last: number,
+            ..Pace::default()
+        };
+        asks(&mut pace, 10, 0);
+        let earlier = inside(&mut pace, 2, 0);
+        asks(&mut pace, 3, 0);
+        let later = inside(&mut pace, 2, 0);
+        never_sent(&mut pace, earlier, 0);
+        assert_eq!(let_through(&pace, 0), 1, "{number}");
+        never_sent(&mut pace, later, 0);
+        assert_eq!(let_through(&pace, 0), 3, "{number}");
+    }
 }
 
 proptest! {
