@@ -17,7 +17,7 @@ use crate::{
     Unit,
     cell::Cells,
     engine::{Ask, Denied, Engine, Heed, Turns, Why},
-    lease::{Back, Grant},
+    lease::{Back, Grant, Share},
     reservation::Reservation,
     scope::Bound,
     store::{Away, Claim, Holding, Leasing, Store, Terms, Verdict},
@@ -61,6 +61,10 @@ struct Asking<'a> {
     // `None` once it has answered.
     leasing: Option<Leasing>,
 }
+
+/// That somebody asks for shares of these cells, so that others ask only for what they need: until he has an answer, gets
+/// none or leaves.
+struct AsksForShares<'a>(&'a Cells);
 
 /// How soon the first in a line looks again at what other processes may have given back, or whether the store is there.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -134,7 +138,8 @@ impl Engine {
             Err(denied) if !matches!(denied.why, Why::Share) => return Err(denied),
             Err(_) => {}
         }
-        let terms: Arc<[Terms]> = self.terms(shared, cells, ask, asked_at).into();
+        let (terms, _asks_for_shares) = self.terms(shared, cells, ask, asked_at);
+        let terms: Arc<[Terms]> = terms.into();
         let store = &*shared.store;
         match Asking::new(store, Arc::clone(&terms)).await {
             Ok(Verdict::Granted(grants)) => {
@@ -181,10 +186,18 @@ impl Engine {
         }
     }
 
-    /// What is asked of the store for a share of each limit. What was left of the shares before goes back with it.
-    fn terms(&self, shared: &Shared, cells: &Cells, ask: &Ask, now: Instant) -> Vec<Terms> {
+    /// What is asked of the store for a share of each limit, and that it is until there is an answer. What was left of the
+    /// shares before goes back with it.
+    fn terms<'a>(
+        &self,
+        shared: &Shared,
+        cells: &'a Cells,
+        ask: &Ask,
+        now: Instant,
+    ) -> (Vec<Terms>, Option<AsksForShares<'a>>) {
         let now_nanos = self.clock.nanos(now);
         let mut asked = Vec::new();
+        let mut is_for_shares = false;
         for cell in cells {
             let mut state = cell.lock();
             let bounds = &cell.scope.bounds;
@@ -193,6 +206,7 @@ impl Engine {
                 // Many find the share spent at once: each of them would have one of its own, and nobody else would.
                 let until = now_nanos.saturating_add(nanos(bound.lease(now_nanos)));
                 let size = if share.may_ask(now_nanos, until) {
+                    is_for_shares = true;
                     bound.lease_size(ask.tier, shared.parts)
                 } else {
                     0
@@ -201,7 +215,7 @@ impl Engine {
             }));
         }
         let mut asked = asked.into_iter();
-        self.each_limit(cells, now, |bound, key, now| {
+        let terms = self.each_limit(cells, now, |bound, key, now| {
             let claim = ask.claim(bound, key, now);
             let (back, size) = asked.next().unwrap_or_default();
             Terms {
@@ -210,7 +224,8 @@ impl Engine {
                 charge: 0,
                 claim,
             }
-        })
+        });
+        (terms, is_for_shares.then(|| AsksForShares(cells)))
     }
 
     /// Keeps of the shares what the call that asked for them has not `spent` itself.
@@ -350,6 +365,18 @@ impl Bound {
 
 impl<'a> Asking<'a> {
     fn new(store: &'a dyn Store, terms: Arc<[Terms]>) -> Self {
+// === impl AsksForShares ===
+
+impl Drop for AsksForShares<'_> {
+    fn drop(&mut self) {
+        for cell in self.0 {
+            let mut state = cell.lock();
+            let shares = state.shares(cell.scope.bounds.len()).iter_mut();
+            shares.for_each(Share::was_asked_for);
+        }
+    }
+}
+
         Self {
             store,
             leasing: Some(store.lease(Arc::clone(&terms))),

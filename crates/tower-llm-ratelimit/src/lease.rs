@@ -65,6 +65,11 @@ impl Share {
         may_ask
     }
 
+    /// Nobody asks for another any more.
+    pub(crate) fn was_asked_for(&mut self) {
+        self.asking_until_nanos = 0;
+    }
+
     /// Puts a new share in its place; what was left goes back.
     pub(crate) fn replace(&mut self, grant: Grant, until_nanos: u64, tier: Tier) -> Back {
         let back = self.clear();

@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tower_llm_core::Unary;
-use tower_llm_ratelimit::{Limit, RateLimitLayer, WhenAway};
+use tower_llm_ratelimit::{Limit, RateLimitLayer, SharedLimits, WhenAway};
 use tower_llm_redis::Redis;
 
 scenarios!(
@@ -295,6 +295,28 @@ async fn forgotten_scripts_are_sent_again_and_nothing_else_happens(setup: &mut S
 }
 
 // === away, one call after the other ===
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_spends_shares_again_when_the_store_is_back() {
+    let mut setup = Setup::server(Mode::Leases, "again").await;
+    let redis = setup.redis().await;
+    // As long as leases of a day's limit may last.
+    let lease = Duration::from_secs(3_600);
+    let shared = SharedLimits::new(redis.clone(), "again", 2).leases(lease);
+    let limit = RateLimitLayer::for_callers().limit(Limit::tokens(1_000_000).per_day());
+    let layer = unary(limit, shared.when_away(WhenAway::Closed));
+    setup.kill();
+    eventually("it is seen", async || !redis.is_up()).await;
+    assert!(!admits(&layer, Prompt::of(1)).await);
+    setup.restart().await;
+    eventually("it is back", async || admits(&layer, Prompt::of(1)).await).await;
+    let before = setup.scripts_run().await;
+    for _ in 0..200 {
+        assert!(admits(&layer, Prompt::of(1)).await);
+    }
+    let asked = setup.scripts_run().await - before;
+    assert!(asked < 10, "200 calls asked the store {asked} times");
+}
 
 async fn an_outage_costs_one_timeout_and_not_one_for_each_call(setup: &mut Setup) {
     let redis = setup.hasty_redis().await;

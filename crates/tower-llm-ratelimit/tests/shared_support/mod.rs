@@ -145,6 +145,14 @@ impl Setup {
         connect(Redis::builder(self.url()).command_timeout(PATIENCE)).await
     }
 
+    /// How many scripts the server has run.
+    pub async fn scripts_run(&self) -> u64 {
+        let stats = self.command(&["INFO", "commandstats"]).await;
+        let line = stats.lines().find(|line| line.contains("cmdstat_evalsha:"));
+        let calls = line.and_then(|line| line.split(['=', ',']).nth(1));
+        calls.map_or(0, |calls| calls.parse().unwrap())
+    }
+
     /// A client that waits no longer than clients do.
     pub async fn hasty_redis(&self) -> Redis {
         connect(Redis::builder(self.url()).command_timeout(TIMEOUT)).await
