@@ -240,7 +240,6 @@ impl Engine {
     ) {
         let mut grants = grants.iter();
         let asked_at_nanos = self.clock.nanos(asked_at);
-        let mut longest = Duration::ZERO;
         let mut back = Vec::new();
         for cell in cells {
             let mut state = cell.lock();
@@ -248,7 +247,6 @@ impl Engine {
             let shares = state.shares(bounds.len()).iter_mut();
             for ((bound, share), grant) in bounds.iter().zip(shares).zip(&mut grants) {
                 let lease = bound.lease(asked_at_nanos);
-                longest = longest.max(lease);
                 let spent = spent.map_or(0, |ask| ask.amount(bound));
                 let left = Grant {
                     amount: grant.amount.saturating_sub(spent),
@@ -263,9 +261,15 @@ impl Engine {
                 let before = share.replace(left, until, tier);
                 back.extend(bound.give_back(cell.key(), before, asked_at_nanos));
             }
+            let ends = state.look_after_shares(asked_at_nanos);
             drop(state);
-            let cell = Arc::downgrade(cell);
-            shared.store.clear_at(cell, asked_at + longest);
+            if let Some(ends) = ends
+                && !shared
+                    .store
+                    .clear_at(Arc::downgrade(cell), self.clock.at(ends))
+            {
+                cell.lock().look_after_no_more();
+            }
         }
         if !back.is_empty() {
             shared.store.adjust(back);
@@ -361,10 +365,6 @@ impl Bound {
     }
 }
 
-// === impl Asking ===
-
-impl<'a> Asking<'a> {
-    fn new(store: &'a dyn Store, terms: Arc<[Terms]>) -> Self {
 // === impl AsksForShares ===
 
 impl Drop for AsksForShares<'_> {
@@ -377,6 +377,10 @@ impl Drop for AsksForShares<'_> {
     }
 }
 
+// === impl Asking ===
+
+impl<'a> Asking<'a> {
+    fn new(store: &'a dyn Store, terms: Arc<[Terms]>) -> Self {
         Self {
             store,
             leasing: Some(store.lease(Arc::clone(&terms))),

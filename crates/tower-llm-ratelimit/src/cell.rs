@@ -19,7 +19,7 @@ use crate::{
 };
 
 #[cfg(feature = "redis")]
-use crate::store::Terms;
+use {crate::store::Terms, tokio::time::Instant};
 
 /// One key's state, and the scope it is of.
 pub(crate) struct Cell {
@@ -56,6 +56,8 @@ pub(crate) struct Extra {
     pub(crate) line: Option<Line>,
     /// Of shared limits, what this process may spend of each; empty before the first.
     pub(crate) shares: Box<[Share]>,
+    /// Whether somebody looks for what is left when they end.
+    is_looked_after: bool,
 }
 
 // === impl Cell ===
@@ -79,10 +81,11 @@ impl Cell {
     }
 }
 
-/// What goes back to the store of shared limits.
+/// What goes back to the store of shared limits, and when to look for more if shares were granted meanwhile.
 #[cfg(feature = "redis")]
-pub(crate) fn left_of_shares(cell: &Keyed<Cell>) -> Vec<Terms> {
-    let now = cell.scope.clock.now_nanos();
+pub(crate) fn left_of_shares(cell: &Keyed<Cell>) -> (Vec<Terms>, Option<Instant>) {
+    let clock = cell.scope.clock;
+    let now = clock.now_nanos();
     let bounds = &cell.scope.bounds;
     let mut state = cell.lock();
     let shares = state.shares(bounds.len()).iter_mut();
@@ -90,7 +93,12 @@ pub(crate) fn left_of_shares(cell: &Keyed<Cell>) -> Vec<Terms> {
         let back = share.clear_if_over(now)?;
         bound.give_back(cell.key(), back, now)
     });
-    left.collect()
+    let left = left.collect();
+    let next_end = state.extra.as_mut().and_then(|extra| {
+        extra.is_looked_after = false;
+        extra.look_after(now)
+    });
+    (left, next_end.map(|nanos| clock.at(nanos)))
 }
 
 impl Forget for Cell {
@@ -151,6 +159,21 @@ impl State {
         &mut extra.shares
     }
 
+    /// When the next of its shares ends, if nobody looks for what is left then: whoever is told does from now on.
+    pub(crate) fn look_after_shares(&mut self, now_nanos: u64) -> Option<u64> {
+        let extra = self.extra.as_mut()?;
+        (!extra.is_looked_after)
+            .then(|| extra.look_after(now_nanos))
+            .flatten()
+    }
+
+    /// Who was told could not.
+    pub(crate) fn look_after_no_more(&mut self) {
+        if let Some(extra) = &mut self.extra {
+            extra.is_looked_after = false;
+        }
+    }
+
     pub(crate) fn gauges_and_line(&mut self) -> (&mut Gauges, Option<&Line>) {
         let line = self.extra.as_ref().and_then(|extra| extra.line.as_ref());
         (&mut self.gauges, line)
@@ -188,6 +211,15 @@ impl State {
                 self.extra = None;
             }
         }
+    }
+}
+
+impl Extra {
+    fn look_after(&mut self, now_nanos: u64) -> Option<u64> {
+        let ends = self.shares.iter().filter_map(|share| share.ends(now_nanos));
+        let next = ends.min();
+        self.is_looked_after = next.is_some();
+        next
     }
 }
 
@@ -265,3 +297,40 @@ const _: () = assert!(
     mem::size_of::<Cell>() <= 120,
     "a key's memory is promised to be small"
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::Grant;
+
+    /// The state of a key that has been granted shares until then.
+    fn state(untils: &[u64]) -> State {
+        let mut state = State {
+            gauges: Gauges::Many([].into()),
+            admitted: 0,
+            extra: None,
+        };
+        for (share, until) in state.shares(untils.len()).iter_mut().zip(untils) {
+            let grant = Grant { amount: 5, mark: 1 };
+            share.replace(grant, *until, Tier::NONE);
+        }
+        state
+    }
+
+    #[test]
+    fn shares_are_looked_after_by_one() {
+        let mut state = state(&[300, 200]);
+        assert_eq!(state.look_after_shares(100), Some(200));
+        assert_eq!(state.look_after_shares(150), None, "somebody does");
+        state.look_after_no_more();
+        assert_eq!(state.look_after_shares(250), Some(300), "he could not");
+    }
+
+    #[test]
+    fn where_no_share_is_held_there_is_nothing_to_look_after() {
+        let mut state = state(&[0, 100]);
+        assert_eq!(state.look_after_shares(100), None);
+        state.shares(2)[0].replace(Grant { amount: 5, mark: 1 }, 400, Tier::NONE);
+        assert_eq!(state.look_after_shares(100), Some(400));
+    }
+}

@@ -102,8 +102,9 @@ impl RateLimitHandle {
     /// nobody knows whether it was; zero if they are not shared.
     ///
     /// It grows when more calls end than the store settles, so that there is no room for them to wait; when the server
-    /// answers with an error again and again; when the store is away as the layer is dropped; and with leases, when no answer
-    /// came to what must not be sent twice. What such a call had reserved comes back when it has run out, although it
+    /// answers with an error again and again; when the store is away as the layer is dropped; when no answer came to what must
+    /// not be sent twice: with leases, and of calls that had [run out](crate::SharedLimits::hold_for) before it could be tried
+    /// again. What such a call had reserved comes back when it has run out, although it
     /// may have used it: then more is let through than the limit. What is left of a share comes back when its period is over.
     #[must_use]
     pub fn unsettled(&self) -> u64 {

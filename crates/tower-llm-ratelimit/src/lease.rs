@@ -98,6 +98,11 @@ impl Share {
         is_over.then(|| self.clear())
     }
 
+    /// When it ends, if it has not yet: until then more may be left of it than now.
+    pub(crate) fn ends(&self, now_nanos: u64) -> Option<u64> {
+        (now_nanos < self.until_nanos).then_some(self.until_nanos)
+    }
+
     /// Whether there is nothing more to spend.
     pub(crate) fn is_spent(&self, now_nanos: u64) -> bool {
         self.left == 0 || now_nanos >= self.until_nanos

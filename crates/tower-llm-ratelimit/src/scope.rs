@@ -300,6 +300,10 @@ impl Clock {
         self.nanos(Instant::now())
     }
 
+    pub(crate) fn at(self, nanos: u64) -> Instant {
+        self.0 + Duration::from_nanos(nanos)
+    }
+
     pub(crate) fn nanos(self, at: Instant) -> u64 {
         // 64 bits are 584 years.
         let since = at.saturating_duration_since(self.0);

@@ -43,8 +43,9 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     /// Gives back and charges, later, and without waiting.
     fn adjust(&self, terms: Vec<Terms>);
 
-    /// Gives back what is left of a cell's shares when their leases have ended, `at` that time.
-    fn clear_at(&self, cell: Weak<Keyed<Cell>>, at: Instant);
+    /// Gives back what is left of a cell's shares when their leases have ended, `at` that time; `false` if there is no room
+    /// for it.
+    fn clear_at(&self, cell: Weak<Keyed<Cell>>, at: Instant) -> bool;
 
     /// How often something that was to be done later was not, or nobody knows whether it was.
     fn unsettled(&self) -> u64;
@@ -101,6 +102,8 @@ pub(crate) struct Stands {
 #[derive(Clone, Debug)]
 pub(crate) struct Settlement {
     pub(crate) id: u64,
+    /// When it was asked for.
+    pub(crate) since: Instant,
     pub(crate) claims: Arc<[Claim]>,
     pub(crate) used: Vec<u64>,
 }
@@ -155,7 +158,12 @@ impl Holding {
         let used = vec![0; claims.len()];
         Self {
             store,
-            settlement: Some(Settlement { id, claims, used }),
+            settlement: Some(Settlement {
+                id,
+                since: Instant::now(),
+                claims,
+                used,
+            }),
             stands: Vec::new(),
         }
     }

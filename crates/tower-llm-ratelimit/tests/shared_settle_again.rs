@@ -12,6 +12,10 @@ mod shared_support;
 use std::{
     future::{Future, poll_fn},
     pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
@@ -85,6 +89,13 @@ async fn end(calls: Vec<impl Future<Output = ()>>) {
     for call in calls {
         call.await;
     }
+}
+
+/// A call that is dropped when the store was asked for it.
+async fn asked_and_left(layer: &RateLimitLayer<Unary>, tokens: u64) {
+    let mut call = pin!(admits(layer, Prompt::of(tokens)));
+    // The first poll sends the script, and cannot have its answer.
+    poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx).is_pending())).await;
 }
 
 /// Sets how many replicas the server must have to take writes: it has none.
@@ -181,12 +192,8 @@ async fn what_was_left_of_a_share_comes_back_though_the_next_is_not_granted_to_a
     let layer = unary(tokens(), setup.shared(&redis, 2));
     assert!(admits(&layer, Prompt::of(10)).await);
     need_replicas(setup, "1").await;
-    {
-        // More than is left of the share.
-        let mut call = pin!(admits(&layer, Prompt::of(10_000)));
-        // The first poll sends the script, and cannot have its answer.
-        poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx).is_pending())).await;
-    }
+    // More than is left of the share.
+    asked_and_left(&layer, 10_000).await;
     sleep(Duration::from_millis(300)).await;
     need_replicas(setup, "0").await;
     let other = looking(setup, &others);
@@ -199,7 +206,11 @@ async fn what_was_left_of_a_share_comes_back_though_the_next_is_not_granted_to_a
 async fn a_thousand_calls_that_end_together_are_settled_together_by_a_store_that_is_far_away() {
     const CALLS: u64 = 1_000;
     let setup = Setup::server(Mode::Script, "far").await;
-    let url = far_away(setup.url(), Duration::from_millis(10)).await;
+    let way = Way {
+        delay: Duration::from_millis(10),
+        ..Way::default()
+    };
+    let url = by_way_of(setup.url(), way).await;
     let redis = connect(Redis::builder(url).command_timeout(PATIENCE)).await;
     let layer = layer(setup.shared(&redis, 2));
     let calls = held(&layer, "somebody", CALLS).await;
@@ -250,8 +261,105 @@ async fn what_ends_while_its_slot_is_moved_is_settled_when_it_has() {
     assert_eq!(layer.handle().unsettled(), 0);
 }
 
-/// The way to a server that passes on what it is sent, either way, only after `delay`.
-async fn far_away(url: String, delay: Duration) -> String {
+// === nobody knows ===
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_call_has_used_is_charged_after_an_outage_or_counted_as_unsettled() {
+    const CALLS: u64 = 200;
+    let setup = Setup::server(Mode::Script, "cut").await;
+    let way = Way::default();
+    let url = by_way_of(setup.url(), way.clone()).await;
+    let redis = connect(Redis::builder(url).command_timeout(MARGIN)).await;
+    let hold_for = Duration::from_secs(2);
+    let layer = layer(setup.shared(&redis, 2).hold_for(hold_for));
+    let near = setup.redis().await;
+    let shared = setup.shared(&near, 2).hold_for(hold_for);
+    let other = unary(tokens(), shared.when_away(WhenAway::Closed));
+
+    let calls = held(&layer, "somebody", CALLS).await;
+    let told = CALLS - layer.handle().decided_without_store();
+    // They end while nothing arrives, and when it does again, what they held has run out.
+    way.is_cut.store(true, Ordering::SeqCst);
+    end(calls).await;
+    sleep(hold_for).await;
+    // Who asks gives back what ran out, some at a time.
+    for _ in 0..CALLS / 10 {
+        assert!(admits(&other, Prompt::by("somebody", 0)).await);
+    }
+    way.is_cut.store(false, Ordering::SeqCst);
+    let handle = layer.handle();
+    eventually("it is tried again", async || handle.unsettled() > 0).await;
+    let mut unsettled = 0;
+    while unsettled < handle.unsettled() {
+        unsettled = handle.unsettled();
+        sleep(MARGIN).await;
+    }
+    // The first that is let through has all that is left.
+    let mut charged = 0;
+    while !admits(&other, Prompt::by("somebody", LIMIT - charged * USED)).await {
+        charged += 1;
+    }
+    println!("of {told} calls {charged} are charged, and {unsettled} unsettled");
+    assert_eq!(charged + unsettled, told);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_cannot_have_run_out_was_settled_by_the_attempt_whose_answer_was_lost() {
+    const CALLS: u64 = 100;
+    let setup = Setup::server(Mode::Script, "lost answer").await;
+    let way = Way::default();
+    let url = by_way_of(setup.url(), way.clone()).await;
+    let redis = connect(Redis::builder(url).command_timeout(MARGIN)).await;
+    let layer = layer(setup.shared(&redis, 2));
+    let calls = held(&layer, "somebody", CALLS).await;
+    let told = CALLS - layer.handle().decided_without_store();
+    way.answers_are_cut.store(true, Ordering::SeqCst);
+    end(calls).await;
+    eventually("it is seen", async || !redis.is_up()).await;
+    way.answers_are_cut.store(false, Ordering::SeqCst);
+    let near = setup.redis().await;
+    let other = looking(&setup, &near);
+    exactly_left(&other, "somebody", LIMIT - told * USED).await;
+    // What has been tried before is tried again, and found settled.
+    sleep(MARGIN).await;
+    assert_eq!(layer.handle().unsettled(), 0);
+}
+
+// === callers that leave ===
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_that_leave_while_the_server_takes_no_writes_keep_no_place_of_those_who_wait_for_it()
+ {
+    const PENDING: usize = 4;
+    let setup = Setup::server(Mode::Leases, "wedged").await;
+    let redis = Redis::builder(setup.url()).command_timeout(PATIENCE);
+    let redis = connect(redis.max_pending(PENDING)).await;
+    let layer = looking(&setup, &redis);
+    assert!(admits(&layer, Prompt::of(10)).await);
+    need_replicas(&setup, "1").await;
+    // What was left of the share cannot go back, and is tried again and again.
+    for _ in 0..4 * PENDING {
+        asked_and_left(&layer, 10_000).await;
+        sleep(Duration::from_millis(20)).await;
+    }
+    need_replicas(&setup, "0").await;
+    eventually("it is asked again", async || {
+        admits(&layer, Prompt::of(10_000)).await
+    })
+    .await;
+}
+
+/// The way to a server.
+#[derive(Clone, Debug, Default)]
+struct Way {
+    /// How long it takes, either way.
+    delay: Duration,
+    /// Nothing arrives, and a connection that has lost something is of no use any more.
+    is_cut: Arc<AtomicBool>,
+    answers_are_cut: Arc<AtomicBool>,
+}
+
+async fn by_way_of(url: String, way: Way) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = url.trim_start_matches("redis://").to_owned();
@@ -262,8 +370,13 @@ async fn far_away(url: String, delay: Duration) -> String {
             };
             let (near_read, near_write) = near.into_split();
             let (far_read, far_write) = far.into_split();
-            tokio::spawn(pass_on(near_read, far_write, delay));
-            tokio::spawn(pass_on(far_read, near_write, delay));
+            let (there, back) = (way.is_cut.clone(), way.clone());
+            let is_lost = move || there.load(Ordering::SeqCst);
+            tokio::spawn(pass_on(near_read, far_write, way.delay, is_lost));
+            let is_lost = move || {
+                back.is_cut.load(Ordering::SeqCst) || back.answers_are_cut.load(Ordering::SeqCst)
+            };
+            tokio::spawn(pass_on(far_read, near_write, way.delay, is_lost));
         }
     });
     format!("redis://{address}")
@@ -273,6 +386,7 @@ async fn pass_on(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin + Send + 'static,
     delay: Duration,
+    is_lost: impl Fn() -> bool,
 ) {
     let (sender, mut receiver) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
     tokio::spawn(async move {
@@ -283,8 +397,11 @@ async fn pass_on(
             }
         }
     });
-    let mut buffer = vec![0; 1 << 16];
+    let (mut buffer, mut has_lost) = (vec![0; 1 << 16], false);
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        let _ = sender.send((Instant::now() + delay, buffer[..read].to_vec()));
+        has_lost |= is_lost();
+        if !has_lost {
+            let _ = sender.send((Instant::now() + delay, buffer[..read].to_vec()));
+        }
     }
 }

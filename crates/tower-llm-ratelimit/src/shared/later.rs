@@ -8,13 +8,18 @@ pub(super) struct Later<T> {
     /// The number tells those of one instant apart.
     things: BTreeMap<(Instant, u64), T>,
     next: u64,
+    /// How many there may be before it is looked for those that are of no use any more.
+    prune_at: usize,
 }
+
+const PRUNE_AT: usize = 1_024;
 
 impl<T> Later<T> {
     pub(super) fn new() -> Self {
         Self {
             things: BTreeMap::new(),
             next: 0,
+            prune_at: PRUNE_AT,
         }
     }
 
@@ -38,6 +43,15 @@ impl<T> Later<T> {
         self.push(before.unwrap_or(first), thing);
     }
 
+    /// Now and then, so that it costs each thing next to nothing, drops those that are not `of_use`. So there are at most twice
+    /// as many as those that are, and a thousand.
+    pub(super) fn prune(&mut self, of_use: impl Fn(&T) -> bool) {
+        if self.things.len() >= self.prune_at {
+            self.things.retain(|_, thing| of_use(thing));
+            self.prune_at = PRUNE_AT.max(2 * self.things.len());
+        }
+    }
+
     /// When the first is to be seen to.
     pub(super) fn first_at(&self) -> Option<Instant> {
         self.things.first_key_value().map(|(&(at, _), _)| at)
@@ -47,5 +61,38 @@ impl<T> Later<T> {
     pub(super) fn pop(&mut self, now: Instant) -> Option<T> {
         let first = self.things.first_entry()?;
         (first.key().0 <= now).then(|| first.remove())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_no_more_than_twice_those_of_use_and_a_thousand() {
+        let mut later = Later::new();
+        let now = Instant::now();
+        for number in 0..100_000_u32 {
+            later.push(now + Duration::from_secs(number.into()), number);
+            // The last hundred are.
+            later.prune(|&other| other + 100 > number);
+            assert!(later.len() <= PRUNE_AT);
+        }
+        let mut left = Vec::new();
+        while let Some(number) = later.pop(now + Duration::from_secs(200_000)) {
+            left.push(number);
+        }
+        assert!(left.ends_with(&Vec::from_iter(99_900..100_000)));
+        assert!(left.is_sorted());
+    }
+
+    #[test]
+    fn none_of_use_is_dropped() {
+        let mut later = Later::new();
+        for number in 0..10_000 {
+            later.push(Instant::now(), number);
+            later.prune(|_| true);
+        }
+        assert_eq!(later.len(), 10_000);
     }
 }

@@ -69,7 +69,9 @@ impl SharedLimits {
     /// Sets how long a call may take before the tokens it reserved come back, because its process must be gone; 15 min
     /// unless set, at least a second and at most a day.
     ///
-    /// It should be longer than any call takes. One that is settled later is charged what it has used all the same.
+    /// It should be longer than any call takes: twice as long is good. One that is settled later is charged what it has used
+    /// all the same, unless Redis did not answer when that was tried first, so that nobody knows whether it was: it is counted
+    /// as [unsettled](crate::RateLimitHandle::unsettled).
     #[must_use]
     pub fn hold_for(mut self, time: Duration) -> Self {
         self.hold_for = time;

@@ -50,7 +50,7 @@ pub(crate) struct Scripts {
     /// What all keys begin with: the hash tag.
     prefix: Arc<str>,
     process: u64,
-    hold_micros: u64,
+    hold_for: Duration,
 }
 
 impl RedisStore {
@@ -60,7 +60,7 @@ impl RedisStore {
             prefix: format!("{{tower-llm:{name}}}:limit:").into(),
             // The hasher's keys are random: so is what it makes of anything.
             process: RandomState::new().hash_one(name),
-            hold_micros: micros(hold_for),
+            hold_for,
         };
         Ok(Self {
             settler: Settler::start(scripts.clone())?,
@@ -90,7 +90,7 @@ impl Store for RedisStore {
     }
 
     fn forsake(&self, leasing: Leasing, terms: Arc<[Terms]>) {
-        self.settler.send(Job::Forsaken(leasing, terms));
+        self.settler.await_forsaken(leasing, terms);
     }
 
     fn adjust(&self, terms: Vec<Terms>) {
@@ -99,8 +99,8 @@ impl Store for RedisStore {
         }
     }
 
-    fn clear_at(&self, cell: Weak<Keyed<Cell>>, at: Instant) {
-        self.settler.send(Job::ClearAt(cell, at));
+    fn clear_at(&self, cell: Weak<Keyed<Cell>>, at: Instant) -> bool {
+        self.settler.send(Job::ClearAt(cell, at))
     }
 
     fn unsettled(&self) -> u64 {
@@ -138,16 +138,25 @@ impl Scripts {
         }))
     }
 
-    /// Settles calls; `again` if that may have been done already.
+    /// Settles calls; `again` if that may have been done already. Returns of how many nobody knows whether it was.
     pub(super) async fn settle(
         &self,
         settlements: &[Settlement],
         again: bool,
-    ) -> Result<(), StoreError> {
-        let mut args = vec![self.hold_micros.into()];
-        for Settlement { id, claims, used } in settlements {
+    ) -> Result<u64, StoreError> {
+        let now = Instant::now();
+        let mut args = vec![micros(self.hold_for).into()];
+        for settlement in settlements {
+            let Settlement {
+                id,
+                since,
+                claims,
+                used,
+            } = settlement;
+            // What cannot have run out when this arrives, and is not held, was settled before.
+            let may_run_out = now.saturating_duration_since(*since) >= self.hold_for / 2;
             args.push(self.id(*id).into());
-            args.push(u32::from(again).into());
+            args.push((u32::from(again) + u32::from(again && may_run_out)).into());
             args.push(u64::try_from(claims.len()).unwrap_or_default().into());
             args.extend(claims.iter().flat_map(limit).map(Arg::from));
             let amounts = claims.iter().zip(used);
@@ -155,8 +164,8 @@ impl Scripts {
             args.extend(amounts.map(Arg::from));
         }
         let claims = settlements.iter().flat_map(|of_call| &*of_call.claims);
-        let settled = self.redis.run(&SETTLE, self.keys(claims), args).await;
-        settled.map(drop)
+        let reply = self.redis.run(&SETTLE, self.keys(claims), args).await?;
+        Ok(reply.into_integer()?.try_into().unwrap_or_default())
     }
 
     fn keys<'a>(&self, claims: impl Iterator<Item = &'a Claim>) -> Vec<String> {
@@ -177,7 +186,7 @@ impl Scripts {
         claims: impl Iterator<Item = &'a Claim>,
         amounts: impl Iterator<Item = u64>,
     ) -> Vec<Arg> {
-        let mut args = vec![self.id(id).into(), self.hold_micros.into()];
+        let mut args = vec![self.id(id).into(), micros(self.hold_for).into()];
         for claim in claims {
             args.extend(limit(claim).map(Arg::from));
         }
@@ -275,7 +284,7 @@ mod tests {
                 redis,
                 prefix: "{test}:".into(),
                 process: 7,
-                hold_micros: 900_000_000,
+                hold_for: Duration::from_secs(900),
             }
         }
     }
@@ -306,6 +315,7 @@ mod tests {
         async fn settle_once(&self, id: u64, claim: &Claim, used: u64, again: bool) {
             let settlement = Settlement {
                 id,
+                since: Instant::now(),
                 claims: [claim.clone()].into(),
                 used: vec![used],
             };
@@ -375,7 +385,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_late_clock_held_for_a_process_that_is_gone_comes_back_too() {
         let mut fixture = Fixture::start().await;
-        fixture.scripts.hold_micros = 1;
+        fixture.scripts.hold_for = Duration::from_micros(1);
         let late = on_day(100, Duration::ZERO, claim(Kind::Day, 10, 9));
         let right = on_day(101, Duration::from_secs(86_400), claim(Kind::Day, 10, 1));
         assert!(fixture.takes(1, &right).await);
@@ -428,7 +438,12 @@ mod tests {
         ] {
             fixture.scripts.take(id, claims).await.unwrap();
             let claims = Arc::clone(claims);
-            settlements.push(Settlement { id, claims, used });
+            settlements.push(Settlement {
+                id,
+                since: Instant::now(),
+                claims,
+                used,
+            });
         }
         fixture.scripts.settle(&settlements, false).await.unwrap();
         for (name, left) in [("one", 70), ("other", 60)] {

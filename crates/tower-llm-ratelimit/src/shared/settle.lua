@@ -1,19 +1,26 @@
 -- Changes what calls have taken to what they have used, each once.
 --
--- ARGV: lease; then for each call its id, whether that may have run before, the number of its limits; the limits; and for each
--- what was taken, and what was used.
+-- ARGV: lease; then for each call its id, how often this may have run before, the number of its limits; the limits; and for
+-- each what was taken, and what was used.
 -- What nobody holds any more was given back when it ran out, or was lost with the server: all that was used is charged. Or it
 -- was settled already, by a script whose answer was lost, or by a second one that came before this.
+-- Returns of how many calls nobody knows which: they are not charged.
+
+local ONCE, IF_NOT_BEFORE, OR_RAN_OUT = 0, 1, 2
 
 local lease = tonumber(ARGV[1])
 
+-- Returns whether it is known to be settled now.
 local function settle(limit, id, again, taken, used)
   local mark = let_go(limit, member_of(id, taken, lease), lease)
-  if mark and again then
+  if mark and again ~= ONCE then
     keep_hold(limit, settled(id), lease)
   end
   if not mark then
-    if limit.returns and not again and not redis.call('ZSCORE', limit.holds, settled(id)) then
+    local is_open = limit.returns and not redis.call('ZSCORE', limit.holds, settled(id))
+    if is_open and again == OR_RAN_OUT then
+      return false
+    elseif is_open and again == ONCE then
       take(limit, used, false)
     end
   elseif used < taken then
@@ -22,20 +29,25 @@ local function settle(limit, id, again, taken, used)
     take(limit, used - taken, false)
   end
   save(limit)
+  return true
 end
 
+local unknown = 0
 local at, before = 1, 0
 while at < #ARGV do
-  local id, again, count = ARGV[at + 1], ARGV[at + 2] == '1', tonumber(ARGV[at + 3])
+  local id, again, count = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local limits = read_limits(at + 3, before, count)
   at, before = at + 3 + count * FIELDS, before + count
   -- All before the first is changed: what cannot be read leaves no call settled by half.
   for _, limit in ipairs(limits) do
     load(limit)
   end
+  local is_known = true
   for i, limit in ipairs(limits) do
-    settle(limit, id, again, tonumber(ARGV[at + 2 * i - 1]), tonumber(ARGV[at + 2 * i]))
+    local taken, used = tonumber(ARGV[at + 2 * i - 1]), tonumber(ARGV[at + 2 * i])
+    is_known = settle(limit, id, again, taken, used) and is_known
   end
+  unknown = unknown + (is_known and 0 or 1)
   at = at + 2 * count
 end
-return 1
+return unknown

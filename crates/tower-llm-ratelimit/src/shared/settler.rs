@@ -55,17 +55,19 @@ const TOGETHER: usize = 64;
 #[derive(Debug)]
 pub(super) struct Settler {
     jobs: Sender<Job>,
+    forsaken: Sender<Forsaken>,
     unsettled: Arc<AtomicU64>,
 }
 
 pub(super) enum Job {
     Settle(Settlement),
     Adjust(Vec<Terms>),
-    /// A lease that nobody waits for any more.
-    Forsaken(Leasing, Arc<[Terms]>),
     /// A cell whose leases end then.
     ClearAt(Weak<Keyed<Cell>>, Instant),
 }
+
+/// A lease that nobody waits for any more.
+type Forsaken = (Leasing, Arc<[Terms]>);
 
 /// The task.
 ///
@@ -75,14 +77,17 @@ struct Task {
     scripts: Scripts,
     // `None` once all is in that ever comes.
     jobs: Option<Receiver<Job>>,
+    // Taken at any time, also while the store is away: each has a place among those that wait for it until it is seen to,
+    // and without a place nobody can look for the store.
+    forsaken: Option<Receiver<Forsaken>>,
     unsettled: Arc<AtomicU64>,
     running: FuturesUnordered<Running<Tried>>,
     /// Leases that nobody waits for. Not among what is running: they were sent before they came here, and the number of
     /// those that wait for a server is bounded.
-    forsaken: FuturesUnordered<Running<Option<Vec<Terms>>>>,
+    undoing: FuturesUnordered<Running<Option<Vec<Terms>>>>,
     /// What is to be tried again.
     failed: Later<Work>,
-    /// Cells whose leases end.
+    /// Cells whose leases end, each once.
     leases: Later<Weak<Keyed<Cell>>>,
     look_at: Option<Instant>,
 }
@@ -98,13 +103,15 @@ impl Settler {
             ConfigError::new("shared", "outside a runtime", reason)
         })?;
         let (sender, jobs) = mpsc::channel(WAITING);
+        let (sender_of_forsaken, forsaken) = mpsc::channel(WAITING);
         let unsettled = Arc::default();
         let task = Task {
             scripts,
             jobs: Some(jobs),
+            forsaken: Some(forsaken),
             unsettled: Arc::clone(&unsettled),
             running: FuturesUnordered::new(),
-            forsaken: FuturesUnordered::new(),
+            undoing: FuturesUnordered::new(),
             failed: Later::new(),
             leases: Later::new(),
             look_at: None,
@@ -112,15 +119,26 @@ impl Settler {
         runtime.spawn(task.run());
         Ok(Self {
             jobs: sender,
+            forsaken: sender_of_forsaken,
             unsettled,
         })
     }
 
-    pub(super) fn send(&self, job: Job) {
-        // Full, or the runtime is shutting down.
-        if self.jobs.try_send(job).is_err() {
+    /// Whether there was room for it.
+    pub(super) fn send(&self, job: Job) -> bool {
+        self.sent(self.jobs.try_send(job).is_ok())
+    }
+
+    pub(super) fn await_forsaken(&self, leasing: Leasing, terms: Arc<[Terms]>) {
+        self.sent(self.forsaken.try_send((leasing, terms)).is_ok());
+    }
+
+    /// Counts what was not: there is no room, or the runtime is shutting down.
+    fn sent(&self, was_sent: bool) -> bool {
+        if !was_sent {
             self.unsettled.fetch_add(1, Ordering::Relaxed);
         }
+        was_sent
     }
 
     /// How often something did not come to the store, or nobody knows whether it did.
@@ -142,11 +160,14 @@ impl Task {
             } else {
                 TOGETHER
             };
-            let mut taken = Vec::new();
+            let (mut taken, mut forsaken) = (Vec::new(), Vec::new());
             // In no order: neither what is new nor what failed before is to wait for all of the other.
             tokio::select! {
                 Some(tried) = self.running.next() => self.tried(tried),
-                Some(undone) = self.forsaken.next() => self.undo(undone),
+                Some(undone) = self.undoing.next() => self.undo(undone),
+                () = some(&mut self.forsaken, &mut forsaken, TOGETHER), if self.forsaken.is_some() => {
+                    self.see_to(forsaken);
+                }
                 () = some(&mut self.jobs, &mut taken, together), if takes_jobs => self.accept(taken),
                 () = sleep_until(wake_at.unwrap_or(now)), if wake_at.is_some() => self.wake(),
             }
@@ -163,14 +184,24 @@ impl Task {
             match job {
                 Job::Settle(settlement) => settlements.push(settlement),
                 Job::Adjust(terms) => self.begin(Work::adjust(terms)),
-                Job::Forsaken(leasing, terms) => {
-                    self.forsaken.push(Box::pin(undone(leasing, terms)));
+                Job::ClearAt(cell, at) => {
+                    self.leases.push(at, cell);
+                    // Cells that were evicted since: each would keep its memory until its lease ends.
+                    self.leases.prune(|cell| cell.strong_count() > 0);
                 }
-                Job::ClearAt(cell, at) => self.leases.push(at, cell),
             }
         }
         if !settlements.is_empty() {
             self.begin(Work::settle(settlements));
+        }
+    }
+
+    fn see_to(&mut self, forsaken: Vec<Forsaken>) {
+        if forsaken.is_empty() {
+            self.forsaken = None;
+        }
+        for (leasing, terms) in forsaken {
+            self.undoing.push(Box::pin(undone(leasing, terms)));
         }
     }
 
@@ -203,10 +234,10 @@ impl Task {
                 // Who looks for it already has said when the next one does.
                 self.look_at.get_or_insert(now + PAUSE);
             }
-            Tried::Done | Tried::Failed(..) | Tried::GivenUp => self.look_at = None,
+            Tried::Done(_) | Tried::Failed(..) | Tried::GivenUp => self.look_at = None,
         }
         match tried {
-            Tried::Done => {}
+            Tried::Done(unknown) => self.lost(unknown),
             // Nobody is left who would wait for the store.
             Tried::Away(work) if self.is_closed() => self.lost(work.len()),
             // The same looks again.
@@ -246,8 +277,14 @@ impl Task {
         }
         // Leases first: others want what is left of them.
         if let Some(cell) = self.leases.pop(now) {
-            let left = cell.upgrade().map(|cell| left_of_shares(&cell));
-            if let Some(left) = left.filter(|left| !left.is_empty()) {
+            let Some(of_cell) = cell.upgrade() else {
+                return;
+            };
+            let (left, again_at) = left_of_shares(&of_cell);
+            if let Some(at) = again_at {
+                self.leases.push(at, cell);
+            }
+            if !left.is_empty() {
                 self.begin(Work::adjust(left));
             }
         } else if let Some(work) = self.failed.pop(now) {
@@ -255,8 +292,7 @@ impl Task {
         }
     }
 
-    fn lost(&self, settlements: usize) {
-        let settlements = u64::try_from(settlements).unwrap_or(u64::MAX);
+    fn lost(&self, settlements: u64) {
         self.unsettled.fetch_add(settlements, Ordering::Relaxed);
     }
 
@@ -265,8 +301,9 @@ impl Task {
     }
 
     fn is_over(&self) -> bool {
-        let is_done = self.running.is_empty() && self.forsaken.is_empty();
-        self.jobs.is_none() && is_done && self.failed.is_empty()
+        let has_all = self.jobs.is_none() && self.forsaken.is_none();
+        let is_done = self.running.is_empty() && self.undoing.is_empty();
+        has_all && is_done && self.failed.is_empty()
     }
 
     /// When the store is to be looked for, while it is away and somebody waits for it.
@@ -296,7 +333,7 @@ impl Task {
 }
 
 /// Waits for jobs, and takes those that wait; none if there never will be any.
-async fn some(jobs: &mut Option<Receiver<Job>>, taken: &mut Vec<Job>, most: usize) {
+async fn some<T>(jobs: &mut Option<Receiver<T>>, taken: &mut Vec<T>, most: usize) {
     if let Some(jobs) = jobs {
         jobs.recv_many(taken, most).await;
     }

@@ -29,7 +29,8 @@ enum Change {
 
 /// What became of it.
 pub(super) enum Tried {
-    Done,
+    /// Of so many calls nobody knows whether they are settled.
+    Done(u64),
     /// The store is away: again when it is back.
     Away(Work),
     /// The server has answered with an error: each by itself after a pause, since it may be for one of them.
@@ -53,10 +54,10 @@ impl Work {
     pub(super) async fn tried(self, scripts: Scripts) -> Tried {
         let tried = match &self.change {
             Change::Settle(settlements) => scripts.settle(settlements, self.again).await,
-            Change::Adjust(terms) => scripts.lease(terms).await.map(drop),
+            Change::Adjust(terms) => scripts.lease(terms).await.map(|_| 0),
         };
         match tried {
-            Ok(()) => Tried::Done,
+            Ok(unknown) => Tried::Done(unknown),
             Err(error) => self.failed(&error),
         }
     }
@@ -126,9 +127,9 @@ impl Work {
     }
 
     /// How many settlements it is.
-    pub(super) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> u64 {
         match &self.change {
-            Change::Settle(settlements) => settlements.len(),
+            Change::Settle(settlements) => u64::try_from(settlements.len()).unwrap_or(u64::MAX),
             Change::Adjust(_) => 1,
         }
     }
