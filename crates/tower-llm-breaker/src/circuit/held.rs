@@ -405,7 +405,7 @@ impl<'a> Held<'a> {
         };
         match (word.phase, change, until) {
             (phase, _, _) if phase.is_by_hand() => {}
-            (Phase::Open | Phase::Paused, _, Some(until)) => {
+            (Phase::Open, _, Some(until)) | (Phase::Paused, Change::Throttled { until }, _) => {
                 if until > self.now + self.policy().clock.left(word.until, self.now) + ECHO {
                     self.prolong(until, Reason::Shared);
                 }
@@ -414,9 +414,10 @@ impl<'a> Held<'a> {
                 self.pause(until, Reason::Shared);
             }
             (Phase::HalfOpen, _, Some(_)) => self.go(Phase::Open, until, Reason::Shared),
-            (_, _, Some(_)) => {
+            // A pause too: after that nobody would probe what others have found dead.
+            (_, _, Some(until)) => {
                 if self.may_follow() {
-                    self.go(Phase::Open, until, Reason::Shared);
+                    self.open(until, Reason::Shared);
                 }
             }
             (Phase::Open | Phase::HalfOpen | Phase::Paused, _, None) => self.close(Reason::Shared),

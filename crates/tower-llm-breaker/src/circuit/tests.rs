@@ -489,3 +489,97 @@ proptest! {
         agrees(&settings, &steps);
     }
 }
+
+// === what other processes say ===
+
+#[cfg(feature = "redis")]
+mod learned {
+    use super::*;
+    use crate::{BreakerBuilder, EventReceiver, event::EventKind, shared::Change};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A circuit that the provider has paused for 10 s, when, and what happens to it from then on.
+    fn paused(builder: BreakerBuilder) -> (Circuit, Instant, EventReceiver) {
+        let policy = builder.settings.policy().expect("good settings");
+        let events = policy.events.subscribe();
+        let circuit = {
+            let group = Group::new(Scope::Key, Arc::new(policy));
+            Circuit::new(Arc::new(group), Some(Key::new("k")))
+        };
+        let now = Instant::now();
+        let retry_after = Some(10 * SECOND);
+        let pass = circuit.admit(now).expect("it is closed");
+        let throttled = Verdict::Throttled { retry_after };
+        circuit.record(pass, throttled, &mut Now::at(Some(now)));
+        (circuit, now, events)
+    }
+
+    fn open_for(time: Duration, now: Instant) -> Change {
+        let until = now + time;
+        Change::Open { until }
+    }
+
+    /// What it is, and for how many seconds.
+    fn standing(circuit: &Circuit, now: Instant) -> (State, Option<u64>) {
+        let standing = circuit.standing(now);
+        let lasts = standing.retry_after;
+        // Ends are whole milliseconds, the first that are not too early.
+        (standing.state, lasts.map(|lasts| lasts.as_secs()))
+    }
+
+    /// It stayed paused for the longer of both times, and then let all through.
+    #[test]
+    fn what_others_have_opened_is_open_until_both_times_are_over_and_probed_then() {
+        for (seconds, longer) in [(5, 10), (20, 20)] {
+            let (circuit, now, _) = paused(BreakerLayer::builder().jitter(0.0));
+            circuit.learn(open_for(seconds * SECOND, now), now);
+            assert_eq!(standing(&circuit, now), (State::Open, Some(longer.into())));
+            let after = now + (longer + 1) * SECOND;
+            assert!(circuit.admit(after).expect("a probe").is_probe());
+            assert_eq!(circuit.admit(after).unwrap_err().state, State::HalfOpen);
+        }
+    }
+
+    #[test]
+    fn what_others_were_told_to_wait_for_prolongs_a_pause_that_ends_as_one() {
+        let (circuit, now, _) = paused(BreakerLayer::builder().jitter(0.0));
+        let until = now + 20 * SECOND;
+        circuit.learn(Change::Throttled { until }, now);
+        assert_eq!(standing(&circuit, now), (State::Throttled, Some(20)));
+        assert_eq!(standing(&circuit, now + 21 * SECOND), (State::Closed, None));
+    }
+
+    /// The pause became as long as the others' opening.
+    #[test]
+    fn where_too_many_are_open_a_pause_stays_what_it_is() {
+        let (circuit, now, mut events) = paused(BreakerLayer::builder().max_open_share(0.5));
+        let before = standing(&circuit, now);
+        events.try_recv().expect("it was paused");
+        for _ in 0..2 {
+            circuit.learn(open_for(40 * SECOND, now), now);
+            assert_eq!(standing(&circuit, now), before);
+        }
+        // That is told once.
+        let reason = Reason::Shared;
+        let kept = events.try_recv().expect("it was kept closed").kind;
+        assert_eq!(kept, EventKind::KeptClosed { reason });
+        assert!(events.try_recv().is_err());
+    }
+
+    /// What one has told comes back.
+    #[test]
+    fn hearing_the_same_again_changes_nothing() {
+        let (circuit, now, mut events) = paused(BreakerLayer::builder().jitter(0.0));
+        circuit.learn(open_for(20 * SECOND, now), now);
+        let until = now + 20 * SECOND;
+        let (word, late) = (circuit.word(), 10 * Duration::from_millis(1));
+        while events.try_recv().is_ok() {}
+        for _ in 0..2 {
+            circuit.learn(open_for(20 * SECOND + late, now), now);
+            circuit.learn(Change::Throttled { until }, now);
+        }
+        assert_eq!(circuit.word(), word);
+        assert!(events.try_recv().is_err());
+    }
+}

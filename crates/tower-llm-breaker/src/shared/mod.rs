@@ -44,8 +44,9 @@ const LONGEST: Duration = Duration::from_secs(30 * 86_400);
 /// Has many processes share the circuits of a layer; see [`BreakerBuilder::shared`](crate::BreakerBuilder::shared).
 ///
 /// A circuit that opens in one process opens in all of them, for the rest of its time, within the
-/// [age](Self::max_age) that their copies may have; one that closes closes in all. Each process probes by itself. What was
-/// forced by hand is forced in one process alone.
+/// [age](Self::max_age) that their copies may have; one that closes closes in all. Each process probes by itself. Where it
+/// opens while it is [throttled](State::Throttled), it is open until both times are over, and then probed. What was forced
+/// by hand is forced in one process alone.
 ///
 /// While Redis is away, nothing but the sharing is missing: what happened meanwhile is told when it is back, of each circuit
 /// the last, if that is not over by then. Of more than 65,536 circuits at once nothing is told.
@@ -203,15 +204,17 @@ impl Task {
         let new_epoch = RandomState::new().hash_one(&self.keys);
         let known = self.epoch.clone().unwrap_or_default();
         let mut args: Vec<Arg> = vec![new_epoch.into(), known.into(), self.version.into()];
-        for (circuit, News { change, at }) in &told {
-            let (kind, left) = change.written(now);
-            let ago = u64::try_from((now - *at).as_millis()).unwrap_or_default();
-            args.extend([
-                name::of(circuit).into(),
-                kind.into(),
-                left.into(),
-                ago.into(),
-            ]);
+        for (circuit, news) in &told {
+            for (change, at) in news.changes() {
+                let (kind, left) = change.written(now);
+                let ago = u64::try_from((now - at).as_millis()).unwrap_or_default();
+                args.extend([
+                    name::of(circuit).into(),
+                    kind.into(),
+                    left.into(),
+                    ago.into(),
+                ]);
+            }
         }
         let reply = self.redis.run(&SYNC, self.keys.to_vec(), args).await?;
         self.untold.were_told(&told);
@@ -258,7 +261,7 @@ impl Task {
             match Change::to(standing.state, until) {
                 None | Some(Change::Closed) => {}
                 Some(change) => {
-                    let news = News { change, at: now };
+                    let news = News::new(change, now);
                     self.untold.note_standing(&circuit.id(), news);
                 }
             }

@@ -2,11 +2,13 @@
 --
 -- KEYS: the number of each circuit's last change; the circuits' states.
 -- ARGV: a new epoch, should there be none; the epoch and the last change that the caller knows; then for each circuit that
--- has changed: its name, what it is now, for how many ms still, and how many ms ago it changed.
+-- has changed: its name, what it is now, for how many ms still, and how many ms ago it changed. One that was closed before
+-- that, which is not told either, comes twice.
 --
 -- An epoch ends when the server has forgotten all, which is how the others learn that they must tell it again.
 
-local CLOSED = '0'
+-- What else is neither is paused by the provider's clock.
+local CLOSED, OPEN = '0', '1'
 local MOST, KEPT_MS = 10000, 30 * 86400000
 local versions, states = KEYS[1], KEYS[2]
 
@@ -32,30 +34,34 @@ local function write(name, kind, till, at)
   redis.call('HSET', states, name, string.format('%s:%.0f:%.0f', kind, till, at))
 end
 
--- Of two times until which it is open the later counts, and a closing what comes after the last opening.
-local function is_news(name, kind, till, at)
+-- What a circuit is now. Of two times until which it lets nobody through the later counts, and a closing what comes after
+-- the last opening. What is both open and paused is open: after a pause nobody would probe it.
+local function merge(name, kind, till, at)
   local was, was_till, was_at = read(name)
   if not was then
-    return true
-  elseif kind == CLOSED then
-    return was ~= CLOSED and at >= was_at
-  elseif was == CLOSED then
-    return at >= was_at
-  elseif till > was_till then
-    return true
+    return kind, till, at
+  elseif kind == CLOSED or was == CLOSED then
+    if kind == was or at < was_at then
+      return was, was_till, was_at
+    end
+    return kind, till, at
+  elseif was == OPEN and was_till > now then
+    kind = OPEN
   end
-  -- No longer than it is open anyway, but opened once more.
-  write(name, was, was_till, math.max(at, was_at))
-  return false
+  return kind, math.max(till, was_till), math.max(at, was_at)
 end
 
+local in_vain = {}
 for i = 4, #ARGV, 4 do
-  local name, kind = ARGV[i], ARGV[i + 1]
-  local till, at = now + tonumber(ARGV[i + 2]), now - tonumber(ARGV[i + 3])
-  if is_news(name, kind, till, at) then
+  local name, told = ARGV[i], ARGV[i + 1]
+  local was, was_till = read(name)
+  local kind, till, at = merge(name, told, now + tonumber(ARGV[i + 2]), now - tonumber(ARGV[i + 3]))
+  write(name, kind, till, at)
+  if kind ~= was or till ~= was_till then
     local version = redis.call('HINCRBY', states, 'version', 1)
-    write(name, kind, till, at)
     redis.call('ZADD', versions, version, name)
+  elseif told ~= CLOSED or kind ~= CLOSED then
+    table.insert(in_vain, name)
   end
 end
 if #ARGV >= 4 then
@@ -67,12 +73,19 @@ redis.call('PEXPIRE', states, KEPT_MS)
 redis.call('PEXPIRE', versions, KEPT_MS)
 
 local reply = { epoch, tonumber(redis.call('HGET', states, 'version') or '0') }
-for _, name in ipairs(redis.call('ZRANGEBYSCORE', versions, '(' .. last, '+inf')) do
-  local kind, till = read(name)
-  if kind then
-    table.insert(reply, name)
-    table.insert(reply, tonumber(kind))
-    table.insert(reply, math.max(till - now, 0))
+local is_in = {}
+local function add(names)
+  for _, name in ipairs(names) do
+    local kind, till = read(name)
+    if kind and not is_in[name] then
+      is_in[name] = true
+      table.insert(reply, name)
+      table.insert(reply, tonumber(kind))
+      table.insert(reply, math.max(till - now, 0))
+    end
   end
 end
+add(redis.call('ZRANGEBYSCORE', versions, '(' .. last, '+inf'))
+-- What these are the caller may have passed over when it was new, since it had this to tell.
+add(in_vain)
 return reply

@@ -21,8 +21,10 @@ const MOST: usize = 65_536;
 /// What has happened to a circuit here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct News {
-    pub(super) change: Change,
-    pub(super) at: Instant,
+    change: Change,
+    at: Instant,
+    /// When it was closed before that, if this is untold too: what it was before then is over.
+    closed_at: Option<Instant>,
 }
 
 /// Of each circuit that has changed, its last news: a circuit that changes often is told of once.
@@ -47,11 +49,39 @@ impl Telling {
     /// Tells of `event`, if it is something that others should know.
     pub(crate) fn tell(&self, event: &Event) {
         if let Some(change) = Change::of(event) {
-            let at = event.at;
-            self.untold.note(&event.circuit, News { change, at });
+            let news = News::new(change, event.at);
+            self.untold.note(&event.circuit, news);
             // Full: it has rung already.
             let _ = self.bell.try_send(());
         }
+    }
+}
+
+impl News {
+    pub(super) fn new(change: Change, at: Instant) -> Self {
+        Self {
+            change,
+            at,
+            closed_at: None,
+        }
+    }
+
+    /// What there is to tell, one after the other, and when it was.
+    pub(super) fn changes(self) -> impl Iterator<Item = (Change, Instant)> {
+        let closed = self.closed_at.map(|at| (Change::Closed, at));
+        closed.into_iter().chain([(self.change, self.at)])
+    }
+
+    /// The same, where what was `earlier` is untold.
+    fn after(mut self, earlier: Self) -> Self {
+        if self.change != Change::Closed {
+            let closed_at = match earlier.change {
+                Change::Closed => Some(earlier.at),
+                _ => earlier.closed_at,
+            };
+            self.closed_at = self.closed_at.max(closed_at);
+        }
+        self
     }
 }
 
@@ -60,9 +90,11 @@ impl Untold {
         let mut untold = lock(&self.0);
         if let Some(last) = untold.get_mut(circuit) {
             // Told after the circuit's lock is free: what happened later may come first.
-            if news.at >= last.at {
-                *last = news;
-            }
+            *last = if news.at >= last.at {
+                news.after(*last)
+            } else {
+                last.after(news)
+            };
         } else if untold.len() < MOST {
             untold.insert(circuit.clone(), news);
         }
@@ -127,13 +159,11 @@ mod tests {
 
     fn open(at: Instant) -> News {
         let until = at + 10 * SECOND;
-        let change = Change::Open { until };
-        News { change, at }
+        News::new(Change::Open { until }, at)
     }
 
     fn closed(at: Instant) -> News {
-        let change = Change::Closed;
-        News { change, at }
+        News::new(Change::Closed, at)
     }
 
     #[test]
@@ -151,6 +181,28 @@ mod tests {
         some.sort_by_key(|(circuit, _)| circuit.to_string());
         let expected = [0, 1].map(|number| (circuit(number), closed(now + SECOND)));
         assert_eq!(some, expected);
+    }
+
+    #[test]
+    fn that_it_was_closed_before_it_opened_once_more_is_told_too_whatever_came_first() {
+        let (untold, now) = (Untold::default(), Instant::now());
+        let [then, later] = [1, 2].map(|seconds| now + seconds * SECOND);
+        let news_of_each = [
+            [open(now), closed(then), open(later)],
+            [open(now), open(later), closed(then)],
+            [closed(now), open(then), closed(later)],
+        ];
+        for (number, news) in news_of_each.into_iter().enumerate() {
+            for news in news {
+                untold.note(&circuit(number), news);
+            }
+        }
+        let mut some = untold.some(100, now);
+        some.sort_by_key(|(circuit, _)| circuit.to_string());
+        let told = some.iter().map(|(_, news)| news.changes().collect());
+        let both = vec![(Change::Closed, then), (open(later).change, later)];
+        let expected = [both.clone(), both, vec![(Change::Closed, later)]];
+        assert_eq!(told.collect::<Vec<Vec<_>>>(), expected);
     }
 
     #[test]
