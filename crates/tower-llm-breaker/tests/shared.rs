@@ -531,6 +531,25 @@ async fn frozen_or_killed_nothing_is_missing_but_the_sharing() {
     }
 }
 
+/// What it opened for was over before it could be told, and its closing was forgotten with that.
+#[tokio::test]
+async fn that_it_was_closed_meanwhile_is_told_although_it_has_opened_for_a_moment_since() {
+    let server = RedisServer::start().await.unwrap();
+    let one = Process::of(server.url()).await;
+    let other = Process::of(server.url()).await;
+    one.handle.trip(&openai(), LONG);
+    other.until(State::Open).await;
+    server.freeze().unwrap();
+    eventually(|| !one.redis.is_up()).await;
+    one.handle.close(&openai());
+    one.handle.trip(&openai(), Duration::from_millis(10));
+    one.until(State::HalfOpen).await;
+    server.thaw().unwrap();
+    other.until(State::Closed).await;
+    sleep(AGE).await;
+    assert_eq!(one.state(), State::HalfOpen, "it is to be probed");
+}
+
 #[tokio::test]
 async fn a_server_that_has_forgotten_all_is_told_again() {
     let mut server = RedisServer::start().await.unwrap();

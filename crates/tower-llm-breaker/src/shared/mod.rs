@@ -12,6 +12,7 @@ mod name;
 mod untold;
 
 use std::{
+    collections::HashSet,
     hash::{BuildHasher, RandomState},
     sync::{Arc, Weak},
     time::Duration,
@@ -28,7 +29,7 @@ use tower_llm_redis::{Arg, Redis, Reply, Script, StoreError};
 pub(crate) use self::untold::Telling;
 use self::untold::{News, Untold};
 use crate::{
-    State,
+    CircuitId, State,
     event::{Event, EventKind, Reason},
     route::Board,
 };
@@ -218,10 +219,13 @@ impl Task {
         }
         let reply = self.redis.run(&SYNC, self.keys.to_vec(), args).await?;
         self.untold.were_told(&told);
-        self.learn(reply)
+        let is_closed = |(_, news): &&(_, News)| news.is_closed();
+        let told_closed = told.iter().filter(is_closed);
+        let told_closed = told_closed.map(|(circuit, _)| circuit).collect();
+        self.learn(reply, &told_closed)
     }
 
-    fn learn(&mut self, reply: Reply) -> Result<(), StoreError> {
+    fn learn(&mut self, reply: Reply, told_closed: &HashSet<&CircuitId>) -> Result<(), StoreError> {
         let Reply::Array(items) = reply else {
             return Ok(());
         };
@@ -245,6 +249,8 @@ impl Task {
             if let (Some(circuit), Some(change)) = (name::read(&name), change)
                 // What has happened here meanwhile is newer: the others are to learn that.
                 && !self.untold.has(&circuit)
+                // It may be half-open here since, and is to be probed then.
+                && !(change == Change::Closed && told_closed.contains(&circuit))
             {
                 board.learn(&circuit, change, now);
             }

@@ -66,6 +66,11 @@ impl News {
         }
     }
 
+    /// Whether it is closed, for all that there is to tell.
+    pub(super) fn is_closed(self) -> bool {
+        self.change == Change::Closed
+    }
+
     /// What there is to tell, one after the other, and when it was.
     pub(super) fn changes(self) -> impl Iterator<Item = (Change, Instant)> {
         let closed = self.closed_at.map(|at| (Change::Closed, at));
@@ -115,18 +120,23 @@ impl Untold {
         lock(&self.0).is_empty()
     }
 
-    /// At most so many of them. What was over before it could be told is forgotten: it says nothing to anybody.
+    /// At most so many of them. What was over before it could be told is forgotten: it says nothing to anybody. That it was
+    /// closed before does.
     pub(super) fn some(&self, most: usize, now: Instant) -> Vec<(CircuitId, News)> {
         let mut untold = lock(&self.0);
         let (mut some, mut over) = (Vec::new(), Vec::new());
-        for (circuit, news) in untold.iter() {
+        for (circuit, news) in untold.iter_mut() {
             if news.change.is_over(now) {
-                over.push(circuit.clone());
-            } else if some.len() < most {
-                some.push((circuit.clone(), *news));
-            } else {
+                let Some(closed_at) = news.closed_at else {
+                    over.push(circuit.clone());
+                    continue;
+                };
+                *news = News::new(Change::Closed, closed_at);
+            }
+            if some.len() == most {
                 break;
             }
+            some.push((circuit.clone(), *news));
         }
         for circuit in over {
             untold.remove(&circuit);
@@ -181,6 +191,15 @@ mod tests {
         some.sort_by_key(|(circuit, _)| circuit.to_string());
         let expected = [0, 1].map(|number| (circuit(number), closed(now + SECOND)));
         assert_eq!(some, expected);
+    }
+
+    #[test]
+    fn that_it_was_closed_is_told_also_if_what_came_after_it_is_over() {
+        let (untold, now) = (Untold::default(), Instant::now());
+        untold.note(&circuit(0), closed(now));
+        untold.note(&circuit(0), open(now + SECOND));
+        let later = now + 60 * SECOND;
+        assert_eq!(untold.some(100, later), [(circuit(0), closed(now))]);
     }
 
     #[test]
