@@ -17,7 +17,7 @@ use crate::{
     Unit,
     cell::Cells,
     engine::{Ask, Denied, Engine, Heed, Turns, Why},
-    lease::{Back, Grant, Share},
+    lease::{Back, Grant},
     reservation::Reservation,
     scope::Bound,
     store::{Away, Claim, Holding, Leasing, Store, Terms, Verdict},
@@ -64,7 +64,11 @@ struct Asking<'a> {
 
 /// That somebody asks for shares of these cells, so that others ask only for what they need: until he has an answer, gets
 /// none or leaves.
-struct AsksForShares<'a>(&'a Cells);
+struct AsksForShares<'a> {
+    cells: &'a Cells,
+    /// Of each limit, until when he is taken to; `None` where another asks.
+    until_nanos: Vec<Option<u64>>,
+}
 
 /// How soon the first in a line looks again at what other processes may have given back, or whether the store is there.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -194,10 +198,10 @@ impl Engine {
         cells: &'a Cells,
         ask: &Ask,
         now: Instant,
-    ) -> (Vec<Terms>, Option<AsksForShares<'a>>) {
+    ) -> (Vec<Terms>, AsksForShares<'a>) {
         let now_nanos = self.clock.nanos(now);
         let mut asked = Vec::new();
-        let mut is_for_shares = false;
+        let mut until_nanos = Vec::new();
         for cell in cells {
             let mut state = cell.lock();
             let bounds = &cell.scope.bounds;
@@ -205,11 +209,11 @@ impl Engine {
             asked.extend(bounds.iter().zip(shares).map(|(bound, share)| {
                 // Many find the share spent at once: each of them would have one of its own, and nobody else would.
                 let until = now_nanos.saturating_add(nanos(bound.lease(now_nanos)));
-                let size = if share.may_ask(now_nanos, until) {
-                    is_for_shares = true;
-                    bound.lease_size(ask.tier, shared.parts)
-                } else {
-                    0
+                let asks = share.may_ask(now_nanos, until);
+                until_nanos.push(asks.then_some(until));
+                let size = match asks {
+                    true => bound.lease_size(ask.tier, shared.parts),
+                    false => 0,
                 };
                 (share.clear(), size)
             }));
@@ -225,7 +229,7 @@ impl Engine {
                 claim,
             }
         });
-        (terms, is_for_shares.then(|| AsksForShares(cells)))
+        (terms, AsksForShares { cells, until_nanos })
     }
 
     /// Keeps of the shares what the call that asked for them has not `spent` itself.
@@ -369,10 +373,15 @@ impl Bound {
 
 impl Drop for AsksForShares<'_> {
     fn drop(&mut self) {
-        for cell in self.0 {
+        let mut until_nanos = self.until_nanos.iter();
+        for cell in self.cells {
             let mut state = cell.lock();
             let shares = state.shares(cell.scope.bounds.len()).iter_mut();
-            shares.for_each(Share::was_asked_for);
+            for (share, until) in shares.zip(&mut until_nanos) {
+                if let Some(until) = *until {
+                    share.was_asked_for(until);
+                }
+            }
         }
     }
 }

@@ -65,9 +65,11 @@ impl Share {
         may_ask
     }
 
-    /// Nobody asks for another any more.
-    pub(crate) fn was_asked_for(&mut self) {
-        self.asking_until_nanos = 0;
+    /// Who was taken to be asking for another until then does no more; somebody else may.
+    pub(crate) fn was_asked_for(&mut self, until_nanos: u64) {
+        if self.asking_until_nanos == until_nanos {
+            self.asking_until_nanos = 0;
+        }
     }
 
     /// Puts a new share in its place; what was left goes back.
@@ -153,6 +155,16 @@ mod tests {
         assert!(share.may_ask(20, 30), "whoever asked got no answer");
         share.replace(Grant { amount: 5, mark: 8 }, 100, TIER);
         assert!(share.may_ask(21, 31));
+    }
+
+    #[test]
+    fn who_asks_no_more_leaves_alone_who_does() {
+        let mut share = share(0);
+        assert!(share.may_ask(10, 20));
+        share.was_asked_for(19);
+        assert!(!share.may_ask(11, 21), "another had asked");
+        share.was_asked_for(20);
+        assert!(share.may_ask(12, 22));
     }
 
     #[test]

@@ -312,14 +312,14 @@ mod tests {
             self.settle_once(id, claim, used, false).await;
         }
 
-        async fn settle_once(&self, id: u64, claim: &Claim, used: u64, again: bool) {
+        async fn settle_once(&self, id: u64, claim: &Claim, used: u64, again: bool) -> u64 {
             let settlement = Settlement {
                 id,
                 since: Instant::now(),
                 claims: [claim.clone()].into(),
                 used: vec![used],
             };
-            self.scripts.settle(&[settlement], again).await.unwrap();
+            self.scripts.settle(&[settlement], again).await.unwrap()
         }
     }
 
@@ -417,6 +417,24 @@ mod tests {
             fixture.settle_once(1, &claim, 4, false).await;
             fixture.settle_once(1, &claim, 4, true).await;
             assert!(fixture.takes(2, &claim).await, "{kind:?}: 4 of 10 are used");
+        }
+    }
+
+    #[tokio::test]
+    async fn of_what_has_run_out_nobody_knows_whether_it_was_charged_if_there_was_anything_to_be() {
+        let mut fixture = Fixture::start().await;
+        fixture.scripts.hold_for = Duration::from_micros(1);
+        for kind in [Kind::Bucket, Kind::Wide, Kind::Day] {
+            let mut claim = on_day(1, Duration::from_secs(86_400), claim(kind, 10, 2));
+            claim.key = format!("{kind:?}");
+            for (id, used, unknown) in [(1, 0, 0), (2, 1, 1)] {
+                assert!(fixture.takes(id, &claim).await);
+                // Sees what has run out, and takes nothing.
+                claim.amount = 0;
+                assert!(fixture.takes(9, &claim).await);
+                claim.amount = 2;
+                assert_eq!(fixture.settle_once(id, &claim, used, true).await, unknown);
+            }
         }
     }
 

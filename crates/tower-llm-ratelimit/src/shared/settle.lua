@@ -4,7 +4,7 @@
 -- each what was taken, and what was used.
 -- What nobody holds any more was given back when it ran out, or was lost with the server: all that was used is charged. Or it
 -- was settled already, by a script whose answer was lost, or by a second one that came before this.
--- Returns of how many calls nobody knows which: they are not charged.
+-- Returns of how many calls that have used something nobody knows which: they are not charged.
 
 local ONCE, IF_NOT_BEFORE, OR_RAN_OUT = 0, 1, 2
 
@@ -18,7 +18,7 @@ local function settle(limit, id, again, taken, used)
   end
   if not mark then
     local is_open = limit.returns and not redis.call('ZSCORE', limit.holds, settled(id))
-    if is_open and again == OR_RAN_OUT then
+    if is_open and again == OR_RAN_OUT and used > 0 then
       return false
     elseif is_open and again == ONCE then
       take(limit, used, false)
