@@ -402,10 +402,11 @@ impl Future for Asking<'_> {
     type Output = Result<Verdict<Grant>, Away>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let leasing = self.leasing.as_mut().expect("polled after it was ready");
+        // Not there meanwhile: one that panics, as outside a runtime, is polled by nobody again.
+        let mut leasing = self.leasing.take().expect("polled after it was ready");
         let polled = leasing.as_mut().poll(cx);
-        if polled.is_ready() {
-            self.leasing = None;
+        if polled.is_pending() {
+            self.leasing = Some(leasing);
         }
         polled
     }

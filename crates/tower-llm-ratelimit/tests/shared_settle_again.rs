@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use shared_support::{
     LEASE, MARGIN, Mode, PATIENCE, Prompt, Setup, USED, admits, answer, connect, eventually,
@@ -347,6 +348,25 @@ async fn callers_that_leave_while_the_server_takes_no_writes_keep_no_place_of_th
         admits(&layer, Prompt::of(10_000)).await
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_outside_a_runtime_panics_alone() {
+    let setup = Setup::server(Mode::Leases, "outside").await;
+    let redis = setup.redis().await;
+    let layer = unary(tokens(), setup.shared(&redis, 2));
+    assert!(admits(&layer, Prompt::of(10)).await);
+    let outside = layer.clone();
+    let polled = std::thread::spawn(move || {
+        // More than is left of the share, so that the store is asked.
+        let call = admits(&outside, Prompt::of(10_000));
+        call.now_or_never()
+    });
+    assert!(polled.join().is_err());
+    sleep(Duration::from_millis(100)).await;
+    // There is somebody yet who gives back what others ask for and leave.
+    asked_and_left(&layer, 10_000).await;
+    assert_eq!(layer.handle().unsettled(), 0);
 }
 
 /// The way to a server.
