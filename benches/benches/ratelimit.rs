@@ -227,7 +227,10 @@ fn leased(suite: &mut Suite) {
     suite.subject(&case, "window leased", || {
         let mut service = leased.clone();
         let call = &call;
+        // Each thread may be the one that asks Redis.
+        let entered = handle.enter();
         move || {
+            let _entered = &entered;
             let mut answer = pin!(service.call(black_box(Prompt(call))));
             let polled = answer
                 .as_mut()
