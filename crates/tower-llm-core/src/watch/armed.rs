@@ -83,7 +83,7 @@ impl<G: Guard> Armed<G> {
     /// Whether the guard was told of the end, or was taken.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.guard.is_none()
+        self.has_ended || self.guard.is_none()
     }
 
     /// The guard, for whoever holds it next; `None` if it was told of the end.

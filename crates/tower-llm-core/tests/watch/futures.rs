@@ -221,6 +221,7 @@ fn a_guard_that_panics_at_the_end_is_not_told_again() {
     let mut armed = Armed::new(Clumsy(Arc::clone(&told)));
     let end = AssertUnwindSafe(|| armed.end(&Completion::new(Outcome::Shed)));
     assert!(catch_unwind(end).is_err());
+    assert!(armed.has_ended());
     drop(armed);
     assert_eq!(*told.lock().unwrap(), [Outcome::Shed]);
 }
