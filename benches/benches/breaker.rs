@@ -20,6 +20,7 @@
 //! are held to the end.
 
 use std::{
+    borrow::Cow,
     error::Error,
     fmt::{self, Debug},
     future::{Future, Ready, poll_fn, ready},
@@ -90,8 +91,8 @@ impl Prompt {
 }
 
 impl Described for Prompt {
-    fn call(&self) -> Option<&Call> {
-        self.call
+    fn call(&self) -> Option<Cow<'_, Call>> {
+        self.call.map(Cow::Borrowed)
     }
 }
 

@@ -8,6 +8,7 @@
 //! streams run at once. Ours holds it to the end of the body, which `admit-http` shows the price of.
 
 use std::{
+    borrow::Cow,
     convert::Infallible,
     fmt::Debug,
     future::{Ready, poll_fn, ready},
@@ -32,8 +33,8 @@ struct Prompt<'a> {
 }
 
 impl Described for Prompt<'_> {
-    fn call(&self) -> Option<&Call> {
-        self.call
+    fn call(&self) -> Option<Cow<'_, Call>> {
+        self.call.map(Cow::Borrowed)
     }
 }
 

@@ -8,6 +8,7 @@
 //! `governor` reads the processor's counter for 11.
 
 use std::{
+    borrow::Cow,
     convert::Infallible,
     fmt::Debug,
     future::{Future, Ready, poll_fn, ready},
@@ -44,8 +45,8 @@ const COST: NonZeroU32 = NonZeroU32::new(70).expect("it is not zero");
 struct Prompt<'a>(&'a Call);
 
 impl Described for Prompt<'_> {
-    fn call(&self) -> Option<&Call> {
-        Some(self.0)
+    fn call(&self) -> Option<Cow<'_, Call>> {
+        Some(Cow::Borrowed(self.0))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a key costs that a rate limiter keeps: with its text, its state and its part of the table.
 
 use std::{
+    borrow::Cow,
     convert::Infallible,
     future::{Ready, ready},
     slice,
@@ -23,8 +24,8 @@ const SPREAD: u64 = 500;
 struct Prompt(Call);
 
 impl Described for Prompt {
-    fn call(&self) -> Option<&Call> {
-        Some(&self.0)
+    fn call(&self) -> Option<Cow<'_, Call>> {
+        Some(Cow::Borrowed(&self.0))
     }
 }
 

@@ -29,7 +29,7 @@
 //! # Example
 //!
 //! ```
-//! use std::time::Duration;
+//! use std::{borrow::Cow, time::Duration};
 //!
 //! use tower::{Service, ServiceExt, service_fn};
 //! use tower_layer::Layer;
@@ -40,8 +40,8 @@
 //! struct Prompt(Call);
 //!
 //! impl Described for Prompt {
-//!     fn call(&self) -> Option<&Call> {
-//!         Some(&self.0)
+//!     fn call(&self) -> Option<Cow<'_, Call>> {
+//!         Some(Cow::Borrowed(&self.0))
 //!     }
 //! }
 //!

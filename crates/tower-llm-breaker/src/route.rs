@@ -315,7 +315,7 @@ fn verdict(scope: Scope, completion: &Completion, has_account: bool, is_probe: b
         }
         (Outcome::Exhausted, Scope::Account | Scope::Key) => Exhausted,
         // A caller's own credentials are a caller's fault; those of an account that the service named are its own.
-        (Outcome::Refused, Scope::Account) if completion.status == Some(401) && has_account => {
+        (Outcome::ClientError, Scope::Account) if completion.status == Some(401) && has_account => {
             Exhausted
         }
 
@@ -327,8 +327,8 @@ fn verdict(scope: Scope, completion: &Completion, has_account: bool, is_probe: b
         ) => Success,
         // A caller's fault says nothing, but to who asks whether there is an answer at all; and a rate limit, or a request
         // that is no good, only comes to those who may ask.
-        (Outcome::Refused, Scope::Provider) if is_probe && was_answered => Success,
-        (Outcome::Refused, Scope::Account) if is_probe && !is_unwelcome => Success,
+        (Outcome::ClientError, Scope::Provider) if is_probe && was_answered => Success,
+        (Outcome::ClientError, Scope::Account) if is_probe && !is_unwelcome => Success,
         (Outcome::Throttled { .. }, Scope::Account) if is_probe => Success,
         _ => Neutral,
     }

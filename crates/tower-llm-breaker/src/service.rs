@@ -3,7 +3,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use tower_llm_core::{Armed, BoxError, Call, Described, Watch};
+use tower_llm_core::{Armed, BoxError, Described, Watch};
 use tower_service::Service;
 
 use crate::{ResponseFuture, Trial, route::Board};
@@ -44,8 +44,8 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         let route = self.board.route(&request);
         // Before it is let through: a panic in what is the user's would keep a probe's place otherwise.
-        let streamed = request.call().is_some_and(Call::streamed);
-        let call = self.watch.keep(request.call());
+        let streamed = request.call().is_some_and(|call| call.streamed());
+        let call = self.watch.keep(request.call().as_deref());
         match route.admit() {
             Ok(passes) => {
                 let mut armed = Armed::new(Trial::new(route, passes, streamed));

@@ -112,7 +112,7 @@ impl Trial {
 }
 
 impl Guard for Trial {
-    fn head(&mut self, head: Option<&mut Parts>) {
+    fn response_headers(&mut self, head: Option<&mut Parts>) {
         if self.pace.is_none() {
             return;
         }

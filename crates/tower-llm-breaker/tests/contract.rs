@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 
 use http_body_util::Full;
@@ -156,8 +157,8 @@ struct Prompt {
 }
 
 impl Described for Prompt {
-    fn call(&self) -> Option<&Call> {
-        Some(&self.call)
+    fn call(&self) -> Option<Cow<'_, Call>> {
+        Some(Cow::Borrowed(&self.call))
     }
 }
 

@@ -170,7 +170,9 @@ async fn what_providers_send_counts_for_what_it_is() {
             | Verdict::FailedStatus
             | Verdict::FailedInBand
             | Verdict::FailedTruncated => (1, 1, State::Closed, State::Closed),
-            Verdict::Throttled { .. } | Verdict::Refused => (0, 0, State::Closed, State::Closed),
+            Verdict::Throttled { .. } | Verdict::ClientError => {
+                (0, 0, State::Closed, State::Closed)
+            }
         };
         let found = (
             of_model.calls,
@@ -180,7 +182,7 @@ async fn what_providers_send_counts_for_what_it_is() {
         );
         assert_eq!(found, expected, "{}", fixture.name);
         // All were reached; what the caller did wrong does not count even there.
-        let reached = u64::from(fixture.expect.verdict != Verdict::Refused);
+        let reached = u64::from(fixture.expect.verdict != Verdict::ClientError);
         assert_eq!((way.calls, way.failures), (reached, 0), "{}", fixture.name);
     }
     let has = |verdict| all.iter().any(|fixture| fixture.expect.verdict == verdict);

@@ -189,7 +189,7 @@ impl Adaptive {
             (Signal::Throttling, Outcome::Success) => Some(Sign::Good),
             (Signal::Throttling, _) => None,
             // A call that was not sent, or was not to go on, says nothing of the provider.
-            (_, Outcome::Shed | Outcome::Superseded) => None,
+            (_, Outcome::Refused | Outcome::Superseded) => None,
             (Signal::FirstToken { target }, _) => silent_for
                 .filter(|silent| *silent > target)
                 .map(|_| Sign::Bad),

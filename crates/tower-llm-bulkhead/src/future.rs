@@ -1,4 +1,5 @@
 use std::{
+    borrow::Cow,
     fmt,
     future::Future,
     pin::Pin,
@@ -153,8 +154,8 @@ impl Waiter {
 
 impl<S: Service<Req>, Req: Described, W> Waiting<S, Req, W> {
     fn start(self, permit: Permit, at: ReleaseAt) -> Guarded<Oneshot<S, Req>, W, Place> {
-        let place = permit.hold(at, self.request.call());
-        let call = self.request.call().cloned();
+        let place = permit.hold(at, self.request.call().as_deref());
+        let call = self.request.call().map(Cow::into_owned);
         let inner = Oneshot::new(self.inner, self.request);
         Guarded::new(inner, self.watch, call, Armed::new(place))
     }

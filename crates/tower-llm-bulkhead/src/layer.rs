@@ -299,7 +299,7 @@ impl<S, W: Clone> Layer<S> for BulkheadLayer<W> {
 impl Shared {
     /// Takes a place for `request`, or one in the queue.
     pub(crate) fn admit(&self, request: &dyn Described) -> Admission {
-        let weight = self.weigh.weight(request.call());
+        let weight = self.weigh.weight(request.call().as_deref());
         match Permit::try_acquire(self.places.get(request), weight) {
             Ok(permit) => Admission::Admitted(permit),
             Err(places) => {
@@ -312,7 +312,7 @@ impl Shared {
     }
 
     fn turn(&self, request: &dyn Described) -> Turn {
-        let caller = request.call().and_then(|call| call.caller()).cloned();
+        let caller = request.call().and_then(|call| call.caller().cloned());
         Turn {
             priority: self.priority_by.of(request),
             caller,

@@ -24,7 +24,7 @@
 //! # Example
 //!
 //! ```
-//! use std::convert::Infallible;
+//! use std::{borrow::Cow, convert::Infallible};
 //!
 //! use tower::{Service, ServiceExt, service_fn};
 //! use tower_layer::Layer;
@@ -35,7 +35,7 @@
 //! struct Prompt(&'static str);
 //!
 //! impl Described for Prompt {
-//!     fn call(&self) -> Option<&Call> {
+//!     fn call(&self) -> Option<Cow<'_, Call>> {
 //!         None
 //!     }
 //! }

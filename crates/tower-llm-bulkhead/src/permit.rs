@@ -181,7 +181,7 @@ impl Place {
 }
 
 impl Guard for Place {
-    fn head(&mut self, _: Option<&mut Parts>) {
+    fn response_headers(&mut self, _: Option<&mut Parts>) {
         if let Some(tells) = &mut self.tells {
             tells.head();
         }

@@ -114,8 +114,8 @@ where
         let Turn::Come(permit) = std::mem::replace(&mut self.turn, Turn::None) else {
             panic!("poll_ready must be called first");
         };
-        let call = self.layer.watch.keep(request.call());
-        let mut armed = Armed::new(permit.hold(self.layer.release_at, request.call()));
+        let call = self.layer.watch.keep(request.call().as_deref());
+        let mut armed = Armed::new(permit.hold(self.layer.release_at, request.call().as_deref()));
         let inner = armed.enter(|| self.inner.call(request));
         Guarded::new(inner, self.layer.watch.clone(), call, armed)
     }

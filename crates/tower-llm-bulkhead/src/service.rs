@@ -52,8 +52,9 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         match self.shared.admit(&request) {
             Admission::Admitted(permit) => {
-                let call = self.watch.keep(request.call());
-                let mut armed = Armed::new(permit.hold(self.shared.release_at, request.call()));
+                let call = self.watch.keep(request.call().as_deref());
+                let mut armed =
+                    Armed::new(permit.hold(self.shared.release_at, request.call().as_deref()));
                 let inner = armed.enter(|| self.inner.call(request));
                 ResponseFuture::running(inner, self.watch.clone(), call, armed)
             }

@@ -64,8 +64,10 @@ pub struct Caller(Box<str>);
 /// Implemented for [`http::Request`], from its extensions, and to be implemented for request types of your own.
 /// Where it gives no call, a layer uses one key shared by all such requests and the cost of one request.
 pub trait Described {
-    /// The call that this request is.
-    fn call(&self) -> Option<&Call>;
+    /// The call that this request is, borrowed from the request or built for it.
+    ///
+    /// Each layer asks at least once. Store the [`Call`] in the request where that matters: building one allocates.
+    fn call(&self) -> Option<Cow<'_, Call>>;
 
     /// A request header's value, for policies that choose a key by one.
     fn header(&self, name: &str) -> Option<&[u8]> {
@@ -317,8 +319,8 @@ impl fmt::Display for Caller {
 // === impl Described ===
 
 impl<B> Described for http::Request<B> {
-    fn call(&self) -> Option<&Call> {
-        self.extensions().get::<Call>()
+    fn call(&self) -> Option<Cow<'_, Call>> {
+        self.extensions().get::<Call>().map(Cow::Borrowed)
     }
 
     fn header(&self, name: &str) -> Option<&[u8]> {

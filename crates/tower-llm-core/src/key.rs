@@ -250,13 +250,19 @@ impl KeyBy {
         request: &dyn Described,
         then: impl FnOnce(KeyRef<'_>) -> T,
     ) -> T {
+        // A call that the request builds when asked lives until `then` is done.
+        let call = request.call();
         let mut made = None;
-        then(self.key_of(request, &mut made).bounded())
+        then(self.key_of(request, call.as_deref(), &mut made).bounded())
     }
 
     /// The key of `request`; one that a closure has made lies in `made`.
-    fn key_of<'a>(&'a self, request: &'a dyn Described, made: &'a mut Option<Key>) -> KeyRef<'a> {
-        let call = request.call();
+    fn key_of<'a>(
+        &'a self,
+        request: &'a dyn Described,
+        call: Option<&'a Call>,
+        made: &'a mut Option<Key>,
+    ) -> KeyRef<'a> {
         let provider = || call.map_or("", |call| call.provider().as_str());
         let model = || call.and_then(Call::model).unwrap_or_default();
         let single = |first| KeyRef {
@@ -285,7 +291,7 @@ impl KeyBy {
             ),
             By::Route(account) => KeyRef {
                 first: provider(),
-                second: account.key_of(request, made).first,
+                second: account.key_of(request, call, made).first,
                 third: model(),
             },
             By::Custom(key) => made.insert(key(request)).borrowed(),

@@ -72,7 +72,7 @@ pub use self::{
     error::{BoxError, ConfigError, Deadline, Refusal, RefusalKind, TimedOut, TooLarge},
     key::{Key, KeyBy},
     oneshot::Oneshot,
-    outcome::{Completion, Failure, FinishReason, Outcome},
+    outcome::{Completion, Failure, FinishReason, Outcome, Subject},
     refusal::{RefusalBody, RefusalLayer, Refuse},
     registry::{Forget, Keyed, Registry},
     usage::Usage,

@@ -17,8 +17,8 @@ use crate::{Refusal, TimedOut, Usage};
 /// | [`Exhausted`](Self::Exhausted) | opens the account, long | refund |
 /// | [`Overloaded`](Self::Overloaded) | failure | refund |
 /// | [`Failed`](Self::Failed) | failure | what was seen, by policy |
-/// | [`Refused`](Self::Refused) | neutral | refund tokens, keep the request |
-/// | [`Shed`](Self::Shed) | neutral | refund all |
+/// | [`ClientError`](Self::ClientError) | neutral | refund tokens, keep the request |
+/// | [`Refused`](Self::Refused) | neutral | refund all |
 /// | [`Abandoned`](Self::Abandoned) | neutral | what was seen, by policy |
 /// | [`Superseded`](Self::Superseded) | neutral | what was seen, by policy |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,10 +40,10 @@ pub enum Outcome {
     },
     /// The provider or the way to it failed.
     Failed(Failure),
-    /// The provider refused the request as the caller's fault: any other 4xx.
-    Refused,
+    /// The provider rejected the request as the caller's fault: any other 4xx, in band too.
+    ClientError,
     /// A layer refused the call before it was sent; see [`Refusal`].
-    Shed,
+    Refused,
     /// The caller dropped it.
     Abandoned,
     /// A branch that lost a race.
@@ -64,8 +64,10 @@ pub enum Failure {
     Truncated,
     /// Nothing came for too long in the middle of a response.
     Stalled,
-    /// A deadline passed.
+    /// A deadline passed, and nothing had shown that the provider was at work.
     Timeout,
+    /// The deadline for the first content token passed on a stream that showed signs of life: it was slow, not dead.
+    Slow,
     /// The service panicked.
     Panic,
 }
@@ -135,6 +137,20 @@ pub struct Completion {
     pub finish: Option<FinishReason>,
     /// The response's HTTP status, if there was one.
     pub status: Option<u16>,
+    /// What the provider's error is about, if it says so.
+    pub subject: Option<Subject>,
+}
+
+/// What an error of the provider is about: no more than that should be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Subject {
+    /// The credential: it is missing, wrong, revoked, or not allowed to do this.
+    Credential,
+    /// The quota of one model.
+    Model,
+    /// The account: its money, or a quota over all models.
+    Account,
 }
 
 impl Completion {
@@ -149,6 +165,7 @@ impl Completion {
             ended_at: None,
             finish: None,
             status: None,
+            subject: None,
         }
     }
 
@@ -161,7 +178,7 @@ impl Completion {
         Self::new(if TimedOut::find(error).is_some() {
             Outcome::Failed(Failure::Timeout)
         } else if Refusal::find(error).is_some() {
-            Outcome::Shed
+            Outcome::Refused
         } else {
             Outcome::Failed(Failure::Transport)
         })

@@ -177,7 +177,7 @@ async fn what_is_written_is_read_back_as_what_it_is() {
             Refusal::new(RefusalKind::Unavailable, "bulkhead").into(),
             Outcome::Overloaded { retry_after: None },
         ),
-        (TooLarge::new(1).into(), Outcome::Refused),
+        (TooLarge::new(1).into(), Outcome::ClientError),
     ];
     for (error, outcome) in cases {
         let refusal = Refusal::find(&*error).unwrap().clone();

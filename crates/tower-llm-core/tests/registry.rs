@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -39,7 +40,7 @@ impl Forget for State {
 struct Asks(String);
 
 impl Described for Asks {
-    fn call(&self) -> Option<&Call> {
+    fn call(&self) -> Option<Cow<'_, Call>> {
         None
     }
 

@@ -154,9 +154,9 @@ impl Pricing {
     /// What a call has cost that has ended so; see the table of [`Outcome`].
     pub(crate) fn settle(&self, estimate: &Estimate, completion: &Completion) -> Cost {
         match completion.outcome {
-            Outcome::Exhausted | Outcome::Overloaded { .. } | Outcome::Shed => Cost::NONE,
+            Outcome::Exhausted | Outcome::Overloaded { .. } | Outcome::Refused => Cost::NONE,
             _ if estimate.free => Cost::REQUEST,
-            Outcome::Throttled { .. } | Outcome::Refused => Cost::REQUEST,
+            Outcome::Throttled { .. } | Outcome::ClientError => Cost::REQUEST,
             Outcome::Success => match self.seen(estimate, completion) {
                 Some(used) => used,
                 // Nobody said what it used, as for a type that is no HTTP response.

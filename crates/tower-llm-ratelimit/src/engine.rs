@@ -97,7 +97,11 @@ impl Engine {
             if ask.amount(bound) <= capacity {
                 continue;
             }
-            let needed = self.policy.pricing.needed(request.call()).of(unit);
+            let needed = self
+                .policy
+                .pricing
+                .needed(request.call().as_deref())
+                .of(unit);
             if needed > capacity {
                 bound.refused();
                 return Err(ExceedsLimit::new(bound.limit.clone(), needed, capacity));

@@ -128,7 +128,7 @@ where
 {
     /// Calls the service, which is ready.
     fn start(mut self, reservation: Reservation) -> Guarded<S::Future, W, Reservation> {
-        let call = self.watch.keep(self.request.call());
+        let call = self.watch.keep(self.request.call().as_deref());
         let mut armed = Armed::new(reservation);
         let inner = armed.enter(|| self.inner.call(self.request));
         Guarded::new(inner, self.watch, call, armed)

@@ -16,7 +16,7 @@
 //! # Example
 //!
 //! ```
-//! use std::convert::Infallible;
+//! use std::{borrow::Cow, convert::Infallible};
 //!
 //! use tower::{Service, ServiceExt, service_fn};
 //! use tower_layer::Layer;
@@ -27,8 +27,8 @@
 //! struct Prompt(Call);
 //!
 //! impl Described for Prompt {
-//!     fn call(&self) -> Option<&Call> {
-//!         Some(&self.0)
+//!     fn call(&self) -> Option<Cow<'_, Call>> {
+//!         Some(Cow::Borrowed(&self.0))
 //!     }
 //! }
 //!

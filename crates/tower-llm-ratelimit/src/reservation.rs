@@ -224,7 +224,7 @@ impl Reservation {
 }
 
 impl Guard for Reservation {
-    fn head(&mut self, head: Option<&mut Parts>) {
+    fn response_headers(&mut self, head: Option<&mut Parts>) {
         let Some(parts) = head else { return };
         self.answered(Some(parts));
         let Some(policy) = self.policy() else { return };

@@ -273,6 +273,7 @@ impl Policy {
         request: &dyn Described,
     ) -> (Estimate, Option<Arc<Keyed<Learned>>>) {
         let call = request.call();
+        let call = call.as_deref();
         let mut learned = None;
         let estimate = self.pricing.estimate(call, || {
             let of_key = self.learned.get(request);

@@ -90,7 +90,7 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         match self.decide(&request) {
             Decision::Admitted(reservation) => {
-                let call = self.watch.keep(request.call());
+                let call = self.watch.keep(request.call().as_deref());
                 let mut armed = Armed::new(reservation);
                 let inner = armed.enter(|| self.inner.call(request));
                 ResponseFuture::running(inner, self.watch.clone(), call, armed)

@@ -234,10 +234,10 @@ async fn a_call_is_settled_as_the_table_says() {
         (with(Outcome::Success, Some((20, 50)), 0, None), [1, 70]),
         (with(Outcome::Success, None, 7, None), [1, 17]),
         (bare(Outcome::Throttled { retry_after }), [1, 0]),
-        (bare(Outcome::Refused), [1, 0]),
+        (bare(Outcome::ClientError), [1, 0]),
         (bare(Outcome::Exhausted), [0, 0]),
         (bare(Outcome::Overloaded { retry_after }), [0, 0]),
-        (bare(Outcome::Shed), [0, 0]),
+        (bare(Outcome::Refused), [0, 0]),
         (bare(failed(Failure::Transport)), [1, 0]),
         (
             with(failed(Failure::Transport), None, 0, Some(200)),
@@ -362,7 +362,7 @@ async fn what_was_never_sent_is_given_back_whole() {
         let mut second = start(&service, Ask::of("ann", 10, 30));
         assert_pending!(second.poll());
         upstream.allow(0);
-        first.ended(&Completion::new(Outcome::Shed));
+        first.ended(&Completion::new(Outcome::Refused));
         assert_pending!(second.poll());
         assert_eq!(consumed(&layer.handle()), [1, 40, 10]);
         // It has its turn, and the inner service is not ready: the caller leaves, or the service fails.

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -574,7 +575,7 @@ async fn answer<B, E: std::fmt::Debug>(
 struct Prompt(&'static str);
 
 impl Described for Prompt {
-    fn call(&self) -> Option<&Call> {
+    fn call(&self) -> Option<Cow<'_, Call>> {
         None
     }
 }

@@ -249,7 +249,7 @@ fn a_status_has_a_verdict_that_fits_it() {
                 matches!(verdict, Verdict::FailedStatus | Verdict::Overloaded { .. })
             }
             498 => matches!(verdict, Verdict::Overloaded { .. }),
-            _ => matches!(verdict, Verdict::Refused | Verdict::Exhausted),
+            _ => matches!(verdict, Verdict::ClientError | Verdict::Exhausted),
         };
         assert!(fits, "{}: {} {verdict:?}", fixture.name, fixture.status);
         assert!(!fixture.expect.has_first_token, "{}", fixture.name);

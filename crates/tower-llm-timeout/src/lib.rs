@@ -21,7 +21,7 @@
 //! # Example
 //!
 //! ```
-//! use std::{convert::Infallible, time::Duration};
+//! use std::{borrow::Cow, convert::Infallible, time::Duration};
 //!
 //! use tower::{ServiceExt, service_fn};
 //! use tower_layer::Layer;
@@ -31,7 +31,7 @@
 //! struct Prompt;
 //!
 //! impl Described for Prompt {
-//!     fn call(&self) -> Option<&Call> {
+//!     fn call(&self) -> Option<Cow<'_, Call>> {
 //!         None
 //!     }
 //! }

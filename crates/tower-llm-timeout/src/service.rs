@@ -1,4 +1,7 @@
-use std::task::{Context, Poll};
+use std::{
+    borrow::Cow,
+    task::{Context, Poll},
+};
 
 use tokio::time::Instant;
 use tower_llm_core::{BoxError, Call, Described};
@@ -44,7 +47,7 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let call = request.call().cloned();
+        let call = request.call().map(Cow::into_owned);
         let mut progress = Progress::new(Instant::now());
         if call.as_ref().is_some_and(Call::streamed) {
             progress.await_token();

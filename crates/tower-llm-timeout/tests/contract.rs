@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::{convert::Infallible, time::Duration};
+use std::{borrow::Cow, convert::Infallible, time::Duration};
 
 use http::{Request, Response};
 use tower::{Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
@@ -23,7 +23,7 @@ use support::{
 struct Prompt(&'static str);
 
 impl Described for Prompt {
-    fn call(&self) -> Option<&Call> {
+    fn call(&self) -> Option<Cow<'_, Call>> {
         None
     }
 }
@@ -159,8 +159,8 @@ async fn a_typed_call_waits_for_no_first_token_unless_it_is_a_stream() {
     #[derive(Clone, Debug)]
     struct Chat(Call);
     impl Described for Chat {
-        fn call(&self) -> Option<&Call> {
-            Some(&self.0)
+        fn call(&self) -> Option<Cow<'_, Call>> {
+            Some(Cow::Borrowed(&self.0))
         }
     }
     let layer = TimeoutLayer::builder()

@@ -39,6 +39,7 @@ pub(crate) fn of_provider(
     let told_by = if upstream.takes_the_caller_s_key() {
         KeyBy::custom(|request| {
             let call = request.call();
+            let call = call.as_deref();
             let caller = call.and_then(Call::caller).map_or("", Caller::as_str);
             Key::pair(caller, call.and_then(Call::model).unwrap_or_default())
         })
@@ -74,7 +75,8 @@ pub(crate) async fn of_callers(
         limits.push(tiers.limit());
         let tier_of = tier_of(describe, tiers, caller_tiers.as_ref()).await?;
         builder = builder.tier_by(move |request| {
-            let caller = request.call().and_then(Call::caller);
+            let call = request.call();
+            let caller = call.as_deref().and_then(Call::caller);
             let tier = caller.and_then(|caller| tier_of.get(caller));
             tier.map_or(Cow::Borrowed(""), |tier| Cow::Owned(tier.clone()))
         });
@@ -203,7 +205,7 @@ async fn caller_with(describe: &DescribeLayer, name: HeaderName, value: &str) ->
         .filter(|value| !value.is_empty())?;
     request.headers_mut().insert(name, value);
     let caller = describe.layer(service_fn(|request: Request<Full<Bytes>>| async move {
-        Ok::<_, BoxError>(request.call().and_then(Call::caller).cloned())
+        Ok::<_, BoxError>(request.call().and_then(|call| call.caller().cloned()))
     }));
     caller.oneshot(request).await.ok().flatten()
 }

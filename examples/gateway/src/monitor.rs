@@ -4,6 +4,7 @@
 //! as well as what they let through.
 
 use std::{
+    borrow::Cow,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -266,7 +267,7 @@ where
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        let call = request.call().cloned();
+        let call = request.call().map(Cow::into_owned);
         let mut armed = Armed::new(self.metrics.watching(call.as_ref()));
         let inner = armed.enter(|| self.inner.call(request));
         Guarded::new(inner, HttpBody, call, armed)
@@ -320,9 +321,10 @@ fn label(outcome: Outcome) -> &'static str {
         Outcome::Failed(Failure::Truncated) => "failed_truncated",
         Outcome::Failed(Failure::Stalled) => "failed_stalled",
         Outcome::Failed(Failure::Timeout) => "failed_timeout",
+        Outcome::Failed(Failure::Slow) => "failed_slow",
         Outcome::Failed(_) => "failed",
+        Outcome::ClientError => "client_error",
         Outcome::Refused => "refused",
-        Outcome::Shed => "shed",
         Outcome::Abandoned => "abandoned",
         Outcome::Superseded => "superseded",
         _ => "other",

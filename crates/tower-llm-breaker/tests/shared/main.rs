@@ -11,6 +11,7 @@ mod paused;
 mod support;
 
 use std::{
+    borrow::Cow,
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -45,8 +46,8 @@ const NAME: &str = "circuits";
 struct Prompt(Call);
 
 impl Described for Prompt {
-    fn call(&self) -> Option<&Call> {
-        Some(&self.0)
+    fn call(&self) -> Option<Cow<'_, Call>> {
+        Some(Cow::Borrowed(&self.0))
     }
 }
 

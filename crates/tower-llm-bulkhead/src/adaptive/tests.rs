@@ -131,8 +131,8 @@ fn refusals_by_the_provider_are_bad_and_its_answers_good() {
     assert_eq!(says(Outcome::Success), Some(Sign::Good));
     for neither in [
         Outcome::Exhausted,
+        Outcome::ClientError,
         Outcome::Refused,
-        Outcome::Shed,
         Outcome::Abandoned,
         Outcome::Superseded,
         Outcome::Failed(Failure::Timeout),

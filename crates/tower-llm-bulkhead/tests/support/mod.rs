@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fmt,
     sync::{
@@ -48,8 +49,8 @@ impl Ask {
 }
 
 impl Described for Ask {
-    fn call(&self) -> Option<&Call> {
-        self.call.as_ref()
+    fn call(&self) -> Option<Cow<'_, Call>> {
+        self.call.as_ref().map(Cow::Borrowed)
     }
 
     fn header(&self, name: &str) -> Option<&[u8]> {

@@ -130,7 +130,7 @@ pub(super) enum ErrorKind {
     #[default]
     Unknown,
     /// The caller's fault, inside a response that had begun well.
-    Refused,
+    ClientError,
     Throttled,
     Overloaded,
     Exhausted,
@@ -180,7 +180,7 @@ impl ErrorKind {
             | b"not_found_error"
             | b"request_too_large"
             | b"INVALID_ARGUMENT"
-            | b"validationException" => Self::Refused,
+            | b"validationException" => Self::ClientError,
             _ => Self::Unknown,
         }
     }

@@ -50,7 +50,7 @@ fn outcome(headers: &HeaderMap) -> Option<Outcome> {
         14 => Outcome::Overloaded { retry_after },
         // Unknown, aborted, unimplemented, internal, data loss.
         2 | 10 | 12 | 13 | 15 => Outcome::Failed(Failure::Status),
-        _ => Outcome::Refused,
+        _ => Outcome::ClientError,
     })
 }
 

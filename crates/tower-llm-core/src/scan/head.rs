@@ -67,7 +67,7 @@ impl Head {
             (503, _) if retry_after.is_some() => Outcome::Overloaded { retry_after },
             // Nothing is wrong with a request that took too long: 408, and Bedrock's 424.
             (408 | 424 | 500.., _) => Outcome::Failed(Failure::Status),
-            _ => Outcome::Refused,
+            _ => Outcome::ClientError,
         })
     }
 }

@@ -268,7 +268,7 @@ fn in_band(error: &InBand) -> Outcome {
     let retry_after = error.retry_after;
     match error.kind {
         ErrorKind::Unknown => Outcome::Failed(Failure::InBand),
-        ErrorKind::Refused => Outcome::Refused,
+        ErrorKind::ClientError => Outcome::ClientError,
         ErrorKind::Throttled => Outcome::Throttled { retry_after },
         ErrorKind::Overloaded => Outcome::Overloaded { retry_after },
         ErrorKind::Exhausted => Outcome::Exhausted,

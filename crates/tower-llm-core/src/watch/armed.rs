@@ -37,10 +37,10 @@ impl<G: Guard> Armed<G> {
         result
     }
 
-    /// Tells the guard of the response's head; see [`Guard::head`].
-    pub fn head(&mut self, head: Option<&mut Parts>) {
+    /// Tells the guard of the response's head; see [`Guard::response_headers`].
+    pub fn response_headers(&mut self, head: Option<&mut Parts>) {
         if let Some(guard) = &mut self.guard {
-            guard.head(head);
+            guard.response_headers(head);
         }
     }
 

@@ -65,7 +65,7 @@ impl<B, G: Guard> Watched<B, G> {
             parts.extensions.insert(lead.led());
             lead
         });
-        armed.head(Some(&mut parts));
+        armed.response_headers(Some(&mut parts));
         let mut watched = Self {
             inner: Some(body),
             armed,

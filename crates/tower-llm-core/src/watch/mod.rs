@@ -60,7 +60,7 @@ pub trait Guard {
     /// The response's head has come; `None` where the response is not an [`http::Response`].
     ///
     /// Headers may be read and added. What says how the body is written has been read before.
-    fn head(&mut self, head: Option<&mut Parts>) {
+    fn response_headers(&mut self, head: Option<&mut Parts>) {
         let _ = head;
     }
 
@@ -131,7 +131,7 @@ impl<R> Watch<R> for Unary {
 
     // Where the guard lies: moving it costs more than ending it.
     fn watch_armed<G: Guard>(&self, _: Option<&Call>, response: R, armed: &mut Armed<G>) -> R {
-        armed.head(None);
+        armed.response_headers(None);
         armed.end(&Completion::new(Outcome::Success));
         response
     }

@@ -62,7 +62,7 @@ async fn a_body_that_is_not_json_passes_byte_for_byte_described_by_what_is_known
         let is_json = serde_json::from_slice::<serde_json::Value>(body).is_ok();
         let tokens = if is_json { 0 } else { body.len().div_ceil(4) };
         assert_eq!(
-            line(passed.call().unwrap()),
+            line(&passed.call().unwrap()),
             format!("OpenAi openai chat - whole in={tokens} max=- items=1")
         );
         assert_eq!(bytes(passed).await, body);

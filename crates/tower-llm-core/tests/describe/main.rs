@@ -62,7 +62,7 @@ async fn call(path: &str, body: &str) -> Call {
         .await
         .unwrap()
         .call()
-        .cloned()
+        .map(std::borrow::Cow::into_owned)
         .unwrap()
 }
 

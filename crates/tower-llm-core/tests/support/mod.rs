@@ -315,7 +315,7 @@ pub(crate) fn call_of(fixture: &Fixture) -> Call {
         .body(Full::<Bytes>::from(body))
         .unwrap();
     let service = DescribeLayer::new().layer(service_fn(async |request: Request<Full<Bytes>>| {
-        Ok::<_, BoxError>(request.call().cloned().unwrap())
+        Ok::<_, BoxError>(request.call().unwrap().into_owned())
     }));
     let described = pin!(service.oneshot(request)).poll(&mut Context::from_waker(Waker::noop()));
     match described {
@@ -350,6 +350,6 @@ pub(crate) fn expected(fixture: &Fixture) -> Outcome {
         Verdict::FailedStatus => Outcome::Failed(Failure::Status),
         Verdict::FailedInBand => Outcome::Failed(Failure::InBand),
         Verdict::FailedTruncated => Outcome::Failed(Failure::Truncated),
-        Verdict::Refused => Outcome::Refused,
+        Verdict::ClientError => Outcome::ClientError,
     }
 }

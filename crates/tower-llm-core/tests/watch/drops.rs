@@ -75,7 +75,7 @@ fn a_json_body_dropped_once_the_whole_of_it_came_is_a_success() {
 fn an_error_status_is_the_verdict_even_if_its_body_is_dropped_unread() {
     let retry_after = None;
     for (status, outcome) in [
-        (400, Outcome::Refused),
+        (400, Outcome::ClientError),
         (402, Outcome::Exhausted),
         (408, Outcome::Failed(Failure::Status)),
         (429, Outcome::Throttled { retry_after }),

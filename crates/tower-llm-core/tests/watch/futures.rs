@@ -74,7 +74,7 @@ fn a_future_hands_the_guard_on_to_the_body() {
 struct Stages(Arc<Mutex<Vec<&'static str>>>);
 
 impl Guard for Stages {
-    fn head(&mut self, _: Option<&mut http::response::Parts>) {
+    fn response_headers(&mut self, _: Option<&mut http::response::Parts>) {
         self.0.lock().unwrap().push("head");
     }
 
@@ -154,13 +154,13 @@ fn a_futures_error_says_who_failed() {
             "connection refused".into(),
             Outcome::Failed(Failure::Transport),
         ),
-        (refusal().into(), Outcome::Shed),
-        (TooLarge::new(1).into(), Outcome::Shed),
+        (refusal().into(), Outcome::Refused),
+        (TooLarge::new(1).into(), Outcome::Refused),
         (
             Wrapped(Wrapped(TooLarge::new(1).into()).into()).into(),
-            Outcome::Shed,
+            Outcome::Refused,
         ),
-        (io::Error::other(refusal()).into(), Outcome::Shed),
+        (io::Error::other(refusal()).into(), Outcome::Refused),
         (timed_out().into(), Outcome::Failed(Failure::Timeout)),
         (
             Wrapped(timed_out().into()).into(),
@@ -198,11 +198,11 @@ fn an_armed_guard_is_told_once() {
     let log = Log::new();
     let mut armed = Armed::new(log.probe("only"));
     assert!(!armed.has_ended());
-    armed.end(&Completion::new(Outcome::Shed));
+    armed.end(&Completion::new(Outcome::Refused));
     assert!(armed.has_ended());
     armed.end(&Completion::new(Outcome::Success));
     drop(armed);
-    assert_eq!(log.outcome(), Outcome::Shed);
+    assert_eq!(log.outcome(), Outcome::Refused);
 }
 
 /// Panics at the end.
@@ -219,11 +219,11 @@ impl Guard for Clumsy {
 fn a_guard_that_panics_at_the_end_is_not_told_again() {
     let told = Arc::default();
     let mut armed = Armed::new(Clumsy(Arc::clone(&told)));
-    let end = AssertUnwindSafe(|| armed.end(&Completion::new(Outcome::Shed)));
+    let end = AssertUnwindSafe(|| armed.end(&Completion::new(Outcome::Refused)));
     assert!(catch_unwind(end).is_err());
     assert!(armed.has_ended());
     drop(armed);
-    assert_eq!(*told.lock().unwrap(), [Outcome::Shed]);
+    assert_eq!(*told.lock().unwrap(), [Outcome::Refused]);
 }
 
 #[test]

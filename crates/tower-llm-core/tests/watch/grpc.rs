@@ -35,7 +35,7 @@ fn a_grpc_call_ends_as_its_trailers_say() {
         ),
         (&[("grpc-status", "4")], Outcome::Failed(Failure::Timeout)),
         (&[("grpc-status", "13")], Outcome::Failed(Failure::Status)),
-        (&[("grpc-status", "3")], Outcome::Refused),
+        (&[("grpc-status", "3")], Outcome::ClientError),
         (&[("grpc-status", "1")], Outcome::Abandoned),
         (
             &[("grpc-message", "no status")],

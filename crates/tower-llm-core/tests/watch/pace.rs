@@ -12,7 +12,7 @@ struct Pace {
 }
 
 impl Guard for Pace {
-    fn head(&mut self, _: Option<&mut http::response::Parts>) {
+    fn response_headers(&mut self, _: Option<&mut http::response::Parts>) {
         self.has_head = true;
     }
 

@@ -64,7 +64,7 @@ fn what_is_no_answer_of_a_model_is_no_success() {
         assert_eq!(answered(false, json(Script::data([nothing]))), truncated);
     }
     let moved = response(302, "application/json", Script::data(["{}"]));
-    assert_eq!(answered(false, moved), Outcome::Refused);
+    assert_eq!(answered(false, moved), Outcome::ClientError);
     // What is compressed cannot be read, and is taken at its word.
     let mut gzip = json(Script::data([&b"\x1f\x8b"[..]]));
     let encoding = HeaderValue::from_static("gzip");

@@ -11,6 +11,7 @@
 )]
 
 use std::{
+    borrow::Cow,
     convert::Infallible,
     fmt,
     future::{Future, pending},
@@ -252,8 +253,8 @@ impl Prompt {
 }
 
 impl Described for Prompt {
-    fn call(&self) -> Option<&Call> {
-        Some(&self.0)
+    fn call(&self) -> Option<Cow<'_, Call>> {
+        Some(Cow::Borrowed(&self.0))
     }
 }
 

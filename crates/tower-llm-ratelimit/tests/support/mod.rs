@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use std::{collections::BTreeMap, fmt, task::Poll, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, fmt, task::Poll, time::Duration};
 
 use tokio_test::assert_ready;
 use tower::Service;
@@ -69,8 +69,8 @@ impl Ask {
 }
 
 impl Described for Ask {
-    fn call(&self) -> Option<&Call> {
-        self.call.as_ref()
+    fn call(&self) -> Option<Cow<'_, Call>> {
+        self.call.as_ref().map(Cow::Borrowed)
     }
 
     fn header(&self, name: &str) -> Option<&[u8]> {
