@@ -23,6 +23,10 @@ use crate::Dialect;
 ///     .build();
 /// assert_eq!(call.model(), Some("claude-sonnet-5"));
 /// assert_eq!(call.max_output_tokens(), None);
+/// assert_eq!(call.cost(), 1);
+///
+/// let images = Call::builder(Provider::OPENAI, Operation::new("image")).cost(4).build();
+/// assert_eq!(images.cost(), 4);
 /// ```
 #[derive(Clone, Debug)]
 pub struct Call(Arc<Parts>);
@@ -39,6 +43,7 @@ struct Parts {
     input_tokens: u64,
     max_output_tokens: Option<u64>,
     items: u64,
+    cost: u64,
     received_at: Instant,
 }
 
@@ -79,7 +84,8 @@ pub trait Described {
 // === impl Call ===
 
 impl Call {
-    /// Starts a call of which nothing else is known: no model, not streamed, one item, no input tokens, received now.
+    /// Starts a call with defaults for everything else: no model, not streamed, one item, a cost of 1, no input tokens,
+    /// received now.
     pub fn builder(provider: Provider, operation: Operation) -> CallBuilder {
         CallBuilder(Parts {
             provider,
@@ -92,6 +98,7 @@ impl Call {
             input_tokens: 0,
             max_output_tokens: None,
             items: 1,
+            cost: 1,
             received_at: Instant::now(),
         })
     }
@@ -156,6 +163,15 @@ impl Call {
         self.0.items
     }
 
+    /// What the call costs in units of the service's own, for limits that count such units; 1 unless set.
+    ///
+    /// For what is not measured in a model's tokens: images, seconds of audio, search credits. No provider reports such
+    /// units, so a call that was sent costs what it says here.
+    #[must_use]
+    pub fn cost(&self) -> u64 {
+        self.0.cost
+    }
+
     /// When the request came in.
     #[must_use]
     pub fn received_at(&self) -> Instant {
@@ -211,6 +227,12 @@ impl CallBuilder {
     /// Sets the number of inputs.
     pub fn items(mut self, items: u64) -> Self {
         self.0.items = items;
+        self
+    }
+
+    /// Sets the cost in units of the service's own; 1 unless set. A call that costs 0 passes every limit of such units.
+    pub fn cost(mut self, units: u64) -> Self {
+        self.0.cost = units;
         self
     }
 
