@@ -13,7 +13,7 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tower_llm_core::{Forget, Key};
+use tower_llm_core::{Evictable, Key};
 
 use self::{
     held::{Core, Held},
@@ -482,10 +482,10 @@ impl Shut {
     }
 }
 
-impl Forget for Circuit {
+impl Evictable for Circuit {
     /// Closed, and nothing bad has happened for a while; or open, and long since nobody has come to probe it. What a hand
     /// has chosen is not forgotten: made anew, it would be what it is at first.
-    fn may_forget(&self) -> bool {
+    fn is_evictable(&self) -> bool {
         let policy = self.policy();
         let word = self.word();
         let is_by_hand = word.phase.is_by_hand() || policy.at_first.is_by_hand();

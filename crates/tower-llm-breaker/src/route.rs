@@ -4,7 +4,7 @@ use std::{iter, sync::Arc};
 
 use tokio::time::Instant;
 use tower_llm_core::{
-    Completion, ConfigError, Described, Failure, Forget, Key, KeyBy, Keyed, Outcome, Registry,
+    Completion, ConfigError, Described, Evictable, Failure, Key, KeyBy, Keyed, Outcome, Registry,
 };
 
 use crate::{
@@ -105,7 +105,7 @@ impl Board {
 
     /// The circuit, made if there is none; `None` if the layer has no such circuits, or no room.
     pub(crate) fn circuit(&self, id: &CircuitId) -> Option<Arc<Keyed<Circuit>>> {
-        let circuit = self.circuits.of(id.scope())?.get_key(id.key());
+        let circuit = self.circuits.of(id.scope())?.by_key(id.key());
         circuit.has_key().then_some(circuit)
     }
 
@@ -133,7 +133,7 @@ impl Board {
     }
 }
 
-fn bounded<T: Forget>(
+fn bounded<T: Evictable>(
     registry: Registry<T>,
     max_keys: Option<usize>,
 ) -> Result<Registry<T>, ConfigError> {
@@ -156,13 +156,13 @@ impl Circuits {
         let mut circuits = key.into_iter().flat_map(|key| {
             self.0.iter().map(move |(scope, circuits)| {
                 let circuit = match scope {
-                    Scope::Provider => circuits.get_key(&Key::new(provider)),
-                    Scope::ProviderAndModel => circuits.get_key(&Key::pair(provider, model)),
-                    Scope::Account => circuits.get_key(&Key::pair(provider, account)),
+                    Scope::Provider => circuits.by_key(&Key::new(provider)),
+                    Scope::ProviderAndModel => circuits.by_key(&Key::pair(provider, model)),
+                    Scope::Account => circuits.by_key(&Key::pair(provider, account)),
                     Scope::AccountAndModel => {
-                        circuits.get_key(&Key::triple(provider, account, model))
+                        circuits.by_key(&Key::triple(provider, account, model))
                     }
-                    Scope::Key => circuits.get_key(key),
+                    Scope::Key => circuits.by_key(key),
                 };
                 (*scope, circuit)
             })
@@ -270,8 +270,8 @@ impl Route {
 }
 
 /// A route can be made anew. Its circuits stay as long as it does.
-impl Forget for Route {
-    fn may_forget(&self) -> bool {
+impl Evictable for Route {
+    fn is_evictable(&self) -> bool {
         true
     }
 }

@@ -72,7 +72,7 @@ impl BulkheadHandle {
         if let Some(rules) = self.shared.adaptive {
             rules.check_limit("limit", limit)?;
         }
-        let places = self.shared.places.get_key(key);
+        let places = self.shared.places.by_key(key);
         if places.key() != Some(key) {
             let reason = "there is no room for another key";
             return Err(ConfigError::new("key", key, reason));

@@ -36,7 +36,7 @@ use std::sync::{Mutex, MutexGuard};
 use ::loom::sync::{Mutex, MutexGuard};
 
 use tokio::time::Instant;
-use tower_llm_core::{Forget, Keyed};
+use tower_llm_core::{Evictable, Keyed};
 
 use self::{
     counter::Counter,
@@ -433,8 +433,8 @@ impl Places {
     }
 }
 
-impl Forget for Places {
-    fn may_forget(&self) -> bool {
+impl Evictable for Places {
+    fn is_evictable(&self) -> bool {
         // Whoever has a place or waits for one holds these places: nobody does.
         self.set_to.load(Ordering::Relaxed) == self.made_with
     }

@@ -6,10 +6,10 @@ use tokio::time::Instant;
 
 use crate::Dialect;
 
-/// What one call to a language model is: read once, carried with the request, cheap to clone.
+/// Describes one call to a language model. It is read once, travels with the request, and is cheap to clone.
 ///
-/// [`DescribeLayer`](crate::DescribeLayer) makes it from an HTTP request and puts it into its extensions; a service
-/// with request types of its own builds one and hands it out by [`Described`].
+/// [`DescribeLayer`](crate::DescribeLayer) reads it from an HTTP request and inserts it into the request's extensions. A
+/// service with its own request types builds one and returns it from [`Described::call`].
 ///
 /// Names follow the OpenTelemetry conventions for generative AI.
 ///
@@ -52,29 +52,70 @@ struct Parts {
 #[must_use = "a builder does nothing until it is built"]
 pub struct CallBuilder(Parts);
 
-/// Who serves the model: `gen_ai.provider.name`. An open set with well-known values.
+/// The provider of the model: `gen_ai.provider.name`. An open set with well-known values.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Provider(Cow<'static, str>);
 
-/// What is asked of it: `gen_ai.operation.name`. An open set with well-known values.
+/// The kind of call: `gen_ai.operation.name`. An open set with well-known values.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Operation(Cow<'static, str>);
 
-/// Who calls: a name the service chose, or a keyed digest of a credential. Never the credential itself.
+/// The caller: a name that the service chose, or a keyed digest of a credential. Never the credential itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Caller(Box<str>);
 
-/// A request that may know which [`Call`] it is.
+/// A request that can describe its [`Call`].
 ///
-/// Implemented for [`http::Request`], from its extensions, and to be implemented for request types of your own.
-/// Where it gives no call, a layer uses one key shared by all such requests and the cost of one request.
+/// Implemented for [`http::Request`], which holds the call in its extensions. Implement it for your own request types: lend a
+/// call that the request holds, or build one when a layer asks.
+///
+/// ```
+/// use std::borrow::Cow;
+///
+/// use tower_llm_core::{Call, Described, Operation, Provider};
+///
+/// // Holds its call: layers borrow it.
+/// struct Prompt {
+///     text: String,
+///     call: Call,
+/// }
+///
+/// impl Described for Prompt {
+///     fn call(&self) -> Option<Cow<'_, Call>> {
+///         Some((&self.call).into())
+///     }
+/// }
+///
+/// // Holds no call: each layer that asks gets a new one.
+/// struct Image {
+///     count: u64,
+/// }
+///
+/// impl Described for Image {
+///     fn call(&self) -> Option<Cow<'_, Call>> {
+///         let call = Call::builder(Provider::OPENAI, Operation::new("image"))
+///             .model("gpt-image-1")
+///             .cost(self.count);
+///         Some(call.build().into())
+///     }
+/// }
+/// # assert_eq!(Image { count: 3 }.call().unwrap().cost(), 3);
+/// ```
+///
+/// A request without a call shares one key with all such requests and costs one request.
+#[diagnostic::on_unimplemented(
+    message = "the layers of tower-llm cannot read a call from `{Self}`",
+    label = "does not implement `Described`",
+    note = "implement `Described` for your own request type, or call the service with an `http::Request`"
+)]
 pub trait Described {
-    /// The call that this request is, borrowed from the request or built for it.
+    /// Returns the call, borrowed from the request or built for it; `None` if nothing is known about it.
     ///
-    /// Each layer asks at least once. Store the [`Call`] in the request where that matters: building one allocates.
+    /// Each layer asks at least once per request. Building a call allocates, so a request that passes several layers should
+    /// hold it.
     fn call(&self) -> Option<Cow<'_, Call>>;
 
-    /// A request header's value, for policies that choose a key by one.
+    /// Returns a request header's value, for policies that choose a key by one.
     fn header(&self, name: &str) -> Option<&[u8]> {
         let _ = name;
         None
@@ -103,76 +144,76 @@ impl Call {
         })
     }
 
-    /// Who serves the model.
+    /// Returns the provider of the model.
     #[must_use]
     pub fn provider(&self) -> &Provider {
         &self.0.provider
     }
 
-    /// What is asked of it.
+    /// Returns the kind of call.
     #[must_use]
     pub fn operation(&self) -> &Operation {
         &self.0.operation
     }
 
-    /// The form in which request and response are written, if it is one that is understood here.
+    /// Returns the API format of request and response; `None` if it is not a known one.
     #[must_use]
     pub fn dialect(&self) -> Option<Dialect> {
         self.0.dialect
     }
 
-    /// The model, as the request names it; for Azure, the deployment.
+    /// Returns the model as the request names it; for Azure, the deployment.
     #[must_use]
     pub fn model(&self) -> Option<&str> {
         self.0.model.as_deref()
     }
 
-    /// The account at the provider whose limits the call counts against, if the service named one.
+    /// Returns the account at the provider whose limits the call counts against, if the service named one.
     #[must_use]
     pub fn account(&self) -> Option<&str> {
         self.0.account.as_deref()
     }
 
-    /// Who calls, if it is known.
+    /// Returns the caller, if it is known.
     #[must_use]
     pub fn caller(&self) -> Option<&Caller> {
         self.0.caller.as_ref()
     }
 
-    /// Whether the response is asked for as a stream.
+    /// Returns whether the request asks for a stream.
     #[must_use]
     pub fn streamed(&self) -> bool {
         self.0.streamed
     }
 
-    /// An estimate of the input, in tokens.
+    /// Returns the estimated number of input tokens.
     #[must_use]
     pub fn input_tokens(&self) -> u64 {
         self.0.input_tokens
     }
 
-    /// The most output tokens the request allows, of all answers that it asks for together; `None` if it names no maximum.
+    /// Returns the maximum number of output tokens, for all choices together; `None` if the request sets no maximum.
     #[must_use]
     pub fn max_output_tokens(&self) -> Option<u64> {
         self.0.max_output_tokens
     }
 
-    /// How many inputs the request carries: more than one only for embeddings and prompts that come as a list.
+    /// Returns the number of inputs: more than one only for embeddings and for prompts in a list.
     #[must_use]
     pub fn items(&self) -> u64 {
         self.0.items
     }
 
-    /// What the call costs in units of the service's own, for limits that count such units; 1 unless set.
+    /// Returns the cost of the call in the service's own units, for limits that count such units; 1 unless set.
     ///
-    /// For what is not measured in a model's tokens: images, seconds of audio, search credits. No provider reports such
-    /// units, so a call that was sent costs what it says here.
+    /// Use it for what is not measured in tokens: images, seconds of audio, search credits. Providers do not report such
+    /// units, so a call that was sent is charged its stated cost.
     #[must_use]
     pub fn cost(&self) -> u64 {
         self.0.cost
     }
 
-    /// When the request came in.
+    /// Returns when the request arrived.
     #[must_use]
     pub fn received_at(&self) -> Instant {
         self.0.received_at
@@ -200,25 +241,25 @@ impl CallBuilder {
         self
     }
 
-    /// Sets who calls.
+    /// Sets the caller.
     pub fn caller(mut self, caller: Caller) -> Self {
         self.0.caller = Some(caller);
         self
     }
 
-    /// Sets whether the response is a stream.
+    /// Sets whether the request asks for a stream.
     pub fn streamed(mut self, streamed: bool) -> Self {
         self.0.streamed = streamed;
         self
     }
 
-    /// Sets the estimate of the input, in tokens.
+    /// Sets the estimated number of input tokens.
     pub fn input_tokens(mut self, tokens: u64) -> Self {
         self.0.input_tokens = tokens;
         self
     }
 
-    /// Sets the most output tokens, of all answers together.
+    /// Sets the maximum number of output tokens, for all choices together.
     pub fn max_output_tokens(mut self, tokens: u64) -> Self {
         self.0.max_output_tokens = Some(tokens);
         self
@@ -230,19 +271,19 @@ impl CallBuilder {
         self
     }
 
-    /// Sets the cost in units of the service's own; 1 unless set. A call that costs 0 passes every limit of such units.
+    /// Sets the cost in the service's own units; 1 unless set. A call that costs 0 passes every limit on such units.
     pub fn cost(mut self, units: u64) -> Self {
         self.0.cost = units;
         self
     }
 
-    /// Sets when the request came in.
+    /// Sets when the request arrived; the time of [`Call::builder`] unless set.
     pub fn received_at(mut self, at: Instant) -> Self {
         self.0.received_at = at;
         self
     }
 
-    /// The call.
+    /// Builds the call.
     #[must_use]
     pub fn build(self) -> Call {
         Call(Arc::new(self.0))
@@ -252,7 +293,7 @@ impl CallBuilder {
 // === impl Provider ===
 
 impl Provider {
-    /// `OpenAI`, and what speaks its dialects without saying who it is.
+    /// `OpenAI`, and providers that speak its dialects without naming themselves.
     pub const OPENAI: Self = Self(Cow::Borrowed("openai"));
     /// Azure `OpenAI`.
     pub const AZURE_OPENAI: Self = Self(Cow::Borrowed("azure.ai.openai"));
@@ -260,15 +301,15 @@ impl Provider {
     pub const ANTHROPIC: Self = Self(Cow::Borrowed("anthropic"));
     /// Gemini.
     pub const GEMINI: Self = Self(Cow::Borrowed("gcp.gemini"));
-    /// Nobody knows.
+    /// An unknown provider.
     pub const OTHER: Self = Self(Cow::Borrowed("_OTHER"));
 
-    /// A provider by its name.
+    /// Creates a provider from its name.
     pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
         Self(name.into())
     }
 
-    /// Its name.
+    /// Returns its name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -278,7 +319,7 @@ impl Provider {
 // === impl Operation ===
 
 impl Operation {
-    /// A chat completion, whatever the provider calls it.
+    /// A chat completion, by any provider's name for it.
     pub const CHAT: Self = Self(Cow::Borrowed("chat"));
     /// A legacy text completion.
     pub const TEXT_COMPLETION: Self = Self(Cow::Borrowed("text_completion"));
@@ -286,17 +327,17 @@ impl Operation {
     pub const GENERATE_CONTENT: Self = Self(Cow::Borrowed("generate_content"));
     /// Embeddings.
     pub const EMBEDDINGS: Self = Self(Cow::Borrowed("embeddings"));
-    /// Counting tokens, which costs none.
+    /// Counting tokens, which uses none.
     pub const COUNT_TOKENS: Self = Self(Cow::Borrowed("count_tokens"));
     /// Anything else.
     pub const OTHER: Self = Self(Cow::Borrowed("_OTHER"));
 
-    /// An operation by its name.
+    /// Creates an operation from its name.
     pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
         Self(name.into())
     }
 
-    /// Its name.
+    /// Returns its name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -306,12 +347,12 @@ impl Operation {
 // === impl Caller ===
 
 impl Caller {
-    /// A caller by a name the service chose.
+    /// Creates a caller from a name that the service chose.
     pub fn named(name: impl Into<Box<str>>) -> Self {
         Self(name.into())
     }
 
-    /// The name, or the digest in hexadecimal.
+    /// Returns the name, or the digest in hexadecimal.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -339,6 +380,18 @@ impl fmt::Display for Caller {
 }
 
 // === impl Described ===
+
+impl From<Call> for Cow<'_, Call> {
+    fn from(call: Call) -> Self {
+        Self::Owned(call)
+    }
+}
+
+impl<'a> From<&'a Call> for Cow<'a, Call> {
+    fn from(call: &'a Call) -> Self {
+        Self::Borrowed(call)
+    }
+}
 
 impl<B> Described for http::Request<B> {
     fn call(&self) -> Option<Cow<'_, Call>> {

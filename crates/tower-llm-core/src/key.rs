@@ -1,4 +1,4 @@
-//! Which state a call shares with which others.
+//! Which calls share state.
 
 use std::{
     fmt,
@@ -11,21 +11,21 @@ use http::HeaderName;
 
 use crate::{Call, Caller, Described};
 
-/// Longest part of a key.
+/// Maximum length of one part of a key.
 const MAX_PART_BYTES: usize = 256;
 
-/// What calls are counted together by: a provider, a model, a caller, or what a policy says.
+/// Names the state that calls share: a provider, a model, a caller, or anything else that a [`KeyBy`] chooses.
 ///
-/// Two keys are equal if their parts are. Where a call lacks what its policy asks for, or it is over 256 bytes long, that
-/// part is empty, so that all such calls share one key.
+/// A key has up to three parts. A part is empty if the call does not have it or if it is longer than 256 bytes, so all such
+/// calls share one key.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Key {
-    // All parts in one, and where the first and the second end.
+    // All parts in one string, and the ends of the first and the second.
     text: Box<str>,
     ends: [usize; 2],
 }
 
-/// A key that borrows from the request: it is looked up on every call and kept only for a new one.
+/// A key that borrows from the request: it is looked up on every call, but stored only if it is new.
 #[derive(Clone, Copy, Debug, Eq)]
 pub(crate) struct KeyRef<'a> {
     first: &'a str,
@@ -33,7 +33,7 @@ pub(crate) struct KeyRef<'a> {
     third: &'a str,
 }
 
-/// How a layer chooses the key of a call.
+/// Chooses the key of a call.
 ///
 /// ```
 /// use tower_llm_core::{Key, KeyBy};
@@ -62,17 +62,17 @@ enum By {
 // === impl Key ===
 
 impl Key {
-    /// The key `part`: a provider's name for [`KeyBy::provider`], a model's for [`KeyBy::model`], and so on.
+    /// Creates a key of one part: the provider's name for [`KeyBy::provider`], the model's for [`KeyBy::model`], and so on.
     pub fn new(part: impl AsRef<str>) -> Self {
         Self::pair(part, "")
     }
 
-    /// The key of two parts, such as a provider and a model.
+    /// Creates a key of two parts, such as a provider and a model.
     pub fn pair(first: impl AsRef<str>, second: impl AsRef<str>) -> Self {
         Self::triple(first, second, "")
     }
 
-    /// The key of three parts, such as a provider, an account there and a model.
+    /// Creates a key of three parts, such as a provider, an account at it and a model.
     pub fn triple(first: impl AsRef<str>, second: impl AsRef<str>, third: impl AsRef<str>) -> Self {
         let (first, second) = (first.as_ref(), second.as_ref());
         Self {
@@ -81,7 +81,7 @@ impl Key {
         }
     }
 
-    /// Its parts; those that it does not have are empty.
+    /// Returns the parts; those that the key does not have are empty.
     #[must_use]
     pub fn parts(&self) -> [&str; 3] {
         let KeyRef {
@@ -131,7 +131,7 @@ impl KeyRef<'_> {
         third: "",
     };
 
-    /// Without what no provider, model or caller is called, but somebody who wants the registry to grow.
+    /// Empties parts that are too long for a name: a client that invents them wants to fill the memory.
     fn bounded(self) -> Self {
         let bounded = |part| {
             if str::len(part) > MAX_PART_BYTES {
@@ -158,8 +158,8 @@ impl KeyRef<'_> {
 
 impl PartialEq for KeyRef<'_> {
     fn eq(&self, other: &Self) -> bool {
-        // An empty part points nowhere. Comparing such with vector instructions that mask what is out of bounds costs
-        // a fault inside the processor, more than 100 ns, and most keys have an empty part.
+        // The pointer of an empty part is dangling. Vector instructions that mask out-of-bounds bytes fault inside the
+        // processor on such a pointer, which costs more than 100 ns, and most keys have an empty part.
         let same = |a: &str, b: &str| a.len() == b.len() && (a.is_empty() || a == b);
         same(self.first, other.first)
             && same(self.second, other.second)
@@ -167,7 +167,7 @@ impl PartialEq for KeyRef<'_> {
     }
 }
 
-/// Of the parts that are not empty: most keys have one.
+/// Hashes the parts that are not empty: most keys have one.
 impl Hash for KeyRef<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write(self.first.as_bytes());
@@ -183,60 +183,61 @@ impl Hash for KeyRef<'_> {
 // === impl KeyBy ===
 
 impl KeyBy {
-    /// All calls share one key.
+    /// Uses one key for all calls.
     #[must_use]
     pub fn shared() -> Self {
         Self(By::Shared)
     }
 
-    /// The provider.
+    /// Uses the provider.
     #[must_use]
     pub fn provider() -> Self {
         Self(By::Provider)
     }
 
-    /// The model.
+    /// Uses the model.
     #[must_use]
     pub fn model() -> Self {
         Self(By::Model)
     }
 
-    /// Provider and model: [`Key::pair`].
+    /// Uses the provider and the model: [`Key::pair`].
     #[must_use]
     pub fn provider_and_model() -> Self {
         Self(By::ProviderAndModel)
     }
 
-    /// Provider, account and model: [`Key::triple`]. The account is the first part of what `account` chooses.
+    /// Uses the provider, the account and the model: [`Key::triple`]. The account is the first part of the key that `account`
+    /// chooses.
     #[must_use]
     pub fn route(account: Self) -> Self {
         Self(By::Route(Arc::new(account)))
     }
 
-    /// The account at the provider.
+    /// Uses the account at the provider.
     #[must_use]
     pub fn account() -> Self {
         Self(By::Account)
     }
 
-    /// The caller.
+    /// Uses the caller.
     #[must_use]
     pub fn caller() -> Self {
         Self(By::Caller)
     }
 
-    /// A request header's value; one that is not UTF-8 counts as missing.
+    /// Uses the value of a request header; one that is not UTF-8 counts as missing.
     ///
-    /// A header is what the caller says it is: use one that something in front of the service has checked. The key is
-    /// shown in statistics: for a credential use [`caller`](Self::caller), which knows its digest.
+    /// Clients can send any value, so use a header that a proxy in front of the service sets or checks. Keys appear in
+    /// statistics: for a credential use [`caller`](Self::caller), which holds only a digest.
     #[must_use]
     pub fn header(name: HeaderName) -> Self {
         Self(By::Header(name))
     }
 
-    /// What `key` makes of the request.
+    /// Uses the key that the closure returns.
     ///
-    /// It runs on every call, before any lock is taken: a panic in it is the caller's alone.
+    /// The closure runs on every call, before any lock is taken: a panic in it fails only that call.
     pub fn custom<F>(key: F) -> Self
     where
         F: Fn(&dyn Described) -> Key + Send + Sync + 'static,
@@ -244,19 +245,19 @@ impl KeyBy {
         Self(By::Custom(Arc::new(key)))
     }
 
-    /// Runs `then` with the key of `request`, without keeping it.
+    /// Runs `then` with the key of `request`, without storing it.
     pub(crate) fn with_key<T>(
         &self,
         request: &dyn Described,
         then: impl FnOnce(KeyRef<'_>) -> T,
     ) -> T {
-        // A call that the request builds when asked lives until `then` is done.
+        // A call that the request builds for us lives until `then` returns.
         let call = request.call();
         let mut made = None;
         then(self.key_of(request, call.as_deref(), &mut made).bounded())
     }
 
-    /// The key of `request`; one that a closure has made lies in `made`.
+    /// Returns the key of `request`; a key from a closure is stored in `made`.
     fn key_of<'a>(
         &'a self,
         request: &'a dyn Described,
@@ -299,7 +300,7 @@ impl KeyBy {
     }
 }
 
-/// Whether both choose the same key for every request; two closures do if one is the other's clone.
+/// Equal policies choose the same key for every request. Two closures are equal if one is the other's clone.
 impl PartialEq for KeyBy {
     fn eq(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {

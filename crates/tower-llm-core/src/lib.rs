@@ -74,7 +74,7 @@ pub use self::{
     oneshot::Oneshot,
     outcome::{Completion, Failure, FinishReason, Outcome, Subject},
     refusal::{RefusalBody, RefusalLayer, Refuse},
-    registry::{Forget, Keyed, Registry},
+    registry::{Evictable, Keyed, Registry},
     usage::Usage,
     watch::{Armed, Guard, Guarded, HttpBody, Unary, Watch, Watched},
 };

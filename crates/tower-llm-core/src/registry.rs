@@ -1,13 +1,13 @@
 //! State per key, bounded.
 //!
-//! Keys come from requests, so whoever sends requests can invent them. A registry therefore holds at most a set
-//! number of keys; when it is full, a key nobody uses gives way, and if none is found the new one shares the state
-//! of all that found no place. So the number bounds memory, and no key in use is ever forgotten.
+//! Keys come from requests, so clients can invent them. A registry therefore holds at most a set number of keys. When
+//! it is full, a new key evicts one that is not in use; if every key is in use, the new key shares one overflow state with
+//! all others that did not fit. Memory is bounded by the number of keys, and a key in use is never evicted.
 //!
-//! It is sharded: a call takes one read lock, which readers share, on one of the shards. What gives way is found by
-//! the clock algorithm (Corbató, 1968): a hand goes round a shard and takes the first entry that nobody holds and
-//! nobody has asked for since the hand came by last. A new entry counts as not asked for, as in SIEVE (Zhang et al., 2024):
-//! a key that was invented for one call gives way before any that came twice.
+//! The map is sharded: a lookup takes one read lock, which readers share, on one shard. Eviction is the clock
+//! algorithm (Corbató, 1968): a hand moves around a shard and evicts the first entry that is not held and was not looked up
+//! since the hand passed it last. As in SIEVE (Zhang et al., 2024), inserting an entry does not count as a lookup: a
+//! key invented for one call is evicted before any key that was used twice.
 
 use std::{
     fmt,
@@ -26,16 +26,16 @@ use crate::{ConfigError, Described, Key, KeyBy, key::KeyRef};
 
 const SHARDS: usize = 16;
 
-/// Entries that are looked at for a new key's place: so many and no more, lest invented keys make all others wait.
-const LOOKED_AT: usize = 64;
+/// Entries inspected to evict one; bounded, so that invented keys cannot make other calls wait for the lock.
+const MAX_INSPECTED: usize = 64;
 
-/// Keys a registry holds unless told otherwise.
+/// Keys a registry holds unless another number is set.
 const DEFAULT_MAX_KEYS: usize = 10_000;
 
-/// The state of each key that is in use.
+/// Holds the state of each key, up to a maximum number of keys.
 ///
-/// `T` is shared by reference; a key whose [`Keyed`] nobody else holds, and whose state says that it [may be
-/// forgotten](Forget::may_forget), can be evicted.
+/// States are shared as [`Arc<Keyed<T>>`](Keyed). A key can be evicted if no such reference to it is held and its state is
+/// [evictable](Evictable::is_evictable).
 ///
 /// A key costs its state, its text and about 80 bytes.
 pub struct Registry<T> {
@@ -43,42 +43,42 @@ pub struct Registry<T> {
     shards: Box<[RwLock<Shard<T>>]>,
     hasher: RandomState,
     max_keys_per_shard: usize,
-    /// For calls that have no key. They need no lookup, and all calls may be such.
+    /// For calls without a key. They need no lookup, and every call may be one.
     keyless: OnceLock<Arc<Keyed<T>>>,
-    /// For keys that come when all places are taken by others in use.
+    /// For keys that arrive when the registry is full of keys in use.
     overflow: Arc<Keyed<T>>,
     make: Box<dyn Fn(Option<&Key>) -> T + Send + Sync>,
 }
 
-/// State that a registry may drop.
-pub trait Forget {
-    /// Whether nothing is lost if this state is made anew at its key's next call.
+/// State that a [`Registry`] may evict.
+pub trait Evictable {
+    /// Whether nothing is lost if this state is dropped and its key's next call makes a new one.
     ///
-    /// Asked only when nobody but the registry holds it.
-    fn may_forget(&self) -> bool;
+    /// Asked only if the registry holds the last reference to it.
+    fn is_evictable(&self) -> bool;
 }
 
-/// The state of a key, with the key.
+/// The state of a key, together with the key.
 #[derive(Debug)]
 pub struct Keyed<T> {
     // `None` for the state that keys share when the registry is full.
     key: Option<Key>,
-    /// Whether it was asked for since it was made, or since the clock's hand came by last.
+    /// Whether it was looked up since it was inserted, or since the clock's hand passed it last.
     used: AtomicBool,
     state: T,
 }
 
-/// What lies in the table is one pointer: a table is half empty after it has grown.
+/// The table holds pointers, not states: it is half empty after it has grown.
 struct Shard<T> {
     table: HashTable<Arc<Keyed<T>>>,
-    /// Where the clock's hand stands.
+    /// The bucket that the clock's hand points at.
     hand: usize,
 }
 
-impl<T: Forget> Registry<T> {
-    /// A registry whose keys are chosen by `key_by` and whose state is made by `make`.
+impl<T: Evictable> Registry<T> {
+    /// Creates a registry: `key_by` chooses the key of a request, `make` creates the state of a new key.
     ///
-    /// `make` is given the key, or `None` for the state that keys share when the registry is full.
+    /// `make` receives the key, or `None` for the state that keys share when the registry is full.
     pub fn new<F>(key_by: KeyBy, make: F) -> Self
     where
         F: Fn(Option<&Key>) -> T + Send + Sync + 'static,
@@ -100,7 +100,7 @@ impl<T: Forget> Registry<T> {
         }
     }
 
-    /// Sets the most keys it holds; 10,000 unless set. Rounded up to a multiple of 16, the empty key not counted.
+    /// Sets the maximum number of keys; 10,000 unless set. Rounded up to a multiple of 16; the empty key does not count.
     ///
     /// # Errors
     ///
@@ -111,22 +111,22 @@ impl<T: Forget> Registry<T> {
         Ok(self)
     }
 
-    /// The state of the key of `request`, made if there is none.
+    /// Returns the state of the key of `request`, created if there is none.
     pub fn get(&self, request: &dyn Described) -> Arc<Keyed<T>> {
         self.key_by.with_key(request, |key| self.get_or_make(key))
     }
 
-    /// The state of `key`, made if there is none.
-    pub fn get_key(&self, key: &Key) -> Arc<Keyed<T>> {
+    /// Returns the state of `key`, created if there is none.
+    pub fn by_key(&self, key: &Key) -> Arc<Keyed<T>> {
         self.get_or_make(key.borrowed())
     }
 
-    /// The key that `request` has here.
+    /// Returns the key of `request`.
     pub fn key_of(&self, request: &dyn Described) -> Key {
         self.key_by.with_key(request, |key| key.to_key())
     }
 
-    /// The state of `key`, if there is one.
+    /// Returns the state of `key` if there is one, without creating it.
     #[must_use]
     pub fn peek(&self, key: &Key) -> Option<Arc<Keyed<T>>> {
         let key = key.borrowed();
@@ -141,8 +141,8 @@ impl<T: Forget> Registry<T> {
         shard.find(hash, key)
     }
 
-    /// Runs `each` on every key and its state, one shard locked at a time, and last on the state that keys share
-    /// when the registry is full.
+    /// Runs `each` on every key and its state, with one shard locked at a time. The last one is the state that keys share when
+    /// the registry is full.
     pub fn for_each(&self, mut each: impl FnMut(Option<&Key>, &T)) {
         let mut each = |keyed: &Keyed<T>| each(keyed.key(), keyed);
         if let Some(keyed) = self.keyless.get() {
@@ -155,7 +155,7 @@ impl<T: Forget> Registry<T> {
         each(&self.overflow);
     }
 
-    /// How many keys there are.
+    /// Returns the number of keys.
     #[must_use]
     pub fn len(&self) -> usize {
         let len = |shard: &RwLock<Shard<T>>| {
@@ -168,7 +168,7 @@ impl<T: Forget> Registry<T> {
         self.shards.iter().map(len).sum::<usize>() + usize::from(self.keyless.get().is_some())
     }
 
-    /// Whether there are no keys.
+    /// Returns whether there are no keys.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -187,7 +187,7 @@ impl<T: Forget> Registry<T> {
         if let Some(keyed) = found {
             return keyed;
         }
-        // Made before the lock is taken: it may be code of the user's.
+        // Created before the lock is taken: `make` may be the user's code.
         let made = self.make(key);
         let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(keyed) = shard.find(hash, key) {
@@ -208,7 +208,7 @@ impl<T: Forget> Registry<T> {
     }
 
     fn shard(&self, hash: u64) -> &RwLock<Shard<T>> {
-        // The table uses the hash's low and top bits; these lie between.
+        // The table uses the low and the top bits of the hash; these lie between.
         let index = usize::try_from(hash >> 32).unwrap_or_default() % SHARDS;
         &self.shards[index]
     }
@@ -223,12 +223,12 @@ impl<T> Keyed<T> {
         }
     }
 
-    /// State that belongs to no key.
+    /// Wraps state that belongs to no key.
     pub fn keyless(state: T) -> Self {
         Self::new(None, state)
     }
 
-    /// The key; `None` for the state that keys share when the registry is full.
+    /// Returns the key; `None` for the state that keys share when the registry is full.
     pub fn key(&self) -> Option<&Key> {
         self.key.as_ref()
     }
@@ -249,21 +249,21 @@ impl<T> Deref for Keyed<T> {
 impl<T> Shard<T> {
     fn find(&self, hash: u64, key: KeyRef<'_>) -> Option<Arc<Keyed<T>>> {
         let keyed = self.table.find(hash, |keyed| keyed.key_ref() == key)?;
-        // Read first: a key in use by several threads should not be written to by all of them.
+        // Read first: threads that use the same key should not all write to its cache line.
         if !keyed.used.load(Ordering::Relaxed) {
             keyed.used.store(true, Ordering::Relaxed);
         }
         Some(Arc::clone(keyed))
     }
 
-    /// Makes a place; `false` if every entry that was looked at is in use.
+    /// Evicts an entry; `false` if every inspected entry is in use.
     fn evict(&mut self) -> bool
     where
-        T: Forget,
+        T: Evictable,
     {
         let buckets = self.table.num_buckets();
-        let mut left = LOOKED_AT;
-        // One that was asked for lately gives way only if no other does.
+        let mut left = MAX_INSPECTED;
+        // An entry that was looked up lately is evicted only if no other can be.
         let mut second_choice = None;
         for _ in 0..buckets {
             self.hand = (self.hand + 1) % buckets;
@@ -272,7 +272,7 @@ impl<T> Shard<T> {
             };
             let keyed = bucket.get();
             let is_held = Arc::strong_count(keyed) > 1;
-            if !is_held && keyed.may_forget() {
+            if !is_held && keyed.is_evictable() {
                 if !keyed.used.swap(false, Ordering::Relaxed) {
                     bucket.remove();
                     return true;
@@ -302,22 +302,22 @@ impl<T> fmt::Debug for Registry<T> {
 mod tests {
     use super::*;
 
-    struct Forgettable;
+    struct State;
 
-    impl Forget for Forgettable {
-        fn may_forget(&self) -> bool {
+    impl Evictable for State {
+        fn is_evictable(&self) -> bool {
             true
         }
     }
 
-    /// A shard of keys that were all asked for.
-    fn shard(keys: usize) -> Shard<Forgettable> {
+    /// A shard of keys that were all looked up.
+    fn shard(keys: usize) -> Shard<State> {
         let hasher = RandomState::default();
-        let hash = |keyed: &Arc<Keyed<Forgettable>>| hasher.hash_one(keyed.key_ref());
+        let hash = |keyed: &Arc<Keyed<State>>| hasher.hash_one(keyed.key_ref());
         let mut table = HashTable::new();
         for key in 0..keys {
             let key = Some(Key::new(key.to_string()));
-            let keyed = Arc::new(Keyed::new(key, Forgettable));
+            let keyed = Arc::new(Keyed::new(key, State));
             keyed.used.store(true, Ordering::Relaxed);
             table.insert_unique(hash(&keyed), keyed, hash);
         }
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_asked_for_gives_way_if_all_were() {
+    fn evicts_a_key_that_was_looked_up_if_all_were() {
         let mut shard = shard(100);
         for left in (50..100).rev() {
             assert!(shard.evict());
@@ -334,16 +334,16 @@ mod tests {
     }
 
     #[test]
-    fn no_more_entries_are_looked_at_than_so_many() {
+    fn inspects_no_more_entries_than_the_maximum() {
         let mut shard = shard(1_000);
         assert!(shard.evict());
-        let asked_for = |keyed: &&Arc<Keyed<_>>| keyed.used.load(Ordering::Relaxed);
-        let passed = 999 - shard.table.iter().filter(asked_for).count();
-        assert_eq!(passed, LOOKED_AT - 1);
+        let is_used = |keyed: &&Arc<Keyed<_>>| keyed.used.load(Ordering::Relaxed);
+        let passed = 999 - shard.table.iter().filter(is_used).count();
+        assert_eq!(passed, MAX_INSPECTED - 1);
     }
 
     #[test]
-    fn the_hand_passes_what_was_asked_for_since_it_came_by() {
+    fn keeps_a_key_that_was_looked_up_since_the_hand_passed() {
         let mut shard = shard(100);
         for keyed in &shard.table {
             let is_favourite = keyed.key() == Some(&Key::new("7"));
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hand_gives_up_where_all_are_held() {
+    fn evicts_nothing_if_every_key_is_held() {
         let mut shard = shard(100);
         let held: Vec<_> = shard.table.iter().map(Arc::clone).collect();
         assert!(!shard.evict());

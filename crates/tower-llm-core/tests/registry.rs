@@ -15,9 +15,11 @@ use std::{
 
 use http::{HeaderName, HeaderValue, Request};
 use proptest::prelude::*;
-use tower_llm_core::{Call, Caller, Described, Forget, Key, KeyBy, Operation, Provider, Registry};
+use tower_llm_core::{
+    Call, Caller, Described, Evictable, Key, KeyBy, Operation, Provider, Registry,
+};
 
-/// State that says whether it may be forgotten.
+/// State that says whether it is evictable.
 #[derive(Debug, Default)]
 struct State {
     key: Option<Key>,
@@ -30,8 +32,8 @@ impl State {
     }
 }
 
-impl Forget for State {
-    fn may_forget(&self) -> bool {
+impl Evictable for State {
+    fn is_evictable(&self) -> bool {
         !self.is_needed.load(Ordering::Relaxed)
     }
 }
@@ -98,7 +100,7 @@ fn the_bound_is_ten_thousand_unless_set() {
 }
 
 #[test]
-fn a_bound_of_zero_is_not_taken() {
+fn a_maximum_of_zero_is_rejected() {
     let error = Registry::new(KeyBy::shared(), |_| State::default())
         .max_keys(0)
         .unwrap_err();
@@ -106,7 +108,7 @@ fn a_bound_of_zero_is_not_taken() {
 }
 
 #[test]
-fn a_key_that_somebody_holds_is_never_forgotten() {
+fn a_key_that_is_held_is_never_evicted() {
     let registry = registry(160);
     let held: Vec<_> = (0..16).map(|key| (key, registry.get(&asks(key)))).collect();
     assert!(held.iter().all(|(_, state)| !is_overflow(state)));
@@ -119,7 +121,7 @@ fn a_key_that_somebody_holds_is_never_forgotten() {
 }
 
 #[test]
-fn a_key_whose_state_is_needed_is_never_forgotten() {
+fn a_key_whose_state_is_not_evictable_is_never_evicted() {
     let registry = registry(160);
     for key in 0..16 {
         registry.get(&asks(key)).need();
@@ -128,7 +130,7 @@ fn a_key_whose_state_is_needed_is_never_forgotten() {
         registry.get(&asks(key));
     }
     for key in 0..16 {
-        assert!(!registry.get(&asks(key)).may_forget(), "key {key}");
+        assert!(!registry.get(&asks(key)).is_evictable(), "key {key}");
     }
     // The same keys give way once they are not needed any more.
     for key in 0..16 {
@@ -148,9 +150,9 @@ fn a_key_whose_state_is_needed_is_never_forgotten() {
     }
 }
 
-/// New keys counted as asked for: the first that came to a full shard took the place of any.
+/// New keys counted as looked up: the first one that met a full shard evicted any other.
 #[test]
-fn a_key_that_is_asked_for_outlives_those_that_are_not() {
+fn a_key_that_is_looked_up_outlives_those_that_are_not() {
     for _ in 0..50 {
         check_favourite(&registry(1_600));
     }
@@ -168,7 +170,7 @@ fn check_favourite(registry: &Registry<State>) {
 }
 
 #[test]
-fn keys_that_find_no_place_share_one_state() {
+fn keys_that_do_not_fit_share_one_state() {
     let registry = registry(16);
     let held: Vec<_> = (0..1_000).map(|key| registry.get(&asks(key))).collect();
     let (without, with): (Vec<_>, Vec<_>) = held.iter().partition(|state| is_overflow(state));
@@ -188,7 +190,7 @@ fn keys_that_find_no_place_share_one_state() {
 proptest! {
     /// Against the plainest model there is: who is held keeps its state, and the bound holds.
     #[test]
-    fn whatever_is_asked_for_and_let_go_of_the_bound_holds_and_no_key_in_use_is_lost(
+    fn the_bound_holds_and_no_key_in_use_is_lost_for_any_sequence_of_lookups_and_drops(
         steps in prop::collection::vec((0_u32..60, any::<bool>()), 0..300),
     ) {
         let registry = registry(32);
@@ -213,7 +215,7 @@ proptest! {
 // === sharing ===
 
 #[test]
-fn threads_that_ask_for_a_key_at_once_get_the_same_state() {
+fn threads_that_look_up_a_key_at_once_get_the_same_state() {
     for _ in 0..50 {
         let registry = registry(1_000);
         let barrier = Barrier::new(4);
@@ -259,7 +261,7 @@ fn threads_that_invent_keys_stay_within_the_bound_and_keep_what_they_hold() {
 }
 
 #[test]
-fn state_is_made_once_for_a_key_that_stays() {
+fn state_is_created_once_for_a_key_that_stays() {
     let made = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&made);
     let registry = Registry::new(by_header(), move |_| {
@@ -276,15 +278,15 @@ fn state_is_made_once_for_a_key_that_stays() {
 }
 
 #[test]
-fn a_key_can_be_asked_for_by_itself() {
+fn a_state_can_be_looked_up_by_its_key() {
     let registry = registry(100);
-    let state = registry.get_key(&Key::new("a"));
+    let state = registry.by_key(&Key::new("a"));
     assert!(Arc::ptr_eq(&state, &registry.get(&asks("a"))));
     assert_eq!(registry.len(), 1);
 }
 
 #[test]
-fn looking_does_not_make_a_key() {
+fn peeking_does_not_create_a_key() {
     let registry = registry(100);
     assert!(registry.is_empty());
     assert!(registry.peek(&Key::new("a")).is_none());
@@ -316,7 +318,7 @@ fn every_key_is_shown_once_and_the_shared_state_last() {
 // === panics in code of the user's ===
 
 #[test]
-fn a_panic_in_a_key_closure_is_the_callers_alone() {
+fn a_panic_in_a_key_closure_affects_only_its_own_call() {
     let by = KeyBy::custom(|request| {
         let key = request.header("x-key").unwrap_or_default();
         assert!(key != b"bad", "the user's closure panics");
@@ -333,10 +335,10 @@ fn a_panic_in_a_key_closure_is_the_callers_alone() {
 }
 
 #[test]
-fn a_panic_where_state_is_made_or_asked_leaves_the_registry_whole() {
+fn a_panic_where_state_is_created_or_evicted_leaves_the_registry_intact() {
     struct Touchy;
-    impl Forget for Touchy {
-        fn may_forget(&self) -> bool {
+    impl Evictable for Touchy {
+        fn is_evictable(&self) -> bool {
             panic!("the state panics")
         }
     }
@@ -444,7 +446,7 @@ fn keys_of_several_parts_are_not_mistaken_for_others() {
 }
 
 #[test]
-fn a_key_longer_than_anybody_is_called_counts_as_missing() {
+fn a_key_longer_than_the_maximum_counts_as_missing() {
     let registry = registry(100);
     let longest = registry.get(&asks("x".repeat(256)));
     assert_eq!(longest.key, Some(Key::new("x".repeat(256))));

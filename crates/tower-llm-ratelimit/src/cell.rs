@@ -6,7 +6,7 @@ use std::{
 };
 
 use smallvec::SmallVec;
-use tower_llm_core::{Forget, Keyed};
+use tower_llm_core::{Evictable, Keyed};
 
 use crate::{
     lease::Share,
@@ -101,8 +101,8 @@ pub(crate) fn left_of_shares(cell: &Keyed<Cell>) -> (Vec<Terms>, Option<Instant>
     (left, next_end.map(|nanos| clock.at(nanos)))
 }
 
-impl Forget for Cell {
-    fn may_forget(&self) -> bool {
+impl Evictable for Cell {
+    fn is_evictable(&self) -> bool {
         let now_nanos = self.scope.clock.now_nanos();
         let mut state = self.lock();
         let extra = state.extra.as_deref_mut();

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use tower_llm_core::Forget;
+use tower_llm_core::Evictable;
 
 /// Steps of a factor of the square root of two, from 4 to 2^27 tokens.
 const STEPS: usize = 48;
@@ -47,8 +47,8 @@ impl Learned {
     }
 }
 
-impl Forget for Learned {
-    fn may_forget(&self) -> bool {
+impl Evictable for Learned {
+    fn is_evictable(&self) -> bool {
         // It is learned again, and a guess does until then.
         true
     }

@@ -25,6 +25,12 @@ pub use self::{armed::Armed, body::Watched, future::Guarded};
 /// How the end of a response is seen: [`HttpBody`] for [`http::Response`], [`Unary`] for any other type.
 ///
 /// Implement it for response types of your own that are streams, or that know their usage.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot tell when a response of type `{R}` has ended",
+    label = "does not implement `Watch<{R}>`",
+    note = "for a service whose response is not an `http::Response`, build each layer with another `Watch`, as in `BulkheadLayer::builder(10).watch(Unary)`",
+    note = "implement `Watch` on your own type for a response that is a stream or knows its usage"
+)]
 pub trait Watch<R>: Clone {
     /// The response, with the guard in it.
     type Out<G: Guard>;
