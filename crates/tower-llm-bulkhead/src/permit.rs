@@ -6,7 +6,7 @@ use std::{
 
 use http::response::Parts;
 use tokio::time::Instant;
-use tower_llm_core::{Call, Completion, Guard};
+use tower_llm_core::{Call, Completion, Guard, Unsent};
 
 use crate::{
     Adaptive, BulkheadFull, LimitOf,
@@ -42,6 +42,7 @@ pub(crate) struct Ticket {
     wanted: Wanted,
     // `None` once its place has been taken over by a permit.
     number: Option<u64>,
+    _unsent: Unsent,
 }
 
 /// How a call is admitted.
@@ -121,6 +122,7 @@ impl Ticket {
                 places,
                 wanted,
                 number: Some(number),
+                _unsent: Unsent::new(),
             }),
             Joined::Full(limit_of) => Admission::Full(full(&places, limit_of, &wanted.turn)),
         }

@@ -76,7 +76,7 @@ pub use self::{
     refusal::{RefusalBody, RefusalLayer, Refuse},
     registry::{Evictable, Keyed, Registry},
     usage::Usage,
-    watch::{Armed, Guard, Guarded, HttpBody, Unary, Watch, Watched},
+    watch::{Armed, Guard, Guarded, HttpBody, Unary, Unsent, Watch, Watched},
 };
 
 /// The layers' futures, for signatures that must name them.

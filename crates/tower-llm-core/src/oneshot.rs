@@ -10,12 +10,14 @@ use std::{
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
+use crate::Unsent;
+
 pin_project! {
     /// Readies a service of its own and then calls it: for a layer that had to wait between `call` and the inner
     /// call.
     ///
-    /// Such a layer must not keep the service it was readied with meanwhile: what that one holds, a place or a
-    /// connection, would be kept from others for as long as the wait lasts.
+    /// Such a layer must not hold the service it was readied with while it waits: a permit or a connection that this one
+    /// holds would be kept from other calls for as long as the wait lasts.
     pub struct Oneshot<S: Service<Req>, Req> {
         #[pin]
         state: State<S, S::Future, Req>,
@@ -26,7 +28,7 @@ pin_project! {
     #[project = StateProj]
     enum State<S, F, Req> {
         // `None` only while it turns into `Called`.
-        NotReady { service: S, request: Option<Req> },
+        NotReady { service: S, request: Option<Req>, _unsent: Unsent },
         Called { #[pin] future: F },
     }
 }
@@ -36,7 +38,11 @@ impl<S: Service<Req>, Req> Oneshot<S, Req> {
     pub fn new(service: S, request: Req) -> Self {
         let request = Some(request);
         Self {
-            state: State::NotReady { service, request },
+            state: State::NotReady {
+                service,
+                request,
+                _unsent: Unsent::new(),
+            },
         }
     }
 }
@@ -48,7 +54,9 @@ impl<S: Service<Req>, Req> Future for Oneshot<S, Req> {
         let mut this = self.project();
         loop {
             match this.state.as_mut().project() {
-                StateProj::NotReady { service, request } => {
+                StateProj::NotReady {
+                    service, request, ..
+                } => {
                     ready!(service.poll_ready(cx))?;
                     let request = request.take().expect("polled after it was ready");
                     let future = service.call(request);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tower_llm_core::{Armed, BoxError, Call, Described, Guarded, Watch};
+use tower_llm_core::{Armed, BoxError, Call, Described, Guarded, Unsent, Watch};
 use tower_service::Service;
 
 use crate::{RateLimited, reservation::Reservation};
@@ -40,6 +40,8 @@ struct Waiting<S, Req, W> {
     inner: S,
     request: Req,
     watch: W,
+    /// Dropped before there was room, the call was not sent: the layers around refund it too.
+    _unsent: Unsent,
 }
 
 impl<S: Service<Req>, Req, W> ResponseFuture<S, Req, W> {
@@ -67,6 +69,7 @@ impl<S: Service<Req>, Req, W> ResponseFuture<S, Req, W> {
             inner,
             request,
             watch,
+            _unsent: Unsent::new(),
         });
         Self {
             state: State::Waiting { admission, call },

@@ -8,22 +8,38 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-use super::{Armed, Guard, Watch};
-use crate::{BoxError, Call, Completion};
+use super::{Armed, Guard, Watch, unsent};
+use crate::{BoxError, Call, Completion, Outcome};
 
 pin_project! {
     /// Drives an admitted call to its response, and then has the response watched to its end.
     ///
-    /// A failed or dropped future ends the guard, as [`Completion::of_error`] says or as abandoned. The inner
-    /// future goes first, so that what is upstream is closed before what the guard holds is given back.
+    /// A failed future ends the guard as [`Completion::of_error`] says. A dropped one ends it as abandoned, or as refused if
+    /// the call was still waiting in an inner layer (see [`Unsent`](crate::Unsent)). The inner future is
+    /// dropped first, so that the upstream is closed before what the guard holds is given back.
     #[derive(Debug)]
     pub struct Guarded<F, W, G: Guard> {
-        // `None` once it has answered.
+        // `None` once it has answered, or is dropped.
         #[pin]
         inner: Option<F>,
         armed: Armed<G>,
         watch: W,
         call: Option<Call>,
+    }
+
+    impl<F, W, G: Guard> PinnedDrop for Guarded<F, W, G> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            if this.armed.has_ended() {
+                return;
+            }
+            let dropped = this.armed.dropped();
+            let unsent = unsent::while_dropping(|| this.inner.set(None));
+            this.armed.end(&Completion::new(match dropped {
+                Outcome::Abandoned if unsent => Outcome::Refused,
+                dropped => dropped,
+            }));
+        }
     }
 }
 

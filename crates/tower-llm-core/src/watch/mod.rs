@@ -12,6 +12,7 @@ mod armed;
 mod body;
 mod future;
 mod lead;
+mod unsent;
 
 use std::task::Context;
 
@@ -20,7 +21,7 @@ use http::response::Parts;
 use http_body::Body;
 use tokio::time::Instant;
 
-pub use self::{armed::Armed, body::Watched, future::Guarded};
+pub use self::{armed::Armed, body::Watched, future::Guarded, unsent::Unsent};
 
 /// How the end of a response is seen: [`HttpBody`] for [`http::Response`], [`Unary`] for any other type.
 ///

@@ -131,6 +131,63 @@ fn a_dropped_future_is_abandoned_polled_or_not() {
     }
 }
 
+/// A layer's future whose call waits in its queue.
+async fn waiting() -> Answer {
+    let _unsent = Unsent::new();
+    pending().await
+}
+
+#[test]
+fn a_call_that_is_dropped_while_it_waits_inside_was_refused_for_every_layer_around() {
+    let log = Log::new();
+    let inner = Guarded::new(waiting(), HttpBody, None, Armed::new(log.probe("inner")));
+    let outer = Guarded::new(inner, HttpBody, None, Armed::new(log.probe("outer")));
+    let mut outer = Box::pin(outer);
+    assert!(poll_once(outer.as_mut()).is_pending());
+    drop(outer);
+    assert_eq!(log.order(), ["inner end", "outer end"]);
+    let refused = |told: &Completion| told.outcome == Outcome::Refused;
+    assert!(log.completions().iter().all(refused));
+}
+
+#[test]
+fn what_was_dropped_unsent_before_says_nothing_of_the_next() {
+    drop(Unsent::new());
+    let log = Log::new();
+    drop(guarded(pending::<Answer>(), &log));
+    assert_eq!(log.outcome(), Outcome::Abandoned);
+}
+
+#[test]
+fn of_two_branches_one_that_was_sent_counts_for_both() {
+    for sent_first in [true, false] {
+        let log = Log::new();
+        let sent = async { guarded(pending::<Answer>(), &log).await.map(drop) };
+        let unsent = async { waiting().await.map(drop) };
+        let branches = async {
+            // Dropped in the order in which they are declared here.
+            let mut branches: [Pin<Box<dyn Future<Output = _>>>; 2] =
+                [Box::pin(sent), Box::pin(unsent)];
+            if !sent_first {
+                branches.reverse();
+            }
+            poll_fn(|cx| {
+                for branch in &mut branches {
+                    assert!(branch.as_mut().poll(cx).is_pending());
+                }
+                Poll::<Answer>::Pending
+            })
+            .await
+        };
+        let around = Log::new();
+        let mut outer = Box::pin(guarded(branches, &around));
+        assert!(poll_once(outer.as_mut()).is_pending());
+        drop(outer);
+        assert_eq!(log.outcome(), Outcome::Abandoned);
+        assert_eq!(around.outcome(), Outcome::Abandoned, "{sent_first}");
+    }
+}
+
 #[test]
 fn a_dropped_future_lets_go_of_the_upstream_before_its_guard_is_told() {
     let log = Log::new();

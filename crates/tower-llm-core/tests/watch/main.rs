@@ -15,7 +15,7 @@ mod verdicts;
 use std::{
     error::Error,
     fmt,
-    future::{Future, pending, ready},
+    future::{Future, pending, poll_fn, ready},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
@@ -31,8 +31,8 @@ use http_body_util::{BodyExt, Empty, Full};
 use tokio::time::Instant;
 use tower_llm_core::{
     Armed, BoxError, Call, Completion, Deadline, Dialect, Failure, FinishReason, Guard, Guarded,
-    HttpBody, Operation, Outcome, Provider, Refusal, RefusalKind, TimedOut, TooLarge, Unary, Usage,
-    Watch, Watched,
+    HttpBody, Operation, Outcome, Provider, Refusal, RefusalKind, TimedOut, TooLarge, Unary,
+    Unsent, Usage, Watch, Watched,
 };
 
 use support::{

@@ -120,6 +120,15 @@ impl Layers {
         }
     }
 
+    /// One permit, and a queue for those that find it in use.
+    pub(crate) fn with_queue(answers: impl IntoIterator<Item = Behavior>) -> Self {
+        let bulkhead = BulkheadLayer::builder(1).max_waiting(10);
+        Self {
+            bulkhead: bulkhead.build().unwrap(),
+            ..Self::new(answers)
+        }
+    }
+
     pub(crate) fn stack(&self) -> Client {
         let stack = Stack::builder()
             .caller_rate_limit(self.callers.clone())
@@ -188,6 +197,11 @@ impl Stand {
     pub(crate) fn probes(&self) -> (State, usize) {
         let circuit = self.circuit();
         (circuit.state, circuit.probes)
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        let stats = self.bulkhead.stats();
+        stats.iter().map(|stats| stats.waiting).sum()
     }
 
     pub(crate) fn places_held(&self) -> usize {

@@ -4,6 +4,7 @@
 //! |---|---|---|---|---|
 //! | refusal by any layer | refunded | refunded whole | freed | neutral |
 //! | caller leaves, before or inside the body | settled by what was seen | same | freed at once | neutral; a probe is given back |
+//! | caller leaves while an inner layer queues the call | refunded | refunded whole | leaves the queue | neutral |
 //! | 200 with an error inside the stream | by outcome | by outcome | freed at end | failure |
 //! | stream cut without terminal marker | seen | seen | freed | failure |
 //! | retry | once per call | each attempt | each attempt | each attempt |
@@ -331,6 +332,52 @@ mod caller_leaves_before_the_body {
         assert_eq!(layers.stand().probes(), (State::HalfOpen, 1));
         drop(call);
         assert_eq!(layers.stand().probes(), (State::HalfOpen, 0));
+    }
+}
+
+/// The call was never sent.
+mod caller_leaves_while_the_call_waits_for_a_permit {
+    use super::*;
+
+    async fn event() -> Stand {
+        let layers = Layers::with_queue([Fault::NoAnswer.into()]);
+        let holder = layers.stack().oneshot(request());
+        let mut holder = Box::pin(holder);
+        assert!(poll!(&mut holder).is_pending());
+        let mut calls: Vec<_> = (0..3)
+            .map(|_| Box::pin(layers.stack().oneshot(request())))
+            .collect();
+        for call in &mut calls {
+            assert!(poll!(call).is_pending());
+        }
+        let stand = layers.stand();
+        assert_eq!((stand.places_held(), stand.waiting()), (1, 3));
+        assert_eq!(stand.of_provider().requests, 4);
+        drop(calls);
+        drop(holder);
+        stand
+    }
+
+    // What is left is the call that was sent.
+    #[tokio::test(start_paused = true)]
+    async fn the_callers_limit_is_refunded_whole() {
+        assert_eq!(event().await.of_caller(), INPUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_providers_limit_is_refunded_whole() {
+        assert_eq!(event().await.of_provider(), INPUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_queue_is_empty() {
+        let stand = event().await;
+        assert_eq!((stand.places_held(), stand.waiting()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_nothing() {
+        assert_eq!(event().await.verdicts(), verdicts(0, 0));
     }
 }
 
