@@ -3,11 +3,12 @@
 mod bench;
 mod checks;
 mod demo;
+mod environment;
 mod fuzz;
 mod metadata;
 mod tools;
 
-use std::{env, path::Path};
+use std::{env, path::Path, process::ExitCode};
 
 use xshell::Shell;
 
@@ -26,14 +27,22 @@ Usage: cargo xtask <command>
   demo             starts the gateway, makes a plain and a streamed call, shows its metrics
 ";
 
-fn main() -> std::process::ExitCode {
+fn main() -> ExitCode {
+    match environment::restart() {
+        Some(Ok(code)) => return code,
+        Some(Err(error)) => {
+            eprintln!("error: xtask can't start itself again: {error}");
+            return ExitCode::FAILURE;
+        }
+        None => {}
+    }
     let args: Vec<String> = env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match run(&args) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
-            std::process::ExitCode::FAILURE
+            ExitCode::FAILURE
         }
     }
 }
