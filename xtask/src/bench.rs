@@ -1,13 +1,19 @@
-//! `bench`: runs the suites of the package `benches` and gathers their figures.
+//! `bench`: runs the suites of the package `benches` and collects their figures.
 
 use std::{fmt::Write as _, path::Path, thread};
 
 use serde::{Deserialize, Serialize};
 use xshell::{Shell, cmd};
 
-use crate::{Result, metadata, root};
+use crate::{
+    Result, metadata, root,
+    tools::{self, Tool},
+};
 
 const SUMMARY: &str = "summary.json";
+
+/// What building all suites in release mode takes, with room to spare.
+const BUILD_MIB: u64 = 3 * 1024;
 
 /// One figure, as a suite writes it to `target/bench/<suite>.jsonl` and the summary lists it.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -22,8 +28,8 @@ struct Row {
     bytes_per_call: f64,
 }
 
-/// Runs every suite, or the one named, and prints their figures in one table.
-pub(crate) fn bench(sh: &Shell, only: Option<&str>) -> Result {
+/// Runs the named suites, or all if none is named, and prints their figures in one table.
+pub(crate) fn bench(sh: &Shell, named: &[&str]) -> Result {
     let metadata = metadata::read(sh, "Cargo.toml")?;
     let benches = metadata
         .packages
@@ -32,15 +38,16 @@ pub(crate) fn bench(sh: &Shell, only: Option<&str>) -> Result {
     let known = benches
         .ok_or("the workspace has no package `benches`")?
         .targets("bench");
-    let suites = choose(&known, only)?;
+    let suites = choose(&known, named)?;
 
     let folder = root().join("target/bench");
     sh.create_dir(&folder)?;
+    prepare(sh, &folder, &metadata.target_directory, &suites)?;
     println!("{}", machine(sh));
     let mut printed = Vec::new();
     for suite in suites {
         let rows = run_suite(sh, &folder, suite)?;
-        // After each suite, so that a later one that fails takes nothing with it.
+        // After each suite, so that a later one that fails loses nothing.
         let summary = merge(read_summary(sh, &folder)?, suite, rows.clone());
         sh.write_file(folder.join(SUMMARY), to_json_lines(&summary)?)?;
         printed.extend(rows);
@@ -49,19 +56,56 @@ pub(crate) fn bench(sh: &Shell, only: Option<&str>) -> Result {
     Ok(())
 }
 
-fn choose<'a>(known: &[&'a str], only: Option<&str>) -> Result<Vec<&'a str>> {
-    let Some(only) = only else {
-        return Ok(known.to_vec());
-    };
-    match known.iter().find(|suite| **suite == only) {
-        Some(suite) => Ok(vec![suite]),
-        None => Err(format!("no suite `{only}`; there are: {}", known.join(", ")).into()),
+/// The suites to run, each once, in the order of `known`.
+fn choose<'a>(known: &[&'a str], named: &[&str]) -> Result<Vec<&'a str>> {
+    if let Some(unknown) = named.iter().find(|suite| !known.contains(suite)) {
+        return Err(format!("no suite `{unknown}`; there are: {}", known.join(", ")).into());
     }
+    let is_chosen = |suite: &&str| named.is_empty() || named.contains(suite);
+    Ok(known.iter().copied().filter(is_chosen).collect())
+}
+
+/// Finds out before the first suite runs whether the last one can: all of them take minutes.
+fn prepare(sh: &Shell, folder: &Path, target: &Path, suites: &[&str]) -> Result {
+    read_summary(sh, folder)?;
+    if let Some(free) = free_mib(sh, target)
+        && free < BUILD_MIB
+    {
+        let target = target.display();
+        return Err(format!(
+            "{target} has {free} MiB of free disk space; the benchmarks need {BUILD_MIB} MiB"
+        )
+        .into());
+    }
+    for suite in suites {
+        // A suite that needs Redis starts a server of its own.
+        if sh
+            .read_file(format!("benches/benches/{suite}.rs"))?
+            .contains("RedisServer::start")
+        {
+            tools::find_or_install(sh, Tool::Redis)?;
+        }
+    }
+    let targets = suites.iter().flat_map(|suite| ["--bench", suite]);
+    cmd!(sh, "cargo bench -p benches --no-run {targets...}").run()?;
+    Ok(())
+}
+
+/// The free disk space at `folder`; `None` where there is no `df` to ask.
+fn free_mib(sh: &Shell, folder: &Path) -> Option<u64> {
+    let df = cmd!(sh, "df -Pk {folder}").quiet().ignore_stderr().read();
+    parse_free_mib(&df.ok()?)
+}
+
+/// Reads the fourth column of what `df -Pk` prints for one folder.
+fn parse_free_mib(df: &str) -> Option<u64> {
+    let free = df.lines().nth(1)?.split_whitespace().nth(3)?;
+    free.parse::<u64>().ok().map(|kib| kib / 1024)
 }
 
 fn run_suite(sh: &Shell, folder: &Path, suite: &str) -> Result<Vec<Row>> {
     let file = folder.join(format!("{suite}.jsonl"));
-    // A suite may append, and rows of an earlier run must not pass for this one's.
+    // A suite appends its rows: those of an earlier run must not count as this run's.
     sh.remove_path(&file)?;
     cmd!(sh, "cargo bench -p benches --bench {suite}").run()?;
     if !sh.path_exists(&file) {
@@ -88,10 +132,10 @@ fn read_summary(sh: &Shell, folder: &Path) -> Result<Vec<Row>> {
         return Ok(Vec::new());
     }
     let rows = serde_json::from_str(&sh.read_file(&file)?);
-    Ok(rows.map_err(|error| format!("{}: {error}; delete it to start anew", file.display()))?)
+    Ok(rows.map_err(|error| format!("{}: {error}; delete it to start again", file.display()))?)
 }
 
-/// Puts a suite's new rows in the place of its old ones; suites stay sorted by name.
+/// Replaces a suite's old rows by its new ones; suites stay sorted by name.
 fn merge(mut summary: Vec<Row>, suite: &str, rows: Vec<Row>) -> Vec<Row> {
     summary.retain(|row| row.suite != suite);
     summary.extend(rows);
@@ -99,7 +143,7 @@ fn merge(mut summary: Vec<Row>, suite: &str, rows: Vec<Row>) -> Vec<Row> {
     summary
 }
 
-/// A JSON list with one row a line, so that a diff of two summaries can be read.
+/// A JSON list with one row a line: a diff of two summaries stays readable.
 fn to_json_lines(rows: &[Row]) -> serde_json::Result<String> {
     let rows: Vec<String> = rows
         .iter()
@@ -155,7 +199,7 @@ fn table(rows: &[Row]) -> String {
     text
 }
 
-/// What the figures were measured on and of.
+/// The machine, the compiler and the commit that were measured.
 fn machine(sh: &Shell) -> String {
     let read = |text: xshell::Result<String>| text.unwrap_or_else(|_| "unknown".to_owned());
     let cpu = match sh.read_file("/proc/cpuinfo") {
@@ -271,12 +315,26 @@ bulkhead  admit  tower-llm-bulkhead        1   1234.6         1.50         640
     }
 
     #[test]
-    fn an_unknown_suite_is_refused_with_the_known_ones() {
-        let known = ["bulkhead", "watch"];
-        assert_eq!(choose(&known, None).unwrap(), known);
-        assert_eq!(choose(&known, Some("watch")).unwrap(), ["watch"]);
-        let error = choose(&known, Some("wotch")).unwrap_err().to_string();
-        assert_eq!(error, "no suite `wotch`; there are: bulkhead, watch");
+    fn no_names_choose_all_suites_and_an_unknown_one_is_an_error() {
+        let known = ["bulkhead", "describe", "watch"];
+        assert_eq!(choose(&known, &[]).unwrap(), known);
+        let chosen = choose(&known, &["watch", "describe", "watch"]).unwrap();
+        assert_eq!(chosen, ["describe", "watch"]);
+        let error = choose(&known, &["watch", "wotch"]).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "no suite `wotch`; there are: bulkhead, describe, watch"
+        );
+    }
+
+    #[test]
+    fn free_disk_space_is_the_fourth_column_of_df() {
+        let df = "\
+Filesystem     1024-blocks     Used Available Capacity Mounted on
+/dev/vda         263937256 30000000  66060288      32% /
+";
+        assert_eq!(parse_free_mib(df), Some(64_512));
+        assert_eq!(parse_free_mib("df: no such folder\n"), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The repository's chores: `cargo xtask` lists them.
+//! Tasks of this repository; `cargo xtask` lists them.
 
 mod bench;
 mod checks;
@@ -15,16 +15,16 @@ use xshell::Shell;
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const HELP: &str = "\
-Chores of this repository.
+Tasks of this repository.
 
 Usage: cargo xtask <command>
 
-  test             every test; installs a Redis server first if there is none
-  ci               everything that CI checks, the tests included
-  ci --skip-tests  the same without the tests
-  fuzz [seconds]   each fuzz target for a while (20 s), on the stable toolchain
-  bench [suite]    the benchmarks, or one suite of them; merges target/bench/summary.json
-  demo             starts the gateway, makes a plain and a streamed call, shows its metrics
+  test             Runs every test. Installs a Redis server first if there is none.
+  ci               Runs everything that CI checks, the tests included.
+  ci --skip-tests  Runs the same checks without the tests.
+  fuzz [seconds]   Runs each fuzz target for 20 seconds, or as long as given, on the stable toolchain.
+  bench [suite]... Runs all benchmark suites, or the named ones, and updates target/bench/summary.json.
+  demo             Starts the gateway, sends a plain and a streamed call, and prints its metrics.
 ";
 
 fn main() -> ExitCode {
@@ -56,8 +56,7 @@ fn run(args: &[&str]) -> Result {
         ["ci", "--skip-tests"] => checks::ci(&sh, checks::Tests::Skip),
         ["fuzz"] => fuzz::fuzz(&sh, fuzz::DEFAULT_SECONDS),
         ["fuzz", seconds] => fuzz::fuzz(&sh, fuzz::parse_seconds(seconds)?),
-        ["bench"] => bench::bench(&sh, None),
-        ["bench", suite] => bench::bench(&sh, Some(suite)),
+        ["bench", suites @ ..] => bench::bench(&sh, suites),
         ["demo"] => demo::demo(&sh),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
@@ -67,7 +66,7 @@ fn run(args: &[&str]) -> Result {
     }
 }
 
-/// The workspace's folder, so that a chore works from any folder below it.
+/// The workspace's folder: a task works from any folder below it.
 fn root() -> &'static Path {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
     xtask.parent().unwrap_or(xtask)

@@ -1,6 +1,6 @@
 //! What `cargo metadata` says about the packages here.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Deserialize;
 use xshell::{Shell, cmd};
@@ -10,6 +10,7 @@ use crate::Result;
 #[derive(Debug, Deserialize)]
 pub(crate) struct Metadata {
     pub(crate) packages: Vec<Package>,
+    pub(crate) target_directory: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
