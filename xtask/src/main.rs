@@ -5,6 +5,7 @@ mod checks;
 mod demo;
 mod environment;
 mod fuzz;
+mod links;
 mod metadata;
 mod tools;
 

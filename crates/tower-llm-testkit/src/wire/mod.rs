@@ -1,6 +1,6 @@
 //! The exact answers the simulated provider gives, without a server.
 //!
-//! The server sends what [`reply`] returns, byte for byte and frame for frame: the same request and
+//! The server sends what [`reply()`] returns, byte for byte and frame for frame: the same request and
 //! behaviour give the same answer, so a test can compare what arrived with what was sent.
 
 mod answer;
