@@ -1,10 +1,10 @@
 //! What one admitted call costs over calling the inner service directly.
 //!
-//! A place is free for every call: this is the price of the limit, not of waiting. A call is `poll_ready`, `call` and
+//! A permit is free for every call: this is the price of the limit, not of waiting. A call is `poll_ready`, `call` and
 //! polling its answer, which is there at once. The bare service is inlined to almost nothing, so what a subject adds in ns
 //! is the figure to read, not its ratio to it.
 //!
-//! Of the peers, tower's and tower-resilience's give a place back with the response's head: with a limit of two, 20
+//! Of the peers, tower's and tower-resilience's give a permit back with the response headers: with a limit of two, 20
 //! streams run at once. Ours holds it to the end of the body, which `admit-http` shows the price of.
 
 use std::{
@@ -67,7 +67,7 @@ fn admit(suite: &mut Suite) {
     });
 }
 
-/// The same where the place is taken in `poll_ready`, as tower's always does.
+/// The same where the permit is taken in `poll_ready`, as tower's always does.
 fn reserve(suite: &mut Suite) {
     let case = Case::new("reserve");
     let prompt = Prompt {
@@ -89,7 +89,7 @@ fn reserve(suite: &mut Suite) {
     });
 }
 
-/// Around a typed service, with a place for each provider and model.
+/// Around a typed service, with a permit for each provider and model.
 fn keyed(suite: &mut Suite) {
     let case = Case::new("admit-keyed");
     let call = call("gpt-5.1-2025-11-13");
@@ -125,7 +125,7 @@ fn many_keys(suite: &mut Suite) {
     let last = Key::pair("openai", format!("ft:gpt-5.1:{}", KEYS - 1));
     assert!(
         layer.handle().stats_of(&last).is_some(),
-        "all keys have a place"
+        "all keys have a permit"
     );
 
     let case = Case::new("admit-one-of-a-million-keys");
@@ -170,7 +170,7 @@ fn http(suite: &mut Suite) {
     suite.subject(&case, OURS, || {
         let mut service = ours.clone();
         move || {
-            let response = now(service.call(black_box(prompt))).expect("a place is free");
+            let response = now(service.call(black_box(prompt))).expect("a permit is free");
             assert_eq!(drain(response.into_body()), bytes);
         }
     });
@@ -184,7 +184,7 @@ where
 {
     move || {
         now(poll_fn(|cx| service.poll_ready(cx))).expect("it is ready at once");
-        let response = now(service.call(black_box(prompt))).expect("a place is free");
+        let response = now(service.call(black_box(prompt))).expect("a permit is free");
         assert_eq!(black_box(response), 7);
     }
 }
@@ -207,7 +207,7 @@ where
         }));
         now(poll_fn(|cx| service.poll_ready(cx))).expect("it is ready at once");
         let response =
-            now(service.call(black_box(Prompt { tokens: 7, call }))).expect("a place is free");
+            now(service.call(black_box(Prompt { tokens: 7, call }))).expect("a permit is free");
         assert_eq!(black_box(response), 7);
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tower_llm_core::{Call, Completion, ConfigError, Outcome};
 
-use crate::places::MAX_LIMIT;
+use crate::permits::MAX_LIMIT;
 use crate::silence::Silence;
 
 /// How a key's limit changes with what its calls meet; see [`BulkheadBuilder::adaptive`].
@@ -213,7 +213,7 @@ impl Aimd {
     }
 
     /// The limit after `sign`, with so many calls `in_flight`, that one included.
-    pub(crate) fn heed(&mut self, sign: Sign, in_flight: usize, now: Instant) -> usize {
+    pub(crate) fn observe(&mut self, sign: Sign, in_flight: usize, now: Instant) -> usize {
         match sign {
             Sign::Bad => self.cut(now),
             // Half of an odd limit is rounded up.

@@ -1,74 +1,77 @@
 use std::{error::Error, fmt, time::Duration};
 
-use tower_llm_core::{Refusal, RefusalKind};
+use tower_llm_core::{Key, Refusal, RefusalKind};
 
 use crate::Priority;
 
-/// No place became free for a call.
+/// A call found no permit: it was not sent.
 ///
-/// The text may change; what the getters say will not.
+/// The text may change; the getters will not.
 #[derive(Clone, Debug)]
 pub struct BulkheadFull {
-    limit: usize,
-    limit_of: LimitOf,
-    priority: Priority,
-    waited: Option<Duration>,
-    refusal: Refusal,
+    pub(crate) key: Option<Key>,
+    pub(crate) limit_of: LimitOf,
+    pub(crate) limit: usize,
+    pub(crate) in_use: u64,
+    pub(crate) needed: u32,
+    pub(crate) priority: Priority,
+    pub(crate) queued: usize,
+    pub(crate) max_waiting: usize,
+    pub(crate) waited: Option<Duration>,
+    pub(crate) refusal: Refusal,
 }
 
-/// Whose limit a call found no place in.
+/// Which limit a call exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LimitOf {
-    /// That of its own key.
+    /// The limit of its key.
     Key,
-    /// That of all keys together.
+    /// The limit for all keys together.
     Global,
 }
 
 impl BulkheadFull {
-    /// All places are taken and so is the queue of its class.
-    pub(crate) fn queue_full(limit: usize, limit_of: LimitOf, priority: Priority) -> Self {
-        Self {
-            limit,
-            limit_of,
-            priority,
-            waited: None,
-            refusal: Refusal::new(RefusalKind::Unavailable, "bulkhead"),
-        }
+    pub(crate) const REFUSAL: Refusal = Refusal::new(RefusalKind::Unavailable, "bulkhead");
+
+    /// The call's key; `None` if it goes by the limit that keys beyond
+    /// [`max_keys`](crate::BulkheadBuilder::max_keys) share.
+    #[must_use]
+    pub fn key(&self) -> Option<&Key> {
+        self.key.as_ref()
     }
 
-    /// None became free while it waited in the queue.
-    pub(crate) fn after(mut self, waited: Duration) -> Self {
-        self.waited = Some(waited);
-        self
-    }
-
-    /// How much is let through at once: calls, or what they [weigh](crate::Weigh).
+    /// The permits that there are: one for each call, or what calls [weigh](crate::Weigh).
     #[must_use]
     pub fn limit(&self) -> usize {
         self.limit
     }
 
-    /// Whose limit that is.
+    /// Which limit that is.
     #[must_use]
     pub fn limit_of(&self) -> LimitOf {
         self.limit_of
     }
 
-    /// The class in whose queue it waited, or found no room.
+    /// Permits in use when the call was refused.
+    #[must_use]
+    pub fn permits_in_use(&self) -> u64 {
+        self.in_use
+    }
+
+    /// The priority of the call, and so of the queue in which it waited or found no room.
     #[must_use]
     pub fn priority(&self) -> Priority {
         self.priority
     }
 
-    /// How long the call waited in the queue; `None` if there was no room in it.
+    /// How long the call waited in the queue; `None` if the queue was full.
     #[must_use]
     pub fn waited_for(&self) -> Option<Duration> {
         self.waited
     }
 
-    /// Always `None`: a place is free when some stream ends, and nobody knows when that is.
+    /// Always `None`: a permit is free when some stream ends, and when that is cannot be known.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         None
@@ -77,17 +80,19 @@ impl BulkheadFull {
 
 impl fmt::Display for BulkheadFull {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { limit, waited, .. } = self;
-        let of = match self.limit_of {
-            LimitOf::Key => "",
-            LimitOf::Global => " for all keys",
-        };
-        match waited {
-            None => write!(f, "all {limit} places{of} are taken, and the queue is full"),
-            Some(waited) => write!(
-                f,
-                "none of {limit} places{of} became free within {waited:?}"
-            ),
+        f.write_str("bulkhead full")?;
+        match (self.limit_of, &self.key) {
+            (LimitOf::Global, _) => f.write_str(" for all keys")?,
+            (LimitOf::Key, Some(key)) if *key != Key::new("") => write!(f, " for {key}")?,
+            (LimitOf::Key, _) => {}
+        }
+        write!(f, ": {}/{} in use", self.in_use, self.limit)?;
+        if self.needed > 1 {
+            write!(f, ", {} needed", self.needed)?;
+        }
+        match self.waited {
+            Some(waited) => write!(f, ", waited {waited:?}"),
+            None => write!(f, ", queue {}/{}", self.queued, self.max_waiting),
         }
     }
 }

@@ -13,45 +13,45 @@ use tower_llm_core::{Armed, BoxError, Call, Described, Guarded, Oneshot, Watch};
 use tower_service::Service;
 
 use crate::{
-    BulkheadFull, Place,
+    BulkheadFull, BulkheadGuard,
     layer::Shared,
     permit::{Permit, ReleaseAt, Ticket},
 };
 
 pin_project! {
-    /// Answers when a place was found and the inner service has answered.
+    /// Resolves when a permit was granted and the inner service has answered.
     ///
-    /// Dropping it leaves the queue, or gives the place back.
+    /// Dropping it leaves the queue, or gives the permits back.
     pub struct ResponseFuture<S: Service<Req>, Req, W> {
         #[pin]
-        state: State<S, Req, W, Guarded<S::Future, W, Place>, Guarded<Oneshot<S, Req>, W, Place>>,
+        state: State<S, Req, W, Guarded<S::Future, W, BulkheadGuard>, Guarded<Oneshot<S, Req>, W, BulkheadGuard>>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
     enum State<S, Req, W, F, L> {
-        Refused { error: Option<BulkheadFull> },
+        // Boxed: the others need not be larger for it.
+        Refused { error: Option<Box<BulkheadFull>> },
         Waiting { waiter: Waiter, call: Option<Waiting<S, Req, W>> },
-        // A place was free: the service that was readied has been called.
+        // A permit was free: the readied service has been called.
         Running { #[pin] future: F },
-        // A place came later: a service of its own is readied and called.
+        // A permit was granted later: a clone is readied and called.
         Late { #[pin] future: L },
     }
 }
 
-/// One in the queue.
+/// A call in the queue.
 struct Waiter {
     ticket: Ticket,
     until: Instant,
-    // Made when it is first polled, for only then there is a runtime. Boxed: only a call that waits has one, and the
-    // others need not be larger for it.
+    // Created by the first poll, since only then there is a runtime. Boxed: only a call that waits has one.
     timer: Option<Pin<Box<Sleep>>>,
     max_wait: Duration,
     release_at: ReleaseAt,
 }
 
-/// What is called when a place has come.
+/// What is called when a permit is granted.
 struct Waiting<S, Req, W> {
     inner: S,
     request: Req,
@@ -59,7 +59,7 @@ struct Waiting<S, Req, W> {
 }
 
 impl<S: Service<Req>, Req, W> ResponseFuture<S, Req, W> {
-    pub(crate) fn refused(error: BulkheadFull) -> Self {
+    pub(crate) fn refused(error: Box<BulkheadFull>) -> Self {
         let error = Some(error);
         Self {
             state: State::Refused { error },
@@ -70,7 +70,7 @@ impl<S: Service<Req>, Req, W> ResponseFuture<S, Req, W> {
         inner: S::Future,
         watch: W,
         call: Option<Call>,
-        armed: Armed<Place>,
+        armed: Armed<BulkheadGuard>,
     ) -> Self {
         let future = Guarded::new(inner, watch, call, armed);
         Self {
@@ -111,7 +111,7 @@ where
     Req: Described,
     W: Watch<S::Response>,
 {
-    type Output = Result<W::Out<Place>, BoxError>;
+    type Output = Result<W::Out<BulkheadGuard>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
@@ -119,7 +119,7 @@ where
             match this.state.as_mut().project() {
                 StateProj::Refused { error } => {
                     let error = error.take().expect("polled after it was ready");
-                    return Poll::Ready(Err(error.into()));
+                    return Poll::Ready(Err(error));
                 }
                 StateProj::Waiting { waiter, call } => match ready!(waiter.poll(cx)) {
                     Ok(permit) => {
@@ -127,7 +127,7 @@ where
                         let future = call.start(permit, waiter.release_at);
                         this.state.set(State::Late { future });
                     }
-                    // The ticket goes with the state: out of the queue before the caller hears of it.
+                    // The ticket goes with the state: the call has left the queue before its caller is told.
                     Err(error) => this.state.set(State::Refused { error: Some(error) }),
                 },
                 StateProj::Running { future } => return future.poll(cx),
@@ -138,8 +138,8 @@ where
 }
 
 impl Waiter {
-    /// The place comes first: one that is there when time is up is taken.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Permit, BulkheadFull>> {
+    /// The permit comes first: if it is granted at the moment the wait is over, it is taken.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Permit, Box<BulkheadFull>>> {
         if let Poll::Ready(turn_came) = self.ticket.poll(cx.waker()) {
             return Poll::Ready(turn_came);
         }
@@ -153,11 +153,11 @@ impl Waiter {
 }
 
 impl<S: Service<Req>, Req: Described, W> Waiting<S, Req, W> {
-    fn start(self, permit: Permit, at: ReleaseAt) -> Guarded<Oneshot<S, Req>, W, Place> {
-        let place = permit.hold(at, self.request.call().as_deref());
+    fn start(self, permit: Permit, at: ReleaseAt) -> Guarded<Oneshot<S, Req>, W, BulkheadGuard> {
+        let permit = permit.hold(at, self.request.call().as_deref());
         let call = self.request.call().map(Cow::into_owned);
         let inner = Oneshot::new(self.inner, self.request);
-        Guarded::new(inner, self.watch, call, Armed::new(place))
+        Guarded::new(inner, self.watch, call, Armed::new(permit))
     }
 }
 

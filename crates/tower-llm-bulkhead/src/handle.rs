@@ -5,49 +5,49 @@ use tower_llm_core::{ConfigError, Key};
 use crate::{
     Priority,
     layer::{Shared, check_limit},
-    places::{AllPlaces, Places},
+    permits::{GlobalPermits, Permits},
     priority::ByPriority,
 };
 
-/// Looks at the state of a [`BulkheadLayer`](crate::BulkheadLayer) and changes its limits; cheap to clone.
+/// Reads the state of a [`BulkheadLayer`](crate::BulkheadLayer) and changes its limits; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct BulkheadHandle {
     shared: Arc<Shared>,
 }
 
-/// The state of one key's places, as of now.
+/// The state of one key, as of now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeyStats {
-    /// The key; `None` for the places that keys share beyond [`max_keys`](crate::BulkheadBuilder::max_keys).
+    /// The key; `None` for the limit that keys beyond [`max_keys`](crate::BulkheadBuilder::max_keys) share.
     pub key: Option<Key>,
-    /// How much is let through at once: calls, or what they [weigh](crate::Weigh).
+    /// The permits that there are: one for each call, or what calls [weigh](crate::Weigh).
     pub limit: usize,
-    /// Calls that hold a place.
+    /// Calls that hold permits.
     pub in_flight: usize,
-    /// Calls in the queues of all classes.
+    /// Permits that these calls hold: one each, or their tokens.
+    pub permits_in_use: u64,
+    /// Calls in the queues of all priorities.
     pub waiting: usize,
-    /// Calls that were refused since the key was first seen, or was seen again after it had been forgotten.
+    /// Calls refused since the key was first seen. The count starts again if the key was forgotten in between.
     pub refused: u64,
-    /// What the calls that hold a place weigh: one each, or their tokens.
-    pub weight: u64,
     by_priority: ByPriority,
 }
 
-/// The state of the places that all keys have together, as of now.
+/// The state of the limit for all keys together, as of now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GlobalStats {
-    /// How much is let through at once: calls, or what they [weigh](crate::Weigh).
+    /// The permits that there are: one for each call, or what calls [weigh](crate::Weigh).
     pub limit: usize,
-    /// Calls that hold a place.
+    /// Calls that hold permits.
     pub in_flight: usize,
-    /// Calls in the queues of all keys and classes.
+    /// Permits that these calls hold: one each, or their tokens.
+    pub permits_in_use: u64,
+    /// Calls in the queues of all keys and priorities.
     pub waiting: usize,
-    /// Calls that were refused, by this limit or by a key's.
+    /// Calls refused, for this limit or for a key's.
     pub refused: u64,
-    /// What the calls that hold a place weigh: one each, or their tokens.
-    pub weight: u64,
 }
 
 impl BulkheadHandle {
@@ -55,12 +55,12 @@ impl BulkheadHandle {
         Self { shared }
     }
 
-    /// Sets the limit of one key, seen or not, from now on.
+    /// Sets the limit of one key, whether it has been seen or not.
     ///
-    /// If it is raised, those who wait for the new places are let in at once. If it is lowered, no call is cut: nobody
-    /// gets in until enough have ended. A call that is being admitted at this moment may be let in by the old limit.
+    /// A raised limit admits waiting calls at once. A lowered limit cuts no call: nothing is admitted until enough calls
+    /// have ended. A call that is being admitted at this moment may still go by the old limit.
     ///
-    /// A key whose limit is not the one the layer was built with is not forgotten, so that it takes one of
+    /// A key whose limit differs from the one the layer was built with is not forgotten, so it uses one of
     /// [`max_keys`](crate::BulkheadBuilder::max_keys). An [adaptive](crate::Adaptive) limit goes on from there.
     ///
     /// # Errors
@@ -72,16 +72,16 @@ impl BulkheadHandle {
         if let Some(rules) = self.shared.adaptive {
             rules.check_limit("limit", limit)?;
         }
-        let places = self.shared.places.by_key(key);
-        if places.key() != Some(key) {
-            let reason = "there is no room for another key";
+        let permits = self.shared.permits.by_key(key);
+        if permits.key() != Some(key) {
+            let reason = "all keys are in use, and max_keys allows no more";
             return Err(ConfigError::new("key", key, reason));
         }
-        places.set_limit(limit);
+        permits.set_limit(limit);
         Ok(())
     }
 
-    /// Sets the limit of all keys together, from now on; see [`set_limit`](Self::set_limit).
+    /// Sets the limit for all keys together; see [`set_limit`](Self::set_limit).
     ///
     /// # Errors
     ///
@@ -97,12 +97,12 @@ impl BulkheadHandle {
         Ok(())
     }
 
-    /// The state of each key that has been seen, in no order; of the shared places only if they were ever needed.
+    /// The state of each key that has been seen, in no order. The limit that keys share is listed only if it was ever used.
     #[must_use]
     pub fn stats(&self) -> Vec<KeyStats> {
         let mut stats = Vec::new();
-        self.shared.places.for_each(|key, places| {
-            let of_key = KeyStats::of(key, places);
+        self.shared.permits.for_each(|key, permits| {
+            let of_key = KeyStats::of(key, permits);
             if key.is_some() || of_key.in_flight + of_key.waiting > 0 || of_key.refused > 0 {
                 stats.push(of_key);
             }
@@ -113,11 +113,11 @@ impl BulkheadHandle {
     /// The state of one key; `None` if no call with it has been seen.
     #[must_use]
     pub fn stats_of(&self, key: &Key) -> Option<KeyStats> {
-        let places = self.shared.places.peek(key)?;
-        Some(KeyStats::of(Some(key), &places))
+        let permits = self.shared.permits.peek(key)?;
+        Some(KeyStats::of(Some(key), &permits))
     }
 
-    /// The state of the places that all keys have together; `None` if there is no limit to these.
+    /// The state of the limit for all keys together; `None` if there is none.
     #[must_use]
     pub fn global_stats(&self) -> Option<GlobalStats> {
         self.shared.all.as_deref().map(GlobalStats::of)
@@ -125,21 +125,21 @@ impl BulkheadHandle {
 }
 
 impl KeyStats {
-    fn of(key: Option<&Key>, places: &Places) -> Self {
-        let (in_flight, weight) = places.taken();
-        let by_priority = places.waiting();
+    fn of(key: Option<&Key>, permits: &Permits) -> Self {
+        let (in_flight, permits_in_use) = permits.in_use();
+        let by_priority = permits.waiting();
         Self {
             key: key.cloned(),
-            limit: places.limit(),
+            limit: permits.limit(),
             in_flight,
-            weight,
+            permits_in_use,
             waiting: by_priority.iter().sum(),
-            refused: places.refused(),
+            refused: permits.refused(),
             by_priority,
         }
     }
 
-    /// Calls in the queue of one class.
+    /// Calls in the queue of one priority.
     #[must_use]
     pub fn waiting_of(&self, priority: Priority) -> usize {
         self.by_priority[priority.index()]
@@ -147,12 +147,12 @@ impl KeyStats {
 }
 
 impl GlobalStats {
-    fn of(all: &AllPlaces) -> Self {
-        let (in_flight, weight) = all.taken();
+    fn of(all: &GlobalPermits) -> Self {
+        let (in_flight, permits_in_use) = all.in_use();
         Self {
             limit: all.limit(),
             in_flight,
-            weight,
+            permits_in_use,
             waiting: all.waiting(),
             refused: all.refused(),
         }

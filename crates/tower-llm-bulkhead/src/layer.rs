@@ -6,30 +6,30 @@ use tower_llm_core::{ConfigError, Described, HttpBody, Key, KeyBy, Registry};
 use crate::{
     Adaptive, Bulkhead, BulkheadHandle, Priority, ReleaseAt, ReserveLayer, Weigh,
     permit::{Admission, Permit, Ticket},
-    places::{AllPlaces, MAX_LIMIT, Places, Turn, Wanted},
+    permits::{GlobalPermits, MAX_LIMIT, Permits, Tenant, Wanted},
     priority::{ByPriority, PriorityBy},
 };
 
-/// Limits how many calls run at once, for each key apart; decides in `call`.
+/// Limits how many calls of each key run at once; decides in `call`.
 ///
 /// State is shared by all clones of a layer and all services it makes.
 ///
-/// A place is given back when our side of the upstream's body is gone; a connection that has to be closed for that may
-/// be closed a little later. A call whose turn has come holds its place although its future is not polled: poll what you
-/// have called, or drop it. The same goes for a body that nobody reads: a server must itself bound how long a caller may
-/// take nothing. One layer twice in a stack waits for itself.
+/// Permits are given back when our side of the upstream body is dropped; if the connection has to be closed for that, it may
+/// close a little later. A call holds its permits from the moment they are granted, even if its future is not polled: poll or
+/// drop what you have called. A response body that is not read holds them too: a server must bound how long a client may
+/// stop reading. The same layer applied twice in one stack waits for itself.
 ///
 /// | setting | default |
 /// |---|---|
 /// | limit | as given to [`builder`](Self::builder), for each key |
-/// | [`global_limit`](BulkheadBuilder::global_limit) | none: keys have nothing to do with each other |
+/// | [`global_limit`](BulkheadBuilder::global_limit) | none |
 /// | [`adaptive`](BulkheadBuilder::adaptive) | none: limits stay as they are set |
 /// | [`weigh_by`](BulkheadBuilder::weigh_by) | calls |
 /// | [`key_by`](BulkheadBuilder::key_by) | provider |
 /// | [`priority_by`](BulkheadBuilder::priority_by) | all calls are [`Priority::Normal`] |
-/// | [`max_waiting`](BulkheadBuilder::max_waiting) | 100 for each key and class |
+/// | [`max_waiting`](BulkheadBuilder::max_waiting) | 100 for each key and priority |
 /// | [`max_wait`](BulkheadBuilder::max_wait) | 30 s |
-/// | [`release_at`](BulkheadBuilder::release_at) | end of the body |
+/// | [`release_at`](BulkheadBuilder::release_at) | end of the response body |
 /// | [`max_keys`](BulkheadBuilder::max_keys) | 10,000 |
 #[derive(Clone, Debug)]
 pub struct BulkheadLayer<W = HttpBody> {
@@ -57,8 +57,8 @@ pub struct BulkheadBuilder<W = HttpBody> {
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) places: Registry<Places>,
-    pub(crate) all: Option<Arc<AllPlaces>>,
+    pub(crate) permits: Registry<Permits>,
+    pub(crate) all: Option<Arc<GlobalPermits>>,
     pub(crate) adaptive: Option<Adaptive>,
     weigh: Weigh,
     priority_by: PriorityBy,
@@ -68,7 +68,7 @@ pub(crate) struct Shared {
 }
 
 impl BulkheadLayer {
-    /// A layer with the defaults and `limit` places for each provider.
+    /// A layer with `limit` permits for each provider, and defaults for the rest.
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ impl BulkheadLayer {
         Self::builder(limit).build()
     }
 
-    /// Starts a layer with `limit` places for each key.
+    /// Starts a layer with `limit` permits for each key.
     pub fn builder(limit: usize) -> BulkheadBuilder {
         BulkheadBuilder {
             limit,
@@ -97,7 +97,7 @@ impl BulkheadLayer {
 }
 
 impl<W> BulkheadLayer<W> {
-    /// A handle to look at the state with, and to change limits.
+    /// A handle that reads the state and changes limits.
     #[must_use]
     pub fn handle(&self) -> BulkheadHandle {
         BulkheadHandle::new(Arc::clone(&self.shared))
@@ -105,25 +105,25 @@ impl<W> BulkheadLayer<W> {
 }
 
 impl<W> BulkheadBuilder<W> {
-    /// Sets the limit of one key, in place of the one for each. No call has a key with a part over 256 bytes.
+    /// Sets the limit of one key. No call has a key with a part over 256 bytes.
     pub fn limit_for(mut self, key: Key, limit: usize) -> Self {
         self.limits.insert(key, limit);
         self
     }
 
-    /// Sets a limit for all keys together, beside their own.
+    /// Sets a limit for all keys together, besides their own.
     ///
-    /// A call takes both places or waits for both: one that waits for its key holds up no call of another. Calls that wait
-    /// take turns over all keys.
+    /// A call takes permits of both limits or waits for both, so a call that waits for its key does not block calls of other
+    /// keys. Callers take turns over all keys.
     pub fn global_limit(mut self, limit: usize) -> Self {
         self.global_limit = Some(limit);
         self
     }
 
-    /// Lets each key's limit follow what its calls meet, beginning with the limit that is set; see [`Adaptive`] for what
-    /// that is worth. The limit of all keys together stays as it is set.
+    /// Adapts each key's limit to how its calls go, starting with the limit that is set; see [`Adaptive`] for what that is
+    /// worth. The limit for all keys together stays as it is set.
     ///
-    /// What was found is forgotten with its key; see [`max_keys`](Self::max_keys).
+    /// The adapted limit is forgotten with its key; see [`max_keys`](Self::max_keys).
     pub fn adaptive(mut self, rules: Adaptive) -> Self {
         self.adaptive = Some(rules);
         self
@@ -135,9 +135,9 @@ impl<W> BulkheadBuilder<W> {
         self
     }
 
-    /// Sets how the class of a call is chosen, if it must wait; [`Priority::Normal`] unless set.
+    /// Sets how the priority of a call that has to wait is chosen; [`Priority::Normal`] unless set.
     ///
-    /// A header that callers set is theirs to choose: let only those have a high class whom you know.
+    /// Callers can set any header: give a high priority only to callers you know.
     pub fn priority_by<F>(mut self, choose: F) -> Self
     where
         F: Fn(&dyn Described) -> Priority + Send + Sync + 'static,
@@ -146,42 +146,41 @@ impl<W> BulkheadBuilder<W> {
         self
     }
 
-    /// Sets what calls are counted together by; the provider unless set.
+    /// Sets which calls share a limit; those of one provider unless set.
     pub fn key_by(mut self, key_by: KeyBy) -> Self {
         self.key_by = key_by;
         self
     }
 
-    /// Sets how many keys are told apart at most, rounded up to a multiple of 16. A key beyond that takes the place of one
-    /// nobody uses; if all are in use, it shares one limit with all others that found no place.
+    /// Sets the maximum number of keys, rounded up to a multiple of 16. A key beyond that replaces one that is not in use; if
+    /// all are in use, it shares one limit with all other keys that found no room.
     pub fn max_keys(mut self, max_keys: usize) -> Self {
         self.max_keys = Some(max_keys);
         self
     }
 
-    /// Sets how many calls of each class may wait for each key's places; at zero, a call that finds none is refused at
-    /// once.
+    /// Sets how many calls of each priority may wait for each key; at zero, a call that finds no permit is refused at once.
     ///
-    /// When so many wait, a call of a caller who has fewer among them than others on average takes the place of the newest
-    /// of the one who has most, which is refused. Any other is refused itself.
+    /// If the queue is full and a call comes from a caller with fewer calls in it than the average, the newest call of the
+    /// caller with most is refused instead. Otherwise the call itself is refused.
     pub fn max_waiting(mut self, calls: usize) -> Self {
         self.max_waiting = [calls; 3];
         self
     }
 
-    /// Sets how many calls of one class may wait for each key's places.
+    /// Sets how many calls of one priority may wait for each key.
     pub fn max_waiting_of(mut self, priority: Priority, calls: usize) -> Self {
         self.max_waiting[priority.index()] = calls;
         self
     }
 
-    /// Sets how long a call may wait for a place; 30 s unless set, at most a day.
+    /// Sets how long a call may wait for a permit; 30 s unless set, at most a day.
     pub fn max_wait(mut self, wait: Duration) -> Self {
         self.max_wait = wait;
         self
     }
 
-    /// Sets when a call gives its place back.
+    /// Sets when a call gives its permits back.
     pub fn release_at(mut self, release_at: ReleaseAt) -> Self {
         self.release_at = release_at;
         self
@@ -225,26 +224,26 @@ impl<W> BulkheadBuilder<W> {
         let adaptive = self.check_adaptive()?;
         let all = global
             .transpose()?
-            .map(|limit| Arc::new(AllPlaces::new(limit)));
+            .map(|limit| Arc::new(GlobalPermits::new(limit)));
         let make = {
             let (limits, all) = (self.limits, all.clone());
             move |key: Option<&Key>| {
                 let own = key.and_then(|key| limits.get(key));
                 let limit = *own.unwrap_or(&default);
-                let places = match &all {
-                    None => Places::new(limit),
-                    Some(all) => Places::within(limit, Arc::clone(all)),
+                let permits = match &all {
+                    None => Permits::new(limit),
+                    Some(all) => Permits::within(limit, Arc::clone(all)),
                 };
-                places.adaptive(adaptive)
+                permits.adaptive(adaptive)
             }
         };
-        let mut places = Registry::new(self.key_by, make);
+        let mut permits = Registry::new(self.key_by, make);
         if let Some(max_keys) = self.max_keys {
-            places = places.max_keys(max_keys)?;
+            permits = permits.max_keys(max_keys)?;
         }
         Ok(BulkheadLayer {
             shared: Arc::new(Shared {
-                places,
+                permits,
                 all,
                 adaptive,
                 weigh: self.weigh,
@@ -273,11 +272,10 @@ impl<W> BulkheadBuilder<W> {
         Ok(Some(rules))
     }
 
-    /// The layer that takes a place in `poll_ready`.
+    /// The layer that takes a permit in `poll_ready`.
     ///
-    /// It knows no request there, so it has one limit for all of them, and its queue is as long as there are
-    /// services that wait. What is set of keys, of all keys together, of classes and weights, of adaptation, and
-    /// `max_waiting` and `max_wait` do not bear on it.
+    /// There is no request yet at that point, so it has one limit for all requests, and its queue is as long as the number of
+    /// services that wait. Only the limit, [`release_at`](Self::release_at) and [`watch`](Self::watch) apply to it.
     ///
     /// # Errors
     ///
@@ -297,25 +295,26 @@ impl<S, W: Clone> Layer<S> for BulkheadLayer<W> {
 }
 
 impl Shared {
-    /// Takes a place for `request`, or one in the queue.
+    /// Takes permits for `request`, or joins the queue.
     pub(crate) fn admit(&self, request: &dyn Described) -> Admission {
         let weight = self.weigh.weight(request.call().as_deref());
-        match Permit::try_acquire(self.places.get(request), weight) {
+        match Permit::try_acquire(self.permits.get(request), weight) {
             Ok(permit) => Admission::Admitted(permit),
-            Err(places) => {
-                let turn = self.turn(request);
-                let max_waiting = self.max_waiting[turn.priority.index()];
-                // Nobody polls yet; the future leaves its waker when it is polled first.
-                Ticket::join(places, Wanted { weight, turn }, max_waiting, Waker::noop())
+            Err(permits) => {
+                let wanted = self.wanted(request, weight);
+                // No task polls yet; the future registers its waker when it is polled first.
+                Ticket::join(permits, wanted, Waker::noop())
             }
         }
     }
 
-    fn turn(&self, request: &dyn Described) -> Turn {
+    fn wanted(&self, request: &dyn Described, weight: u32) -> Wanted {
         let caller = request.call().and_then(|call| call.caller().cloned());
-        Turn {
-            priority: self.priority_by.of(request),
-            caller,
+        let priority = self.priority_by.of(request);
+        Wanted {
+            weight,
+            tenant: Tenant { priority, caller },
+            max_waiting: self.max_waiting[priority.index()],
         }
     }
 }

@@ -1,25 +1,32 @@
-//! A bulkhead for calls to language models: so many at once for each provider, counted to the end of the stream.
+//! A bulkhead for calls to language models: limits how many run at once for each provider, to the end of the stream.
 //!
-//! One slow provider must not eat every connection of a service. A place here is taken when a call is admitted and
-//! given back when its *response's body* has ended or was dropped: the head of a streamed answer comes within a
-//! second, its end after minutes, and a limit that lets go at the head limits nothing.
+//! One slow provider must not use up every connection of a service. A call takes a permit when it is admitted and gives
+//! it back when its *response body* has ended or was dropped. The response headers of a streamed answer arrive within a
+//! second and its end after minutes, so a limit that releases at the headers limits nothing.
 //!
-//! There are two ways to admit, told apart by type:
+//! There are two layers:
 //!
-//! - [`BulkheadLayer`] decides in `call`, once the request says whose place it needs. Calls that find none wait in
-//!   a queue, bounded in number and time: callers take turns, so that a thousand waiting calls of one tenant do not delay
-//!   another's first. This is for servers, and for clients of several
-//!   providers.
-//! - [`ReserveLayer`] takes a place in `poll_ready`, for all requests alike. This is for clients behind a
-//!   balancer, which wants to know who is ready before it chooses.
+//! - [`BulkheadLayer`] decides in `call`, when the request is known. A call that finds no permit waits in a queue that is
+//!   bounded in length and time. The queue is fair between callers: a thousand waiting calls of one caller do not delay
+//!   another's first. Use it in servers, and in clients of several providers.
+//! - [`ReserveLayer`] takes a permit in `poll_ready`, with one limit for all requests. Use it behind a balancer, which asks
+//!   which service is ready before it chooses one.
 //!
-//! Beside a limit for each key there can be one for all of them ([`global_limit`](BulkheadBuilder::global_limit)), and
-//! both are taken together or not at all. Limits can be counted in tokens ([`Weigh`]), calls be put in classes
-//! ([`Priority`]), and limits be changed while calls run ([`BulkheadHandle::set_limit`]).
+//! Besides a limit for each key there can be one for all keys together ([`global_limit`](BulkheadBuilder::global_limit)).
+//! A call takes both or none. Limits can count tokens ([`Weigh`]), calls can have a [`Priority`], and limits can be changed
+//! while calls run ([`BulkheadHandle::set_limit`]).
 //!
-//! It does not limit rates. A limit stays as it is set: that is the default, and where the provider's is known nothing
-//! finds a better one. One that follows a signal is to be asked for ([`Adaptive`]), and buys fewer refusals or a shorter
-//! wait for the first token, not more throughput.
+//! The layer does not limit rates. A limit stays as it is set: where the provider's limit is known, nothing finds a better
+//! one. [`Adaptive`] limits follow a signal instead. They buy fewer refusals or a shorter time to the first token, not more
+//! throughput.
+//!
+//! # Fairness
+//!
+//! Calls of a higher priority go first. Within a priority, callers take turns, and the calls of one caller keep their order.
+//! A call that needs more permits than are free waits for them, and lighter calls behind it may overtake it: together they
+//! take at most as many permits as that call needs, and no more overtake it until those have ended. So a heavy call neither
+//! holds up the others while permits are free nor waits without bound. A caller whose first call leaves the queue unserved
+//! goes to the end.
 //!
 //! # Example
 //!
@@ -29,29 +36,28 @@
 //! use tower::{Service, ServiceExt, service_fn};
 //! use tower_layer::Layer;
 //! use tower_llm_bulkhead::{BulkheadFull, BulkheadLayer};
-//! use tower_llm_core::{Call, Described, Unary};
+//! use tower_llm_core::{Call, Described, Operation, Provider, Unary};
 //!
 //! #[derive(Clone)]
-//! struct Prompt(&'static str);
+//! struct Prompt(Call);
 //!
 //! impl Described for Prompt {
 //!     fn call(&self) -> Option<Cow<'_, Call>> {
-//!         None
+//!         Some(Cow::Borrowed(&self.0))
 //!     }
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), tower_llm_core::BoxError> {
 //! let layer = BulkheadLayer::builder(1).max_waiting(0).watch(Unary).build()?;
-//! let model = layer.layer(service_fn(|prompt: Prompt| async move {
-//!     std::future::pending::<()>().await;
-//!     Ok::<_, Infallible>(prompt.0)
-//! }));
+//! let model = layer.layer(service_fn(|_: Prompt| std::future::pending::<Result<(), Infallible>>()));
 //!
+//! let prompt = Prompt(Call::builder(Provider::OPENAI, Operation::CHAT).build());
 //! let mut first = model.clone();
-//! let running = first.ready().await?.call(Prompt("long"));
-//! let refused = model.oneshot(Prompt("one too many")).await.unwrap_err();
+//! let running = first.ready().await?.call(prompt.clone());
+//! let refused = model.oneshot(prompt).await.unwrap_err();
 //! assert!(refused.downcast_ref::<BulkheadFull>().is_some());
+//! assert_eq!(refused.to_string(), "bulkhead full for openai: 1/1 in use, queue 0/0");
 //!
 //! drop(running);
 //! assert_eq!(layer.handle().stats()[0].in_flight, 0);
@@ -67,7 +73,7 @@ mod future;
 mod handle;
 mod layer;
 mod permit;
-mod places;
+mod permits;
 mod priority;
 mod reserve;
 mod service;
@@ -80,7 +86,7 @@ pub use self::{
     future::ResponseFuture,
     handle::{BulkheadHandle, GlobalStats, KeyStats},
     layer::{BulkheadBuilder, BulkheadLayer},
-    permit::{Place, ReleaseAt},
+    permit::{BulkheadGuard, ReleaseAt},
     priority::Priority,
     reserve::{Reserve, ReserveFuture, ReserveLayer},
     service::Bulkhead,

@@ -11,36 +11,36 @@ use tower_llm_core::{Call, Completion, Guard, Unsent};
 use crate::{
     Adaptive, BulkheadFull, LimitOf,
     adaptive::Sign,
-    places::{Joined, Places, PushedOut, Shared, Turn, Wanted},
+    permits::{Evicted, Joined, Permits, Shared, Wanted},
     silence::Silence,
 };
 
-/// When a call gives its place back.
+/// When a call gives its permits back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReleaseAt {
-    /// When the response's head has come: limits calls that are being started, not those that run.
-    Head,
-    /// With the first content token of a stream; where none comes, at the end.
+    /// When the response headers arrive: limits calls that are starting, not streams that run.
+    ResponseHeaders,
+    /// With the first content token of a stream, or at the end if there is none.
     FirstToken,
-    /// When the body has ended or was dropped.
+    /// When the response body has ended or was dropped.
     #[default]
     End,
 }
 
-/// A place that is held, or as many as a call weighs; dropping it gives them back.
+/// The permits that a call holds, as many as it weighs; dropping this gives them back.
 #[derive(Debug)]
 pub(crate) struct Permit {
-    places: Shared,
+    permits: Shared,
     weight: u32,
 }
 
-/// A place in the queue; dropping it leaves the queue, or gives back the place that was given meanwhile.
+/// A call's entry in the queue; dropping it leaves the queue, or gives back the permits that were granted meanwhile.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    places: Shared,
+    permits: Shared,
     wanted: Wanted,
-    // `None` once its place has been taken over by a permit.
+    // `None` once a `Permit` holds what was granted.
     number: Option<u64>,
     _unsent: Unsent,
 }
@@ -50,131 +50,143 @@ pub(crate) struct Ticket {
 pub(crate) enum Admission {
     Admitted(Permit),
     Waiting(Ticket),
-    Full(BulkheadFull),
+    Full(Box<BulkheadFull>),
 }
 
-/// The place that a call holds: its guard.
+/// Holds a call's permits until the point of release: its guard.
 #[derive(Debug)]
-pub struct Place {
+pub struct BulkheadGuard {
     permit: Option<Permit>,
     release_at: ReleaseAt,
-    // Only where the limit follows what calls meet.
-    tells: Option<Tells>,
+    // Only with an adaptive limit.
+    observer: Option<Observer>,
 }
 
-/// Tells an adaptive limit what a call meets.
+/// Observer an adaptive limit what a call meets.
 #[derive(Debug)]
-struct Tells {
-    // Also when the place has been given back.
-    places: Shared,
-    // Of a stream that has brought no token yet, if anybody wants to know.
+struct Observer {
+    // Held beyond the release of the permits.
+    permits: Shared,
+    // Of a stream without a token yet, if the limit follows that.
     silence: Option<Silence>,
 }
 
 // === impl Permit ===
 
 impl Permit {
-    /// Takes places if they are free; gives `places` back if not.
-    pub(crate) fn try_acquire(places: Shared, weight: u32) -> Result<Self, Shared> {
-        if places.try_acquire(weight) {
-            Ok(Self { places, weight })
+    /// Takes `weight` permits if they are free; returns `permits` if not.
+    pub(crate) fn try_acquire(permits: Shared, weight: u32) -> Result<Self, Shared> {
+        if permits.try_acquire(weight) {
+            Ok(Self { permits, weight })
         } else {
-            Err(places)
+            Err(permits)
         }
     }
 
     /// This permit as the guard of `call`.
-    pub(crate) fn hold(self, release_at: ReleaseAt, call: Option<&Call>) -> Place {
-        let tells = self.places.rules().map(|rules| Tells {
-            places: Arc::clone(&self.places),
+    pub(crate) fn hold(self, release_at: ReleaseAt, call: Option<&Call>) -> BulkheadGuard {
+        let observer = self.permits.rules().map(|rules| Observer {
+            permits: Arc::clone(&self.permits),
             silence: rules.silence_of(call),
         });
-        Place {
+        BulkheadGuard {
             permit: Some(self),
             release_at,
-            tells,
+            observer,
         }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.places.release(self.weight);
+        self.permits.release(self.weight);
     }
 }
 
 // === impl Ticket ===
 
 impl Ticket {
-    /// Joins the queue for a place.
-    pub(crate) fn join(
-        places: Shared,
-        wanted: Wanted,
-        max_waiting: usize,
-        waker: &Waker,
-    ) -> Admission {
-        match Places::join(&places, &wanted, max_waiting, waker) {
+    /// Joins the queue for a permit.
+    pub(crate) fn join(permits: Shared, wanted: Wanted, waker: &Waker) -> Admission {
+        match Permits::join(&permits, &wanted, waker) {
             Joined::Admitted => Admission::Admitted(Permit {
-                places,
+                permits,
                 weight: wanted.weight,
             }),
             Joined::Waiting(number) => Admission::Waiting(Self {
-                places,
+                permits,
                 wanted,
                 number: Some(number),
                 _unsent: Unsent::new(),
             }),
-            Joined::Full(limit_of) => Admission::Full(full(&places, limit_of, &wanted.turn)),
+            Joined::Full(limit_of) => Admission::Full(full(&permits, limit_of, &wanted)),
         }
     }
 
-    /// The place, when it is this one's turn; why it is refused, if it had to go for another caller's call.
-    pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<Result<Permit, BulkheadFull>> {
+    /// The permit once it is granted; why not, if the call was evicted for another caller's.
+    pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<Result<Permit, Box<BulkheadFull>>> {
         let number = self.number.expect("polled after it was ready");
-        let polled = self.places.poll_ticket(&self.wanted.turn, number, waker);
-        polled.map(|turn_came| {
+        let polled = self.permits.poll_ticket(&self.wanted.tenant, number, waker);
+        polled.map(|granted| {
             self.number = None;
-            let Wanted { weight, turn } = &self.wanted;
-            match turn_came {
+            match granted {
                 Ok(()) => Ok(Permit {
-                    places: Arc::clone(&self.places),
-                    weight: *weight,
+                    permits: Arc::clone(&self.permits),
+                    weight: self.wanted.weight,
                 }),
-                Err(PushedOut) => Err(full(&self.places, self.places.full_of(*weight), turn)),
+                Err(Evicted) => Err(self.full()),
             }
         })
     }
 
-    /// Why it is refused, if it has waited for too long.
-    pub(crate) fn refuse(&self, waited: Duration) -> BulkheadFull {
-        self.places.count_refused();
-        let limit_of = self.places.full_of(self.wanted.weight);
-        full(&self.places, limit_of, &self.wanted.turn).after(waited)
+    /// Why it is refused after waiting for too long.
+    pub(crate) fn refuse(&self, waited: Duration) -> Box<BulkheadFull> {
+        self.permits.count_refused();
+        let mut full = self.full();
+        full.waited = Some(waited);
+        full
+    }
+
+    fn full(&self) -> Box<BulkheadFull> {
+        let limit_of = self.permits.full_of(self.wanted.weight);
+        full(&self.permits, limit_of, &self.wanted)
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(number) = self.number
-            && !self.places.leave(&self.wanted.turn, number)
+            && !self.permits.leave(&self.wanted.tenant, number)
         {
-            // The place came, and nobody is left to take it.
-            self.places.release(self.wanted.weight);
+            // It was granted, and is not used.
+            self.permits.release(self.wanted.weight);
         }
     }
 }
 
-fn full(places: &Places, limit_of: LimitOf, turn: &Turn) -> BulkheadFull {
-    let limit = match (limit_of, places.all()) {
-        (LimitOf::Global, Some(all)) => all.limit(),
-        _ => places.limit(),
+fn full(permits: &Shared, limit_of: LimitOf, wanted: &Wanted) -> Box<BulkheadFull> {
+    let ((_, in_use), limit) = match (limit_of, permits.all()) {
+        (LimitOf::Global, Some(all)) => (all.in_use(), all.limit()),
+        _ => (permits.in_use(), permits.limit()),
     };
-    BulkheadFull::queue_full(limit, limit_of, turn.priority)
+    let priority = wanted.tenant.priority;
+    Box::new(BulkheadFull {
+        key: permits.key().cloned(),
+        limit_of,
+        limit,
+        in_use,
+        needed: wanted.weight,
+        priority,
+        queued: permits.waiting()[priority.index()],
+        max_waiting: wanted.max_waiting,
+        waited: None,
+        refusal: BulkheadFull::REFUSAL,
+    })
 }
 
-// === impl Place ===
+// === impl BulkheadGuard ===
 
-impl Place {
+impl BulkheadGuard {
     fn release(&mut self, reached: ReleaseAt) {
         if self.release_at == reached {
             self.permit = None;
@@ -182,41 +194,41 @@ impl Place {
     }
 }
 
-impl Guard for Place {
+impl Guard for BulkheadGuard {
     fn response_headers(&mut self, _: Option<&mut Parts>) {
-        if let Some(tells) = &mut self.tells {
-            tells.head();
+        if let Some(observer) = &mut self.observer {
+            observer.response_headers();
         }
-        self.release(ReleaseAt::Head);
+        self.release(ReleaseAt::ResponseHeaders);
     }
 
     fn pending(&mut self, cx: &mut Context<'_>) {
-        if let Some(tells) = &mut self.tells {
-            tells.pending(cx);
+        if let Some(observer) = &mut self.observer {
+            observer.pending(cx);
         }
     }
 
     fn first_token(&mut self, at: Instant) {
-        if let Some(tells) = &mut self.tells {
-            tells.first_token(at);
+        if let Some(observer) = &mut self.observer {
+            observer.first_token(at);
         }
         self.release(ReleaseAt::FirstToken);
     }
 
     fn end(&mut self, completion: &Completion) {
-        // Before the place is free, so that it goes by the new limit.
-        if let Some(tells) = &self.tells {
-            tells.end(completion);
+        // Before the permits are free, so that they are granted by the new limit.
+        if let Some(observer) = &self.observer {
+            observer.end(completion);
         }
     }
 }
 
-// === impl Tells ===
+// === impl Observer ===
 
-impl Tells {
-    fn head(&mut self) {
+impl Observer {
+    fn response_headers(&mut self) {
         if let Some(silence) = &mut self.silence {
-            silence.head(Instant::now());
+            silence.response_headers(Instant::now());
         }
     }
 
@@ -225,26 +237,26 @@ impl Tells {
             && let Poll::Ready(now) = silence.poll(cx)
         {
             self.silence = None;
-            self.tell(now, |_| Some(Sign::Bad));
+            self.report(now, |_| Some(Sign::Bad));
         }
     }
 
     fn first_token(&mut self, at: Instant) {
         if let Some(silence) = self.silence.take() {
             let after = silence.seen(at);
-            self.tell(at, |rules| rules.first_token(after));
+            self.report(at, |rules| rules.first_token(after));
         }
     }
 
     fn end(&self, completion: &Completion) {
         let now = completion.ended_at.unwrap_or_else(Instant::now);
         let silent_for = self.silence.as_ref().map(|silence| silence.seen(now));
-        self.tell(now, |rules| rules.end(completion, silent_for));
+        self.report(now, |rules| rules.end(completion, silent_for));
     }
 
-    fn tell(&self, now: Instant, sign: impl FnOnce(&Adaptive) -> Option<Sign>) {
-        if let Some(sign) = self.places.rules().and_then(sign) {
-            self.places.heed(sign, now);
+    fn report(&self, now: Instant, sign: impl FnOnce(&Adaptive) -> Option<Sign>) {
+        if let Some(sign) = self.permits.rules().and_then(sign) {
+            self.permits.observe(sign, now);
         }
     }
 }

@@ -2,23 +2,23 @@ use std::{fmt, sync::Arc};
 
 use tower_llm_core::Described;
 
-/// How soon a call that waits gets its turn: all of a class before any of the next.
+/// The order of calls that wait: all of a higher priority go before any of a lower one.
 ///
-/// A class that always has somebody waiting keeps those below it waiting, until their
+/// While calls of a priority keep waiting, those of a lower priority wait too, until their
 /// [`max_wait`](crate::BulkheadBuilder::max_wait) is over.
-// Complete: three classes are what operators tell apart, and each costs every key a number.
+// Complete: operators tell three priorities apart, and each costs every key a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
-    /// Somebody looks at the screen.
+    /// A user waits for the answer.
     Interactive,
-    /// Where nothing else is said.
+    /// The default.
     #[default]
     Normal,
-    /// Work that may take until tomorrow.
+    /// Work without a deadline.
     Batch,
 }
 
-/// A number for each class.
+/// A number for each priority.
 pub(crate) type ByPriority = [usize; 3];
 
 /// How a layer chooses the priority of a call.
@@ -26,7 +26,7 @@ pub(crate) type ByPriority = [usize; 3];
 pub(crate) struct PriorityBy(Option<Arc<dyn Fn(&dyn Described) -> Priority + Send + Sync>>);
 
 impl Priority {
-    /// Where its number stands in [`ByPriority`].
+    /// The index of its number in [`ByPriority`].
     pub(crate) fn index(self) -> usize {
         self as usize
     }

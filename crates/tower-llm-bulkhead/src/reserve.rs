@@ -1,4 +1,4 @@
-//! Places that are taken before the request is known.
+//! Permits that are taken before the request is known.
 
 use std::{
     sync::Arc,
@@ -10,61 +10,61 @@ use tower_llm_core::{Armed, BoxError, Described, Guarded, HttpBody, Keyed, Watch
 use tower_service::Service;
 
 use crate::{
-    Place, ReleaseAt,
+    BulkheadGuard, ReleaseAt,
     permit::{Admission, Permit, Ticket},
-    places::{Places, Shared, Wanted},
+    permits::{Permits, Shared, Wanted},
 };
 
-/// Limits how many calls run at once, all together; decides in `poll_ready`.
+/// Limits how many calls run at once, with one limit for all; decides in `poll_ready`.
 ///
-/// For clients behind a balancer, which asks who is ready before it chooses. A service that is ready holds a place
-/// until it is called or dropped, also while it idles: under a server, which readies a service for each connection
-/// before there is a request, use [`BulkheadLayer`](crate::BulkheadLayer).
+/// For clients behind a balancer, which asks which service is ready before it chooses one. A ready service holds a permit
+/// until it is called or dropped, even while it is idle. A server readies a service for each connection before there is a
+/// request: there, use [`BulkheadLayer`](crate::BulkheadLayer).
 ///
-/// Services wait first come, first served. A service keeps its turn if polling it is given up, and loses it when it
-/// is dropped. State is shared by all clones of a layer and all services it makes.
+/// Services are served in the order in which they began to wait. A service keeps its position if it is no longer polled, and
+/// loses it when it is dropped. State is shared by all clones of a layer and all services it makes.
 ///
 /// Made by [`BulkheadBuilder::build_reserve`](crate::BulkheadBuilder::build_reserve).
 #[derive(Clone, Debug)]
 pub struct ReserveLayer<W = HttpBody> {
-    places: Shared,
+    permits: Shared,
     release_at: ReleaseAt,
     watch: W,
 }
 
 /// Limits how many calls run at once; see [`ReserveLayer`].
 ///
-/// A clone has no place of its own until it is readied.
+/// A clone holds no permit until it is readied.
 #[derive(Debug)]
 pub struct Reserve<S, W> {
     inner: S,
     layer: ReserveLayer<W>,
-    turn: Turn,
+    reservation: Reservation,
 }
 
-/// The inner service's future, holding its place.
-pub type ReserveFuture<F, W> = Guarded<F, W, Place>;
+/// The inner service's future, with its permit.
+pub type ReserveFuture<F, W> = Guarded<F, W, BulkheadGuard>;
 
 #[derive(Debug)]
-enum Turn {
+enum Reservation {
     None,
     Waiting(Ticket),
-    Come(Permit),
+    Held(Permit),
 }
 
 impl<W> ReserveLayer<W> {
     pub(crate) fn new(limit: usize, release_at: ReleaseAt, watch: W) -> Self {
         Self {
-            places: Arc::new(Keyed::keyless(Places::new(limit))),
+            permits: Arc::new(Keyed::keyless(Permits::new(limit))),
             release_at,
             watch,
         }
     }
 
-    /// Calls that hold a place, and services that are ready.
+    /// Permits in use: calls that run, and services that are ready.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.places.taken().0
+        self.permits.in_use().0
     }
 }
 
@@ -75,7 +75,7 @@ impl<S, W: Clone> Layer<S> for ReserveLayer<W> {
         Reserve {
             inner,
             layer: self.clone(),
-            turn: Turn::None,
+            reservation: Reservation::None,
         }
     }
 }
@@ -93,16 +93,16 @@ where
     Req: Described,
     W: Watch<S::Response>,
 {
-    type Response = W::Out<Place>;
+    type Response = W::Out<BulkheadGuard>;
     type Error = BoxError;
     type Future = ReserveFuture<S::Future, W>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        ready!(self.turn.poll(&self.layer.places, cx));
+        ready!(self.reservation.poll(&self.layer.permits, cx));
         let ready = ready!(self.inner.poll_ready(cx)).map_err(Into::into);
         if ready.is_err() {
-            // Nobody will call a service that has failed.
-            self.turn = Turn::None;
+            // A service that has failed is not called again.
+            self.reservation = Reservation::None;
         }
         Poll::Ready(ready)
     }
@@ -111,7 +111,8 @@ where
     ///
     /// If the service was not readied.
     fn call(&mut self, request: Req) -> Self::Future {
-        let Turn::Come(permit) = std::mem::replace(&mut self.turn, Turn::None) else {
+        let Reservation::Held(permit) = std::mem::replace(&mut self.reservation, Reservation::None)
+        else {
             panic!("poll_ready must be called first");
         };
         let call = self.layer.watch.keep(request.call().as_deref());
@@ -121,29 +122,29 @@ where
     }
 }
 
-impl Turn {
-    fn take(places: Shared, cx: &mut Context<'_>) -> Self {
+impl Reservation {
+    fn take(permits: Shared, cx: &mut Context<'_>) -> Self {
         let wanted = Wanted::default();
-        let places = match Permit::try_acquire(places, wanted.weight) {
-            Ok(permit) => return Self::Come(permit),
-            Err(places) => places,
+        let permits = match Permit::try_acquire(permits, wanted.weight) {
+            Ok(permit) => return Self::Held(permit),
+            Err(permits) => permits,
         };
-        match Ticket::join(places, wanted, usize::MAX, cx.waker()) {
-            Admission::Admitted(permit) => Self::Come(permit),
+        match Ticket::join(permits, wanted, cx.waker()) {
+            Admission::Admitted(permit) => Self::Held(permit),
             Admission::Waiting(ticket) => Self::Waiting(ticket),
             Admission::Full(_) => unreachable!("no queue is that long"),
         }
     }
 
-    fn poll(&mut self, places: &Shared, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, permits: &Shared, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             *self = match self {
-                Self::None => Self::take(Arc::clone(places), cx),
+                Self::None => Self::take(Arc::clone(permits), cx),
                 Self::Waiting(ticket) => match ready!(ticket.poll(cx.waker())) {
-                    Ok(permit) => Self::Come(permit),
+                    Ok(permit) => Self::Held(permit),
                     Err(_) => unreachable!("no queue is that long"),
                 },
-                Self::Come(_) => return Poll::Ready(()),
+                Self::Held(_) => return Poll::Ready(()),
             };
         }
     }

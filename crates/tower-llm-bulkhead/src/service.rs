@@ -6,7 +6,7 @@ use std::{
 use tower_llm_core::{Armed, BoxError, Described, Watch};
 use tower_service::Service;
 
-use crate::{Place, ResponseFuture, layer::Shared, permit::Admission};
+use crate::{BulkheadGuard, ResponseFuture, layer::Shared, permit::Admission};
 
 /// Limits how many calls run at once; see [`BulkheadLayer`](crate::BulkheadLayer).
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ impl<S, W> Bulkhead<S, W> {
         }
     }
 
-    /// Gives up what the inner service was readied with: a call that need not wait may want it.
+    /// Gives up what the inner service reserved when it became ready: another call may need it.
     fn unready(&mut self)
     where
         S: Clone,
@@ -41,7 +41,7 @@ where
     Req: Described,
     W: Watch<S::Response>,
 {
-    type Response = W::Out<Place>;
+    type Response = W::Out<BulkheadGuard>;
     type Error = BoxError;
     type Future = ResponseFuture<S, Req, W>;
 

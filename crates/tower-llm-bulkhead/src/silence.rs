@@ -1,4 +1,4 @@
-//! How long a stream brings no token, as far as that is the provider's doing.
+//! How long a stream brings no token, as far as the provider is the cause.
 
 use std::{
     future::Future,
@@ -11,16 +11,16 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// A stream that has brought no token yet.
 ///
-/// Its reader may take his time once the head is there, and a token lie there unread: so from then on it is waited for only
-/// while it is seen silent, by a timer, and not until a token is read.
+/// After the response headers a slow reader may leave a token unread. From then on only the time counts in which the stream
+/// was polled and had nothing.
 #[derive(Debug)]
 pub(crate) struct Silence {
     target: Duration,
-    /// Before it is waited for now, and since when it is.
+    /// Time waited before the present wait, which began at `since`.
     waited: Duration,
     since: Option<Instant>,
-    has_head: bool,
-    // Made when it is first waited for.
+    has_headers: bool,
+    // Created with the first wait.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -30,20 +30,20 @@ impl Silence {
             target,
             waited: Duration::ZERO,
             since: Some(now),
-            has_head: false,
+            has_headers: false,
             timer: None,
         }
     }
 
-    /// The head has come, as of `now`; what is behind it may lie there unread.
-    pub(crate) fn head(&mut self, now: Instant) {
+    /// The response headers arrived at `now`; what follows may lie unread.
+    pub(crate) fn response_headers(&mut self, now: Instant) {
         self.waited = self.lasted(now);
         self.since = None;
-        self.has_head = true;
+        self.has_headers = true;
         self.timer = None;
     }
 
-    /// Ready when it has lasted for longer than the target.
+    /// Ready when the stream has been silent for longer than the target.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Instant> {
         let since = *self.since.get_or_insert_with(Instant::now);
         let left = self.target.saturating_sub(self.waited) + Duration::from_millis(1);
@@ -53,10 +53,10 @@ impl Silence {
         timer.as_mut().poll(cx).map(|()| Instant::now())
     }
 
-    /// How long it has lasted, as far as anybody saw it.
+    /// How long the stream was seen silent.
     pub(crate) fn seen(&self, now: Instant) -> Duration {
-        if self.has_head && self.timer.is_some() {
-            // It has not run out, or that would have been told.
+        if self.has_headers && self.timer.is_some() {
+            // The timer has not fired, or that would have been reported.
             self.waited
         } else {
             self.lasted(now)

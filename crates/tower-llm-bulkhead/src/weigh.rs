@@ -4,13 +4,13 @@ use tower_llm_core::Call;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Weigh {
-    /// Calls, each of which takes one place.
+    /// Calls: each takes one permit.
     #[default]
     Calls,
-    /// Tokens: a call takes as many places as it has input tokens and may have output tokens, and at least one.
+    /// Tokens: a call takes as many permits as it has input tokens plus output tokens that it may generate, and at least one.
     ///
-    /// For servers of one's own, whose memory runs out by tokens. A call of which nothing is known weighs one.
-    /// A call that is heavier than the whole limit is let in when nothing else runs.
+    /// For self-hosted servers, whose memory is limited in tokens. A request without a [`Call`] weighs one. A call heavier
+    /// than the whole limit is admitted when nothing else runs.
     Tokens {
         /// Output tokens of a call that names no maximum.
         default_output: u64,
@@ -18,7 +18,7 @@ pub enum Weigh {
 }
 
 impl Weigh {
-    /// What `call` weighs: at least one, at most what the largest limit holds.
+    /// What `call` weighs: at least one, at most the largest limit.
     pub(crate) fn weight(self, call: Option<&Call>) -> u32 {
         let (Self::Tokens { default_output }, Some(call)) = (self, call) else {
             return 1;

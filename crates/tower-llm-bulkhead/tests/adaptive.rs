@@ -26,7 +26,7 @@ use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_llm_bulkhead::{
-    Adaptive, Bulkhead, BulkheadBuilder, BulkheadHandle, BulkheadLayer, Place, ReleaseAt,
+    Adaptive, Bulkhead, BulkheadBuilder, BulkheadGuard, BulkheadHandle, BulkheadLayer, ReleaseAt,
 };
 use tower_llm_core::{BoxError, HttpBody, Key, Watched};
 use tower_llm_testkit::mock::{Sender, Upstream, arrived, poll_frame, start, stream};
@@ -62,7 +62,7 @@ impl Served {
         }
     }
 
-    fn answer(&mut self, request: Request, response: Response) -> Watched<Upstream, Place> {
+    fn answer(&mut self, request: Request, response: Response) -> Watched<Upstream, BulkheadGuard> {
         let mut call = start(&self.service, request);
         assert_pending!(call.poll());
         arrived(&mut self.upstream).1.send_response(response);
@@ -70,7 +70,7 @@ impl Served {
     }
 
     /// A stream whose head has come.
-    fn streaming(&mut self) -> (Sender, Watched<Upstream, Place>) {
+    fn streaming(&mut self) -> (Sender, Watched<Upstream, BulkheadGuard>) {
         let (sender, body) = Upstream::new();
         (sender, self.answer(chat(), stream(body)))
     }
@@ -146,7 +146,7 @@ async fn a_success_raises_a_limit_of_one_and_lets_in_who_waits() {
     read(&mut body);
     assert!(assert_ready!(poll_frame(&mut body)).is_none());
     assert_eq!(served.limit(), 2);
-    // Its own place, and the new one.
+    // Its own permit, and the new one.
     let woken = waiting.each_ref().map(|call| call.is_woken());
     assert_eq!(woken, [true, true, false]);
     assert_eq!(openai(&served.handle), (2, 1, 0));
@@ -199,7 +199,7 @@ async fn a_reader_who_takes_his_time_cuts_nothing() {
     }
 }
 
-/// Nothing was sent: it waited in a bulkhead inside, and found no place.
+/// Nothing was sent: it waited in a bulkhead inside, and found no permit.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_of_ours_cuts_nothing_however_long_it_took() {
     let adaptive = Adaptive::on_first_token(5 * SECOND);
@@ -219,7 +219,7 @@ async fn a_refusal_of_ours_cuts_nothing_however_long_it_took() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_time_that_a_call_waited_for_its_place_is_not_the_provider_s() {
+async fn the_time_that_a_call_waited_for_its_permit_is_not_the_provider_s() {
     let adaptive = Adaptive::on_first_token(5 * SECOND);
     let mut served = Served::new(BulkheadLayer::builder(1).adaptive(adaptive));
     let (_sender, body) = served.streaming();
@@ -241,7 +241,7 @@ async fn the_time_that_a_call_waited_for_its_place_is_not_the_provider_s() {
 #[tokio::test(start_paused = true)]
 async fn a_stream_given_up_without_a_token_is_late_if_it_was() {
     for (after, limit) in [(5, 10), (6, 8)] {
-        for at in [ReleaseAt::Head, ReleaseAt::End] {
+        for at in [ReleaseAt::ResponseHeaders, ReleaseAt::End] {
             let adaptive = Adaptive::on_first_token(5 * SECOND);
             let builder = BulkheadLayer::builder(10).release_at(at);
             let mut served = Served::new(builder.adaptive(adaptive));

@@ -70,7 +70,7 @@ fn a_wait_is_over_zero_and_at_most_a_day() {
 }
 
 #[test]
-fn what_bears_on_no_queue_may_be_anything_for_places_taken_in_poll_ready() {
+fn what_bears_on_no_queue_may_be_anything_for_permits_taken_in_poll_ready() {
     let builder = BulkheadLayer::builder(1)
         .max_wait(Duration::ZERO)
         .max_keys(0);
@@ -104,7 +104,7 @@ fn limits_that_are_set_later_are_checked_as_those_that_are_built() {
     assert_eq!(handle.stats_of(&key), None);
     assert!(handle.set_limit(&key, 1).is_ok());
 
-    // There are no places of all keys that could be limited.
+    // There are no permits of all keys that could be limited.
     let error = named(handle.set_global_limit(5).err());
     assert_eq!(error, ("global_limit", "5".into()));
     assert_eq!(handle.global_stats(), None);

@@ -19,7 +19,7 @@ use tower_test::mock;
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_finds_a_place_uses_the_service_that_was_readied() {
+async fn a_call_that_finds_a_permit_uses_the_service_that_was_readied() {
     let layer = BulkheadLayer::builder(1).watch(Unary).build().unwrap();
     let (mut service, mut upstream) = asked(&layer);
     upstream.allow(0);
@@ -51,7 +51,7 @@ async fn a_call_that_waited_readies_a_service_before_it_calls_it() {
     assert!(waiting.is_woken());
     assert_pending!(waiting.poll());
     nothing_arrived(&mut upstream);
-    // It has its place while it waits for the inner service.
+    // It has its permit while it waits for the inner service.
     assert_eq!(openai(&layer.handle()), (1, 0, 0));
     assert!(!waiting.is_woken());
     upstream.allow(1);
@@ -78,7 +78,7 @@ async fn a_service_whose_call_waits_must_be_readied_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_inner_service_that_fails_to_become_ready_gives_the_place_back() {
+async fn an_inner_service_that_fails_to_become_ready_gives_the_permit_back() {
     let layer = BulkheadLayer::builder(1).watch(Unary).build().unwrap();
     let (mut service, mut upstream) = asked(&layer);
     let running = start(&service, Ask::new(0));
@@ -95,7 +95,7 @@ async fn an_inner_service_that_fails_to_become_ready_gives_the_place_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn readiness_never_waits_for_the_places_of_a_key() {
+async fn readiness_never_waits_for_the_permits_of_a_key() {
     let layer = BulkheadLayer::builder(1)
         .max_waiting(1)
         .watch(Unary)
@@ -114,7 +114,7 @@ async fn a_call_that_waits_keeps_no_inner_permit_from_a_call_of_another_key() {
     let layer = BulkheadLayer::new(1).unwrap();
     let (mock, mut upstream) = mock::pair();
     let service = layer.layer(ConcurrencyLimit::new(mock, 1));
-    // The first one's head has come: the inner permit is free, the place is not.
+    // The first one's head has come: the inner permit is free, the permit is not.
     let mut first = start(&service, chat());
     let (end, body) = Upstream::new();
     arrived(&mut upstream).1.send_response(stream(body));
@@ -133,7 +133,7 @@ async fn a_call_that_waits_keeps_no_inner_permit_from_a_call_of_another_key() {
     let call = request.extensions().get::<tower_llm_core::Call>().unwrap();
     assert_eq!(call.provider(), &Provider::ANTHROPIC);
 
-    // The place comes before the permit, and the call gets by on both.
+    // The permit comes before the permit, and the call gets by on both.
     drop((end, response));
     assert_pending!(queued.poll());
     assert_eq!(openai(&layer.handle()), (1, 0, 0));
@@ -218,7 +218,7 @@ async fn nothing_deadlocks_over_an_inner_service_that_takes_one_call_at_a_time()
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_that_a_layer_and_its_clones_make_share_their_places() {
+async fn all_that_a_layer_and_its_clones_make_share_their_permits() {
     let layer = BulkheadLayer::builder(1)
         .max_waiting(1)
         .watch(Unary)

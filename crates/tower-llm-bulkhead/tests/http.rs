@@ -55,7 +55,7 @@ fn bulkhead(limit: usize) -> BulkheadBuilder {
         .max_wait(PATIENCE)
 }
 
-/// Places taken, calls waiting and calls refused.
+/// Permits taken, calls waiting and calls refused.
 fn counts(handle: &BulkheadHandle) -> (usize, usize, u64) {
     let [stats] = &handle.stats()[..] else {
         panic!("one key is shared by all");
@@ -192,7 +192,7 @@ async fn limits_that_let_go_at_the_head_let_all_streams_through() {
 
     // Ours, told to do the same.
     let at_head = bulkhead(2)
-        .release_at(tower_llm_bulkhead::ReleaseAt::Head)
+        .release_at(tower_llm_bulkhead::ReleaseAt::ResponseHeaders)
         .build()
         .unwrap();
     let service = ServiceBuilder::new()
@@ -203,7 +203,7 @@ async fn limits_that_let_go_at_the_head_let_all_streams_through() {
 }
 
 #[tokio::test]
-async fn places_held_to_the_end_of_the_body_let_two_streams_through() {
+async fn permits_held_to_the_end_of_the_body_let_two_streams_through() {
     let provider = SimulatedProvider::start().await.unwrap();
     let layer = bulkhead(2).build().unwrap();
     let service = ServiceBuilder::new()
@@ -229,9 +229,9 @@ async fn places_held_to_the_end_of_the_body_let_two_streams_through() {
     assert_eq!(counts(&layer.handle()), (0, 0, 0));
 }
 
-/// The same for reserved places.
+/// The same for reserved permits.
 #[tokio::test]
-async fn reserved_places_let_two_streams_through() {
+async fn reserved_permits_let_two_streams_through() {
     let provider = SimulatedProvider::start().await.unwrap();
     let layer = bulkhead(2).build_reserve().unwrap();
     let service = ServiceBuilder::new()
@@ -287,7 +287,7 @@ where
         set("x-sim-fault-after", &(number / 64 % 5).to_string());
     }
     let (point, frames) = (number / 2 % 4, number / 8 % 6);
-    // From before it is sent to about when the head comes, or while it waits for its turn; and what is silent.
+    // From before it is sent to about when the head comes, or while it waits for its tenant; and what is silent.
     let patience = match point {
         0 => number / 8 % 6,
         _ => 2_000,

@@ -22,7 +22,7 @@ fn key() -> Key {
 // === limits that change ===
 
 #[tokio::test(start_paused = true)]
-async fn a_raised_limit_lets_in_as_many_as_it_has_new_places_and_at_once() {
+async fn a_raised_limit_lets_in_as_many_as_it_has_new_permits_and_at_once() {
     let layer = bulkhead(1).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let mut calls: Vec<_> = (0..6).map(|id| start(&service, Ask::new(id))).collect();
@@ -134,7 +134,7 @@ fn tokens(id: usize, input: u64) -> Ask {
 
 fn weight(handle: &BulkheadHandle) -> (usize, u64, usize) {
     let stats = handle.stats_of(&key()).expect("the key has been seen");
-    (stats.in_flight, stats.weight, stats.waiting)
+    (stats.in_flight, stats.permits_in_use, stats.waiting)
 }
 
 fn by_tokens(limit: usize) -> BulkheadBuilder<Unary> {
@@ -142,7 +142,7 @@ fn by_tokens(limit: usize) -> BulkheadBuilder<Unary> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn places_are_counted_in_tokens() {
+async fn permits_are_counted_in_tokens() {
     let layer = by_tokens(100).build().unwrap();
     let (service, _upstream) = asked(&layer);
     let handle = layer.handle();
@@ -175,7 +175,7 @@ async fn a_call_heavier_than_the_limit_runs_alone_and_is_overtaken_by_nobody() {
     assert_pending!(heavy.poll());
     let mut more = Vec::new();
     for id in 0..4 {
-        // There is room for each that comes, but it is not their turn.
+        // There is room for each that comes, but it is not their tenant.
         drop(light.pop());
         let mut call = start(&service, tokens(5 + id, 1));
         assert_pending!(call.poll());
@@ -247,7 +247,7 @@ async fn ten_run_in_all_and_three_of_each_provider() {
     for provider in PROVIDERS {
         assert_eq!(counts_of(&handle, provider), (2, 2, 0));
     }
-    // One place in all for each that ends, whoever's.
+    // One permit in all for each that ends, whoever's.
     for id in 0..10 {
         let (ask, _) = arrived(&mut upstream);
         assert_eq!(ask.id, id);
@@ -304,7 +304,7 @@ async fn a_refusal_names_the_limit_and_leaves_no_trace() {
     let error = assert_ready_err!(start(&service, Ask::of("b", 4)).poll());
     assert_eq!(full(&error).limit_of(), LimitOf::Global);
     assert_eq!(full(&error).limit(), 3);
-    let text = "all 3 places for all keys are taken, and the queue is full";
+    let text = "bulkhead full for all keys: 3/3 in use, queue 0/0";
     assert_eq!(error.to_string(), text);
     assert_eq!(counts_of(&handle, "a"), (2, 0, 1));
     assert_eq!(counts_of(&handle, "b"), (1, 0, 1));
@@ -355,7 +355,7 @@ async fn calls_of_all_keys_that_give_up_anywhere_give_everything_back() {
     // Thirty tokens each: one of each key, two in all.
     let mut calls: Vec<_> = (0..12).map(|id| start(&service, ask(id))).collect();
     assert_eq!(all(&handle), (2, 10, 0));
-    // One that waits and was never polled, one that was, one that has been given a place, and one whose time is up.
+    // One that waits and was never polled, one that was, one that has been given a permit, and one whose time is up.
     drop(calls.remove(11));
     assert_pending!(calls[10].poll());
     drop(calls.remove(10));
@@ -372,9 +372,12 @@ async fn calls_of_all_keys_that_give_up_anywhere_give_everything_back() {
     assert_eq!(all(&handle), (2, 0, refused));
     assert!(refused >= 4, "{refused}");
     drop(calls);
-    assert_eq!(handle.global_stats().unwrap().weight, 0);
+    assert_eq!(handle.global_stats().unwrap().permits_in_use, 0);
     for provider in &PROVIDERS[..3] {
         let stats = handle.stats_of(&Key::new(provider)).unwrap();
-        assert_eq!((stats.in_flight, stats.weight, stats.waiting), (0, 0, 0));
+        assert_eq!(
+            (stats.in_flight, stats.permits_in_use, stats.waiting),
+            (0, 0, 0)
+        );
     }
 }

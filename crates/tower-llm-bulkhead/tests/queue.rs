@@ -19,7 +19,7 @@ fn bulkhead(limit: usize) -> BulkheadBuilder<Unary> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn places_go_to_those_who_wait_in_the_order_they_came() {
+async fn permits_go_to_those_who_wait_in_the_order_they_came() {
     let layer = bulkhead(2).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let mut calls: Vec<_> = (0..8).map(|id| start(&service, Ask::new(id))).collect();
@@ -36,7 +36,7 @@ async fn places_go_to_those_who_wait_in_the_order_they_came() {
         nothing_arrived(&mut upstream);
         answer.send_response(id);
         assert_eq!(assert_ready_ok!(calls[id].poll()), id);
-        // Only the one whose turn it is has been told.
+        // Only the one whose tenant it is has been told.
         for (waiting, call) in calls.iter().enumerate().skip(id + 2) {
             assert_eq!(call.is_woken(), waiting == id + 2, "call {waiting}");
         }
@@ -62,7 +62,7 @@ async fn exactly_max_waiting_calls_wait_and_the_next_is_refused() {
     let error = assert_ready_err!(over.poll());
     assert_eq!(
         error.to_string(),
-        "all 1 places are taken, and the queue is full"
+        "bulkhead full for openai: 1/1 in use, queue 3/3"
     );
     let refused = full(&error);
     assert_eq!((refused.limit(), refused.waited_for()), (1, None));
@@ -121,7 +121,7 @@ async fn a_call_is_refused_when_it_has_waited_for_max_wait_and_not_before() {
     assert!(waiting.is_woken());
     assert_eq!(began.elapsed(), max_wait);
     let error = assert_ready_err!(waiting.poll());
-    let text = "none of 1 places became free within 7s";
+    let text = "bulkhead full for openai: 1/1 in use, waited 7s";
     assert_eq!(error.to_string(), text);
     let refused = full(&error);
     assert_eq!((refused.limit(), refused.waited_for()), (1, Some(max_wait)));
@@ -131,7 +131,7 @@ async fn a_call_is_refused_when_it_has_waited_for_max_wait_and_not_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_runs_if_its_place_comes_in_the_last_millisecond() {
+async fn a_call_runs_if_its_permit_comes_in_the_last_millisecond() {
     let max_wait = Duration::from_secs(7);
     let layer = bulkhead(1).max_wait(max_wait).build().unwrap();
     let (service, mut upstream) = asked(&layer);
@@ -146,8 +146,8 @@ async fn a_call_runs_if_its_place_comes_in_the_last_millisecond() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_place_that_comes_at_the_very_end_of_the_wait_is_taken() {
-    for place_first in [true, false] {
+async fn a_permit_that_comes_at_the_very_end_of_the_wait_is_taken() {
+    for permit_first in [true, false] {
         let max_wait = Duration::from_secs(7);
         let layer = bulkhead(1).max_wait(max_wait).build().unwrap();
         let (service, mut upstream) = asked(&layer);
@@ -155,7 +155,7 @@ async fn a_place_that_comes_at_the_very_end_of_the_wait_is_taken() {
         let mut waiting = start(&service, Ask::new(1));
         assert_pending!(waiting.poll());
         arrived(&mut upstream);
-        if place_first {
+        if permit_first {
             running.take();
         }
         advance(max_wait).await;
@@ -210,7 +210,7 @@ async fn a_dropped_call_leaves_the_queue_before_its_first_poll_and_after() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_place_given_to_a_call_that_is_dropped_goes_to_the_next() {
+async fn a_permit_given_to_a_call_that_is_dropped_goes_to_the_next() {
     let layer = bulkhead(1).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let running = start(&service, Ask::new(0));
@@ -244,7 +244,7 @@ async fn a_new_call_never_overtakes_the_queue() {
     assert_pending!(waiting.poll());
     arrived(&mut upstream);
     drop(running);
-    // The place is the waiting call's, though it has not been polled since.
+    // The permit is the waiting call's, though it has not been polled since.
     let mut new = start(&service, Ask::new(2));
     assert_pending!(new.poll());
     nothing_arrived(&mut upstream);
@@ -255,7 +255,7 @@ async fn a_new_call_never_overtakes_the_queue() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiting_call_is_woken_once_for_its_place_or_its_time() {
+async fn a_waiting_call_is_woken_once_for_its_permit_or_its_time() {
     let layer = bulkhead(1).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let mut running = start(&service, Ask::new(0));
@@ -286,7 +286,7 @@ async fn a_waiting_call_is_woken_once_for_its_place_or_its_time() {
     assert_eq!(counts(), [2, 0, 0, 0]);
     assert_ready_ok!(poll(0));
     assert_eq!(counts(), [2, 1, 0, 0]);
-    // From here on the second holds its place.
+    // From here on the second holds its permit.
     advance(Duration::from_secs(30)).await;
     assert_eq!(counts()[2..], [1, 1]);
     assert_ready_err!(poll(2));
@@ -479,7 +479,7 @@ async fn keys_beyond_the_most_share_one_limit() {
     assert_eq!(shared.len(), 1);
     assert_eq!((shared[0].limit, counts(shared[0])), (1, (1, 0, 983)));
 
-    // With all of them gone, a new key finds a place of its own.
+    // With all of them gone, a new key finds a permit of its own.
     drop(calls);
     let _own = start(&service, numbered(1_000));
     let _other = start(&service, numbered(1_000)).poll().is_ready();

@@ -1,4 +1,4 @@
-//! When a call gives its place back.
+//! When a call gives its permit back.
 
 mod support;
 
@@ -17,7 +17,7 @@ use support::{Ask, CONTENT, DONE, ROLE, asked, chat, full, openai, read};
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok};
 use tower::{Service, service_fn};
 use tower_layer::Layer;
-use tower_llm_bulkhead::{Bulkhead, BulkheadHandle, BulkheadLayer, Place, ReleaseAt};
+use tower_llm_bulkhead::{Bulkhead, BulkheadGuard, BulkheadHandle, BulkheadLayer, ReleaseAt};
 use tower_llm_core::{BoxError, HttpBody, Unary, Watched};
 use tower_llm_testkit::mock::{Sender, Upstream, arrived, poll_frame, poll_ready, start, stream};
 use tower_test::mock::{self, Handle, Mock};
@@ -41,13 +41,16 @@ fn in_flight(handle: &BulkheadHandle) -> usize {
 }
 
 /// A stream whose head has come: where its frames go in, and where they come out.
-fn streaming(layer: &BulkheadLayer) -> (Sender, Watched<Upstream, Place>) {
+fn streaming(layer: &BulkheadLayer) -> (Sender, Watched<Upstream, BulkheadGuard>) {
     let (sender, body) = Upstream::new();
     (sender, through(layer, stream(body)).into_body())
 }
 
 /// What `response` is behind the bulkhead.
-fn through(layer: &BulkheadLayer, response: Response) -> http::Response<Watched<Upstream, Place>> {
+fn through(
+    layer: &BulkheadLayer,
+    response: Response,
+) -> http::Response<Watched<Upstream, BulkheadGuard>> {
     let (service, mut upstream) = served(layer);
     let mut call = start(&service, chat());
     assert_pending!(call.poll());
@@ -57,7 +60,7 @@ fn through(layer: &BulkheadLayer, response: Response) -> http::Response<Watched<
     assert_ready_ok!(call.poll())
 }
 
-/// Writes down how many places are taken, where it is run.
+/// Writes down how many permits are taken, where it is run.
 fn noting(handle: &BulkheadHandle) -> (Arc<AtomicUsize>, impl FnOnce() + Send + 'static) {
     let noted = Arc::new(AtomicUsize::new(usize::MAX));
     let (note, handle) = (Arc::clone(&noted), handle.clone());
@@ -67,13 +70,13 @@ fn noting(handle: &BulkheadHandle) -> (Arc<AtomicUsize>, impl FnOnce() + Send + 
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_the_head_the_place_is_free_while_the_body_runs() {
-    let layer = bulkhead(ReleaseAt::Head);
+async fn at_the_head_the_permit_is_free_while_the_body_runs() {
+    let layer = bulkhead(ReleaseAt::ResponseHeaders);
     let (sender, mut body) = streaming(&layer);
     assert_eq!(in_flight(&layer.handle()), 0);
     sender.send(CONTENT);
     assert_eq!(read(&mut body), CONTENT);
-    // Nothing is given back twice: the place is another call's by now.
+    // Nothing is given back twice: the permit is another call's by now.
     let (service, _upstream) = served(&layer);
     let _running = start(&service, chat());
     drop(body);
@@ -81,7 +84,7 @@ async fn at_the_head_the_place_is_free_while_the_body_runs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_the_first_token_the_place_is_free_with_the_first_content() {
+async fn at_the_first_token_the_permit_is_free_with_the_first_content() {
     let layer = bulkhead(ReleaseAt::FirstToken);
     let (sender, mut body) = streaming(&layer);
     assert_eq!(in_flight(&layer.handle()), 1);
@@ -103,7 +106,7 @@ async fn at_the_first_token_the_place_is_free_with_the_first_content() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_no_first_token_comes_the_place_is_free_at_the_end() {
+async fn where_no_first_token_comes_the_permit_is_free_at_the_end() {
     let layer = bulkhead(ReleaseAt::FirstToken);
     let (sender, mut body) = streaming(&layer);
     sender.send(ROLE);
@@ -125,7 +128,7 @@ async fn where_no_first_token_comes_the_place_is_free_at_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_the_end_the_place_is_held_until_the_body_has_no_more_frames() {
+async fn at_the_end_the_permit_is_held_until_the_body_has_no_more_frames() {
     let layer = bulkhead(ReleaseAt::End);
     let (sender, mut body) = streaming(&layer);
     for frame in [ROLE, CONTENT, DONE] {
@@ -143,7 +146,7 @@ async fn at_the_end_the_place_is_held_until_the_body_has_no_more_frames() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_says_it_is_over_gives_the_place_back_with_its_last_frame() {
+async fn a_body_that_says_it_is_over_gives_the_permit_back_with_its_last_frame() {
     let layer = bulkhead(ReleaseAt::End);
     let (sender, body) = Upstream::new();
     let mut body = through(&layer, stream(body.of_known_length(2))).into_body();
@@ -159,7 +162,7 @@ async fn a_body_that_says_it_is_over_gives_the_place_back_with_its_last_frame() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_is_dropped_or_fails_gives_the_place_back_at_once() {
+async fn a_body_that_is_dropped_or_fails_gives_the_permit_back_at_once() {
     for release_at in [ReleaseAt::End, ReleaseAt::FirstToken] {
         let layer = bulkhead(release_at);
         let (_sender, body) = streaming(&layer);
@@ -182,7 +185,7 @@ async fn a_body_that_is_dropped_or_fails_gives_the_place_back_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_panics_gives_the_place_back_when_it_is_dropped() {
+async fn a_body_that_panics_gives_the_permit_back_when_it_is_dropped() {
     let layer = bulkhead(ReleaseAt::End);
     let (sender, mut body) = streaming(&layer);
     sender.send("panic");
@@ -193,8 +196,8 @@ async fn a_body_that_panics_gives_the_place_back_when_it_is_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_upstream_is_dropped_before_its_place_is_free() {
-    type Body = Watched<Upstream, Place>;
+async fn the_upstream_is_dropped_before_its_permit_is_free() {
+    type Body = Watched<Upstream, BulkheadGuard>;
     let ends: [(&str, fn(Sender, Body)); 5] = [
         ("end", |sender, mut body| {
             drop(sender);
@@ -230,8 +233,12 @@ async fn the_upstream_is_dropped_before_its_place_is_free() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_inner_error_gives_the_place_back() {
-    for release_at in [ReleaseAt::Head, ReleaseAt::FirstToken, ReleaseAt::End] {
+async fn an_inner_error_gives_the_permit_back() {
+    for release_at in [
+        ReleaseAt::ResponseHeaders,
+        ReleaseAt::FirstToken,
+        ReleaseAt::End,
+    ] {
         let layer = bulkhead(release_at);
         let (service, mut upstream) = served(&layer);
         let mut call = start(&service, chat());
@@ -262,7 +269,7 @@ impl<F: FnOnce()> Drop for Dropped<F> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_call_ends_upstream_before_its_place_is_free() {
+async fn a_dropped_call_ends_upstream_before_its_permit_is_free() {
     let layer = BulkheadLayer::builder(1).watch(Unary).build().unwrap();
     let handle = layer.handle();
     let (noted, drops) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -292,7 +299,7 @@ async fn a_dropped_call_ends_upstream_before_its_place_is_free() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_inner_panic_gives_the_place_back() {
+async fn an_inner_panic_gives_the_permit_back() {
     let layer = BulkheadLayer::builder(1).watch(Unary).build().unwrap();
     let handle = layer.handle();
     // Number 0 panics in `call`, all others in their future.
@@ -326,8 +333,12 @@ async fn an_inner_panic_gives_the_place_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_typed_response_gives_the_place_back_when_it_comes() {
-    for release_at in [ReleaseAt::Head, ReleaseAt::FirstToken, ReleaseAt::End] {
+async fn a_typed_response_gives_the_permit_back_when_it_comes() {
+    for release_at in [
+        ReleaseAt::ResponseHeaders,
+        ReleaseAt::FirstToken,
+        ReleaseAt::End,
+    ] {
         let layer = BulkheadLayer::builder(1)
             .max_waiting(0)
             .release_at(release_at)

@@ -1,4 +1,4 @@
-//! Places that are taken in `poll_ready`.
+//! Permits that are taken in `poll_ready`.
 
 mod support;
 
@@ -18,7 +18,7 @@ use tower_llm_testkit::mock::{
 };
 use tower_test::mock::{self, Handle, Mock};
 
-fn places(limit: usize) -> ReserveLayer<Unary> {
+fn permits(limit: usize) -> ReserveLayer<Unary> {
     let builder = BulkheadLayer::builder(limit).watch(Unary);
     builder.build_reserve().expect("good settings")
 }
@@ -31,8 +31,8 @@ fn reserved(layer: &ReserveLayer<Unary>) -> (Reserved, Handle<Ask, usize>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_takes_a_place_to_be_ready_and_its_call_gives_it_back() {
-    let layer = places(1);
+async fn a_service_takes_a_permit_to_be_ready_and_its_call_gives_it_back() {
+    let layer = permits(1);
     let (mut service, mut upstream) = reserved(&layer);
     assert_eq!(layer.in_flight(), 0);
     assert_ready_ok!(poll_ready(&mut service));
@@ -52,14 +52,14 @@ async fn a_service_takes_a_place_to_be_ready_and_its_call_gives_it_back() {
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "poll_ready must be called first")]
 async fn calling_a_service_that_was_not_readied_panics() {
-    let (mut service, _upstream) = reserved(&places(1));
+    let (mut service, _upstream) = reserved(&permits(1));
     let _call = service.call(Ask::new(0));
 }
 
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "poll_ready must be called first")]
 async fn a_ready_service_is_ready_for_one_call() {
-    let (mut service, _upstream) = reserved(&places(2));
+    let (mut service, _upstream) = reserved(&permits(2));
     assert_ready_ok!(poll_ready(&mut service));
     let _first = service.call(Ask::new(0));
     let _second = service.call(Ask::new(1));
@@ -68,14 +68,14 @@ async fn a_ready_service_is_ready_for_one_call() {
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "poll_ready must be called first")]
 async fn a_clone_of_a_ready_service_is_not_ready() {
-    let (mut service, _upstream) = reserved(&places(2));
+    let (mut service, _upstream) = reserved(&permits(2));
     assert_ready_ok!(poll_ready(&mut service));
     let _call = service.clone().call(Ask::new(0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clone_of_a_ready_service_has_no_place() {
-    let layer = places(1);
+async fn a_clone_of_a_ready_service_has_no_permit() {
+    let layer = permits(1);
     let (mut service, _upstream) = reserved(&layer);
     assert_ready_ok!(poll_ready(&mut service));
     let mut clone = service.clone();
@@ -87,8 +87,8 @@ async fn a_clone_of_a_ready_service_has_no_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ready_service_that_is_dropped_gives_its_place_to_the_next() {
-    let layer = places(1);
+async fn a_ready_service_that_is_dropped_gives_its_permit_to_the_next() {
+    let layer = permits(1);
     let (mut service, mut upstream) = reserved(&layer);
     let mut next = service.clone();
     assert_ready_ok!(poll_ready(&mut service));
@@ -104,7 +104,7 @@ async fn a_ready_service_that_is_dropped_gives_its_place_to_the_next() {
 
 #[tokio::test(start_paused = true)]
 async fn services_become_ready_in_the_order_they_asked_in() {
-    let layer = places(1);
+    let layer = permits(1);
     let (mut service, _upstream) = reserved(&layer);
     assert_ready_ok!(poll_ready(&mut service));
     let mut held = Some(service);
@@ -114,12 +114,12 @@ async fn services_become_ready_in_the_order_they_asked_in() {
     for (service, task) in &mut waiting {
         assert_pending!(task.enter(|cx, _| service.poll_ready(cx)));
     }
-    // One gives up its turn by being dropped; one is not polled, and keeps it.
+    // One gives up its tenant by being dropped; one is not polled, and keeps it.
     drop(waiting.remove(1));
-    for turn in 0..3 {
+    for tenant in 0..3 {
         held.take();
         for (i, (service, task)) in waiting.iter_mut().enumerate().rev() {
-            assert_eq!(task.is_woken(), i == 0, "turn {turn}, waiting {i}");
+            assert_eq!(task.is_woken(), i == 0, "tenant {tenant}, waiting {i}");
             if i > 0 {
                 assert_pending!(task.enter(|cx, _| service.poll_ready(cx)));
             }
@@ -134,8 +134,8 @@ async fn services_become_ready_in_the_order_they_asked_in() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_whose_turn_came_unseen_gives_its_place_on_when_dropped() {
-    let layer = places(1);
+async fn a_service_whose_turn_came_unseen_gives_its_permit_on_when_dropped() {
+    let layer = permits(1);
     let (mut service, _upstream) = reserved(&layer);
     let [mut first, mut second] = [service.clone(), service.clone()];
     assert_ready_ok!(poll_ready(&mut service));
@@ -149,8 +149,8 @@ async fn a_service_whose_turn_came_unseen_gives_its_place_on_when_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_that_a_layer_and_its_clones_make_share_their_places() {
-    let layer = places(1);
+async fn all_that_a_layer_and_its_clones_make_share_their_permits() {
+    let layer = permits(1);
     let (mut first, _upstream) = reserved(&layer);
     let (mut second, _upstream) = reserved(&layer.clone());
     assert_ready_ok!(poll_ready(&mut first));
@@ -161,8 +161,8 @@ async fn all_that_a_layer_and_its_clones_make_share_their_places() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_place_is_kept_while_the_inner_service_becomes_ready() {
-    let layer = places(1);
+async fn a_permit_is_kept_while_the_inner_service_becomes_ready() {
+    let layer = permits(1);
     let (mut service, mut upstream) = reserved(&layer);
     upstream.allow(0);
     let mut task = task::spawn(());
@@ -176,8 +176,8 @@ async fn a_place_is_kept_while_the_inner_service_becomes_ready() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_that_fails_to_become_ready_gives_its_place_back_when_dropped() {
-    let layer = places(1);
+async fn a_service_that_fails_to_become_ready_gives_its_permit_back_when_dropped() {
+    let layer = permits(1);
     let (mut service, mut upstream) = reserved(&layer);
     upstream.send_error("gone");
     assert_eq!(
@@ -190,7 +190,7 @@ async fn a_service_that_fails_to_become_ready_gives_its_place_back_when_dropped(
 
 #[tokio::test(start_paused = true)]
 async fn over_an_inner_limit_the_service_that_was_readied_is_called() {
-    let layer = places(2);
+    let layer = permits(2);
     let (mock, mut upstream) = mock::pair::<Ask, usize>();
     let service = layer.layer(ConcurrencyLimit::new(mock, 1));
     let mut first = start(&service, Ask::new(0));
@@ -210,8 +210,8 @@ async fn over_an_inner_limit_the_service_that_was_readied_is_called() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_place_is_held_to_the_end_of_the_body() {
-    for (release_at, held) in [(ReleaseAt::Head, 0), (ReleaseAt::End, 1)] {
+async fn a_permit_is_held_to_the_end_of_the_body() {
+    for (release_at, held) in [(ReleaseAt::ResponseHeaders, 0), (ReleaseAt::End, 1)] {
         let builder = BulkheadLayer::builder(1).release_at(release_at);
         let layer = builder.build_reserve().unwrap();
         let (mock, mut upstream) = mock::pair();
@@ -230,8 +230,8 @@ async fn a_place_is_held_to_the_end_of_the_body() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_place_is_given_back_when_the_call_panics_fails_or_is_dropped() {
-    let layer = places(1);
+async fn a_permit_is_given_back_when_the_call_panics_fails_or_is_dropped() {
+    let layer = permits(1);
     let panics = |_: Ask| -> Ready<Result<usize, BoxError>> { panic!("as it was told") };
     let panics = layer.layer(service_fn(panics));
     let call = AssertUnwindSafe(|| start(&panics, Ask::new(0)));
@@ -252,7 +252,7 @@ async fn a_place_is_given_back_when_the_call_panics_fails_or_is_dropped() {
 }
 
 #[test]
-fn a_service_that_fails_instead_of_becoming_ready_keeps_no_place() {
+fn a_service_that_fails_instead_of_becoming_ready_keeps_no_permit() {
     struct Broken;
 
     impl Service<Ask> for Broken {
@@ -272,7 +272,7 @@ fn a_service_that_fails_instead_of_becoming_ready_keeps_no_place() {
         }
     }
 
-    let layer = places(1);
+    let layer = permits(1);
     let mut service = layer.layer(Broken);
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     assert_ready_err!(service.poll_ready(&mut cx));

@@ -324,7 +324,10 @@ async fn never_over_a_key_s_limit_nor_over_that_of_all_keys() {
         assert_eq!(counts_of(&handle, &key.to_string()), (0, 0, 0));
     }
     let stats = handle.global_stats().unwrap();
-    assert_eq!((stats.in_flight, stats.weight, stats.waiting), (0, 0, 0));
+    assert_eq!(
+        (stats.in_flight, stats.permits_in_use, stats.waiting),
+        (0, 0, 0)
+    );
 }
 
 async fn stress(builder: BulkheadBuilder) -> u64 {
@@ -367,7 +370,7 @@ async fn never_over_the_limit_while_waits_run_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn never_over_the_limit_of_places_taken_in_poll_ready() {
+async fn never_over_the_limit_of_permits_taken_in_poll_ready() {
     let layer = BulkheadLayer::builder(LIMIT).build_reserve().unwrap();
     let inside = Arc::<Inside>::default();
     let seeds = Arc::new(AtomicUsize::new(0));
@@ -382,7 +385,7 @@ async fn never_over_the_limit_of_places_taken_in_poll_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn places_of_many_keys_come_and_go_with_their_calls() {
+async fn permits_of_many_keys_come_and_go_with_their_calls() {
     let layer = BulkheadLayer::builder(1)
         .max_keys(32)
         .release_at(ReleaseAt::FirstToken)

@@ -8,11 +8,11 @@ fn limit_of(rules: Adaptive, limit: usize) -> Aimd {
     Aimd::new(rules.check().expect("good rules"), limit)
 }
 
-/// So many good signs, with all places in use.
+/// So many good signs, with all permits in use.
 fn succeed(aimd: &mut Aimd, times: usize) -> usize {
     let now = Instant::now();
     for _ in 0..times {
-        aimd.heed(Sign::Good, aimd.limit, now);
+        aimd.observe(Sign::Good, aimd.limit, now);
     }
     aimd.limit
 }
@@ -32,12 +32,12 @@ fn a_limit_that_is_not_half_in_use_is_not_raised() {
         let mut aimd = limit_of(Adaptive::on_throttling(), limit);
         let now = Instant::now();
         for _ in 0..1_000 {
-            assert_eq!(aimd.heed(Sign::Good, idle, now), limit);
+            assert_eq!(aimd.observe(Sign::Good, idle, now), limit);
         }
         for _ in 1..limit {
-            assert_eq!(aimd.heed(Sign::Good, busy, now), limit);
+            assert_eq!(aimd.observe(Sign::Good, busy, now), limit);
         }
-        assert_eq!(aimd.heed(Sign::Good, busy, now), limit + 1);
+        assert_eq!(aimd.observe(Sign::Good, busy, now), limit + 1);
     }
 }
 
@@ -51,9 +51,9 @@ fn a_bad_sign_cuts_at_most_once_in_the_interval() {
         let mut aimd = limit_of(rules, 100);
         for (i, limit) in (0..).zip(limits) {
             let at = begin + i * interval * SECOND;
-            assert_eq!(aimd.heed(Sign::Bad, 100, at), limit);
+            assert_eq!(aimd.observe(Sign::Bad, 100, at), limit);
             let just_before = at + interval * SECOND - Duration::from_nanos(1);
-            assert_eq!(aimd.heed(Sign::Bad, 100, just_before), limit);
+            assert_eq!(aimd.observe(Sign::Bad, 100, just_before), limit);
         }
     }
 }
@@ -63,9 +63,9 @@ fn a_cut_begins_the_count_anew_and_signs_that_do_not_cut_leave_it() {
     let mut aimd = limit_of(Adaptive::on_throttling(), 10);
     let now = Instant::now();
     succeed(&mut aimd, 9);
-    assert_eq!(aimd.heed(Sign::Bad, 10, now), 9);
+    assert_eq!(aimd.observe(Sign::Bad, 10, now), 9);
     assert_eq!(succeed(&mut aimd, 8), 9);
-    assert_eq!(aimd.heed(Sign::Bad, 9, now), 9);
+    assert_eq!(aimd.observe(Sign::Bad, 9, now), 9);
     assert_eq!(succeed(&mut aimd, 1), 10);
 }
 
@@ -76,14 +76,14 @@ fn the_limit_stays_between_floor_and_ceiling() {
     assert_eq!(succeed(&mut aimd, 10_000), 12);
     let begin = Instant::now();
     for i in 0..100 {
-        let limit = aimd.heed(Sign::Bad, 12, begin + i * 10 * SECOND);
+        let limit = aimd.observe(Sign::Bad, 12, begin + i * 10 * SECOND);
         assert!((3..12).contains(&limit));
     }
     assert_eq!(aimd.limit, 3);
 
     // Down to one, and up again.
     let mut aimd = limit_of(Adaptive::on_throttling(), 1);
-    assert_eq!(aimd.heed(Sign::Bad, 1, begin), 1);
+    assert_eq!(aimd.observe(Sign::Bad, 1, begin), 1);
     assert_eq!(succeed(&mut aimd, 1), 2);
 }
 
@@ -93,7 +93,7 @@ fn every_cut_of_a_limit_over_the_floor_lowers_it() {
     for limit in [2, 3, 10, 1_000, 4_294_967_295] {
         let rules = Adaptive::on_throttling().ceiling(MAX_LIMIT);
         let mut aimd = limit_of(rules.cut_factor(1.0 - f64::EPSILON), limit);
-        assert!(aimd.heed(Sign::Bad, limit, now) < limit, "{limit}");
+        assert!(aimd.observe(Sign::Bad, limit, now) < limit, "{limit}");
     }
 }
 
@@ -101,19 +101,19 @@ fn every_cut_of_a_limit_over_the_floor_lowers_it() {
 fn a_clock_that_went_back_does_not_cut_twice() {
     let mut aimd = limit_of(Adaptive::on_throttling(), 100);
     let later = Instant::now() + 100 * SECOND;
-    assert_eq!(aimd.heed(Sign::Bad, 100, later), 90);
-    assert_eq!(aimd.heed(Sign::Bad, 100, later - 50 * SECOND), 90);
+    assert_eq!(aimd.observe(Sign::Bad, 100, later), 90);
+    assert_eq!(aimd.observe(Sign::Bad, 100, later - 50 * SECOND), 90);
 }
 
 #[test]
 fn a_limit_that_is_set_begins_anew() {
     let mut aimd = limit_of(Adaptive::on_throttling(), 100);
     let now = Instant::now();
-    aimd.heed(Sign::Bad, 100, now);
+    aimd.observe(Sign::Bad, 100, now);
     succeed(&mut aimd, 5);
     aimd.reset(7);
     assert_eq!(succeed(&mut aimd, 6), 7);
-    assert_eq!(aimd.heed(Sign::Bad, 7, now), 6);
+    assert_eq!(aimd.observe(Sign::Bad, 7, now), 6);
 }
 
 #[test]

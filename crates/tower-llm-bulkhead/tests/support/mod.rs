@@ -73,7 +73,7 @@ pub(crate) fn full(error: &BoxError) -> &BulkheadFull {
 
 // === stats ===
 
-/// Places taken, calls waiting and calls refused of one key.
+/// Permits taken, calls waiting and calls refused of one key.
 #[track_caller]
 pub(crate) fn counts_of(handle: &BulkheadHandle, key: &str) -> (usize, usize, u64) {
     let stats = handle
@@ -86,7 +86,7 @@ pub(crate) fn counts(stats: &KeyStats) -> (usize, usize, u64) {
     (stats.in_flight, stats.waiting, stats.refused)
 }
 
-/// Places taken, calls waiting and calls refused of OpenAI.
+/// Permits taken, calls waiting and calls refused of OpenAI.
 #[track_caller]
 pub(crate) fn openai(handle: &BulkheadHandle) -> (usize, usize, u64) {
     counts_of(handle, "openai")

@@ -1,4 +1,4 @@
-//! Who waits, and whose turn it is.
+//! Who waits, and whose tenant it is.
 //!
 //! All of a [`Priority`] go before any of the next. Within one, callers take turns, and a caller's own calls go in the
 //! order they came: a thousand waiting calls of one tenant do not delay another's first.
@@ -27,9 +27,9 @@ use tower_llm_core::Caller;
 
 use crate::{Priority, priority::ByPriority};
 
-/// Who takes turns with whom: callers of a class. Those who are not known share a turn.
+/// Who takes turns with whom: callers of a class. Those who are not known share a tenant.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Turn {
+pub(crate) struct Tenant {
     pub(crate) priority: Priority,
     pub(crate) caller: Option<Caller>,
 }
@@ -45,14 +45,14 @@ pub(super) enum Room {
     NotInAll,
 }
 
-pub(super) struct Line<K> {
+pub(super) struct Queue<K> {
     lanes: HashMap<LaneId, Lane<K>>,
     /// The heads of lanes that may have room, in the order they are served.
     ready: BTreeMap<Rank, LaneId>,
-    standings: HashMap<Turn, Standing>,
+    standings: HashMap<Tenant, Standing>,
     waiting: usize,
     /// Tickets that were pushed out and whose holders have not heard of it.
-    pushed_out: HashSet<u64>,
+    evicted: HashSet<u64>,
     /// Numbers all that happens, so that what is numbered lower was before.
     clock: u64,
 }
@@ -60,7 +60,7 @@ pub(super) struct Line<K> {
 /// Which key a lane is of: a number that the key keeps as long as somebody waits for it.
 pub(super) type LaneId = usize;
 
-/// A head's place in the order: its class, when its caller was last served, and its ticket.
+/// A head's permit in the order: its class, when its caller was last served, and its ticket.
 type Rank = (Priority, u64, u64);
 
 /// A caller who waits.
@@ -75,25 +75,25 @@ struct Standing {
 
 struct Lane<K> {
     key: K,
-    /// What callers wait for, by class and by when their turn comes.
-    queues: BTreeMap<(Priority, u64), Queue>,
-    /// When the turn of each caller comes.
-    turns: HashMap<Turn, u64>,
+    /// What callers wait for, by class and by when their tenant comes.
+    queues: BTreeMap<(Priority, u64), CallerQueue>,
+    /// When the tenant of each caller comes.
+    turns: HashMap<Tenant, u64>,
     waiting: ByPriority,
     callers: ByPriority,
     head: Option<Head>,
 }
 
 struct Head {
-    turn: Turn,
+    tenant: Tenant,
     ticket: u64,
-    /// Its place in the order; `None` while there is no room for it.
+    /// Its permit in the order; `None` while there is no room for it.
     rank: Option<Rank>,
 }
 
 /// The calls of one caller in one lane, by ticket.
-struct Queue {
-    turn: Turn,
+struct CallerQueue {
+    tenant: Tenant,
     calls: BTreeMap<u64, Waiter>,
 }
 
@@ -102,7 +102,7 @@ struct Waiter {
     waker: Waker,
 }
 
-impl<K> Line<K> {
+impl<K> Queue<K> {
     pub(super) fn is_empty(&self) -> bool {
         self.waiting == 0
     }
@@ -117,7 +117,7 @@ impl<K> Line<K> {
     }
 
     /// Whether the next in `lane` found no room in its key.
-    pub(super) fn is_held_up(&self, lane: LaneId) -> bool {
+    pub(super) fn is_blocked(&self, lane: LaneId) -> bool {
         let head = self.lanes.get(&lane).and_then(|lane| lane.head.as_ref());
         head.is_some_and(|head| head.rank.is_none())
     }
@@ -127,13 +127,13 @@ impl<K> Line<K> {
         &mut self,
         lane_id: LaneId,
         key: impl FnOnce() -> K,
-        turn: &Turn,
+        tenant: &Tenant,
         weight: u32,
         waker: Waker,
     ) -> u64 {
         let ticket = self.tick();
         self.waiting += 1;
-        let standing = self.standings.entry(turn.clone()).or_default();
+        let standing = self.standings.entry(tenant.clone()).or_default();
         if standing.waiting == 0 {
             standing.served = ticket;
         }
@@ -143,46 +143,51 @@ impl<K> Line<K> {
             .lanes
             .entry(lane_id)
             .or_insert_with(|| Lane::new(key()));
-        lane.waiting[turn.priority.index()] += 1;
-        let comes = *lane.turns.entry(turn.clone()).or_insert_with(|| {
-            lane.callers[turn.priority.index()] += 1;
+        lane.waiting[tenant.priority.index()] += 1;
+        let comes = *lane.turns.entry(tenant.clone()).or_insert_with(|| {
+            lane.callers[tenant.priority.index()] += 1;
             ticket
         });
-        let queue = lane.queues.entry((turn.priority, comes));
-        let queue = queue.or_insert_with(|| Queue::new(turn.clone()));
+        let queue = lane.queues.entry((tenant.priority, comes));
+        let queue = queue.or_insert_with(|| CallerQueue::new(tenant.clone()));
         queue.calls.insert(ticket, Waiter { weight, waker });
         self.refresh(lane_id);
         ticket
     }
 
     /// The waker of the one with `ticket`; `None` if he was served.
-    pub(super) fn waker(&mut self, lane: LaneId, turn: &Turn, ticket: u64) -> Option<&mut Waker> {
+    pub(super) fn waker(
+        &mut self,
+        lane: LaneId,
+        tenant: &Tenant,
+        ticket: u64,
+    ) -> Option<&mut Waker> {
         let lane = self.lanes.get_mut(&lane)?;
-        let comes = *lane.turns.get(turn)?;
-        let queue = lane.queues.get_mut(&(turn.priority, comes))?;
+        let comes = *lane.turns.get(tenant)?;
+        let queue = lane.queues.get_mut(&(tenant.priority, comes))?;
         queue.calls.get_mut(&ticket).map(|waiter| &mut waiter.waker)
     }
 
     /// Leaves the line; `None` if he was served.
-    pub(super) fn leave(&mut self, lane_id: LaneId, turn: &Turn, ticket: u64) -> Option<Waker> {
+    pub(super) fn leave(&mut self, lane_id: LaneId, tenant: &Tenant, ticket: u64) -> Option<Waker> {
         let lane = self.lanes.get_mut(&lane_id)?;
-        let comes = *lane.turns.get(turn)?;
-        let waiter = lane.remove(turn, comes, ticket)?;
-        self.left(lane_id, turn);
+        let comes = *lane.turns.get(tenant)?;
+        let waiter = lane.remove(tenant, comes, ticket)?;
+        self.left(lane_id, tenant);
         Some(waiter.waker)
     }
 
-    /// Makes room for a call of `turn` that has joined `lane` just now, if that is fair: the waker of the one who had to go.
-    pub(super) fn push_out(&mut self, lane_id: LaneId, turn: &Turn) -> Option<Waker> {
-        let (most, newest) = self.lanes.get(&lane_id)?.to_push_out(turn)?;
+    /// Makes room for a call of `tenant` that has joined `lane` just now, if that is fair: the waker of the one who had to go.
+    pub(super) fn evict(&mut self, lane_id: LaneId, tenant: &Tenant) -> Option<Waker> {
+        let (most, newest) = self.lanes.get(&lane_id)?.to_evict(tenant)?;
         let waker = self.leave(lane_id, &most, newest)?;
-        self.pushed_out.insert(newest);
+        self.evicted.insert(newest);
         Some(waker)
     }
 
     /// Whether the one with `ticket` was pushed out; says so once.
-    pub(super) fn was_pushed_out(&mut self, ticket: u64) -> bool {
-        self.pushed_out.remove(&ticket)
+    pub(super) fn was_evicted(&mut self, ticket: u64) -> bool {
+        self.evicted.remove(&ticket)
     }
 
     /// Says that there may be room again in the key of `lane`.
@@ -191,7 +196,7 @@ impl<K> Line<K> {
             && let Some(head) = &mut lane.head
             && head.rank.is_none()
         {
-            let rank = head.rank_of(&self.standings[&head.turn]);
+            let rank = head.rank_of(&self.standings[&head.tenant]);
             head.rank = Some(rank);
             self.ready.insert(rank, lane_id);
         }
@@ -217,18 +222,18 @@ impl<K> Line<K> {
         let now = self.tick();
         let lane = self.lanes.get_mut(&lane_id)?;
         let head = lane.head.as_ref()?;
-        let (turn, ticket) = (head.turn.clone(), head.ticket);
-        let comes = *lane.turns.get(&turn)?;
-        let waiter = lane.remove(&turn, comes, ticket)?;
-        lane.end_turn(&turn, comes, now);
-        self.restamp(&turn, now);
-        self.left(lane_id, &turn);
+        let (tenant, ticket) = (head.tenant.clone(), head.ticket);
+        let comes = *lane.turns.get(&tenant)?;
+        let waiter = lane.remove(&tenant, comes, ticket)?;
+        lane.end_turn(&tenant, comes, now);
+        self.restamp(&tenant, now);
+        self.left(lane_id, &tenant);
         Some((ticket, waiter.waker))
     }
 
     /// A caller was served `now`: his other heads go behind those of others.
-    fn restamp(&mut self, turn: &Turn, now: u64) {
-        let Some(standing) = self.standings.get_mut(turn) else {
+    fn restamp(&mut self, tenant: &Tenant, now: u64) {
+        let Some(standing) = self.standings.get_mut(tenant) else {
             return;
         };
         standing.served = now;
@@ -247,13 +252,13 @@ impl<K> Line<K> {
     }
 
     /// One call fewer waits.
-    fn left(&mut self, lane_id: LaneId, turn: &Turn) {
+    fn left(&mut self, lane_id: LaneId, tenant: &Tenant) {
         self.waiting -= 1;
         self.refresh(lane_id);
-        if let Some(standing) = self.standings.get_mut(turn) {
+        if let Some(standing) = self.standings.get_mut(tenant) {
             standing.waiting -= 1;
             if standing.waiting == 0 {
-                self.standings.remove(turn);
+                self.standings.remove(tenant);
             }
         }
     }
@@ -267,12 +272,12 @@ impl<K> Line<K> {
         if first.map(|(_, ticket)| ticket) == lane.head.as_ref().map(|head| head.ticket) {
             return;
         }
-        let head = first.map(|(turn, ticket)| {
-            let turn = turn.clone();
-            let standing = self.standings.entry(turn.clone()).or_default();
+        let head = first.map(|(tenant, ticket)| {
+            let tenant = tenant.clone();
+            let standing = self.standings.entry(tenant.clone()).or_default();
             standing.heads.insert(lane_id);
             let mut head = Head {
-                turn,
+                tenant,
                 ticket,
                 rank: None,
             };
@@ -282,13 +287,13 @@ impl<K> Line<K> {
             head
         });
         let is_empty = head.is_none();
-        let turn = head.as_ref().map(|head| head.turn.clone());
+        let tenant = head.as_ref().map(|head| head.tenant.clone());
         if let Some(old) = mem::replace(&mut lane.head, head) {
             if let Some(rank) = old.rank {
                 self.ready.remove(&rank);
             }
-            if turn.as_ref() != Some(&old.turn)
-                && let Some(standing) = self.standings.get_mut(&old.turn)
+            if tenant.as_ref() != Some(&old.tenant)
+                && let Some(standing) = self.standings.get_mut(&old.tenant)
             {
                 standing.heads.remove(&lane_id);
             }
@@ -316,10 +321,10 @@ impl<K> Lane<K> {
         }
     }
 
-    fn first(&self) -> Option<(&Turn, u64)> {
+    fn first(&self) -> Option<(&Tenant, u64)> {
         let queue = self.queues.values().next()?;
         let (&ticket, _) = queue.calls.first_key_value()?;
-        Some((&queue.turn, ticket))
+        Some((&queue.tenant, ticket))
     }
 
     fn weight_of_head(&self) -> Option<u32> {
@@ -328,22 +333,22 @@ impl<K> Lane<K> {
         Some(waiter.weight)
     }
 
-    fn remove(&mut self, turn: &Turn, comes: u64, ticket: u64) -> Option<Waiter> {
-        let at = (turn.priority, comes);
+    fn remove(&mut self, tenant: &Tenant, comes: u64, ticket: u64) -> Option<Waiter> {
+        let at = (tenant.priority, comes);
         let queue = self.queues.get_mut(&at)?;
         let waiter = queue.calls.remove(&ticket)?;
-        self.waiting[turn.priority.index()] -= 1;
+        self.waiting[tenant.priority.index()] -= 1;
         if queue.calls.is_empty() {
             self.queues.remove(&at);
-            self.turns.remove(turn);
-            self.callers[turn.priority.index()] -= 1;
+            self.turns.remove(tenant);
+            self.callers[tenant.priority.index()] -= 1;
         }
         Some(waiter)
     }
 
-    /// The newest call of the caller who has most of `turn`'s class; `None` if that one's own are not fewer than average.
-    fn to_push_out(&self, turn: &Turn) -> Option<(Turn, u64)> {
-        let (class, comes) = (turn.priority, *self.turns.get(turn)?);
+    /// The newest call of the caller who has most of `tenant`'s class; `None` if that one's own are not fewer than average.
+    fn to_evict(&self, tenant: &Tenant) -> Option<(Tenant, u64)> {
+        let (class, comes) = (tenant.priority, *self.turns.get(tenant)?);
         let own = self.queues.get(&(class, comes))?.calls.len();
         if own * self.callers[class.index()] >= self.waiting[class.index()] {
             return None;
@@ -351,51 +356,51 @@ impl<K> Lane<K> {
         let of_class = self.queues.range((class, 0)..=(class, u64::MAX));
         let (_, most) = of_class.max_by_key(|(_, queue)| queue.calls.len())?;
         let (&newest, _) = most.calls.last_key_value()?;
-        Some((most.turn.clone(), newest))
+        Some((most.tenant.clone(), newest))
     }
 
     /// Puts a caller who has more calls behind all others.
-    fn end_turn(&mut self, turn: &Turn, comes: u64, now: u64) {
-        if let Some(queue) = self.queues.remove(&(turn.priority, comes)) {
-            self.queues.insert((turn.priority, now), queue);
-            self.turns.insert(turn.clone(), now);
+    fn end_turn(&mut self, tenant: &Tenant, comes: u64, now: u64) {
+        if let Some(queue) = self.queues.remove(&(tenant.priority, comes)) {
+            self.queues.insert((tenant.priority, now), queue);
+            self.turns.insert(tenant.clone(), now);
         }
     }
 }
 
 impl Head {
     fn rank_of(&self, standing: &Standing) -> Rank {
-        (self.turn.priority, standing.served, self.ticket)
+        (self.tenant.priority, standing.served, self.ticket)
     }
 }
 
-impl Queue {
-    fn new(turn: Turn) -> Self {
+impl CallerQueue {
+    fn new(tenant: Tenant) -> Self {
         Self {
-            turn,
+            tenant,
             calls: BTreeMap::new(),
         }
     }
 }
 
 // Not derived: a line with no key in it is empty too.
-impl<K> Default for Line<K> {
+impl<K> Default for Queue<K> {
     fn default() -> Self {
         Self {
             lanes: HashMap::new(),
             ready: BTreeMap::new(),
             standings: HashMap::new(),
             waiting: 0,
-            pushed_out: HashSet::new(),
+            evicted: HashSet::new(),
             clock: 0,
         }
     }
 }
 
 // A lane's key may hold the line.
-impl<K> fmt::Debug for Line<K> {
+impl<K> fmt::Debug for Queue<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Line")
+        f.debug_struct("Queue")
             .field("lanes", &self.lanes.len())
             .field("waiting", &self.waiting)
             .finish_non_exhaustive()

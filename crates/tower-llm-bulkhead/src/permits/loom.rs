@@ -19,9 +19,9 @@ use ::loom::{
 use super::*;
 use crate::Priority;
 
-/// Places, and who is inside, counted apart: by loom's atomics, so that others run while somebody is.
+/// Permits, and who is inside, counted apart: by loom's atomics, so that others run while somebody is.
 struct Watched {
-    places: Shared,
+    permits: Shared,
     most: usize,
     inside: AtomicUsize,
 }
@@ -31,10 +31,10 @@ impl Watched {
         Self::up_to(limit, limit)
     }
 
-    /// `limit` places now, and `most` at any time: who is inside may not know yet of a limit that let in another.
+    /// `limit` permits now, and `most` at any time: who is inside may not know yet of a limit that let in another.
     fn up_to(limit: usize, most: usize) -> Arc<Self> {
         Arc::new(Self {
-            places: shared(Places::new(limit)),
+            permits: shared(Permits::new(limit)),
             most,
             inside: AtomicUsize::new(0),
         })
@@ -46,7 +46,7 @@ impl Watched {
     }
 
     fn try_enter(&self) -> bool {
-        let is_in = self.places.try_acquire(1);
+        let is_in = self.permits.try_acquire(1);
         if is_in {
             self.enter();
         }
@@ -55,16 +55,16 @@ impl Watched {
 
     fn leave(&self) {
         self.inside.fetch_sub(1, Relaxed);
-        self.places.release(1);
+        self.permits.release(1);
     }
 
-    /// Waits for a place, as long as it takes: without a wake-up, loom finds that nobody can go on.
+    /// Waits for a permit, as long as it takes: without a wake-up, loom finds that nobody can go on.
     fn wait(&self) {
         if !self.try_enter() {
             let mut ticket = None;
             block_on(poll_fn(|cx| {
                 let Some(ticket) = ticket else {
-                    return match join_up_to(&self.places, usize::MAX, cx.waker()) {
+                    return match join_up_to(&self.permits, usize::MAX, cx.waker()) {
                         Joined::Admitted => Poll::Ready(()),
                         Joined::Waiting(new) => {
                             ticket = Some(new);
@@ -73,7 +73,7 @@ impl Watched {
                         Joined::Full(_) => unreachable!("no queue is that long"),
                     };
                 };
-                let polled = self.places.poll_ticket(&NOBODY, ticket, cx.waker());
+                let polled = self.permits.poll_ticket(&ANONYMOUS, ticket, cx.waker());
                 polled.map(|turn_came| turn_came.expect("nobody is pushed out"))
             }));
             self.enter();
@@ -82,24 +82,28 @@ impl Watched {
 
     /// Nobody is inside or waits, and the next one gets in.
     fn assert_idle(&self) {
-        assert_eq!(self.places.taken().0, 0);
-        assert_eq!(self.places.waiting(), [0; 3]);
+        assert_eq!(self.permits.in_use().0, 0);
+        assert_eq!(self.permits.waiting(), [0; 3]);
         assert!(self.try_enter(), "it stayed closed");
         self.leave();
     }
 }
 
-const NOBODY: Turn = Turn {
+const ANONYMOUS: Tenant = Tenant {
     priority: Priority::Normal,
     caller: None,
 };
 
-fn shared(places: Places) -> Shared {
-    StdArc::new(Keyed::keyless(places))
+fn shared(permits: Permits) -> Shared {
+    StdArc::new(Keyed::keyless(permits))
 }
 
-fn join_up_to(places: &Shared, max_waiting: usize, waker: &Waker) -> Joined {
-    Places::join(places, &Wanted::default(), max_waiting, waker)
+fn join_up_to(permits: &Shared, max_waiting: usize, waker: &Waker) -> Joined {
+    let wanted = Wanted {
+        max_waiting,
+        ..Wanted::default()
+    };
+    Permits::join(permits, &wanted, waker)
 }
 
 #[derive(Default)]
@@ -123,8 +127,8 @@ fn check_to(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
 }
 
 #[track_caller]
-fn join(places: &Shared, waker: &Waker) -> u64 {
-    match join_up_to(places, usize::MAX, waker) {
+fn join(permits: &Shared, waker: &Waker) -> u64 {
+    match join_up_to(permits, usize::MAX, waker) {
         Joined::Waiting(ticket) => ticket,
         joined => panic!("{joined:?}"),
     }
@@ -175,7 +179,7 @@ fn two_who_want_in_and_one_who_leaves() {
 }
 
 #[test]
-fn three_for_two_places() {
+fn three_for_two_permits() {
     check(|| {
         let watched = Watched::new(2);
         let in_and_out = |watched: &Watched| {
@@ -198,7 +202,7 @@ fn no_wake_up_is_lost_between_joining_and_releasing() {
         assert!(watched.try_enter());
         let leaving = spawn(&watched, Watched::leave);
         let wakes = StdArc::<Wakes>::default();
-        let joined = join_up_to(&watched.places, 1, &Waker::from(StdArc::clone(&wakes)));
+        let joined = join_up_to(&watched.permits, 1, &Waker::from(StdArc::clone(&wakes)));
         leaving.join().unwrap();
         match joined {
             Joined::Admitted => {}
@@ -206,8 +210,8 @@ fn no_wake_up_is_lost_between_joining_and_releasing() {
                 assert_eq!(wakes.0.load(Relaxed), 1);
                 assert!(
                     watched
-                        .places
-                        .poll_ticket(&NOBODY, ticket, Waker::noop())
+                        .permits
+                        .poll_ticket(&ANONYMOUS, ticket, Waker::noop())
                         .is_ready()
                 );
             }
@@ -220,24 +224,24 @@ fn no_wake_up_is_lost_between_joining_and_releasing() {
 }
 
 #[test]
-fn a_place_for_one_who_leaves_the_queue_goes_to_the_next() {
+fn a_permit_for_one_who_leaves_the_queue_goes_to_the_next() {
     check(|| {
         let watched = Watched::new(1);
         assert!(watched.try_enter());
-        let first = join(&watched.places, Waker::noop());
+        let first = join(&watched.permits, Waker::noop());
         let wakes = StdArc::<Wakes>::default();
-        let second = join(&watched.places, &Waker::from(StdArc::clone(&wakes)));
+        let second = join(&watched.permits, &Waker::from(StdArc::clone(&wakes)));
         let leaving = spawn(&watched, Watched::leave);
         // As a dropped ticket does.
-        if !watched.places.leave(&NOBODY, first) {
-            watched.places.release(1);
+        if !watched.permits.leave(&ANONYMOUS, first) {
+            watched.permits.release(1);
         }
         leaving.join().unwrap();
         assert_eq!(wakes.0.load(Relaxed), 1);
         assert!(
             watched
-                .places
-                .poll_ticket(&NOBODY, second, Waker::noop())
+                .permits
+                .poll_ticket(&ANONYMOUS, second, Waker::noop())
                 .is_ready()
         );
         watched.enter();
@@ -247,18 +251,18 @@ fn a_place_for_one_who_leaves_the_queue_goes_to_the_next() {
 }
 
 #[test]
-fn the_last_one_leaves_the_queue_while_a_place_comes_and_another_wants_it() {
+fn the_last_one_leaves_the_queue_while_a_permit_comes_and_another_wants_it() {
     check(|| {
         let watched = Watched::new(1);
         assert!(watched.try_enter());
-        let ticket = join(&watched.places, Waker::noop());
+        let ticket = join(&watched.permits, Waker::noop());
         let leaving = spawn(&watched, Watched::leave);
         let wanting = spawn(&watched, |watched| {
             watched.wait();
             watched.leave();
         });
-        if !watched.places.leave(&NOBODY, ticket) {
-            watched.places.release(1);
+        if !watched.permits.leave(&ANONYMOUS, ticket) {
+            watched.permits.release(1);
         }
         leaving.join().unwrap();
         wanting.join().unwrap();
@@ -267,19 +271,19 @@ fn the_last_one_leaves_the_queue_while_a_place_comes_and_another_wants_it() {
 }
 
 #[test]
-fn two_who_leave_hand_over_two_places() {
+fn two_who_leave_hand_over_two_permits() {
     check(|| {
         let watched = Watched::new(2);
         assert!(watched.try_enter() && watched.try_enter());
-        let tickets = [(); 2].map(|()| join(&watched.places, Waker::noop()));
+        let tickets = [(); 2].map(|()| join(&watched.permits, Waker::noop()));
         let leaving = spawn(&watched, Watched::leave);
         watched.leave();
         leaving.join().unwrap();
         for ticket in tickets {
             assert!(
                 watched
-                    .places
-                    .poll_ticket(&NOBODY, ticket, Waker::noop())
+                    .permits
+                    .poll_ticket(&ANONYMOUS, ticket, Waker::noop())
                     .is_ready()
             );
             watched.enter();
@@ -292,11 +296,11 @@ fn two_who_leave_hand_over_two_places() {
 }
 
 #[test]
-fn shedding_leaves_the_places_open() {
+fn shedding_leaves_the_permits_open() {
     check(|| {
         let watched = Watched::new(1);
         assert!(watched.try_enter());
-        let shed = |watched: &Watched| match join_up_to(&watched.places, 0, Waker::noop()) {
+        let shed = |watched: &Watched| match join_up_to(&watched.permits, 0, Waker::noop()) {
             Joined::Admitted => {
                 watched.enter();
                 watched.leave();
@@ -342,11 +346,11 @@ fn a_raised_limit_lets_in_who_waits() {
     check(|| {
         let watched = Watched::up_to(1, 2);
         assert!(watched.try_enter());
-        // Nobody leaves: without the new place, it would wait for ever.
+        // Nobody leaves: without the new permit, it would wait for ever.
         let waiting = spawn(&watched, Watched::wait);
-        watched.places.set_limit(2);
+        watched.permits.set_limit(2);
         waiting.join().unwrap();
-        assert_eq!(watched.places.taken(), (2, 2));
+        assert_eq!(watched.permits.in_use(), (2, 2));
         watched.leave();
         watched.leave();
         watched.assert_idle();
@@ -364,7 +368,7 @@ fn a_limit_is_raised_while_one_leaves_and_two_want_in() {
         };
         let threads = [
             spawn(&watched, in_and_out),
-            spawn(&watched, |watched| watched.places.set_limit(2)),
+            spawn(&watched, |watched| watched.permits.set_limit(2)),
         ];
         watched.leave();
         in_and_out(&watched);
@@ -378,25 +382,25 @@ fn a_limit_is_raised_while_one_leaves_and_two_want_in() {
 #[test]
 fn a_lowered_limit_holds_for_whoever_comes_after_it() {
     check(|| {
-        let places = shared(Places::new(2));
-        assert!(places.try_acquire(1));
+        let permits = shared(Permits::new(2));
+        assert!(permits.try_acquire(1));
         let lowering = thread::spawn({
-            let places = StdArc::clone(&places);
+            let permits = StdArc::clone(&permits);
             move || {
-                places.set_limit(1);
+                permits.set_limit(1);
                 // The one from before is in, so that this one was let in by nothing.
-                assert!(!places.try_acquire(1), "by the old limit");
+                assert!(!permits.try_acquire(1), "by the old limit");
             }
         });
-        let by_either = places.try_acquire(1);
+        let by_either = permits.try_acquire(1);
         lowering.join().unwrap();
-        assert!(!places.try_acquire(1));
-        places.release(1);
-        assert_eq!(places.try_acquire(1), !by_either);
-        places.release(1);
-        assert_eq!(places.taken(), (0, 0));
-        assert!(places.try_acquire(1));
-        assert!(!places.try_acquire(1));
+        assert!(!permits.try_acquire(1));
+        permits.release(1);
+        assert_eq!(permits.try_acquire(1), !by_either);
+        permits.release(1);
+        assert_eq!(permits.in_use(), (0, 0));
+        assert!(permits.try_acquire(1));
+        assert!(!permits.try_acquire(1));
     });
 }
 
@@ -405,15 +409,15 @@ fn a_lowered_limit_holds_for_whoever_comes_after_it() {
 /// Two keys, and who is inside of each, counted apart.
 struct Pair {
     keys: [Shared; 2],
-    all: StdArc<AllPlaces>,
+    all: StdArc<GlobalPermits>,
     inside: [AtomicUsize; 2],
 }
 
 impl Pair {
     fn new(limits: [usize; 2], all: usize) -> Arc<Self> {
-        let all = StdArc::new(AllPlaces::new(all));
+        let all = StdArc::new(GlobalPermits::new(all));
         Arc::new(Self {
-            keys: limits.map(|limit| shared(Places::within(limit, StdArc::clone(&all)))),
+            keys: limits.map(|limit| shared(Permits::within(limit, StdArc::clone(&all)))),
             all,
             inside: Default::default(),
         })
@@ -432,12 +436,12 @@ impl Pair {
     }
 
     fn wait(&self, key: usize) {
-        let places = &self.keys[key];
-        if !places.try_acquire(1) {
+        let permits = &self.keys[key];
+        if !permits.try_acquire(1) {
             let mut ticket = None;
             block_on(poll_fn(|cx| {
                 let Some(ticket) = ticket else {
-                    return match join_up_to(places, usize::MAX, cx.waker()) {
+                    return match join_up_to(permits, usize::MAX, cx.waker()) {
                         Joined::Admitted => Poll::Ready(()),
                         Joined::Waiting(new) => {
                             ticket = Some(new);
@@ -446,7 +450,7 @@ impl Pair {
                         Joined::Full(_) => unreachable!("no queue is that long"),
                     };
                 };
-                let polled = places.poll_ticket(&NOBODY, ticket, cx.waker());
+                let polled = permits.poll_ticket(&ANONYMOUS, ticket, cx.waker());
                 polled.map(|turn_came| turn_came.expect("nobody is pushed out"))
             }));
         }
@@ -462,17 +466,17 @@ impl Pair {
     }
 
     fn assert_idle(&self) {
-        assert_eq!((self.all.taken(), self.all.waiting()), ((0, 0), 0));
-        for places in &self.keys {
-            assert_eq!(places.taken(), (0, 0));
-            assert!(places.try_acquire(1), "it stayed closed");
-            places.release(1);
+        assert_eq!((self.all.in_use(), self.all.waiting()), ((0, 0), 0));
+        for permits in &self.keys {
+            assert_eq!(permits.in_use(), (0, 0));
+            assert!(permits.try_acquire(1), "it stayed closed");
+            permits.release(1);
         }
     }
 }
 
 #[test]
-fn three_of_two_keys_for_one_place_in_all() {
+fn three_of_two_keys_for_one_permit_in_all() {
     check_to(2, || {
         let pair = Pair::new([1, 1], 1);
         let threads = [Pair::in_and_out(&pair, 0), Pair::in_and_out(&pair, 1)];

@@ -1,4 +1,4 @@
-//! Places of several keys, with all that can be set, against a model that is slow and plain to see.
+//! Permits of several keys, with all that can be set, against a model that is slow and plain to see.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -17,31 +17,35 @@ const PRIORITIES: [Priority; 3] = [Priority::Interactive, Priority::Normal, Prio
 #[derive(Clone, Debug)]
 enum Step {
     TryAcquire(usize, u32),
-    Join(usize, Wanted, usize),
+    Join(usize, Wanted),
     /// Polls the ticket of that index, among those that are held.
     Poll(usize),
     /// Drops it.
     Leave(usize),
-    /// Gives back the place of that index, among those that are held.
+    /// Gives back the permit of that index, among those that are held.
     Release(usize),
     SetLimit(usize, usize),
     SetGlobalLimit(usize),
 }
 
 fn wanted(weights: u32) -> impl Strategy<Value = Wanted> {
-    let turn = (0..3_usize, option::of(0..3_usize)).prop_map(|(priority, caller)| Turn {
+    let tenant = (0..3_usize, option::of(0..3_usize)).prop_map(|(priority, caller)| Tenant {
         priority: PRIORITIES[priority],
         caller: caller.map(|caller| Caller::named(["a", "b", "c"][caller])),
     });
-    (1..=weights, turn).prop_map(|(weight, turn)| Wanted { weight, turn })
+    let most = prop_oneof![0..4_usize, Just(usize::MAX)];
+    (1..=weights, tenant, most).prop_map(|(weight, tenant, max_waiting)| Wanted {
+        weight,
+        tenant,
+        max_waiting,
+    })
 }
 
 fn step(weights: u32) -> impl Strategy<Value = Step> {
     let key = || 0..KEYS;
     prop_oneof![
         3 => (key(), 1..=weights).prop_map(|(key, weight)| Step::TryAcquire(key, weight)),
-        6 => (key(), wanted(weights), prop_oneof![0..4_usize, Just(usize::MAX)])
-            .prop_map(|(key, wanted, most)| Step::Join(key, wanted, most)),
+        6 => (key(), wanted(weights)).prop_map(|(key, wanted)| Step::Join(key, wanted)),
         4 => (0..8_usize).prop_map(Step::Poll),
         2 => (0..8_usize).prop_map(Step::Leave),
         6 => (0..8_usize).prop_map(Step::Release),
@@ -94,14 +98,14 @@ struct Model {
     all: Option<Count>,
     /// In the order they came.
     waiting: Vec<Waiting>,
-    /// Who has been given a place and has not taken it up yet.
+    /// Who has been given a permit and has not taken it up yet.
     given: Vec<Waiting>,
     /// Who had to go and has not heard of it yet.
-    pushed_out: Vec<u64>,
+    evicted: Vec<u64>,
     held: Vec<(usize, u32)>,
-    /// Whose turn it is in each key, and whose over all: each served caller goes to the end.
-    rings: [Vec<Turn>; KEYS],
-    ring: Vec<Turn>,
+    /// Whose tenant it is in each key, and whose over all: each served caller goes to the end.
+    rings: [Vec<Tenant>; KEYS],
+    ring: Vec<Tenant>,
 }
 
 impl Model {
@@ -132,10 +136,10 @@ impl Model {
     }
 
     fn join(&mut self, waiting: Waiting) {
-        let turn = &waiting.wanted.turn;
+        let tenant = &waiting.wanted.tenant;
         for ring in [&mut self.rings[waiting.key], &mut self.ring] {
-            if !ring.contains(turn) {
-                ring.push(turn.clone());
+            if !ring.contains(tenant) {
+                ring.push(tenant.clone());
             }
         }
         self.waiting.push(waiting);
@@ -144,14 +148,14 @@ impl Model {
     fn remove(&mut self, ticket: u64) -> Option<Waiting> {
         let at = self.waiting.iter().position(|of| of.ticket == ticket)?;
         let gone = self.waiting.remove(at);
-        let turn = &gone.wanted.turn;
-        let theirs = |of: &&Waiting| of.wanted.turn == *turn;
+        let tenant = &gone.wanted.tenant;
+        let theirs = |of: &&Waiting| of.wanted.tenant == *tenant;
         let in_key = |of: &Waiting| of.key == gone.key;
         if !self.waiting.iter().filter(theirs).any(in_key) {
-            self.rings[gone.key].retain(|of| of != turn);
+            self.rings[gone.key].retain(|of| of != tenant);
         }
-        if !self.waiting.iter().any(|of| of.wanted.turn == *turn) {
-            self.ring.retain(|of| of != turn);
+        if !self.waiting.iter().any(|of| of.wanted.tenant == *tenant) {
+            self.ring.retain(|of| of != tenant);
         }
         Some(gone)
     }
@@ -161,27 +165,27 @@ impl Model {
         let head = |key: usize| {
             let of_key = self.waiting.iter().filter(|of| of.key == key);
             of_key.min_by_key(|of| {
-                let turn = &of.wanted.turn;
-                let comes = self.rings[key].iter().position(|of| of == turn);
-                (turn.priority, comes, of.ticket)
+                let tenant = &of.wanted.tenant;
+                let comes = self.rings[key].iter().position(|of| of == tenant);
+                (tenant.priority, comes, of.ticket)
             })
         };
         let mut heads: Vec<_> = (0..KEYS).filter_map(head).cloned().collect();
         heads.sort_by_key(|of| {
-            let turn = &of.wanted.turn;
-            let comes = self.ring.iter().position(|of| of == turn);
-            (turn.priority, comes, of.ticket)
+            let tenant = &of.wanted.tenant;
+            let comes = self.ring.iter().position(|of| of == tenant);
+            (tenant.priority, comes, of.ticket)
         });
         heads
     }
 
     fn serve(&mut self) {
         while let Some(next) = self.next() {
-            let turn = next.wanted.turn.clone();
+            let tenant = next.wanted.tenant.clone();
             self.take(next.key, next.wanted.weight);
             for ring in [&mut self.rings[next.key], &mut self.ring] {
-                ring.retain(|of| *of != turn);
-                ring.push(turn.clone());
+                ring.retain(|of| *of != tenant);
+                ring.push(tenant.clone());
             }
             let next = self.remove(next.ticket).expect("it waits");
             self.given.push(next);
@@ -196,15 +200,15 @@ impl Model {
         self.all.is_none_or(has_room).then_some(next)
     }
 
-    /// The newest call of the caller who has most, if `turn`'s own are fewer than average.
-    fn to_push_out(&self, key: usize, turn: &Turn) -> Option<u64> {
+    /// The newest call of the caller who has most, if `tenant`'s own are fewer than average.
+    fn to_evict(&self, key: usize, tenant: &Tenant) -> Option<u64> {
         let of_class = || {
             self.rings[key]
                 .iter()
-                .filter(|of| of.priority == turn.priority)
+                .filter(|of| of.priority == tenant.priority)
         };
-        let calls_of = |turn: &Turn| {
-            let theirs = move |of: &&Waiting| of.key == key && of.wanted.turn == *turn;
+        let calls_of = |tenant: &Tenant| {
+            let theirs = move |of: &&Waiting| of.key == key && of.wanted.tenant == *tenant;
             self.waiting
                 .iter()
                 .filter(theirs)
@@ -213,7 +217,7 @@ impl Model {
         };
         let all: usize = of_class().map(|of| calls_of(of).len()).sum();
         let average = all as f64 / of_class().count() as f64;
-        if calls_of(turn).len() as f64 >= average {
+        if calls_of(tenant).len() as f64 >= average {
             return None;
         }
         let most = of_class().max_by_key(|of| calls_of(of).len())?;
@@ -222,7 +226,7 @@ impl Model {
 
     fn waiting_of(&self, key: usize) -> ByPriority {
         PRIORITIES.map(|priority| {
-            let same = |of: &&Waiting| of.key == key && of.wanted.turn.priority == priority;
+            let same = |of: &&Waiting| of.key == key && of.wanted.tenant.priority == priority;
             self.waiting.iter().filter(same).count()
         })
     }
@@ -237,7 +241,7 @@ impl Wake for Wakes {
     }
 }
 
-/// Lines number their tickets apart.
+/// Queues number their tickets apart.
 fn unique(key: usize, ticket: u64) -> u64 {
     ticket * KEYS as u64 + key as u64
 }
@@ -252,21 +256,21 @@ struct Held {
 }
 
 struct Run {
-    places: Vec<Shared>,
-    all: Option<Arc<AllPlaces>>,
+    permits: Vec<Shared>,
+    all: Option<Arc<GlobalPermits>>,
     tickets: Vec<Held>,
     model: Model,
 }
 
 impl Run {
     fn new(limits: [usize; KEYS], global: Option<usize>) -> Self {
-        let all = global.map(|limit| Arc::new(AllPlaces::new(limit)));
-        let places = limits.map(|limit| match &all {
-            None => Places::new(limit),
-            Some(all) => Places::within(limit, Arc::clone(all)),
+        let all = global.map(|limit| Arc::new(GlobalPermits::new(limit)));
+        let permits = limits.map(|limit| match &all {
+            None => Permits::new(limit),
+            Some(all) => Permits::within(limit, Arc::clone(all)),
         });
         Self {
-            places: places.map(|of| Arc::new(Keyed::keyless(of))).into(),
+            permits: permits.map(|of| Arc::new(Keyed::keyless(of))).into(),
             all,
             tickets: vec![],
             model: Model {
@@ -274,7 +278,7 @@ impl Run {
                 all: global.map(Count::new),
                 waiting: vec![],
                 given: vec![],
-                pushed_out: vec![],
+                evicted: vec![],
                 held: vec![],
                 rings: Default::default(),
                 ring: vec![],
@@ -287,22 +291,22 @@ impl Run {
             Step::TryAcquire(key, weight) => {
                 let model = &mut self.model;
                 let free = model.has_room(key, weight) && !model.somebody_waits(key);
-                prop_assert_eq!(self.places[key].try_acquire(weight), free);
+                prop_assert_eq!(self.permits[key].try_acquire(weight), free);
                 if free {
                     model.take(key, weight);
                     model.held.push((key, weight));
                 }
             }
-            Step::Join(key, wanted, max_waiting) => self.join(key, wanted, max_waiting)?,
+            Step::Join(key, wanted) => self.join(key, wanted)?,
             Step::Poll(i) if i < self.tickets.len() => self.poll(i)?,
             Step::Leave(i) if i < self.tickets.len() => self.leave(i)?,
             Step::Release(i) if i < self.model.held.len() => {
                 let (key, weight) = self.model.held.remove(i);
-                self.places[key].release(weight);
+                self.permits[key].release(weight);
                 self.model.give_back(key, weight);
             }
             Step::SetLimit(key, limit) => {
-                self.places[key].set_limit(limit);
+                self.permits[key].set_limit(limit);
                 self.model.keys[key].limit = limit;
                 self.model.serve();
             }
@@ -318,10 +322,11 @@ impl Run {
         self.compare()
     }
 
-    fn join(&mut self, key: usize, wanted: Wanted, most: usize) -> Result<(), TestCaseError> {
+    fn join(&mut self, key: usize, wanted: Wanted) -> Result<(), TestCaseError> {
         let wakes = Arc::<Wakes>::default();
         let waker = Waker::from(Arc::clone(&wakes));
-        let joined = Places::join(&self.places[key], &wanted, most, &waker);
+        let most = wanted.max_waiting;
+        let joined = Permits::join(&self.permits[key], &wanted, &waker);
         // The model's tickets need only be told apart, but for those that were given.
         let ticket = match joined {
             Joined::Waiting(ticket) => unique(key, ticket),
@@ -336,17 +341,17 @@ impl Run {
         model.join(waiting.clone());
         model.serve();
         let given = model.given.iter().position(|of| of.ticket == u64::MAX);
-        let priority = waiting.wanted.turn.priority;
+        let priority = waiting.wanted.tenant.priority;
         if let Some(given) = given {
             model.given.remove(given);
             model.held.push((key, waiting.wanted.weight));
             prop_assert_eq!(joined, Joined::Admitted);
         } else if model.waiting_of(key)[priority.index()] > most
-            && let Some(gone) = model.to_push_out(key, &waiting.wanted.turn)
+            && let Some(gone) = model.to_evict(key, &waiting.wanted.tenant)
         {
             prop_assert!(matches!(joined, Joined::Waiting(_)), "{:?}", joined);
             model.remove(gone);
-            model.pushed_out.push(gone);
+            model.evicted.push(gone);
             self.tickets.push(Held { waiting, wakes });
         } else if model.waiting_of(key)[priority.index()] > most {
             prop_assert!(matches!(joined, Joined::Full(_)), "{:?}", joined);
@@ -369,12 +374,12 @@ impl Run {
             wanted,
         } = waiting.clone();
         let waker = Waker::from(Arc::clone(wakes));
-        let polled = self.places[key].poll_ticket(&wanted.turn, of_line(ticket), &waker);
+        let polled = self.permits[key].poll_ticket(&wanted.tenant, of_line(ticket), &waker);
         let given = self.model.given.iter().position(|of| of.ticket == ticket);
-        let pushed_out = self.model.pushed_out.iter().position(|of| *of == ticket);
-        if let Some(pushed_out) = pushed_out {
-            prop_assert_eq!(polled, Poll::Ready(Err(PushedOut)));
-            self.model.pushed_out.remove(pushed_out);
+        let evicted = self.model.evicted.iter().position(|of| *of == ticket);
+        if let Some(evicted) = evicted {
+            prop_assert_eq!(polled, Poll::Ready(Err(Evicted)));
+            self.model.evicted.remove(evicted);
             self.tickets.remove(i);
             return Ok(());
         }
@@ -394,20 +399,20 @@ impl Run {
             wanted,
         } = self.tickets.remove(i).waiting;
         let waited = self.model.remove(ticket).is_some();
-        if let Some(gone) = self.model.pushed_out.iter().position(|of| *of == ticket) {
-            prop_assert!(self.places[key].leave(&wanted.turn, of_line(ticket)));
-            self.model.pushed_out.remove(gone);
+        if let Some(gone) = self.model.evicted.iter().position(|of| *of == ticket) {
+            prop_assert!(self.permits[key].leave(&wanted.tenant, of_line(ticket)));
+            self.model.evicted.remove(gone);
             return Ok(());
         }
         prop_assert_eq!(
-            self.places[key].leave(&wanted.turn, of_line(ticket)),
+            self.permits[key].leave(&wanted.tenant, of_line(ticket)),
             waited
         );
         if waited {
             self.model.serve();
         } else {
             self.model.given.retain(|of| of.ticket != ticket);
-            self.places[key].release(wanted.weight);
+            self.permits[key].release(wanted.weight);
             self.model.give_back(key, wanted.weight);
         }
         Ok(())
@@ -415,21 +420,21 @@ impl Run {
 
     fn compare(&self) -> Result<(), TestCaseError> {
         let model = &self.model;
-        for (key, places) in self.places.iter().enumerate() {
+        for (key, permits) in self.permits.iter().enumerate() {
             let count = model.keys[key];
-            prop_assert_eq!(places.taken(), (count.calls, count.weight), "key {}", key);
-            prop_assert_eq!(places.waiting(), model.waiting_of(key), "key {}", key);
+            prop_assert_eq!(permits.in_use(), (count.calls, count.weight), "key {}", key);
+            prop_assert_eq!(permits.waiting(), model.waiting_of(key), "key {}", key);
         }
         if let (Some(all), Some(count)) = (&self.all, model.all) {
-            prop_assert_eq!(all.taken(), (count.calls, count.weight));
+            prop_assert_eq!(all.in_use(), (count.calls, count.weight));
             prop_assert_eq!(all.waiting(), model.waiting.len());
         }
         for Held { waiting, wakes } in &self.tickets {
             let is_given = model.given.iter().any(|of| of.ticket == waiting.ticket);
-            let is_pushed_out = model.pushed_out.contains(&waiting.ticket);
+            let is_evicted = model.evicted.contains(&waiting.ticket);
             prop_assert_eq!(
                 wakes.0.load(Relaxed),
-                usize::from(is_given || is_pushed_out),
+                usize::from(is_given || is_evicted),
                 "{:?}",
                 waiting
             );
@@ -445,12 +450,12 @@ impl Run {
         while !self.model.held.is_empty() {
             self.step(Step::Release(0))?;
         }
-        for places in &self.places {
-            prop_assert_eq!(places.taken(), (0, 0));
-            prop_assert!(places.try_acquire(1), "it stayed closed");
-            places.release(1);
-            // No key of the line holds them.
-            prop_assert_eq!(Arc::strong_count(places), 1);
+        for permits in &self.permits {
+            prop_assert_eq!(permits.in_use(), (0, 0));
+            prop_assert!(permits.try_acquire(1), "it stayed closed");
+            permits.release(1);
+            // No key of the queue holds them.
+            prop_assert_eq!(Arc::strong_count(permits), 1);
         }
         Ok(())
     }
@@ -460,7 +465,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn places_of_several_keys_do_as_the_model_does(
+    fn permits_of_several_keys_do_as_the_model_does(
         limits in [1..5_usize, 1..5, 1..5],
         global in option::of(1..8_usize),
         steps in prop_oneof![vec(step(1), 0..150), vec(step(4), 0..150)],

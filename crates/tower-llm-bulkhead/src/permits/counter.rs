@@ -42,7 +42,7 @@ impl Counter {
         self.take_unless(QUEUED, weight)
     }
 
-    /// Takes it although others wait: for whoever holds their line's lock and knows whose turn it is.
+    /// Takes it although others wait: for whoever holds their queue's lock and knows whose tenant it is.
     pub(super) fn take_in_turn(&self, weight: u32) -> bool {
         self.take_unless(0, weight)
     }
@@ -53,12 +53,12 @@ impl Counter {
         self.state.fetch_sub(taken, Ordering::AcqRel) & QUEUED != 0
     }
 
-    /// Sends everybody to the line.
+    /// Sends everybody to the queue.
     pub(super) fn close(&self) {
         self.state.fetch_or(QUEUED, Ordering::AcqRel);
     }
 
-    /// Nobody is in the line any more.
+    /// Nobody is in the queue any more.
     pub(super) fn reopen(&self) {
         self.state.fetch_and(!QUEUED, Ordering::AcqRel);
     }
@@ -84,7 +84,7 @@ impl Counter {
     }
 
     /// How many calls there are, and what they weigh.
-    pub(super) fn taken(&self) -> (usize, u64) {
+    pub(super) fn in_use(&self) -> (usize, u64) {
         let state = self.state.load(Ordering::Relaxed);
         (to_usize((state & !QUEUED) / ONE_CALL), state & WEIGHT)
     }
@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(counter.limit(), MAX_LIMIT);
         assert!(counter.try_take(u32::MAX - 1));
         assert!(counter.try_take(1));
-        assert_eq!(counter.taken(), (2, u64::from(u32::MAX)));
+        assert_eq!(counter.in_use(), (2, u64::from(u32::MAX)));
         assert!(!counter.try_take(1));
         assert!(!counter.give_back(1));
         assert!(counter.try_take(1));
@@ -142,10 +142,10 @@ mod tests {
         let all_but_one = (ONE_CALL + 1) * (MAX_CALLS as u64 - 1);
         counter.state.store(all_but_one, Ordering::Relaxed);
         assert!(counter.try_take(1));
-        assert_eq!(counter.taken(), (MAX_CALLS, MAX_CALLS as u64));
+        assert_eq!(counter.in_use(), (MAX_CALLS, MAX_CALLS as u64));
         assert!(!counter.try_take(1));
         counter.close();
-        assert_eq!(counter.taken(), (MAX_CALLS, MAX_CALLS as u64));
+        assert_eq!(counter.in_use(), (MAX_CALLS, MAX_CALLS as u64));
         assert!(counter.give_back(1));
     }
 
@@ -158,7 +158,7 @@ mod tests {
         assert!(counter.try_take(1));
         assert!(!counter.try_take(10));
         assert!(counter.try_take(9));
-        assert_eq!(counter.taken(), (2, 10));
+        assert_eq!(counter.in_use(), (2, 10));
     }
 
     #[test]
@@ -169,7 +169,7 @@ mod tests {
         for left in [2, 1] {
             counter.give_back(1);
             assert!(!counter.try_take(1));
-            assert_eq!(counter.taken(), (left, left as u64));
+            assert_eq!(counter.in_use(), (left, left as u64));
         }
         counter.give_back(1);
         assert!(counter.try_take(1));

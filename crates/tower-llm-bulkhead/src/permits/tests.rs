@@ -33,127 +33,134 @@ impl Wakes {
 
 /// Runs a closure when it is woken, and one when it is dropped.
 struct Runs {
-    when_woken: fn(&Places),
-    when_dropped: fn(&Places),
-    places: Shared,
+    when_woken: fn(&Permits),
+    when_dropped: fn(&Permits),
+    permits: Shared,
 }
 
 impl Wake for Runs {
     fn wake(self: Arc<Self>) {
-        (self.when_woken)(&self.places);
+        (self.when_woken)(&self.permits);
     }
 }
 
 impl Drop for Runs {
     fn drop(&mut self) {
-        (self.when_dropped)(&self.places);
+        (self.when_dropped)(&self.permits);
     }
 }
 
-const NOBODY: Turn = Turn {
+const ANONYMOUS: Tenant = Tenant {
     priority: Priority::Normal,
     caller: None,
 };
 
 fn shared(limit: usize) -> Shared {
-    Arc::new(Keyed::keyless(Places::new(limit)))
+    Arc::new(Keyed::keyless(Permits::new(limit)))
 }
 
-fn join_up_to(places: &Shared, max_waiting: usize, waker: &Waker) -> Joined {
-    Places::join(places, &Wanted::default(), max_waiting, waker)
+fn join_up_to(permits: &Shared, max_waiting: usize, waker: &Waker) -> Joined {
+    let wanted = Wanted {
+        max_waiting,
+        ..Wanted::default()
+    };
+    Permits::join(permits, &wanted, waker)
 }
 
-/// Places that are all taken.
-fn taken(limit: usize) -> Shared {
-    let places = shared(limit);
+/// Permits that are all taken.
+fn in_use(limit: usize) -> Shared {
+    let permits = shared(limit);
     for _ in 0..limit {
-        assert!(places.try_acquire(1));
+        assert!(permits.try_acquire(1));
     }
-    assert!(!places.try_acquire(1));
-    places
+    assert!(!permits.try_acquire(1));
+    permits
 }
 
 #[track_caller]
-fn join(places: &Shared, waker: &Waker) -> u64 {
-    match join_up_to(places, usize::MAX, waker) {
+fn join(permits: &Shared, waker: &Waker) -> u64 {
+    match join_up_to(permits, usize::MAX, waker) {
         Joined::Waiting(ticket) => ticket,
         joined => panic!("{joined:?}"),
     }
 }
 
-fn counts(places: &Places) -> (usize, usize, u64) {
-    let waiting = places.waiting().iter().sum();
-    (places.taken().0, waiting, places.refused())
+fn counts(permits: &Permits) -> (usize, usize, u64) {
+    let waiting = permits.waiting().iter().sum();
+    (permits.in_use().0, waiting, permits.refused())
 }
 
 #[test]
-fn so_many_places_and_no_more() {
-    let places = taken(3);
-    assert_eq!(counts(&places), (3, 0, 0));
-    places.release(1);
-    assert!(places.try_acquire(1));
-    assert!(!places.try_acquire(1));
+fn so_many_permits_and_no_more() {
+    let permits = in_use(3);
+    assert_eq!(counts(&permits), (3, 0, 0));
+    permits.release(1);
+    assert!(permits.try_acquire(1));
+    assert!(!permits.try_acquire(1));
 }
 
 #[test]
-fn whoever_joins_finds_a_place_that_became_free_just_before() {
-    let places = taken(1);
-    places.release(1);
+fn whoever_joins_finds_a_permit_that_became_free_just_before() {
+    let permits = in_use(1);
+    permits.release(1);
     for max_waiting in [0, 1] {
         assert_eq!(
-            join_up_to(&places, max_waiting, Waker::noop()),
+            join_up_to(&permits, max_waiting, Waker::noop()),
             Joined::Admitted
         );
-        assert_eq!(counts(&places), (1, 0, 0));
-        places.release(1);
+        assert_eq!(counts(&permits), (1, 0, 0));
+        permits.release(1);
     }
-    assert!(places.try_acquire(1));
+    assert!(permits.try_acquire(1));
 }
 
 #[test]
 fn a_full_queue_of_none_leaves_no_trace() {
-    let places = taken(1);
+    let permits = in_use(1);
     assert_eq!(
-        join_up_to(&places, 0, Waker::noop()),
+        join_up_to(&permits, 0, Waker::noop()),
         Joined::Full(LimitOf::Key)
     );
-    assert_eq!(counts(&places), (1, 0, 1));
-    places.release(1);
-    assert!(places.try_acquire(1));
+    assert_eq!(counts(&permits), (1, 0, 1));
+    permits.release(1);
+    assert!(permits.try_acquire(1));
 }
 
 #[test]
-fn a_waker_may_use_the_places_it_is_woken_for() {
-    let places = taken(1);
+fn a_waker_may_use_the_permits_it_is_woken_for() {
+    let permits = in_use(1);
     let waker = Waker::from(Arc::new(Runs {
-        when_woken: |places| assert_eq!(counts(places), (1, 0, 0)),
-        when_dropped: |places| places.release(1),
-        places: Arc::clone(&places),
+        when_woken: |permits| assert_eq!(counts(permits), (1, 0, 0)),
+        when_dropped: |permits| permits.release(1),
+        permits: Arc::clone(&permits),
     }));
-    let ticket = join(&places, &waker);
+    let ticket = join(&permits, &waker);
     drop(waker);
     in_time(move || {
-        places.release(1);
+        permits.release(1);
         assert!(
-            places
-                .poll_ticket(&NOBODY, ticket, Waker::noop())
+            permits
+                .poll_ticket(&ANONYMOUS, ticket, Waker::noop())
                 .is_ready()
         );
-        assert_eq!(counts(&places), (0, 0, 0));
+        assert_eq!(counts(&permits), (0, 0, 0));
     });
 }
 
 /// A waker may be the last that holds a task, and the task a future that waits here.
 #[test]
-fn a_waker_may_use_the_places_when_it_is_dropped() {
-    let leaves: [(fn(&Places, u64), usize); 2] = [
-        (|places, ticket| assert!(places.leave(&NOBODY, ticket)), 0),
+fn a_waker_may_use_the_permits_when_it_is_dropped() {
+    let leaves: [(fn(&Permits, u64), usize); 2] = [
+        (
+            |permits, ticket| assert!(permits.leave(&ANONYMOUS, ticket)),
+            0,
+        ),
         // What its waker releases when it is replaced comes to the one who waits.
         (
-            |places, ticket| {
+            |permits, ticket| {
                 assert!(
-                    places
-                        .poll_ticket(&NOBODY, ticket, Waker::noop())
+                    permits
+                        .poll_ticket(&ANONYMOUS, ticket, Waker::noop())
                         .is_pending()
                 )
             },
@@ -161,42 +168,46 @@ fn a_waker_may_use_the_places_when_it_is_dropped() {
         ),
     ];
     for (leave, in_flight) in leaves {
-        let places = taken(1);
+        let permits = in_use(1);
         let waker = Waker::from(Arc::new(Runs {
             when_woken: |_| {},
-            when_dropped: |places| places.release(1),
-            places: Arc::clone(&places),
+            when_dropped: |permits| permits.release(1),
+            permits: Arc::clone(&permits),
         }));
-        let ticket = join(&places, &waker);
+        let ticket = join(&permits, &waker);
         drop(waker);
         in_time(move || {
-            leave(&places, ticket);
-            assert_eq!(counts(&places), (in_flight, 0, 0));
+            leave(&permits, ticket);
+            assert_eq!(counts(&permits), (in_flight, 0, 0));
         });
     }
 }
 
 #[test]
-fn a_waker_that_panics_loses_no_place() {
-    let places = taken(1);
+fn a_waker_that_panics_loses_no_permit() {
+    let permits = in_use(1);
     let waker = Waker::from(Arc::new(Runs {
         when_woken: |_| panic!("as it was told"),
         when_dropped: |_| {},
-        places: Arc::clone(&places),
+        permits: Arc::clone(&permits),
     }));
-    let first = join(&places, &waker);
-    let second = join(&places, Waker::noop());
-    assert!(catch_unwind(AssertUnwindSafe(|| places.release(1))).is_err());
-    assert!(places.poll_ticket(&NOBODY, first, Waker::noop()).is_ready());
-    assert_eq!(counts(&places), (1, 1, 0));
-    places.release(1);
+    let first = join(&permits, &waker);
+    let second = join(&permits, Waker::noop());
+    assert!(catch_unwind(AssertUnwindSafe(|| permits.release(1))).is_err());
     assert!(
-        places
-            .poll_ticket(&NOBODY, second, Waker::noop())
+        permits
+            .poll_ticket(&ANONYMOUS, first, Waker::noop())
             .is_ready()
     );
-    places.release(1);
-    assert_eq!(counts(&places), (0, 0, 0));
+    assert_eq!(counts(&permits), (1, 1, 0));
+    permits.release(1);
+    assert!(
+        permits
+            .poll_ticket(&ANONYMOUS, second, Waker::noop())
+            .is_ready()
+    );
+    permits.release(1);
+    assert_eq!(counts(&permits), (0, 0, 0));
 }
 
 /// Runs `test`, which may wait for itself for ever.
@@ -239,24 +250,24 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What places are, without a thought for speed or threads.
+/// What permits are, without a thought for speed or threads.
 struct Model {
     limit: usize,
-    /// Places that are held and may be released.
+    /// Permits that are held and may be released.
     held: usize,
-    /// Who has been given a place and has not taken it up yet.
+    /// Who has been given a permit and has not taken it up yet.
     given: Vec<u64>,
     waiting: VecDeque<u64>,
     refused: u64,
 }
 
 impl Model {
-    fn taken(&self) -> usize {
+    fn in_use(&self) -> usize {
         self.held + self.given.len()
     }
 
     fn hand_over(&mut self) {
-        while self.taken() < self.limit
+        while self.in_use() < self.limit
             && let Some(next) = self.waiting.pop_front()
         {
             self.given.push(next);
@@ -266,8 +277,8 @@ impl Model {
 
 proptest! {
     #[test]
-    fn places_do_as_the_model_does(limit in 1..4_usize, steps in vec(step(), 0..200)) {
-        let places = shared(limit);
+    fn permits_do_as_the_model_does(limit in 1..4_usize, steps in vec(step(), 0..200)) {
+        let permits = shared(limit);
         let mut model = Model {
             limit,
             held: 0,
@@ -279,14 +290,14 @@ proptest! {
         for step in steps {
             match step {
                 Step::TryAcquire => {
-                    let free = model.taken() < limit && model.waiting.is_empty();
-                    prop_assert_eq!(places.try_acquire(1), free);
+                    let free = model.in_use() < limit && model.waiting.is_empty();
+                    prop_assert_eq!(permits.try_acquire(1), free);
                     model.held += usize::from(free);
                 }
                 Step::Join { max_waiting } => {
                     let wakes = Arc::<Wakes>::default();
-                    let joined = join_up_to(&places, max_waiting, &Waker::from(Arc::clone(&wakes)));
-                    if model.taken() < limit {
+                    let joined = join_up_to(&permits, max_waiting, &Waker::from(Arc::clone(&wakes)));
+                    if model.in_use() < limit {
                         prop_assert_eq!(joined, Joined::Admitted);
                         model.held += 1;
                     } else if model.waiting.len() >= max_waiting {
@@ -302,7 +313,7 @@ proptest! {
                 }
                 Step::Poll(i) if i < tickets.len() => {
                     let (ticket, wakes) = &tickets[i];
-                    let polled = places.poll_ticket(&NOBODY, *ticket, &Waker::from(Arc::clone(wakes)));
+                    let polled = permits.poll_ticket(&ANONYMOUS, *ticket, &Waker::from(Arc::clone(wakes)));
                     let given = model.given.iter().position(|given| given == ticket);
                     prop_assert_eq!(polled.is_ready(), given.is_some());
                     if let Some(given) = given {
@@ -314,28 +325,28 @@ proptest! {
                 Step::Leave(i) if i < tickets.len() => {
                     let (ticket, _) = tickets.remove(i);
                     let waited = model.waiting.contains(&ticket);
-                    prop_assert_eq!(places.leave(&NOBODY, ticket), waited);
+                    prop_assert_eq!(permits.leave(&ANONYMOUS, ticket), waited);
                     model.waiting.retain(|waiting| *waiting != ticket);
                     if !waited {
-                        places.release(1);
+                        permits.release(1);
                         model.given.retain(|given| *given != ticket);
                         model.hand_over();
                     }
                 }
                 Step::Release if model.held > 0 => {
-                    places.release(1);
+                    permits.release(1);
                     model.held -= 1;
                     model.hand_over();
                 }
                 Step::CountRefused => {
-                    places.count_refused();
+                    permits.count_refused();
                     model.refused += 1;
                 }
                 Step::Poll(_) | Step::Leave(_) | Step::Release => {}
             }
-            let expected = (model.taken(), model.waiting.len(), model.refused);
-            prop_assert_eq!(counts(&places), expected);
-            prop_assert!(model.taken() <= limit);
+            let expected = (model.in_use(), model.waiting.len(), model.refused);
+            prop_assert_eq!(counts(&permits), expected);
+            prop_assert!(model.in_use() <= limit);
             for (ticket, wakes) in &tickets {
                 let woken = usize::from(model.given.contains(ticket));
                 prop_assert_eq!(wakes.count(), woken, "ticket {}", ticket);

@@ -1,24 +1,24 @@
-//! The places of a key, those of all keys together, and the line for them.
+//! The permits of a key, those of all keys together, and the queue for them.
 //!
-//! A place that is free is taken by one compare-and-swap and given back by one subtraction: a semaphore that keeps
+//! A permit that is free is taken by one compare-and-swap and given back by one subtraction: a semaphore that keeps
 //! its waiters in a mutex costs more than everything else this crate does. Only when calls wait does a lock come
 //! in:
 //!
-//! - While the line is not empty, it is *closed*, which is a bit in the word that counts what is taken. Nobody takes a
-//!   place past those who wait, and whoever gives one back sees it.
-//! - While it is set, places are taken only under the lock. Whoever gives one back subtracts first and then, under
-//!   the lock, hands free places to those whose turn it is. Whoever joins sets it first and then, under the same
-//!   lock, looks for a free place once more. Both change the same word, so one of the two sees the other.
+//! - While the queue is not empty, it is *closed*, which is a bit in the word that counts what is taken. Nobody takes a
+//!   permit past those who wait, and whoever gives one back sees it.
+//! - While it is set, permits are taken only under the lock. Whoever gives one back subtracts first and then, under
+//!   the lock, hands free permits to those whose tenant it is. Whoever joins sets it first and then, under the same
+//!   lock, looks for a free permit once more. Both change the same word, so one of the two sees the other.
 //!
-//! With a limit over all keys there are two such words, and one line for all keys. The bit is in the word of all keys,
+//! With a limit over all keys there are two such words, and one queue for all keys. The bit is in the word of all keys,
 //! which is taken last and given back last, so that the above holds for it. What was taken of a key is given back if
-//! there is no room in all: somebody may have gone to the line for that, so the line is looked after then, too.
+//! there is no room in all: somebody may have gone to the queue for that, so the queue is looked after then, too.
 //!
 //! Wakers are woken and dropped with the lock free. They run code that is not ours: one may be the last that holds a
 //! task, and the task a future that waits here too.
 
 mod counter;
-mod line;
+mod queue;
 
 use std::{
     mem, ptr,
@@ -40,7 +40,7 @@ use tower_llm_core::{Evictable, Keyed};
 
 use self::{
     counter::Counter,
-    line::{LaneId, Line, Room},
+    queue::{LaneId, Queue, Room},
 };
 use crate::{
     Adaptive, LimitOf,
@@ -48,15 +48,15 @@ use crate::{
     priority::ByPriority,
 };
 
-pub(crate) use self::{counter::MAX_LIMIT, line::Turn};
+pub(crate) use self::{counter::MAX_LIMIT, queue::Tenant};
 
-/// The places of one key.
+/// The permits of one key.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct Permits {
     counter: Counter,
-    line: Lines,
+    queue: Queues,
     refused: AtomicU64,
-    /// The limit if these places were made anew.
+    /// The limit if these permits were made anew.
     made_with: usize,
     /// The limit that somebody has set, or else the same.
     set_to: AtomicUsize,
@@ -68,65 +68,68 @@ pub(crate) struct Places {
 #[derive(Debug)]
 struct Follows {
     rules: Adaptive,
-    // Locked where a call tells something, never on admission.
+    // Locked where a call observer something, never on admission.
     aimd: StdMutex<Aimd>,
 }
 
-/// The places of all keys together.
+/// The permits of all keys together.
 #[derive(Debug)]
-pub(crate) struct AllPlaces {
+pub(crate) struct GlobalPermits {
     counter: Counter,
-    line: Mutex<Line<Shared>>,
+    queue: Mutex<Queue<Shared>>,
     refused: AtomicU64,
 }
 
 /// Where calls wait.
 #[derive(Debug)]
-enum Lines {
-    Own(Mutex<Line<Shared>>),
-    Common(Arc<AllPlaces>),
+enum Queues {
+    Own(Mutex<Queue<Shared>>),
+    Common(Arc<GlobalPermits>),
 }
 
-pub(crate) type Shared = Arc<Keyed<Places>>;
+pub(crate) type Shared = Arc<Keyed<Permits>>;
 
-/// What a call needs a place for.
+/// What a call needs a permit for.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) weight: u32,
-    pub(crate) turn: Turn,
+    pub(crate) tenant: Tenant,
+    /// How many calls of its class may wait for its key.
+    pub(crate) max_waiting: usize,
 }
 
 /// That a call which waits has to go, so that another caller's may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PushedOut;
+pub(crate) struct Evicted;
 
-/// What became of an attempt to join the line.
+/// What became of an attempt to join the queue.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Joined {
-    /// A place became free just now, and is taken.
+    /// A permit became free just now, and is taken.
     Admitted,
-    /// In the line, with this ticket.
+    /// In the queue, with this ticket.
     Waiting(u64),
-    /// There is no room in the line.
+    /// There is no room in the queue.
     Full(LimitOf),
 }
 
 impl Default for Wanted {
-    /// One place, for nobody in particular.
+    /// One permit, for nobody in particular.
     fn default() -> Self {
         Self {
             weight: 1,
-            turn: Turn::default(),
+            tenant: Tenant::default(),
+            max_waiting: usize::MAX,
         }
     }
 }
 
-impl AllPlaces {
-    /// `limit` places, none taken. At most [`MAX_LIMIT`] of them.
+impl GlobalPermits {
+    /// `limit` permits, none taken. At most [`MAX_LIMIT`] of them.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             counter: Counter::new(limit),
-            line: Mutex::default(),
+            queue: Mutex::default(),
             refused: AtomicU64::new(0),
         }
     }
@@ -134,7 +137,7 @@ impl AllPlaces {
     /// Sets the limit; whoever it lets in is let in.
     pub(crate) fn set_limit(&self, limit: usize) {
         self.counter.set_limit(limit);
-        while let Some(waker) = hand_over(&self.line, &self.counter, None) {
+        while let Some(waker) = hand_over(&self.queue, &self.counter, None) {
             waker.wake();
         }
     }
@@ -144,12 +147,12 @@ impl AllPlaces {
     }
 
     /// How many calls there are, and what they weigh.
-    pub(crate) fn taken(&self) -> (usize, u64) {
-        self.counter.taken()
+    pub(crate) fn in_use(&self) -> (usize, u64) {
+        self.counter.in_use()
     }
 
     pub(crate) fn waiting(&self) -> usize {
-        lock(&self.line).waiting()
+        lock(&self.queue).waiting()
     }
 
     pub(crate) fn refused(&self) -> u64 {
@@ -157,21 +160,21 @@ impl AllPlaces {
     }
 }
 
-impl Places {
-    /// `limit` places, none taken. At most [`MAX_LIMIT`] of them.
+impl Permits {
+    /// `limit` permits, none taken. At most [`MAX_LIMIT`] of them.
     pub(crate) fn new(limit: usize) -> Self {
-        Self::with_line(limit, Lines::Own(Mutex::default()))
+        Self::with_line(limit, Queues::Own(Mutex::default()))
     }
 
-    /// The same within `all` places.
-    pub(crate) fn within(limit: usize, all: Arc<AllPlaces>) -> Self {
-        Self::with_line(limit, Lines::Common(all))
+    /// The same within `all` permits.
+    pub(crate) fn within(limit: usize, all: Arc<GlobalPermits>) -> Self {
+        Self::with_line(limit, Queues::Common(all))
     }
 
-    fn with_line(limit: usize, line: Lines) -> Self {
+    fn with_line(limit: usize, queue: Queues) -> Self {
         Self {
             counter: Counter::new(limit),
-            line,
+            queue,
             refused: AtomicU64::new(0),
             made_with: limit,
             set_to: AtomicUsize::new(limit),
@@ -191,13 +194,13 @@ impl Places {
 
     /// Takes them if there is room and nobody waits for them.
     pub(crate) fn try_acquire(&self, weight: u32) -> bool {
-        match &self.line {
-            Lines::Own(_) => self.counter.try_take(weight),
-            Lines::Common(all) => self.try_acquire_both(all, weight),
+        match &self.queue {
+            Queues::Own(_) => self.counter.try_take(weight),
+            Queues::Common(all) => self.try_acquire_both(all, weight),
         }
     }
 
-    fn try_acquire_both(&self, all: &AllPlaces, weight: u32) -> bool {
+    fn try_acquire_both(&self, all: &GlobalPermits, weight: u32) -> bool {
         // Looked at first, so that where all are taken nothing is taken and given back.
         if !all.counter.is_open_for(weight) || !self.counter.try_take(weight) {
             return false;
@@ -205,71 +208,70 @@ impl Places {
         let is_taken = all.counter.try_take(weight);
         if !is_taken {
             self.counter.give_back(weight);
-            self.hand_over_all();
+            self.serve_waiting();
         }
         is_taken
     }
 
-    /// Gives places back, to those whose turn it is if somebody waits.
+    /// Gives permits back, to those whose tenant it is if somebody waits.
     pub(crate) fn release(&self, weight: u32) {
-        let is_closed = match &self.line {
-            Lines::Own(_) => self.counter.give_back(weight),
-            Lines::Common(all) => {
+        let is_closed = match &self.queue {
+            Queues::Own(_) => self.counter.give_back(weight),
+            Queues::Common(all) => {
                 self.counter.give_back(weight);
                 all.counter.give_back(weight)
             }
         };
         if is_closed {
-            self.hand_over_all();
+            self.serve_waiting();
         }
     }
 
-    /// Joins the line, unless there is room now; or `max_waiting` others of its class wait for this key, and none of them
+    /// Joins the queue, unless there is room now; or `max_waiting` others of its class wait for this key, and none of them
     /// has to go for it.
-    pub(crate) fn join(
-        this: &Shared,
-        wanted: &Wanted,
-        max_waiting: usize,
-        waker: &Waker,
-    ) -> Joined {
+    pub(crate) fn join(this: &Shared, wanted: &Wanted, waker: &Waker) -> Joined {
         let waker = waker.clone();
-        let mut line = this.line();
+        let mut queue = this.queue();
         let gate = this.gate();
         gate.close();
-        if line.is_empty() && take(gate, &this.counter, wanted.weight) == Room::Taken {
+        if queue.is_empty() && take(gate, &this.counter, wanted.weight) == Room::Taken {
             gate.reopen();
             return Joined::Admitted;
         }
-        let Wanted { weight, turn } = wanted;
-        let own = line.join(this.lane(), || Arc::clone(this), turn, *weight, waker);
+        let Wanted {
+            weight,
+            tenant,
+            max_waiting,
+        } = wanted;
+        let own = queue.join(this.lane(), || Arc::clone(this), tenant, *weight, waker);
         let mut is_admitted = false;
         // Others, if what an attempt of somebody's took and gave back comes to light only now.
         let mut served = Vec::new();
-        while let Some((ticket, waker)) = serve(&mut line, gate) {
+        while let Some((ticket, waker)) = serve(&mut queue, gate) {
             is_admitted |= ticket == own;
             served.push((ticket, waker));
         }
-        let (mut left, mut pushed_out) = (None, None);
-        let waiting = line.waiting_in(this.lane())[turn.priority.index()];
+        let (mut left, mut evicted) = (None, None);
+        let waiting = queue.waiting_in(this.lane())[tenant.priority.index()];
         let joined = if is_admitted {
             Joined::Admitted
-        } else if waiting > max_waiting {
+        } else if waiting > *max_waiting {
             this.count_refused();
-            pushed_out = line.push_out(this.lane(), turn);
-            if pushed_out.is_some() {
+            evicted = queue.evict(this.lane(), tenant);
+            if evicted.is_some() {
                 Joined::Waiting(own)
             } else {
-                let full = Joined::Full(this.full(&line, *weight));
-                left = line.leave(this.lane(), turn, own);
+                let full = Joined::Full(this.full(&queue, *weight));
+                left = queue.leave(this.lane(), tenant, own);
                 full
             }
         } else {
             Joined::Waiting(own)
         };
-        reopen_if_empty(&line, gate);
-        drop(line);
+        reopen_if_empty(&queue, gate);
+        drop(queue);
         drop(left);
-        if let Some(waker) = pushed_out {
+        if let Some(waker) = evicted {
             waker.wake();
         }
         for (ticket, waker) in served {
@@ -280,42 +282,38 @@ impl Places {
         joined
     }
 
-    /// Whether the one with `ticket` has been given a place or was pushed out; if not, `waker` is woken when it has.
+    /// Whether the one with `ticket` has been given a permit or was pushed out; if not, `waker` is woken when it has.
     pub(crate) fn poll_ticket(
         &self,
-        turn: &Turn,
+        tenant: &Tenant,
         ticket: u64,
         waker: &Waker,
-    ) -> Poll<Result<(), PushedOut>> {
-        let mut line = self.line();
-        let Some(kept) = line.waker(self.lane(), turn, ticket) else {
-            let was_pushed_out = line.was_pushed_out(ticket);
-            return Poll::Ready(if was_pushed_out {
-                Err(PushedOut)
-            } else {
-                Ok(())
-            });
+    ) -> Poll<Result<(), Evicted>> {
+        let mut queue = self.queue();
+        let Some(kept) = queue.waker(self.lane(), tenant, ticket) else {
+            let was_evicted = queue.was_evicted(ticket);
+            return Poll::Ready(if was_evicted { Err(Evicted) } else { Ok(()) });
         };
         let replaced = (!kept.will_wake(waker)).then(|| mem::replace(kept, waker.clone()));
-        drop(line);
+        drop(queue);
         drop(replaced);
         Poll::Pending
     }
 
-    /// Leaves the line; `false` if a place had been given already, which is then still taken.
-    pub(crate) fn leave(&self, turn: &Turn, ticket: u64) -> bool {
-        let mut line = self.line();
-        if line.was_pushed_out(ticket) {
+    /// Leaves the queue; `false` if a permit had been given already, which is then still taken.
+    pub(crate) fn leave(&self, tenant: &Tenant, ticket: u64) -> bool {
+        let mut queue = self.queue();
+        if queue.was_evicted(ticket) {
             return true;
         }
-        let waker = line.leave(self.lane(), turn, ticket);
-        reopen_if_empty(&line, self.gate());
-        drop(line);
+        let waker = queue.leave(self.lane(), tenant, ticket);
+        reopen_if_empty(&queue, self.gate());
+        drop(queue);
         let has_left = waker.is_some();
         drop(waker);
         if has_left {
             // It may have held up lighter ones.
-            self.hand_over_all();
+            self.serve_waiting();
         }
         has_left
     }
@@ -330,12 +328,12 @@ impl Places {
 
     /// Which limit keeps `weight` out.
     pub(crate) fn full_of(&self, weight: u32) -> LimitOf {
-        self.full(&self.line(), weight)
+        self.full(&self.queue(), weight)
     }
 
-    fn full(&self, line: &Line<Shared>, weight: u32) -> LimitOf {
+    fn full(&self, queue: &Queue<Shared>, weight: u32) -> LimitOf {
         let in_key =
-            self.all().is_none() || line.is_held_up(self.lane()) || !self.counter.has_room(weight);
+            self.all().is_none() || queue.is_blocked(self.lane()) || !self.counter.has_room(weight);
         if in_key {
             LimitOf::Key
         } else {
@@ -351,21 +349,21 @@ impl Places {
         if let Some(mut aimd) = aimd {
             aimd.reset(limit);
         }
-        self.hand_over_all();
+        self.serve_waiting();
     }
 
     /// Lets the limit follow a sign.
-    pub(crate) fn heed(&self, sign: Sign, now: Instant) {
+    pub(crate) fn observe(&self, sign: Sign, now: Instant) {
         let Some(mut aimd) = self.aimd() else {
             return;
         };
         let before = self.limit();
-        let limit = aimd.heed(sign, self.taken().0, now);
+        let limit = aimd.observe(sign, self.in_use().0, now);
         // With the lock held, so that limits are set in the order they were found.
         self.counter.set_limit(limit);
         drop(aimd);
         if limit > before {
-            self.hand_over_all();
+            self.serve_waiting();
         }
     }
 
@@ -384,28 +382,28 @@ impl Places {
     }
 
     /// How many calls there are, and what they weigh.
-    pub(crate) fn taken(&self) -> (usize, u64) {
-        self.counter.taken()
+    pub(crate) fn in_use(&self) -> (usize, u64) {
+        self.counter.in_use()
     }
 
     pub(crate) fn waiting(&self) -> ByPriority {
-        self.line().waiting_in(self.lane())
+        self.queue().waiting_in(self.lane())
     }
 
     pub(crate) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// The places of all keys, if there is a limit for them.
-    pub(crate) fn all(&self) -> Option<&AllPlaces> {
-        match &self.line {
-            Lines::Own(_) => None,
-            Lines::Common(all) => Some(all),
+    /// The permits of all keys, if there is a limit for them.
+    pub(crate) fn all(&self) -> Option<&GlobalPermits> {
+        match &self.queue {
+            Queues::Own(_) => None,
+            Queues::Common(all) => Some(all),
         }
     }
 
-    /// Gives what is free to those whose turn it is, one at a time, each woken with the lock free.
-    fn hand_over_all(&self) {
+    /// Gives what is free to those whose tenant it is, one at a time, each woken with the lock free.
+    fn serve_waiting(&self) {
         while let Some(waker) = hand_over(self.mutex(), self.gate(), Some(self.lane())) {
             waker.wake();
         }
@@ -421,41 +419,41 @@ impl Places {
         ptr::from_ref(self).addr()
     }
 
-    fn mutex(&self) -> &Mutex<Line<Shared>> {
-        match &self.line {
-            Lines::Own(line) => line,
-            Lines::Common(all) => &all.line,
+    fn mutex(&self) -> &Mutex<Queue<Shared>> {
+        match &self.queue {
+            Queues::Own(queue) => queue,
+            Queues::Common(all) => &all.queue,
         }
     }
 
-    fn line(&self) -> MutexGuard<'_, Line<Shared>> {
+    fn queue(&self) -> MutexGuard<'_, Queue<Shared>> {
         lock(self.mutex())
     }
 }
 
-impl Evictable for Places {
+impl Evictable for Permits {
     fn is_evictable(&self) -> bool {
-        // Whoever has a place or waits for one holds these places: nobody does.
+        // Whoever has a permit or waits for one holds these permits: nobody does.
         self.set_to.load(Ordering::Relaxed) == self.made_with
     }
 }
 
-/// Gives places to the one whose turn it is, who is to be woken. There may be room again in the key of `lane`.
-fn hand_over(line: &Mutex<Line<Shared>>, gate: &Counter, lane: Option<LaneId>) -> Option<Waker> {
-    let mut line = lock(line);
+/// Gives permits to the one whose tenant it is, who is to be woken. There may be room again in the key of `lane`.
+fn hand_over(queue: &Mutex<Queue<Shared>>, gate: &Counter, lane: Option<LaneId>) -> Option<Waker> {
+    let mut queue = lock(queue);
     if let Some(lane) = lane {
-        line.open(lane);
+        queue.open(lane);
     }
-    let served = serve(&mut line, gate);
-    reopen_if_empty(&line, gate);
+    let served = serve(&mut queue, gate);
+    reopen_if_empty(&queue, gate);
     served.map(|(_, waker)| waker)
 }
 
-fn serve(line: &mut Line<Shared>, gate: &Counter) -> Option<(u64, Waker)> {
-    line.serve(|places, weight| take(gate, &places.counter, weight))
+fn serve(queue: &mut Queue<Shared>, gate: &Counter) -> Option<(u64, Waker)> {
+    queue.serve(|permits, weight| take(gate, &permits.counter, weight))
 }
 
-/// Takes `weight` of a key and of all keys, together or not at all: under the line's lock, with the gate closed.
+/// Takes `weight` of a key and of all keys, together or not at all: under the queue's lock, with the gate closed.
 fn take(gate: &Counter, key: &Counter, weight: u32) -> Room {
     if !key.take_in_turn(weight) {
         return Room::NotInKey;
@@ -467,15 +465,15 @@ fn take(gate: &Counter, key: &Counter, weight: u32) -> Room {
     Room::NotInAll
 }
 
-fn reopen_if_empty(line: &Line<Shared>, gate: &Counter) {
-    if line.is_empty() {
+fn reopen_if_empty(queue: &Queue<Shared>, gate: &Counter) {
+    if queue.is_empty() {
         gate.reopen();
     }
 }
 
-fn lock(line: &Mutex<Line<Shared>>) -> MutexGuard<'_, Line<Shared>> {
+fn lock(queue: &Mutex<Queue<Shared>>) -> MutexGuard<'_, Queue<Shared>> {
     // Nothing that can panic runs while it is held but a waker's clone, which leaves it as it was.
-    line.lock().unwrap_or_else(PoisonError::into_inner)
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // Loom's types work inside its models only, so that it is one or the other.

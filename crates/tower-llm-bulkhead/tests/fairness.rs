@@ -1,4 +1,4 @@
-//! Whose turn it is: classes in strict order, and callers one after the other.
+//! Whose tenant it is: classes in strict order, and callers one after the other.
 
 mod support;
 
@@ -199,15 +199,15 @@ async fn a_queue_full_of_one_tenant_s_calls_keeps_no_other_out() {
     full(&assert_ready_err!(
         start(&service, of_caller(11, "busy")).poll()
     ));
-    // Half of the places in it: the newest of the other's go.
+    // Half of the permits in it: the newest of the other's go.
     for (id, gone) in (101..=105).zip([10, 9, 8, 7, 6]) {
         let mut call = start(&service, of_caller(id, "other"));
         assert_pending!(call.poll());
-        let (of, mut pushed_out) = waiting.remove(gone - 1);
-        assert_eq!((of, pushed_out.is_woken()), (gone, true));
+        let (of, mut evicted) = waiting.remove(gone - 1);
+        assert_eq!((of, evicted.is_woken()), (gone, true));
         if gone % 2 == 0 {
-            let refused = full(&assert_ready_err!(pushed_out.poll())).to_string();
-            assert!(refused.contains("the queue is full"), "{refused}");
+            let refused = full(&assert_ready_err!(evicted.poll())).to_string();
+            assert!(refused.ends_with("1/1 in use, queue 10/10"), "{refused}");
         }
         waiting.push((id, call));
     }
