@@ -137,13 +137,13 @@ fn closed(suite: &mut Suite) {
         ("ours, one circuit", ours(shared), plain),
         (
             "ours, one circuit of 100 calls",
-            ours(|layer| shared(layer).over_calls(100)),
+            ours(|layer| shared(layer).window_calls(100)),
             plain,
         ),
         (
             "ours, one circuit, failures in a row",
             ours(|layer| {
-                let layer = shared(layer).consecutive_failures(5);
+                let layer = shared(layer).failure_threshold(5);
                 layer.without_failure_ratio()
             }),
             plain,
@@ -196,7 +196,7 @@ fn count_windows(suite: &mut Suite) {
         let of = |name: &str| format!("{name}, {calls} calls");
         let ours = LazyLock::new(move || {
             // Only when all have failed.
-            let layer = ours(|layer| shared(layer).over_calls(calls).failure_ratio(1.0));
+            let layer = ours(|layer| shared(layer).window_calls(calls).failure_ratio(1.0));
             filled(layer.layer(service_fn(answer)), calls)
         });
         suite.subject(&case, &of("ours"), || {
@@ -235,7 +235,7 @@ fn time_windows(suite: &mut Suite) {
         let of = |name: &str| format!("{name}, {seconds} s");
         let time = Duration::from_secs(seconds);
         let ours = LazyLock::new(move || {
-            let layer = ours(|layer| shared(layer).over_time(time).failure_ratio(1.0));
+            let layer = ours(|layer| shared(layer).window(time).failure_ratio(1.0));
             filled(layer.layer(service_fn(answer)), CALLS)
         });
         suite.subject(&case, &of("ours"), || {
@@ -519,7 +519,7 @@ fn seatbelt(set: impl FnOnce(SeatbeltLayer) -> SeatbeltLayer) -> SeatbeltLayer {
 /// Breaker, rate limit and bulkhead with their plainest settings.
 fn three_of_one<W: Clone>(watch: W) -> (BreakerLayer<W>, RateLimitLayer<W>, BulkheadLayer<W>) {
     // The window that tower-resilience has unless told otherwise.
-    let breaker = shared(BreakerLayer::builder().watch(watch.clone())).over_calls(100);
+    let breaker = shared(BreakerLayer::builder().watch(watch.clone())).window_calls(100);
     let limit = limits(watch.clone(), KeyBy::shared()).limit(requests());
     let limit = limit.learn_from_provider(false);
     of(breaker, limit, bulkhead(watch, KeyBy::shared()))

@@ -88,7 +88,7 @@ impl Circuit {
         let judged = group.counts().then(|| Judged::new(policy));
         // Calls that share a circuit for want of room have nothing else in common: it keeps none of them out.
         let phase = match &key {
-            Some(_) => policy.at_first,
+            Some(_) => policy.initial_state,
             None => Phase::Disabled,
         };
         Self {
@@ -233,7 +233,7 @@ impl Circuit {
             self.stale.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let in_a_row = match self.policy().consecutive_failures {
+        let in_a_row = match self.policy().failure_threshold {
             Some(_) => judged.follow(pass, is_bad, || self.is_current(pass)),
             None => 0,
         };
@@ -302,7 +302,7 @@ impl Circuit {
     ) -> Option<Reason> {
         let policy = self.policy();
         if policy
-            .consecutive_failures
+            .failure_threshold
             .is_some_and(|most| in_a_row >= most)
         {
             return Some(Reason::ConsecutiveFailures);
@@ -337,12 +337,12 @@ impl Circuit {
 
     /// Opens for `time`, whatever has happened.
     pub(crate) fn trip(&self, time: Duration, now: Instant) {
-        self.change(now, |held| held.open(now + time, Reason::ByHand));
+        self.change(now, |held| held.open(now + time, Reason::Manual));
     }
 
     /// As it was before anything had happened.
     pub(crate) fn reset(&self, now: Instant) {
-        self.begin_anew(self.policy().at_first, now);
+        self.begin_anew(self.policy().initial_state, now);
     }
 
     pub(crate) fn close(&self, now: Instant) {
@@ -355,7 +355,7 @@ impl Circuit {
 
     /// Goes on in `phase`.
     pub(crate) fn force(&self, phase: Phase, now: Instant) {
-        self.change(now, |held| held.go(phase, None, Reason::ByHand));
+        self.change(now, |held| held.go(phase, None, Reason::Manual));
     }
 
     /// Whether it is one that somebody can mean by its name.
@@ -365,8 +365,8 @@ impl Circuit {
 
     /// What another process says.
     #[cfg(feature = "redis")]
-    pub(crate) fn learn(&self, change: crate::shared::Change, now: Instant) {
-        self.change(now, |held| held.learn(change));
+    pub(crate) fn observe(&self, change: crate::shared::Change, now: Instant) {
+        self.change(now, |held| held.observe(change));
     }
 
     // === to look at ===
@@ -488,8 +488,8 @@ impl Evictable for Circuit {
     fn is_evictable(&self) -> bool {
         let policy = self.policy();
         let word = self.word();
-        let is_by_hand = word.phase.is_by_hand() || policy.at_first.is_by_hand();
-        if is_by_hand && word.phase != policy.at_first {
+        let is_by_hand = word.phase.is_by_hand() || policy.initial_state.is_by_hand();
+        if is_by_hand && word.phase != policy.initial_state {
             return false;
         }
         let quiet_after = policy.quiet_after().as_millis() as u64;
@@ -501,7 +501,7 @@ impl Evictable for Circuit {
 impl Drop for Circuit {
     fn drop(&mut self) {
         if self.is_member() {
-            self.group.left(self.core().place());
+            self.group.left(self.core().slot());
         }
     }
 }

@@ -34,20 +34,20 @@ pub enum EventKind {
         /// Why.
         reason: Reason,
         /// For how long, where that is set.
-        lasts: Option<Duration>,
+        duration: Option<Duration>,
         /// How many generations this circuit has had before. Each transition begins one, but for those to and from
         /// [`State::Throttled`] and the end of a ramp, over which what was counted stays. Two that follow at once may arrive
         /// in the wrong order: this tells.
         generation: u32,
     },
     /// It is open for longer than it was.
-    Prolonged {
+    Extended {
         /// What it is: open or throttled.
         state: State,
         /// Why.
         reason: Reason,
         /// For how long from now on.
-        lasts: Duration,
+        duration: Duration,
     },
     /// A circuit that only measures would have opened.
     WouldOpen {
@@ -79,13 +79,13 @@ pub enum Reason {
     /// Money or a long quota is used up, or the credentials are no good.
     Exhausted,
     /// Its time is over.
-    TimeOver,
+    Elapsed,
     /// A probe has failed, or was slow.
     ProbeFailed,
     /// Enough probes have succeeded.
     ProbesSucceeded,
     /// Somebody's hand.
-    ByHand,
+    Manual,
     /// Another process.
     Shared,
 }
@@ -125,16 +125,18 @@ impl Event {
                 from,
                 to,
                 reason,
-                lasts,
+                duration,
                 ..
             } => match to {
                 State::Open | State::ForcedOpen => {
-                    tracing::warn!(%circuit, ?from, ?to, ?reason, ?lasts, "circuit opened");
+                    tracing::warn!(%circuit, ?from, ?to, ?reason, ?duration, "circuit opened");
                 }
-                _ => tracing::info!(%circuit, ?from, ?to, ?reason, ?lasts, "circuit changed"),
+                _ => tracing::info!(%circuit, ?from, ?to, ?reason, ?duration, "circuit changed"),
             },
-            EventKind::Prolonged { reason, lasts, .. } => {
-                tracing::info!(%circuit, ?reason, ?lasts, "circuit open for longer");
+            EventKind::Extended {
+                reason, duration, ..
+            } => {
+                tracing::info!(%circuit, ?reason, ?duration, "circuit open for longer");
             }
             EventKind::WouldOpen { reason } => {
                 tracing::warn!(%circuit, ?reason, "circuit would have opened");

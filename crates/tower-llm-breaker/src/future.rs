@@ -8,7 +8,7 @@ use std::{
 use pin_project_lite::pin_project;
 use tower_llm_core::{Armed, BoxError, Call, Guarded, Watch};
 
-use crate::{CircuitOpen, Trial};
+use crate::{BreakerGuard, CircuitOpen};
 
 pin_project! {
     /// Answers when the inner service has; at once, if a circuit is open.
@@ -16,7 +16,7 @@ pin_project! {
     /// Dropping it is the caller's leaving: neutral, and a probe's place is free again.
     pub struct ResponseFuture<F, W> {
         #[pin]
-        state: State<Guarded<F, W, Trial>>,
+        state: State<Guarded<F, W, BreakerGuard>>,
     }
 }
 
@@ -37,7 +37,12 @@ impl<F, W> ResponseFuture<F, W> {
         }
     }
 
-    pub(crate) fn running(inner: F, watch: W, call: Option<Call>, armed: Armed<Trial>) -> Self {
+    pub(crate) fn running(
+        inner: F,
+        watch: W,
+        call: Option<Call>,
+        armed: Armed<BreakerGuard>,
+    ) -> Self {
         let future = Guarded::new(inner, watch, call, armed);
         Self {
             state: State::Running { future },
@@ -51,7 +56,7 @@ where
     E: Into<BoxError>,
     W: Watch<R>,
 {
-    type Output = Result<W::Out<Trial>, BoxError>;
+    type Output = Result<W::Out<BreakerGuard>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {

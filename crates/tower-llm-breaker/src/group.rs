@@ -26,13 +26,13 @@ pub(crate) struct Group {
 #[derive(Debug, Default)]
 struct Members {
     all: usize,
-    open: BTreeSet<Place>,
+    open: BTreeSet<OpenSlot>,
     last_number: u64,
 }
 
 /// That a member counts as open: until when, in the clock's milliseconds, and which one it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
+pub(crate) struct OpenSlot {
     until: u64,
     number: u64,
 }
@@ -55,9 +55,9 @@ impl Group {
     }
 
     /// A place for one more member that opens; `None` if too many are open.
-    pub(crate) fn may_open(&self, now: Instant) -> Option<Place> {
-        let Some(share) = self.policy.max_open_share else {
-            return Some(Place::default());
+    pub(crate) fn may_open(&self, now: Instant) -> Option<OpenSlot> {
+        let Some(share) = self.policy.max_open_ratio else {
+            return Some(OpenSlot::default());
         };
         let now = self.policy.clock.millis(now);
         let mut members = lock(&self.members);
@@ -68,9 +68,9 @@ impl Group {
     }
 
     /// The place of a member that is open until `until`, or is probed then; it may have had one before.
-    pub(crate) fn is_open(&self, had: Option<Place>, until: u64) -> Place {
-        if self.policy.max_open_share.is_none() {
-            return Place::default();
+    pub(crate) fn is_open(&self, had: Option<OpenSlot>, until: u64) -> OpenSlot {
+        if self.policy.max_open_ratio.is_none() {
+            return OpenSlot::default();
         }
         let mut members = lock(&self.members);
         members.remove(had);
@@ -78,7 +78,7 @@ impl Group {
     }
 
     /// A member is closed that may have had a place.
-    pub(crate) fn is_closed(&self, had: Option<Place>) {
+    pub(crate) fn is_closed(&self, had: Option<OpenSlot>) {
         if had.is_some() {
             lock(&self.members).remove(had);
         }
@@ -89,7 +89,7 @@ impl Group {
     }
 
     /// A member is gone.
-    pub(crate) fn left(&self, had: Option<Place>) {
+    pub(crate) fn left(&self, had: Option<OpenSlot>) {
         let mut members = lock(&self.members);
         members.all -= 1;
         members.remove(had);
@@ -101,24 +101,24 @@ impl Group {
 }
 
 impl Members {
-    fn add(&mut self, until: u64) -> Place {
+    fn add(&mut self, until: u64) -> OpenSlot {
         self.last_number += 1;
-        let place = Place {
+        let slot = OpenSlot {
             until,
             number: self.last_number,
         };
-        self.open.insert(place);
-        place
+        self.open.insert(slot);
+        slot
     }
 
-    fn remove(&mut self, place: Option<Place>) {
-        if let Some(place) = place {
-            self.open.remove(&place);
+    fn remove(&mut self, slot: Option<OpenSlot>) {
+        if let Some(slot) = slot {
+            self.open.remove(&slot);
         }
     }
 
     fn forget_until(&mut self, now: u64) {
-        while self.open.first().is_some_and(|place| place.until <= now) {
+        while self.open.first().is_some_and(|slot| slot.until <= now) {
             self.open.pop_first();
         }
     }

@@ -27,7 +27,7 @@ pub struct CircuitStats {
     /// What it does with calls. One whose open time is over is half-open, though no call has come yet to probe it.
     pub state: State,
     /// How long it stays so, where that is set.
-    pub lasts: Option<Duration>,
+    pub remaining: Option<Duration>,
     /// Calls in the window that ended well or badly; none where no share of failures opens a circuit.
     pub calls: u64,
     /// Those that ended badly.
@@ -71,8 +71,10 @@ impl BreakerHandle {
     #[must_use]
     pub fn state(&self, circuit: &CircuitId) -> State {
         let circuit = self.board.peek(circuit);
-        let at_first = State::of(self.board.policy.at_first);
-        circuit.map_or(at_first, |circuit| circuit.standing(Instant::now()).state)
+        let initial_state = State::of(self.board.policy.initial_state);
+        circuit.map_or(initial_state, |circuit| {
+            circuit.standing(Instant::now()).state
+        })
     }
 
     /// Opens a circuit for `time`, a year at most, after which it is probed; if it is open for longer already, it stays so.
@@ -83,7 +85,7 @@ impl BreakerHandle {
     }
 
     /// Closes a circuit, whatever it was, with nothing counted: also one that a hand has set to something else, or the
-    /// builder's [`at_first`](crate::BreakerBuilder::at_first) has.
+    /// builder's [`initial_state`](crate::BreakerBuilder::initial_state) has.
     pub fn close(&self, circuit: &CircuitId) {
         if let Some(circuit) = self.board.circuit(circuit) {
             circuit.close(Instant::now());
@@ -91,7 +93,7 @@ impl BreakerHandle {
     }
 
     /// Makes a circuit what it was before any call had come: closed, unless the builder's
-    /// [`at_first`](crate::BreakerBuilder::at_first) says otherwise, with nothing counted and nothing forced.
+    /// [`initial_state`](crate::BreakerBuilder::initial_state) says otherwise, with nothing counted and nothing forced.
     pub fn reset(&self, circuit: &CircuitId) {
         if let Some(circuit) = self.board.circuit(circuit) {
             circuit.reset(Instant::now());
@@ -120,7 +122,7 @@ impl CircuitStats {
         Self {
             circuit: circuit.id(),
             state: standing.state,
-            lasts: standing.retry_after,
+            remaining: standing.retry_after,
             calls: total,
             failures: bad,
             slow_calls: circuit.slow(now).bad,

@@ -20,16 +20,16 @@ use crate::{
 ///
 /// | setting | default |
 /// |---|---|
-/// | window | the last [60 s](BreakerBuilder::over_time) |
+/// | window | the last [60 s](BreakerBuilder::window) |
 /// | [`failure_ratio`](BreakerBuilder::failure_ratio) | 0.5 |
 /// | [`minimum_calls`](BreakerBuilder::minimum_calls) | 10, or the window's length if that is less |
-/// | [`consecutive_failures`](BreakerBuilder::consecutive_failures), [`slow_calls`](BreakerBuilder::slow_calls), [`stalled_after`](BreakerBuilder::stalled_after) | none |
+/// | [`failure_threshold`](BreakerBuilder::failure_threshold), [`slow_calls`](BreakerBuilder::slow_calls), [`stalled_after`](BreakerBuilder::stalled_after) | none |
 /// | [`open_for`](BreakerBuilder::open_for) | 30 s, twice as long each time, at most 5 min, and up to a tenth more |
 /// | [`throttled_opens`](BreakerBuilder::throttled_opens) | yes, for [an hour](BreakerBuilder::max_retry_after) at most |
 /// | [`exhausted_for`](BreakerBuilder::exhausted_for) | 15 min |
 /// | [`probes`](BreakerBuilder::probes) | one at a time, for [60 s](BreakerBuilder::probe_lease) at most |
-/// | [`successes_to_close`](BreakerBuilder::successes_to_close) | 1 |
-/// | [`ramp`](BreakerBuilder::ramp), [`max_open_share`](BreakerBuilder::max_open_share) | none |
+/// | [`success_threshold`](BreakerBuilder::success_threshold) | 1 |
+/// | [`ramp`](BreakerBuilder::ramp), [`max_open_ratio`](BreakerBuilder::max_open_ratio) | none |
 /// | [`key_by`](BreakerBuilder::key_by) | by whose fault it is |
 /// | [`max_keys`](BreakerBuilder::max_keys) | 10,000 |
 #[derive(Clone, Debug)]
@@ -51,7 +51,7 @@ pub(crate) struct Settings {
     over: Over,
     failure_ratio: Option<f64>,
     minimum_calls: Option<usize>,
-    consecutive_failures: Option<u32>,
+    failure_threshold: Option<u32>,
     slow_calls: Option<SlowCalls>,
     stalled_after: Option<Duration>,
     open_for: Duration,
@@ -63,11 +63,11 @@ pub(crate) struct Settings {
     exhausted_for: Duration,
     probes: usize,
     probe_lease: Duration,
-    successes_to_close: u32,
+    success_threshold: u32,
     first_token_is_success: bool,
     ramp: Option<Duration>,
-    max_open_share: Option<f64>,
-    at_first: Phase,
+    max_open_ratio: Option<f64>,
+    initial_state: Phase,
     route_by: RouteBy,
     max_keys: Option<usize>,
     #[cfg(feature = "redis")]
@@ -117,13 +117,13 @@ impl<W> BreakerBuilder<W> {
     /// Judges a circuit by the calls that ended within the last `time`: 10 ms to a day.
     ///
     /// It is counted in tenths, so that a call counts for at least nine tenths of the time and at most all of it.
-    pub fn over_time(mut self, time: Duration) -> Self {
+    pub fn window(mut self, time: Duration) -> Self {
         self.settings.over = Over::Time(time);
         self
     }
 
     /// Judges a circuit by the last so many calls: 1 to 16,777,216, at one bit each.
-    pub fn over_calls(mut self, calls: usize) -> Self {
+    pub fn window_calls(mut self, calls: usize) -> Self {
         self.settings.over = Over::Calls(calls);
         self
     }
@@ -150,8 +150,8 @@ impl<W> BreakerBuilder<W> {
     }
 
     /// Opens a circuit when so many calls have failed one after the other.
-    pub fn consecutive_failures(mut self, failures: u32) -> Self {
-        self.settings.consecutive_failures = Some(failures);
+    pub fn failure_threshold(mut self, failures: u32) -> Self {
+        self.settings.failure_threshold = Some(failures);
         self
     }
 
@@ -233,8 +233,8 @@ impl<W> BreakerBuilder<W> {
     }
 
     /// Sets how many probes must succeed for the circuit to close; one that fails opens it again.
-    pub fn successes_to_close(mut self, probes: u32) -> Self {
-        self.settings.successes_to_close = probes;
+    pub fn success_threshold(mut self, probes: u32) -> Self {
+        self.settings.success_threshold = probes;
         self
     }
 
@@ -263,8 +263,8 @@ impl<W> BreakerBuilder<W> {
     /// Where processes share their circuits (feature `redis`), each keeps its own share. A circuit that another process has
     /// opened, for whatever reason, is then one of this process' circuits too, and opens here if there is room; else it stays
     /// closed here. Those of accounts open in any case.
-    pub fn max_open_share(mut self, share: f64) -> Self {
-        self.settings.max_open_share = Some(share);
+    pub fn max_open_ratio(mut self, share: f64) -> Self {
+        self.settings.max_open_ratio = Some(share);
         self
     }
 
@@ -293,8 +293,8 @@ impl<W> BreakerBuilder<W> {
     /// Has all circuits begin in a state that a hand has to end ([`close`](crate::BreakerHandle::close)): to measure before
     /// anything is refused. A circuit that a hand has made something else keeps its place among the
     /// [`max_keys`](Self::max_keys).
-    pub fn at_first(mut self, force: Force) -> Self {
-        self.settings.at_first = force.phase();
+    pub fn initial_state(mut self, force: Force) -> Self {
+        self.settings.initial_state = force.phase();
         self
     }
 
@@ -344,7 +344,7 @@ impl Default for Settings {
             over: Over::Time(MINUTE),
             failure_ratio: Some(0.5),
             minimum_calls: None,
-            consecutive_failures: None,
+            failure_threshold: None,
             slow_calls: None,
             stalled_after: None,
             open_for: MINUTE / 2,
@@ -356,11 +356,11 @@ impl Default for Settings {
             exhausted_for: 15 * MINUTE,
             probes: 1,
             probe_lease: MINUTE,
-            successes_to_close: 1,
+            success_threshold: 1,
             first_token_is_success: false,
             ramp: None,
-            max_open_share: None,
-            at_first: Phase::Closed,
+            max_open_ratio: None,
+            initial_state: Phase::Closed,
             route_by: RouteBy::Fault {
                 account: KeyBy::account(),
             },
@@ -385,13 +385,13 @@ impl Settings {
             let reason = "it must be from 1 to 1000";
             return Err(ConfigError::new("open_factor", self.open_factor, reason));
         }
-        if self.consecutive_failures == Some(0) {
+        if self.failure_threshold == Some(0) {
             let reason = "it must be at least one";
-            return Err(ConfigError::new("consecutive_failures", 0, reason));
+            return Err(ConfigError::new("failure_threshold", 0, reason));
         }
-        if self.successes_to_close == 0 {
+        if self.success_threshold == 0 {
             let reason = "it must be at least one";
-            return Err(ConfigError::new("successes_to_close", 0, reason));
+            return Err(ConfigError::new("success_threshold", 0, reason));
         }
         if self.probes > MOST_PROBES {
             let reason = "it must be at most 4095";
@@ -400,32 +400,32 @@ impl Settings {
         let or_none =
             |field, value: Option<Duration>| value.map(|value| time(field, value)).transpose();
         let share =
-            |field, value: Option<f64>| value.map(|value| check_share(field, value)).transpose();
+            |field, value: Option<f64>| value.map(|value| check_ratio(field, value)).transpose();
         Ok(Policy {
             clock: Clock::new(Instant::now()),
             events: Events::new(),
             #[cfg(feature = "redis")]
-            telling: std::sync::OnceLock::new(),
-            at_first: self.at_first,
+            publisher: std::sync::OnceLock::new(),
+            initial_state: self.initial_state,
             over,
             failure_ratio: share("failure_ratio", self.failure_ratio)?,
             minimum_calls,
-            consecutive_failures: self.consecutive_failures,
+            failure_threshold: self.failure_threshold,
             slow: self.slow_calls.map(SlowCalls::check).transpose()?,
             stalled_after: or_none("stalled_after", self.stalled_after)?,
             open_for,
             open_factor: self.open_factor,
             max_open_for,
-            jitter: check_share("jitter", self.jitter)?,
+            jitter: check_ratio("jitter", self.jitter)?,
             throttled_opens: self.throttled_opens,
             max_retry_after: time("max_retry_after", self.max_retry_after)?,
             exhausted_for: time("exhausted_for", self.exhausted_for)?,
             probes: ConfigError::check_nonzero("probes", self.probes)?,
             probe_lease: time("probe_lease", self.probe_lease)?,
-            successes_to_close: self.successes_to_close,
+            success_threshold: self.success_threshold,
             first_token_is_success: self.first_token_is_success,
             ramp: or_none("ramp", self.ramp)?,
-            max_open_share: share("max_open_share", self.max_open_share)?,
+            max_open_ratio: share("max_open_ratio", self.max_open_ratio)?,
         })
     }
 
@@ -435,18 +435,18 @@ impl Settings {
         let minimum = ConfigError::check_nonzero("minimum_calls", minimum)?;
         let minimum = match self.over {
             Over::Time(time) => {
-                let time = ConfigError::check_duration("over_time", time)?;
+                let time = ConfigError::check_duration("window", time)?;
                 if time < SHORTEST_WINDOW {
                     let reason = "it must be at least 10 ms";
-                    return Err(ConfigError::new("over_time", time, reason));
+                    return Err(ConfigError::new("window", time, reason));
                 }
                 minimum
             }
             Over::Calls(calls) => {
-                ConfigError::check_nonzero("over_calls", calls)?;
+                ConfigError::check_nonzero("window_calls", calls)?;
                 if calls > LONGEST_WINDOW {
                     let reason = "it must be at most 16777216";
-                    return Err(ConfigError::new("over_calls", calls, reason));
+                    return Err(ConfigError::new("window_calls", calls, reason));
                 }
                 if self.minimum_calls.is_some_and(|minimum| minimum > calls) {
                     let reason = "it must not be over the window's calls";
@@ -461,7 +461,7 @@ impl Settings {
 
 impl SlowCalls {
     fn check(self) -> Result<Self, ConfigError> {
-        check_share("slow_calls", self.ratio)?;
+        check_ratio("slow_calls", self.ratio)?;
         let times = [
             ("slow_calls.first_token", self.first_token),
             ("slow_calls.gap", self.gap),
@@ -484,7 +484,7 @@ impl<S, W: Clone> Layer<S> for BreakerLayer<W> {
     }
 }
 
-fn check_share(field: &'static str, share: f64) -> Result<f64, ConfigError> {
+fn check_ratio(field: &'static str, share: f64) -> Result<f64, ConfigError> {
     if (0.0..=1.0).contains(&share) {
         Ok(share)
     } else {

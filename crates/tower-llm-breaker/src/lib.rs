@@ -48,7 +48,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), BoxError> {
 //! let layer = BreakerLayer::builder()
-//!     .consecutive_failures(5)
+//!     .failure_threshold(5)
 //!     .open_for(Duration::from_secs(60))
 //!     .watch(Unary)
 //!     .build()?;
@@ -76,6 +76,7 @@ mod error;
 mod event;
 mod future;
 mod group;
+mod guard;
 mod handle;
 mod layer;
 mod policy;
@@ -85,7 +86,6 @@ mod service;
 mod shared;
 mod state;
 mod sync;
-mod trial;
 mod window;
 mod word;
 
@@ -95,10 +95,10 @@ pub use self::{
     error::CircuitOpen,
     event::{Event, EventKind, EventReceiver, Reason},
     future::ResponseFuture,
+    guard::BreakerGuard,
     handle::{BreakerHandle, CircuitStats},
     layer::{BreakerBuilder, BreakerLayer},
     policy::SlowCalls,
     service::Breaker,
     state::{CircuitId, Force, Scope, State},
-    trial::Trial,
 };

@@ -15,14 +15,14 @@ pub(crate) struct Policy {
     pub(crate) events: Events,
     /// The way to other processes, if there are any.
     #[cfg(feature = "redis")]
-    pub(crate) telling: std::sync::OnceLock<crate::shared::Telling>,
+    pub(crate) publisher: std::sync::OnceLock<crate::shared::Publisher>,
     /// What a circuit is before anything has happened.
-    pub(crate) at_first: Phase,
+    pub(crate) initial_state: Phase,
 
     pub(crate) over: Over,
     pub(crate) failure_ratio: Option<f64>,
     pub(crate) minimum_calls: u64,
-    pub(crate) consecutive_failures: Option<u32>,
+    pub(crate) failure_threshold: Option<u32>,
     pub(crate) slow: Option<SlowCalls>,
     pub(crate) stalled_after: Option<Duration>,
 
@@ -36,10 +36,10 @@ pub(crate) struct Policy {
 
     pub(crate) probes: usize,
     pub(crate) probe_lease: Duration,
-    pub(crate) successes_to_close: u32,
+    pub(crate) success_threshold: u32,
     pub(crate) first_token_is_success: bool,
     pub(crate) ramp: Option<Duration>,
-    pub(crate) max_open_share: Option<f64>,
+    pub(crate) max_open_ratio: Option<f64>,
 }
 
 /// Which calls are slow, and what share of them opens a circuit.
@@ -58,7 +58,7 @@ pub(crate) struct Policy {
 ///
 /// use tower_llm_breaker::SlowCalls;
 ///
-/// let slow = SlowCalls::over_share(0.8)
+/// let slow = SlowCalls::at_ratio(0.8)
 ///     .first_token(Duration::from_secs(20))
 ///     .gap(Duration::from_secs(10));
 /// # let _ = slow;
@@ -75,7 +75,7 @@ pub struct SlowCalls {
 impl SlowCalls {
     /// Opens a circuit when at least `ratio` of its calls are slow, over the window and with the minimum of the
     /// failure ratio; `0..=1`.
-    pub fn over_share(ratio: f64) -> Self {
+    pub fn at_ratio(ratio: f64) -> Self {
         Self {
             ratio,
             first_token: None,
@@ -107,16 +107,16 @@ impl Policy {
     /// Tells all who are to know.
     pub(crate) fn tell(&self, event: Event) {
         #[cfg(feature = "redis")]
-        if let Some(telling) = self.telling.get() {
-            telling.tell(&event);
+        if let Some(publisher) = self.publisher.get() {
+            publisher.tell(&event);
         }
         self.events.send(event);
     }
 
     #[cfg(feature = "redis")]
-    pub(crate) fn share(&self, telling: crate::shared::Telling) {
+    pub(crate) fn share(&self, publisher: crate::shared::Publisher) {
         // A board is started once.
-        let _ = self.telling.set(telling);
+        let _ = self.publisher.set(publisher);
     }
 
     pub(crate) fn window(&self) -> Window {

@@ -115,14 +115,14 @@ impl Board {
 
     /// What has happened to a circuit in another process.
     #[cfg(feature = "redis")]
-    pub(crate) fn learn(&self, id: &CircuitId, change: crate::shared::Change, now: Instant) {
+    pub(crate) fn observe(&self, id: &CircuitId, change: crate::shared::Change, now: Instant) {
         let circuit = match change {
             // One that nobody has come by is closed.
             crate::shared::Change::Closed => self.peek(id),
             _ => self.circuit(id),
         };
         if let Some(circuit) = circuit {
-            circuit.learn(change, now);
+            circuit.observe(change, now);
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
 use tower_llm_core::{Armed, BoxError, Described, Watch};
 use tower_service::Service;
 
-use crate::{ResponseFuture, Trial, route::Board};
+use crate::{BreakerGuard, ResponseFuture, route::Board};
 
 /// Stops calling what is failing; see [`BreakerLayer`](crate::BreakerLayer).
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ where
     Req: Described,
     W: Watch<S::Response>,
 {
-    type Response = W::Out<Trial>;
+    type Response = W::Out<BreakerGuard>;
     type Error = BoxError;
     type Future = ResponseFuture<S::Future, W>;
 
@@ -48,7 +48,7 @@ where
         let call = self.watch.keep(request.call().as_deref());
         match route.admit() {
             Ok(passes) => {
-                let mut armed = Armed::new(Trial::new(route, passes, streamed));
+                let mut armed = Armed::new(BreakerGuard::new(route, passes, streamed));
                 let inner = armed.enter(|| self.inner.call(request));
                 ResponseFuture::running(inner, self.watch.clone(), call, armed)
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A circuit's phase and generation, and until when it lasts if that is set: 3, 20 and 41 bits.
+/// A circuit's phase and generation, and until when it duration if that is set: 3, 20 and 41 bits.
 ///
 /// Each transition begins a generation, but those to and from a pause and the end of a ramp; and a call carries the one
 /// it was let through in. So what a call has to tell of an earlier generation is known by one comparison, and is never

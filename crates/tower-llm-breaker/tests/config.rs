@@ -30,8 +30,8 @@ fn shares_are_from_zero_to_one() {
     for share in [-0.1, 1.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         refused(builder().failure_ratio(share), "failure_ratio", share);
         refused(builder().jitter(share), "jitter", share);
-        refused(builder().max_open_share(share), "max_open_share", share);
-        let slow = SlowCalls::over_share(share);
+        refused(builder().max_open_ratio(share), "max_open_ratio", share);
+        let slow = SlowCalls::at_ratio(share);
         refused(builder().slow_calls(slow), "slow_calls", share);
     }
     for share in [0.0, 1.0] {
@@ -39,9 +39,9 @@ fn shares_are_from_zero_to_one() {
             builder()
                 .failure_ratio(share)
                 .jitter(share)
-                .max_open_share(share),
+                .max_open_ratio(share),
         );
-        taken(builder().slow_calls(SlowCalls::over_share(share)));
+        taken(builder().slow_calls(SlowCalls::at_ratio(share)));
     }
 }
 
@@ -49,7 +49,7 @@ fn shares_are_from_zero_to_one() {
 fn times_are_over_zero_and_at_most_a_day() {
     type Set = fn(BreakerBuilder, Duration) -> BreakerBuilder;
     let all: [(&str, Set); 11] = [
-        ("over_time", BreakerBuilder::over_time),
+        ("window", BreakerBuilder::window),
         ("stalled_after", BreakerBuilder::stalled_after),
         ("open_for", BreakerBuilder::open_for),
         ("max_open_for", BreakerBuilder::max_open_for),
@@ -58,13 +58,13 @@ fn times_are_over_zero_and_at_most_a_day() {
         ("probe_lease", BreakerBuilder::probe_lease),
         ("ramp", BreakerBuilder::ramp),
         ("slow_calls.first_token", |builder, time| {
-            builder.slow_calls(SlowCalls::over_share(0.5).first_token(time))
+            builder.slow_calls(SlowCalls::at_ratio(0.5).first_token(time))
         }),
         ("slow_calls.gap", |builder, time| {
-            builder.slow_calls(SlowCalls::over_share(0.5).gap(time))
+            builder.slow_calls(SlowCalls::at_ratio(0.5).gap(time))
         }),
         ("slow_calls.total", |builder, time| {
-            builder.slow_calls(SlowCalls::over_share(0.5).total(time))
+            builder.slow_calls(SlowCalls::at_ratio(0.5).total(time))
         }),
     ];
     for (field, set) in all {
@@ -77,37 +77,37 @@ fn times_are_over_zero_and_at_most_a_day() {
 
 #[test]
 fn windows_are_neither_empty_nor_shorter_than_their_minimum() {
-    refused(builder().over_calls(0), "over_calls", 0);
+    refused(builder().window_calls(0), "window_calls", 0);
     refused(
-        builder().over_calls((1 << 24) + 1),
-        "over_calls",
+        builder().window_calls((1 << 24) + 1),
+        "window_calls",
         (1 << 24) + 1,
     );
     let short = Duration::from_micros(9_999);
-    refused(builder().over_time(short), "over_time", short);
+    refused(builder().window(short), "window", short);
     refused(
-        builder().over_calls(100).minimum_calls(101),
+        builder().window_calls(100).minimum_calls(101),
         "minimum_calls",
         101,
     );
     refused(builder().minimum_calls(0), "minimum_calls", 0);
-    taken(builder().over_calls(100).minimum_calls(100));
+    taken(builder().window_calls(100).minimum_calls(100));
     // The minimum that nobody has set is no reason to refuse a short window.
-    taken(builder().over_calls(1));
-    taken(builder().over_time(Duration::from_millis(10)));
+    taken(builder().window_calls(1));
+    taken(builder().window(Duration::from_millis(10)));
 }
 
 #[test]
 fn numbers_are_at_least_one() {
-    refused(builder().consecutive_failures(0), "consecutive_failures", 0);
-    refused(builder().successes_to_close(0), "successes_to_close", 0);
+    refused(builder().failure_threshold(0), "failure_threshold", 0);
+    refused(builder().success_threshold(0), "success_threshold", 0);
     refused(builder().probes(0), "probes", 0);
     refused(builder().probes(4_096), "probes", 4_096);
     refused(builder().max_keys(0), "max_keys", 0);
     taken(
         builder()
-            .consecutive_failures(1)
-            .successes_to_close(1)
+            .failure_threshold(1)
+            .success_threshold(1)
             .probes(4_095)
             .max_keys(1),
     );

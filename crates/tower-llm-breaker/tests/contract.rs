@@ -27,7 +27,7 @@ type Response = http::Response<Full<bytes::Bytes>>;
 
 fn layer() -> BreakerLayer {
     builder()
-        .consecutive_failures(1)
+        .failure_threshold(1)
         .build()
         .expect("good settings")
 }

@@ -91,9 +91,9 @@ async fn what_is_disabled_lets_all_through_and_counts_nothing() {
 #[tokio::test(start_paused = true)]
 async fn what_only_measures_tells_when_it_would_have_opened_and_goes_on() {
     let layer = builder()
-        .over_calls(10)
+        .window_calls(10)
         .failure_ratio(0.5)
-        .at_first(Force::MetricsOnly);
+        .initial_state(Force::MetricsOnly);
     let tested = Tested::new(layer);
     assert_eq!(tested.state(), State::MetricsOnly);
     let mut events = tested.handle.subscribe();
@@ -120,7 +120,7 @@ async fn what_only_measures_tells_when_it_would_have_opened_and_goes_on() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_chosen_for_all_is_what_a_reset_goes_back_to() {
-    let tested = Tested::new(touchy().at_first(Force::Open));
+    let tested = Tested::new(touchy().initial_state(Force::Open));
     let way = CircuitId::provider("openai");
     // None has been seen.
     assert_eq!(tested.state(), State::ForcedOpen);
@@ -145,7 +145,7 @@ async fn a_reset_forgets_all_but_how_often_it_has_refused() {
     tested.handle.reset(&model());
     let stats_now = stats(&tested.handle);
     assert_eq!(
-        (stats_now.state, stats_now.lasts, stats_now.probes),
+        (stats_now.state, stats_now.remaining, stats_now.probes),
         (State::Closed, None, 0)
     );
     assert_eq!(stats_now.refused, 3);
@@ -172,21 +172,21 @@ async fn events_tell_all_in_order_with_reasons_times_and_generations() {
     tested.handle.force(&model(), Force::Open);
     tested.handle.reset(&model());
 
-    use Reason::{ByHand, ConsecutiveFailures, ProbeFailed, ProbesSucceeded, TimeOver};
+    use Reason::{ConsecutiveFailures, Elapsed, Manual, ProbeFailed, ProbesSucceeded};
     use State::{Closed, ForcedOpen, HalfOpen, Open, Ramping};
     let expected = [
         (0, Closed, Open, ConsecutiveFailures, Some(30), 1),
-        (30, Open, HalfOpen, TimeOver, None, 2),
+        (30, Open, HalfOpen, Elapsed, None, 2),
         (30, HalfOpen, Open, ProbeFailed, Some(100), 3),
-        (130, Open, HalfOpen, TimeOver, None, 4),
+        (130, Open, HalfOpen, Elapsed, None, 4),
         (130, HalfOpen, Ramping, ProbesSucceeded, Some(60), 5),
         // What is counted goes on counting: no generation begins.
-        (190, Ramping, Closed, TimeOver, None, 5),
-        (190, Closed, Open, ByHand, Some(1), 6),
-        (190, Open, ForcedOpen, ByHand, None, 7),
-        (190, ForcedOpen, Closed, ByHand, None, 8),
+        (190, Ramping, Closed, Elapsed, None, 5),
+        (190, Closed, Open, Manual, Some(1), 6),
+        (190, Open, ForcedOpen, Manual, None, 7),
+        (190, ForcedOpen, Closed, Manual, None, 8),
     ];
-    for (second, from, to, reason, lasts, generation) in expected {
+    for (second, from, to, reason, duration, generation) in expected {
         let event = events.try_recv().unwrap();
         assert_eq!(event.circuit, model());
         assert_eq!(event.at - began, second * SECOND);
@@ -194,7 +194,7 @@ async fn events_tell_all_in_order_with_reasons_times_and_generations() {
             from,
             to,
             reason,
-            lasts: lasts.map(Duration::from_secs),
+            duration: duration.map(Duration::from_secs),
             generation,
         };
         assert_eq!(event.kind, transition);
@@ -204,7 +204,7 @@ async fn events_tell_all_in_order_with_reasons_times_and_generations() {
 
 #[tokio::test(start_paused = true)]
 async fn stats_tell_of_each_circuit_what_was_counted() {
-    let tested = Tested::new(builder().over_calls(100).minimum_calls(100));
+    let tested = Tested::new(builder().window_calls(100).minimum_calls(100));
     assert_eq!(tested.handle.stats(), []);
     assert_eq!(tested.handle.stats_of(&model()), None);
     tested.tell_times(3, FAILED);

@@ -27,7 +27,7 @@ fn ask_of_caller(key: &str, says: Says) -> Request {
 async fn a_reader_who_had_asked_and_takes_his_time_is_no_stall() {
     let layer = builder()
         .stalled_after(10 * SECOND)
-        .consecutive_failures(1)
+        .failure_threshold(1)
         .build()
         .unwrap();
     let mut s = streaming(&layer);
@@ -43,7 +43,7 @@ async fn a_reader_who_had_asked_and_takes_his_time_is_no_stall() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reader_who_had_asked_and_takes_his_time_makes_no_call_slow() {
-    let slow = SlowCalls::over_share(0.1).first_token(10 * SECOND);
+    let slow = SlowCalls::at_ratio(0.1).first_token(10 * SECOND);
     let layer = builder().slow_calls(slow).minimum_calls(1).build().unwrap();
     let mut s = streaming(&layer);
     s.pass(ROLE);
@@ -60,7 +60,7 @@ async fn a_reader_who_had_asked_and_takes_his_time_makes_no_call_slow() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_is_there_and_not_read_is_not_slow() {
-    let slow = SlowCalls::over_share(0.5).total(10 * SECOND);
+    let slow = SlowCalls::at_ratio(0.5).total(10 * SECOND);
     let tested = Tested::new(builder().slow_calls(slow).minimum_calls(1));
     let mut service = tested.service.clone();
     assert_ready_ok!(poll_ready(&mut service));
@@ -167,7 +167,7 @@ async fn a_probe_of_an_earlier_generation_frees_no_place_of_the_present() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_whose_connection_breaks_counts_against_the_model() {
-    let layer = builder().consecutive_failures(1).build().unwrap();
+    let layer = builder().failure_threshold(1).build().unwrap();
     let mut s = streaming(&layer);
     s.pass(ROLE);
     s.pass(CONTENT);
@@ -223,7 +223,7 @@ async fn a_provider_that_answers_at_all_is_closed_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_circuit_that_only_measures_tells_of_spent_accounts_too() {
-    let tested = Tested::new(builder().at_first(Force::MetricsOnly));
+    let tested = Tested::new(builder().initial_state(Force::MetricsOnly));
     let mut events = tested.handle.subscribe();
     for (says, expected) in [
         (Says::Status(402), Reason::Exhausted),
@@ -238,7 +238,7 @@ async fn a_circuit_that_only_measures_tells_of_spent_accounts_too() {
 
 #[tokio::test(start_paused = true)]
 async fn invented_models_are_none_of_the_group() {
-    let tested = Tested::new(builder().max_open_share(0.5).consecutive_failures(1));
+    let tested = Tested::new(builder().max_open_ratio(0.5).failure_threshold(1));
     for n in 0..10 {
         let _ = tested.call(ask_of(
             "openai",
@@ -263,14 +263,14 @@ async fn invented_models_are_none_of_the_group() {
 /// Made anew for another model's sake, it was again what all are at first.
 #[tokio::test(start_paused = true)]
 async fn a_circuit_that_a_hand_has_closed_is_remembered_where_all_begin_as_something_else() {
-    for at_first in [Force::Open, Force::MetricsOnly, Force::Disabled] {
-        let tested = Tested::new(builder().at_first(at_first).max_keys(16));
+    for initial_state in [Force::Open, Force::MetricsOnly, Force::Disabled] {
+        let tested = Tested::new(builder().initial_state(initial_state).max_keys(16));
         tested.handle.close(&model());
         advance(60 * MINUTE).await;
         for n in 0..2_000 {
             let _ = tested.call(ask_of("openai", "", format!("invented-{n}"), WELL));
         }
-        assert_eq!(tested.state(), State::Closed, "{at_first:?}");
+        assert_eq!(tested.state(), State::Closed, "{initial_state:?}");
     }
 }
 

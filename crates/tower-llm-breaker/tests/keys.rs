@@ -114,7 +114,7 @@ async fn what_a_layer_within_refused_says_nothing_and_a_deadline_of_ours_blames_
 
 #[tokio::test(start_paused = true)]
 async fn what_was_reached_is_no_fault_of_the_way_and_ends_a_row_of_them() {
-    let tested = Tested::new(builder().failure_ratio(1.0).consecutive_failures(3));
+    let tested = Tested::new(builder().failure_ratio(1.0).failure_threshold(3));
     let way = CircuitId::provider("openai");
     for says in [WELL, FAILED, Says::Later(503, 1), Says::Status(402)] {
         tested.tell_times(2, Says::Broken);

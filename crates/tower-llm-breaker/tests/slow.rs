@@ -9,8 +9,8 @@ use tower_llm_testkit::mock::{Upstream, arrived, start};
 
 /// Opened by half of the calls if their first token comes after 10 s.
 fn impatient() -> BreakerBuilder {
-    let slow = SlowCalls::over_share(0.5).first_token(10 * SECOND);
-    builder().slow_calls(slow).over_calls(100)
+    let slow = SlowCalls::at_ratio(0.5).first_token(10 * SECOND);
+    builder().slow_calls(slow).window_calls(100)
 }
 
 /// A stream whose reader sees that its beginning is slow.
@@ -26,7 +26,7 @@ async fn slow_stream(layer: &BreakerLayer) -> Streaming {
 /// Slow ones were counted whoever left, and the others only if somebody read them to the end: these five opened it.
 #[tokio::test(start_paused = true)]
 async fn five_slow_streams_of_a_thousand_are_few_though_all_readers_leave_when_they_have_enough() {
-    let layer = impatient().over_calls(1_000).build().unwrap();
+    let layer = impatient().window_calls(1_000).build().unwrap();
     for number in 1..=1_000 {
         let mut stream = match number % 200 {
             0 => slow_stream(&layer).await,
@@ -58,7 +58,7 @@ async fn streams_that_are_left_before_they_begin_do_not_make_slow_ones_fewer() {
 /// It was none of its group, since only successes and failures had made it one: one of none may not open.
 #[tokio::test(start_paused = true)]
 async fn a_circuit_of_which_nothing_is_known_but_slowness_opens_within_its_share() {
-    let builder = impatient().minimum_calls(2).max_open_share(1.0);
+    let builder = impatient().minimum_calls(2).max_open_ratio(1.0);
     let layer = builder.build().unwrap();
     let (service, mut upstream) = mocked::<http::Response<Upstream>>(&layer);
     let mut call = start(&service, chat());

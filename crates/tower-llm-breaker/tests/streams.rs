@@ -25,7 +25,7 @@ use tower_llm_testkit::mock::{arrived, poll_ready, start, stream};
 
 /// Counts all, and no failures open it.
 fn counting() -> BreakerBuilder {
-    builder().max_open_share(0.0).over_calls(100)
+    builder().max_open_ratio(0.0).window_calls(100)
 }
 
 fn way() -> CircuitId {
@@ -102,7 +102,11 @@ async fn a_stream_counts_when_it_has_ended_and_once() {
 
 #[tokio::test(start_paused = true)]
 async fn streams_that_go_wrong_behind_a_good_head_open_it() {
-    let layer = builder().over_calls(10).failure_ratio(0.5).build().unwrap();
+    let layer = builder()
+        .window_calls(10)
+        .failure_ratio(0.5)
+        .build()
+        .unwrap();
     let handle = layer.handle();
     for (number, last) in [ERROR, CONTENT, ERROR, CONTENT, ERROR]
         .into_iter()
@@ -338,7 +342,7 @@ fn paces(handle: &BreakerHandle) -> (u64, u64, u64) {
 
 #[tokio::test(start_paused = true)]
 async fn a_first_token_that_comes_late_is_slow_before_it_comes() {
-    let layer = slow(SlowCalls::over_share(1.0).first_token(5 * SECOND));
+    let layer = slow(SlowCalls::at_ratio(1.0).first_token(5 * SECOND));
     let handle = layer.handle();
     for (after, is_slow) in [(5 * SECOND - MS, 0), (5 * SECOND, 1)] {
         let mut stream = streaming(&layer);
@@ -361,7 +365,7 @@ async fn a_first_token_that_comes_late_is_slow_before_it_comes() {
 /// A late one that is read together with the clock: the timer was not polled.
 #[tokio::test(start_paused = true)]
 async fn the_head_may_be_what_is_late() {
-    let layer = slow(SlowCalls::over_share(1.0).first_token(5 * SECOND));
+    let layer = slow(SlowCalls::at_ratio(1.0).first_token(5 * SECOND));
     let (service, mut upstream) = support::mocked(&layer);
     let mut call = start(&service, support::chat());
     assert!(call.poll().is_pending());
@@ -384,7 +388,7 @@ async fn the_head_may_be_what_is_late() {
 
 #[tokio::test(start_paused = true)]
 async fn a_gap_that_is_too_long_is_slow_and_one_call_is_slow_once() {
-    let layer = slow(SlowCalls::over_share(1.0).gap(3 * SECOND));
+    let layer = slow(SlowCalls::at_ratio(1.0).gap(3 * SECOND));
     let handle = layer.handle();
     for (gap, is_slow) in [(3 * SECOND - MS, 0), (3 * SECOND, 1)] {
         let mut stream = streaming(&layer);
@@ -407,7 +411,7 @@ async fn a_gap_that_is_too_long_is_slow_and_one_call_is_slow_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_is_not_streamed_is_slow_by_its_length_and_a_stream_never() {
-    let settings = counting().slow_calls(SlowCalls::over_share(1.0).total(MINUTE));
+    let settings = counting().slow_calls(SlowCalls::at_ratio(1.0).total(MINUTE));
     let mut staged = Staged::new(settings.clone());
     for (length, is_slow) in [(MINUTE - MS, 0), (MINUTE, 1)] {
         let call = staged.begin();
@@ -430,8 +434,8 @@ async fn a_call_that_is_not_streamed_is_slow_by_its_length_and_a_stream_never() 
 
 #[tokio::test(start_paused = true)]
 async fn so_many_slow_calls_open_it_though_all_ended_well() {
-    let slow_calls = SlowCalls::over_share(0.5).total(MINUTE);
-    let mut staged = Staged::new(builder().slow_calls(slow_calls).over_calls(10));
+    let slow_calls = SlowCalls::at_ratio(0.5).total(MINUTE);
+    let mut staged = Staged::new(builder().slow_calls(slow_calls).window_calls(10));
     let mut events = staged.handle.subscribe();
     staged.tell_times(6, WELL);
     for number in 0..5 {
@@ -451,7 +455,7 @@ async fn so_many_slow_calls_open_it_though_all_ended_well() {
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_is_slow_has_failed() {
-    let layer = slow(SlowCalls::over_share(1.0).first_token(5 * SECOND));
+    let layer = slow(SlowCalls::at_ratio(1.0).first_token(5 * SECOND));
     layer.handle().trip(&model(), SECOND);
     advance(SECOND).await;
     let mut probe = streaming(&layer);
@@ -465,7 +469,7 @@ async fn a_probe_that_is_slow_has_failed() {
 /// What a model does is no fault of the account, nor of the way.
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_is_slow_blames_nobody_but_the_model() {
-    let layer = slow(SlowCalls::over_share(1.0).first_token(5 * SECOND));
+    let layer = slow(SlowCalls::at_ratio(1.0).first_token(5 * SECOND));
     let handle = layer.handle();
     let account = CircuitId::account("openai", "");
     for circuit in [&way(), &account] {
@@ -486,7 +490,7 @@ async fn a_probe_that_is_slow_blames_nobody_but_the_model() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reader_who_takes_his_time_makes_no_call_slow() {
-    let layer = slow(SlowCalls::over_share(1.0).gap(5 * SECOND));
+    let layer = slow(SlowCalls::at_ratio(1.0).gap(5 * SECOND));
     let handle = layer.handle();
     let mut stream = begun(&layer);
     stream.pass(CONTENT);
@@ -601,7 +605,7 @@ async fn an_open_circuit_is_503_and_the_providers_clock_429_with_the_time() {
     assert_eq!(seen(&layer), (429, seconds, ms));
 
     let layer = touchy()
-        .at_first(tower_llm_breaker::Force::Open)
+        .initial_state(tower_llm_breaker::Force::Open)
         .build()
         .unwrap();
     assert_eq!(seen(&layer), (503, None, None));

@@ -27,7 +27,7 @@ async fn it_is_open_up_to_its_last_millisecond() {
     advance(30 * SECOND - MS).await;
     assert_eq!(tested.state(), State::Open);
     assert_eq!(tested.refused().retry_after(), Some(MS));
-    assert_eq!(stats(&tested.handle).lasts, Some(MS));
+    assert_eq!(stats(&tested.handle).remaining, Some(MS));
     advance(MS).await;
     assert_eq!(tested.state(), State::HalfOpen);
     tested.tell(WELL);
@@ -152,7 +152,7 @@ async fn retry_after_of_a_probe_counts_too() {
 /// Whichever failure opens it: the longest time that one of them was told counts.
 #[tokio::test(start_paused = true)]
 async fn it_is_open_for_as_long_as_any_of_its_failures_was_told() {
-    let builder = builder().consecutive_failures(2);
+    let builder = builder().failure_threshold(2);
     let mut staged = Staged::new(builder.jitter(0.0));
     staged.tell(Says::Later(529, 600));
     assert_eq!(staged.state(), State::Closed);
@@ -180,18 +180,18 @@ async fn a_429_with_a_time_shuts_until_then_and_is_no_failure() {
     assert_eq!(tested.handle.state(&clock()), State::Closed);
     tested.tell(WELL);
 
-    let transition = |from, to, reason, lasts, generation| EventKind::Transition {
+    let transition = |from, to, reason, duration, generation| EventKind::Transition {
         from,
         to,
         reason,
-        lasts,
+        duration,
         generation,
     };
     use State::{Closed, Throttled};
     let expected = [
         // Nothing that was counted before is late.
         transition(Closed, Throttled, Reason::Throttled, Some(20 * SECOND), 0),
-        transition(Throttled, Closed, Reason::TimeOver, None, 0),
+        transition(Throttled, Closed, Reason::Elapsed, None, 0),
     ];
     for expected in expected {
         let event = events.try_recv().unwrap();
@@ -291,7 +291,7 @@ async fn of_failures_and_a_clock_the_later_wins() {
 /// Each 429 emptied the window, and no failures between two of them were ever enough.
 #[tokio::test(start_paused = true)]
 async fn failures_between_the_clocks_of_one_circuit_open_it() {
-    let (mut staged, key) = by_one_key(builder().over_calls(100).minimum_calls(100));
+    let (mut staged, key) = by_one_key(builder().window_calls(100).minimum_calls(100));
     let mut failures = 0;
     for number in 1.. {
         assert_eq!(staged.handle.state(&key), State::Closed, "{failures}");
@@ -312,7 +312,7 @@ async fn failures_between_the_clocks_of_one_circuit_open_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_clock_breaks_no_row_of_failures_and_what_was_under_way_counts_while_it_runs() {
-    let (mut staged, key) = by_one_key(builder().consecutive_failures(3).open_for(30 * SECOND));
+    let (mut staged, key) = by_one_key(builder().failure_threshold(3).open_for(30 * SECOND));
     staged.tell(FAILED);
     let calls = [staged.begin(), staged.begin()];
     staged.tell(Says::Later(429, 60));
@@ -342,7 +342,7 @@ async fn a_clock_that_runs_on_a_ramp_does_not_end_it() {
     advance(10 * SECOND).await;
     let stats = tested.handle.stats_of(&key).unwrap();
     assert_eq!(
-        (stats.state, stats.lasts),
+        (stats.state, stats.remaining),
         (State::Ramping, Some(90 * SECOND))
     );
     let passed = (0..100).filter(|_| tested.call(ask(WELL)).is_ok()).count();

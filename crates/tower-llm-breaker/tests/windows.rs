@@ -10,7 +10,7 @@ use tower_llm_breaker::{BreakerBuilder, EventKind, Reason, State};
 
 /// Counts all, and no failures open it.
 fn patient() -> BreakerBuilder {
-    builder().max_open_share(0.0)
+    builder().max_open_ratio(0.0)
 }
 
 // === the window by count ===
@@ -20,7 +20,7 @@ async fn after_any_number_of_successes_exactly_50_failures_open_a_window_of_100(
     for successes in [0, 10, 100, 1_000, 100_000] {
         let tested = Tested::new(
             builder()
-                .over_calls(100)
+                .window_calls(100)
                 .failure_ratio(0.5)
                 .minimum_calls(100),
         );
@@ -40,7 +40,7 @@ async fn after_any_number_of_successes_exactly_50_failures_open_a_window_of_100(
 #[tokio::test(start_paused = true)]
 async fn a_window_by_count_holds_the_last_calls_and_no_others() {
     for calls in [1, 2, 63, 64, 65, 100, 129] {
-        let tested = Tested::new(patient().over_calls(calls));
+        let tested = Tested::new(patient().window_calls(calls));
         let mut last = VecDeque::new();
         for number in 0..3 * calls + 7 {
             // No period divides the window.
@@ -59,7 +59,7 @@ async fn a_window_by_count_holds_the_last_calls_and_no_others() {
 
 #[tokio::test(start_paused = true)]
 async fn failures_that_have_left_the_window_open_nothing() {
-    let tested = Tested::new(builder().over_calls(10).failure_ratio(0.5));
+    let tested = Tested::new(builder().window_calls(10).failure_ratio(0.5));
     tested.tell_times(4, FAILED);
     tested.tell_times(9, WELL);
     // The first three are gone.
@@ -73,7 +73,7 @@ async fn failures_that_have_left_the_window_open_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn time_takes_nothing_from_a_window_by_count() {
-    let tested = Tested::new(builder().over_calls(10).failure_ratio(0.5));
+    let tested = Tested::new(builder().window_calls(10).failure_ratio(0.5));
     tested.tell_times(4, FAILED);
     advance(24 * HOUR).await;
     assert_eq!(tested.counts(), (4, 4));
@@ -85,7 +85,7 @@ async fn time_takes_nothing_from_a_window_by_count() {
 
 #[tokio::test(start_paused = true)]
 async fn what_ended_in_a_tenth_of_the_window_leaves_it_together() {
-    let tested = Tested::new(patient().over_time(10 * SECOND));
+    let tested = Tested::new(patient().window(10 * SECOND));
     tested.tell(FAILED);
     advance(999 * MS).await;
     tested.tell(WELL);
@@ -107,7 +107,7 @@ async fn what_ended_in_a_tenth_of_the_window_leaves_it_together() {
 async fn failures_that_are_too_old_open_nothing() {
     let tested = Tested::new(
         builder()
-            .over_time(MINUTE)
+            .window(MINUTE)
             .failure_ratio(0.5)
             .minimum_calls(10),
     );
@@ -126,7 +126,7 @@ async fn failures_that_are_too_old_open_nothing() {
 #[tokio::test(start_paused = true)]
 async fn what_is_very_old_never_comes_back() {
     for rest in [10, 100, 4_086, 4_087, 4_095, 4_096, 4_097, 4_105, 8_192] {
-        let tested = Tested::new(patient().over_time(10 * SECOND));
+        let tested = Tested::new(patient().window(10 * SECOND));
         tested.tell(FAILED);
         advance(rest * SECOND).await;
         assert_eq!(tested.counts(), (0, 0), "{rest}");
@@ -142,7 +142,7 @@ async fn what_is_very_old_never_comes_back() {
 /// Nor where calls go on coming, and none of them ends in a tenth that would have written over it.
 #[tokio::test(start_paused = true)]
 async fn what_nothing_was_written_over_never_comes_back() {
-    let tested = Tested::new(patient().over_time(10 * SECOND));
+    let tested = Tested::new(patient().window(10 * SECOND));
     tested.tell(FAILED);
     advance(3 * SECOND).await;
     for number in 0..1_700 {
@@ -160,7 +160,7 @@ async fn what_nothing_was_written_over_never_comes_back() {
 #[tokio::test(start_paused = true)]
 async fn a_window_by_time_agrees_with_a_list_of_all_calls() {
     for step in [1, 3, 4, 7, 9, 11] {
-        let tested = Tested::new(patient().over_time(10 * SECOND));
+        let tested = Tested::new(patient().window(10 * SECOND));
         let mut ended: Vec<(u32, bool)> = Vec::new();
         for second in (0..9_000_u32).step_by(step) {
             let failed = second % 3 == 0;
@@ -189,7 +189,7 @@ async fn a_ratio_that_is_reached_exactly_opens() {
     ] {
         let tested = Tested::new(
             builder()
-                .over_calls(100)
+                .window_calls(100)
                 .failure_ratio(ratio)
                 .minimum_calls(100),
         );
@@ -229,7 +229,7 @@ async fn a_ratio_of_zero_is_the_first_failure() {
 
 #[tokio::test(start_paused = true)]
 async fn so_many_failures_one_after_the_other_open_and_a_success_begins_anew() {
-    let tested = Tested::new(builder().without_failure_ratio().consecutive_failures(5));
+    let tested = Tested::new(builder().without_failure_ratio().failure_threshold(5));
     let mut events = tested.handle.subscribe();
     tested.tell_times(4, FAILED);
     tested.tell(WELL);
@@ -251,7 +251,7 @@ async fn so_many_failures_one_after_the_other_open_and_a_success_begins_anew() {
         from: State::Closed,
         to: State::Open,
         reason: Reason::ConsecutiveFailures,
-        lasts: Some(30 * SECOND),
+        duration: Some(30 * SECOND),
         generation: 1,
     };
     assert_eq!(kind, expected);
@@ -261,9 +261,9 @@ async fn so_many_failures_one_after_the_other_open_and_a_success_begins_anew() {
 async fn a_window_begins_empty_after_each_change() {
     let tested = Tested::new(
         builder()
-            .over_calls(10)
+            .window_calls(10)
             .failure_ratio(0.5)
-            .consecutive_failures(9),
+            .failure_threshold(9),
     );
     tested.tell_times(5, FAILED);
     assert_eq!((tested.state(), tested.counts()), (State::Open, (0, 0)));

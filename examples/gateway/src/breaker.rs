@@ -50,27 +50,27 @@ pub(crate) fn of_provider(
         .account_by(account_by)
         // The rate limit heeds the provider's clock, if anybody does: it lets short waits be waited out.
         .throttled_opens(false)
-        .over_time(settings.window)
+        .window(settings.window)
         .failure_ratio(settings.failure_ratio)
         .minimum_calls(settings.minimum_calls)
         .open_for(settings.open_for)
         .max_open_for(settings.max_open_for)
-        .successes_to_close(settings.success_threshold);
+        .success_threshold(settings.success_threshold);
     if let Some(failures) = settings.failure_threshold {
-        builder = builder.consecutive_failures(failures);
+        builder = builder.failure_threshold(failures);
     }
     builder = match settings.mode {
         BreakerMode::On => builder,
-        BreakerMode::MetricsOnly => builder.at_first(Force::MetricsOnly),
-        BreakerMode::Off => builder.at_first(Force::Disabled),
+        BreakerMode::MetricsOnly => builder.initial_state(Force::MetricsOnly),
+        BreakerMode::Off => builder.initial_state(Force::Disabled),
     };
     builder.build().map_err(|error| {
         let name = match error.field() {
-            "over_time" => "--breaker-window",
+            "window" => "--breaker-window",
             "failure_ratio" => "--breaker-failure-ratio",
             "minimum_calls" => "--breaker-minimum-calls",
-            "consecutive_failures" => "--breaker-failure-threshold",
-            "successes_to_close" => "--breaker-success-threshold",
+            "failure_threshold" => "--breaker-failure-threshold",
+            "success_threshold" => "--breaker-success-threshold",
             "max_open_for" => "--breaker-max-timeout",
             _ => "--breaker-timeout",
         };

@@ -8,7 +8,7 @@ use super::{Circuit, MOST_PROBES, Pass, Shut, Verdict};
 use crate::{
     State,
     event::{EventKind, Reason},
-    group::Place,
+    group::OpenSlot,
     policy::Policy,
     sync::{MutexGuard, Ordering},
     word::{Phase, Word},
@@ -33,7 +33,7 @@ pub(super) struct Core {
     /// When the ramp ends that a pause has broken into.
     ramp_until: Option<u64>,
     /// While its group counts it as open.
-    place: Option<Place>,
+    slot: Option<OpenSlot>,
 }
 
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl<'a> Held<'a> {
                     until: 0,
                     ..word
                 };
-                self.set(closed, Reason::TimeOver);
+                self.set(closed, Reason::Elapsed);
                 Ok(Pass::of(closed))
             }
             Phase::Ramping => self.ramp(word),
@@ -110,7 +110,7 @@ impl<'a> Held<'a> {
         let number = self.core.free_number();
         let until = now + self.policy().probe_lease;
         self.core.leases.push(Lease { number, until });
-        self.take_place();
+        self.update_slot();
         Ok(Pass::of(self.word()).with_lease(number))
     }
 
@@ -149,7 +149,7 @@ impl<'a> Held<'a> {
     pub(super) fn begin_anew(&mut self, phase: Phase) {
         self.core.openings = 0;
         self.core.closed_at = None;
-        self.go(phase, None, Reason::ByHand);
+        self.go(phase, None, Reason::Manual);
     }
 
     /// A place that a probe has is free again.
@@ -174,7 +174,7 @@ impl<'a> Held<'a> {
         match verdict {
             Verdict::Success => {
                 self.core.successes += 1;
-                if self.core.successes >= self.policy().successes_to_close {
+                if self.core.successes >= self.policy().success_threshold {
                     self.close(Reason::ProbesSucceeded);
                 }
             }
@@ -227,8 +227,8 @@ impl<'a> Held<'a> {
 
     /// Whether its group has a place for it; told of if not, once.
     fn may_open(&mut self, reason: Reason) -> bool {
-        self.core.place = self.circuit.group.may_open(self.now);
-        let may_open = self.core.place.is_some();
+        self.core.slot = self.circuit.group.may_open(self.now);
+        let may_open = self.core.slot.is_some();
         if !may_open && !self.core.kept_closed {
             self.core.kept_closed = true;
             self.happened.push(EventKind::KeptClosed { reason });
@@ -241,20 +241,20 @@ impl<'a> Held<'a> {
         if !self.circuit.is_member() {
             self.circuit.is_member.store(1, Ordering::Relaxed);
             self.circuit.group.entered();
-            self.take_place();
+            self.update_slot();
         }
     }
 
     /// Has its group count it as open while it is.
-    fn take_place(&mut self) {
+    fn update_slot(&mut self) {
         if !self.circuit.is_member() {
             return;
         }
         let (word, group) = (self.word(), &self.circuit.group);
-        let had = self.core.place.take();
+        let had = self.core.slot.take();
         if word.phase.is_ejected() {
             let now = self.policy().clock.millis(self.now);
-            self.core.place = Some(group.is_open(had, word.until.max(now)));
+            self.core.slot = Some(group.is_open(had, word.until.max(now)));
         } else {
             group.is_closed(had);
         }
@@ -280,7 +280,7 @@ impl<'a> Held<'a> {
         self.lapse();
         if self.word().phase == Phase::Open {
             let until = self.now + self.policy().told(time);
-            self.prolong(until, Reason::FailureRatio);
+            self.extend(until, Reason::FailureRatio);
         }
     }
 
@@ -289,11 +289,11 @@ impl<'a> Held<'a> {
         let word = self.word();
         if self.circuit.is_over(word, self.now) {
             match word.phase {
-                Phase::Open => self.go(Phase::HalfOpen, None, Reason::TimeOver),
+                Phase::Open => self.go(Phase::HalfOpen, None, Reason::Elapsed),
                 Phase::Paused => {
                     let now = self.policy().clock.millis(self.now);
                     let resumed = self.core.after_pause(word, now);
-                    self.set(resumed, Reason::TimeOver);
+                    self.set(resumed, Reason::Elapsed);
                 }
                 _ => {}
             }
@@ -325,7 +325,7 @@ impl<'a> Held<'a> {
         }
         match self.word().phase {
             Phase::Closed | Phase::Ramping => self.pause(until, Reason::Throttled),
-            Phase::Paused => self.prolong(until, Reason::Throttled),
+            Phase::Paused => self.extend(until, Reason::Throttled),
             _ => self.open(until, Reason::Throttled),
         }
     }
@@ -343,7 +343,7 @@ impl<'a> Held<'a> {
         self.set(paused, reason);
     }
 
-    /// Whether what one call says opens the circuit, or may prolong it: a call that was let through earlier opens nothing
+    /// Whether what one call says opens the circuit, or may extend it: a call that was let through earlier opens nothing
     /// that has closed since.
     fn is_about_now(&mut self, pass: Pass, reason: Reason) -> bool {
         self.lapse();
@@ -366,7 +366,7 @@ impl<'a> Held<'a> {
     pub(super) fn open(&mut self, until: Instant, reason: Reason) {
         let word = self.word();
         match word.phase {
-            Phase::Open => self.prolong(until, reason),
+            Phase::Open => self.extend(until, reason),
             Phase::Paused => {
                 let paused_until = self.now + self.policy().clock.left(word.until, self.now);
                 self.go(Phase::Open, Some(until.max(paused_until)), reason);
@@ -376,24 +376,24 @@ impl<'a> Held<'a> {
     }
 
     /// The later of two ends wins. The generation stays: nothing else has changed.
-    fn prolong(&mut self, until: Instant, reason: Reason) {
+    fn extend(&mut self, until: Instant, reason: Reason) {
         let word = self.word();
         let longer = word.lasting_until(self.policy().clock.until(until));
         if longer.until <= word.until {
             return;
         }
         self.publish(longer);
-        self.take_place();
-        self.happened.push(EventKind::Prolonged {
+        self.update_slot();
+        self.happened.push(EventKind::Extended {
             state: State::of(word.phase),
             reason,
-            lasts: self.policy().clock.left(longer.until, self.now),
+            duration: self.policy().clock.left(longer.until, self.now),
         });
     }
 
     /// What another process says counts as if it had happened here.
     #[cfg(feature = "redis")]
-    pub(super) fn learn(&mut self, change: crate::shared::Change) {
+    pub(super) fn observe(&mut self, change: crate::shared::Change) {
         use crate::shared::Change;
         /// What was told from here comes back with what it took on its way.
         const ECHO: Duration = Duration::from_millis(50);
@@ -407,7 +407,7 @@ impl<'a> Held<'a> {
             (phase, _, _) if phase.is_by_hand() => {}
             (Phase::Open, _, Some(until)) | (Phase::Paused, Change::Throttled { until }, _) => {
                 if until > self.now + self.policy().clock.left(word.until, self.now) + ECHO {
-                    self.prolong(until, Reason::Shared);
+                    self.extend(until, Reason::Shared);
                 }
             }
             (Phase::Closed | Phase::Ramping, Change::Throttled { until }, _) => {
@@ -460,14 +460,14 @@ impl<'a> Held<'a> {
     fn set(&mut self, word: Word, reason: Reason) {
         let from = self.word().phase;
         self.publish(word);
-        self.take_place();
+        self.update_slot();
         self.circuit.note_event(self.now);
-        let lasts = self.circuit.shut(word, self.now).retry_after;
+        let duration = self.circuit.shut(word, self.now).retry_after;
         self.happened.push(EventKind::Transition {
             from: State::of(from),
             to: State::of(word.phase),
             reason,
-            lasts,
+            duration,
             generation: word.generation,
         });
     }
@@ -495,8 +495,8 @@ impl Core {
         }
     }
 
-    pub(super) fn place(&self) -> Option<Place> {
-        self.place
+    pub(super) fn slot(&self) -> Option<OpenSlot> {
+        self.slot
     }
 
     #[cfg(all(test, breaker_loom))]

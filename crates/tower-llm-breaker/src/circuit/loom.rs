@@ -22,13 +22,13 @@ struct Tried {
 
 /// Opened by one failure, for 30 s.
 fn touchy() -> BreakerBuilder {
-    patient().consecutive_failures(1)
+    patient().failure_threshold(1)
 }
 
 fn patient() -> BreakerBuilder {
     BreakerLayer::builder()
         .failure_ratio(1.0)
-        .over_calls(10)
+        .window_calls(10)
         .open_for(OPEN_FOR)
         .probe_lease(LEASE)
         .jitter(0.0)
@@ -215,7 +215,7 @@ fn none_is_lost_of_those_who_are_counted_at_once() {
 #[test]
 fn none_is_lost_where_two_count_in_two_tenths_of_the_window() {
     check(|| {
-        let tried = Tried::new(&patient().over_time(Duration::from_secs(10)));
+        let tried = Tried::new(&patient().window(Duration::from_secs(10)));
         let passes = [(); 3].map(|()| tried.admit(0).unwrap());
         tried.record(passes[2], FAILURE, 0);
         let other = spawn(&tried, move |tried| {
@@ -229,7 +229,7 @@ fn none_is_lost_where_two_count_in_two_tenths_of_the_window() {
 }
 
 fn windows(builder: BreakerBuilder) -> [BreakerBuilder; 2] {
-    let by_time = builder.clone().over_time(Duration::from_secs(10));
+    let by_time = builder.clone().window(Duration::from_secs(10));
     [builder, by_time]
 }
 
@@ -344,7 +344,7 @@ fn what_is_told_while_a_generation_ends_is_not_counted_in_the_next() {
 #[test]
 fn a_late_failure_does_not_break_the_row_of_the_next_generation() {
     check(|| {
-        let tried = Tried::new(&patient().consecutive_failures(2));
+        let tried = Tried::new(&patient().failure_threshold(2));
         let late = tried.admit(0).unwrap();
         let other = spawn(&tried, move |tried| tried.record(late, FAILURE, 0));
         tried.circuit.reset(tried.at(0));
@@ -361,7 +361,7 @@ fn a_late_failure_does_not_break_the_row_of_the_next_generation() {
 
 /// Two circuits of four, and both have one more failure.
 fn two_fail(share: f64, members: usize) -> usize {
-    let builder = touchy().max_open_share(share);
+    let builder = touchy().max_open_ratio(share);
     let epoch = Instant::now();
     let group = group(&builder, epoch);
     let others: Vec<_> = (2..members)
@@ -387,7 +387,7 @@ fn two_fail(share: f64, members: usize) -> usize {
 #[test]
 fn one_that_enters_its_group_while_it_opens_counts_as_open_if_it_is_of_the_group() {
     check(|| {
-        let builder = touchy().max_open_share(0.5);
+        let builder = touchy().max_open_ratio(0.5);
         let epoch = Instant::now();
         let group = group(&builder, epoch);
         let [enters, other, fails] = [(); 3].map(|()| Tried::of(StdArc::clone(&group), epoch));

@@ -12,15 +12,15 @@ struct Settings {
     over: Over,
     minimum_calls: usize,
     failure_ratio: Option<f64>,
-    consecutive_failures: Option<u32>,
+    failure_threshold: Option<u32>,
     open_for: u64,
     open_factor: u32,
     max_open_for: u64,
     max_retry_after: u64,
     probes: usize,
     probe_lease: u64,
-    successes_to_close: u32,
-    at_first: Option<Force>,
+    success_threshold: u32,
+    initial_state: Option<Force>,
 }
 
 /// Times are in milliseconds.
@@ -57,12 +57,12 @@ fn settings() -> impl Strategy<Value = Settings> {
     );
     let times = (1..=5_000_u64, 1..=3_u32, 1..=4_u64, 1..=30_000_u64);
     let probing = (1..=3_usize, 1..=10_000_u64, 1..=3_u32);
-    let at_first = prop_oneof![4 => Just(None), 1 => Just(Some(Force::MetricsOnly))];
-    (over, thresholds, times, probing, at_first).prop_map(
-        |(over, thresholds, times, probing, at_first)| {
-            let (minimum_calls, failure_ratio, consecutive_failures) = thresholds;
+    let initial_state = prop_oneof![4 => Just(None), 1 => Just(Some(Force::MetricsOnly))];
+    (over, thresholds, times, probing, initial_state).prop_map(
+        |(over, thresholds, times, probing, initial_state)| {
+            let (minimum_calls, failure_ratio, failure_threshold) = thresholds;
             let (open_for, open_factor, most, max_retry_after) = times;
-            let (probes, probe_lease, successes_to_close) = probing;
+            let (probes, probe_lease, success_threshold) = probing;
             Settings {
                 over,
                 minimum_calls: match over {
@@ -70,15 +70,15 @@ fn settings() -> impl Strategy<Value = Settings> {
                     Over::Time(_) => minimum_calls,
                 },
                 failure_ratio,
-                consecutive_failures,
+                failure_threshold,
                 open_for,
                 open_factor,
                 max_open_for: open_for * most,
                 max_retry_after,
                 probes,
                 probe_lease,
-                successes_to_close,
-                at_first,
+                success_threshold,
+                initial_state,
             }
         },
     )
@@ -136,7 +136,7 @@ struct Ticket {
 
 impl Reference {
     fn new(settings: Settings) -> Self {
-        let state = match settings.at_first {
+        let state = match settings.initial_state {
             Some(_) => State::MetricsOnly,
             None => State::Closed,
         };
@@ -247,7 +247,7 @@ impl Reference {
             Verdict::Success | Verdict::Failure { .. } if !is_current => {}
             Verdict::Success if ticket.is_probe => {
                 self.successes += 1;
-                if self.successes == self.settings.successes_to_close {
+                if self.successes == self.settings.success_threshold {
                     self.closed_since = Some(self.now);
                     self.go(State::Closed, 0);
                 }
@@ -305,7 +305,7 @@ impl Reference {
             .count();
         let (calls, failures) = self.counts();
         let of = calls.max(self.settings.minimum_calls as u64);
-        let most = self.settings.consecutive_failures;
+        let most = self.settings.failure_threshold;
         let ratio = self.settings.failure_ratio;
         self.is_counting()
             && (most.is_some_and(|most| in_a_row >= most as usize)
@@ -362,21 +362,21 @@ fn circuit(settings: &Settings) -> (Circuit, Instant) {
         .exhausted_for(ms(EXHAUSTED_FOR))
         .probes(settings.probes)
         .probe_lease(ms(settings.probe_lease))
-        .successes_to_close(settings.successes_to_close)
+        .success_threshold(settings.success_threshold)
         .jitter(0.0);
     builder = match settings.over {
-        Over::Calls(calls) => builder.over_calls(calls),
-        Over::Time(time) => builder.over_time(ms(time)),
+        Over::Calls(calls) => builder.window_calls(calls),
+        Over::Time(time) => builder.window(ms(time)),
     };
     builder = match settings.failure_ratio {
         Some(ratio) => builder.failure_ratio(ratio),
         None => builder.without_failure_ratio(),
     };
-    if let Some(failures) = settings.consecutive_failures {
-        builder = builder.consecutive_failures(failures);
+    if let Some(failures) = settings.failure_threshold {
+        builder = builder.failure_threshold(failures);
     }
-    if let Some(force) = settings.at_first {
-        builder = builder.at_first(force);
+    if let Some(force) = settings.initial_state {
+        builder = builder.initial_state(force);
     }
     let mut policy = builder.settings.policy().expect("good settings");
     let epoch = Instant::now();
@@ -389,7 +389,7 @@ fn circuit(settings: &Settings) -> (Circuit, Instant) {
 #[derive(Debug, PartialEq)]
 struct Seen {
     state: State,
-    lasts: Option<Duration>,
+    duration: Option<Duration>,
     counts: (u64, u64),
     probes: usize,
     refused: u64,
@@ -401,7 +401,7 @@ impl Seen {
         let tally = circuit.failures(now);
         Self {
             state: standing.state,
-            lasts: standing.retry_after,
+            duration: standing.retry_after,
             counts: (tally.total, tally.bad),
             probes: circuit.probes(now),
             refused: circuit.refused(),
@@ -412,7 +412,7 @@ impl Seen {
         let is_timed = matches!(reference.state, State::Open | State::Throttled);
         Self {
             state: reference.state,
-            lasts: is_timed.then(|| Duration::from_millis(reference.until - reference.now)),
+            duration: is_timed.then(|| Duration::from_millis(reference.until - reference.now)),
             // Where no share of them opens it, they are not counted.
             counts: match reference.settings.failure_ratio {
                 Some(_) => reference.counts(),
@@ -523,9 +523,9 @@ mod learned {
     /// What it is, and for how many seconds.
     fn standing(circuit: &Circuit, now: Instant) -> (State, Option<u64>) {
         let standing = circuit.standing(now);
-        let lasts = standing.retry_after;
+        let duration = standing.retry_after;
         // Ends are whole milliseconds, the first that are not too early.
-        (standing.state, lasts.map(|lasts| lasts.as_secs()))
+        (standing.state, duration.map(|duration| duration.as_secs()))
     }
 
     /// It stayed paused for the longer of both times, and then let all through.
@@ -533,7 +533,7 @@ mod learned {
     fn what_others_have_opened_is_open_until_both_times_are_over_and_probed_then() {
         for (seconds, longer) in [(5, 10), (20, 20)] {
             let (circuit, now, _) = paused(BreakerLayer::builder().jitter(0.0));
-            circuit.learn(open_for(seconds * SECOND, now), now);
+            circuit.observe(open_for(seconds * SECOND, now), now);
             assert_eq!(standing(&circuit, now), (State::Open, Some(longer.into())));
             let after = now + (longer + 1) * SECOND;
             assert!(circuit.admit(after).expect("a probe").is_probe());
@@ -545,7 +545,7 @@ mod learned {
     fn what_others_were_told_to_wait_for_prolongs_a_pause_that_ends_as_one() {
         let (circuit, now, _) = paused(BreakerLayer::builder().jitter(0.0));
         let until = now + 20 * SECOND;
-        circuit.learn(Change::Throttled { until }, now);
+        circuit.observe(Change::Throttled { until }, now);
         assert_eq!(standing(&circuit, now), (State::Throttled, Some(20)));
         assert_eq!(standing(&circuit, now + 21 * SECOND), (State::Closed, None));
     }
@@ -553,11 +553,11 @@ mod learned {
     /// The pause became as long as the others' opening.
     #[test]
     fn where_too_many_are_open_a_pause_stays_what_it_is() {
-        let (circuit, now, mut events) = paused(BreakerLayer::builder().max_open_share(0.5));
+        let (circuit, now, mut events) = paused(BreakerLayer::builder().max_open_ratio(0.5));
         let before = standing(&circuit, now);
         events.try_recv().expect("it was paused");
         for _ in 0..2 {
-            circuit.learn(open_for(40 * SECOND, now), now);
+            circuit.observe(open_for(40 * SECOND, now), now);
             assert_eq!(standing(&circuit, now), before);
         }
         // That is told once.
@@ -571,13 +571,13 @@ mod learned {
     #[test]
     fn hearing_the_same_again_changes_nothing() {
         let (circuit, now, mut events) = paused(BreakerLayer::builder().jitter(0.0));
-        circuit.learn(open_for(20 * SECOND, now), now);
+        circuit.observe(open_for(20 * SECOND, now), now);
         let until = now + 20 * SECOND;
         let (word, late) = (circuit.word(), 10 * Duration::from_millis(1));
         while events.try_recv().is_ok() {}
         for _ in 0..2 {
-            circuit.learn(open_for(20 * SECOND + late, now), now);
-            circuit.learn(Change::Throttled { until }, now);
+            circuit.observe(open_for(20 * SECOND + late, now), now);
+            circuit.observe(Change::Throttled { until }, now);
         }
         assert_eq!(circuit.word(), word);
         assert!(events.try_recv().is_err());

@@ -9,7 +9,7 @@
 //! one it knows, and not for each circuit that there may be.
 
 mod name;
-mod untold;
+mod outbox;
 
 use std::{
     collections::HashSet,
@@ -26,8 +26,8 @@ use tokio::{
 use tower_llm_core::ConfigError;
 use tower_llm_redis::{Arg, Redis, Reply, Script, StoreError};
 
-pub(crate) use self::untold::Telling;
-use self::untold::{News, Untold};
+pub(crate) use self::outbox::Publisher;
+use self::outbox::{Outbox, Pending};
 use crate::{
     CircuitId, State,
     event::{Event, EventKind, Reason},
@@ -70,8 +70,8 @@ struct Task {
     redis: Redis,
     keys: [String; 2],
     board: Weak<Board>,
-    untold: Untold,
-    /// Rings when something is untold.
+    outbox: Outbox,
+    /// Rings when something is outbox.
     rings: Receiver<()>,
     every: Duration,
     epoch: Option<Vec<u8>>,
@@ -110,20 +110,20 @@ impl SharedCircuits {
             let reason = "circuits are shared by a task, which needs a tokio runtime";
             ConfigError::new("shared", "outside a runtime", reason)
         })?;
-        let untold = Untold::default();
-        let (telling, rings) = Telling::new(untold.clone());
+        let outbox = Outbox::default();
+        let (publisher, rings) = Publisher::new(outbox.clone());
         let key = |of| format!("{{tower-llm:{}}}:breaker:{of}", self.name);
         let task = Task {
             redis: self.redis,
             keys: [key("versions"), key("states")],
             board: Arc::downgrade(board),
-            untold,
+            outbox,
             rings,
             every: max_age / 2,
             epoch: None,
             version: 0,
         };
-        board.policy.share(telling);
+        board.policy.share(publisher);
         runtime.spawn(task.run());
         Ok(())
     }
@@ -131,21 +131,24 @@ impl SharedCircuits {
 
 impl Change {
     fn of(event: &Event) -> Option<Self> {
-        let (to, reason, lasts) = match event.kind {
+        let (to, reason, duration) = match event.kind {
             EventKind::Transition {
-                to, reason, lasts, ..
-            } => (to, reason, lasts),
-            EventKind::Prolonged {
+                to,
+                reason,
+                duration,
+                ..
+            } => (to, reason, duration),
+            EventKind::Extended {
                 state,
                 reason,
-                lasts,
-            } => (state, reason, Some(lasts)),
+                duration,
+            } => (state, reason, Some(duration)),
             _ => return None,
         };
-        if matches!(reason, Reason::Shared | Reason::TimeOver) {
+        if matches!(reason, Reason::Shared | Reason::Elapsed) {
             return None;
         }
-        Self::to(to, event.at + lasts.unwrap_or_default())
+        Self::to(to, event.at + duration.unwrap_or_default())
     }
 
     fn to(state: State, until: Instant) -> Option<Self> {
@@ -194,14 +197,14 @@ impl Task {
         while let Err(_) | Ok(Some(())) = timeout(self.every, self.rings.recv()).await {
             // A script tells of so many and no more: the others are not to wait for the next ring. What fails is tried again
             // with that.
-            while self.sync().await.is_ok() && !self.untold.is_empty() {}
+            while self.sync().await.is_ok() && !self.outbox.is_empty() {}
         }
     }
 
     /// Tells what has happened here, and learns what has happened elsewhere.
     async fn sync(&mut self) -> Result<(), StoreError> {
         let now = Instant::now();
-        let told = self.untold.some(AT_ONCE, now);
+        let told = self.outbox.some(AT_ONCE, now);
         let new_epoch = RandomState::new().hash_one(&self.keys);
         let known = self.epoch.clone().unwrap_or_default();
         let mut args: Vec<Arg> = vec![new_epoch.into(), known.into(), self.version.into()];
@@ -218,14 +221,18 @@ impl Task {
             }
         }
         let reply = self.redis.run(&SYNC, self.keys.to_vec(), args).await?;
-        self.untold.were_told(&told);
-        let is_closed = |(_, news): &&(_, News)| news.is_closed();
+        self.outbox.published(&told);
+        let is_closed = |(_, news): &&(_, Pending)| news.is_closed();
         let told_closed = told.iter().filter(is_closed);
         let told_closed = told_closed.map(|(circuit, _)| circuit).collect();
-        self.learn(reply, &told_closed)
+        self.observe(reply, &told_closed)
     }
 
-    fn learn(&mut self, reply: Reply, told_closed: &HashSet<&CircuitId>) -> Result<(), StoreError> {
+    fn observe(
+        &mut self,
+        reply: Reply,
+        told_closed: &HashSet<&CircuitId>,
+    ) -> Result<(), StoreError> {
         let Reply::Array(items) = reply else {
             return Ok(());
         };
@@ -237,7 +244,7 @@ impl Task {
         let version = items.next().map(Reply::into_integer).transpose()?;
         let epoch = epoch.map(|epoch| epoch.to_vec());
         if self.epoch.is_some() && self.epoch != epoch {
-            self.tell_all(&board);
+            self.publish_all(&board);
         }
         self.epoch = epoch;
         self.version = version.unwrap_or_default();
@@ -247,19 +254,19 @@ impl Task {
             let name = name.into_bytes()?.unwrap_or_default();
             let change = Change::read(kind.into_integer()?, left.into_integer()?, now);
             if let (Some(circuit), Some(change)) = (name::read(&name), change)
-                // What has happened here meanwhile is newer: the others are to learn that.
-                && !self.untold.has(&circuit)
+                // What has happened here meanwhile is newer: the others are to observe that.
+                && !self.outbox.has(&circuit)
                 // It may be half-open here since, and is to be probed then.
                 && !(change == Change::Closed && told_closed.contains(&circuit))
             {
-                board.learn(&circuit, change, now);
+                board.observe(&circuit, change, now);
             }
         }
         Ok(())
     }
 
     /// The store has forgotten all: it is told again which circuits are open here.
-    fn tell_all(&self, board: &Board) {
+    fn publish_all(&self, board: &Board) {
         let now = Instant::now();
         board.for_each(|_, circuit| {
             let standing = circuit.standing(now);
@@ -267,8 +274,8 @@ impl Task {
             match Change::to(standing.state, until) {
                 None | Some(Change::Closed) => {}
                 Some(change) => {
-                    let news = News::new(change, now);
-                    self.untold.note_standing(&circuit.id(), news);
+                    let news = Pending::new(change, now);
+                    self.outbox.note_current(&circuit.id(), news);
                 }
             }
         });

@@ -140,7 +140,7 @@ impl Ring {
 
     fn tick_at(&self, now: &mut Now) -> u64 {
         let nanos = now.nanos(self.clock);
-        // Most likely the last one still lasts, which is known without a division.
+        // Most likely the last one is still current, which is known without a division.
         let last = self.last.load(Ordering::Relaxed);
         if nanos.wrapping_sub(last.wrapping_mul(self.tick_nanos)) < self.tick_nanos {
             last

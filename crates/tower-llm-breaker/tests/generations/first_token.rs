@@ -50,7 +50,7 @@ async fn a_probe_that_fails_after_its_first_token_counts_as_any_calls_failure() 
 async fn first_tokens_are_successes_of_which_several_may_be_needed() {
     let layer = touchy()
         .first_token_is_success(true)
-        .successes_to_close(2)
+        .success_threshold(2)
         .build()
         .unwrap();
     let _service = probing(&layer, Told::default()).await;

@@ -88,7 +88,7 @@ async fn a_result_from_before_a_hand_was_laid_on_it_does_not_count() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_slow_before_it_opened_does_not_count_either() {
-    let slow = tower_llm_breaker::SlowCalls::over_share(0.5).total(SECOND);
+    let slow = tower_llm_breaker::SlowCalls::at_ratio(0.5).total(SECOND);
     let mut staged = Staged::new(touchy().slow_calls(slow).minimum_calls(1));
     let call = staged.begin();
     staged.tell(FAILED);

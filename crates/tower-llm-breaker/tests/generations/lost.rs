@@ -208,7 +208,7 @@ async fn a_probe_that_another_circuit_refuses_gives_its_place_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn whatever_happens_at_once_no_probe_is_lost() {
     let layer = builder()
-        .consecutive_failures(2)
+        .failure_threshold(2)
         .open_for(MS)
         .max_open_for(2 * MS)
         .probes(2)

@@ -47,7 +47,7 @@ const OPEN_FOR: Duration = Duration::from_secs(30);
 /// Opened by one failure, for 30 s each time.
 fn touchy() -> BreakerBuilder {
     builder()
-        .consecutive_failures(1)
+        .failure_threshold(1)
         .open_for(OPEN_FOR)
         .open_factor(1.0)
 }

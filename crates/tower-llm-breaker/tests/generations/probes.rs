@@ -67,7 +67,7 @@ async fn of_ten_thousand_who_come_at_once_exactly_the_probes_pass() {
 #[tokio::test(start_paused = true)]
 async fn so_many_probes_at_once_and_no_more() {
     for probes in [1, 3] {
-        let mut staged = Staged::new(touchy().probes(probes).successes_to_close(100));
+        let mut staged = Staged::new(touchy().probes(probes).success_threshold(100));
         half_open(&mut staged).await;
         let mut under_way: VecDeque<_> = (0..probes).map(|_| staged.begin()).collect();
         for number in 0..10 {
@@ -89,7 +89,7 @@ async fn so_many_probes_at_once_and_no_more() {
 
 #[tokio::test(start_paused = true)]
 async fn so_many_successes_close_it_and_one_failure_opens_it() {
-    let mut staged = Staged::new(touchy().successes_to_close(3));
+    let mut staged = Staged::new(touchy().success_threshold(3));
     half_open(&mut staged).await;
     staged.tell_times(2, WELL);
     // Neither is a success nor a failure.

@@ -25,7 +25,7 @@ async fn at_first_a_tenth_passes_and_in_the_end_all() {
         (refused.state(), refused.retry_after()),
         (State::Ramping, None)
     );
-    assert_eq!(stats(&tested.handle).lasts, Some(100 * SECOND));
+    assert_eq!(stats(&tested.handle).remaining, Some(100 * SECOND));
     advance(100 * SECOND - MS).await;
     assert_eq!(tested.state(), State::Ramping);
     advance(MS).await;
@@ -59,7 +59,12 @@ async fn failures_on_the_ramp_open_it_and_what_was_counted_stays_when_it_ends() 
     tested.tell(FAILED);
     assert_eq!(tested.state(), State::Open);
 
-    let tested = Tested::new(builder().ramp(10 * SECOND).over_calls(10).minimum_calls(2));
+    let tested = Tested::new(
+        builder()
+            .ramp(10 * SECOND)
+            .window_calls(10)
+            .minimum_calls(2),
+    );
     tested.handle.trip(&model(), SECOND);
     advance(SECOND).await;
     tested.tell(WELL);
@@ -78,6 +83,6 @@ async fn failures_on_the_ramp_open_it_and_what_was_counted_stays_when_it_ends() 
     };
     assert_eq!(
         (from, to, reason),
-        (State::Ramping, State::Closed, Reason::TimeOver)
+        (State::Ramping, State::Closed, Reason::Elapsed)
     );
 }

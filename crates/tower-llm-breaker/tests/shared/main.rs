@@ -60,7 +60,7 @@ struct Process {
 
 impl Process {
     async fn of(url: String) -> Self {
-        Self::built(url, BreakerLayer::builder().consecutive_failures(3)).await
+        Self::built(url, BreakerLayer::builder().failure_threshold(3)).await
     }
 
     async fn built(url: String, builder: BreakerBuilder) -> Self {
@@ -137,8 +137,11 @@ async fn one_learns_what_happens_in_another(url: String) {
     println!("a trip is seen after {took:?}");
     assert!(took < AGE + MARGIN, "{took:?}");
     let stats = other.handle.stats_of(&openai()).unwrap();
-    let lasts = stats.lasts.unwrap();
-    assert!(lasts < LONG && lasts > LONG - PATIENCE, "{lasts:?}");
+    let duration = stats.remaining.unwrap();
+    assert!(
+        duration < LONG && duration > LONG - PATIENCE,
+        "{duration:?}"
+    );
     let refused = other.call(true).await.unwrap_err();
     let refused = refused.downcast_ref::<CircuitOpen>().unwrap();
     assert_eq!(refused.state(), State::Open);
@@ -156,8 +159,8 @@ async fn one_learns_what_happens_in_another(url: String) {
     // The later of two times counts, wherever it comes from.
     late.handle.trip(&openai(), 2 * LONG);
     let is_longer = || {
-        let lasts = one.handle.stats_of(&openai()).unwrap().lasts;
-        lasts.is_some_and(|lasts| lasts > LONG)
+        let duration = one.handle.stats_of(&openai()).unwrap().remaining;
+        duration.is_some_and(|duration| duration > LONG)
     };
     assert!(eventually(is_longer).await < AGE + MARGIN);
 
@@ -216,8 +219,8 @@ async fn kept_closed(events: &mut EventReceiver) {
 async fn where_all_fail_each_keeps_its_share_closed_whatever_others_have_opened() {
     let server = RedisServer::start().await.unwrap();
     let pooled = || {
-        let builder = BreakerLayer::builder().consecutive_failures(1);
-        Process::built(server.url(), builder.max_open_share(0.5))
+        let builder = BreakerLayer::builder().failure_threshold(1);
+        Process::built(server.url(), builder.max_open_ratio(0.5))
     };
     let (one, other) = (pooled().await, pooled().await);
     let mut of_one = one.handle.subscribe();
@@ -249,7 +252,7 @@ async fn where_all_fail_each_keeps_its_share_closed_whatever_others_have_opened(
 #[tokio::test]
 async fn of_those_that_others_have_opened_a_share_opens() {
     let server = RedisServer::start().await.unwrap();
-    let builder = BreakerLayer::builder().max_open_share(0.5);
+    let builder = BreakerLayer::builder().max_open_ratio(0.5);
     let process = Process::built(server.url(), builder).await;
     let mut events = process.handle.subscribe();
     process.call_of(Provider::OPENAI, true).await.unwrap();

@@ -27,7 +27,7 @@ impl Keyed {
         let shared = SharedCircuits::new(redis.await.unwrap().unwrap(), NAME).max_age(age);
         let builder = builder()
             .key_by(KeyBy::provider())
-            .consecutive_failures(3)
+            .failure_threshold(3)
             .open_for(open_for)
             .max_open_for(LONG)
             .shared(shared);
@@ -58,9 +58,9 @@ impl Keyed {
         self.tested.handle.state(&self.circuit)
     }
 
-    fn lasts(&self) -> Duration {
+    fn remaining(&self) -> Duration {
         let stats = self.tested.handle.stats_of(&self.circuit);
-        stats.and_then(|stats| stats.lasts).unwrap_or_default()
+        stats.and_then(|stats| stats.remaining).unwrap_or_default()
     }
 
     async fn until(&self, state: State) -> Duration {
@@ -69,7 +69,7 @@ impl Keyed {
 
     /// Waits until it is open for more than `time`.
     async fn until_open_for(&self, time: Duration) -> Duration {
-        eventually(|| self.state() == State::Open && self.lasts() > time).await
+        eventually(|| self.state() == State::Open && self.remaining() > time).await
     }
 
     /// What has happened since it was asked last.
@@ -84,9 +84,10 @@ async fn falls_silent(mut processes: Vec<Keyed>) {
     /// What was told is heard again, and of each what others have made of it.
     const MOST: usize = 8;
     let agree = || {
-        let lasts = || processes.iter().map(Keyed::lasts);
+        let duration = || processes.iter().map(Keyed::remaining);
         let is_open = |process: &Keyed| process.state() == State::Open;
-        processes.iter().all(is_open) && lasts().max().unwrap() - lasts().min().unwrap() < MARGIN
+        processes.iter().all(is_open)
+            && duration().max().unwrap() - duration().min().unwrap() < MARGIN
     };
     eventually(agree).await;
     sleep(2 * AGE).await;
@@ -138,7 +139,7 @@ async fn what_is_opened_for_less_than_others_are_paused_is_open_everywhere_until
     paused.pause(600);
     watching.until(State::Throttled).await;
     other.fail();
-    assert!(other.lasts() < LONG / 2);
+    assert!(other.remaining() < LONG / 2);
     come_to_have_it_open(server.url(), vec![paused, watching, other]).await;
 }
 
@@ -199,7 +200,7 @@ async fn two_that_are_paused_and_both_open_it_agree_and_say_no_more() {
     // Neither knows of the other yet.
     one.pause(100);
     other.pause(200);
-    eventually(|| one.lasts() > LONG / 4).await;
+    eventually(|| one.remaining() > LONG / 4).await;
     one.trip(LONG / 20);
     other.until(State::Open).await;
     one.trip(LONG);

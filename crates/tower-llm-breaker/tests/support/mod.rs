@@ -21,8 +21,8 @@ use tokio_test::{assert_ready, assert_ready_err, assert_ready_ok, task};
 use tower::Service;
 use tower_layer::Layer;
 use tower_llm_breaker::{
-    Breaker, BreakerBuilder, BreakerHandle, BreakerLayer, CircuitId, CircuitOpen, CircuitStats,
-    EventKind, EventReceiver, State, Trial,
+    Breaker, BreakerBuilder, BreakerGuard, BreakerHandle, BreakerLayer, CircuitId, CircuitOpen,
+    CircuitStats, EventKind, EventReceiver, State,
 };
 use tower_llm_core::{BoxError, Call, Dialect, HttpBody, Operation, Provider, Watched};
 use tower_llm_testkit::mock::{
@@ -148,7 +148,7 @@ pub(crate) fn builder() -> BreakerBuilder {
 
 /// Opened by one failure, for 30 s.
 pub(crate) fn touchy() -> BreakerBuilder {
-    builder().consecutive_failures(1).open_for(30 * SECOND)
+    builder().failure_threshold(1).open_for(30 * SECOND)
 }
 
 impl Tested {
@@ -384,7 +384,7 @@ pub(crate) const DONE: &str = "data: [DONE]\n\n";
 /// It is read in one task, so that a timer that wakes it is seen.
 pub(crate) struct Streaming {
     pub(crate) sender: Option<Sender>,
-    pub(crate) body: task::Spawn<Watched<Upstream, Trial>>,
+    pub(crate) body: task::Spawn<Watched<Upstream, BreakerGuard>>,
 }
 
 /// A stream whose head has come.

@@ -16,7 +16,7 @@ use crate::{
 ///
 /// What it says is counted once: when its body has ended or was dropped, or as soon as it stalls.
 #[derive(Debug)]
-pub struct Trial {
+pub struct BreakerGuard {
     route: Arc<Keyed<Route>>,
     passes: Passes,
     /// `None` unless it is watched while it runs.
@@ -43,7 +43,7 @@ struct Pace {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Trial {
+impl BreakerGuard {
     pub(crate) fn new(route: Arc<Keyed<Route>>, passes: Passes, streamed: bool) -> Self {
         let pace = route.is_watched.then(|| Box::new(Pace::new(streamed)));
         Self {
@@ -111,7 +111,7 @@ impl Trial {
     }
 }
 
-impl Guard for Trial {
+impl Guard for BreakerGuard {
     fn response_headers(&mut self, head: Option<&mut Parts>) {
         if self.pace.is_none() {
             return;
@@ -177,7 +177,7 @@ impl Guard for Trial {
     }
 }
 
-impl Trial {
+impl BreakerGuard {
     /// What runs out when the next thing has been waited for for too long.
     fn timer(&mut self) -> Option<&mut Pin<Box<Sleep>>> {
         let policy = &self.route.policy;

@@ -20,10 +20,10 @@ const QUIET: Duration = Duration::from_secs(300);
 /// Opened by one failure, for 30 s, if half of them may be open then.
 fn pooled() -> BreakerBuilder {
     builder()
-        .consecutive_failures(1)
+        .failure_threshold(1)
         .open_for(OPEN_FOR)
         .max_open_for(QUIET)
-        .max_open_share(0.5)
+        .max_open_ratio(0.5)
 }
 
 fn of(model: &str, says: Says) -> Request {
@@ -129,7 +129,7 @@ fn open_models(tested: &Tested, models: usize) -> usize {
 
 /// So many models that have been asked, of a layer that keeps all but this share of them closed.
 fn pool_of(share: f64, models: usize) -> Tested {
-    let tested = Tested::new(touchy().max_open_share(share));
+    let tested = Tested::new(touchy().max_open_ratio(share));
     for number in 0..models {
         let well = ask_of("openai", "", format!("m-{number}"), WELL);
         tested.call(well).expect("it is let through");
@@ -198,7 +198,7 @@ async fn one_that_was_kept_closed_opens_when_there_is_room_and_is_told_of_once()
 
 #[tokio::test(start_paused = true)]
 async fn neither_a_hand_nor_a_clock_nor_want_of_money_asks_for_room() {
-    let tested = Tested::new(touchy().max_open_share(0.0));
+    let tested = Tested::new(touchy().max_open_ratio(0.0));
     tested.tell(Says::Later(429, 5));
     let clock = CircuitId::account_and_model("openai", "", "m");
     assert_eq!(tested.handle.state(&clock), State::Throttled);

@@ -14,50 +14,50 @@ use crate::{
     sync::{Mutex, lock},
 };
 
-/// Circuits of which something may be untold: what happens to others meanwhile is not told. So many change only while
+/// Circuits of which something may be outbox: what happens to others meanwhile is not told. So many change only while
 /// the store is away for long.
 const MOST: usize = 65_536;
 
 /// What has happened to a circuit here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct News {
+pub(super) struct Pending {
     change: Change,
     at: Instant,
-    /// When it was closed before that, if this is untold too: what it was before then is over.
+    /// When it was closed before that, if this is outbox too: what it was before then is over.
     closed_at: Option<Instant>,
 }
 
 /// Of each circuit that has changed, its last news: a circuit that changes often is told of once.
 // A std mutex: it is held to note one change, or to copy a hundred.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Untold(Arc<Mutex<HashMap<CircuitId, News>>>);
+pub(super) struct Outbox(Arc<Mutex<HashMap<CircuitId, Pending>>>);
 
 /// The way to the task; it ends when this is gone.
 #[derive(Debug)]
-pub(crate) struct Telling {
-    untold: Untold,
+pub(crate) struct Publisher {
+    outbox: Outbox,
     bell: Sender<()>,
 }
 
-impl Telling {
+impl Publisher {
     /// A way for news, and what rings when there are some. One ring that waits is as good as many.
-    pub(super) fn new(untold: Untold) -> (Self, Receiver<()>) {
+    pub(super) fn new(outbox: Outbox) -> (Self, Receiver<()>) {
         let (bell, rings) = mpsc::channel(1);
-        (Self { untold, bell }, rings)
+        (Self { outbox, bell }, rings)
     }
 
     /// Tells of `event`, if it is something that others should know.
     pub(crate) fn tell(&self, event: &Event) {
         if let Some(change) = Change::of(event) {
-            let news = News::new(change, event.at);
-            self.untold.note(&event.circuit, news);
+            let news = Pending::new(change, event.at);
+            self.outbox.note(&event.circuit, news);
             // Full: it has rung already.
             let _ = self.bell.try_send(());
         }
     }
 }
 
-impl News {
+impl Pending {
     pub(super) fn new(change: Change, at: Instant) -> Self {
         Self {
             change,
@@ -77,7 +77,7 @@ impl News {
         closed.into_iter().chain([(self.change, self.at)])
     }
 
-    /// The same, where what was `earlier` is untold.
+    /// The same, where what was `earlier` is outbox.
     fn after(mut self, earlier: Self) -> Self {
         if self.change != Change::Closed {
             let closed_at = match earlier.change {
@@ -90,23 +90,23 @@ impl News {
     }
 }
 
-impl Untold {
-    fn note(&self, circuit: &CircuitId, news: News) {
-        let mut untold = lock(&self.0);
-        if let Some(last) = untold.get_mut(circuit) {
+impl Outbox {
+    fn note(&self, circuit: &CircuitId, news: Pending) {
+        let mut outbox = lock(&self.0);
+        if let Some(last) = outbox.get_mut(circuit) {
             // Told after the circuit's lock is free: what happened later may come first.
             *last = if news.at >= last.at {
                 news.after(*last)
             } else {
                 last.after(news)
             };
-        } else if untold.len() < MOST {
-            untold.insert(circuit.clone(), news);
+        } else if outbox.len() < MOST {
+            outbox.insert(circuit.clone(), news);
         }
     }
 
-    /// Notes what a circuit is, unless something of it is untold anyway.
-    pub(super) fn note_standing(&self, circuit: &CircuitId, news: News) {
+    /// Notes what a circuit is, unless something of it is outbox anyway.
+    pub(super) fn note_current(&self, circuit: &CircuitId, news: Pending) {
         if !self.has(circuit) {
             self.note(circuit, news);
         }
@@ -122,16 +122,16 @@ impl Untold {
 
     /// At most so many of them. What was over before it could be told is forgotten: it says nothing to anybody. That it was
     /// closed before does.
-    pub(super) fn some(&self, most: usize, now: Instant) -> Vec<(CircuitId, News)> {
-        let mut untold = lock(&self.0);
+    pub(super) fn some(&self, most: usize, now: Instant) -> Vec<(CircuitId, Pending)> {
+        let mut outbox = lock(&self.0);
         let (mut some, mut over) = (Vec::new(), Vec::new());
-        for (circuit, news) in untold.iter_mut() {
+        for (circuit, news) in outbox.iter_mut() {
             if news.change.is_over(now) {
                 let Some(closed_at) = news.closed_at else {
                     over.push(circuit.clone());
                     continue;
                 };
-                *news = News::new(Change::Closed, closed_at);
+                *news = Pending::new(Change::Closed, closed_at);
             }
             if some.len() == most {
                 break;
@@ -139,17 +139,17 @@ impl Untold {
             some.push((circuit.clone(), *news));
         }
         for circuit in over {
-            untold.remove(&circuit);
+            outbox.remove(&circuit);
         }
         some
     }
 
     /// Those have been told; what has happened to one of them meanwhile has not.
-    pub(super) fn were_told(&self, told: &[(CircuitId, News)]) {
-        let mut untold = lock(&self.0);
+    pub(super) fn published(&self, told: &[(CircuitId, Pending)]) {
+        let mut outbox = lock(&self.0);
         for (circuit, news) in told {
-            if untold.get(circuit) == Some(news) {
-                untold.remove(circuit);
+            if outbox.get(circuit) == Some(news) {
+                outbox.remove(circuit);
             }
         }
     }
@@ -167,27 +167,27 @@ mod tests {
         CircuitId::model("openai", format!("m-{number}"))
     }
 
-    fn open(at: Instant) -> News {
+    fn open(at: Instant) -> Pending {
         let until = at + 10 * SECOND;
-        News::new(Change::Open { until }, at)
+        Pending::new(Change::Open { until }, at)
     }
 
-    fn closed(at: Instant) -> News {
-        News::new(Change::Closed, at)
+    fn closed(at: Instant) -> Pending {
+        Pending::new(Change::Closed, at)
     }
 
     #[test]
     fn of_each_circuit_the_last_is_told_whatever_came_first() {
-        let (untold, now) = (Untold::default(), Instant::now());
+        let (outbox, now) = (Outbox::default(), Instant::now());
         for (number, news) in [
             (0, [open(now), closed(now + SECOND)]),
             (1, [closed(now + SECOND), open(now)]),
         ] {
             for news in news {
-                untold.note(&circuit(number), news);
+                outbox.note(&circuit(number), news);
             }
         }
-        let mut some = untold.some(100, now);
+        let mut some = outbox.some(100, now);
         some.sort_by_key(|(circuit, _)| circuit.to_string());
         let expected = [0, 1].map(|number| (circuit(number), closed(now + SECOND)));
         assert_eq!(some, expected);
@@ -195,16 +195,16 @@ mod tests {
 
     #[test]
     fn that_it_was_closed_is_told_also_if_what_came_after_it_is_over() {
-        let (untold, now) = (Untold::default(), Instant::now());
-        untold.note(&circuit(0), closed(now));
-        untold.note(&circuit(0), open(now + SECOND));
+        let (outbox, now) = (Outbox::default(), Instant::now());
+        outbox.note(&circuit(0), closed(now));
+        outbox.note(&circuit(0), open(now + SECOND));
         let later = now + 60 * SECOND;
-        assert_eq!(untold.some(100, later), [(circuit(0), closed(now))]);
+        assert_eq!(outbox.some(100, later), [(circuit(0), closed(now))]);
     }
 
     #[test]
     fn that_it_was_closed_before_it_opened_once_more_is_told_too_whatever_came_first() {
-        let (untold, now) = (Untold::default(), Instant::now());
+        let (outbox, now) = (Outbox::default(), Instant::now());
         let [then, later] = [1, 2].map(|seconds| now + seconds * SECOND);
         let news_of_each = [
             [open(now), closed(then), open(later)],
@@ -213,10 +213,10 @@ mod tests {
         ];
         for (number, news) in news_of_each.into_iter().enumerate() {
             for news in news {
-                untold.note(&circuit(number), news);
+                outbox.note(&circuit(number), news);
             }
         }
-        let mut some = untold.some(100, now);
+        let mut some = outbox.some(100, now);
         some.sort_by_key(|(circuit, _)| circuit.to_string());
         let told = some.iter().map(|(_, news)| news.changes().collect());
         let both = vec![(Change::Closed, then), (open(later).change, later)];
@@ -226,38 +226,38 @@ mod tests {
 
     #[test]
     fn what_happened_while_it_was_told_is_told_next() {
-        let (untold, now) = (Untold::default(), Instant::now());
+        let (outbox, now) = (Outbox::default(), Instant::now());
         for number in 0..2 {
-            untold.note(&circuit(number), open(now));
+            outbox.note(&circuit(number), open(now));
         }
-        let told = untold.some(100, now);
-        untold.note(&circuit(1), closed(now + SECOND));
-        untold.were_told(&told);
-        assert_eq!(untold.some(100, now), [(circuit(1), closed(now + SECOND))]);
+        let told = outbox.some(100, now);
+        outbox.note(&circuit(1), closed(now + SECOND));
+        outbox.published(&told);
+        assert_eq!(outbox.some(100, now), [(circuit(1), closed(now + SECOND))]);
     }
 
     #[test]
     fn what_is_over_is_not_told_any_more_and_that_it_is_closed_always_is() {
-        let (untold, now) = (Untold::default(), Instant::now());
-        untold.note(&circuit(0), open(now));
-        untold.note(&circuit(1), closed(now));
+        let (outbox, now) = (Outbox::default(), Instant::now());
+        outbox.note(&circuit(0), open(now));
+        outbox.note(&circuit(1), closed(now));
         let just_before = now + 10 * SECOND - Duration::from_millis(1);
-        assert_eq!(untold.some(100, just_before).len(), 2);
-        let later = untold.some(100, now + 10 * SECOND);
+        assert_eq!(outbox.some(100, just_before).len(), 2);
+        let later = outbox.some(100, now + 10 * SECOND);
         assert_eq!(later, [(circuit(1), closed(now))]);
-        assert!(!untold.has(&circuit(0)));
+        assert!(!outbox.has(&circuit(0)));
     }
 
     #[test]
     fn no_more_than_so_many_wait() {
-        let (untold, now) = (Untold::default(), Instant::now());
+        let (outbox, now) = (Outbox::default(), Instant::now());
         for number in 0..MOST + 10 {
-            untold.note(&circuit(number), open(now));
+            outbox.note(&circuit(number), open(now));
         }
-        untold.note(&circuit(0), closed(now));
-        let some = untold.some(usize::MAX, now);
+        outbox.note(&circuit(0), closed(now));
+        let some = outbox.some(usize::MAX, now);
         assert_eq!(some.len(), MOST);
         assert!(some.contains(&(circuit(0), closed(now))));
-        assert_eq!(untold.some(100, now).len(), 100);
+        assert_eq!(outbox.some(100, now).len(), 100);
     }
 }
