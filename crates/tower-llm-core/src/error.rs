@@ -5,7 +5,7 @@ use std::{error::Error, fmt, io, iter, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::HeaderMap;
 
-use crate::{Dialect, refusal::timed_out_event};
+use crate::{Dialect, Outcome, refusal::timed_out_event};
 
 /// The error of every layer here: a boxed one, around a leaf that [`Refusal::find`] or [`TimedOut::find`] finds.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -68,6 +68,34 @@ pub enum Deadline {
     Idle,
     /// For the whole call.
     Total,
+}
+
+/// An error together with the [`Outcome`] that it stands for.
+///
+/// Layers take an error that they do not know for a failure of the connection to the provider. A client that knows better
+/// wraps it. The adapters of `tower-llm-stack` do so for a client's own timeout, which is `Failed(Timeout)`, and for an error of
+/// the request's body, which is `ClientError`; do the same for errors of your own clients.
+///
+/// It reads as the error that it wraps, which is its [`source`](Error::source).
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tower_llm_core::{ClassifiedError, Completion, Outcome};
+///
+/// // An SDK that returns rate limits as errors.
+/// let throttled = Outcome::Throttled { retry_after: Some(Duration::from_secs(2)) };
+/// let error = ClassifiedError::new(throttled, "too many requests");
+/// assert_eq!(error.to_string(), "too many requests");
+/// assert_eq!(Completion::of_error(&error).outcome, throttled);
+/// ```
+///
+/// In the middle of a response's body, `ClientError` counts as `Abandoned`: the model was at work, so what was seen of
+/// its output is charged.
+#[derive(Debug)]
+pub struct ClassifiedError {
+    outcome: Outcome,
+    source: BoxError,
 }
 
 /// A setting has a value that cannot work.
@@ -248,6 +276,48 @@ impl fmt::Display for TimedOut {
 }
 
 impl Error for TimedOut {}
+
+// === impl ClassifiedError ===
+
+impl ClassifiedError {
+    /// States that a call which ended with `source` ended with `outcome`.
+    pub fn new(outcome: Outcome, source: impl Into<BoxError>) -> Self {
+        Self {
+            outcome,
+            source: source.into(),
+        }
+    }
+
+    /// Returns the first classified error among `error` and its sources.
+    #[must_use]
+    pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
+        find(error)
+    }
+
+    /// Returns the outcome that the error stands for.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    /// Returns the error that this one wraps.
+    #[must_use]
+    pub fn into_source(self) -> BoxError {
+        self.source
+    }
+}
+
+impl fmt::Display for ClassifiedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.source.fmt(f)
+    }
+}
+
+impl Error for ClassifiedError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.source)
+    }
+}
 
 // === impl ConfigError ===
 

@@ -69,7 +69,9 @@ pub use self::{
     call::{Call, CallBuilder, Caller, Described, Operation, Provider},
     describe::{Describe, DescribeLayer, MAX_BODY_BYTES},
     dialect::Dialect,
-    error::{BoxError, ConfigError, Deadline, Refusal, RefusalKind, TimedOut, TooLarge},
+    error::{
+        BoxError, ClassifiedError, ConfigError, Deadline, Refusal, RefusalKind, TimedOut, TooLarge,
+    },
     key::{Key, KeyBy},
     oneshot::Oneshot,
     outcome::{Completion, Failure, FinishReason, Outcome, Subject},

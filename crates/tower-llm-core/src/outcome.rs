@@ -3,8 +3,9 @@
 use std::{error::Error, time::Duration};
 
 use tokio::time::Instant;
+use tower::{load_shed::error::Overloaded, timeout::error::Elapsed};
 
-use crate::{Refusal, TimedOut, Usage};
+use crate::{ClassifiedError, Refusal, TimedOut, Usage, error::chain};
 
 /// How a call has ended: the verdict that every layer reads the same way.
 ///
@@ -40,7 +41,8 @@ pub enum Outcome {
     },
     /// The provider or the way to it failed.
     Failed(Failure),
-    /// The provider rejected the request as the caller's fault: any other 4xx, in band too.
+    /// The request was at fault: any other 4xx of the provider, in band too, or a request body that failed while it was
+    /// sent.
     ClientError,
     /// A layer refused the call before it was sent; see [`Refusal`].
     Refused,
@@ -171,16 +173,30 @@ impl Completion {
 
     /// The completion of a call that ended with an error instead of a response.
     ///
-    /// A [`Refusal`] among its sources means that the call was never sent, and [`TimedOut`] that a deadline
-    /// passed; everything else is the way to the provider.
+    /// The first of the error and its sources that is known decides:
+    ///
+    /// | error | outcome |
+    /// |---|---|
+    /// | [`ClassifiedError`] | the one that it states |
+    /// | [`TimedOut`], tower's `Elapsed` | `Failed(Timeout)` |
+    /// | [`Refusal`], tower's `Overloaded` from its `load_shed` | `Refused`: the call was never sent |
+    /// | any other | `Failed(Transport)`: the connection to the provider |
     #[must_use]
     pub fn of_error(error: &(dyn Error + 'static)) -> Self {
-        Self::new(if TimedOut::find(error).is_some() {
-            Outcome::Failed(Failure::Timeout)
-        } else if Refusal::find(error).is_some() {
-            Outcome::Refused
-        } else {
-            Outcome::Failed(Failure::Transport)
-        })
+        let known = chain(error).find_map(outcome_of);
+        Self::new(known.unwrap_or(Outcome::Failed(Failure::Transport)))
+    }
+}
+
+/// The outcome of an error by its type, without its sources.
+fn outcome_of(error: &(dyn Error + 'static)) -> Option<Outcome> {
+    if let Some(classified) = error.downcast_ref::<ClassifiedError>() {
+        Some(classified.outcome())
+    } else if error.is::<TimedOut>() || error.is::<Elapsed>() {
+        Some(Outcome::Failed(Failure::Timeout))
+    } else if error.is::<Refusal>() || error.is::<Overloaded>() {
+        Some(Outcome::Refused)
+    } else {
+        None
     }
 }

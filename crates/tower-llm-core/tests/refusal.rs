@@ -4,18 +4,27 @@
 
 mod support;
 
-use std::{error::Error, fmt, io, time::Duration};
+use std::{
+    error::Error,
+    fmt,
+    future::{Ready, ready},
+    io,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use http_body_util::{BodyExt, Empty};
 use serde_json::{Value, json};
-use tower::{ServiceExt, service_fn};
+use tower::{
+    Service, ServiceExt, load_shed::error::Overloaded, service_fn, timeout::error::Elapsed,
+};
 use tower_layer::Layer;
 use tower_llm_core::{
-    BoxError, Deadline, Dialect, HttpBody, Outcome, Refusal, RefusalKind, RefusalLayer, TimedOut,
-    TooLarge, Watch,
+    BoxError, ClassifiedError, Deadline, Dialect, Failure, HttpBody, Outcome, Refusal, RefusalKind,
+    RefusalLayer, TimedOut, TooLarge, Watch,
 };
 
 use support::{Log, Script, next_frame, sse, watch_to_end};
@@ -45,22 +54,40 @@ async fn try_refuse(
     path: &str,
     error: impl Into<BoxError>,
 ) -> Result<Seen, BoxError> {
+    let service = layer.layer(service_fn(failing(error)));
+    Ok(seen(service.oneshot(request(path)).await?).await)
+}
+
+fn request(path: &str) -> Request<Empty<Bytes>> {
+    Request::post(path).body(Empty::new()).unwrap()
+}
+
+fn failing(
+    error: impl Into<BoxError>,
+) -> impl FnMut(Request<Empty<Bytes>>) -> Ready<Result<Response<Empty<Bytes>>, BoxError>> {
     let mut error = Some(error.into());
-    let inner = service_fn(move |_: Request<Empty<Bytes>>| {
-        let error = error.take().unwrap();
-        async { Err::<Response<Empty<Bytes>>, BoxError>(error) }
-    });
-    let request = Request::post(path).body(Empty::new()).unwrap();
-    let response = layer.layer(inner).oneshot(request).await?;
+    move |_| ready(Err(error.take().unwrap()))
+}
+
+async fn seen(response: Response<impl Body<Data = Bytes, Error: fmt::Debug>>) -> Seen {
     let (parts, body) = response.into_parts();
     assert_eq!(body.size_hint().exact(), body.size_hint().upper());
     let bytes = body.collect().await.unwrap().to_bytes();
     assert_eq!(parts.headers["content-type"], "application/json");
-    Ok(Seen {
+    Seen {
         status: parts.status.as_u16(),
         headers: parts.headers,
         body: serde_json::from_slice(&bytes).unwrap(),
-    })
+    }
+}
+
+/// What is answered where no error may be left, which the type says: there is nothing to unwrap.
+async fn refuse_all(path: &str, error: impl Into<BoxError>) -> Seen {
+    let service = RefusalLayer::new()
+        .infallible()
+        .layer(service_fn(failing(error)));
+    let Ok(response) = service.oneshot(request(path)).await;
+    seen(response).await
 }
 
 async fn refuse(path: &str, error: impl Into<BoxError>) -> Seen {
@@ -291,7 +318,7 @@ async fn other_errors_pass() {
 }
 
 #[tokio::test]
-async fn other_errors_are_a_bad_gateway_where_that_is_set_and_say_nothing() {
+async fn an_infallible_layer_answers_other_errors_with_a_bad_gateway_and_says_nothing() {
     for (path, body) in [
         (
             OPENAI,
@@ -307,17 +334,63 @@ async fn other_errors_are_a_bad_gateway_where_that_is_set_and_say_nothing() {
         ),
     ] {
         let error = Client("connection refused".into());
-        let seen = try_refuse(RefusalLayer::new().bad_gateway(), path, error)
-            .await
-            .unwrap();
+        let seen = refuse_all(path, error).await;
         assert_eq!(seen.header("x-should-retry"), None);
         assert_eq!((seen.status, seen.body), (502, body), "{path}");
     }
     // What is a refusal stays one.
-    let seen = try_refuse(RefusalLayer::new().bad_gateway(), OPENAI, TooLarge::new(1))
-        .await
-        .unwrap();
+    let seen = refuse_all(OPENAI, TooLarge::new(1)).await;
     assert_eq!(seen.status, 413);
+}
+
+#[tokio::test]
+async fn an_inner_service_that_fails_to_become_ready_is_a_bad_gateway() {
+    let inner = Broken;
+    let mut service = RefusalLayer::new().infallible().layer(inner);
+    let Ok(service) = service.ready().await;
+    let Ok(response) = service.call(request(OPENAI)).await;
+    assert_eq!(seen(response).await.status, 502);
+}
+
+/// It was a bad gateway, which invites a retry of a request that cannot be read.
+#[tokio::test]
+async fn an_error_that_states_an_outcome_has_the_status_of_that_outcome() {
+    let wait = Some(Duration::from_millis(1_500));
+    let outcomes = [
+        (Outcome::Failed(Failure::Timeout), 504, None),
+        (Outcome::Failed(Failure::Slow), 504, None),
+        (Outcome::ClientError, 400, None),
+        (Outcome::Throttled { retry_after: wait }, 429, Some("2")),
+        (Outcome::Exhausted, 429, None),
+        (Outcome::Overloaded { retry_after: wait }, 503, Some("2")),
+        (Outcome::Failed(Failure::Transport), 502, None),
+    ];
+    for (outcome, status, retry_after) in outcomes {
+        let error = ClassifiedError::new(outcome, Client("closed".into()));
+        let seen = refuse_all(OPENAI, error).await;
+        assert_eq!(seen.status, status, "{outcome:?}");
+        assert_eq!(seen.header("retry-after"), retry_after, "{outcome:?}");
+        assert!(!seen.body.to_string().contains("10.0.0.7"));
+    }
+    assert_eq!(refuse(OPENAI, Elapsed::new()).await.status, 504);
+    assert_eq!(refuse(OPENAI, Overloaded::new()).await.status, 503);
+}
+
+/// A service that is never ready.
+struct Broken;
+
+impl Service<Request<Empty<Bytes>>> for Broken {
+    type Response = Response<Empty<Bytes>>;
+    type Error = BoxError;
+    type Future = Ready<Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Err("closed".into()))
+    }
+
+    fn call(&mut self, _: Request<Empty<Bytes>>) -> Self::Future {
+        panic!("called without being ready")
+    }
 }
 
 #[tokio::test]

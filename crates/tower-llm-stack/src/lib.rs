@@ -55,9 +55,9 @@ mod stack;
 
 pub use tower_llm_core as core;
 pub use tower_llm_core::{
-    BoxError, Call, Caller, Completion, ConfigError, Deadline, DescribeLayer, Described, Dialect,
-    Failure, FinishReason, Guard, HttpBody, Key, KeyBy, Operation, Outcome, Provider, Refusal,
-    RefusalKind, RefusalLayer, TimedOut, TooLarge, Unary, Usage, Watch,
+    BoxError, Call, Caller, ClassifiedError, Completion, ConfigError, Deadline, DescribeLayer,
+    Described, Dialect, Failure, FinishReason, Guard, HttpBody, Key, KeyBy, Operation, Outcome,
+    Provider, Refusal, RefusalKind, RefusalLayer, TimedOut, TooLarge, Unary, Usage, Watch,
 };
 
 #[cfg(feature = "redis")]

@@ -42,9 +42,9 @@ impl Stack<Unset> {
 
 impl<L> StackBuilder<L> {
     /// Answers refusals and time-outs with responses, for a server. A client leaves it out and gets them as errors.
-    pub fn refusal(self, layer: RefusalLayer) -> With<L, at::Refusal, RefusalLayer>
+    pub fn refusal<E>(self, layer: RefusalLayer<E>) -> With<L, at::Refusal, RefusalLayer<E>>
     where
-        L: Replace<at::Refusal, RefusalLayer>,
+        L: Replace<at::Refusal, RefusalLayer<E>>,
     {
         self.set(layer)
     }

@@ -1,13 +1,13 @@
 //! A stack in an axum server: a proxy in front of a provider.
 //!
-//! Passes calls on to `OPENAI_BASE_URL`, with the caller's own credential; without it, to a simulated provider of its
-//! own. Listens on a free port, and calls itself. For `https` give the client a connector that speaks TLS.
+//! Forwards calls to `OPENAI_BASE_URL` with the caller's own credential; without that variable, to a simulated provider.
+//! Listens on a free port and calls itself. For `https`, give the client a connector that speaks TLS.
 
 use std::{env, time::Duration};
 
-use axum::{Router, error_handling::HandleErrorLayer};
+use axum::Router;
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::connect::HttpConnector;
 use tower::{ServiceBuilder, ServiceExt};
@@ -27,23 +27,21 @@ async fn main() -> Result<(), BoxError> {
         Ok(url) => url,
         Err(_) => {
             provider = SimulatedProvider::start().await?;
-            // What is between reads ahead of the reader, so the stream must last for the refusal below.
+            // The connection reads ahead, so the stream must last until the refusal below.
             provider.set(Behavior::new().gap(Duration::from_millis(50)));
             format!("{}/v1", provider.url())
         }
     };
 
-    // One call at a time, so that a second one can be seen to be refused.
+    // One call at a time, so that the second one is refused.
     let bulkhead = BulkheadLayer::builder(1).max_waiting(0).build()?;
     let handle = bulkhead.handle();
     let stack = Stack::builder()
-        .refusal(RefusalLayer::new().bad_gateway())
+        .refusal(RefusalLayer::new().infallible())
         .bulkhead(bulkhead)
         .timeout(TimeoutLayer::new())
         .build();
     let proxy = ServiceBuilder::new()
-        // axum wants no errors. `bad_gateway` has answered them all, but the type does not tell.
-        .layer(HandleErrorLayer::new(|_| async { StatusCode::BAD_GATEWAY }))
         .layer(stack)
         .layer(BaseUrlLayer::new(BaseUrl::new(&base_url)?.replacing()))
         .service(client(HttpConnector::new()));
@@ -63,7 +61,7 @@ async fn main() -> Result<(), BoxError> {
 
     let mut stream = caller.clone().oneshot(chat(true)?).await?.into_body();
 
-    // The stream holds its place until it has ended or is dropped.
+    // The stream holds its permit until it ends or is dropped.
     let response = caller.oneshot(chat(false)?).await?;
     let status = response.status();
     let refusal = response.into_body().collect().await?.to_bytes();

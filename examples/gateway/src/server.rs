@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     fmt,
     future::Future,
     io,
@@ -60,7 +61,7 @@ const UPLOAD: Duration = Duration::from_secs(300);
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The layers around the client: each stands inside the one before it.
-type Service = Refuse<Describe<Monitor<Limited<Breaker<Limited<Target>, HttpBody>>>>>;
+type Service = Refuse<Describe<Monitor<Limited<Breaker<Limited<Target>, HttpBody>>>>, Infallible>;
 type Limited<S> = RateLimit<S, HttpBody>;
 type Target = Bulkhead<Timeout<Client, HttpBody>, HttpBody>;
 
@@ -137,7 +138,7 @@ impl Gateway {
             let breaker = breaker::of_provider(upstream, &settings.breaker)?;
             breakers.push((provider.clone(), breaker.handle()));
             let stack = Stack::builder()
-                .refusal(RefusalLayer::new().bad_gateway())
+                .refusal(RefusalLayer::new().infallible())
                 // Who serves a call is where it goes: the form alone does not tell Azure's newer paths from OpenAI's.
                 .describe(describe.clone().provider(provider))
                 .own(MonitorLayer::new(metrics.clone()))

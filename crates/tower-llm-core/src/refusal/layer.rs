@@ -1,44 +1,67 @@
+use std::{convert::Infallible, marker::PhantomData};
+
 use tower_layer::Layer;
 
 use super::Refuse;
+use crate::BoxError;
 
-/// Answers refusals and time-outs with a response in the dialect of the request.
+/// Answers refusals and timeouts with a response in the dialect of the request.
 ///
-/// For servers; it stands outermost. Status and headers are those the providers' clients act on:
+/// It is for servers and goes outermost. Status and headers are those that the providers' clients act on:
 ///
 /// | error | status | headers |
 /// |---|---|---|
 /// | a rate limit | 429 | `retry-after` rounded up to seconds, `retry-after-ms` |
-/// | no place, circuit open | 503 | the same, if the time is known |
-/// | too large | 413 | `x-should-retry: false` |
-/// | [`TimedOut`](crate::TimedOut) | 504 | |
+/// | no permit is free, a circuit is open | 503 | the same, if the time is known |
+/// | the request body is too large | 413 | `x-should-retry: false` |
+/// | the request body failed | 400 | |
+/// | a timeout | 504 | |
 ///
-/// `x-should-retry: false` comes with every refusal that waiting cannot change. Other errors, such as a connection that
-/// broke, are passed on, unless [`bad_gateway`](Self::bad_gateway) is set.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RefusalLayer {
-    bad_gateway: bool,
+/// `x-should-retry: false` is set on every refusal that waiting cannot change. An error that
+/// [states an outcome](crate::ClassifiedError) gets the status of that outcome.
+///
+/// Other errors, such as a broken connection, are passed on as [`BoxError`], unless the layer is
+/// [infallible](Self::infallible).
+#[derive(Debug)]
+pub struct RefusalLayer<E = BoxError> {
+    error: PhantomData<fn() -> E>,
 }
 
 impl RefusalLayer {
-    /// A layer that passes on errors that are not of these layers.
+    /// Creates a layer that passes on errors which are neither refusals nor timeouts.
     #[must_use]
     pub const fn new() -> Self {
-        Self { bad_gateway: false }
+        Self { error: PhantomData }
     }
 
-    /// Answers every other error with 502 too, so that none is left. The text does not repeat the error.
+    /// Answers every other error with 502, so that the service's error is [`Infallible`], as axum wants it.
+    ///
+    /// The text of the error is not repeated: it may name internal hosts.
     #[must_use]
-    pub const fn bad_gateway(mut self) -> Self {
-        self.bad_gateway = true;
-        self
+    pub const fn infallible(self) -> RefusalLayer<Infallible> {
+        RefusalLayer { error: PhantomData }
     }
 }
 
-impl<S> Layer<S> for RefusalLayer {
-    type Service = Refuse<S>;
+// Not derived: `E` need not be `Copy`.
+impl<E> Clone for RefusalLayer<E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
 
-    fn layer(&self, inner: S) -> Refuse<S> {
-        Refuse::new(inner, self.bad_gateway)
+impl<E> Copy for RefusalLayer<E> {}
+
+impl Default for RefusalLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S, E> Layer<S> for RefusalLayer<E> {
+    type Service = Refuse<S, E>;
+
+    fn layer(&self, inner: S) -> Refuse<S, E> {
+        Refuse::new(inner)
     }
 }

@@ -1,4 +1,4 @@
-//! How a refusal looks to a caller.
+//! Refusals as responses.
 
 mod layer;
 mod render;

@@ -1,15 +1,15 @@
-//! Errors of ours, written as the providers write theirs.
+//! Errors of the layers, written as the providers write theirs.
 
 use std::{error::Error, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use serde_json::{Value, json};
 
-use crate::{Dialect, Refusal, RefusalKind, TimedOut, error::chain};
+use crate::{Completion, Dialect, Failure, Outcome, Refusal, RefusalKind, TimedOut, error::chain};
 
-/// What an error is, apart from the dialect.
+/// The names of an error in each dialect.
 #[derive(Clone, Copy)]
 struct Name {
     status: StatusCode,
@@ -42,6 +42,13 @@ const TOO_LARGE: Name = Name {
     gemini: "INVALID_ARGUMENT",
 };
 
+const BAD_REQUEST: Name = Name {
+    status: StatusCode::BAD_REQUEST,
+    openai: "invalid_request_error",
+    anthropic: "invalid_request_error",
+    gemini: "INVALID_ARGUMENT",
+};
+
 const TIMED_OUT: Name = Name {
     status: StatusCode::GATEWAY_TIMEOUT,
     openai: "timeout",
@@ -56,11 +63,10 @@ const BAD_GATEWAY: Name = Name {
     gemini: "UNAVAILABLE",
 };
 
-/// The response for an error of these layers; for any other error only if `bad_gateway`.
+/// The response for a refusal, a timeout or an error that states an outcome; `None` for any other error.
 pub(super) fn render(
     error: &(dyn Error + 'static),
     dialect: Dialect,
-    bad_gateway: bool,
 ) -> Option<Response<Full<Bytes>>> {
     if let Some(timed_out) = TimedOut::find(error) {
         return Some(respond(TIMED_OUT, dialect, &timed_out.to_string()));
@@ -75,21 +81,51 @@ pub(super) fn render(
         let headers = response.headers_mut();
         headers.extend(refusal.headers().cloned().unwrap_or_default());
         if let Some(wait) = refusal.retry_after() {
-            headers.insert(header::RETRY_AFTER, rounded_up(wait, 1_000_000_000).into());
-            headers.insert("retry-after-ms", rounded_up(wait, 1_000_000).into());
+            retry_after(headers, wait);
         }
         if !refusal.is_retryable() {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         return Some(response);
     }
-    // Its text may name hosts that are no business of the caller's.
-    bad_gateway.then(|| respond(BAD_GATEWAY, dialect, "the upstream could not be reached"))
+    // The text is ours: the error's own may name internal hosts, and keys in their URLs.
+    let (name, message, wait) = match Completion::of_error(error).outcome {
+        Outcome::Failed(Failure::Timeout | Failure::Slow | Failure::Stalled) => {
+            (TIMED_OUT, "the upstream did not answer in time", None)
+        }
+        Outcome::ClientError => (BAD_REQUEST, "the request body could not be read", None),
+        Outcome::Throttled { retry_after } => (
+            RATE_LIMITED,
+            "the upstream's rate limit is reached",
+            retry_after,
+        ),
+        Outcome::Exhausted => (RATE_LIMITED, "the upstream's quota is used up", None),
+        Outcome::Overloaded { retry_after } => {
+            (UNAVAILABLE, "the upstream is overloaded", retry_after)
+        }
+        Outcome::Refused => (UNAVAILABLE, "the service is overloaded", None),
+        _ => return None,
+    };
+    let mut response = respond(name, dialect, message);
+    if let Some(wait) = wait {
+        retry_after(response.headers_mut(), wait);
+    }
+    Some(response)
 }
 
-/// The error of the layer that refused, whose source the refusal is.
+/// The response for any error that [`render`] has none for.
+pub(super) fn bad_gateway(dialect: Dialect) -> Response<Full<Bytes>> {
+    respond(BAD_GATEWAY, dialect, "the upstream could not be reached")
+}
+
+fn retry_after(headers: &mut HeaderMap, wait: Duration) {
+    headers.insert(header::RETRY_AFTER, rounded_up(wait, 1_000_000_000).into());
+    headers.insert("retry-after-ms", rounded_up(wait, 1_000_000).into());
+}
+
+/// Returns the error of the layer that refused: the last one before the refusal itself.
 ///
-/// What others have put around it may name hosts, and keys in their URLs.
+/// Errors that others wrapped around it may name hosts, and keys in their URLs.
 fn said_by_layer<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     chain(error)
         .take_while(|error| !error.is::<Refusal>())
@@ -97,10 +133,10 @@ fn said_by_layer<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'stat
         .unwrap_or(error)
 }
 
-/// The event that ends a stream with a time-out.
+/// The event that ends a stream after a timeout.
 pub(crate) fn timed_out_event(dialect: Dialect, message: &str) -> Bytes {
     let data = match dialect {
-        // An event of this dialect carries its error flat.
+        // In this dialect the error's fields are the event's own.
         Dialect::OpenAiResponses => json!({
             "type": "error",
             "code": TIMED_OUT.openai,

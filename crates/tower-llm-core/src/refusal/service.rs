@@ -1,5 +1,8 @@
 use std::{
+    convert::Infallible,
+    fmt,
     future::Future,
+    marker::PhantomData,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -11,44 +14,81 @@ use http_body_util::Full;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::render::render;
+use super::render::{bad_gateway, render};
 use crate::{BoxError, Dialect};
 
 /// Answers refusals with responses; see [`RefusalLayer`](super::RefusalLayer).
-#[derive(Debug)]
-pub struct Refuse<S> {
+pub struct Refuse<S, E> {
     inner: S,
-    bad_gateway: bool,
-    /// What the inner service failed with instead of becoming ready: the answer to the next call.
+    /// The error with which the inner service failed to become ready: the answer to the next call.
     failed: Option<BoxError>,
+    error: PhantomData<fn() -> E>,
 }
 
-impl<S> Refuse<S> {
-    pub(super) fn new(inner: S, bad_gateway: bool) -> Self {
+/// The error of a [`Refuse`] service: [`BoxError`], or [`Infallible`] if it answers every error.
+///
+/// Sealed; these two are all there are.
+pub trait Unanswered: Sized + sealed::Sealed {
+    /// Answers an error that is neither a refusal nor a timeout, or passes it on.
+    #[doc(hidden)]
+    fn answer(error: BoxError, dialect: Dialect) -> Result<Response<Full<Bytes>>, Self>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+impl sealed::Sealed for BoxError {}
+
+impl Unanswered for BoxError {
+    fn answer(error: BoxError, _: Dialect) -> Result<Response<Full<Bytes>>, Self> {
+        Err(error)
+    }
+}
+
+impl sealed::Sealed for Infallible {}
+
+impl Unanswered for Infallible {
+    fn answer(_: BoxError, dialect: Dialect) -> Result<Response<Full<Bytes>>, Self> {
+        Ok(bad_gateway(dialect))
+    }
+}
+
+impl<S, E> Refuse<S, E> {
+    pub(super) fn new(inner: S) -> Self {
         Self {
             inner,
-            bad_gateway,
             failed: None,
+            error: PhantomData,
         }
     }
 }
 
-impl<S: Clone> Clone for Refuse<S> {
+impl<S: Clone, E> Clone for Refuse<S, E> {
     fn clone(&self) -> Self {
-        Self::new(self.inner.clone(), self.bad_gateway)
+        Self::new(self.inner.clone())
     }
 }
 
-impl<S, A, B> Service<Request<A>> for Refuse<S>
+impl<S: fmt::Debug, E> fmt::Debug for Refuse<S, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refuse")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S, E, A, B> Service<Request<A>> for Refuse<S, E>
 where
     S: Service<Request<A>, Response = Response<B>>,
     S::Error: Into<BoxError>,
+    E: Unanswered,
 {
     type Response = Response<RefusalBody<B>>;
-    type Error = BoxError;
-    type Future = ResponseFuture<S::Future>;
+    type Error = E;
+    type Future = ResponseFuture<S::Future, E>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
         if let Err(error) = ready!(self.inner.poll_ready(cx)) {
             self.failed = Some(error.into());
         }
@@ -65,19 +105,19 @@ where
                 },
             },
             dialect: dialect.unwrap_or(Dialect::OpenAi),
-            bad_gateway: self.bad_gateway,
+            error: PhantomData,
         }
     }
 }
 
 pin_project! {
-    /// Answers with the inner response, or with what a refusal looks like.
+    /// Resolves to the inner response, or to the response that a refusal is answered with.
     #[derive(Debug)]
-    pub struct ResponseFuture<F> {
+    pub struct ResponseFuture<F, E> {
         #[pin]
         inner: Answer<F>,
         dialect: Dialect,
-        bad_gateway: bool,
+        error: PhantomData<fn() -> E>,
     }
 }
 
@@ -91,12 +131,13 @@ pin_project! {
     }
 }
 
-impl<F, B, E> Future for ResponseFuture<F>
+impl<F, E, B, I> Future for ResponseFuture<F, E>
 where
-    F: Future<Output = Result<Response<B>, E>>,
-    E: Into<BoxError>,
+    F: Future<Output = Result<Response<B>, I>>,
+    E: Unanswered,
+    I: Into<BoxError>,
 {
-    type Output = Result<Response<RefusalBody<B>>, BoxError>;
+    type Output = Result<Response<RefusalBody<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -106,16 +147,17 @@ where
         };
         Poll::Ready(match answer {
             Ok(response) => Ok(response.map(RefusalBody::inner)),
-            Err(error) => match render(&*error, *this.dialect, *this.bad_gateway) {
-                Some(response) => Ok(response.map(RefusalBody::refusal)),
-                None => Err(error),
-            },
+            Err(error) => match render(&*error, *this.dialect) {
+                Some(response) => Ok(response),
+                None => E::answer(error, *this.dialect),
+            }
+            .map(|response| response.map(RefusalBody::refusal)),
         })
     }
 }
 
 pin_project! {
-    /// The inner response's body, or a refusal.
+    /// The body of the inner response, or of a refusal.
     #[derive(Debug)]
     pub struct RefusalBody<B> {
         #[pin]

@@ -71,8 +71,8 @@ enum Format {
 pub(crate) enum End {
     /// The upstream ended it.
     Ended,
-    /// The upstream broke it off with an error.
-    Errored(Failure),
+    /// The upstream broke it off with an error that stands for this verdict.
+    Errored(Outcome),
     /// Whoever reads it dropped it.
     Dropped(Outcome),
     /// A layer ended it with this verdict.
@@ -178,8 +178,7 @@ impl Scanner {
             _ if self.saw_the_end() => Outcome::Success,
             End::Ended if self.may_end_here() => Outcome::Success,
             End::Ended => Outcome::Failed(Failure::Truncated),
-            End::Errored(failure) => Outcome::Failed(failure),
-            End::Dropped(outcome) | End::Cut(outcome) => outcome,
+            End::Errored(outcome) | End::Dropped(outcome) | End::Cut(outcome) => outcome,
         }
     }
 

@@ -157,7 +157,7 @@ where
                 let is_over = inner.is_some_and(|inner| inner.is_end_stream());
                 is_over.then_some(End::Ended)
             }
-            Some(Err(error)) => Some(End::Errored(failure(error))),
+            Some(Err(error)) => Some(End::Errored(outcome(error))),
             None => Some(End::Ended),
         };
         if let Some(end) = end {
@@ -179,10 +179,13 @@ where
     }
 }
 
-/// What an error in the middle of a body means.
-fn failure(error: &BoxError) -> Failure {
+/// The outcome of a call whose response had begun and then broke off with `error`.
+fn outcome(error: &BoxError) -> Outcome {
     match Completion::of_error(&**error).outcome {
-        Outcome::Failed(failure) => failure,
-        _ => Failure::Transport,
+        // The model was at work, so what was seen of its output is charged, as when the caller leaves.
+        Outcome::ClientError => Outcome::Abandoned,
+        // This call was sent: what was refused is another one.
+        Outcome::Refused => Outcome::Failed(Failure::Transport),
+        outcome => outcome,
     }
 }

@@ -4,6 +4,7 @@
 
 mod drops;
 mod ends;
+mod errors;
 mod follow;
 mod futures;
 mod grpc;
