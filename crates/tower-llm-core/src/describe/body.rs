@@ -30,7 +30,7 @@ pub(super) fn describe(
         true => facts.input.items.max(1),
         false => 1,
     };
-    let caller = settings.caller.caller(parts, &route);
+    let (caller, account) = settings.identity(parts, &route);
     let provider = settings.provider.provider(parts).unwrap_or(route.provider);
     let mut call = Call::builder(provider, route.operation)
         .streamed(route.streamed || facts.stream)
@@ -46,8 +46,8 @@ pub(super) fn describe(
     if let Some(tokens) = facts.most_output(items) {
         call = call.max_output_tokens(tokens);
     }
-    if let Some(account) = &settings.account {
-        call = call.account(account.clone());
+    if let Some(account) = account {
+        call = call.account(account);
     }
     if let Some(caller) = caller {
         call = call.caller(caller);

@@ -40,8 +40,10 @@ pub struct DescribeLayer {
 pub(super) struct Settings {
     pub(super) max_body_bytes: usize,
     pub(super) provider: ProviderBy,
-    pub(super) account: Option<Box<str>>,
-    pub(super) caller: CallerBy,
+    account: AccountBy,
+    caller: CallerBy,
+    /// Under which credentials are digested.
+    secret: [u8; 16],
     pub(super) exact: bool,
 }
 
@@ -53,8 +55,15 @@ pub(super) enum ProviderBy {
 }
 
 #[derive(Clone)]
-pub(super) enum CallerBy {
-    Credential { key: [u8; 16] },
+enum AccountBy {
+    Unnamed,
+    Fixed(Box<str>),
+    Credential,
+}
+
+#[derive(Clone)]
+enum CallerBy {
+    Credential,
     Custom(Arc<dyn Fn(&Parts) -> Option<Caller> + Send + Sync>),
 }
 
@@ -63,15 +72,16 @@ impl DescribeLayer {
     #[must_use]
     pub fn new() -> Self {
         let (one, two) = (random(), random());
-        let mut key = [0; 16];
-        key[..8].copy_from_slice(&one.to_ne_bytes());
-        key[8..].copy_from_slice(&two.to_ne_bytes());
+        let mut secret = [0; 16];
+        secret[..8].copy_from_slice(&one.to_ne_bytes());
+        secret[8..].copy_from_slice(&two.to_ne_bytes());
         Self {
             settings: Arc::new(Settings {
                 max_body_bytes: MAX_BODY_BYTES,
                 provider: ProviderBy::Form,
-                account: None,
-                caller: CallerBy::Credential { key },
+                account: AccountBy::Unnamed,
+                caller: CallerBy::Credential,
+                secret,
                 exact: false,
             }),
         }
@@ -107,15 +117,26 @@ impl DescribeLayer {
     #[must_use]
     pub fn account(self, account: impl Into<Box<str>>) -> Self {
         let account = account.into();
-        self.with(|settings| settings.account = Some(account))
+        self.with(|settings| settings.account = AccountBy::Fixed(account))
+    }
+
+    /// Names the account by a digest of the call's credential, for a service that passes on its callers' own: calls with
+    /// the same credential count against the same account, however the [caller](Self::caller_by) is named.
+    #[must_use]
+    pub fn account_by_credential(self) -> Self {
+        self.with(|settings| settings.account = AccountBy::Credential)
     }
 
     /// Sets the secret under which credentials are digested; a random one for each layer unless set.
     ///
-    /// Processes that share limits by caller need the same secret, or one caller is another in each of them.
+    /// Processes that share limits by caller need the same secret, or one caller is another in each of them. It undoes
+    /// [`caller_by`](Self::caller_by).
     #[must_use]
     pub fn caller_secret(self, key: [u8; 16]) -> Self {
-        self.with(|settings| settings.caller = CallerBy::Credential { key })
+        self.with(|settings| {
+            settings.secret = key;
+            settings.caller = CallerBy::Credential;
+        })
     }
 
     /// Names callers by `caller`, in place of the digest of their credential.
@@ -176,14 +197,27 @@ impl ProviderBy {
     }
 }
 
-impl CallerBy {
-    pub(super) fn caller(&self, parts: &Parts, route: &Route<'_>) -> Option<Caller> {
-        match self {
-            Self::Credential { key } => {
-                credential(parts, route).map(|credential| Caller::named(digest(key, credential)))
-            }
-            Self::Custom(caller) => caller(parts),
-        }
+impl Settings {
+    /// Who calls, and against which account the call counts.
+    pub(super) fn identity(
+        &self,
+        parts: &Parts,
+        route: &Route<'_>,
+    ) -> (Option<Caller>, Option<Box<str>>) {
+        let by_credential = matches!(self.caller, CallerBy::Credential)
+            || matches!(self.account, AccountBy::Credential);
+        let credential = by_credential.then(|| credential(parts, route)).flatten();
+        let digest = credential.map(|credential| digest(&self.secret, credential));
+        let account = match &self.account {
+            AccountBy::Unnamed => None,
+            AccountBy::Fixed(account) => Some(account.clone()),
+            AccountBy::Credential => digest.as_deref().map(Box::from),
+        };
+        let caller = match &self.caller {
+            CallerBy::Credential => digest.map(Caller::named),
+            CallerBy::Custom(caller) => caller(parts),
+        };
+        (caller, account)
     }
 }
 

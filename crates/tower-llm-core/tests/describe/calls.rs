@@ -167,6 +167,33 @@ async fn the_service_says_who_serves_and_for_which_account() {
     assert_eq!(call.dialect(), Some(Dialect::OpenAi));
 }
 
+#[tokio::test]
+async fn an_account_by_credential_is_the_same_for_callers_of_other_names() {
+    let layer = DescribeLayer::new()
+        .caller_by(|parts| Some(tower_llm_core::Caller::named(parts.uri.query()?)))
+        .account_by_credential();
+    let mut accounts = Vec::new();
+    for (caller, credential) in [("ann", "one"), ("bob", "one"), ("ann", "two")] {
+        let request = Request::post(format!("/v1/messages?{caller}"))
+            .header("x-api-key", credential)
+            .body(Empty::<Bytes>::new())
+            .unwrap();
+        let passed = pass(&layer, request).await.unwrap();
+        let call = passed.call().unwrap();
+        assert_eq!(call.caller().unwrap().as_str(), caller);
+        accounts.push(call.account().unwrap().to_owned());
+    }
+    assert_eq!(accounts[0], accounts[1]);
+    assert_ne!(accounts[0], accounts[2]);
+    assert!(!accounts.concat().contains("one") && !accounts.concat().contains("two"));
+
+    let request = Request::post("/v1/messages?ann")
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    let passed = pass(&layer, request).await.unwrap();
+    assert_eq!(passed.call().unwrap().account(), None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_call_is_received_when_its_head_is() {
     let begun = Instant::now();
