@@ -5,7 +5,7 @@ use tower_llm_stack::{
     breaker::{CircuitStats, Force, Scope, State},
 };
 
-use crate::{BreakerSettings, StartError, settings::BreakerMode, upstream::Upstream};
+use crate::{BreakerSettings, StartError, settings::BreakerMode};
 
 /// The circuits of all providers, to look at.
 pub(crate) type Breakers = Vec<(Provider, BreakerHandle)>;
@@ -34,20 +34,13 @@ pub(crate) const SCOPES: [(Scope, &str); 4] = [
     (Scope::AccountAndModel, "account_and_model"),
 ];
 
-/// The breaker of one provider.
+/// The circuits of one provider.
 ///
-/// An account is whose key is sent: where that is the caller's own, one who has spent his money or is throttled closes the
-/// way for nobody else.
-pub(crate) fn of_provider(
-    upstream: &Upstream,
-    settings: &BreakerSettings,
-) -> Result<BreakerLayer, StartError> {
-    let account_by = match upstream.takes_the_caller_s_key() {
-        true => KeyBy::caller(),
-        false => KeyBy::account(),
-    };
+/// An account is a credential: where callers send their own, one that is throttled or has spent its money closes no circuit
+/// for the others.
+pub(crate) fn layer(settings: &BreakerSettings) -> Result<BreakerLayer, StartError> {
     let mut builder = BreakerLayer::builder()
-        .account_by(account_by)
+        .account_by(KeyBy::account())
         // The rate limit heeds the provider's clock, if anybody does: it lets short waits be waited out.
         .throttled_opens(false)
         .window(settings.window)

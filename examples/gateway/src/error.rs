@@ -12,6 +12,7 @@ pub(crate) enum Reason {
     Listen { addr: SocketAddr, error: io::Error },
     Simulator(io::Error),
     Tls(String),
+    Randomness,
 }
 
 impl StartError {
@@ -47,6 +48,7 @@ impl fmt::Display for StartError {
             Reason::Simulator(error) => {
                 write!(f, "the simulated provider does not start: {error}")
             }
+            Reason::Randomness => f.write_str("the system gives no random numbers"),
             Reason::Tls(what) => write!(f, "no https upstream can be reached: {what}"),
         }
     }

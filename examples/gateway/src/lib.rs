@@ -7,22 +7,28 @@
 //! hyper > Refusal > Describe > Monitor > caller's RateLimit > Breaker > provider's RateLimit > Bulkhead > Timeout > hyper-util's client
 //! ```
 
+mod access;
 mod breaker;
 mod caller;
 mod client;
 mod error;
+mod framing;
+mod gate;
 mod headers;
 mod limits;
 mod monitor;
+mod paths;
+mod problem;
 mod server;
 mod settings;
 mod upstream;
 
 pub use self::{
     error::StartError,
+    paths::AllowPaths,
     server::{Gateway, Stopped},
     settings::{
-        BreakerMode, BreakerSettings, BulkheadSettings, RateLimitSettings, Secret, Settings, Tiers,
-        TimeoutSettings, UpstreamSettings,
+        AccessSettings, BreakerMode, BreakerSettings, BulkheadSettings, RateLimitSettings, Secret,
+        Settings, Tiers, TimeoutSettings, UpstreamSettings,
     },
 };

@@ -12,7 +12,9 @@ use tower_llm_stack::{
     ratelimit::{Headers, LimitOf},
 };
 
-use crate::{RateLimitSettings, Secret, StartError, settings::Tiers, upstream::Upstream};
+use crate::{
+    RateLimitSettings, Secret, StartError, access::Access, settings::Tiers, upstream::Upstream,
+};
 
 const CALLER_TIERS: &str = "RATELIMIT_CALLER_TIERS";
 
@@ -26,8 +28,7 @@ pub(crate) struct Limiters {
 /// The limits of one provider; `None` if there are none.
 ///
 /// What is set counts for all of the gateway's calls to it, of whichever model and caller. What the provider tells is
-/// about one model and the account whose key was sent: where that is the caller's own, one who is throttled holds up
-/// nobody else.
+/// about one model and one credential: where callers send their own, one that is throttled does not hold up the others.
 pub(crate) fn of_provider(
     upstream: &Upstream,
     settings: &RateLimitSettings,
@@ -36,12 +37,12 @@ pub(crate) fn of_provider(
     if limits.is_empty() && !settings.learn {
         return Ok(None);
     }
-    let told_by = if upstream.takes_the_caller_s_key() {
+    let told_by = if upstream.passes_credentials() {
         KeyBy::custom(|request| {
             let call = request.call();
             let call = call.as_deref();
-            let caller = call.and_then(Call::caller).map_or("", Caller::as_str);
-            Key::pair(caller, call.and_then(Call::model).unwrap_or_default())
+            let account = call.and_then(Call::account).unwrap_or_default();
+            Key::pair(account, call.and_then(Call::model).unwrap_or_default())
         })
     } else {
         KeyBy::model()
@@ -57,9 +58,11 @@ pub(crate) fn of_provider(
     layer.map(Some).map_err(not_built)
 }
 
-/// The limits of each caller, told apart as `describe` does; `None` if there are none.
+/// The limits of each caller, told apart by the gateway's keys if it has any, else as `describe` does; `None` if there are
+/// none.
 pub(crate) async fn of_callers(
     describe: &DescribeLayer,
+    access: &Access,
     settings: &RateLimitSettings,
 ) -> Result<Option<RateLimitLayer>, StartError> {
     let RateLimitSettings {
@@ -73,7 +76,7 @@ pub(crate) async fn of_callers(
     let mut builder = RateLimitLayer::for_callers();
     if let Some(tiers) = tiers {
         limits.push(tiers.limit());
-        let tier_of = tier_of(describe, tiers, caller_tiers.as_ref()).await?;
+        let tier_of = tier_of(describe, access, tiers, caller_tiers.as_ref()).await?;
         builder = builder.tier_by(move |request| {
             let call = request.call();
             let caller = call.as_deref().and_then(Call::caller);
@@ -159,6 +162,7 @@ fn per_minute<const N: usize>(limits: [(Option<u64>, Of); N]) -> Vec<Limit> {
 /// The tiers of the callers whose keys are listed, as `key:tier,key:tier`.
 async fn tier_of(
     describe: &DescribeLayer,
+    access: &Access,
     tiers: &Tiers,
     list: Option<&Secret>,
 ) -> Result<HashMap<Caller, String>, StartError> {
@@ -180,6 +184,15 @@ async fn tier_of(
             .ok_or_else(|| wrong("is not key:tier"))?;
         if !tiers.0.iter().any(|(name, _)| name == tier) {
             return Err(wrong("names a tier that RATELIMIT_TIERS does not"));
+        }
+        if let Access::Keys(keys) = access {
+            match keys.find(key.as_bytes()) {
+                Some(key) => drop(tier_of.insert(key.caller(), tier.to_owned())),
+                // Without keys no request gets so far.
+                None if keys.is_empty() => {}
+                None => return Err(wrong("is not one of GATEWAY_KEYS")),
+            }
+            continue;
         }
         for caller in callers_with(describe, key).await {
             let caller = caller.ok_or_else(|| wrong("has no key that a header may have"))?;

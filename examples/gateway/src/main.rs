@@ -42,7 +42,10 @@ async fn run(settings: Settings) -> Result<ExitCode, StartError> {
     };
     let deadline = settings.shutdown_deadline;
     let gateway = Gateway::bind(settings).await?;
-    // Nobody may be reading: that is no reason to stop.
+    for notice in gateway.notices() {
+        eprintln!("warning: {notice}");
+    }
+    // A closed standard output is no reason to stop.
     let _ = greet(&gateway, &mut io::stdout().lock());
 
     let (stop, stopped) = oneshot::channel();

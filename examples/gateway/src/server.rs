@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header, request::Parts};
 use http_body_util::{Either, Full};
 use hyper::{
     body::{Body, Incoming},
@@ -34,8 +34,8 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt};
 use tower_llm_stack::{
-    BoxError, BulkheadHandle, BulkheadLayer, ConfigError, DescribeLayer, HttpBody, Key, Provider,
-    RateLimitLayer, RefusalLayer, Stack, TimeoutLayer,
+    BoxError, BulkheadHandle, BulkheadLayer, ConfigError, DescribeLayer, Dialect, HttpBody, Key,
+    Provider, RateLimitLayer, RefusalLayer, Stack, TimeoutLayer,
     breaker::Breaker,
     bulkhead::Bulkhead,
     core::{Describe, Refuse},
@@ -46,13 +46,18 @@ use tower_llm_testkit::{Behavior, SimulatedProvider};
 
 use crate::{
     BulkheadSettings, Settings, StartError, TimeoutSettings,
+    access::{Access, KeyNumber},
     breaker::{self, Breakers},
     caller::{PatientBody, PatientExecutor, PatientSocket},
     client::Client,
     error::Reason,
+    framing::{Ambiguous, Framing},
+    gate::Gate,
     limits::{self, Limiters},
     monitor::{Metrics, Monitor, MonitorLayer},
-    upstream::Upstreams,
+    paths::is_ambiguous,
+    problem::Problem,
+    upstream::{Upstream, Upstreams},
 };
 
 /// What a caller's body may add to the longest time a call can take.
@@ -72,6 +77,7 @@ pub struct Gateway {
     settings: Settings,
     shared: Arc<Shared>,
     simulator: Option<SimulatedProvider>,
+    notices: Vec<String>,
 }
 
 /// How a gateway has stopped.
@@ -85,7 +91,7 @@ pub struct Stopped {
 struct Shared {
     /// By the upstream's name: each has limits of its own, and all share the rest.
     services: HashMap<&'static str, Service>,
-    upstreams: Upstreams,
+    gate: Gate,
     bulkhead: BulkheadHandle,
     limiters: Limiters,
     breakers: Breakers,
@@ -118,14 +124,24 @@ impl Gateway {
         } else {
             (None, Upstreams::new(&settings.upstreams)?)
         };
+        let mut notices = Vec::new();
+        let credential = upstreams.iter().find_map(Upstream::credential_setting);
+        let keys = settings.access.keys.as_ref();
+        let access = Access::new(keys, "GATEWAY_KEYS", credential, &mut notices)?;
         let metrics = Metrics::new();
         let handle = bulkhead.handle();
-        let callers = limits::of_callers(&describe, &settings.ratelimit).await?;
+        let callers = limits::of_callers(&describe, &access, &settings.ratelimit).await?;
         let mut limiters = Limiters {
             callers: callers.as_ref().map(RateLimitLayer::handle),
             ..Limiters::default()
         };
         let callers = limits::or_none(callers)?;
+        let describe = match access {
+            Access::Open => describe,
+            Access::Keys(_) => {
+                describe.caller_by(|parts| parts.extensions.get().copied().map(KeyNumber::caller))
+            }
+        };
         let mut breakers = Breakers::new();
         let client = Client::new(&upstreams)?;
         let mut services = HashMap::new();
@@ -135,12 +151,17 @@ impl Gateway {
             if let Some(limits) = &limits {
                 limiters.providers.push((provider.clone(), limits.handle()));
             }
-            let breaker = breaker::of_provider(upstream, &settings.breaker)?;
+            let breaker = breaker::layer(&settings.breaker)?;
             breakers.push((provider.clone(), breaker.handle()));
+            // Who serves a call is where it goes: the form alone does not tell Azure's newer paths from OpenAI's.
+            let describe = describe.clone().provider(provider);
+            let describe = match upstream.passes_credentials() {
+                true => describe.account_by_credential(),
+                false => describe,
+            };
             let stack = Stack::builder()
                 .refusal(RefusalLayer::new().infallible())
-                // Who serves a call is where it goes: the form alone does not tell Azure's newer paths from OpenAI's.
-                .describe(describe.clone().provider(provider))
+                .describe(describe)
                 .own(MonitorLayer::new(metrics.clone()))
                 .caller_rate_limit(callers.clone())
                 .breaker(breaker)
@@ -156,9 +177,14 @@ impl Gateway {
         let listener = TcpListener::bind(addr).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
         refuse_itself(addr, &upstreams)?;
+        let gate = Gate {
+            access,
+            allow_paths: settings.access.allow_paths.clone().unwrap_or_default(),
+            upstreams,
+        };
         let shared = Shared {
             services,
-            upstreams,
+            gate,
             bulkhead: handle,
             limiters,
             breakers,
@@ -173,7 +199,14 @@ impl Gateway {
             settings,
             shared: Arc::new(shared),
             simulator,
+            notices,
         })
+    }
+
+    /// What the operator should know of the settings, whatever the log's level is.
+    #[must_use]
+    pub fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     /// Where it listens.
@@ -190,7 +223,7 @@ impl Gateway {
 
     /// Each provider's name and where its calls go; without keys.
     pub fn upstreams(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let all = self.shared.upstreams.iter();
+        let all = self.shared.gate.upstreams.iter();
         all.map(|upstream| (upstream.name(), upstream.to_string()))
     }
 
@@ -360,11 +393,13 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true);
     let mut draining = shared.draining.subscribe();
     let has_asked = AtomicBool::new(false);
+    let socket = PatientSocket::new(stream, shared.caller_timeout);
+    let (socket, ambiguous) = Framing::new(socket);
     let service = service_fn(|request| {
         has_asked.store(true, Ordering::Relaxed);
-        answer(Arc::clone(&shared), request)
+        answer(Arc::clone(&shared), ambiguous.clone(), request)
     });
-    let io = TokioIo::new(PatientSocket::new(stream, shared.caller_timeout));
+    let io = TokioIo::new(socket);
     let mut serving = pin!(shared.http.serve_connection(io, service));
     // hyper's own limit begins when it knows the version of HTTP; one who says nothing never gets there.
     let mut silence = pin!(sleep(shared.caller_timeout));
@@ -391,33 +426,47 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
 
 async fn answer(
     shared: Arc<Shared>,
-    mut request: Request<Incoming>,
+    ambiguous: Ambiguous,
+    request: Request<Incoming>,
 ) -> Result<Response<impl Body<Data = Bytes, Error = BoxError> + Send>, BoxError> {
-    let path = request.uri().path();
-    let own = matches!(*request.method(), Method::GET | Method::HEAD)
-        .then(|| shared.own(path))
+    let (mut parts, body) = request.into_parts();
+    if ambiguous.is_set() {
+        let mut response = refuse(Problem::TWO_LENGTHS, shared.gate.dialect(&parts), &parts);
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+        return Ok(response.map(Either::Right));
+    }
+    if is_ambiguous(parts.uri.path()) {
+        let response = refuse(Problem::DOT_SEGMENTS, shared.gate.dialect(&parts), &parts);
+        return Ok(response.map(Either::Right));
+    }
+    let own = matches!(parts.method, Method::GET | Method::HEAD)
+        .then(|| shared.own(parts.uri.path()))
         .flatten();
     if let Some(response) = own {
         return Ok(response.map(Either::Right));
     }
-    let Some(upstream) = shared.upstreams.of(&request) else {
-        let what = "no upstream serves this path";
-        return Ok(problem(StatusCode::NOT_FOUND, "not_found", what).map(Either::Right));
+    let dialect = shared.gate.dialect(&parts);
+    let upstream = match shared.gate.admit(&mut parts) {
+        Ok(upstream) => upstream,
+        Err(problem) => return Ok(refuse(problem, dialect, &parts).map(Either::Right)),
     };
     let service = shared.services[upstream.name()].clone();
-    let upstream = Arc::clone(upstream);
-    request.extensions_mut().insert(upstream);
-    let (parts, body) = request.into_parts();
+    parts.extensions.insert(upstream);
     let (body, stalled) = PatientBody::new(body, shared.caller_timeout);
-    let request = Request::from_parts(parts, body);
-    let response = service.oneshot(request).await?;
+    let response = service.oneshot(Request::from_parts(parts, body)).await?;
     if stalled.is_set() {
-        let what = "the request's body did not come";
-        return Ok(
-            problem(StatusCode::REQUEST_TIMEOUT, "request_timeout", what).map(Either::Right),
-        );
+        return Ok(Problem::STALLED.response(dialect).map(Either::Right));
     }
     Ok(response.map(Either::Left))
+}
+
+/// Answers with `problem`, and says so in the log: without the query, which may hold a credential.
+fn refuse(problem: Problem, dialect: Dialect, request: &Parts) -> Response<Full<Bytes>> {
+    let (method, path) = (&request.method, request.uri.path());
+    let status = problem.status.as_u16();
+    tracing::warn!(status, reason = problem.code, %method, ?path, "request refused");
+    problem.response(dialect)
 }
 
 impl fmt::Debug for Gateway {
@@ -458,18 +507,6 @@ impl Shared {
             _ => None,
         }
     }
-}
-
-/// An error of the gateway's own, in the form that most clients know.
-fn problem(status: StatusCode, code: &str, message: &str) -> Response<Full<Bytes>> {
-    let error =
-        serde_json::json!({ "message": message, "type": code, "param": null, "code": code });
-    let body = serde_json::json!({ "error": error }).to_string();
-    let mut response = Response::new(Full::from(body));
-    *response.status_mut() = status;
-    let json = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(header::CONTENT_TYPE, json);
-    response
 }
 
 #[cfg(test)]

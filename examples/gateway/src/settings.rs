@@ -4,6 +4,8 @@ use std::{convert::Infallible, ffi::OsString, fmt, net::SocketAddr, str::FromStr
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 
+use crate::AllowPaths;
+
 /// A gateway in front of language models: the tower-llm stack as a service.
 ///
 /// With no upstream set it answers from an embedded simulated provider, so that it runs with no key and no network.
@@ -40,6 +42,10 @@ pub struct Settings {
     #[arg(long, env = "GATEWAY_SHUTDOWN_DEADLINE", value_name = "SECONDS", default_value = "30", value_parser = seconds_or_zero)]
     pub shutdown_deadline: Duration,
 
+    /// Who may use the gateway, and for what.
+    #[command(flatten)]
+    pub access: AccessSettings,
+
     /// Where the upstreams are, and with which keys.
     #[command(flatten)]
     pub upstreams: UpstreamSettings,
@@ -59,6 +65,30 @@ pub struct Settings {
     /// How long a call may take.
     #[command(flatten)]
     pub timeout: TimeoutSettings,
+}
+
+/// Who may use the gateway, and for what.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Access")]
+pub struct AccessSettings {
+    /// Keys that callers must send to the gateway, in the header in which their client sends a provider's key. Required once
+    /// a provider's key is set: without it every call is then answered with 401. `none` lets everybody use the gateway.
+    /// Prefer the environment: other users of the machine can see a command line.
+    #[arg(
+        long = "keys",
+        env = "GATEWAY_KEYS",
+        value_name = "KEY,..",
+        hide_env_values = true
+    )]
+    pub keys: Option<Secret>,
+    /// Paths that callers may use with a configured provider key, beside inference and lists of models, such as
+    /// `/v1/files/*,/v1/batches`. A `/*` at the end allows everything below; every method is allowed.
+    #[arg(
+        long = "allow-paths",
+        env = "GATEWAY_ALLOW_PATHS",
+        value_name = "PATH,.."
+    )]
+    pub allow_paths: Option<AllowPaths>,
 }
 
 /// Base URLs and keys, by the names that the providers' own clients use. One that is empty counts as not set.

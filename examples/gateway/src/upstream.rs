@@ -3,20 +3,24 @@
 use std::{fmt, sync::Arc};
 
 use http::{
-    HeaderName, HeaderValue, Request, Uri,
+    HeaderName, HeaderValue, Method, Request, Uri,
     header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, EXPECT},
-    uri::{Parts, PathAndQuery},
+    request::Parts,
 };
 use tower_llm_stack::{BoxError, Dialect, Provider, adapters::base_url::BaseUrl};
 
-use crate::{Secret, Settings, StartError, UpstreamSettings, headers::remove_hop_by_hop};
+use crate::{
+    AllowPaths, Secret, Settings, StartError, UpstreamSettings,
+    access::{CREDENTIALS, decoded, without_query},
+    headers::remove_hop_by_hop,
+    paths::is_inference_or_models,
+};
 
-/// Every header in which one of the dialects' clients sends its credential.
-const CREDENTIALS: [HeaderName; 4] = [
-    AUTHORIZATION,
-    HeaderName::from_static("x-api-key"),
-    HeaderName::from_static("api-key"),
-    HeaderName::from_static("x-goog-api-key"),
+/// Headers by which some servers take a request for one with another method.
+const METHOD_OVERRIDES: [HeaderName; 3] = [
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-method-override"),
 ];
 
 /// Where the calls of one provider go.
@@ -25,6 +29,10 @@ pub(crate) struct Upstream {
     name: &'static str,
     provider: Provider,
     base: BaseUrl,
+    /// The path of `base`, empty for none.
+    base_path: Box<str>,
+    /// The setting that its credential comes from.
+    key_setting: &'static str,
     /// The header in which it takes credentials, beside `authorization`.
     header: HeaderName,
     /// Takes the place of the caller's; `None` passes that on.
@@ -120,14 +128,7 @@ impl Known {
             Some(key) => Some(self.credential(key)?),
             None => None,
         };
-        Ok(Some(Arc::new(Upstream {
-            name: self.name,
-            provider: self.provider.clone(),
-            base,
-            header: self.header.clone(),
-            credential,
-            simulated: false,
-        })))
+        Ok(Some(Arc::new(self.at(base, credential, false))))
     }
 
     fn credential(&self, key: &str) -> Result<(HeaderName, HeaderValue), StartError> {
@@ -142,14 +143,26 @@ impl Known {
     }
 
     fn simulated(&self, base: &BaseUrl) -> Arc<Upstream> {
-        Arc::new(Upstream {
+        Arc::new(self.at(base.clone(), None, true))
+    }
+
+    fn at(
+        &self,
+        base: BaseUrl,
+        credential: Option<(HeaderName, HeaderValue)>,
+        simulated: bool,
+    ) -> Upstream {
+        let url: Uri = base.to_string().parse().expect("a base URL is a URL");
+        Upstream {
             name: self.name,
             provider: self.provider.clone(),
-            base: base.clone(),
+            base_path: url.path().trim_end_matches('/').into(),
+            base,
+            key_setting: self.key_setting,
             header: self.header.clone(),
-            credential: None,
-            simulated: true,
-        })
+            credential,
+            simulated,
+        }
     }
 }
 
@@ -201,8 +214,8 @@ impl Upstreams {
 
     /// Where a request goes: by its dialect if it has one; else by its path's first segment, so that a provider's other
     /// endpoints (`GET /v1/models`, files, batches) are reached too.
-    pub(crate) fn of<B>(&self, request: &Request<B>) -> Option<&Arc<Upstream>> {
-        let (uri, headers) = (request.uri(), request.headers());
+    pub(crate) fn of(&self, request: &Parts) -> Option<&Arc<Upstream>> {
+        let (uri, headers) = (&request.uri, &request.headers);
         let path = uri.path();
         if path.starts_with("/openai/") && self.azure.is_some() {
             return self.azure.as_ref();
@@ -215,7 +228,7 @@ impl Upstreams {
         if path.starts_with("/v1beta/openai/") {
             return Some(&self.gemini);
         }
-        match Dialect::of(request.method(), uri, headers) {
+        match Dialect::of(&request.method, uri, headers) {
             Some(Dialect::Anthropic) => Some(&self.anthropic),
             Some(Dialect::Gemini) => Some(&self.gemini),
             Some(_) => Some(&self.openai),
@@ -246,9 +259,40 @@ impl Upstream {
         &self.base
     }
 
-    /// Whether a caller's own key is what the provider takes.
-    pub(crate) fn takes_the_caller_s_key(&self) -> bool {
+    /// Whether the provider gets the caller's own credential, and not one of the gateway's owner.
+    pub(crate) fn passes_credentials(&self) -> bool {
         self.credential.is_none()
+    }
+
+    /// The setting with the owner's credential, if there is one.
+    pub(crate) fn credential_setting(&self) -> Option<&'static str> {
+        self.credential.as_ref().map(|_| self.key_setting)
+    }
+
+    /// Whether a caller may send this here: anything with its own credential; with the owner's, inference, lists of models
+    /// and the paths that are allowed.
+    pub(crate) fn allows(&self, method: &Method, path: &str, allowed: &AllowPaths) -> bool {
+        if self.credential.is_none() {
+            return true;
+        }
+        // A server may answer TRACE with the request's headers, and so with the credential.
+        if matches!(*method, Method::TRACE | Method::CONNECT) {
+            return false;
+        }
+        let below_base = path.strip_prefix(&*self.base_path);
+        let relative = below_base.filter(|path| path.starts_with('/'));
+        allowed.allows(path) || is_inference_or_models(method, relative.unwrap_or(path))
+    }
+
+    /// The dialect of requests whose path and headers name none.
+    pub(crate) fn dialect(&self, path: &str) -> Dialect {
+        if self.provider == Provider::ANTHROPIC {
+            Dialect::Anthropic
+        } else if self.provider == Provider::GEMINI && !path.contains("/openai/") {
+            Dialect::Gemini
+        } else {
+            Dialect::OpenAi
+        }
     }
 
     /// Makes of a caller's request the one that is sent.
@@ -270,9 +314,13 @@ impl Upstream {
         }
         if let Some((name, value)) = &self.credential {
             headers.insert(name, value.clone());
+            // What a caller may do was decided by the request's method.
+            for name in &METHOD_OVERRIDES {
+                headers.remove(name);
+            }
         }
         if (self.credential.is_some() || self.provider != Provider::GEMINI)
-            && let Some(uri) = without_key(request.uri())
+            && let Some(uri) = without_query(request.uri(), |name, _| decoded(name) == b"key")
         {
             *request.uri_mut() = uri;
         }
@@ -294,23 +342,6 @@ impl fmt::Display for Upstream {
     }
 }
 
-/// The address without the `key=` in which Gemini's clients may send their credential; `None` if it has none.
-fn without_key(uri: &Uri) -> Option<Uri> {
-    let query = uri.query()?;
-    let is_key = |pair: &&str| pair.split('=').next() == Some("key");
-    if !query.split('&').any(|pair| is_key(&pair)) {
-        return None;
-    }
-    let kept: Vec<&str> = query.split('&').filter(|pair| !is_key(pair)).collect();
-    let path = match kept.is_empty() {
-        true => uri.path().to_owned(),
-        false => format!("{}?{}", uri.path(), kept.join("&")),
-    };
-    let mut parts = Parts::from(uri.clone());
-    parts.path_and_query = Some(PathAndQuery::try_from(path).ok()?);
-    Uri::from_parts(parts).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use http::Method;
@@ -323,6 +354,11 @@ mod tests {
 
     fn to(path: &'static str) -> Request<()> {
         Request::post(path).body(()).unwrap()
+    }
+
+    fn of(all: &Upstreams, request: &Request<()>) -> Option<&'static str> {
+        let parts = request.clone().into_parts().0;
+        all.of(&parts).map(|upstream| upstream.name)
     }
 
     #[test]
@@ -343,7 +379,8 @@ mod tests {
                     .headers_mut()
                     .insert(name, HeaderValue::from_static("k"));
             }
-            let upstream = all.of(&request).unwrap();
+            let parts = request.clone().into_parts().0;
+            let upstream = all.of(&parts).unwrap();
             upstream.prepare(&mut request).unwrap();
             for name in &CREDENTIALS {
                 let passes = name == AUTHORIZATION || header == Some(name.as_str());
@@ -359,7 +396,7 @@ mod tests {
     #[test]
     fn the_dialect_or_else_the_path_says_where_a_request_goes() {
         let all = upstreams(&["--azure-endpoint", "http://127.0.0.1:1"]).unwrap();
-        let of = |path: &'static str| all.of(&to(path)).map(|upstream| upstream.name);
+        let of = |path: &'static str| of(&all, &to(path));
         for (path, name) in [
             ("/v1/chat/completions", "openai"),
             ("/chat/completions", "openai"),
@@ -394,17 +431,16 @@ mod tests {
         *request.method_mut() = Method::GET;
         let version = HeaderValue::from_static("2023-06-01");
         request.headers_mut().insert("anthropic-version", version);
-        let found = all.of(&request).map(|found| found.name);
-        assert_eq!(found, Some("anthropic"));
+        assert_eq!(of(&all, &request), Some("anthropic"));
     }
 
     #[test]
     fn without_azure_a_deployment_has_nowhere_to_go() {
         let all = upstreams(&[]).unwrap();
         let deployment = to("/openai/deployments/d/chat/completions");
-        assert!(all.of(&deployment).is_none());
-        let found = all.of(&to("/openai/v1/chat/completions"));
-        assert_eq!(found.map(|found| found.name), Some("openai"));
+        assert_eq!(of(&all, &deployment), None);
+        let found = of(&all, &to("/openai/v1/chat/completions"));
+        assert_eq!(found, Some("openai"));
     }
 
     #[test]
@@ -429,15 +465,57 @@ mod tests {
     }
 
     #[test]
-    fn the_caller_s_key_goes_from_the_query_too() {
-        let without = |uri| without_key(&Uri::from_static(uri)).map(|uri| uri.to_string());
-        assert_eq!(
-            without("/m?alt=sse&key=k&x=1").as_deref(),
-            Some("/m?alt=sse&x=1")
+    fn the_owner_s_credential_reaches_inference_and_models_below_any_base() {
+        let none = AllowPaths::default();
+        let key = ["--openai-api-key", "ours", "--openai-base-url"];
+        for base in [
+            "https://h",
+            "https://h/v1",
+            "https://h/api/v1/",
+            "https://h/openai/v1",
+        ] {
+            let all = upstreams(&[key[0], key[1], key[2], base]).unwrap();
+            for path in ["/v1/chat/completions", "/chat/completions", "/v1/responses"] {
+                assert!(
+                    all.openai.allows(&Method::POST, path, &none),
+                    "{base} {path}"
+                );
+            }
+            assert!(
+                all.openai.allows(&Method::GET, "/v1/models", &none),
+                "{base}"
+            );
+            for path in [
+                "/v1/files",
+                "/v1/api/v1/chat/completions",
+                "/admin/chat/completions",
+            ] {
+                assert!(
+                    !all.openai.allows(&Method::POST, path, &none),
+                    "{base} {path}"
+                );
+            }
+        }
+        let all = upstreams(&[key[0], key[1], key[2], "https://h/api/v1"]).unwrap();
+        assert!(
+            all.openai
+                .allows(&Method::POST, "/api/v1/chat/completions", &none)
         );
-        assert_eq!(without("/m?key=k").as_deref(), Some("/m"));
-        assert_eq!(without("http://h/m?key").as_deref(), Some("http://h/m"));
-        assert_eq!(without("/m?keys=1&monkey=2"), None);
-        assert_eq!(without("/m"), None);
+        // Of the others, the callers' own credentials decide.
+        assert!(all.anthropic.allows(&Method::DELETE, "/v1/files/x", &none));
+    }
+
+    #[test]
+    fn no_path_may_be_traced_with_the_owner_s_credential() {
+        let all = upstreams(&["--openai-api-key", "ours"]).unwrap();
+        let everything: AllowPaths = "/*".parse().unwrap();
+        assert!(
+            all.openai
+                .allows(&Method::DELETE, "/v1/files/x", &everything)
+        );
+        assert!(
+            !all.openai
+                .allows(&Method::TRACE, "/v1/files/x", &everything)
+        );
     }
 }

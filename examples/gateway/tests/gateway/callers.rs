@@ -115,7 +115,7 @@ async fn one_who_stops_in_his_body_is_told_so() {
     connection.write(head.as_bytes()).await;
     let answer = within(SOON, connection.answer(false)).await.unwrap();
     assert_eq!(answer.status, 408);
-    assert_eq!(answer.json()["error"]["code"], "request_timeout");
+    assert_eq!(answer.json()["error"]["type"], "timeout_error");
     assert_eq!(provider.counts().requests, 0);
 }
 

@@ -6,6 +6,8 @@ use tower_llm_testkit::{Recorded, SimulatedProvider};
 use crate::support::{Binary, Running, post};
 
 const OURS: &[&str] = &[
+    "--keys",
+    "none",
     "--openai-api-key",
     "ours",
     "--anthropic-api-key",
@@ -128,6 +130,7 @@ async fn the_environment_of_the_official_clients_is_read() {
         ("GEMINI_API_KEY", "ours"),
         ("AZURE_OPENAI_ENDPOINT", &url),
         ("AZURE_OPENAI_API_KEY", "ours"),
+        ("GATEWAY_KEYS", "none"),
     ];
     let gateway = Binary::start(&envs, &[]).await;
     for (path, name, scheme) in PATHS {

@@ -204,8 +204,15 @@ async fn a_provider_that_asks_to_wait_is_not_asked_again_for_that_model_and_key(
     assert_eq!(call(gateway.addr, "another", CHAT).await.status, 200);
     assert_eq!(call(gateway.addr, "one", other_model).await.status, 200);
 
-    // With a key of the gateway's, it is that one's account for all.
-    let flags = ["--ratelimit-timeout", "1", "--openai-api-key", "ours"];
+    // With the owner's credential, it is that account for all.
+    let flags = [
+        "--ratelimit-timeout",
+        "1",
+        "--openai-api-key",
+        "ours",
+        "--keys",
+        "none",
+    ];
     let gateway = Running::over(&provider, &flags).await;
     provider.push(Fault::Throttled(RetryAfter::Seconds(20)));
     assert_eq!(call(gateway.addr, "one", CHAT).await.status, 429);

@@ -26,6 +26,8 @@ pub(crate) const SOON: Duration = Duration::from_secs(10);
 pub(crate) struct Running {
     pub(crate) addr: SocketAddr,
     pub(crate) bulkhead: BulkheadHandle,
+    /// The gateway, as `Debug` shows it.
+    pub(crate) debug: String,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<Stopped>,
 }
@@ -34,8 +36,9 @@ pub(crate) struct Running {
 pub(crate) struct Binary {
     pub(crate) addr: SocketAddr,
     pub(crate) child: Child,
-    // Kept open: a program whose output nobody takes is another test.
-    _out: Lines<BufReader<ChildStdout>>,
+    out: Lines<BufReader<ChildStdout>>,
+    // Read all the time: a program that cannot log stops.
+    err: JoinHandle<String>,
 }
 
 /// One HTTP/1.1 connection, read as it comes.
@@ -91,6 +94,7 @@ impl Running {
         Self {
             addr: gateway.addr(),
             bulkhead: gateway.bulkhead(),
+            debug: format!("{gateway:?}"),
             stop,
             serving: tokio::spawn(gateway.serve(async { drop(stopped.await) })),
         }
@@ -136,14 +140,31 @@ impl Binary {
     /// Starts it and waits until it listens.
     pub(crate) async fn start(envs: &[(&str, &str)], flags: &[&str]) -> Self {
         let mut child = Self::command(envs, flags).spawn().unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        let err = tokio::spawn(async move {
+            let mut said = String::new();
+            stderr.read_to_string(&mut said).await.unwrap();
+            said
+        });
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let line = within(SOON, lines.next_line()).await.unwrap().unwrap();
         let addr = line.strip_prefix("listening on http://").unwrap();
         Self {
             addr: addr.parse().unwrap(),
             child,
-            _out: lines,
+            out: lines,
+            err,
         }
+    }
+
+    /// Ends it, and gives all that it has said on both outputs.
+    pub(crate) async fn said(&mut self) -> String {
+        self.child.kill().await.unwrap();
+        let mut said = within(SOON, &mut self.err).await.unwrap();
+        while let Some(line) = within(SOON, self.out.next_line()).await.unwrap() {
+            said.push_str(&line);
+        }
+        said
     }
 
     pub(crate) async fn signal(&self, name: &str) {

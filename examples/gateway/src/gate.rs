@@ -1,0 +1,53 @@
+//! What a request must pass before any of it is read or sent.
+
+use std::sync::Arc;
+
+use http::request::Parts;
+use tower_llm_stack::Dialect;
+
+use crate::{
+    AllowPaths,
+    access::Access,
+    problem::Problem,
+    upstream::{Upstream, Upstreams},
+};
+
+/// Decides which requests go to which upstream, and which go nowhere.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    pub(crate) access: Access,
+    pub(crate) allow_paths: AllowPaths,
+    pub(crate) upstreams: Upstreams,
+}
+
+impl Gate {
+    /// The dialect in which to answer a request: asked for before the keys are taken, since a header that only one
+    /// provider's clients send may tell.
+    pub(crate) fn dialect(&self, parts: &Parts) -> Dialect {
+        let upstream = || {
+            let upstream = self.upstreams.of(parts)?;
+            Some(upstream.dialect(parts.uri.path()))
+        };
+        Dialect::of(&parts.method, &parts.uri, &parts.headers)
+            .or_else(upstream)
+            .unwrap_or(Dialect::OpenAi)
+    }
+
+    /// The upstream of a request, out of which the gateway's key has been taken; or why it is refused.
+    pub(crate) fn admit(&self, parts: &mut Parts) -> Result<Arc<Upstream>, Problem> {
+        // Likewise.
+        let upstream = self.upstreams.of(parts).cloned();
+        if let Access::Keys(keys) = &self.access {
+            let key = keys.take(parts).ok_or(match keys.is_empty() {
+                true => Problem::NO_KEYS_CONFIGURED,
+                false => Problem::NO_KEY,
+            })?;
+            parts.extensions.insert(key);
+        }
+        let upstream = upstream.ok_or(Problem::NOT_FOUND)?;
+        if !upstream.allows(&parts.method, parts.uri.path(), &self.allow_paths) {
+            return Err(Problem::NOT_ALLOWED);
+        }
+        Ok(upstream)
+    }
+}

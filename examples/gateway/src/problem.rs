@@ -1,0 +1,119 @@
+//! Answers of the gateway's own, in the dialect of the request.
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+use serde_json::{Value, json};
+use tower_llm_stack::Dialect;
+
+/// Why the gateway itself answers a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Problem {
+    pub(crate) status: StatusCode,
+    /// What it is called in the log, and `error.code` in OpenAI's dialects.
+    pub(crate) code: &'static str,
+    message: &'static str,
+    /// `error.type` in OpenAI's dialects.
+    openai: &'static str,
+    /// `error.type` in Anthropic's.
+    anthropic: &'static str,
+    /// `error.status` in Gemini's.
+    gemini: &'static str,
+}
+
+impl Problem {
+    pub(crate) const DOT_SEGMENTS: Self = Self::bad_request(
+        "invalid_path",
+        "The path has dot segments or bytes that no path may have.",
+    );
+    pub(crate) const TWO_LENGTHS: Self = Self::bad_request(
+        "invalid_framing",
+        "A request must not have both content-length and transfer-encoding.",
+    );
+    pub(crate) const NO_KEY: Self = Self::unauthorized(
+        "The gateway key is missing or wrong. Send it as `authorization: Bearer KEY`, or in the header in which your \
+         client sends a provider's key.",
+    );
+    pub(crate) const NO_KEYS_CONFIGURED: Self = Self::unauthorized(
+        "This gateway has a provider's credential but no keys for callers yet: its operator must set GATEWAY_KEYS.",
+    );
+    pub(crate) const NOT_ALLOWED: Self = Self {
+        status: StatusCode::FORBIDDEN,
+        code: "path_not_allowed",
+        message: "This gateway allows inference and lists of models with its own credential. Its operator can allow this \
+                  path with GATEWAY_ALLOW_PATHS.",
+        openai: "invalid_request_error",
+        anthropic: "permission_error",
+        gemini: "PERMISSION_DENIED",
+    };
+    pub(crate) const NOT_FOUND: Self = Self {
+        status: StatusCode::NOT_FOUND,
+        code: "not_found",
+        message: "No upstream serves this path.",
+        openai: "invalid_request_error",
+        anthropic: "not_found_error",
+        gemini: "NOT_FOUND",
+    };
+    pub(crate) const STALLED: Self = Self {
+        status: StatusCode::REQUEST_TIMEOUT,
+        code: "request_timeout",
+        message: "The request body did not arrive in time.",
+        openai: "invalid_request_error",
+        anthropic: "timeout_error",
+        gemini: "DEADLINE_EXCEEDED",
+    };
+
+    const fn bad_request(code: &'static str, message: &'static str) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            code,
+            message,
+            openai: "invalid_request_error",
+            anthropic: "invalid_request_error",
+            gemini: "INVALID_ARGUMENT",
+        }
+    }
+
+    const fn unauthorized(message: &'static str) -> Self {
+        Self {
+            status: StatusCode::UNAUTHORIZED,
+            code: "invalid_api_key",
+            message,
+            openai: "invalid_request_error",
+            anthropic: "authentication_error",
+            gemini: "UNAUTHENTICATED",
+        }
+    }
+
+    pub(crate) fn response(self, dialect: Dialect) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::from(self.body(dialect).to_string()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        let json = HeaderValue::from_static("application/json");
+        headers.insert(header::CONTENT_TYPE, json);
+        // The official clients retry a 408 of their own accord; none of the others gets better by it.
+        if self.status != StatusCode::REQUEST_TIMEOUT {
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+
+    fn body(self, dialect: Dialect) -> Value {
+        let Self { message, code, .. } = self;
+        match dialect {
+            Dialect::Anthropic => json!({
+                "type": "error",
+                "error": { "type": self.anthropic, "message": message },
+            }),
+            Dialect::Gemini => json!({
+                "error": { "code": self.status.as_u16(), "message": message, "status": self.gemini },
+            }),
+            _ => json!({
+                "error": { "message": message, "type": self.openai, "param": null, "code": code },
+            }),
+        }
+    }
+}
