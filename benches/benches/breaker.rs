@@ -521,7 +521,7 @@ fn three_of_one<W: Clone>(watch: W) -> (BreakerLayer<W>, RateLimitLayer<W>, Bulk
     // The window that tower-resilience has unless told otherwise.
     let breaker = shared(BreakerLayer::builder().watch(watch.clone())).window_calls(100);
     let limit = limits(watch.clone(), KeyBy::shared()).limit(requests());
-    let limit = limit.learn_from_provider(false);
+    let limit = limit.enforce_reported_limits(false);
     of(breaker, limit, bulkhead(watch, KeyBy::shared()))
 }
 

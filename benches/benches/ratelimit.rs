@@ -212,7 +212,7 @@ fn leased(suite: &mut Suite) {
     let shared = SharedLimits::new(redis.expect("it runs"), "bench", 2);
     let _entered = runtime.enter();
     let builder = || callers().limit(tokens());
-    let leased = builder().shared(shared.leases(Duration::from_secs(5)));
+    let leased = builder().shared(shared.lease_for(Duration::from_secs(5)));
     let leased = leased
         .and_then(RateLimitBuilder::build)
         .expect("nothing is zero");

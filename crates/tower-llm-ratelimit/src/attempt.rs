@@ -15,12 +15,12 @@ use tower_llm_core::Key;
 
 use crate::{
     Unit,
-    cell::Cells,
-    engine::{Ask, Denied, Engine, Heed, Turns, Why},
+    engine::{Blocked, Check, Demand, Engine, Turns, Why},
+    group::CheckedLimit,
+    key_state::KeyStates,
     lease::{Back, Grant},
     reservation::Reservation,
-    scope::Bound,
-    store::{Away, Claim, Holding, Leasing, Store, Terms, Verdict},
+    store::{Claim, Holding, Leasing, Store, StoreUnavailable, Terms, Verdict},
     tier::Tier,
 };
 
@@ -30,32 +30,32 @@ pub(crate) struct Shared {
     pub(crate) store: Arc<dyn Store>,
     /// Calls that were decided without it.
     pub(crate) without_store: Arc<AtomicU64>,
-    pub(crate) when_away: WhenAway,
+    pub(crate) store_fallback: StoreFallback,
     /// Among how many.
     pub(crate) parts: u64,
     /// For how long at most shares are had from the store; `None` if it is asked for every call.
     pub(crate) lease: Option<Duration>,
 }
 
-/// What decides while the store of shared limits cannot be reached.
+/// What decides while the store of shared limits is unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum WhenAway {
-    /// Each process by itself, with its share of every limit: together they let at most the limit through while the store
-    /// is away.
+pub enum StoreFallback {
+    /// Each process enforces its share of every limit: the limit divided by the number of processes. Together they admit at
+    /// most the limit while the store is unavailable.
     ///
-    /// A process counts what it let through before, so that its own part of that is not forgotten. But a period in which
-    /// the store goes or comes back can see more than the limit: what others let through before, each process does not
-    /// know, and what was let through meanwhile the store is not told.
+    /// Each process counts what it admitted before. But in a period in which the store fails or recovers, more than the limit
+    /// can be admitted: a process does not know what the others admitted before, and the store does not learn what was
+    /// admitted meanwhile.
     LocalShare,
-    /// Nothing: all calls are let through.
-    Open,
-    /// All calls are refused, or wait for it to come back.
-    Closed,
+    /// All calls are admitted.
+    FailOpen,
+    /// All calls are refused, or wait for the store to recover.
+    FailClosed,
 }
 
 /// A request for shares that the store may grant although nobody waits for them any more: then they go back.
-struct Asking<'a> {
+struct LeaseRequest<'a> {
     store: &'a dyn Store,
     terms: Arc<[Terms]>,
     // `None` once it has answered.
@@ -64,8 +64,8 @@ struct Asking<'a> {
 
 /// That somebody asks for shares of these cells, so that others ask only for what they need: until he has an answer, gets
 /// none or leaves.
-struct AsksForShares<'a> {
-    cells: &'a Cells,
+struct Renewal<'a> {
+    keys: &'a KeyStates,
     /// Of each limit, until when he is taken to; `None` where another asks.
     until_nanos: Vec<Option<u64>>,
 }
@@ -79,52 +79,57 @@ impl Engine {
     /// Admits a call, if need be by asking the store of shared limits.
     pub(crate) async fn attempt(
         &self,
-        cells: &Cells,
-        ask: &Ask,
+        keys: &KeyStates,
+        demand: &Demand,
         turns: Turns,
-    ) -> Result<Reservation, Denied> {
+    ) -> Result<Reservation, Blocked> {
         let now = Instant::now();
         let Some(shared) = &self.policy.shared else {
-            let taken = self.admit(cells, ask, now, turns, Heed::All)?;
-            return Ok(Reservation::new(cells.clone(), ask.clone(), taken));
+            let charge = self.admit(keys, demand, now, turns, Check::All)?;
+            return Ok(Reservation::new(keys.clone(), demand.clone(), charge));
         };
         // Who waits here already, and what the provider has told this process, comes first.
-        self.look(cells, ask, now, turns, Heed::AllButLimits)?;
+        self.look(keys, demand, now, turns, Check::AllButLimits)?;
         if shared.lease.is_some() {
-            self.attempt_by_lease(shared, cells, ask, turns, now).await
+            self.attempt_by_lease(shared, keys, demand, turns, now)
+                .await
         } else {
-            self.attempt_by_claim(shared, cells, ask, turns, now).await
+            self.attempt_by_claim(shared, keys, demand, turns, now)
+                .await
         }
     }
 
     async fn attempt_by_claim(
         &self,
         shared: &Shared,
-        cells: &Cells,
-        ask: &Ask,
+        keys: &KeyStates,
+        demand: &Demand,
         turns: Turns,
         now: Instant,
-    ) -> Result<Reservation, Denied> {
-        let claims = self.each_limit(cells, now, |bound, key, now| ask.claim(bound, key, now));
+    ) -> Result<Reservation, Blocked> {
+        let claims = self.each_limit(keys, now, |checked, key, now| {
+            demand.claim(checked, key, now)
+        });
         let mut holding = Holding::new(Arc::clone(&shared.store), claims.into());
         match holding.take().await {
-            Ok(Verdict::Granted(stands)) => {
-                holding.stands = stands;
+            Ok(Verdict::Granted(stored)) => {
+                holding.stored = stored;
                 // The provider may have told something meanwhile; what was granted goes back then.
                 let turns = turns.everywhere();
-                let taken = self.admit(cells, ask, Instant::now(), turns, Heed::AllButLimits)?;
-                Ok(Reservation::new(cells.clone(), ask.clone(), taken).held_by(holding))
+                let charge =
+                    self.admit(keys, demand, Instant::now(), turns, Check::AllButLimits)?;
+                Ok(Reservation::new(keys.clone(), demand.clone(), charge).held_by(holding))
             }
-            Ok(Verdict::Denied { limit, wait }) => {
+            Ok(Verdict::Blocked { limit, wait }) => {
                 holding.release();
-                Err(denied_by_store(cells, limit, wait))
+                Err(blocked_by_store(keys, limit, wait))
             }
             Err(away) => {
                 if !away.may_have_run {
                     holding.release();
                 }
                 drop(holding);
-                self.attempt_without_store(shared, cells, ask, turns)
+                self.attempt_without_store(shared, keys, demand, turns)
             }
         }
     }
@@ -132,36 +137,36 @@ impl Engine {
     async fn attempt_by_lease(
         &self,
         shared: &Shared,
-        cells: &Cells,
-        ask: &Ask,
+        keys: &KeyStates,
+        demand: &Demand,
         turns: Turns,
         asked_at: Instant,
-    ) -> Result<Reservation, Denied> {
-        match self.admit(cells, ask, asked_at, turns, Heed::Shares) {
-            Ok(taken) => return Ok(Reservation::new(cells.clone(), ask.clone(), taken)),
-            Err(denied) if !matches!(denied.why, Why::Share) => return Err(denied),
+    ) -> Result<Reservation, Blocked> {
+        match self.admit(keys, demand, asked_at, turns, Check::Leases) {
+            Ok(charge) => return Ok(Reservation::new(keys.clone(), demand.clone(), charge)),
+            Err(blocked) if !matches!(blocked.why, Why::Lease) => return Err(blocked),
             Err(_) => {}
         }
-        let (terms, _asks_for_shares) = self.terms(shared, cells, ask, asked_at);
+        let (terms, _renewal) = self.terms(shared, keys, demand, asked_at);
         let terms: Arc<[Terms]> = terms.into();
         let store = &*shared.store;
-        match Asking::new(store, Arc::clone(&terms)).await {
+        match LeaseRequest::new(store, Arc::clone(&terms)).await {
             Ok(Verdict::Granted(grants)) => {
                 // The provider may have told something meanwhile; what was granted is kept for others then.
                 let turns = turns.everywhere();
-                let taken = self.admit(cells, ask, Instant::now(), turns, Heed::AllButLimits);
-                let spent = taken.as_ref().ok().map(|_| ask);
-                self.keep_what_is_left(shared, cells, ask.tier, spent, &grants, asked_at);
-                let mut taken = taken?;
-                taken.leases = grants.iter().map(|grant| grant.mark).collect();
-                Ok(Reservation::new(cells.clone(), ask.clone(), taken))
+                let charge = self.admit(keys, demand, Instant::now(), turns, Check::AllButLimits);
+                let spent = charge.as_ref().ok().map(|_| demand);
+                self.keep_what_is_left(shared, keys, demand.tier, spent, &grants, asked_at);
+                let mut charge = charge?;
+                charge.lease_epochs = grants.iter().map(|grant| grant.epoch).collect();
+                Ok(Reservation::new(keys.clone(), demand.clone(), charge))
             }
-            Ok(Verdict::Denied { limit, wait }) => Err(denied_by_store(cells, limit, wait)),
+            Ok(Verdict::Blocked { limit, wait }) => Err(blocked_by_store(keys, limit, wait)),
             Err(away) => {
                 if !away.may_have_run {
                     store.adjust(terms.iter().map(Terms::without_need).collect());
                 }
-                self.attempt_without_store(shared, cells, ask, turns)
+                self.attempt_without_store(shared, keys, demand, turns)
             }
         }
     }
@@ -169,23 +174,23 @@ impl Engine {
     fn attempt_without_store(
         &self,
         shared: &Shared,
-        cells: &Cells,
-        ask: &Ask,
+        keys: &KeyStates,
+        demand: &Demand,
         turns: Turns,
-    ) -> Result<Reservation, Denied> {
+    ) -> Result<Reservation, Blocked> {
         shared.without_store.fetch_add(1, Ordering::Relaxed);
-        let heed = match shared.when_away {
-            WhenAway::LocalShare => Heed::All,
-            WhenAway::Open => Heed::AllButLimits,
-            WhenAway::Closed => return Err(Denied::until_looked_again()),
+        let check = match shared.store_fallback {
+            StoreFallback::LocalShare => Check::All,
+            StoreFallback::FailOpen => Check::AllButLimits,
+            StoreFallback::FailClosed => return Err(Blocked::until_looked_again()),
         };
-        match self.admit(cells, ask, Instant::now(), turns, heed) {
-            Ok(taken) => Ok(Reservation::new(cells.clone(), ask.clone(), taken)),
+        match self.admit(keys, demand, Instant::now(), turns, check) {
+            Ok(charge) => Ok(Reservation::new(keys.clone(), demand.clone(), charge)),
             // The share may be used up for long, or too small: the store may be back before.
-            Err(denied) => Err(Denied {
-                here_nanos: denied.here_nanos.min(nanos(LOOK_AGAIN)),
-                wait_nanos: denied.wait_nanos.min(nanos(LOOK_AGAIN)),
-                ..denied
+            Err(blocked) => Err(Blocked {
+                here_nanos: blocked.here_nanos.min(nanos(LOOK_AGAIN)),
+                wait_nanos: blocked.wait_nanos.min(nanos(LOOK_AGAIN)),
+                ..blocked
             }),
         }
     }
@@ -195,32 +200,32 @@ impl Engine {
     fn terms<'a>(
         &self,
         shared: &Shared,
-        cells: &'a Cells,
-        ask: &Ask,
+        keys: &'a KeyStates,
+        demand: &Demand,
         now: Instant,
-    ) -> (Vec<Terms>, AsksForShares<'a>) {
+    ) -> (Vec<Terms>, Renewal<'a>) {
         let now_nanos = self.clock.nanos(now);
         let mut asked = Vec::new();
         let mut until_nanos = Vec::new();
-        for cell in cells {
-            let mut state = cell.lock();
-            let bounds = &cell.scope.bounds;
-            let shares = state.shares(bounds.len()).iter_mut();
-            asked.extend(bounds.iter().zip(shares).map(|(bound, share)| {
+        for key in keys {
+            let mut state = key.lock();
+            let limits = &key.group.limits;
+            let leases = state.leases(limits.len()).iter_mut();
+            asked.extend(limits.iter().zip(leases).map(|(checked, lease)| {
                 // Many find the share spent at once: each of them would have one of its own, and nobody else would.
-                let until = now_nanos.saturating_add(nanos(bound.lease(now_nanos)));
-                let asks = share.may_ask(now_nanos, until);
+                let until = now_nanos.saturating_add(nanos(checked.lease_time(now_nanos)));
+                let asks = lease.may_ask(now_nanos, until);
                 until_nanos.push(asks.then_some(until));
                 let size = match asks {
-                    true => bound.lease_size(ask.tier, shared.parts),
+                    true => checked.lease_size(demand.tier, shared.parts),
                     false => 0,
                 };
-                (share.clear(), size)
+                (lease.clear(), size)
             }));
         }
         let mut asked = asked.into_iter();
-        let terms = self.each_limit(cells, now, |bound, key, now| {
-            let claim = ask.claim(bound, key, now);
+        let terms = self.each_limit(keys, now, |checked, key, now| {
+            let claim = demand.claim(checked, key, now);
             let (back, size) = asked.next().unwrap_or_default();
             Terms {
                 want: claim.room.max(size),
@@ -229,29 +234,29 @@ impl Engine {
                 claim,
             }
         });
-        (terms, AsksForShares { cells, until_nanos })
+        (terms, Renewal { keys, until_nanos })
     }
 
     /// Keeps of the shares what the call that asked for them has not `spent` itself.
     fn keep_what_is_left(
         &self,
         shared: &Shared,
-        cells: &Cells,
+        keys: &KeyStates,
         tier: Tier,
-        spent: Option<&Ask>,
+        spent: Option<&Demand>,
         grants: &[Grant],
         asked_at: Instant,
     ) {
         let mut grants = grants.iter();
         let asked_at_nanos = self.clock.nanos(asked_at);
         let mut back = Vec::new();
-        for cell in cells {
-            let mut state = cell.lock();
-            let bounds = &cell.scope.bounds;
-            let shares = state.shares(bounds.len()).iter_mut();
-            for ((bound, share), grant) in bounds.iter().zip(shares).zip(&mut grants) {
-                let lease = bound.lease(asked_at_nanos);
-                let spent = spent.map_or(0, |ask| ask.amount(bound));
+        for key in keys {
+            let mut state = key.lock();
+            let limits = &key.group.limits;
+            let leases = state.leases(limits.len()).iter_mut();
+            for ((checked, lease), grant) in limits.iter().zip(leases).zip(&mut grants) {
+                let time = checked.lease_time(asked_at_nanos);
+                let spent = spent.map_or(0, |demand| demand.amount(checked));
                 let left = Grant {
                     amount: grant.amount.saturating_sub(spent),
                     ..*grant
@@ -260,19 +265,19 @@ impl Engine {
                     continue;
                 }
                 // From when it was asked for: the store has not granted it before.
-                let until = asked_at_nanos.saturating_add(nanos(lease));
+                let until = asked_at_nanos.saturating_add(nanos(time));
                 // Somebody else may have asked meanwhile.
-                let before = share.replace(left, until, tier);
-                back.extend(bound.give_back(cell.key(), before, asked_at_nanos));
+                let before = lease.replace(left, until, tier);
+                back.extend(checked.give_back(key.key(), before, asked_at_nanos));
             }
-            let ends = state.look_after_shares(asked_at_nanos);
+            let ends = state.clean_up_leases(asked_at_nanos);
             drop(state);
             if let Some(ends) = ends
                 && !shared
                     .store
-                    .clear_at(Arc::downgrade(cell), self.clock.at(ends))
+                    .clear_at(Arc::downgrade(key), self.clock.at(ends))
             {
-                cell.lock().look_after_no_more();
+                key.lock().clean_up_no_more();
             }
         }
         if !back.is_empty() {
@@ -282,28 +287,28 @@ impl Engine {
 
     fn each_limit<T>(
         &self,
-        cells: &Cells,
+        keys: &KeyStates,
         now: Instant,
-        mut make: impl FnMut(&Bound, Option<&Key>, u64) -> T,
+        mut make: impl FnMut(&CheckedLimit, Option<&Key>, u64) -> T,
     ) -> Vec<T> {
         let now = self.clock.nanos(now);
         let mut made = Vec::new();
-        for cell in cells {
-            for bound in &cell.scope.bounds {
-                made.push(make(bound, cell.key(), now));
+        for key in keys {
+            for checked in &key.group.limits {
+                made.push(make(checked, key.key(), now));
             }
         }
         made
     }
 }
 
-fn denied_by_store(cells: &Cells, limit: usize, wait: Duration) -> Denied {
+fn blocked_by_store(keys: &KeyStates, limit: usize, wait: Duration) -> Blocked {
     let mut first = 0;
-    for (scope, cell) in cells.iter().enumerate() {
-        let limits = cell.scope.bounds.len();
+    for (group, key) in keys.iter().enumerate() {
+        let limits = key.group.limits.len();
         if limit < first + limits {
-            return Denied {
-                scope,
+            return Blocked {
+                group,
                 why: Why::Limit(limit - first),
                 // Others may give something back before, and not tell.
                 here_nanos: nanos(wait.min(LOOK_AGAIN)),
@@ -312,15 +317,15 @@ fn denied_by_store(cells: &Cells, limit: usize, wait: Duration) -> Denied {
         }
         first += limits;
     }
-    Denied::until_looked_again()
+    Blocked::until_looked_again()
 }
 
-// === impl Denied ===
+// === impl Blocked ===
 
-impl Denied {
+impl Blocked {
     fn until_looked_again() -> Self {
         Self {
-            scope: 0,
+            group: 0,
             why: Why::Store,
             here_nanos: nanos(LOOK_AGAIN),
             wait_nanos: nanos(LOOK_AGAIN),
@@ -328,23 +333,23 @@ impl Denied {
     }
 }
 
-// === impl Ask ===
+// === impl Demand ===
 
-impl Ask {
+impl Demand {
     /// What is asked of one limit of one key in a store.
-    fn claim(&self, bound: &Bound, key: Option<&Key>, now: u64) -> Claim {
-        let amount = self.amount(bound);
+    fn claim(&self, checked: &CheckedLimit, key: Option<&Key>, now: u64) -> Claim {
+        let amount = self.amount(checked);
         Claim {
             room: amount.max(1),
             amount,
-            ..bound.claim(key, self.tier, now)
+            ..checked.claim(key, self.tier, now)
         }
     }
 }
 
-// === impl Bound ===
+// === impl CheckedLimit ===
 
-impl Bound {
+impl CheckedLimit {
     /// A claim of nothing.
     pub(crate) fn claim(&self, key: Option<&Key>, tier: Tier, now: u64) -> Claim {
         Claim {
@@ -369,26 +374,26 @@ impl Bound {
     }
 }
 
-// === impl AsksForShares ===
+// === impl Renewal ===
 
-impl Drop for AsksForShares<'_> {
+impl Drop for Renewal<'_> {
     fn drop(&mut self) {
         let mut until_nanos = self.until_nanos.iter();
-        for cell in self.cells {
-            let mut state = cell.lock();
-            let shares = state.shares(cell.scope.bounds.len()).iter_mut();
-            for (share, until) in shares.zip(&mut until_nanos) {
+        for key in self.keys {
+            let mut state = key.lock();
+            let leases = state.leases(key.group.limits.len()).iter_mut();
+            for (lease, until) in leases.zip(&mut until_nanos) {
                 if let Some(until) = *until {
-                    share.was_asked_for(until);
+                    lease.was_asked_for(until);
                 }
             }
         }
     }
 }
 
-// === impl Asking ===
+// === impl LeaseRequest ===
 
-impl<'a> Asking<'a> {
+impl<'a> LeaseRequest<'a> {
     fn new(store: &'a dyn Store, terms: Arc<[Terms]>) -> Self {
         Self {
             store,
@@ -398,8 +403,8 @@ impl<'a> Asking<'a> {
     }
 }
 
-impl Future for Asking<'_> {
-    type Output = Result<Verdict<Grant>, Away>;
+impl Future for LeaseRequest<'_> {
+    type Output = Result<Verdict<Grant>, StoreUnavailable>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         // Not there meanwhile: one that panics, as outside a runtime, is polled by nobody again.
@@ -412,7 +417,7 @@ impl Future for Asking<'_> {
     }
 }
 
-impl Drop for Asking<'_> {
+impl Drop for LeaseRequest<'_> {
     fn drop(&mut self) {
         if let Some(leasing) = self.leasing.take() {
             self.store.forsake(leasing, Arc::clone(&self.terms));

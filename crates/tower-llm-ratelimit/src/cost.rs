@@ -1,4 +1,4 @@
-//! What a call is charged: before it is sent by estimate, and when it has ended by what it used.
+//! What a call is charged: an estimate before it is sent, and what it used when it has ended.
 
 use tower_llm_core::{Call, Completion, Failure, Operation, Outcome, Provider, Usage};
 
@@ -10,38 +10,38 @@ pub(crate) struct Cost([u64; 4]);
 
 /// How many tokens a call reserves before it is sent.
 ///
-/// A call that names no maximum of output tokens is taken to produce what others of its provider and model have: the
-/// 95th percentile of what was seen (see [`learned_percentile`](crate::RateLimitBuilder::learned_percentile)), or 1,024
-/// before enough was. Embeddings and counting produce none. Where that is more than a limit ever lets through, the call
-/// reserves the whole limit, and is charged what it has used beyond when it has ended.
+/// For a call that names no maximum of output tokens, the expected output is reserved: the 95th percentile of the output
+/// lengths observed for its provider and model (see [`output_percentile`](crate::RateLimitBuilder::output_percentile)), or
+/// 1,024 before enough calls were observed. Embeddings and token counting produce no output. If only the expected output
+/// exceeds a limit, the call reserves the whole limit instead of being refused, and is charged the rest when it has ended.
 ///
-/// [`Limit::input_tokens`](crate::Limit::input_tokens) always reserves the estimate of the input.
+/// [`Limit::input_tokens`](crate::Limit::input_tokens) always reserves the estimated input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reserve {
-    /// Input and the named maximum together: never too little, as far as the estimate of the input holds. What Azure
-    /// and Bedrock do.
+    /// The estimated input plus the named maximum, as Azure and Bedrock do. Never too little, if the estimate of the input
+    /// holds.
     #[default]
     InputAndMaximum,
-    /// The larger of input and the named maximum, as `OpenAI` does.
+    /// The larger of the estimated input and the named maximum, as `OpenAI` does.
     LargerOfInputAndMaximum,
-    /// Input and what output is expected to be, whatever maximum is named above that: as Anthropic does, which counts
-    /// output as it comes.
+    /// The estimated input plus the expected output, even if the call names a larger maximum. Suits Anthropic, which counts
+    /// output as it is produced.
     InputAndExpected,
-    /// Only the input, as Gemini does. Output is charged when it has come.
+    /// Only the estimated input, as Gemini does. Output is charged when the call has ended.
     Input,
-    /// Whichever of these the call's provider does; [`InputAndMaximum`](Self::InputAndMaximum) for others.
+    /// Whichever of these the call's provider does; [`InputAndMaximum`](Self::InputAndMaximum) for providers not named here.
     LikeProvider,
 }
 
-/// What a call that broke off is charged in tokens: one that failed halfway, stalled, or was dropped by its caller.
+/// How many tokens a call is charged that ends early: it failed midway, stalled, or was dropped by its caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CutShort {
-    /// The usage that was reported as far as it had come, or the estimated input and the output that was seen.
+    /// The usage reported so far or, without a report, the estimated input plus the output seen.
     #[default]
     ChargeSeen,
-    /// What was reserved, or what was seen if that is more.
+    /// The reservation, or what was seen if that is more.
     KeepReserved,
     /// Nothing.
     Refund,

@@ -12,20 +12,20 @@ use tower_llm_core::{Described, Keyed, Registry};
 
 use crate::{
     ExceedsLimit, Headers, RateLimited, Unit,
-    cell::{Cell, Cells, State},
     cost::Estimate,
     error::Reason,
-    headers::Standings,
-    learned::Learned,
-    pace::Mark,
-    scope::{Bound, Clock, Policy, Scope},
+    group::{CheckedLimit, Clock, LimitGroup, Policy},
+    headers::Statuses,
+    key_state::{KeyState, KeyStates, State},
+    observed::ObservedOutput,
+    provider_budget::Epoch,
     tier::{Tier, Tiers},
 };
 
 /// The limits of a layer, and what their keys have taken of them.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    pub(crate) scopes: Box<[(Arc<Scope>, Registry<Cell>)]>,
+    pub(crate) groups: Box<[(Arc<LimitGroup>, Registry<KeyState>)]>,
     pub(crate) tiers: Tiers,
     pub(crate) policy: Arc<Policy>,
     pub(crate) clock: Clock,
@@ -35,29 +35,29 @@ pub(crate) struct Engine {
 
 /// What a call asks for.
 #[derive(Clone, Debug)]
-pub(crate) struct Ask {
+pub(crate) struct Demand {
     pub(crate) estimate: Estimate,
     pub(crate) tier: Tier,
     /// Where what it produces is to be learned.
-    pub(crate) learned: Option<Arc<Keyed<Learned>>>,
+    pub(crate) observed: Option<Arc<Keyed<ObservedOutput>>>,
 }
 
 /// What a call has taken: of each limit, in the order of the cells and their limits.
 #[derive(Debug)]
-pub(crate) struct Taken {
+pub(crate) struct Charge {
     /// Where each limit's meter has it.
-    pub(crate) marks: SmallVec<[u32; 6]>,
+    pub(crate) epochs: SmallVec<[u32; 6]>,
     /// Where the provider's limits are learned, until the call is answered.
-    pub(crate) pace: Option<Mark>,
+    pub(crate) budget: Option<Epoch>,
     /// Of shared limits, in which lease it was taken; nothing where there are none.
-    pub(crate) leases: SmallVec<[u64; 2]>,
+    pub(crate) lease_epochs: SmallVec<[u64; 2]>,
 }
 
 /// Why a call cannot be admitted now.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Denied {
+pub(crate) struct Blocked {
     /// The cell that held it up.
-    pub(crate) scope: usize,
+    pub(crate) group: usize,
     pub(crate) why: Why,
     /// How long that cell does.
     pub(crate) here_nanos: u64,
@@ -68,11 +68,11 @@ pub(crate) struct Denied {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Why {
     Limit(usize),
-    Told(Unit),
+    Reported(Unit),
     Closed,
     Queue,
     /// The share of a shared limit is spent.
-    Share,
+    Lease,
     /// The store of shared limits is away.
     Store,
 }
@@ -85,16 +85,16 @@ impl Engine {
     /// # Errors
     ///
     /// If it asks for more than there ever is.
-    pub(crate) fn ask(&self, request: &dyn Described) -> Result<Ask, ExceedsLimit> {
-        let (estimate, learned) = self.policy.estimate(request);
-        let mut ask = Ask {
+    pub(crate) fn demand(&self, request: &dyn Described) -> Result<Demand, ExceedsLimit> {
+        let (estimate, observed) = self.policy.estimate(request);
+        let mut demand = Demand {
             estimate,
             tier: self.tiers.of(request),
-            learned,
+            observed,
         };
-        for bound in self.scopes.iter().flat_map(|(scope, _)| &scope.bounds) {
-            let (unit, capacity) = (bound.limit.unit(), bound.rate(ask.tier).capacity);
-            if ask.amount(bound) <= capacity {
+        for checked in self.groups.iter().flat_map(|(group, _)| &group.limits) {
+            let (unit, capacity) = (checked.limit.unit(), checked.rate(demand.tier).capacity);
+            if demand.amount(checked) <= capacity {
                 continue;
             }
             let needed = self
@@ -103,22 +103,22 @@ impl Engine {
                 .needed(request.call().as_deref())
                 .of(unit);
             if needed > capacity {
-                bound.refused();
-                return Err(ExceedsLimit::new(bound.limit.clone(), needed, capacity));
+                checked.refused();
+                return Err(ExceedsLimit::new(checked.limit.clone(), needed, capacity));
             }
             // The rest is only expected of it: that makes it wait for all there is, and keeps it out for ever from nothing.
-            ask.estimate.reserved.cap(unit, capacity);
+            demand.estimate.reserved.cap(unit, capacity);
         }
-        Ok(ask)
+        Ok(demand)
     }
 
     /// The cells that `request` is counted in.
-    pub(crate) fn cells(&self, request: &dyn Described) -> Cells {
-        let mut cells = Cells::new();
-        for (_, registry) in &self.scopes {
-            cells.push(registry.get(request));
+    pub(crate) fn keys(&self, request: &dyn Described) -> KeyStates {
+        let mut keys = KeyStates::new();
+        for (_, registry) in &self.groups {
+            keys.push(registry.get(request));
         }
-        cells
+        keys
     }
 
     /// Takes what is asked for from all cells, or nothing from any.
@@ -127,111 +127,129 @@ impl Engine {
     /// in a cell's line goes first, unless `turns` say that the call came before.
     pub(crate) fn admit(
         &self,
-        cells: &Cells,
-        ask: &Ask,
+        keys: &KeyStates,
+        demand: &Demand,
         now: Instant,
         turns: Turns,
-        heed: Heed,
-    ) -> Result<Taken, Denied> {
+        check: Check,
+    ) -> Result<Charge, Blocked> {
         let now = self.clock.nanos(now);
-        let mut states = lock(cells);
-        let is_free = heed == Heed::All && ask.is_free(cells, &mut states, now);
+        let mut states = lock(keys);
+        let is_free = check == Check::All && demand.is_free(keys, &mut states, now);
         if !is_free {
-            Self::look_at(cells, &mut states, ask, now, turns, heed)?;
+            Self::look_at(keys, &mut states, demand, now, turns, check)?;
         }
-        Ok(ask.take(cells, &mut states, now, heed))
+        Ok(demand.take(keys, &mut states, now, check))
     }
 
     /// As [`admit`](Self::admit), but takes nothing.
     pub(crate) fn look(
         &self,
-        cells: &Cells,
-        ask: &Ask,
+        keys: &KeyStates,
+        demand: &Demand,
         now: Instant,
         turns: Turns,
-        heed: Heed,
-    ) -> Result<(), Denied> {
-        let mut states = lock(cells);
-        Self::look_at(cells, &mut states, ask, self.clock.nanos(now), turns, heed)
+        check: Check,
+    ) -> Result<(), Blocked> {
+        let mut states = lock(keys);
+        Self::look_at(
+            keys,
+            &mut states,
+            demand,
+            self.clock.nanos(now),
+            turns,
+            check,
+        )
     }
 
     fn look_at(
-        cells: &Cells,
+        keys: &KeyStates,
         states: &mut [MutexGuard<'_, State>],
-        ask: &Ask,
+        demand: &Demand,
         now: u64,
         turns: Turns,
-        heed: Heed,
-    ) -> Result<(), Denied> {
-        let mut denied: Option<Denied> = None;
+        check: Check,
+    ) -> Result<(), Blocked> {
+        let mut blocked: Option<Blocked> = None;
         let mut wait_nanos = 0;
-        for (scope, (cell, state)) in cells.iter().zip(states).enumerate() {
-            let is_here = turns.here == Some(scope);
-            let held_up = ask.held_up(&cell.scope, state, turns.has(scope), now, heed);
-            let Some((here_nanos, why)) = held_up else {
+        for (group, (key, state)) in keys.iter().zip(states).enumerate() {
+            let is_here = turns.here == Some(group);
+            let waits = demand.blocked(&key.group, state, turns.has(group), now, check);
+            let Some((here_nanos, why)) = waits else {
                 continue;
             };
             wait_nanos = wait_nanos.max(here_nanos);
             // It stays in its line if that holds it up; else it is for the longest.
-            let is_longer =
-                |denied: Denied| Some(denied.scope) != turns.here && here_nanos > denied.here_nanos;
-            if is_here || denied.is_none_or(is_longer) {
-                denied = Some(Denied {
-                    scope,
+            let is_longer = |blocked: Blocked| {
+                Some(blocked.group) != turns.here && here_nanos > blocked.here_nanos
+            };
+            if is_here || blocked.is_none_or(is_longer) {
+                blocked = Some(Blocked {
+                    group,
                     why,
                     here_nanos,
                     wait_nanos,
                 });
             }
         }
-        match denied {
-            Some(denied) => Err(Denied {
+        match blocked {
+            Some(blocked) => Err(Blocked {
                 wait_nanos,
-                ..denied
+                ..blocked
             }),
             None => Ok(()),
         }
     }
 
     /// The error for a call that is not going to wait any longer.
-    pub(crate) fn refuse(&self, cells: &Cells, ask: &Ask, denied: &Denied) -> RateLimited {
-        let bounds = &cells[denied.scope].scope.bounds;
-        let reason = match denied.why {
+    pub(crate) fn refuse(
+        &self,
+        keys: &KeyStates,
+        demand: &Demand,
+        blocked: &Blocked,
+    ) -> RateLimited {
+        let limits = &keys[blocked.group].group.limits;
+        let reason = match blocked.why {
             Why::Limit(limit) => {
-                bounds[limit].refused();
-                Reason::Limit(Box::new(bounds[limit].limit.clone()))
+                limits[limit].refused();
+                Reason::Limit(Box::new(limits[limit].limit.clone()))
             }
-            Why::Told(unit) => Reason::Told(unit),
+            Why::Reported(unit) => Reason::Reported(unit),
             Why::Closed => Reason::Closed,
             Why::Queue => Reason::Queue,
-            Why::Share | Why::Store => Reason::Store,
+            Why::Lease | Why::Store => Reason::Store,
         };
-        if !matches!(denied.why, Why::Limit(_)) {
-            bounds.iter().for_each(Bound::refused);
+        if !matches!(blocked.why, Why::Limit(_)) {
+            limits.iter().for_each(CheckedLimit::refused);
         }
-        let refused = RateLimited::new(reason, known(denied.wait_nanos));
-        self.with_standings(refused, cells, ask)
+        let refused = RateLimited::new(reason, known(blocked.wait_nanos));
+        self.with_statuses(refused, keys, demand)
     }
 
     /// The error for a call whose turn did not come in time.
-    pub(crate) fn waited(&self, cells: &Cells, ask: &Ask, scope: usize) -> RateLimited {
-        let cell = &cells[scope];
+    pub(crate) fn waited(&self, keys: &KeyStates, demand: &Demand, group: usize) -> RateLimited {
+        let key = &keys[group];
         let now = self.clock.now_nanos();
-        let held_up = ask.held_up(&cell.scope, &mut cell.lock(), true, now, Heed::All);
-        let wait = held_up.and_then(|(nanos, _)| known(nanos));
-        cell.scope.bounds.iter().for_each(Bound::refused);
-        self.with_standings(RateLimited::new(Reason::Queue, wait), cells, ask)
+        let blocked = demand.blocked(&key.group, &mut key.lock(), true, now, Check::All);
+        let wait = blocked.and_then(|(nanos, _)| known(nanos));
+        key.group.limits.iter().for_each(CheckedLimit::refused);
+        self.with_statuses(RateLimited::new(Reason::Queue, wait), keys, demand)
     }
 
     /// The error, with headers that say how the limits stand.
-    fn with_standings(&self, refused: RateLimited, cells: &Cells, ask: &Ask) -> RateLimited {
+    fn with_statuses(
+        &self,
+        refused: RateLimited,
+        keys: &KeyStates,
+        demand: &Demand,
+    ) -> RateLimited {
         let form = self.policy.headers;
         // How limits stand that many processes share only their store knows.
         if form == Headers::None || self.policy.shared.is_some() {
             return refused;
         }
         let mut headers = HeaderMap::new();
-        Standings::of(cells, ask.tier, &[]).write(form, &mut headers);
+        Statuses::of(keys, demand.tier, &[]).write(form, &mut headers);
         refused.with_headers(headers)
     }
 }
@@ -256,9 +274,9 @@ pub(crate) struct Turns {
 
 impl Turns {
     /// It is the first in the line before the cell of `scope`.
-    pub(crate) fn come(&mut self, scope: usize) {
-        self.here = Some(scope);
-        self.had |= Self::bit(scope);
+    pub(crate) fn come(&mut self, group: usize) {
+        self.here = Some(group);
+        self.had |= Self::bit(group);
     }
 
     /// It is not to wait in any line, because it has been let through elsewhere.
@@ -269,134 +287,137 @@ impl Turns {
         }
     }
 
-    fn has(self, scope: usize) -> bool {
-        self.here == Some(scope) || self.had & Self::bit(scope) != 0
+    fn has(self, group: usize) -> bool {
+        self.here == Some(group) || self.had & Self::bit(group) != 0
     }
 
     /// None for more kinds of key than there are bits: they just wait again.
-    fn bit(scope: usize) -> u64 {
-        u32::try_from(scope)
+    fn bit(group: usize) -> u64 {
+        u32::try_from(group)
             .ok()
-            .and_then(|scope| 1_u64.checked_shl(scope))
+            .and_then(|group| 1_u64.checked_shl(group))
             .unwrap_or(0)
     }
 }
 
 /// What can deny a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Heed {
+pub(crate) enum Check {
     All,
     /// Who waits, and what the provider told.
     AllButLimits,
     /// Who waits, what the provider told, and the shares of shared limits.
-    Shares,
+    Leases,
 }
 
-fn lock(cells: &Cells) -> SmallVec<[MutexGuard<'_, State>; 3]> {
+fn lock(keys: &KeyStates) -> SmallVec<[MutexGuard<'_, State>; 3]> {
     let mut states = SmallVec::new();
-    for cell in cells {
-        states.push(cell.lock());
+    for key in keys {
+        states.push(key.lock());
     }
     states
 }
 
-// === impl Ask ===
+// === impl Demand ===
 
-impl Ask {
+impl Demand {
     /// What is asked of one limit.
-    pub(crate) fn amount(&self, bound: &Bound) -> u64 {
-        self.estimate.reserved.of(bound.limit.unit())
+    pub(crate) fn amount(&self, checked: &CheckedLimit) -> u64 {
+        self.estimate.reserved.of(checked.limit.unit())
     }
 
     /// How long a cell holds the call up, in nanoseconds, and why; `None` if it does not.
-    fn held_up(
+    fn blocked(
         &self,
-        scope: &Scope,
+        group: &LimitGroup,
         state: &mut State,
         has_turn: bool,
         now: u64,
-        heed: Heed,
+        check: Check,
     ) -> Option<(u64, Why)> {
-        let mut longest = state.pace().and_then(|pace| {
-            let (wait, unit) = pace.wait(&self.estimate.reserved, now);
-            (wait > 0).then(|| (wait, unit.map_or(Why::Closed, Why::Told)))
+        let mut longest = state.budget().and_then(|budget| {
+            let (wait, unit) = budget.wait(&self.estimate.reserved, now);
+            (wait > 0).then(|| (wait, unit.map_or(Why::Closed, Why::Reported)))
         });
-        if heed == Heed::Shares && longest.is_none() && !self.has_shares(scope, state, now) {
-            longest = Some((0, Why::Share));
+        if check == Check::Leases && longest.is_none() && !self.has_leases(group, state, now) {
+            longest = Some((0, Why::Lease));
         }
-        let (gauges, line) = state.gauges_and_line();
-        let line = line.filter(|_| !has_turn);
-        let bounds = match heed {
-            Heed::All => &scope.bounds[..],
+        let (gauges, queue) = state.gauges_and_queue();
+        let queue = queue.filter(|_| !has_turn);
+        let limits = match check {
+            Check::All => &group.limits[..],
             _ => &[],
         };
-        for (limit, (bound, gauge)) in bounds.iter().zip(gauges.iter_mut()).enumerate() {
-            let ahead = line.map_or(0, |line| line.ahead[limit]);
-            let rate = bound.own_rate(self.tier);
+        for (limit, (checked, gauge)) in limits.iter().zip(gauges.iter_mut()).enumerate() {
+            let ahead = queue.map_or(0, |queue| queue.ahead[limit]);
+            let rate = checked.own_rate(self.tier);
             // Who asks for nothing, because it is charged afterwards, waits all the same for debts to be paid off.
-            let amount = self.amount(bound).max(1);
-            let wait = gauge.meter.wait_behind(rate, ahead, amount, bound.now(now));
+            let amount = self.amount(checked).max(1);
+            let wait = gauge
+                .meter
+                .wait_behind(rate, ahead, amount, checked.now(now));
             if wait > longest.map_or(0, |(longest, _)| longest) {
                 longest = Some((wait, Why::Limit(limit)));
             }
         }
-        match line {
+        match queue {
             Some(_) => Some((longest.map_or(0, |(wait, _)| wait), Why::Queue)),
             None => longest,
         }
     }
 
     /// Whether nobody waits, no provider has told anything, and all limits have room: nearly always, and soon seen.
-    fn is_free(&self, cells: &Cells, states: &mut [MutexGuard<'_, State>], now: u64) -> bool {
-        cells.iter().zip(states).all(|(cell, state)| {
+    fn is_free(&self, keys: &KeyStates, states: &mut [MutexGuard<'_, State>], now: u64) -> bool {
+        keys.iter().zip(states).all(|(key, state)| {
             let gauges = state.plain_gauges();
             gauges.is_some_and(|gauges| {
-                let mut limits = cell.scope.bounds.iter().zip(gauges.iter_mut());
-                limits
-                    .all(|(bound, gauge)| gauge.has_room(bound, self.tier, self.amount(bound), now))
+                let mut limits = key.group.limits.iter().zip(gauges.iter_mut());
+                limits.all(|(checked, gauge)| {
+                    gauge.has_room(checked, self.tier, self.amount(checked), now)
+                })
             })
         })
     }
 
-    fn has_shares(&self, scope: &Scope, state: &mut State, now: u64) -> bool {
-        let shares = state.shares(scope.bounds.len()).iter();
-        let mut shares = scope.bounds.iter().zip(shares);
-        shares.all(|(bound, share)| share.has(self.amount(bound).max(1), now))
+    fn has_leases(&self, group: &LimitGroup, state: &mut State, now: u64) -> bool {
+        let leases = state.leases(group.limits.len()).iter();
+        let mut leases = group.limits.iter().zip(leases);
+        leases.all(|(checked, lease)| lease.has(self.amount(checked).max(1), now))
     }
 
     fn take(
         &self,
-        cells: &Cells,
+        keys: &KeyStates,
         states: &mut [MutexGuard<'_, State>],
         now: u64,
-        heed: Heed,
-    ) -> Taken {
-        let mut taken = Taken {
-            marks: SmallVec::new(),
-            pace: None,
-            leases: SmallVec::new(),
+        check: Check,
+    ) -> Charge {
+        let mut charge = Charge {
+            epochs: SmallVec::new(),
+            budget: None,
+            lease_epochs: SmallVec::new(),
         };
-        for (cell, state) in cells.iter().zip(states) {
+        for (key, state) in keys.iter().zip(states) {
             state.admitted += 1;
-            if heed == Heed::Shares {
-                let bounds = cell.scope.bounds.iter();
-                let shares = state.shares(bounds.len()).iter_mut();
-                let spent = bounds
-                    .zip(shares)
-                    .map(|(bound, share)| share.spend(self.amount(bound)));
-                taken.leases.extend(spent);
+            if check == Check::Leases {
+                let limits = key.group.limits.iter();
+                let leases = state.leases(limits.len()).iter_mut();
+                let spent = limits
+                    .zip(leases)
+                    .map(|(checked, lease)| lease.spend(self.amount(checked)));
+                charge.lease_epochs.extend(spent);
             }
-            if cell.scope.learns {
+            if key.group.observes {
                 // From the first call on, so that those under way are known when one is told something.
-                taken.pace = Some(state.pace_or_new().take(&self.estimate.reserved, now));
+                charge.budget = Some(state.budget_or_new().take(&self.estimate.reserved, now));
             }
-            for (bound, gauge) in cell.scope.bounds.iter().zip(state.gauges.iter_mut()) {
-                let rate = bound.own_rate(self.tier);
-                taken
-                    .marks
-                    .push(gauge.take(bound, rate, self.amount(bound), now));
+            for (checked, gauge) in key.group.limits.iter().zip(state.gauges.iter_mut()) {
+                let rate = checked.own_rate(self.tier);
+                charge
+                    .epochs
+                    .push(gauge.take(checked, rate, self.amount(checked), now));
             }
         }
-        taken
+        charge
     }
 }

@@ -5,18 +5,18 @@ use tower_llm_core::{Refusal, RefusalKind};
 
 use crate::{Limit, Unit};
 
-/// A limit does not let a call through now.
+/// A limit refused a call that may be admitted later.
 ///
-/// The text may change; what the getters say will not.
+/// The text may change; the getters will not.
 #[derive(Clone, Debug)]
 pub struct RateLimited {
     reason: Reason,
     refusal: Refusal,
 }
 
-/// A call is larger than one of its limits: it will never be let through.
+/// A call is larger than one of its limits, and can never be admitted.
 ///
-/// The text may change; what the getters say will not.
+/// The text may change; the getters will not.
 #[derive(Clone, Debug)]
 pub struct ExceedsLimit {
     // Boxed, as in `Reason`: a result is no larger for it.
@@ -26,18 +26,18 @@ pub struct ExceedsLimit {
     refusal: Refusal,
 }
 
-/// Why a call was refused that could be admitted another time.
+/// Why a call was refused that may be admitted later.
 #[derive(Clone, Debug)]
 pub(crate) enum Reason {
-    /// A limit of ours is used up.
+    /// One of the layer's own limits is exceeded.
     Limit(Box<Limit>),
-    /// The provider's own limit is, by what it told.
-    Told(Unit),
+    /// A limit that the provider reported is exceeded.
+    Reported(Unit),
     /// The provider asked to wait.
     Closed,
-    /// Others were there before.
+    /// As many calls wait as may.
     Queue,
-    /// The store of a shared limit is away.
+    /// The store of a shared limit is unavailable.
     Store,
 }
 
@@ -59,7 +59,8 @@ impl RateLimited {
         self
     }
 
-    /// The limit that is used up; `None` if it is the provider that asked to wait, or others wait already.
+    /// Returns the exceeded limit; `None` if the provider asked to wait, if other calls are ahead in the queue, or if the
+    /// store is unavailable.
     #[must_use]
     pub fn limit(&self) -> Option<&Limit> {
         match &self.reason {
@@ -68,13 +69,13 @@ impl RateLimited {
         }
     }
 
-    /// Whether it is the provider's limit, as its responses told it.
+    /// Returns whether the provider reported the limit or asked to wait.
     #[must_use]
-    pub fn is_by_provider(&self) -> bool {
-        matches!(self.reason, Reason::Told(_) | Reason::Closed)
+    pub fn is_provider_limit(&self) -> bool {
+        matches!(self.reason, Reason::Reported(_) | Reason::Closed)
     }
 
-    /// Time until the same request could be admitted, if nobody else is; `None` if it is not known.
+    /// Returns the time until the same request could be admitted, if no other call is made; `None` if it is not known.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.refusal.retry_after()
@@ -84,14 +85,14 @@ impl RateLimited {
 impl fmt::Display for RateLimited {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.reason {
-            Reason::Limit(limit) => write!(f, "the limit of {limit} is used up"),
-            Reason::Told(unit) => write!(f, "the provider's limit of {unit} is used up"),
+            Reason::Limit(limit) => write!(f, "rate limit of {limit} exceeded"),
+            Reason::Reported(unit) => write!(f, "the provider's limit of {unit} is exceeded"),
             Reason::Closed => f.write_str("the provider asked to wait"),
-            Reason::Queue => f.write_str("too many calls wait for this limit"),
-            Reason::Store => f.write_str("the store of the limits cannot be reached"),
+            Reason::Queue => f.write_str("too many calls wait for the rate limit"),
+            Reason::Store => f.write_str("the rate limit store is unavailable"),
         }?;
         match self.retry_after() {
-            Some(wait) => write!(f, "; try again in {}", Seconds(wait)),
+            Some(wait) => write!(f, "; retry after {}", Seconds(wait)),
             None => Ok(()),
         }
     }
@@ -115,19 +116,19 @@ impl ExceedsLimit {
         }
     }
 
-    /// The limit.
+    /// Returns the limit.
     #[must_use]
     pub fn limit(&self) -> &Limit {
         &self.limit
     }
 
-    /// What the call would have taken of it.
+    /// Returns what the call needs.
     #[must_use]
     pub fn amount(&self) -> u64 {
         self.amount
     }
 
-    /// The most that can be taken of it at once: its amount for the caller's tier, or a bucket's burst.
+    /// Returns the most that the limit admits at once: its amount for the caller's tier, or a bucket's burst.
     #[must_use]
     pub fn capacity(&self) -> u64 {
         self.capacity
@@ -151,7 +152,7 @@ impl fmt::Display for ExceedsLimit {
         let unit = limit.unit();
         write!(
             f,
-            "the request needs {amount} {unit}, and never more than {capacity} can be taken at once"
+            "the call needs {amount} {unit}, but the limit admits at most {capacity} at once"
         )
     }
 }
@@ -164,7 +165,7 @@ impl Error for ExceedsLimit {
 
 const LAYER: &str = "ratelimit";
 
-/// A duration in seconds, rounded up to thousandths as the headers are.
+/// A duration in seconds, rounded up to milliseconds as in the headers.
 struct Seconds(Duration);
 
 impl fmt::Display for Seconds {

@@ -8,55 +8,54 @@ use tower_llm_core::{Described, Key, Registry};
 
 use crate::{
     Limit,
-    cell::Cell,
     engine::Engine,
-    scope::{Bound, Scope},
+    group::{CheckedLimit, LimitGroup},
+    key_state::KeyState,
     tier::Tier,
 };
 
-/// Looks at the state of a [`RateLimitLayer`](crate::RateLimitLayer), and changes its tiers; cheap to clone.
+/// Reads the statistics of a [`RateLimitLayer`](crate::RateLimitLayer), and changes its tiers; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct RateLimitHandle {
     engine: Arc<Engine>,
 }
 
-/// What a limit has done since the layer was made, over all its keys.
+/// Statistics of one limit over all of its keys, since the layer was built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LimitStats {
     /// The limit.
     pub limit: Limit,
-    /// Keys that are kept.
+    /// Keys with state.
     pub keys: usize,
-    /// Calls that were let through, by this limit and the others.
+    /// Admitted calls.
     pub admitted: u64,
-    /// Calls that were refused because of this limit: that it was used up, that others waited for it already, or that
-    /// they were larger than it.
+    /// Calls that this limit refused: it was exceeded, its queue was full, or the call was larger than the limit.
     pub refused: u64,
-    /// Calls in the queues of its keys, and of the limits that share them.
+    /// Calls in the queues of its keys. Limits with the same kind of key share their queues.
     pub waiting: usize,
-    /// What was taken, of calls that have ended what they used, and of the others what they reserved.
+    /// What calls used or, for calls that have not ended, reserved.
     pub consumed: u64,
-    /// The least that any key has left; of shared limits, of this process's own share.
+    /// The smallest amount that remains for any key; of limits shared by several processes, of this process's part.
     pub remaining: u64,
-    /// What calls used beyond what they had reserved.
-    pub settled_up: u64,
-    /// What calls had reserved and did not use.
-    pub settled_down: u64,
-    /// How often a call used so much more than it had reserved that the limit was exceeded. What is over is paid off
-    /// before the next is let through.
+    /// What calls used beyond their reservations.
+    pub overrun: u64,
+    /// What calls reserved and did not use.
+    pub refunded: u64,
+    /// How often a call used so much more than its reservation that the limit was exceeded. See [`Limit`] for how such a
+    /// debt is paid off.
     pub violations: u64,
 }
 
-/// How one limit stands for one key.
+/// The state of one limit for one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeyStats {
     /// The limit.
     pub limit: Limit,
-    /// What could be taken now, by a caller without a tier; of shared limits, of this process's own share.
+    /// What remains for a caller without a tier; of limits shared by several processes, of this process's part.
     pub remaining: u64,
-    /// How long until nothing is taken any more.
+    /// How long until the full amount remains again, if no other call is made.
     pub full_in: Duration,
     /// Calls in the queue.
     pub waiting: usize,
@@ -67,54 +66,54 @@ impl RateLimitHandle {
         Self { engine }
     }
 
-    /// What each limit has done, in the order in which those of one key were given to the layer.
+    /// Returns the statistics of each limit; limits with the same kind of key are in the order in which they were added.
     ///
-    /// It looks at every key; it is made for a page or a scrape, not for every call.
+    /// It visits every key, so call it for a page or a scrape, not for every call.
     #[must_use]
     pub fn stats(&self) -> Vec<LimitStats> {
-        let scopes = self.engine.scopes.iter();
-        scopes
-            .flat_map(|(scope, cells)| LimitStats::of(scope, cells))
+        let groups = self.engine.groups.iter();
+        groups
+            .flat_map(|(group, keys)| LimitStats::of(group, keys))
             .collect()
     }
 
-    /// How the limits stand for `key`; nothing if no call with it was seen, or nothing of it is taken any more.
+    /// Returns the state of each limit for `key`; empty if the key was never seen or was evicted.
     ///
-    /// Limits whose keys are of another kind have no such key, unless it is named the same.
+    /// Limits with another kind of key are left out, unless one of their keys has the same name.
     #[must_use]
     pub fn stats_of(&self, key: &Key) -> Vec<KeyStats> {
-        let cells = self.engine.scopes.iter();
-        cells
-            .filter_map(|(_, cells)| cells.peek(key))
-            .flat_map(|cell| KeyStats::of(&cell))
+        let keys = self.engine.groups.iter();
+        keys.filter_map(|(_, keys)| keys.peek(key))
+            .flat_map(|key| KeyStats::of(&key))
             .collect()
     }
 
-    /// How often a call was decided without the store that its limits are shared in, since that could not be reached or
-    /// answered with an error; zero if they are not shared.
+    /// Returns how many calls were decided without the shared store, because it was unavailable or answered with an error;
+    /// zero if the limits are not shared.
     #[must_use]
     pub fn decided_without_store(&self) -> u64 {
         let shared = self.engine.policy.shared.as_ref();
         shared.map_or(0, |shared| shared.without_store.load(Ordering::Relaxed))
     }
 
-    /// How often the store that the limits are shared in was not told what a call had used, or what was left of a share, or
-    /// nobody knows whether it was; zero if they are not shared.
+    /// Returns how many settlements and returned leases did not reach the shared store, or may not have reached it; zero if
+    /// the limits are not shared.
     ///
-    /// It grows when more calls end than the store settles, so that there is no room for them to wait; when the server
-    /// answers with an error again and again; when the store is away as the layer is dropped; when no answer came to what must
-    /// not be sent twice: with leases, and of calls that had [run out](crate::SharedLimits::hold_for) before it could be tried
-    /// again. What such a call had reserved comes back when it has run out, although it
-    /// may have used it: then more is let through than the limit. What is left of a share comes back when its period is over.
+    /// It grows when calls end faster than the store settles them, when the server keeps answering with errors, when the
+    /// store is unavailable while the layer is dropped, and when a command that must not be sent twice gets no answer: with
+    /// leases, and for calls whose reservation [expired](crate::SharedLimits::hold_for) before the next attempt. Such a
+    /// reservation is refunded when it expires, although the call may have used it, so more than the limit may be admitted.
+    /// An unused lease is available again after its period.
     #[must_use]
     pub fn unsettled(&self) -> u64 {
         let shared = self.engine.policy.shared.as_ref();
         shared.map_or(0, |shared| shared.store.unsettled())
     }
 
-    /// Chooses tiers by another policy from now on; `false` if no limit has any.
+    /// Replaces the policy that chooses tiers; `false` if no limit has tiers.
     ///
-    /// What callers have used counts on in their new tiers. Calls under way are settled in the tiers they began in.
+    /// Calls that wait are moved to their new tiers at once. What callers have used still counts. Calls in flight are settled
+    /// in the tier in which they were admitted.
     pub fn set_tier_by<F>(&self, policy: F) -> bool
     where
         F: Fn(&dyn Described) -> Cow<'static, str> + Send + Sync + 'static,
@@ -124,58 +123,59 @@ impl RateLimitHandle {
 }
 
 impl LimitStats {
-    fn of(scope: &Scope, cells: &Registry<Cell>) -> Vec<Self> {
-        let mut stats: Vec<_> = scope.bounds.iter().map(Self::new).collect();
-        let now = scope.clock.now_nanos();
+    fn of(group: &LimitGroup, keys: &Registry<KeyState>) -> Vec<Self> {
+        let mut stats: Vec<_> = group.limits.iter().map(Self::new).collect();
+        let now = group.clock.now_nanos();
         for (limit, stats) in stats.iter_mut().enumerate() {
-            stats.admitted = scope.forgotten.admitted();
-            stats.consumed = scope.forgotten.consumed(limit);
-            stats.keys = cells.len();
+            stats.admitted = group.evicted.admitted();
+            stats.consumed = group.evicted.consumed(limit);
+            stats.keys = keys.len();
         }
-        cells.for_each(|_, cell| {
-            let state = cell.lock();
-            let of_cell = stats.iter_mut().zip(&scope.bounds).zip(state.gauges.iter());
-            for ((stats, bound), gauge) in of_cell {
+        keys.for_each(|_, key| {
+            let state = key.lock();
+            let of_cell = stats.iter_mut().zip(&group.limits).zip(state.gauges.iter());
+            for ((stats, checked), gauge) in of_cell {
                 stats.admitted += state.admitted;
                 stats.consumed = stats.consumed.saturating_add(gauge.consumed);
                 stats.waiting += state.waiting();
                 let mut meter = gauge.meter.clone();
-                let remaining = meter.remaining(bound.own_rate(Tier::default()), bound.now(now));
+                let remaining =
+                    meter.remaining(checked.own_rate(Tier::default()), checked.now(now));
                 stats.remaining = stats.remaining.min(remaining);
             }
         });
         stats
     }
 
-    fn new(bound: &Bound) -> Self {
-        let counts = &bound.counts;
+    fn new(checked: &CheckedLimit) -> Self {
+        let counts = &checked.counts;
         Self {
-            limit: bound.limit.clone(),
+            limit: checked.limit.clone(),
             keys: 0,
             admitted: 0,
             refused: counts.refused.load(Ordering::Relaxed),
             waiting: 0,
             consumed: 0,
-            remaining: bound.own_rate(Tier::default()).capacity,
-            settled_up: counts.settled_up.load(Ordering::Relaxed),
-            settled_down: counts.settled_down.load(Ordering::Relaxed),
+            remaining: checked.own_rate(Tier::default()).capacity,
+            overrun: counts.overrun.load(Ordering::Relaxed),
+            refunded: counts.refunded.load(Ordering::Relaxed),
             violations: counts.violations.load(Ordering::Relaxed),
         }
     }
 }
 
 impl KeyStats {
-    fn of(cell: &Cell) -> Vec<Self> {
-        let scope = &cell.scope;
-        let now = scope.clock.now_nanos();
-        let state = cell.lock();
-        let of_limit = scope.bounds.iter().zip(state.gauges.iter());
+    fn of(key: &KeyState) -> Vec<Self> {
+        let group = &key.group;
+        let now = group.clock.now_nanos();
+        let state = key.lock();
+        let of_limit = group.limits.iter().zip(state.gauges.iter());
         of_limit
-            .map(|(bound, gauge)| {
+            .map(|(checked, gauge)| {
                 let mut meter = gauge.meter.clone();
-                let (rate, now) = (bound.own_rate(Tier::default()), bound.now(now));
+                let (rate, now) = (checked.own_rate(Tier::default()), checked.now(now));
                 Self {
-                    limit: bound.limit.clone(),
+                    limit: checked.limit.clone(),
                     remaining: meter.remaining(rate, now),
                     full_in: Duration::from_nanos(meter.full_in(rate, now)),
                     waiting: state.waiting(),

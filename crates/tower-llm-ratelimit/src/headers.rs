@@ -1,38 +1,38 @@
-//! What callers are shown of their limits.
+//! Response headers that state the limits.
 
 use std::{fmt::Write as _, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::{Unit, cell::Cells, store::Stands, tier::Tier};
+use crate::{Unit, key_state::KeyStates, store::StoredStatus, tier::Tier};
 
-/// In which form responses tell how the limits stand.
+/// Which response headers state the limits.
 ///
-/// They are told as they are when the response's head has come: what the call has reserved is gone, and what it does not
-/// use comes back later. Headers of the same name that the provider sent are replaced. The responses that
-/// [`RefusalLayer`](tower_llm_core::RefusalLayer) makes of refusals have them too, unless the limits are shared by many
-/// processes, or the call was larger than one of them.
+/// They state the limits at the time of the response headers: the call's reservation is deducted, and is refunded later if
+/// the call does not use it. They replace headers of the same name that the provider sent. Responses that
+/// [`RefusalLayer`](tower_llm_core::RefusalLayer) makes of refusals have them too, unless the limits are shared by several
+/// processes, or the call was larger than a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Headers {
-    /// None are added, and what the provider sent stands.
+    /// None are added; the provider's headers pass.
     #[default]
     None,
-    /// `x-ratelimit-limit-requests`, `-remaining-requests`, `-reset-requests` and the same for `tokens`, as `OpenAI` has
-    /// them. Of several limits, the one of which least is left; the reset is a duration, such as `6m0s`, until nothing is
-    /// taken any more.
+    /// `x-ratelimit-limit-requests`, `-remaining-requests`, `-reset-requests` and the same for `tokens`, as from `OpenAI`.
+    /// Of several limits, they state the one of which the least remains. The reset is the duration until the full amount
+    /// remains again, such as `6m0s`. Limits of [cost](crate::Limit::cost) are left out.
     OpenAi,
     /// `RateLimit-Policy` and `RateLimit` of the IETF's draft (`draft-ietf-httpapi-ratelimit-headers-11`), one item for
-    /// each limit. The draft has no unit for tokens: theirs is named `tokens`.
+    /// each limit. The draft defines no unit for tokens or cost: these are named `tokens` and `cost`.
     Ietf,
 }
 
-/// How each limit of a call stands.
+/// The state of each limit of a call.
 #[derive(Debug)]
-pub(crate) struct Standings(Vec<Standing>);
+pub(crate) struct Statuses(Vec<LimitStatus>);
 
 #[derive(Debug)]
-struct Standing {
+struct LimitStatus {
     unit: Unit,
     period: Duration,
     amount: u64,
@@ -40,30 +40,30 @@ struct Standing {
     full_in: Duration,
 }
 
-impl Standings {
-    /// As this process knows them; where the limits are shared, `shared` says better.
-    pub(crate) fn of(cells: &Cells, tier: Tier, shared: &[Stands]) -> Self {
-        let mut standings = Vec::new();
-        for cell in cells {
-            let scope = &cell.scope;
-            let now = scope.clock.now_nanos();
-            let mut state = cell.lock();
-            for (bound, gauge) in scope.bounds.iter().zip(state.gauges.iter_mut()) {
-                let (rate, now) = (bound.own_rate(tier), bound.now(now));
-                standings.push(Standing {
-                    unit: bound.limit.unit(),
-                    period: bound.limit.period(),
-                    amount: bound.rate(tier).amount,
+impl Statuses {
+    /// As this process knows them, unless `shared` knows better.
+    pub(crate) fn of(keys: &KeyStates, tier: Tier, shared: &[StoredStatus]) -> Self {
+        let mut statuses = Vec::new();
+        for key in keys {
+            let group = &key.group;
+            let now = group.clock.now_nanos();
+            let mut state = key.lock();
+            for (checked, gauge) in group.limits.iter().zip(state.gauges.iter_mut()) {
+                let (rate, now) = (checked.own_rate(tier), checked.now(now));
+                statuses.push(LimitStatus {
+                    unit: checked.limit.unit(),
+                    period: checked.limit.period(),
+                    amount: checked.rate(tier).amount,
                     remaining: gauge.meter.remaining(rate, now),
                     full_in: Duration::from_nanos(gauge.meter.full_in(rate, now)),
                 });
             }
         }
-        for (standing, shared) in standings.iter_mut().zip(shared) {
-            standing.remaining = shared.remaining;
-            standing.full_in = shared.full_in;
+        for (status, shared) in statuses.iter_mut().zip(shared) {
+            status.remaining = shared.remaining;
+            status.full_in = shared.full_in;
         }
-        Self(standings)
+        Self(statuses)
     }
 
     pub(crate) fn write(&self, form: Headers, headers: &mut HeaderMap) {
@@ -93,7 +93,7 @@ impl Standings {
     }
 
     fn write_ietf(&self, headers: &mut HeaderMap) {
-        let (mut policies, mut standings) = (String::new(), String::new());
+        let (mut policies, mut statuses) = (String::new(), String::new());
         for (index, one) in self.0.iter().enumerate() {
             let comma = if index == 0 { "" } else { ", " };
             let name = one.name(index);
@@ -104,16 +104,16 @@ impl Standings {
             if one.unit != Unit::Requests {
                 policies.push_str(";qu=\"tokens\"");
             }
-            let _ = write!(standings, "{comma}\"{name}\";r={remaining};t={reset}");
+            let _ = write!(statuses, "{comma}\"{name}\";r={remaining};t={reset}");
         }
         if !self.0.is_empty() {
             insert(headers, POLICY, &policies);
-            insert(headers, RATELIMIT, &standings);
+            insert(headers, RATELIMIT, &statuses);
         }
     }
 }
 
-impl Standing {
+impl LimitStatus {
     /// A name that no other limit of the layer has.
     fn name(&self, index: usize) -> String {
         let unit = match self.unit {

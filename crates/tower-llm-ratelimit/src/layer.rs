@@ -6,33 +6,33 @@ use tower_llm_core::{ConfigError, Described, HttpBody, KeyBy, Registry};
 use crate::{
     CutShort, Headers, Limit, RateLimit, RateLimitHandle, Reserve,
     attempt::Shared,
-    cell::Cell,
     cost::Pricing,
     engine::Engine,
-    learned::Learned,
-    scope::{Bound, Clock, Policy, Scope},
+    group::{CheckedLimit, Clock, LimitGroup, Policy},
+    key_state::KeyState,
+    observed::ObservedOutput,
     tier::{TierBy, Tiers},
 };
 
-/// Limits how many requests and tokens are let through per time; decides in `call`.
+/// Limits requests and tokens per period; decides in `call`.
 ///
-/// State is shared by all clones of a layer and all services it makes.
+/// All clones of a layer, and all services that it builds, share its state.
 ///
-/// There are two kinds of limit, and a constructor for each. They differ in their defaults:
+/// There are two constructors, which differ in their defaults:
 ///
 /// | setting | [`for_callers`](Self::for_callers) | [`for_providers`](Self::for_providers) |
 /// |---|---|---|
 /// | [`key_by`](RateLimitBuilder::key_by) | caller | provider and model |
-/// | [`reserve`](RateLimitBuilder::reserve) | input and maximum | like the provider |
+/// | [`reserve`](RateLimitBuilder::reserve) | input and maximum output | as the provider does |
 /// | [`cut_short`](RateLimitBuilder::cut_short) | charge what was seen | same |
-/// | [`count_cached_input`](RateLimitBuilder::count_cached_input) | yes | like the provider |
-/// | [`output_weight`](RateLimitBuilder::output_weight) | 1 | 1 |
-/// | [`learned_percentile`](RateLimitBuilder::learned_percentile) | 0.95 | 0.95 |
-/// | [`max_waiting`](RateLimitBuilder::max_waiting) | 0: refuse at once | 100 for each key |
-/// | [`max_wait`](RateLimitBuilder::max_wait) | 30 s | 30 s |
-/// | [`learn_from_provider`](RateLimitBuilder::learn_from_provider) | no | yes |
-/// | [`headers`](RateLimitBuilder::headers) | as `OpenAI` has them | none |
-/// | [`max_keys`](RateLimitBuilder::max_keys) | 10,000 for each kind of key | same |
+/// | [`count_cached_input`](RateLimitBuilder::count_cached_input) | yes | as the provider does |
+/// | [`output_weight`](RateLimitBuilder::output_weight) | 1 | same |
+/// | [`output_percentile`](RateLimitBuilder::output_percentile) | 0.95 | same |
+/// | [`max_waiting`](RateLimitBuilder::max_waiting) | 0: refuse at once | 100 per key |
+/// | [`max_wait`](RateLimitBuilder::max_wait) | 30 s | same |
+/// | [`enforce_reported_limits`](RateLimitBuilder::enforce_reported_limits) | no | yes |
+/// | [`headers`](RateLimitBuilder::headers) | `x-ratelimit-*` as from `OpenAI` | none |
+/// | [`max_keys`](RateLimitBuilder::max_keys) | 10,000 per kind of key | same |
 #[derive(Clone, Debug)]
 pub struct RateLimitLayer<W = HttpBody> {
     engine: Arc<Engine>,
@@ -53,10 +53,10 @@ struct Settings {
     key_by: KeyBy,
     tier_by: Option<TierBy>,
     pricing: Pricing,
-    learned_ratio: f64,
+    output_percentile: f64,
     max_waiting: usize,
     max_wait: Duration,
-    learns: bool,
+    observes: bool,
     headers: Headers,
     max_keys: Option<usize>,
     shared: Option<Shared>,
@@ -65,7 +65,7 @@ struct Settings {
 // === impl RateLimitLayer ===
 
 impl RateLimitLayer {
-    /// Starts the limits of those who call: plans and fair shares.
+    /// Starts a layer that limits the callers of a service.
     pub fn for_callers() -> RateLimitBuilder {
         RateLimitBuilder {
             settings: Settings::for_callers(),
@@ -73,9 +73,9 @@ impl RateLimitLayer {
         }
     }
 
-    /// Starts the limits that a provider holds us to, so that its own are not met.
+    /// Starts a layer that stays within the limits of a provider.
     ///
-    /// Without any [`limit`](RateLimitBuilder::limit) it still keeps to what the provider's responses tell.
+    /// Without a [`limit`](RateLimitBuilder::limit), it enforces only the limits that the provider's responses report.
     pub fn for_providers() -> RateLimitBuilder {
         RateLimitBuilder {
             settings: Settings::for_providers(),
@@ -85,7 +85,7 @@ impl RateLimitLayer {
 }
 
 impl<W> RateLimitLayer<W> {
-    /// A handle to look at the state and change the tiers with.
+    /// Returns a handle to read the statistics and to change the tiers.
     #[must_use]
     pub fn handle(&self) -> RateLimitHandle {
         RateLimitHandle::new(Arc::clone(&self.engine))
@@ -103,7 +103,7 @@ impl<S, W: Clone> Layer<S> for RateLimitLayer<W> {
 // === impl RateLimitBuilder ===
 
 impl<W> RateLimitBuilder<W> {
-    /// Adds a limit. A call takes all of them together, or nothing of any.
+    /// Adds a limit. A call reserves in all of its limits together, or in none.
     pub fn limit(mut self, limit: Limit) -> Self {
         self.settings.limits.push(limit);
         self
@@ -115,16 +115,16 @@ impl<W> RateLimitBuilder<W> {
         self
     }
 
-    /// Sets what calls are counted together by for limits that do not say so themselves, and for what is learned from
-    /// the provider.
+    /// Sets the kind of key for limits that do not set [their own](Limit::by), and for reported limits.
     pub fn key_by(mut self, key_by: KeyBy) -> Self {
         self.settings.key_by = key_by;
         self
     }
 
-    /// Sets the policy that says which [`tier`](Limit::tier) a call is in; a name that no limit has means none.
+    /// Sets the policy that chooses the [`tier`](Limit::tier) of a call; a name that no limit uses means no tier.
     ///
-    /// It runs on every call and should be quick. [`RateLimitHandle::set_tier_by`] puts another in its place.
+    /// The policy runs on every call, and again each time that a waiting call tries again, so it should be quick.
+    /// [`RateLimitHandle::set_tier_by`] replaces it.
     pub fn tier_by<F>(mut self, policy: F) -> Self
     where
         F: Fn(&dyn Described) -> Cow<'static, str> + Send + Sync + 'static,
@@ -139,85 +139,85 @@ impl<W> RateLimitBuilder<W> {
         self
     }
 
-    /// Sets what a call that broke off is charged.
+    /// Sets what a call that ends early is charged.
     pub fn cut_short(mut self, cut_short: CutShort) -> Self {
         self.settings.pricing.cut_short = cut_short;
         self
     }
 
-    /// Sets whether input that the provider had in its prompt cache counts when a call is settled.
+    /// Sets whether input from the provider's prompt cache counts when a call is settled.
     ///
-    /// Unless set, a provider's limits count it as the provider does: Anthropic does not, the others do. Where it does not
-    /// count, no input is too large for a limit: it may be cached. It reserves the whole limit then.
+    /// Unless set, a provider's limits count it as the provider does: Anthropic does not, the others do. If cached input
+    /// does not count, no input is too large for a limit, because it may be cached: it reserves at most the whole limit.
     pub fn count_cached_input(mut self, count: bool) -> Self {
         self.settings.pricing.count_cached_input = Some(count);
         self
     }
 
-    /// Sets how many tokens one of output counts as when a call is settled: 5 to 15 for some models of Bedrock.
+    /// Sets how many tokens each output token counts as when a call is settled: 5 to 15 for some models on Bedrock.
     pub fn output_weight(mut self, weight: u32) -> Self {
         self.settings.pricing.output_weight = weight;
         self
     }
 
-    /// Sets which part of the outputs seen the expected length is not to be below; over 0, at most 1.
+    /// Sets the percentile of observed output lengths to reserve for a call that names no maximum; over 0 and at most 1.
     ///
-    /// It is learned for each provider and model, from calls that name no maximum or are expected to stay below it; what
-    /// was long ago counts less. Up to 1,000 pairs are told apart.
-    pub fn learned_percentile(mut self, ratio: f64) -> Self {
-        self.settings.learned_ratio = ratio;
+    /// Lengths are observed per provider and model, for up to 1,000 pairs, from calls whose maximum does not cut them off.
+    /// Recent calls count more.
+    pub fn output_percentile(mut self, ratio: f64) -> Self {
+        self.settings.output_percentile = ratio;
         self
     }
 
-    /// Sets how many calls may wait for each key; at zero, a call that finds no room is refused at once.
+    /// Sets how many calls may wait per key; at zero, a call that cannot be admitted is refused at once.
     ///
-    /// Calls wait in the order in which their futures are polled first. One that could not be admitted within
-    /// [`max_wait`](Self::max_wait), by what is known, does not wait at all.
+    /// Callers take turns; the calls of one caller go in the order in which they were made. A call that cannot be admitted
+    /// within [`max_wait`](Self::max_wait), by what is known, is refused at once and does not wait.
     pub fn max_waiting(mut self, calls: usize) -> Self {
         self.settings.max_waiting = calls;
         self
     }
 
-    /// Sets how long a call may wait; 30 s unless set, at most a day.
+    /// Sets how long a call may wait; 30 s unless set, at most one day.
     pub fn max_wait(mut self, wait: Duration) -> Self {
         self.settings.max_wait = wait;
         self
     }
 
-    /// Sets whether the limits that the provider tells in its responses are kept to: nothing is sent before the time that
-    /// a 429 asks to wait for, and no more than the headers say remains.
+    /// Sets whether the limits that the provider reports in its responses are enforced: after a 429 no call is sent before
+    /// its retry time, and never more than the headers say remains.
     ///
-    /// Understood are the headers of `OpenAI`, Azure, Anthropic, Groq, Mistral and Cerebras, and the delay in Gemini's errors.
-    pub fn learn_from_provider(mut self, learn: bool) -> Self {
-        self.settings.learns = learn;
+    /// Supported are the headers of `OpenAI`, Azure, Anthropic, Groq, Mistral and Cerebras, and the delay in Gemini's errors.
+    pub fn enforce_reported_limits(mut self, enforce: bool) -> Self {
+        self.settings.observes = enforce;
         self
     }
 
-    /// Sets in which form responses tell how the limits stand.
+    /// Sets which headers responses get that state the limits.
     pub fn headers(mut self, headers: Headers) -> Self {
         self.settings.headers = headers;
         self
     }
 
-    /// Sets how many keys of one kind are told apart at most, rounded up to a multiple of 16.
+    /// Sets the maximum number of keys of each kind, rounded up to a multiple of 16.
     ///
-    /// A key beyond that takes the place of one of which nothing is taken any more; if there is none, it shares one limit
-    /// with all others that found no place. So who invents keys gets no fresh budgets, and evicts nobody who is over his.
+    /// A key beyond that replaces an idle key. If no key is idle, it shares one limit with all other keys beyond the
+    /// maximum. So a flood of invented keys gets no fresh budgets, and evicts no key that is over its limit.
     pub fn max_keys(mut self, max_keys: usize) -> Self {
         self.settings.max_keys = Some(max_keys);
         self
     }
 
-    /// Has many processes keep these limits together.
+    /// Shares these limits with other processes.
     ///
     /// Every call that is not refused at once then asks Redis, and waits for its answer no longer than its
-    /// [`command_timeout`](tower_llm_redis::RedisBuilder::command_timeout). What the provider tells is learned by each
-    /// process for itself.
+    /// [`command_timeout`](tower_llm_redis::RedisBuilder::command_timeout). Each process enforces what the provider reports
+    /// by itself.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] naming the setting, if the name is empty or has braces, the number of replicas is zero, or
-    /// `hold_for` is below a second or over a day; or if there is no tokio runtime.
+    /// [`ConfigError`] names the setting: the name is empty or contains braces, the number of replicas is zero, `hold_for`
+    /// is below one second or over one day, or there is no tokio runtime.
     #[cfg(feature = "redis")]
     #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
     pub fn shared(mut self, shared: crate::SharedLimits) -> Result<Self, ConfigError> {
@@ -233,14 +233,17 @@ impl<W> RateLimitBuilder<W> {
         }
     }
 
-    /// The layer.
+    /// Builds the layer.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] naming the setting, if there is neither a limit nor anything to learn; if a limit's amount, burst,
-    /// period or zone cannot be, or it names a tier twice; if there are tiers and no [`tier_by`](Self::tier_by), or the other
-    /// way round; if the percentile is not over 0 and at most 1, `output_weight` is zero or over 1,000,
-    /// `max_keys` is zero, or `max_wait` is zero or over a day.
+    /// [`ConfigError`] names the setting:
+    ///
+    /// - there is no limit, and reported limits are not enforced;
+    /// - a limit's amount, burst, period or zone is invalid, or it names a tier twice;
+    /// - limits have tiers without [`tier_by`](Self::tier_by), or the other way round;
+    /// - `output_percentile` is not over 0 and at most 1, `output_weight` is zero or over 1,000, `max_keys` is zero, or
+    ///   `max_wait` is zero or over one day.
     pub fn build(self) -> Result<RateLimitLayer<W>, ConfigError> {
         Ok(RateLimitLayer {
             engine: Arc::new(self.settings.engine()?),
@@ -263,10 +266,10 @@ impl Settings {
                 count_cached_input: Some(true),
                 output_weight: 1,
             },
-            learned_ratio: 0.95,
+            output_percentile: 0.95,
             max_waiting: 0,
             max_wait: Duration::from_secs(30),
-            learns: false,
+            observes: false,
             headers: Headers::OpenAi,
             max_keys: None,
             shared: None,
@@ -283,7 +286,7 @@ impl Settings {
                 ..callers.pricing
             },
             max_waiting: 100,
-            learns: true,
+            observes: true,
             headers: Headers::None,
             ..callers
         }
@@ -295,34 +298,41 @@ impl Settings {
         let tiers = Tiers::new(&self.limits, self.tier_by)?;
         let policy = Arc::new(Policy {
             pricing: self.pricing,
-            learned: Registry::new(KeyBy::provider_and_model(), |_| Learned::new())
-                .max_keys(LEARNED_KEYS)?,
-            learned_ratio: self.learned_ratio,
+            observed: Registry::new(KeyBy::provider_and_model(), |_| ObservedOutput::new())
+                .max_keys(OBSERVED_KEYS)?,
+            output_percentile: self.output_percentile,
             headers: self.headers,
             shared: self.shared,
         });
         let clock = Clock::start();
-        let mut scopes = Vec::new();
+        let mut groups = Vec::new();
         let mut names = Vec::new();
-        for (key_by, limits) in group(self.limits, &self.key_by, self.learns) {
-            let mut bounds = limits
+        for (key_by, limits) in group(self.limits, &self.key_by, self.observes) {
+            let mut limits = limits
                 .into_iter()
-                .map(|limit| Bound::new(limit, &key_by, tiers.names(), policy.shared.as_ref()))
+                .map(|limit| {
+                    CheckedLimit::new(limit, &key_by, tiers.names(), policy.shared.as_ref())
+                })
                 .collect::<Result<Box<[_]>, _>>()?;
-            for bound in &mut bounds {
-                bound.tell_apart(&mut names);
+            for checked in &mut limits {
+                checked.tell_apart(&mut names);
             }
-            let learns = self.learns && key_by == self.key_by;
-            let scope = Arc::new(Scope::new(bounds, clock, Arc::clone(&policy), learns));
-            let of_cells = Arc::clone(&scope);
-            let mut cells = Registry::new(key_by, move |_| Cell::new(Arc::clone(&of_cells)));
+            let observes = self.observes && key_by == self.key_by;
+            let group = Arc::new(LimitGroup::new(
+                limits,
+                clock,
+                Arc::clone(&policy),
+                observes,
+            ));
+            let of_cells = Arc::clone(&group);
+            let mut keys = Registry::new(key_by, move |_| KeyState::new(Arc::clone(&of_cells)));
             if let Some(max_keys) = self.max_keys {
-                cells = cells.max_keys(max_keys)?;
+                keys = keys.max_keys(max_keys)?;
             }
-            scopes.push((scope, cells));
+            groups.push((group, keys));
         }
         Ok(Engine {
-            scopes: scopes.into(),
+            groups: groups.into(),
             tiers,
             policy,
             clock,
@@ -332,31 +342,31 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        if self.limits.is_empty() && !self.learns {
-            let reason = "there is no limit to keep, and nothing to learn";
+        if self.limits.is_empty() && !self.observes {
+            let reason = "there is no limit, and reported limits are not enforced";
             return Err(ConfigError::new("limit", self.limits.len(), reason));
         }
-        let ratio = self.learned_ratio;
+        let ratio = self.output_percentile;
         if !(ratio > 0.0 && ratio <= 1.0) {
-            let reason = "it must be over 0 and at most 1";
-            return Err(ConfigError::new("learned_percentile", ratio, reason));
+            let reason = "must be over 0 and at most 1";
+            return Err(ConfigError::new("output_percentile", ratio, reason));
         }
         let weight = self.pricing.output_weight;
         if weight == 0 || weight > 1_000 {
-            let reason = "it must be at least one and at most 1000";
+            let reason = "must be at least 1 and at most 1000";
             return Err(ConfigError::new("output_weight", weight, reason));
         }
         Ok(())
     }
 }
 
-/// Pairs of provider and model whose output lengths are learned.
-const LEARNED_KEYS: usize = 1_000;
+/// Pairs of provider and model whose output lengths are observed.
+const OBSERVED_KEYS: usize = 1_000;
 
-/// The limits of each kind of key, in the order in which the kinds come first.
-fn group(limits: Vec<Limit>, key_by: &KeyBy, learns: bool) -> Vec<(KeyBy, Vec<Limit>)> {
+/// The limits of each kind of key, in the order of the first limit of each kind.
+fn group(limits: Vec<Limit>, key_by: &KeyBy, observes: bool) -> Vec<(KeyBy, Vec<Limit>)> {
     let mut groups: Vec<(KeyBy, Vec<Limit>)> = Vec::new();
-    if learns {
+    if observes {
         groups.push((key_by.clone(), Vec::new()));
     }
     for limit in limits {

@@ -7,10 +7,10 @@ use crate::tier::Tier;
 
 /// What is left of a share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Share {
+pub(crate) struct Lease {
     left: u64,
     /// Where the store has charged it.
-    mark: u64,
+    epoch: u64,
     until_nanos: u64,
     /// Whose rate it is of.
     tier: Tier,
@@ -22,18 +22,18 @@ pub(crate) struct Share {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Grant {
     pub(crate) amount: u64,
-    pub(crate) mark: u64,
+    pub(crate) epoch: u64,
 }
 
 /// What goes back to the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Back {
     pub(crate) amount: u64,
-    pub(crate) mark: u64,
+    pub(crate) epoch: u64,
     pub(crate) tier: Tier,
 }
 
-impl Share {
+impl Lease {
     /// Whether there is `amount` to spend now.
     pub(crate) fn has(&self, amount: u64, now_nanos: u64) -> bool {
         now_nanos < self.until_nanos && amount <= self.left
@@ -42,13 +42,13 @@ impl Share {
     /// Spends `amount`, which it must have. Returns the mark by which it can be given back.
     pub(crate) fn spend(&mut self, amount: u64) -> u64 {
         self.left -= amount.min(self.left);
-        self.mark
+        self.epoch
     }
 
     /// Takes `less` back that was spent of what was granted with `mark`, and spends `more`; `false`, and nothing is done, if
     /// that share is over or has not as much.
-    pub(crate) fn settle(&mut self, mark: u64, less: u64, more: u64, now_nanos: u64) -> bool {
-        let is_same = mark == self.mark && now_nanos < self.until_nanos;
+    pub(crate) fn settle(&mut self, epoch: u64, less: u64, more: u64, now_nanos: u64) -> bool {
+        let is_same = epoch == self.epoch && now_nanos < self.until_nanos;
         let can_settle = is_same && more <= self.left;
         if can_settle {
             self.left = self.left.saturating_add(less) - more;
@@ -77,7 +77,7 @@ impl Share {
         let back = self.clear();
         *self = Self {
             left: grant.amount,
-            mark: grant.mark,
+            epoch: grant.epoch,
             until_nanos,
             tier,
             asking_until_nanos: 0,
@@ -89,7 +89,7 @@ impl Share {
     pub(crate) fn clear(&mut self) -> Back {
         Back {
             amount: std::mem::take(&mut self.left),
-            mark: self.mark,
+            epoch: self.epoch,
             tier: self.tier,
         }
     }
@@ -117,70 +117,77 @@ mod tests {
 
     const TIER: Tier = Tier::NONE;
 
-    fn share(amount: u64) -> Share {
-        let mut share = Share::default();
-        let grant = Grant { amount, mark: 7 };
-        assert_eq!(share.replace(grant, 100, TIER), Back::default());
-        share
+    fn lease(amount: u64) -> Lease {
+        let mut lease = Lease::default();
+        let grant = Grant { amount, epoch: 7 };
+        assert_eq!(lease.replace(grant, 100, TIER), Back::default());
+        lease
     }
 
     #[test]
     fn no_more_is_spent_than_there_is() {
-        let mut share = share(10);
-        assert!(share.has(10, 99) && !share.has(11, 99));
-        assert_eq!(share.spend(4), 7);
-        assert!(share.has(6, 99) && !share.has(7, 99));
+        let mut lease = lease(10);
+        assert!(lease.has(10, 99) && !lease.has(11, 99));
+        assert_eq!(lease.spend(4), 7);
+        assert!(lease.has(6, 99) && !lease.has(7, 99));
     }
 
     #[test]
     fn nothing_is_spent_when_it_is_over() {
-        let mut share = share(10);
-        assert!(!share.has(1, 100));
-        assert!(!share.settle(7, 3, 0, 100), "the store has to know");
+        let mut lease = lease(10);
+        assert!(!lease.has(1, 100));
+        assert!(!lease.settle(7, 3, 0, 100), "the store has to know");
         let back = Back {
             amount: 10,
-            mark: 7,
+            epoch: 7,
             tier: TIER,
         };
-        assert_eq!(share.clear_if_over(99), None);
-        assert_eq!(share.clear_if_over(100), Some(back));
-        assert!(share.is_spent(99));
+        assert_eq!(lease.clear_if_over(99), None);
+        assert_eq!(lease.clear_if_over(100), Some(back));
+        assert!(lease.is_spent(99));
     }
 
     #[test]
     fn one_at_a_time_asks_for_another() {
-        let mut share = share(0);
-        assert!(share.may_ask(10, 20));
-        assert!(!share.may_ask(19, 29));
-        assert!(share.may_ask(20, 30), "whoever asked got no answer");
-        share.replace(Grant { amount: 5, mark: 8 }, 100, TIER);
-        assert!(share.may_ask(21, 31));
+        let mut lease = lease(0);
+        assert!(lease.may_ask(10, 20));
+        assert!(!lease.may_ask(19, 29));
+        assert!(lease.may_ask(20, 30), "whoever asked got no answer");
+        lease.replace(
+            Grant {
+                amount: 5,
+                epoch: 8,
+            },
+            100,
+            TIER,
+        );
+        assert!(lease.may_ask(21, 31));
     }
 
     #[test]
     fn who_asks_no_more_leaves_alone_who_does() {
-        let mut share = share(0);
-        assert!(share.may_ask(10, 20));
-        share.was_asked_for(19);
-        assert!(!share.may_ask(11, 21), "another had asked");
-        share.was_asked_for(20);
-        assert!(share.may_ask(12, 22));
+        let mut lease = lease(0);
+        assert!(lease.may_ask(10, 20));
+        lease.was_asked_for(19);
+        assert!(!lease.may_ask(11, 21), "another had asked");
+        lease.was_asked_for(20);
+        assert!(lease.may_ask(12, 22));
     }
 
     #[test]
     fn what_comes_back_can_be_spent_again() {
-        let mut share = share(10);
-        share.spend(10);
-        assert!(share.settle(7, 3, 0, 99));
-        assert!(share.has(3, 99) && !share.has(4, 99));
-        assert!(!share.settle(8, 3, 0, 99), "it is of another lease");
+        let mut lease = lease(10);
+        lease.spend(10);
+        assert!(lease.settle(7, 3, 0, 99));
+        assert!(lease.has(3, 99) && !lease.has(4, 99));
+        assert!(!lease.settle(8, 3, 0, 99), "it is of another lease");
     }
 
     #[test]
     fn what_is_used_beyond_is_spent_of_it_too() {
-        let mut share = share(10);
-        share.spend(4);
-        assert!(share.settle(7, 0, 6, 99));
-        assert!(!share.settle(7, 0, 1, 99), "the store has to charge it");
+        let mut lease = lease(10);
+        lease.spend(4);
+        assert!(lease.settle(7, 0, 6, 99));
+        assert!(!lease.settle(7, 0, 1, 99), "the store has to charge it");
     }
 }

@@ -1,17 +1,19 @@
-//! Rate limits for calls to language models: requests and tokens, reserved before and settled after.
+//! Rate limits for calls to language models: requests and tokens per period, reserved before a call and settled after it.
 //!
-//! Providers limit tokens, and how many a call uses is known only when its stream has ended. Who checks before the call
-//! and charges after it lets a burst through: a hundred calls that each see an unused limit. Here a call *reserves* what
-//! it may use, together with its request and in all its limits at once or not at all, and when its response's body has
-//! ended what it did not use is given back, and what it used beyond is charged.
+//! Providers limit tokens, but the number of tokens a call uses is known only when its stream ends. A limiter that checks
+//! before the call and charges after it lets bursts through: 100 calls at once all see an unused limit. This layer
+//! *reserves* what a call may use, in all of its limits together or in none. When the response body ends, it settles: it
+//! refunds what the call did not use, and charges what the call used beyond its reservation.
 //!
-//! - A [`Limit`] is data: requests, input, output or all tokens per time, by key, as a sliding window or a token bucket.
-//! - [`RateLimitLayer::for_callers`] keeps the limits that a service sets its own callers.
-//! - [`RateLimitLayer::for_providers`] keeps those that providers set the service, and learns what their responses tell.
+//! - A [`Limit`] is data: an amount of requests, tokens or cost per period, for each key, as a sliding window or a token
+//!   bucket.
+//! - [`RateLimitLayer::for_callers`] enforces the limits that a service sets for its callers.
+//! - [`RateLimitLayer::for_providers`] enforces the limits that providers set for the service, including the limits that
+//!   their responses report.
 //!
-//! Many processes can keep limits together (feature `redis`): see `SharedLimits`.
+//! With the feature `redis`, several processes share limits: see `SharedLimits`.
 //!
-//! It does not know what a call costs in money, nor does it choose another provider when one is used up.
+//! The layer does not know prices, and it does not choose another provider when a limit is exceeded.
 //!
 //! # Example
 //!
@@ -46,7 +48,7 @@
 //! assert_eq!(model.clone().oneshot(prompt.clone()).await?, "answer");
 //!
 //! let refused = model.oneshot(prompt).await.unwrap_err();
-//! let refused = refused.downcast_ref::<RateLimited>().expect("500 tokens are left");
+//! let refused = refused.downcast_ref::<RateLimited>().expect("only 500 tokens remain");
 //! assert_eq!(refused.limit().map(ToString::to_string).as_deref(), Some("1500 tokens per minute"));
 //! assert!(refused.retry_after().is_some());
 //! # Ok(())
@@ -57,15 +59,15 @@
 
 mod attempt;
 mod calendar;
-mod cell;
 mod cost;
 mod engine;
 mod error;
 mod future;
+mod group;
 mod handle;
 mod headers;
+mod key_state;
 mod layer;
-mod learned;
 #[cfg_attr(
     not(feature = "redis"),
     allow(dead_code, reason = "the one store there is comes with the feature")
@@ -73,10 +75,11 @@ mod learned;
 mod lease;
 mod limit;
 mod meter;
-mod pace;
+mod observed;
+mod provider_budget;
+mod provider_headers;
 mod queue;
 mod reservation;
-mod scope;
 mod service;
 #[cfg(feature = "redis")]
 mod shared;
@@ -86,17 +89,16 @@ mod shared;
 )]
 mod store;
 mod tier;
-mod told;
 
 pub use self::{
-    attempt::WhenAway,
+    attempt::StoreFallback,
     cost::{CutShort, Reserve},
     error::{ExceedsLimit, RateLimited},
     future::ResponseFuture,
     handle::{KeyStats, LimitStats, RateLimitHandle},
     headers::Headers,
     layer::{RateLimitBuilder, RateLimitLayer},
-    limit::{Limit, LimitOf, Unit},
+    limit::{Limit, LimitBuilder, Unit},
     reservation::Reservation,
     service::RateLimit,
 };

@@ -4,7 +4,7 @@ use tower_llm_core::{ConfigError, KeyBy};
 
 use crate::meter::SLICES;
 
-/// So many requests or tokens per time, for each key: one line of a provider's or a plan's limits, as data.
+/// An amount of requests, tokens or cost per period, for each key.
 ///
 /// ```
 /// use tower_llm_core::KeyBy;
@@ -19,11 +19,16 @@ use crate::meter::SLICES;
 ///     .tier("enterprise", 10_000);
 /// ```
 ///
-/// A limit is a sliding window unless it is made a [`bucket`](Self::bucket): never over in any stretch of its
-/// period, which is what providers hold callers to. For that it may refuse up to a thirteenth of what would just fit.
+/// A limit is a sliding window unless [`bucket`](Self::bucket) makes it a token bucket. A window never admits more than
+/// its amount in any stretch of time as long as its period, which is what providers enforce. In return it may refuse up to
+/// a thirteenth of what would just fit.
 ///
-/// An amount is at least one and at most 2^53; a period is at least a second and at most 31 days. What a limit's
-/// values are is checked when the layer is built.
+/// A call can use more than it reserved; the excess is charged as debt. A bucket pays off a debt in full before it admits
+/// the next call. A window forgets everything that is older than its period, including debt: a call that uses five times
+/// the limit blocks its key for one period (and up to a twelfth more), not for five. A calendar day forgets at midnight.
+///
+/// An amount is at least 1 and at most 2^53. A period is at least one second and at most 31 days. The values are checked
+/// when the layer is built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
     pub(crate) unit: Unit,
@@ -48,10 +53,10 @@ pub enum Unit {
     Tokens,
 }
 
-/// A [`Limit`] that has no period yet.
+/// A [`Limit`] without a period yet.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "a limit needs a period"]
-pub struct LimitOf {
+pub struct LimitBuilder {
     unit: Unit,
     amount: u64,
 }
@@ -81,7 +86,7 @@ pub(crate) struct Rate {
 
 /// Most that a limit can be: sums of a few of them do not overflow, and Redis' numbers hold them exactly.
 const MAX_AMOUNT: u64 = 1 << 53;
-const NO_AMOUNT: &str = "it must be at least one and at most 2^53";
+const NO_AMOUNT: &str = "must be at least 1 and at most 2^53";
 const MIN_PERIOD: Duration = Duration::from_secs(1);
 const MAX_PERIOD: Duration = Duration::from_secs(31 * 86_400);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -90,39 +95,39 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 impl Limit {
     /// A limit of `amount` calls.
-    pub const fn requests(amount: u64) -> LimitOf {
-        LimitOf::new(Unit::Requests, amount)
+    pub const fn requests(amount: u64) -> LimitBuilder {
+        LimitBuilder::new(Unit::Requests, amount)
     }
 
     /// A limit of `amount` tokens, input and output together.
-    pub const fn tokens(amount: u64) -> LimitOf {
-        LimitOf::new(Unit::Tokens, amount)
+    pub const fn tokens(amount: u64) -> LimitBuilder {
+        LimitBuilder::new(Unit::Tokens, amount)
     }
 
     /// A limit of `amount` input tokens.
-    pub const fn input_tokens(amount: u64) -> LimitOf {
-        LimitOf::new(Unit::InputTokens, amount)
+    pub const fn input_tokens(amount: u64) -> LimitBuilder {
+        LimitBuilder::new(Unit::InputTokens, amount)
     }
 
     /// A limit of `amount` output tokens.
-    pub const fn output_tokens(amount: u64) -> LimitOf {
-        LimitOf::new(Unit::OutputTokens, amount)
+    pub const fn output_tokens(amount: u64) -> LimitBuilder {
+        LimitBuilder::new(Unit::OutputTokens, amount)
     }
 
-    /// Sets what calls are counted together by; the layer's own [`key_by`](crate::RateLimitBuilder::key_by) unless set.
+    /// Sets the kind of key to limit by; the layer's [`key_by`](crate::RateLimitBuilder::key_by) unless set.
     ///
-    /// Limits of one key are kept together, and cost one lookup.
+    /// Limits with the same kind of key share their state and cost one lookup.
     #[must_use]
     pub fn by(mut self, key_by: KeyBy) -> Self {
         self.key_by = Some(key_by);
         self
     }
 
-    /// Makes it a token bucket: up to `burst` at once, and then at the steady rate.
+    /// Makes the limit a token bucket: up to `burst` at once, then the steady rate.
     ///
-    /// In one period it can let through the burst and the amount together. What a call gives back at its end can be taken at
-    /// once, though some of it may have leaked meanwhile: where calls reserve much more than they use, up to twice the burst
-    /// can really be used at one time. A window has no such edges.
+    /// In one period a bucket can admit the burst and the amount together. A refund is available at once, although part of
+    /// the reservation may have drained already: if calls reserve much more than they use, up to twice the burst can be used
+    /// at one time. A window has no such edges.
     #[must_use]
     pub fn bucket(mut self, burst: u64) -> Self {
         let of_day = matches!(self.algorithm, Algorithm::Day { .. });
@@ -130,48 +135,48 @@ impl Limit {
         self
     }
 
-    /// Sets the amount for callers of a tier, in place of the one for all others.
+    /// Sets the amount for callers in a tier, instead of the default amount.
     ///
-    /// Which tier a caller is in, [`tier_by`](crate::RateLimitBuilder::tier_by) says. What a caller has used counts on
-    /// when its tier changes. A bucket's burst grows and shrinks with the amount, but stays at least one.
+    /// [`tier_by`](crate::RateLimitBuilder::tier_by) decides which tier a call is in. When a caller's tier changes, what the
+    /// caller has used still counts. A bucket's burst scales with the amount, but is at least 1.
     #[must_use]
     pub fn tier(mut self, name: impl Into<Cow<'static, str>>, amount: u64) -> Self {
         self.tiers.push((name.into(), amount));
         self
     }
 
-    /// What it counts.
+    /// Returns what the limit counts.
     #[must_use]
     pub fn unit(&self) -> Unit {
         self.unit
     }
 
-    /// How much of it per period, for callers of no tier.
+    /// Returns the amount per period for callers without a tier.
     #[must_use]
     pub fn amount(&self) -> u64 {
         self.amount
     }
 
-    /// The period; 24 hours for a calendar day.
+    /// Returns the period; 24 hours for a calendar day.
     #[must_use]
     pub fn period(&self) -> Duration {
         self.period
     }
 
-    /// Its numbers for one tier; for callers of none, or of one that it does not name, with `None`.
+    /// The numbers for one tier; with `None`, or for a tier that the limit does not name, the default ones.
     pub(crate) fn rate(&self, tier: Option<&str>) -> Result<Rate, ConfigError> {
         let amount = tier
             .and_then(|tier| self.tiers.iter().find(|(name, _)| name == tier))
             .map_or(self.amount, |&(_, amount)| amount);
         check_amount("limit", amount)?;
         if self.period < MIN_PERIOD || self.period > MAX_PERIOD {
-            let reason = "it must be at least a second and at most 31 days";
+            let reason = "must be at least one second and at most 31 days";
             return Err(ConfigError::new("period", self.period, reason));
         }
         let capacity = match self.algorithm {
             Algorithm::Bucket { burst, of_day } => {
                 if of_day {
-                    let reason = "a calendar day's quota is no bucket";
+                    let reason = "a limit per calendar day cannot be a bucket";
                     return Err(ConfigError::new("burst", burst, reason));
                 }
                 check_amount("burst", burst)?;
@@ -190,11 +195,15 @@ impl Limit {
     pub(crate) fn check_tiers(&self) -> Result<(), ConfigError> {
         for (index, (name, amount)) in self.tiers.iter().enumerate() {
             if name.is_empty() {
-                return Err(ConfigError::new("tier", name, "it must have a name"));
+                return Err(ConfigError::new("tier", name, "must not be empty"));
             }
             if self.tiers[..index].iter().any(|(other, _)| other == name) {
                 let value = format!("{name}: {amount}");
-                return Err(ConfigError::new("tier", value, "the limit has it already"));
+                return Err(ConfigError::new(
+                    "tier",
+                    value,
+                    "the limit names this tier twice",
+                ));
             }
             if !is_amount(*amount) {
                 let value = format!("{name}: {amount}");
@@ -218,41 +227,41 @@ impl fmt::Display for Limit {
     }
 }
 
-// === impl LimitOf ===
+// === impl LimitBuilder ===
 
-impl LimitOf {
+impl LimitBuilder {
     const fn new(unit: Unit, amount: u64) -> Self {
         Self { unit, amount }
     }
 
-    /// The amount per second.
+    /// Per second.
     #[must_use]
     pub fn per_second(self) -> Limit {
         self.per(Duration::from_secs(1))
     }
 
-    /// The amount per minute.
+    /// Per minute.
     #[must_use]
     pub fn per_minute(self) -> Limit {
         self.per(Duration::from_secs(60))
     }
 
-    /// The amount per hour.
+    /// Per hour.
     #[must_use]
     pub fn per_hour(self) -> Limit {
         self.per(Duration::from_secs(3_600))
     }
 
-    /// The amount in any 24 hours.
+    /// Per 24 hours.
     #[must_use]
     pub fn per_day(self) -> Limit {
         self.per(DAY)
     }
 
-    /// The amount per calendar day in a time zone, such as `America/Los_Angeles`: all of it again at midnight.
+    /// Per calendar day in a time zone, such as `America/Los_Angeles`: the whole amount is available again at midnight.
     ///
-    /// The wall clock is read when a day has ended, to learn when the next one does. Zones other than `UTC` are looked
-    /// up in the system's time-zone database; where there is none, enable `tzdb-bundle-always` of the `jiff` crate.
+    /// The wall clock is read at the end of each day, to find the end of the next one. Zones other than `UTC` are looked up
+    /// in the system's time zone database; if the system has none, enable the feature `tzdb-bundle-always` of `jiff`.
     #[must_use]
     pub fn per_day_in(self, zone: impl Into<Cow<'static, str>>) -> Limit {
         let zone = zone.into();
@@ -262,7 +271,7 @@ impl LimitOf {
         }
     }
 
-    /// The amount per `period`, at least a second and at most 31 days.
+    /// Per `period`, which is at least one second and at most 31 days.
     #[must_use]
     pub fn per(self, period: Duration) -> Limit {
         Limit {
@@ -318,7 +327,7 @@ impl Rate {
     }
 
     /// One part in `parts` of it, rounded down. Too small a limit lets nothing through then.
-    pub(crate) fn share(&self, parts: u64) -> Self {
+    pub(crate) fn divided(&self, parts: u64) -> Self {
         let amount = self.amount / parts;
         Self {
             // What was taken must leak all the same.

@@ -13,14 +13,14 @@ use tower_llm_core::Keyed;
 
 use crate::{
     RateLimited,
-    cell::{Cell, Cells},
-    engine::{Ask, Denied, Engine, Turns},
+    engine::{Blocked, Demand, Engine, Turns},
+    key_state::{KeyState, KeyStates},
     reservation::Reservation,
 };
 
 /// The line before one key's limits; there is none while nobody waits.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct Queue {
     turn: Arc<Turn>,
     pub(crate) waiting: usize,
     /// What those who wait will take, by limit.
@@ -37,8 +37,8 @@ struct Turn {
 /// A place in a line; dropping it leaves.
 #[derive(Debug)]
 struct Place {
-    scope: usize,
-    cell: Arc<Keyed<Cell>>,
+    group: usize,
+    key: Arc<Keyed<KeyState>>,
     turn: Arc<Turn>,
     amounts: Box<[u64]>,
 }
@@ -47,8 +47,8 @@ struct Place {
 #[derive(Debug)]
 pub(crate) struct Waiting {
     engine: Arc<Engine>,
-    cells: Cells,
-    ask: Ask,
+    keys: KeyStates,
+    demand: Demand,
     until: Instant,
     turns: Turns,
     /// `None` before it was denied for the first time.
@@ -57,9 +57,9 @@ pub(crate) struct Waiting {
 
 const PAUSE: Duration = Duration::from_millis(1);
 
-// === impl Line ===
+// === impl Queue ===
 
-impl Line {
+impl Queue {
     pub(crate) fn new(limits: usize) -> Self {
         Self {
             turn: Arc::new(Turn {
@@ -82,23 +82,26 @@ impl Line {
 
 impl Place {
     /// Joins the line before one of `cells`; `None` if `max_waiting` are in it.
-    fn join(cells: &Cells, scope: usize, ask: &Ask, max_waiting: usize) -> Option<Self> {
-        let cell = &cells[scope];
-        let bounds = &cell.scope.bounds;
-        let amounts: Box<[u64]> = bounds.iter().map(|bound| ask.amount(bound)).collect();
-        let mut state = cell.lock();
+    fn join(keys: &KeyStates, group: usize, demand: &Demand, max_waiting: usize) -> Option<Self> {
+        let key = &keys[group];
+        let limits = &key.group.limits;
+        let amounts: Box<[u64]> = limits
+            .iter()
+            .map(|checked| demand.amount(checked))
+            .collect();
+        let mut state = key.lock();
         if state.waiting() >= max_waiting {
             return None;
         }
-        let line = state.line_or_new(amounts.len());
-        line.waiting += 1;
-        for (ahead, amount) in line.ahead.iter_mut().zip(&amounts) {
+        let queue = state.queue_or_new(amounts.len());
+        queue.waiting += 1;
+        for (ahead, amount) in queue.ahead.iter_mut().zip(&amounts) {
             *ahead = ahead.saturating_add(*amount);
         }
         Some(Self {
-            scope,
-            cell: Arc::clone(cell),
-            turn: Arc::clone(&line.turn),
+            group,
+            key: Arc::clone(key),
+            turn: Arc::clone(&queue.turn),
             amounts,
         })
     }
@@ -106,14 +109,14 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut state = self.cell.lock();
-        let Some(line) = state.line() else { return };
-        line.waiting -= 1;
-        for (ahead, amount) in line.ahead.iter_mut().zip(&self.amounts) {
+        let mut state = self.key.lock();
+        let Some(queue) = state.queue() else { return };
+        queue.waiting -= 1;
+        for (ahead, amount) in queue.ahead.iter_mut().zip(&self.amounts) {
             *ahead = ahead.saturating_sub(*amount);
         }
-        if line.waiting == 0 {
-            state.drop_line();
+        if queue.waiting == 0 {
+            state.drop_queue();
         }
     }
 }
@@ -122,11 +125,16 @@ impl Drop for Place {
 
 impl Waiting {
     /// A call that is decided by a store.
-    pub(crate) fn for_store(engine: &Arc<Engine>, cells: Cells, ask: Ask, now: Instant) -> Self {
+    pub(crate) fn for_store(
+        engine: &Arc<Engine>,
+        keys: KeyStates,
+        demand: Demand,
+        now: Instant,
+    ) -> Self {
         Self {
             engine: Arc::clone(engine),
-            cells,
-            ask,
+            keys,
+            demand,
             until: now + engine.max_wait,
             turns: Turns::default(),
             place: None,
@@ -136,13 +144,13 @@ impl Waiting {
     /// A call that was denied, unless it cannot be admitted in time, or there is no room in the line.
     pub(crate) fn in_line(
         engine: &Arc<Engine>,
-        cells: Cells,
-        ask: Ask,
-        denied: &Denied,
+        keys: KeyStates,
+        demand: Demand,
+        blocked: &Blocked,
         now: Instant,
     ) -> Result<Self, RateLimited> {
-        let mut waiting = Self::for_store(engine, cells, ask, now);
-        waiting.join(denied, now)?;
+        let mut waiting = Self::for_store(engine, keys, demand, now);
+        waiting.join(blocked, now)?;
         Ok(waiting)
     }
 
@@ -156,7 +164,7 @@ impl Waiting {
             match attempted {
                 Ok(reservation) => return Ok(reservation),
                 // It joins the line where it is held up now, and its turn in the one before is somebody else's.
-                Err(denied) => self.join(&denied, Instant::now())?,
+                Err(blocked) => self.join(&blocked, Instant::now())?,
             }
         }
     }
@@ -165,50 +173,54 @@ impl Waiting {
     async fn attempt_in_line(
         &mut self,
         place: Place,
-    ) -> Result<Result<Reservation, Denied>, RateLimited> {
+    ) -> Result<Result<Reservation, Blocked>, RateLimited> {
         let turn = &*place.turn;
         let Ok(_permit) = timeout_at(self.until, turn.permit.acquire()).await else {
-            let refused = self.engine.waited(&self.cells, &self.ask, place.scope);
+            let refused = self.engine.waited(&self.keys, &self.demand, place.group);
             return Err(refused);
         };
-        self.turns.come(place.scope);
+        self.turns.come(place.group);
         loop {
-            let denied = match self.attempt().await {
-                Err(denied) if denied.scope == place.scope => denied,
+            let blocked = match self.attempt().await {
+                Err(blocked) if blocked.group == place.group => blocked,
                 admitted_or_elsewhere => return Ok(admitted_or_elsewhere),
             };
             let now = Instant::now();
-            self.check_in_time(&denied, now)?;
+            self.check_in_time(&blocked, now)?;
             // Whatever it was told, it does not try again and again without a pause.
-            let room_at = now + Duration::from_nanos(denied.here_nanos).max(PAUSE);
+            let room_at = now + Duration::from_nanos(blocked.here_nanos).max(PAUSE);
             // It tries again either way.
             let _ = timeout_at(room_at, turn.freed.notified()).await;
         }
     }
 
-    async fn attempt(&self) -> Result<Reservation, Denied> {
+    async fn attempt(&self) -> Result<Reservation, Blocked> {
         let Self {
-            engine, cells, ask, ..
+            engine,
+            keys,
+            demand,
+            ..
         } = self;
-        engine.attempt(cells, ask, self.turns).await
+        engine.attempt(keys, demand, self.turns).await
     }
 
-    fn join(&mut self, denied: &Denied, now: Instant) -> Result<(), RateLimited> {
-        self.check_in_time(denied, now)?;
+    fn join(&mut self, blocked: &Blocked, now: Instant) -> Result<(), RateLimited> {
+        self.check_in_time(blocked, now)?;
         let place = Place::join(
-            &self.cells,
-            denied.scope,
-            &self.ask,
+            &self.keys,
+            blocked.group,
+            &self.demand,
             self.engine.max_waiting,
         );
-        self.place = Some(place.ok_or_else(|| self.engine.refuse(&self.cells, &self.ask, denied))?);
+        self.place =
+            Some(place.ok_or_else(|| self.engine.refuse(&self.keys, &self.demand, blocked))?);
         Ok(())
     }
 
-    fn check_in_time(&self, denied: &Denied, now: Instant) -> Result<(), RateLimited> {
+    fn check_in_time(&self, blocked: &Blocked, now: Instant) -> Result<(), RateLimited> {
         let left = self.until.saturating_duration_since(now);
-        if left.is_zero() || left < Duration::from_nanos(denied.wait_nanos) {
-            return Err(self.engine.refuse(&self.cells, &self.ask, denied));
+        if left.is_zero() || left < Duration::from_nanos(blocked.wait_nanos) {
+            return Err(self.engine.refuse(&self.keys, &self.demand, blocked));
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What a call has taken, from when it was admitted until it has ended.
+//! What a call has reserved in its limits, from its admission to its end.
 
 use std::cmp::Ordering;
 
@@ -8,26 +8,26 @@ use tower_llm_core::{Completion, Guard, Outcome};
 
 use crate::{
     Headers,
-    cell::{Cell, Cells, State},
     cost::Cost,
-    engine::{Ask, Taken},
-    headers::Standings,
+    engine::{Charge, Demand},
+    group::{CheckedLimit, Policy},
+    headers::Statuses,
+    key_state::{KeyState, KeyStates, State},
     lease::Back,
-    scope::{Bound, Policy},
+    provider_headers::ProviderHeaders,
     store::{Holding, Terms},
-    told::Told,
 };
 
-/// What a call has taken of its limits: its guard.
+/// What a call has reserved in its limits: its guard.
 ///
-/// It is settled once: with what the call has used when that has ended, or given back whole when it is dropped before
-/// the call was sent.
+/// It settles once: to what the call used when the call has ended, or to nothing when it is dropped before the call was
+/// sent.
 #[derive(Debug)]
 pub struct Reservation {
-    cells: Cells,
-    ask: Ask,
+    keys: KeyStates,
+    demand: Demand,
     // `None` once it is settled.
-    taken: Option<Taken>,
+    charge: Option<Charge>,
     /// What was taken from a store besides.
     holding: Option<Box<Holding>>,
 }
@@ -41,11 +41,11 @@ enum Change {
 }
 
 impl Reservation {
-    pub(crate) fn new(cells: Cells, ask: Ask, taken: Taken) -> Self {
+    pub(crate) fn new(keys: KeyStates, demand: Demand, charge: Charge) -> Self {
         Self {
-            cells,
-            ask,
-            taken: Some(taken),
+            keys,
+            demand,
+            charge: Some(charge),
             holding: None,
         }
     }
@@ -57,59 +57,59 @@ impl Reservation {
 
     fn policy(&self) -> Option<&Policy> {
         // A layer without any limit has no cells, and nothing to settle.
-        self.cells.first().map(|cell| &*cell.scope.policy)
+        self.keys.first().map(|key| &*key.group.policy)
     }
 
     /// Changes what was taken to what was used, once.
     fn settle(&mut self, used: &Cost, ended_at: Option<Instant>) {
-        if self.learns() {
+        if self.observes() {
             match *used == Cost::NONE {
                 true => self.never_sent(),
                 false => self.answered(None),
             }
         }
-        let Some(taken) = self.taken.take() else {
+        let Some(charge) = self.charge.take() else {
             return;
         };
-        if *used == self.ask.estimate.reserved && self.holding.is_none() {
+        if *used == self.demand.estimate.reserved && self.holding.is_none() {
             return;
         }
         if let Some(holding) = self.holding.take() {
-            let bounds = self.cells.iter().flat_map(|cell| &cell.scope.bounds);
-            holding.settle(bounds.map(|bound| used.of(bound.limit.unit())));
+            let limits = self.keys.iter().flat_map(|key| &key.group.limits);
+            holding.settle(limits.map(|checked| used.of(checked.limit.unit())));
         }
-        if !taken.leases.is_empty() {
-            self.settle_shares(&taken.leases, used);
+        if !charge.lease_epochs.is_empty() {
+            self.settle_leases(&charge.lease_epochs, used);
         }
-        let mut marks = &taken.marks[..];
-        for cell in &self.cells {
-            let (of_cell, others) = marks.split_at(cell.scope.bounds.len());
-            marks = others;
-            let mut bounds = cell.scope.bounds.iter();
-            if bounds.any(|bound| self.change(bound, used) != Change::None) {
-                self.settle_cell(cell, of_cell, used, ended_at);
+        let mut epochs = &charge.epochs[..];
+        for key in &self.keys {
+            let (of_cell, others) = epochs.split_at(key.group.limits.len());
+            epochs = others;
+            let mut limits = key.group.limits.iter();
+            if limits.any(|checked| self.change(checked, used) != Change::None) {
+                self.settle_cell(key, of_cell, used, ended_at);
             }
         }
     }
 
-    fn settle_cell(&self, cell: &Cell, marks: &[u32], used: &Cost, ended_at: Option<Instant>) {
-        let scope = &cell.scope;
-        let mut state = cell.lock();
+    fn settle_cell(&self, key: &KeyState, epochs: &[u32], used: &Cost, ended_at: Option<Instant>) {
+        let group = &key.group;
+        let mut state = key.lock();
         let mut has_freed = false;
         let gauges = state.gauges.iter_mut();
-        for ((bound, gauge), &mark) in scope.bounds.iter().zip(gauges).zip(marks) {
-            let rate = bound.own_rate(self.ask.tier);
-            match self.change(bound, used) {
+        for ((checked, gauge), &epoch) in group.limits.iter().zip(gauges).zip(epochs) {
+            let rate = checked.own_rate(self.demand.tier);
+            match self.change(checked, used) {
                 Change::None => {}
                 Change::Less(less) => {
-                    gauge.settle_down(bound, rate, mark, less);
+                    gauge.settle_down(checked, rate, epoch, less);
                     has_freed = true;
                 }
                 Change::More(more) => {
                     // Seldom, so that the clock is seldom read.
                     let now = ended_at.unwrap_or_else(Instant::now);
-                    let tier = self.ask.tier;
-                    gauge.settle_up(bound, tier, more, scope.clock.nanos(now));
+                    let tier = self.demand.tier;
+                    gauge.settle_up(checked, tier, more, group.clock.nanos(now));
                 }
             }
         }
@@ -119,32 +119,36 @@ impl Reservation {
     }
 
     /// Changes what was taken of shares to what was used; what is not of a present one is for the store.
-    fn settle_shares(&self, leases: &[u64], used: &Cost) {
+    fn settle_leases(&self, epochs: &[u64], used: &Cost) {
         let policy = self.policy();
         let Some(shared) = policy.and_then(|policy| policy.shared.as_ref()) else {
             return;
         };
-        let mut leases = leases.iter();
+        let mut epochs = epochs.iter();
         let mut for_store = Vec::new();
-        for cell in &self.cells {
-            let now = cell.scope.clock.now_nanos();
-            let bounds = &cell.scope.bounds;
-            let mut state = cell.lock();
-            let shares = state.shares(bounds.len()).iter_mut();
-            for ((bound, share), &mark) in bounds.iter().zip(shares).zip(&mut leases) {
-                let (less, more) = match self.change(bound, used) {
+        for key in &self.keys {
+            let now = key.group.clock.now_nanos();
+            let limits = &key.group.limits;
+            let mut state = key.lock();
+            let leases = state.leases(limits.len()).iter_mut();
+            for ((checked, lease), &epoch) in limits.iter().zip(leases).zip(&mut epochs) {
+                let (less, more) = match self.change(checked, used) {
                     Change::None => continue,
                     Change::Less(less) => (less, 0),
                     Change::More(more) => (0, more),
                 };
-                if share.settle(mark, less, more, now) {
+                if lease.settle(epoch, less, more, now) {
                     continue;
                 }
-                let (amount, tier) = (less, self.ask.tier);
+                let (amount, tier) = (less, self.demand.tier);
                 for_store.push(Terms {
-                    claim: bound.claim(cell.key(), tier, now),
+                    claim: checked.claim(key.key(), tier, now),
                     want: 0,
-                    back: Back { amount, mark, tier },
+                    back: Back {
+                        amount,
+                        epoch,
+                        tier,
+                    },
                     charge: more,
                 });
             }
@@ -155,8 +159,8 @@ impl Reservation {
     }
 
     /// What was used of a limit, beside what was reserved.
-    fn change(&self, bound: &Bound, used: &Cost) -> Change {
-        let (reserved, used) = (self.ask.amount(bound), used.of(bound.limit.unit()));
+    fn change(&self, checked: &CheckedLimit, used: &Cost) -> Change {
+        let (reserved, used) = (self.demand.amount(checked), used.of(checked.limit.unit()));
         match used.cmp(&reserved) {
             Ordering::Equal => Change::None,
             Ordering::Less => Change::Less(reserved - used),
@@ -165,45 +169,47 @@ impl Reservation {
     }
 
     /// Whether it waits to hear from the provider.
-    fn learns(&self) -> bool {
-        self.taken
+    fn observes(&self) -> bool {
+        self.charge
             .as_ref()
-            .is_some_and(|taken| taken.pace.is_some())
+            .is_some_and(|charge| charge.budget.is_some())
     }
 
     /// The cell in which the provider's limits are learned.
-    fn learning(&self) -> Option<&Cell> {
-        let cells = self.cells.iter().map(|cell| &***cell);
-        cells.into_iter().find(|cell| cell.scope.learns)
+    fn observing(&self) -> Option<&KeyState> {
+        let keys = self.keys.iter().map(|key| &***key);
+        keys.into_iter().find(|key| key.group.observes)
     }
 
     /// Has it learned that the call was answered, or ended without that, and what it was told; once.
     fn answered(&mut self, head: Option<&Parts>) {
-        let mark = self.taken.as_mut().and_then(|taken| taken.pace.take());
-        let (Some(cell), Some(mark)) = (self.learning(), mark) else {
+        let epoch = self.charge.as_mut().and_then(|charge| charge.budget.take());
+        let (Some(key), Some(epoch)) = (self.observing(), epoch) else {
             return;
         };
-        let told = head.map_or_else(Told::default, |head| Told::read(&head.headers));
-        let now = cell.scope.clock.now_nanos();
-        let cost = &self.ask.estimate.reserved;
-        let mut state = cell.lock();
-        state.pace_or_new().answered(cost, mark, &told, now);
+        let reported = head.map_or_else(ProviderHeaders::default, |head| {
+            ProviderHeaders::read(&head.headers)
+        });
+        let now = key.group.clock.now_nanos();
+        let cost = &self.demand.estimate.reserved;
+        let mut state = key.lock();
+        state.budget_or_new().answered(cost, epoch, &reported, now);
         // There may be room earlier than the first in the line knew.
-        if told != Told::default() {
+        if reported != ProviderHeaders::default() {
             State::free(state);
         }
     }
 
     /// Gives back what was taken of what the provider told, unless the call was answered.
     fn never_sent(&mut self) {
-        let mark = self.taken.as_mut().and_then(|taken| taken.pace.take());
-        let (Some(cell), Some(mark)) = (self.learning(), mark) else {
+        let epoch = self.charge.as_mut().and_then(|charge| charge.budget.take());
+        let (Some(key), Some(epoch)) = (self.observing(), epoch) else {
             return;
         };
-        let now = cell.scope.clock.now_nanos();
-        let cost = &self.ask.estimate.reserved;
-        let mut state = cell.lock();
-        state.pace_or_new().never_sent(cost, mark, now);
+        let now = key.group.clock.now_nanos();
+        let cost = &self.demand.estimate.reserved;
+        let mut state = key.lock();
+        state.budget_or_new().never_sent(cost, epoch, now);
         State::free(state);
     }
 
@@ -214,11 +220,11 @@ impl Reservation {
         else {
             return;
         };
-        if let Some(cell) = self.learning() {
+        if let Some(key) = self.observing() {
             // It may be any time, of a `Watch` that is not ours.
             let wait = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
-            let until = cell.scope.clock.now_nanos().saturating_add(wait);
-            cell.lock().pace_or_new().close_until(until);
+            let until = key.group.clock.now_nanos().saturating_add(wait);
+            key.lock().budget_or_new().close_until(until);
         }
     }
 }
@@ -229,30 +235,30 @@ impl Guard for Reservation {
         self.answered(Some(parts));
         let Some(policy) = self.policy() else { return };
         let headers = policy.headers;
-        let shared = self.holding.as_deref().map_or(&[][..], |held| &held.stands);
+        let shared = self.holding.as_deref().map_or(&[][..], |held| &held.stored);
         // How limits stand that many processes share only their store knows.
         let is_known = policy.shared.is_none() || !shared.is_empty();
         if headers != Headers::None && is_known {
-            Standings::of(&self.cells, self.ask.tier, shared).write(headers, &mut parts.headers);
+            Statuses::of(&self.keys, self.demand.tier, shared).write(headers, &mut parts.headers);
         }
     }
 
     fn end(&mut self, completion: &Completion) {
         self.close(completion);
         let Some(policy) = self.policy() else { return };
-        if let (Some(learned), Outcome::Success, Some(usage)) =
-            (&self.ask.learned, completion.outcome, completion.usage)
+        if let (Some(observed), Outcome::Success, Some(usage)) =
+            (&self.demand.observed, completion.outcome, completion.usage)
         {
-            learned.record(usage.output);
+            observed.record(usage.output);
         }
-        let used = policy.pricing.settle(&self.ask.estimate, completion);
+        let used = policy.pricing.settle(&self.demand.estimate, completion);
         self.settle(&used, completion.ended_at);
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if self.taken.is_some() {
+        if self.charge.is_some() {
             self.settle(&Cost::NONE, None);
         }
     }

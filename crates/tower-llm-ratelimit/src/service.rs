@@ -9,7 +9,7 @@ use tower_service::Service;
 
 use crate::{
     ResponseFuture,
-    engine::{Engine, Heed, Turns},
+    engine::{Check, Engine, Turns},
     queue::Waiting,
     reservation::Reservation,
 };
@@ -39,24 +39,27 @@ impl<S, W> RateLimit<S, W> {
     }
 
     fn decide(&self, request: &dyn Described) -> Decision {
-        let ask = match self.engine.ask(request) {
-            Ok(ask) => ask,
+        let demand = match self.engine.demand(request) {
+            Ok(demand) => demand,
             Err(never) => return Decision::Refused(never.into()),
         };
-        let cells = self.engine.cells(request);
+        let keys = self.engine.keys(request);
         let now = Instant::now();
         let shared = self.engine.policy.shared.as_ref();
-        let heed = match shared {
-            None => Heed::All,
-            Some(shared) if shared.lease.is_some() => Heed::Shares,
-            Some(_) => return Decision::Waits(Waiting::for_store(&self.engine, cells, ask, now)),
+        let check = match shared {
+            None => Check::All,
+            Some(shared) if shared.lease.is_some() => Check::Leases,
+            Some(_) => return Decision::Waits(Waiting::for_store(&self.engine, keys, demand, now)),
         };
-        match self.engine.admit(&cells, &ask, now, Turns::default(), heed) {
-            Ok(taken) => Decision::Admitted(Reservation::new(cells, ask, taken)),
+        match self
+            .engine
+            .admit(&keys, &demand, now, Turns::default(), check)
+        {
+            Ok(charge) => Decision::Admitted(Reservation::new(keys, demand, charge)),
             Err(_) if shared.is_some() => {
-                Decision::Waits(Waiting::for_store(&self.engine, cells, ask, now))
+                Decision::Waits(Waiting::for_store(&self.engine, keys, demand, now))
             }
-            Err(denied) => match Waiting::in_line(&self.engine, cells, ask, &denied, now) {
+            Err(blocked) => match Waiting::in_line(&self.engine, keys, demand, &blocked, now) {
                 Ok(waiting) => Decision::Waits(waiting),
                 Err(refused) => Decision::Refused(refused.into()),
             },

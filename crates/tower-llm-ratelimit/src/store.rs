@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tower_llm_core::Keyed;
 
 use crate::{
-    cell::Cell,
+    key_state::KeyState,
     lease::{Back, Grant},
     limit::Rate,
     meter::{Kind, Now},
@@ -45,15 +45,17 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
 
     /// Gives back what is left of a cell's shares when their leases have ended, `at` that time; `false` if there is no room
     /// for it.
-    fn clear_at(&self, cell: Weak<Keyed<Cell>>, at: Instant) -> bool;
+    fn clear_at(&self, key: Weak<Keyed<KeyState>>, at: Instant) -> bool;
 
     /// How often something that was to be done later was not, or nobody knows whether it was.
     fn unsettled(&self) -> u64;
 }
 
-pub(crate) type Taking = Pin<Box<dyn Future<Output = Result<Verdict<Stands>, Away>> + Send>>;
+pub(crate) type Taking =
+    Pin<Box<dyn Future<Output = Result<Verdict<StoredStatus>, StoreUnavailable>> + Send>>;
 
-pub(crate) type Leasing = Pin<Box<dyn Future<Output = Result<Verdict<Grant>, Away>> + Send>>;
+pub(crate) type Leasing =
+    Pin<Box<dyn Future<Output = Result<Verdict<Grant>, StoreUnavailable>> + Send>>;
 
 /// What a call asks of one limit of one key.
 #[derive(Clone, Debug)]
@@ -88,12 +90,12 @@ pub(crate) enum Verdict<T> {
     /// What all limits say.
     Granted(Vec<T>),
     /// This limit has to be waited for longest.
-    Denied { limit: usize, wait: Duration },
+    Blocked { limit: usize, wait: Duration },
 }
 
 /// How a shared limit stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stands {
+pub(crate) struct StoredStatus {
     pub(crate) remaining: u64,
     pub(crate) full_in: Duration,
 }
@@ -110,7 +112,7 @@ pub(crate) struct Settlement {
 
 /// The store cannot be reached.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Away {
+pub(crate) struct StoreUnavailable {
     /// Whether it may have done what it was asked all the same.
     pub(crate) may_have_run: bool,
 }
@@ -121,7 +123,7 @@ pub(crate) struct Away {
 pub(crate) struct Holding {
     store: Arc<dyn Store>,
     settlement: Option<Settlement>,
-    pub(crate) stands: Vec<Stands>,
+    pub(crate) stored: Vec<StoredStatus>,
 }
 
 // === impl Terms ===
@@ -145,7 +147,7 @@ impl Terms {
         let mut terms = self.without_need();
         terms.charge = 0;
         terms.back.amount = grant.amount;
-        terms.back.mark = grant.mark;
+        terms.back.epoch = grant.epoch;
         terms
     }
 }
@@ -164,7 +166,7 @@ impl Holding {
                 claims,
                 used,
             }),
-            stands: Vec::new(),
+            stored: Vec::new(),
         }
     }
 

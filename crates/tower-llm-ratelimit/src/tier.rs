@@ -1,4 +1,4 @@
-//! Which plan a caller is on.
+//! The tier of a call.
 
 use std::{
     borrow::Cow,
@@ -13,14 +13,14 @@ use crate::Limit;
 /// Says which tier a call is in.
 pub(crate) type TierBy = Arc<dyn Fn(&dyn Described) -> Cow<'static, str> + Send + Sync>;
 
-/// A tier's place among a layer's tiers; the first is that of callers who are in none.
+/// The index of a tier among the tiers of a layer; zero is for callers without a tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tier(usize);
 
 /// The tiers that a layer's limits name, and the policy that chooses among them.
 pub(crate) struct Tiers {
     names: Vec<String>,
-    // `None` if there are no tiers, so that nobody is asked.
+    // `None` if there are no tiers.
     by: Option<RwLock<TierBy>>,
 }
 
@@ -34,9 +34,7 @@ impl Tier {
 }
 
 impl Tiers {
-    /// The tiers that `limits` name.
-    ///
-    /// There is something wrong if nobody says who is in them, or if there are none to be in.
+    /// The tiers that `limits` name; tiers and a policy that chooses among them go together.
     pub(crate) fn new(limits: &[Limit], by: Option<TierBy>) -> Result<Self, ConfigError> {
         let mut names: Vec<String> = Vec::new();
         for (name, _) in limits.iter().flat_map(|limit| &limit.tiers) {
@@ -45,11 +43,11 @@ impl Tiers {
             }
         }
         if !names.is_empty() && by.is_none() {
-            let reason = "limits have tiers, and nothing says which a caller is in";
+            let reason = "limits have tiers, but no policy chooses the tier of a call";
             return Err(ConfigError::new("tier_by", names, reason));
         }
         if names.is_empty() && by.is_some() {
-            let reason = "no limit has a tier that it could choose";
+            let reason = "the policy has no tiers to choose from";
             return Err(ConfigError::new("tier_by", "a policy", reason));
         }
         Ok(Self {
@@ -67,14 +65,14 @@ impl Tiers {
         let Some(by) = &self.by else {
             return Tier::default();
         };
-        // Cloned, and run with the lock free: it is code of the user's, which may take its time, or panic.
+        // Cloned and run without the lock: it is the user's code, which may be slow or panic.
         let by = Arc::clone(&by.read().unwrap_or_else(PoisonError::into_inner));
         let tier = by(request);
         let known = self.names.iter().position(|name| *name == tier);
         Tier(known.map_or(0, |index| index + 1))
     }
 
-    /// Chooses by another policy from now on; `false` if there are no tiers.
+    /// Replaces the policy; `false` if there are no tiers.
     pub(crate) fn choose_by(&self, policy: TierBy) -> bool {
         let Some(by) = &self.by else {
             return false;

@@ -158,11 +158,11 @@ fn a_percentile_is_over_zero_and_at_most_one() {
         (f64::NAN, "NaN"),
         (f64::INFINITY, "inf"),
     ] {
-        let refused = refused(one().learned_percentile(ratio));
-        assert_eq!(refused, ("learned_percentile", value.to_owned()));
+        let refused = refused(one().output_percentile(ratio));
+        assert_eq!(refused, ("output_percentile", value.to_owned()));
     }
-    one().learned_percentile(f64::MIN_POSITIVE).build().unwrap();
-    one().learned_percentile(1.0).build().unwrap();
+    one().output_percentile(f64::MIN_POSITIVE).build().unwrap();
+    one().output_percentile(1.0).build().unwrap();
 }
 
 #[test]
@@ -202,11 +202,11 @@ fn a_wait_is_over_zero_and_at_most_a_day() {
 #[test]
 fn there_is_a_limit_or_something_to_learn() {
     assert_eq!(refused(callers()), ("limit", "0".to_owned()));
-    callers().learn_from_provider(true).build().unwrap();
+    callers().enforce_reported_limits(true).build().unwrap();
     let providers = RateLimitLayer::for_providers;
     providers().build().unwrap();
     assert_eq!(
-        refused(providers().learn_from_provider(false)),
+        refused(providers().enforce_reported_limits(false)),
         ("limit", "0".to_owned())
     );
 }

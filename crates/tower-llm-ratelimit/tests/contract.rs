@@ -310,7 +310,7 @@ async fn a_response_future_dropped_at_any_point_settles_once() {
         assert_eq!(consumed(&layer.handle()), [1, 10]);
         assert_eq!(remaining(&layer.handle(), "ann"), [9, 90]);
         let stats = layer.handle().stats();
-        assert_eq!((stats[1].settled_down, stats[1].settled_up), (30, 0));
+        assert_eq!((stats[1].refunded, stats[1].overrun), (30, 0));
     }
 }
 

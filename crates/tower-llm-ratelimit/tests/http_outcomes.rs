@@ -276,7 +276,7 @@ async fn cached_input_counts_as_its_provider_counts_it() {
             Api::Messages => tokens(INPUT - 13, OUTPUT),
             _ => tokens(INPUT, OUTPUT),
         };
-        let provider = || RateLimitLayer::for_providers().learn_from_provider(false);
+        let provider = || RateLimitLayer::for_providers().enforce_reported_limits(false);
         assert_eq!(with_cached_input(provider(), api).await, cost, "{api:?}");
         let callers = RateLimitLayer::for_callers();
         let in_full = tokens(INPUT, OUTPUT);

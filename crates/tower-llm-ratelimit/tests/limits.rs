@@ -232,7 +232,7 @@ async fn a_call_that_is_larger_than_a_limit_is_told_that_it_never_fits() {
         assert_eq!(never.limit(), &limit);
         assert_eq!(never.retry_after(), None);
         let expected = format!(
-            "the request needs {} tokens, and never more than {most} can be taken at once",
+            "the call needs {} tokens, but the limit admits at most {most} at once",
             most + 1
         );
         assert_eq!(error.to_string(), expected);
@@ -261,7 +261,7 @@ async fn a_refusal_tells_the_limit_and_the_time() {
     admitted(&service, &mut upstream, Ask::tokens(10));
     advance(Duration::from_micros(1)).await;
     let error = refusal(&service, Ask::tokens(1));
-    let text = "the limit of 10 tokens per minute is used up; try again in 65.000s";
+    let text = "rate limit of 10 tokens per minute exceeded; retry after 65.000s";
     assert_eq!(error.to_string(), text);
     let refusal = Refusal::find(&*error).unwrap();
     assert_eq!(
@@ -273,7 +273,7 @@ async fn a_refusal_tells_the_limit_and_the_time() {
     assert_eq!(refusal.retry_after(), Some(wait));
     let limited: &RateLimited = limited(&error);
     assert_eq!(limited.retry_after(), Some(wait));
-    assert!(!limited.is_by_provider());
+    assert!(!limited.is_provider_limit());
 }
 
 #[tokio::test(start_paused = true)]
@@ -331,7 +331,7 @@ async fn what_a_call_used_beyond_its_reservation_is_paid_off_before_the_next() {
         let call = admitted(&service, &mut upstream, Ask::of("ann", 10, 10));
         call.used(40, 50);
         let stats = stats(&handle);
-        assert_eq!((stats.settled_up, stats.settled_down), (70, 0));
+        assert_eq!((stats.overrun, stats.refunded), (70, 0));
         assert_eq!(
             (stats.consumed, stats.remaining, stats.violations),
             (90, 0, 1)
@@ -362,7 +362,7 @@ async fn what_a_call_did_not_use_is_there_for_the_next_at_once() {
         refused(&service, Ask::tokens(31));
         admitted(&service, &mut upstream, Ask::tokens(30)).used(30, 0);
         let stats = stats(&handle);
-        assert_eq!((stats.settled_up, stats.settled_down), (0, 30));
+        assert_eq!((stats.overrun, stats.refunded), (0, 30));
         assert_eq!((stats.consumed, stats.violations), (60, 0));
     }
 }

@@ -104,7 +104,7 @@ async fn exactly_max_waiting_calls_wait_and_the_next_is_refused() {
     let error = refusal(&service, Ask::tokens(5));
     assert_eq!(
         error.to_string(),
-        "too many calls wait for this limit; try again in 20.000s"
+        "too many calls wait for the rate limit; retry after 20.000s"
     );
     assert_eq!(limited(&error).limit(), None);
     let refusal = Refusal::find(&*error).unwrap();

@@ -354,7 +354,7 @@ async fn a_call_that_names_its_maximum_teaches_nothing_unless_it_is_expected_to_
 #[tokio::test]
 async fn the_percentile_is_the_one_that_was_set() {
     for (ratio, learned) in [(0.5, 12), (0.51, 128), (1.0, 128)] {
-        let (service, length, layer) = answering(counting().learned_percentile(ratio));
+        let (service, length, layer) = answering(counting().output_percentile(ratio));
         for output in [10, 100].repeat(10) {
             length.store(output, Ordering::Relaxed);
             call(&service, openai(None)).await;

@@ -85,8 +85,8 @@ async fn a_hold_below_a_second_or_over_a_day_is_refused() {
 #[tokio::test]
 async fn a_lease_of_no_time_or_over_a_day_is_refused() {
     for time in [Duration::ZERO, Duration::from_secs(86_401), Duration::MAX] {
-        let error = refused(SharedLimits::new(redis(), "a name", 2).leases(time));
-        assert_eq!(error.field(), "leases");
+        let error = refused(SharedLimits::new(redis(), "a name", 2).lease_for(time));
+        assert_eq!(error.field(), "lease_for");
         assert_eq!(error.value(), format!("{time:?}"));
     }
 }

@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tower_llm_core::Unary;
-use tower_llm_ratelimit::{Limit, RateLimitLayer, SharedLimits, WhenAway};
+use tower_llm_ratelimit::{Limit, RateLimitLayer, SharedLimits, StoreFallback};
 use tower_llm_redis::Redis;
 
 scenarios!(
@@ -71,20 +71,20 @@ struct Decision {
 }
 
 impl Load {
-    async fn start(setup: &Setup, when_away: WhenAway) -> Self {
+    async fn start(setup: &Setup, store_fallback: StoreFallback) -> Self {
         let clients = [setup.hasty_redis().await, setup.hasty_redis().await];
-        Self::start_on(setup, clients, when_away, TIMEOUT + MARGIN).await
+        Self::start_on(setup, clients, store_fallback, TIMEOUT + MARGIN).await
     }
 
     async fn start_on(
         setup: &Setup,
         clients: [Redis; 2],
-        when_away: WhenAway,
+        store_fallback: StoreFallback,
         prompt: Duration,
     ) -> Self {
         let alone = ALONE.lock().await;
         let layers = clients.each_ref().map(|redis| {
-            let shared = setup.shared(redis, 2).when_away(when_away);
+            let shared = setup.shared(redis, 2).store_fallback(store_fallback);
             let limit = Limit::requests(LIMIT).per(PERIOD);
             unary(RateLimitLayer::for_callers().limit(limit), shared)
         });
@@ -172,7 +172,7 @@ fn admitted(decisions: &[Decision], from: Instant, until: Instant) -> (u64, u64)
 // === away under load ===
 
 async fn frozen_layers_keep_their_shares_of_the_limit(setup: &mut Setup) {
-    let mut load = Load::start(setup, WhenAway::LocalShare).await;
+    let mut load = Load::start(setup, StoreFallback::LocalShare).await;
     setup.freeze();
     let away_from = Instant::now();
     sleep_until(away_from + AWAY).await;
@@ -186,7 +186,7 @@ async fn frozen_layers_keep_their_shares_of_the_limit(setup: &mut Setup) {
 }
 
 async fn killed_layers_keep_their_shares_of_the_limit(setup: &mut Setup) {
-    let mut load = Load::start(setup, WhenAway::LocalShare).await;
+    let mut load = Load::start(setup, StoreFallback::LocalShare).await;
     setup.kill();
     let away_from = Instant::now();
     sleep_until(away_from + AWAY).await;
@@ -212,7 +212,7 @@ fn keep_their_shares(mode: Mode, decisions: &[Decision], away_from: Instant, unt
 }
 
 async fn closed_layers_let_nothing_through_while_it_is_away(setup: &mut Setup) {
-    let mut load = Load::start(setup, WhenAway::Closed).await;
+    let mut load = Load::start(setup, StoreFallback::FailClosed).await;
     setup.freeze();
     // Shares that were granted before may be spent until their leases end.
     let away_from = Instant::now() + lease(setup.mode);
@@ -229,7 +229,7 @@ async fn closed_layers_let_nothing_through_while_it_is_away(setup: &mut Setup) {
 }
 
 async fn open_layers_let_everything_through_while_it_is_away(setup: &mut Setup) {
-    let mut load = Load::start(setup, WhenAway::Open).await;
+    let mut load = Load::start(setup, StoreFallback::FailOpen).await;
     setup.kill();
     let clients = load.clients.clone();
     eventually("it is found away", async || {
@@ -255,7 +255,7 @@ fn lease(mode: Mode) -> Duration {
 }
 
 async fn a_restart_under_load_holds_nobody_up(setup: &mut Setup) {
-    let mut load = Load::start(setup, WhenAway::LocalShare).await;
+    let mut load = Load::start(setup, StoreFallback::LocalShare).await;
     setup.restart().await;
     let back_at = Instant::now();
     let recovery = load.probe.recovered().await;
@@ -277,7 +277,7 @@ async fn a_restart_under_load_holds_nobody_up(setup: &mut Setup) {
 async fn forgotten_scripts_are_sent_again_and_nothing_else_happens(setup: &mut Setup) {
     // However busy the machine is, nothing but the scripts is to be away.
     let clients = [setup.redis().await, setup.redis().await];
-    let load = Load::start_on(setup, clients, WhenAway::Open, PATIENCE).await;
+    let load = Load::start_on(setup, clients, StoreFallback::FailOpen, PATIENCE).await;
     let until = Instant::now() + PERIOD;
     while Instant::now() < until {
         setup.flush_scripts().await;
@@ -302,9 +302,9 @@ async fn a_process_spends_shares_again_when_the_store_is_back() {
     let redis = setup.redis().await;
     // As long as leases of a day's limit may last.
     let lease = Duration::from_secs(3_600);
-    let shared = SharedLimits::new(redis.clone(), "again", 2).leases(lease);
+    let shared = SharedLimits::new(redis.clone(), "again", 2).lease_for(lease);
     let limit = RateLimitLayer::for_callers().limit(Limit::tokens(1_000_000).per_day());
-    let layer = unary(limit, shared.when_away(WhenAway::Closed));
+    let layer = unary(limit, shared.store_fallback(StoreFallback::FailClosed));
     setup.kill();
     eventually("it is seen", async || !redis.is_up()).await;
     assert!(!admits(&layer, Prompt::of(1)).await);

@@ -28,7 +28,7 @@ use tokio::{
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_llm_core::{BoxError, Unary};
-use tower_llm_ratelimit::{Limit, RateLimitLayer, WhenAway};
+use tower_llm_ratelimit::{Limit, RateLimitLayer, StoreFallback};
 use tower_llm_redis::Redis;
 use tower_llm_testkit::Stopwatch;
 
@@ -226,7 +226,7 @@ async fn race(job: &Job, redis: &Redis) {
         let shared = job
             .mode
             .shared(redis, &job.name, PROCESSES.try_into().unwrap());
-        shared.when_away(WhenAway::Closed)
+        shared.store_fallback(StoreFallback::FailClosed)
     };
     let second = Duration::from_secs(1);
     let requests = RateLimitLayer::for_callers().limit(Limit::requests(REQUESTS).per(second));

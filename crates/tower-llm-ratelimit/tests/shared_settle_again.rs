@@ -35,7 +35,7 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_llm_core::Unary;
-use tower_llm_ratelimit::{Limit, RateLimitBuilder, RateLimitLayer, SharedLimits, WhenAway};
+use tower_llm_ratelimit::{Limit, RateLimitBuilder, RateLimitLayer, SharedLimits, StoreFallback};
 use tower_llm_redis::Redis;
 use tower_llm_testkit::redis::RedisCluster;
 
@@ -61,7 +61,9 @@ fn layer(shared: SharedLimits) -> RateLimitLayer {
 
 /// A layer that lets nothing through but what the store does: a machine that pauses is no reason to decide here.
 fn looking(setup: &Setup, redis: &Redis) -> RateLimitLayer<Unary> {
-    let shared = setup.shared(redis, 2).when_away(WhenAway::Closed);
+    let shared = setup
+        .shared(redis, 2)
+        .store_fallback(StoreFallback::FailClosed);
     unary(tokens(), shared)
 }
 
@@ -275,7 +277,7 @@ async fn what_a_call_has_used_is_charged_after_an_outage_or_counted_as_unsettled
     let layer = layer(setup.shared(&redis, 2).hold_for(hold_for));
     let near = setup.redis().await;
     let shared = setup.shared(&near, 2).hold_for(hold_for);
-    let other = unary(tokens(), shared.when_away(WhenAway::Closed));
+    let other = unary(tokens(), shared.store_fallback(StoreFallback::FailClosed));
 
     let calls = held(&layer, "somebody", CALLS).await;
     let told = CALLS - layer.handle().decided_without_store();

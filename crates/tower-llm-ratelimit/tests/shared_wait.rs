@@ -24,7 +24,7 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt};
 use tower_llm_core::{Key, Unary};
-use tower_llm_ratelimit::{Limit, RateLimitBuilder, RateLimitLayer, RateLimited, WhenAway};
+use tower_llm_ratelimit::{Limit, RateLimitBuilder, RateLimitLayer, RateLimited, StoreFallback};
 use tower_llm_testkit::Stopwatch;
 
 scenarios!(
@@ -207,7 +207,9 @@ async fn what_another_process_gives_back_lets_a_waiter_in(setup: &mut Setup) {
 
 async fn closed_and_away_a_call_waits_for_the_store_to_come_back(setup: &mut Setup) {
     let redis = setup.hasty_redis().await;
-    let shared = setup.shared(&redis, 2).when_away(WhenAway::Closed);
+    let shared = setup
+        .shared(&redis, 2)
+        .store_fallback(StoreFallback::FailClosed);
     let one = unary(waiting(Limit::tokens(1_000).per_hour()), shared);
     setup.freeze();
     let waiter = tokio::spawn({

@@ -101,10 +101,7 @@ fn check_books(layer: &RateLimitLayer<Unary>, admitted: &[Admitted], decisions: 
     let (stats, count) = (layer.handle().stats(), admitted.len() as u64);
     for stats in &stats {
         assert_eq!((stats.admitted, stats.waiting), (count, 0));
-        assert_eq!(
-            (stats.settled_up, stats.settled_down, stats.violations),
-            (0, 0, 0)
-        );
+        assert_eq!((stats.overrun, stats.refunded, stats.violations), (0, 0, 0));
     }
     let refused: u64 = stats.iter().map(|one| one.refused).sum();
     assert_eq!(refused, decisions - count);

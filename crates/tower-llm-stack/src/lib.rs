@@ -78,7 +78,7 @@ pub use tower_llm_ratelimit::{
 };
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
-pub use tower_llm_ratelimit::{SharedLimits, WhenAway};
+pub use tower_llm_ratelimit::{SharedLimits, StoreFallback};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use tower_llm_redis::{self as redis, Redis};

@@ -9,7 +9,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_llm_stack::{
     BoxError, Call, Caller, ConfigError, DescribeLayer, Described, Key, KeyBy, Limit, Provider,
     RateLimitHandle, RateLimitLayer,
-    ratelimit::{Headers, LimitOf},
+    ratelimit::{Headers, LimitBuilder},
 };
 
 use crate::{
@@ -51,7 +51,7 @@ pub(crate) fn of_provider(
     let layer = RateLimitLayer::for_providers()
         .limits(limits)
         .key_by(told_by)
-        .learn_from_provider(settings.learn)
+        .enforce_reported_limits(settings.learn)
         .max_waiting(settings.queue)
         .max_wait(settings.timeout)
         .build();
@@ -150,7 +150,7 @@ impl Tiers {
     }
 }
 
-type Of = fn(u64) -> LimitOf;
+type Of = fn(u64) -> LimitBuilder;
 
 fn per_minute<const N: usize>(limits: [(Option<u64>, Of); N]) -> Vec<Limit> {
     let limits = limits.into_iter();

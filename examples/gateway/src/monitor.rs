@@ -42,8 +42,8 @@ const LIMIT_ADMITTED: &str = "ratelimit_admitted_total";
 const LIMIT_REFUSED: &str = "ratelimit_refused_total";
 const LIMIT_WAITING: &str = "ratelimit_waiting";
 const LIMIT_CONSUMED: &str = "ratelimit_consumed";
-const LIMIT_SETTLED_UP: &str = "ratelimit_settled_up_total";
-const LIMIT_SETTLED_DOWN: &str = "ratelimit_settled_down_total";
+const LIMIT_OVERRUN: &str = "ratelimit_overrun_total";
+const LIMIT_REFUNDED: &str = "ratelimit_refunded_total";
 const LIMIT_VIOLATIONS: &str = "ratelimit_violations_total";
 
 const FIRST_TOKEN_SECONDS: [f64; 12] = [
@@ -135,8 +135,8 @@ impl Metrics {
                 LIMIT_CONSUMED,
                 "Requests or tokens used since the start, and those reserved now."
             );
-            describe_counter!(LIMIT_SETTLED_UP, "Used beyond what was reserved.");
-            describe_counter!(LIMIT_SETTLED_DOWN, "Reserved and not used.");
+            describe_counter!(LIMIT_OVERRUN, "Used beyond what was reserved.");
+            describe_counter!(LIMIT_REFUNDED, "Reserved and not used.");
             describe_counter!(LIMIT_VIOLATIONS, "Calls whose use has exceeded a limit.");
         });
         Self {
@@ -194,8 +194,8 @@ impl Metrics {
                 counter!(LIMIT_REFUSED, &labels).absolute(stats.refused);
                 gauge!(LIMIT_WAITING, &labels).set(gauged(stats.waiting as u64));
                 gauge!(LIMIT_CONSUMED, &labels).set(gauged(stats.consumed));
-                counter!(LIMIT_SETTLED_UP, &labels).absolute(stats.settled_up);
-                counter!(LIMIT_SETTLED_DOWN, &labels).absolute(stats.settled_down);
+                counter!(LIMIT_OVERRUN, &labels).absolute(stats.overrun);
+                counter!(LIMIT_REFUNDED, &labels).absolute(stats.refunded);
                 counter!(LIMIT_VIOLATIONS, &labels).absolute(stats.violations);
             });
         }

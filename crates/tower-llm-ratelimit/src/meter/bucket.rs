@@ -53,8 +53,8 @@ impl Bucket {
     /// have leaked of the others. So it is the whole that comes back, whichever of several calls ends first. Between, so
     /// little may have been left that not all of it would have; for that, more would have to be kept of each key.
     /// It needs no clock: what leaks until now leaves the same, before or after.
-    pub(crate) fn give_back(&mut self, rate: &Rate, mark: u32, amount: u64) {
-        if mark == self.fillings {
+    pub(crate) fn give_back(&mut self, rate: &Rate, epoch: u32, amount: u64) {
+        if epoch == self.fillings {
             self.set(self.taken().saturating_sub(rate.scaled(amount)));
         }
     }

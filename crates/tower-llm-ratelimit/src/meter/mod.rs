@@ -93,12 +93,12 @@ impl Meter {
     }
 
     /// Gives `amount` of what was taken with `mark` back.
-    pub(crate) fn give_back(&mut self, rate: &Rate, mark: u32, amount: u64) {
+    pub(crate) fn give_back(&mut self, rate: &Rate, epoch: u32, amount: u64) {
         match self {
-            Self::Bucket(bucket) => bucket.give_back(rate, mark, amount),
-            Self::Window(window) => window.give_back(mark, amount),
-            Self::Wide(window) => window.give_back(mark, amount),
-            Self::Day(day) => day.give_back(mark, amount),
+            Self::Bucket(bucket) => bucket.give_back(rate, epoch, amount),
+            Self::Window(window) => window.give_back(epoch, amount),
+            Self::Wide(window) => window.give_back(epoch, amount),
+            Self::Day(day) => day.give_back(epoch, amount),
         }
     }
 

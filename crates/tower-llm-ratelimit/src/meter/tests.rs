@@ -127,7 +127,7 @@ fn settle(meter: &mut Meter, log: &mut Log, rates: &[Rate; 2], now: u64, what: &
         return;
     };
     let Some(entry) = log.open(call) else { return };
-    let (reserved, mark, tier) = entry.open.take().expect("it is open");
+    let (reserved, epoch, tier) = entry.open.take().expect("it is open");
     let used = used.index(reserved as usize + 1) as u64;
     if *doubled {
         meter.take(&rates[tier], used, at(now));
@@ -139,7 +139,7 @@ fn settle(meter: &mut Meter, log: &mut Log, rates: &[Rate; 2], now: u64, what: &
         });
     } else {
         entry.amount = used;
-        meter.give_back(&rates[tier], mark, reserved - used);
+        meter.give_back(&rates[tier], epoch, reserved - used);
     }
 }
 
@@ -176,8 +176,8 @@ fn check_window(kind: Kind, rates: &[Rate; 2], steps: &[Step]) -> Result<(), Tes
             // Both ends belong to the period: not even a call just a period ago may be forgotten.
             let in_period = log.since(now.saturating_sub(period));
             prop_assert!(in_period + amount <= rate.amount, "over in a period");
-            let mark = meter.take(rate, amount, at(now));
-            let open = Some((amount, mark, tier));
+            let epoch = meter.take(rate, amount, at(now));
+            let open = Some((amount, epoch, tier));
             log.0.push(Entry {
                 at: now,
                 amount,
@@ -251,8 +251,8 @@ proptest! {
                 let amount = share(amount, rate.capacity);
                 check_promises(&meter, &rate, amount, now)?;
                 if meter.wait(&rate, amount, at(now)) == 0 {
-                    let mark = meter.take(&rate, amount, at(now));
-                    let open = Some((amount, mark, *tier));
+                    let epoch = meter.take(&rate, amount, at(now));
+                    let open = Some((amount, epoch, *tier));
                     log.0.push(Entry { at: now, amount, open });
                     moved.push((now, i128::from(amount)));
                     for (first, &(from, _)) in moved.iter().enumerate() {

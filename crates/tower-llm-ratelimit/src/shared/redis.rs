@@ -16,10 +16,12 @@ use tower_llm_redis::{Arg, Redis, Script, StoreError};
 
 use super::settler::{Job, Settler};
 use crate::{
-    cell::Cell,
+    key_state::KeyState,
     lease::{Back, Grant},
     meter::Kind,
-    store::{Away, Claim, Leasing, Settlement, Stands, Store, Taking, Terms, Verdict},
+    store::{
+        Claim, Leasing, Settlement, Store, StoreUnavailable, StoredStatus, Taking, Terms, Verdict,
+    },
 };
 
 static TAKE: Script = Script::new(concat!(
@@ -99,8 +101,8 @@ impl Store for RedisStore {
         }
     }
 
-    fn clear_at(&self, cell: Weak<Keyed<Cell>>, at: Instant) -> bool {
-        self.settler.send(Job::ClearAt(cell, at))
+    fn clear_at(&self, key: Weak<Keyed<KeyState>>, at: Instant) -> bool {
+        self.settler.send(Job::ClearAt(key, at))
     }
 
     fn unsettled(&self) -> u64 {
@@ -109,7 +111,7 @@ impl Store for RedisStore {
 }
 
 impl Scripts {
-    async fn take(&self, id: u64, claims: &[Claim]) -> Result<Verdict<Stands>, StoreError> {
+    async fn take(&self, id: u64, claims: &[Claim]) -> Result<Verdict<StoredStatus>, StoreError> {
         let amounts = claims.iter().flat_map(|claim| [claim.room, claim.amount]);
         let args = self.args(id, claims.iter(), amounts);
         let reply = self
@@ -117,7 +119,7 @@ impl Scripts {
             .run(&TAKE, self.keys(claims.iter()), args)
             .await?;
         Ok(verdict(&reply.into_integers()?, |remaining, full_in| {
-            Stands {
+            StoredStatus {
                 remaining: remaining.try_into().unwrap_or_default(),
                 full_in: from_micros(full_in),
             }
@@ -126,15 +128,15 @@ impl Scripts {
 
     pub(super) async fn lease(&self, terms: &[Terms]) -> Result<Verdict<Grant>, StoreError> {
         let amounts = terms.iter().flat_map(|terms| {
-            let Back { amount, mark, .. } = terms.back;
-            [terms.claim.room, terms.want, amount, mark, terms.charge]
+            let Back { amount, epoch, .. } = terms.back;
+            [terms.claim.room, terms.want, amount, epoch, terms.charge]
         });
         let claims = terms.iter().map(|terms| &terms.claim);
         let args = self.args(0, claims.clone(), amounts);
         let reply = self.redis.run(&LEASE, self.keys(claims), args).await?;
-        Ok(verdict(&reply.into_integers()?, |amount, mark| Grant {
+        Ok(verdict(&reply.into_integers()?, |amount, epoch| Grant {
             amount: amount.try_into().unwrap_or_default(),
-            mark: mark.try_into().unwrap_or_default(),
+            epoch: epoch.try_into().unwrap_or_default(),
         }))
     }
 
@@ -174,8 +176,8 @@ impl Scripts {
             let key = format!("{prefix}{}", claim.key);
             // Not behind the key, which may be of anything: of a model named so, for one.
             let holds = format!("{prefix}holds:{}", claim.key);
-            let marks = format!("{prefix}marks:{}", claim.key);
-            [key, holds, marks]
+            let epochs = format!("{prefix}marks:{}", claim.key);
+            [key, holds, epochs]
         });
         keys.collect()
     }
@@ -233,12 +235,12 @@ fn verdict<T>(reply: &[i64], read: impl Fn(i64, i64) -> T) -> Verdict<T> {
             let pairs = limits.chunks_exact(2);
             Verdict::Granted(pairs.map(|pair| read(pair[0], pair[1])).collect())
         }
-        [0, limit, wait] => Verdict::Denied {
+        [0, limit, wait] => Verdict::Blocked {
             limit: limit.try_into().unwrap_or_default(),
             wait: from_micros(wait),
         },
         // Never: another process has set the limit lower than this one knows.
-        _ => Verdict::Denied {
+        _ => Verdict::Blocked {
             limit: reply
                 .get(1)
                 .map_or(0, |&limit| limit.try_into().unwrap_or_default()),
@@ -247,7 +249,7 @@ fn verdict<T>(reply: &[i64], read: impl Fn(i64, i64) -> T) -> Verdict<T> {
     }
 }
 
-impl From<StoreError> for Away {
+impl From<StoreError> for StoreUnavailable {
     fn from(error: StoreError) -> Self {
         Self {
             may_have_run: error.may_have_run(),
@@ -491,7 +493,7 @@ mod tests {
             fixture.settle(1, &claim, 1 << 52).await;
             let claims = std::slice::from_ref(&claim);
             let verdict = fixture.scripts.take(2, claims).await.unwrap();
-            let Verdict::Denied { wait, .. } = verdict else {
+            let Verdict::Blocked { wait, .. } = verdict else {
                 panic!("{kind:?}: {verdict:?}");
             };
             assert!(!wait.is_zero() || kind == Kind::Day, "{kind:?}");

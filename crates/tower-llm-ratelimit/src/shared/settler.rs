@@ -38,7 +38,7 @@ use super::{
     work::{PAUSE, Tried, Work},
 };
 use crate::{
-    cell::{Cell, left_of_shares},
+    key_state::{KeyState, left_of_leases},
     store::{Leasing, Settlement, Terms, Verdict},
 };
 
@@ -63,7 +63,7 @@ pub(super) enum Job {
     Settle(Settlement),
     Adjust(Vec<Terms>),
     /// A cell whose leases end then.
-    ClearAt(Weak<Keyed<Cell>>, Instant),
+    ClearAt(Weak<Keyed<KeyState>>, Instant),
 }
 
 /// A lease that nobody waits for any more.
@@ -87,8 +87,8 @@ struct Task {
     undoing: FuturesUnordered<Running<Option<Vec<Terms>>>>,
     /// What is to be tried again.
     failed: Later<Work>,
-    /// Cells whose leases end, each once.
-    leases: Later<Weak<Keyed<Cell>>>,
+    /// KeyStates whose leases end, each once.
+    leases: Later<Weak<Keyed<KeyState>>>,
     look_at: Option<Instant>,
 }
 
@@ -184,10 +184,10 @@ impl Task {
             match job {
                 Job::Settle(settlement) => settlements.push(settlement),
                 Job::Adjust(terms) => self.begin(Work::adjust(terms)),
-                Job::ClearAt(cell, at) => {
-                    self.leases.push(at, cell);
-                    // Cells that were evicted since: each would keep its memory until its lease ends.
-                    self.leases.prune(|cell| cell.strong_count() > 0);
+                Job::ClearAt(key, at) => {
+                    self.leases.push(at, key);
+                    // KeyStates that were evicted since: each would keep its memory until its lease ends.
+                    self.leases.prune(|key| key.strong_count() > 0);
                 }
             }
         }
@@ -230,7 +230,7 @@ impl Task {
     fn tried(&mut self, tried: Tried) {
         let now = Instant::now();
         match tried {
-            Tried::Away(_) | Tried::Unknown => {
+            Tried::StoreUnavailable(_) | Tried::Unknown => {
                 // Who looks for it already has said when the next one does.
                 self.look_at.get_or_insert(now + PAUSE);
             }
@@ -239,9 +239,9 @@ impl Task {
         match tried {
             Tried::Done(unknown) => self.lost(unknown),
             // Nobody is left who would wait for the store.
-            Tried::Away(work) if self.is_closed() => self.lost(work.len()),
+            Tried::StoreUnavailable(work) if self.is_closed() => self.lost(work.len()),
             // The same looks again.
-            Tried::Away(work) => self.failed.push_first(now, work),
+            Tried::StoreUnavailable(work) => self.failed.push_first(now, work),
             Tried::Failed(work, pause) => {
                 for work in work {
                     self.try_at(now + pause, work);
@@ -276,13 +276,13 @@ impl Task {
             return;
         }
         // Leases first: others want what is left of them.
-        if let Some(cell) = self.leases.pop(now) {
-            let Some(of_cell) = cell.upgrade() else {
+        if let Some(key) = self.leases.pop(now) {
+            let Some(of_cell) = key.upgrade() else {
                 return;
             };
-            let (left, again_at) = left_of_shares(&of_cell);
+            let (left, again_at) = left_of_leases(&of_cell);
             if let Some(at) = again_at {
-                self.leases.push(at, cell);
+                self.leases.push(at, key);
             }
             if !left.is_empty() {
                 self.begin(Work::adjust(left));
@@ -347,7 +347,7 @@ async fn undone(leasing: Leasing, terms: Arc<[Terms]>) -> Option<Vec<Terms>> {
             grants.map(|(terms, grant)| terms.undo(grant)).collect()
         }
         // What was left of others' shares went back all the same.
-        Ok(Verdict::Denied { .. }) => Vec::new(),
+        Ok(Verdict::Blocked { .. }) => Vec::new(),
         Err(away) if !away.may_have_run => terms.iter().map(Terms::without_need).collect(),
         Err(_) => return terms.iter().all(Terms::is_nothing).then(Vec::new),
     };

@@ -32,7 +32,7 @@ pub(super) enum Tried {
     /// Of so many calls nobody knows whether they are settled.
     Done(u64),
     /// The store is away: again when it is back.
-    Away(Work),
+    StoreUnavailable(Work),
     /// The server has answered with an error: each by itself after a pause, since it may be for one of them.
     Failed(Vec<Work>, Duration),
     /// The server has answered with errors too often.
@@ -64,7 +64,7 @@ impl Work {
 
     fn failed(mut self, error: &StoreError) -> Tried {
         if error.is_down() {
-            return Tried::Away(self);
+            return Tried::StoreUnavailable(self);
         }
         if !error.is_script() && matches!(self.change, Change::Adjust(_)) {
             // It would be given back or charged twice.
@@ -73,7 +73,7 @@ impl Work {
         // It may have run, and with an error in part: what is still held tells.
         self.again = true;
         if !error.is_script() {
-            return Tried::Away(self);
+            return Tried::StoreUnavailable(self);
         }
         self.errors += 1;
         if self.errors > RETRIES {

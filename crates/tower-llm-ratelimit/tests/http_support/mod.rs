@@ -209,8 +209,8 @@ pub(crate) fn consumed(handle: &RateLimitHandle) -> Cost {
 /// What was given back of each limit, and what was charged on top.
 #[track_caller]
 pub(crate) fn settled(handle: &RateLimitHandle) -> (Cost, Cost) {
-    let down = each(handle, |stats| stats.settled_down);
-    (down, each(handle, |stats| stats.settled_up))
+    let down = each(handle, |stats| stats.refunded);
+    (down, each(handle, |stats| stats.overrun))
 }
 
 /// What is left of each limit.

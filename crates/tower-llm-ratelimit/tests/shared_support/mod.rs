@@ -26,7 +26,9 @@ use http_body_util::StreamBody;
 use tokio::time::{sleep, timeout};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_llm_core::{BoxError, Call, Caller, Described, Dialect, Operation, Provider, Unary};
-use tower_llm_ratelimit::{RateLimitBuilder, RateLimitLayer, RateLimited, SharedLimits, WhenAway};
+use tower_llm_ratelimit::{
+    RateLimitBuilder, RateLimitLayer, RateLimited, SharedLimits, StoreFallback,
+};
 use tower_llm_redis::{Redis, RedisBuilder};
 use tower_llm_testkit::{
     Stopwatch,
@@ -83,7 +85,7 @@ impl Mode {
         let shared = SharedLimits::new(redis.clone(), name, replicas);
         match self {
             Self::Script => shared,
-            Self::Leases => shared.leases(LEASE),
+            Self::Leases => shared.lease_for(LEASE),
         }
     }
 }
@@ -386,7 +388,9 @@ pub struct Probe {
 impl Probe {
     pub fn new(setup: &Setup, clients: [&Redis; 2]) -> Self {
         let layers = clients.map(|redis| {
-            let shared = setup.shared(redis, 2).when_away(WhenAway::Open);
+            let shared = setup
+                .shared(redis, 2)
+                .store_fallback(StoreFallback::FailOpen);
             let limit = tower_llm_ratelimit::Limit::tokens(10).per_hour();
             unary(RateLimitLayer::for_callers().limit(limit), shared)
         });

@@ -162,9 +162,9 @@ mod refusal_by_the_providers_limit {
         let [requests, tokens] = &stand.callers.stats()[..] else {
             panic!("two limits");
         };
-        assert_eq!((requests.admitted, requests.settled_down), (2, 1));
+        assert_eq!((requests.admitted, requests.refunded), (2, 1));
         let reserved = 2 * RESERVED_OF_CALLER.tokens;
-        assert_eq!(tokens.settled_down, reserved - USED.tokens);
+        assert_eq!(tokens.refunded, reserved - USED.tokens);
     }
 
     #[tokio::test(start_paused = true)]
@@ -223,14 +223,14 @@ mod refusal_by_the_bulkhead {
     async fn the_callers_limit_is_refunded_whole() {
         let stand = event().await;
         assert_eq!(stand.of_caller(), INPUT);
-        assert_eq!(stand.callers.stats()[0].settled_down, 1);
+        assert_eq!(stand.callers.stats()[0].refunded, 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_providers_limit_is_refunded_whole() {
         let stand = event().await;
         assert_eq!(stand.of_provider(), INPUT);
-        assert_eq!(stand.providers.stats()[0].settled_down, 1);
+        assert_eq!(stand.providers.stats()[0].refunded, 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -262,7 +262,7 @@ mod refusal_by_the_breaker {
         let stand = event().await;
         assert_eq!(stand.of_caller(), USED);
         let stats = &stand.callers.stats()[0];
-        assert_eq!((stats.admitted, stats.settled_down), (2, 1));
+        assert_eq!((stats.admitted, stats.refunded), (2, 1));
     }
 
     #[tokio::test(start_paused = true)]

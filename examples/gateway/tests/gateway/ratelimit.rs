@@ -154,7 +154,7 @@ async fn tokens_are_settled_when_the_stream_has_ended() {
     let of =
         |name: &str| format!(r#"ratelimit_{name}{{of="openai",unit="tokens",period="minute"}}"#);
     assert_eq!(sample(gateway.addr, &of("consumed")).await, 45.0);
-    assert_eq!(sample(gateway.addr, &of("settled_down_total")).await, 255.0);
+    assert_eq!(sample(gateway.addr, &of("refunded_total")).await, 255.0);
     assert_eq!(sample(gateway.addr, &of("admitted_total")).await, 3.0);
     assert_eq!(sample(gateway.addr, &of("refused_total")).await, 1.0);
     assert_eq!(sample(gateway.addr, &of("violations_total")).await, 0.0);

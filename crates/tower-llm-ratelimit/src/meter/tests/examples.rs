@@ -13,10 +13,10 @@ fn whichever_of_two_calls_ends_first_both_get_back_what_they_did_not_use() {
     let rate = minute(60);
     for first in [0, 1] {
         let mut bucket = Meter::new(Kind::Bucket);
-        let marks = [20, 40].map(|amount| bucket.take(&rate, amount, at(0)));
+        let epochs = [20, 40].map(|amount| bucket.take(&rate, amount, at(0)));
         let amounts = [20, 40];
         for call in [first, 1 - first] {
-            bucket.give_back(&rate, marks[call], amounts[call]);
+            bucket.give_back(&rate, epochs[call], amounts[call]);
         }
         assert_eq!(bucket.remaining(&rate, at(0)), 60, "{first}");
     }

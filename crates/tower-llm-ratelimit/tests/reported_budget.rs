@@ -240,7 +240,7 @@ async fn a_layer_that_does_not_learn_ignores_them() {
     let limit = Limit::requests(100).per_minute();
     let deaf = RateLimitLayer::for_providers()
         .limit(limit.clone())
-        .learn_from_provider(false);
+        .enforce_reported_limits(false);
     assert_eq!(paced_by(deaf, &headers, 4).await, [0; 4]);
     assert_eq!(
         paced_by(RateLimitLayer::for_callers().limit(limit), &headers, 4).await,
@@ -258,6 +258,6 @@ async fn who_cannot_wait_is_told_how_long_it_would_be() {
         refused(&error).retry_after(),
         Some(Duration::from_millis(2_500))
     );
-    assert!(refused(&error).is_by_provider());
+    assert!(refused(&error).is_provider_limit());
     assert!(error.to_string().contains("requests"), "{error}");
 }

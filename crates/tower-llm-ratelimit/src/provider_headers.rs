@@ -41,17 +41,17 @@ const SECOND_NANOS: u64 = 1_000_000_000;
 
 /// What a provider says of its limits in a response's headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Told {
-    pub(crate) requests: Option<Standing>,
+pub(crate) struct ProviderHeaders {
+    pub(crate) requests: Option<LimitStatus>,
     /// Tokens of either kind; with Anthropic whichever limit is the most restrictive just then.
-    pub(crate) tokens: Option<Standing>,
-    pub(crate) input_tokens: Option<Standing>,
-    pub(crate) output_tokens: Option<Standing>,
+    pub(crate) tokens: Option<LimitStatus>,
+    pub(crate) input_tokens: Option<LimitStatus>,
+    pub(crate) output_tokens: Option<LimitStatus>,
 }
 
 /// How one limit stood when the response was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct LimitStatus {
     /// Never zero.
     pub(crate) limit: u64,
     /// At most `limit`; Anthropic rounds tokens to the nearest thousand.
@@ -65,7 +65,7 @@ pub(crate) struct Standing {
     pub(crate) period: Option<Duration>,
 }
 
-impl Told {
+impl ProviderHeaders {
     /// Reads the headers in one pass, without allocating.
     pub(crate) fn read(headers: &HeaderMap) -> Self {
         let mut families = [None; MAX_FAMILIES];
@@ -78,17 +78,17 @@ impl Told {
         }
         // Read once if at all: most providers write how long, not when.
         let date = LazyCell::new(|| moment(text(headers.get(header::DATE)?)?));
-        let mut told = Self::default();
+        let mut reported = Self::default();
         for family in families.iter().flatten() {
-            if let Some(standing) = family.standing(|| *date) {
-                let known = told.of(family.counts);
-                *known = Some(known.map_or(standing, |known| known.tighter(standing)));
+            if let Some(status) = family.status(|| *date) {
+                let known = reported.of(family.counts);
+                *known = Some(known.map_or(status, |known| known.tighter(status)));
             }
         }
-        told
+        reported
     }
 
-    fn of(&mut self, counts: Counts) -> &mut Option<Standing> {
+    fn of(&mut self, counts: Counts) -> &mut Option<LimitStatus> {
         match counts {
             Counts::Requests => &mut self.requests,
             Counts::Tokens => &mut self.tokens,
@@ -98,15 +98,15 @@ impl Told {
     }
 }
 
-impl Standing {
+impl LimitStatus {
     /// The one of two limits on the same thing that the next calls meet first.
     ///
     /// A call is refused by the smaller amount that remains, however small a share of its own limit that is. Between
     /// equals the one that is full again later holds longer. One of the two is taken whole: a limit and an amount of
     /// different scopes do not belong together.
     fn tighter(self, other: Self) -> Self {
-        cmp::min_by_key(self, other, |standing| {
-            (standing.remaining, Reverse(standing.full_in))
+        cmp::min_by_key(self, other, |status| {
+            (status.remaining, Reverse(status.full_in))
         })
     }
 }
@@ -180,11 +180,11 @@ impl<'a> Family<'a> {
     /// How the limit stands; `None` without both a limit and what remains of it.
     ///
     /// Azure has sent -1 of -1, which is neither. An amount alone is no use: it could be of anything.
-    fn standing(&self, date: impl Fn() -> Option<Duration>) -> Option<Standing> {
+    fn status(&self, date: impl Fn() -> Option<Duration>) -> Option<LimitStatus> {
         let limit = amount(self.limit?).filter(|&limit| limit > 0)?;
         let remaining = amount(self.remaining?)?.min(limit);
         let renewal_period = self.renewal_period.and_then(period);
-        Some(Standing {
+        Some(LimitStatus {
             limit,
             remaining,
             full_in: self.reset.and_then(|reset| wait(reset, date)),

@@ -47,7 +47,7 @@ async fn it_opens_on_the_millisecond() {
         refused(&error).retry_after(),
         Some(Duration::from_millis(1))
     );
-    assert!(refused(&error).is_by_provider());
+    assert!(refused(&error).is_provider_limit());
     assert_eq!(refused(&error).limit(), None);
     tokio::time::advance(Duration::from_millis(1)).await;
     timeline.call(chat("m")).await.unwrap();
@@ -208,7 +208,9 @@ async fn a_429_refused_while_limits_of_ours_are_there_takes_nothing_of_them() {
 async fn a_layer_that_does_not_learn_ignores_it() {
     let limit = Limit::requests(100).per_minute();
     let layers = [
-        providers().limit(limit.clone()).learn_from_provider(false),
+        providers()
+            .limit(limit.clone())
+            .enforce_reported_limits(false),
         RateLimitLayer::for_callers().limit(limit),
     ];
     for builder in layers {

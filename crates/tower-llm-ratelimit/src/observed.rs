@@ -14,11 +14,11 @@ const ENOUGH: u32 = 20;
 const HALVED_AT: u32 = 1_000;
 
 /// What is expected before enough was seen: a quarter of the 4,096 tokens that used to be a common maximum.
-pub(crate) const UNTIL_LEARNED: u64 = 1_024;
+pub(crate) const UNTIL_OBSERVED: u64 = 1_024;
 
 /// A histogram of output lengths.
 #[derive(Debug)]
-pub(crate) struct Learned(Mutex<Lengths>);
+pub(crate) struct ObservedOutput(Mutex<Lengths>);
 
 #[derive(Debug)]
 struct Lengths {
@@ -26,7 +26,7 @@ struct Lengths {
     total: u32,
 }
 
-impl Learned {
+impl ObservedOutput {
     pub(crate) fn new() -> Self {
         Self(Mutex::new(Lengths {
             counts: [0; STEPS],
@@ -47,7 +47,7 @@ impl Learned {
     }
 }
 
-impl Evictable for Learned {
+impl Evictable for ObservedOutput {
     fn is_evictable(&self) -> bool {
         // It is learned again, and a guess does until then.
         true
@@ -113,38 +113,38 @@ mod tests {
 
     #[test]
     fn nothing_is_known_before_enough_was_seen() {
-        let learned = Learned::new();
+        let observed = ObservedOutput::new();
         for _ in 1..ENOUGH {
-            learned.record(100);
+            observed.record(100);
         }
-        assert_eq!(learned.percentile(0.95), None);
-        learned.record(100);
-        assert_eq!(learned.percentile(0.95), Some(128));
+        assert_eq!(observed.percentile(0.95), None);
+        observed.record(100);
+        assert_eq!(observed.percentile(0.95), Some(128));
     }
 
     #[test]
     fn the_percentile_is_the_one_asked_for() {
-        let learned = Learned::new();
+        let observed = ObservedOutput::new();
         for _ in 0..95 {
-            learned.record(60);
+            observed.record(60);
         }
         for _ in 0..5 {
-            learned.record(4_000);
+            observed.record(4_000);
         }
-        assert_eq!(learned.percentile(0.95), Some(64));
-        assert_eq!(learned.percentile(0.96), Some(4_096));
-        assert_eq!(learned.percentile(1.0), Some(4_096));
+        assert_eq!(observed.percentile(0.95), Some(64));
+        assert_eq!(observed.percentile(0.96), Some(4_096));
+        assert_eq!(observed.percentile(1.0), Some(4_096));
     }
 
     #[test]
     fn what_was_long_ago_is_forgotten() {
-        let learned = Learned::new();
+        let observed = ObservedOutput::new();
         for _ in 0..1_000 {
-            learned.record(4_000);
+            observed.record(4_000);
         }
         for _ in 0..20_000 {
-            learned.record(10);
+            observed.record(10);
         }
-        assert_eq!(learned.percentile(0.999), Some(12));
+        assert_eq!(observed.percentile(0.999), Some(12));
     }
 }

@@ -49,8 +49,8 @@ fn a_name_may_end_in_its_period() {
             86_400,
         ),
     ] {
-        let told = read(&[(limit, "10"), (remaining, "5")]);
-        assert_eq!(told.requests.unwrap().period, secs(seconds), "{limit}");
+        let reported = read(&[(limit, "10"), (remaining, "5")]);
+        assert_eq!(reported.requests.unwrap().period, secs(seconds), "{limit}");
     }
 }
 

@@ -10,7 +10,7 @@ mod times;
 
 const DATE: &str = "Sun, 22 Nov 2026 10:00:00 GMT";
 
-fn read(pairs: &[(&'static str, &str)]) -> Told {
+fn read(pairs: &[(&'static str, &str)]) -> ProviderHeaders {
     let headers = pairs
         .iter()
         .map(|(name, value)| {
@@ -18,7 +18,7 @@ fn read(pairs: &[(&'static str, &str)]) -> Told {
             (HeaderName::from_static(name), value)
         })
         .collect();
-    Told::read(&headers)
+    ProviderHeaders::read(&headers)
 }
 
 fn secs(seconds: u64) -> Option<Duration> {
@@ -64,12 +64,12 @@ proptest! {
                 Some((HeaderName::from_static(name), HeaderValue::from_bytes(&value).ok()?))
             })
             .collect();
-        let told = Told::read(&headers);
-        for standing in [told.requests, told.tokens, told.input_tokens].into_iter().flatten() {
-            prop_assert!(standing.limit > 0);
-            prop_assert!(standing.remaining <= standing.limit);
-            prop_assert!(standing.full_in.is_none_or(|wait| wait <= MAX_WAIT));
-            prop_assert!(standing.period.is_none_or(|period| !period.is_zero() && period <= MAX_WAIT));
+        let reported = ProviderHeaders::read(&headers);
+        for status in [reported.requests, reported.tokens, reported.input_tokens].into_iter().flatten() {
+            prop_assert!(status.limit > 0);
+            prop_assert!(status.remaining <= status.limit);
+            prop_assert!(status.full_in.is_none_or(|wait| wait <= MAX_WAIT));
+            prop_assert!(status.period.is_none_or(|period| !period.is_zero() && period <= MAX_WAIT));
         }
     }
 
@@ -88,15 +88,15 @@ proptest! {
                 Some((HeaderName::from_static(name), HeaderValue::from_bytes(value).ok()?))
             })
             .collect();
-        let told = Told::read(&headers).requests.unwrap();
-        prop_assert!(told.full_in.is_none_or(|wait| wait <= MAX_WAIT));
-        prop_assert!(told.period.is_none_or(|period| !period.is_zero() && period <= MAX_WAIT));
+        let reported = ProviderHeaders::read(&headers).requests.unwrap();
+        prop_assert!(reported.full_in.is_none_or(|wait| wait <= MAX_WAIT));
+        prop_assert!(reported.period.is_none_or(|period| !period.is_zero() && period <= MAX_WAIT));
     }
 
     #[test]
     fn whatever_the_name_nothing_panics(name in "(x|anthropic)-ratelimit-[a-z0-9_-]{0,24}") {
         let mut headers = HeaderMap::new();
         headers.insert(name.parse::<HeaderName>().unwrap(), HeaderValue::from_static("1"));
-        prop_assert_eq!(Told::read(&headers), Told::default());
+        prop_assert_eq!(ProviderHeaders::read(&headers), ProviderHeaders::default());
     }
 }

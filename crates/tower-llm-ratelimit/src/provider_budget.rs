@@ -8,15 +8,15 @@ use crate::{
     cost::Cost,
     limit::Rate,
     meter::Bucket,
-    told::{Standing, Told},
+    provider_headers::{LimitStatus, ProviderHeaders},
 };
 
 /// A provider's limits for one key as it told them last.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Pace {
+pub(crate) struct ProviderBudget {
     /// Nothing is let through before.
     closed_until_nanos: u64,
-    buckets: [Option<Paced>; 4],
+    buckets: [Option<ReportedBudget>; 4],
     /// All that was let through so far.
     let_through: Counter,
     /// Of that, what was answered, or ended without an answer.
@@ -33,7 +33,7 @@ struct Counter([u32; 4]);
 
 /// One of the provider's limits: as much as remained when it was told, filling up as it was told.
 #[derive(Clone, Copy, Debug)]
-struct Paced {
+struct ReportedBudget {
     bucket: Bucket,
     rate: Rate,
     /// What stays taken in the bucket when calls from before the last telling turn out never to have been sent: what was
@@ -45,7 +45,7 @@ struct Paced {
 
 /// A call that was let through, and what its provider has counted for certain when it answers it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Mark {
+pub(crate) struct Epoch {
     /// Its number among those that were let through.
     number: u32,
     /// What was answered before it was sent, and the call itself.
@@ -59,7 +59,7 @@ const ASK_AGAIN: Duration = MINUTE;
 /// The period of a limit that does not say how fast it fills: the commonest.
 const MINUTE: Duration = Duration::from_secs(60);
 
-impl Pace {
+impl ProviderBudget {
     /// How long until a call of `cost` may be sent, in nanoseconds, and because of which unit; of none, because the
     /// provider asked to wait.
     pub(crate) fn wait(&mut self, cost: &Cost, now_nanos: u64) -> (u64, Option<Unit>) {
@@ -67,7 +67,7 @@ impl Pace {
         let asks_again_in = asks_again_at.saturating_sub(now_nanos);
         let mut longest = (self.closed_until_nanos.saturating_sub(now_nanos), None);
         for unit in Unit::ALL {
-            if let Some(Paced { bucket, rate, .. }) = &mut self.buckets[unit.index()] {
+            if let Some(ReportedBudget { bucket, rate, .. }) = &mut self.buckets[unit.index()] {
                 // A call that is larger than the limit may be refused by the provider: what it told is a hint.
                 let amount = cost.of(unit).clamp(1, rate.capacity);
                 let wait = bucket.wait(rate, amount, now_nanos).min(asks_again_in);
@@ -80,27 +80,27 @@ impl Pace {
     }
 
     /// Counts a call that is sent.
-    pub(crate) fn take(&mut self, cost: &Cost, now_nanos: u64) -> Mark {
+    pub(crate) fn take(&mut self, cost: &Cost, now_nanos: u64) -> Epoch {
         self.let_through.add(cost);
         self.sent_at_nanos = now_nanos;
         let number = self.let_through.number();
         for unit in Unit::ALL {
-            if let Some(paced) = &mut self.buckets[unit.index()] {
-                paced.take(cost.of(unit), number, now_nanos);
+            if let Some(reported) = &mut self.buckets[unit.index()] {
+                reported.take(cost.of(unit), number, now_nanos);
             }
         }
         let mut counted = self.answered;
         counted.add(cost);
-        Mark { number, counted }
+        Epoch { number, counted }
     }
 
     /// Gives back what a call of `cost` has taken that was never sent, but nothing of what the provider told meanwhile that
     /// is taken: it cannot have counted this call.
-    pub(crate) fn never_sent(&mut self, cost: &Cost, mark: Mark, now_nanos: u64) {
+    pub(crate) fn never_sent(&mut self, cost: &Cost, epoch: Epoch, now_nanos: u64) {
         self.answered.add(cost);
         for unit in Unit::ALL {
-            if let Some(paced) = &mut self.buckets[unit.index()] {
-                paced.never_sent(cost.of(unit), mark.number, now_nanos);
+            if let Some(reported) = &mut self.buckets[unit.index()] {
+                reported.never_sent(cost.of(unit), epoch.number, now_nanos);
             }
         }
     }
@@ -111,34 +111,40 @@ impl Pace {
     /// was told, and less by all of those. Within them, what was counted here stands; before anything was, all of those are
     /// taken as not in it. A call that was sent before another that was told already raises nothing: somebody else may have
     /// taken it between the two.
-    pub(crate) fn answered(&mut self, cost: &Cost, mark: Mark, told: &Told, now_nanos: u64) {
+    pub(crate) fn answered(
+        &mut self,
+        cost: &Cost,
+        epoch: Epoch,
+        reported: &ProviderHeaders,
+        now_nanos: u64,
+    ) {
         self.answered.add(cost);
-        let not_in_it = self.let_through.since(&mark.counted);
-        let is_later = !is_before(mark.number, self.told_last);
-        if is_later && *told != Told::default() {
-            self.told_last = mark.number;
+        let not_in_it = self.let_through.since(&epoch.counted);
+        let is_later = !is_before(epoch.number, self.told_last);
+        if is_later && *reported != ProviderHeaders::default() {
+            self.told_last = epoch.number;
         }
-        for (unit, standing) in told.by_unit() {
-            let Some(standing) = standing else { continue };
+        for (unit, status) in reported.by_unit() {
+            let Some(status) = status else { continue };
             let before = self.buckets[unit.index()];
-            let rate = standing.rate(before.map(|paced| paced.rate));
-            let least = standing.limit.saturating_sub(standing.remaining);
+            let rate = status.rate(before.map(|reported| reported.rate));
+            let least = status.limit.saturating_sub(status.remaining);
             let most = least.saturating_add(not_in_it[unit.index()]);
             // However much is under way, and whatever size it says it has.
-            let at_most = standing.limit.saturating_mul(2);
+            let at_most = status.limit.saturating_mul(2);
             let most = most.min(at_most);
             let (of_bucket, of_floor) = match (before, is_later) {
                 (None, _) => (most..=most, least..=least),
                 (Some(_), true) => (least..=most, least..=least),
                 (Some(_), false) => (least..=at_most, least..=at_most),
             };
-            let paced = before.unwrap_or_else(|| Paced::new(rate));
+            let reported = before.unwrap_or_else(|| ReportedBudget::new(rate));
             let refilled =
-                |bucket: Bucket, taken| bucket.refilled_by(&paced.rate, &rate, taken, now_nanos);
-            self.buckets[unit.index()] = Some(Paced {
-                bucket: refilled(paced.bucket, of_bucket),
+                |bucket: Bucket, taken| bucket.refilled_by(&reported.rate, &rate, taken, now_nanos);
+            self.buckets[unit.index()] = Some(ReportedBudget {
+                bucket: refilled(reported.bucket, of_bucket),
                 rate,
-                floor: refilled(paced.floor, of_floor),
+                floor: refilled(reported.floor, of_floor),
                 // An earlier call's answer leaves in the floor what was let through before it came: how much of that it
                 // counts is not known. It stays there until a later one's answer sets it right.
                 first_in_floor: self.let_through.number().wrapping_add(1),
@@ -154,16 +160,16 @@ impl Pace {
     /// Whether all has passed that was told.
     pub(crate) fn is_over(&mut self, now_nanos: u64) -> bool {
         self.closed_until_nanos <= now_nanos
-            && self.buckets.iter_mut().flatten().all(|paced| {
-                let Paced { bucket, rate, .. } = paced;
+            && self.buckets.iter_mut().flatten().all(|reported| {
+                let ReportedBudget { bucket, rate, .. } = reported;
                 bucket.is_empty(rate, now_nanos)
             })
     }
 }
 
-// === impl Paced ===
+// === impl ReportedBudget ===
 
-impl Paced {
+impl ReportedBudget {
     fn new(rate: Rate) -> Self {
         Self {
             bucket: Bucket::default(),
@@ -228,7 +234,7 @@ fn is_before(number: u32, other: u32) -> bool {
     number.wrapping_sub(other) > u32::MAX / 2
 }
 
-impl Standing {
+impl LimitStatus {
     /// The speed at which it fills up. One that is full does not show it: then as before, or within its period.
     fn rate(&self, before: Option<Rate>) -> Rate {
         let missing = self.limit.saturating_sub(self.remaining);
@@ -244,8 +250,8 @@ impl Standing {
     }
 }
 
-impl Told {
-    fn by_unit(&self) -> [(Unit, Option<Standing>); 4] {
+impl ProviderHeaders {
+    fn by_unit(&self) -> [(Unit, Option<LimitStatus>); 4] {
         [
             (Unit::Requests, self.requests),
             (Unit::InputTokens, self.input_tokens),

@@ -15,29 +15,29 @@ use crate::{
     Headers,
     attempt::Shared,
     calendar::{Calendar, Today},
-    cell::State,
     cost::{Estimate, Pricing},
-    learned::{Learned, UNTIL_LEARNED},
+    key_state::State,
     limit::{Algorithm, Limit, Rate},
     meter::{Kind, Now},
+    observed::{ObservedOutput, UNTIL_OBSERVED},
     tier::Tier,
 };
 
 /// The limits of one kind of key.
 #[derive(Debug)]
-pub(crate) struct Scope {
-    pub(crate) bounds: Box<[Bound]>,
+pub(crate) struct LimitGroup {
+    pub(crate) limits: Box<[CheckedLimit]>,
     pub(crate) clock: Clock,
     pub(crate) policy: Arc<Policy>,
     /// Whether the provider's limits are learned for these keys.
-    pub(crate) learns: bool,
+    pub(crate) observes: bool,
     /// What was counted for keys that are gone.
-    pub(crate) forgotten: Forgotten,
+    pub(crate) evicted: Evicted,
 }
 
 /// A limit, checked and counted.
 #[derive(Debug)]
-pub(crate) struct Bound {
+pub(crate) struct CheckedLimit {
     pub(crate) limit: Limit,
     pub(crate) kind: Kind,
     /// Without a tier, and then for each.
@@ -54,13 +54,13 @@ pub(crate) struct Bound {
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) refused: AtomicU64,
-    pub(crate) settled_up: AtomicU64,
-    pub(crate) settled_down: AtomicU64,
+    pub(crate) overrun: AtomicU64,
+    pub(crate) refunded: AtomicU64,
     pub(crate) violations: AtomicU64,
 }
 
 #[derive(Debug)]
-pub(crate) struct Forgotten {
+pub(crate) struct Evicted {
     admitted: AtomicU64,
     consumed: Box<[AtomicU64]>,
 }
@@ -69,8 +69,8 @@ pub(crate) struct Forgotten {
 #[derive(Debug)]
 pub(crate) struct Policy {
     pub(crate) pricing: Pricing,
-    pub(crate) learned: Registry<Learned>,
-    pub(crate) learned_ratio: f64,
+    pub(crate) observed: Registry<ObservedOutput>,
+    pub(crate) output_percentile: f64,
     pub(crate) headers: Headers,
     pub(crate) shared: Option<Shared>,
 }
@@ -79,31 +79,31 @@ pub(crate) struct Policy {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock(Instant);
 
-// === impl Scope ===
+// === impl LimitGroup ===
 
-impl Scope {
+impl LimitGroup {
     pub(crate) fn new(
-        bounds: Box<[Bound]>,
+        limits: Box<[CheckedLimit]>,
         clock: Clock,
         policy: Arc<Policy>,
-        learns: bool,
+        observes: bool,
     ) -> Self {
         Self {
-            forgotten: Forgotten {
+            evicted: Evicted {
                 admitted: AtomicU64::new(0),
-                consumed: bounds.iter().map(|_| AtomicU64::new(0)).collect(),
+                consumed: limits.iter().map(|_| AtomicU64::new(0)).collect(),
             },
-            bounds,
+            limits,
             clock,
             policy,
-            learns,
+            observes,
         }
     }
 }
 
-// === impl Bound ===
+// === impl CheckedLimit ===
 
-impl Bound {
+impl CheckedLimit {
     /// Checks `limit`.
     pub(crate) fn new(
         limit: Limit,
@@ -129,7 +129,7 @@ impl Bound {
         }
         let parts = shared.map_or(1, |shared| shared.parts);
         Ok(Self {
-            own_rates: rates.iter().map(|rate| rate.share(parts)).collect(),
+            own_rates: rates.iter().map(|rate| rate.divided(parts)).collect(),
             rates: rates.into(),
             store_name: store_name(&limit, key_by),
             kind,
@@ -169,7 +169,7 @@ impl Bound {
     }
 
     /// For how long a share is had that is asked for at `now`: not beyond the day.
-    pub(crate) fn lease(&self, now: u64) -> Duration {
+    pub(crate) fn lease_time(&self, now: u64) -> Duration {
         match &self.calendar {
             Some(calendar) => {
                 let left = calendar.today(now).ends_nanos.saturating_sub(now);
@@ -245,9 +245,9 @@ fn store_name(limit: &Limit, key_by: &KeyBy) -> String {
     format!("{key_by:?}:{}:{algorithm}:{period}", limit.unit())
 }
 
-// === impl Forgotten ===
+// === impl Evicted ===
 
-impl Forgotten {
+impl Evicted {
     pub(crate) fn add(&self, state: &State) {
         self.admitted.fetch_add(state.admitted, Ordering::Relaxed);
         for (sum, gauge) in self.consumed.iter().zip(state.gauges.iter()) {
@@ -271,22 +271,22 @@ impl Policy {
     pub(crate) fn estimate(
         &self,
         request: &dyn Described,
-    ) -> (Estimate, Option<Arc<Keyed<Learned>>>) {
+    ) -> (Estimate, Option<Arc<Keyed<ObservedOutput>>>) {
         let call = request.call();
         let call = call.as_deref();
-        let mut learned = None;
+        let mut observed = None;
         let estimate = self.pricing.estimate(call, || {
-            let of_key = self.learned.get(request);
-            let percentile = of_key.percentile(self.learned_ratio);
-            let expected = percentile.unwrap_or(UNTIL_LEARNED);
+            let of_key = self.observed.get(request);
+            let percentile = of_key.percentile(self.output_percentile);
+            let expected = percentile.unwrap_or(UNTIL_OBSERVED);
             let maximum = call.and_then(Call::max_output_tokens);
             // One that is to be cut off before says nothing of how long the others are.
             if maximum.is_none_or(|maximum| expected <= maximum) {
-                learned = Some(of_key);
+                observed = Some(of_key);
             }
             expected
         });
-        (estimate, learned)
+        (estimate, observed)
     }
 }
 

@@ -3,13 +3,13 @@
 use super::*;
 
 /// A standing whose times are in milliseconds.
-fn standing(
+fn status(
     limit: u64,
     remaining: u64,
     full_in: Option<u64>,
     period: Option<u64>,
-) -> Option<Standing> {
-    Some(Standing {
+) -> Option<LimitStatus> {
+    Some(LimitStatus {
         limit,
         remaining,
         full_in: full_in.map(Duration::from_millis),
@@ -21,7 +21,7 @@ fn standing(
 
 #[test]
 fn reads_openai() {
-    let told = read(&[
+    let reported = read(&[
         ("date", DATE),
         ("content-type", "application/json"),
         ("openai-processing-ms", "812"),
@@ -34,11 +34,11 @@ fn reads_openai() {
         ("x-request-id", "req_0123456789abcdef"),
     ]);
     assert_eq!(
-        told,
-        Told {
-            requests: standing(10_000, 9_999, Some(6), None),
-            tokens: standing(30_000_000, 29_999_984, Some(360_000), None),
-            ..Told::default()
+        reported,
+        ProviderHeaders {
+            requests: status(10_000, 9_999, Some(6), None),
+            tokens: status(30_000_000, 29_999_984, Some(360_000), None),
+            ..ProviderHeaders::default()
         }
     );
 }
@@ -50,7 +50,7 @@ fn of_a_project_and_its_organisation_the_tighter_binds() {
         ("x-ratelimit-remaining-tokens", "9000"),
         ("x-ratelimit-reset-tokens", "57.3s"),
     ];
-    let told = |remaining| {
+    let reported = |remaining| {
         let project = [
             ("x-ratelimit-limit-project-tokens", "10000"),
             ("x-ratelimit-remaining-project-tokens", remaining),
@@ -61,29 +61,29 @@ fn of_a_project_and_its_organisation_the_tighter_binds() {
         in_order.tokens
     };
     // Nine tenths of the project's are left and a twentieth of the organisation's: the amount decides.
-    assert_eq!(told("8999"), standing(10_000, 8_999, Some(250), None));
-    assert_eq!(told("9001"), standing(200_000, 9_000, Some(57_300), None));
+    assert_eq!(reported("8999"), status(10_000, 8_999, Some(250), None));
+    assert_eq!(reported("9001"), status(200_000, 9_000, Some(57_300), None));
     // Of equal amounts, the one that is full again later.
-    assert_eq!(told("9000"), standing(200_000, 9_000, Some(57_300), None));
+    assert_eq!(reported("9000"), status(200_000, 9_000, Some(57_300), None));
     // One that is not understood binds nothing.
-    assert_eq!(told("few"), standing(200_000, 9_000, Some(57_300), None));
+    assert_eq!(reported("few"), status(200_000, 9_000, Some(57_300), None));
 }
 
 #[test]
 fn of_equal_amounts_the_one_with_a_known_reset_binds() {
-    let told = read(&[
+    let reported = read(&[
         ("x-ratelimit-limit-requests", "10"),
         ("x-ratelimit-remaining-requests", "0"),
         ("x-ratelimit-limit-project-requests", "3"),
         ("x-ratelimit-remaining-project-requests", "0"),
         ("x-ratelimit-reset-project-requests", "20s"),
     ]);
-    assert_eq!(told.requests, standing(3, 0, Some(20_000), None));
+    assert_eq!(reported.requests, status(3, 0, Some(20_000), None));
 }
 
 #[test]
 fn reads_openai_usage_based_tokens() {
-    let told = read(&[
+    let reported = read(&[
         ("x-ratelimit-limit-requests", "5000"),
         ("x-ratelimit-remaining-requests", "4999"),
         ("x-ratelimit-reset-requests", "12ms"),
@@ -94,13 +94,13 @@ fn reads_openai_usage_based_tokens() {
         ("x-ratelimit-remaining-tokens_usage_based", "148866"),
         ("x-ratelimit-reset-tokens_usage_based", "453ms"),
     ]);
-    assert_eq!(told.requests, standing(5_000, 4_999, Some(12), None));
-    assert_eq!(told.tokens, standing(150_000, 148_866, Some(453), None));
+    assert_eq!(reported.requests, status(5_000, 4_999, Some(12), None));
+    assert_eq!(reported.tokens, status(150_000, 148_866, Some(453), None));
 }
 
 #[test]
 fn reads_groq() {
-    let told = read(&[
+    let reported = read(&[
         ("x-ratelimit-limit-requests", "14400"),
         ("x-ratelimit-limit-tokens", "18000"),
         ("x-ratelimit-remaining-requests", "14370"),
@@ -112,18 +112,18 @@ fn reads_groq() {
         ("x-ratelimit-reset-audio-seconds", "1h0m0s"),
     ]);
     assert_eq!(
-        told,
-        Told {
-            requests: standing(14_400, 14_370, Some(179_560), None),
-            tokens: standing(18_000, 17_997, Some(7_660), None),
-            ..Told::default()
+        reported,
+        ProviderHeaders {
+            requests: status(14_400, 14_370, Some(179_560), None),
+            tokens: status(18_000, 17_997, Some(7_660), None),
+            ..ProviderHeaders::default()
         }
     );
 }
 
 #[test]
 fn reads_anthropic() {
-    let told = read(&[
+    let reported = read(&[
         ("date", DATE),
         ("anthropic-ratelimit-requests-limit", "4000"),
         ("anthropic-ratelimit-requests-remaining", "3999"),
@@ -145,19 +145,19 @@ fn reads_anthropic() {
         ),
     ]);
     assert_eq!(
-        told,
-        Told {
-            requests: standing(4_000, 3_999, Some(0), None),
-            tokens: standing(480_000, 468_000, Some(2_000), None),
-            input_tokens: standing(400_000, 390_000, Some(2_000), None),
-            output_tokens: standing(80_000, 78_000, Some(60_000), None),
+        reported,
+        ProviderHeaders {
+            requests: status(4_000, 3_999, Some(0), None),
+            tokens: status(480_000, 468_000, Some(2_000), None),
+            input_tokens: status(400_000, 390_000, Some(2_000), None),
+            output_tokens: status(80_000, 78_000, Some(60_000), None),
         }
     );
 }
 
 #[test]
 fn anthropic_limits_of_other_calls_are_not_read() {
-    let told = read(&[
+    let reported = read(&[
         ("date", DATE),
         ("anthropic-priority-input-tokens-limit", "10000"),
         ("anthropic-priority-input-tokens-remaining", "0"),
@@ -176,12 +176,12 @@ fn anthropic_limits_of_other_calls_are_not_read() {
             "out_of_credits",
         ),
     ]);
-    assert_eq!(told, Told::default());
+    assert_eq!(reported, ProviderHeaders::default());
 }
 
 #[test]
 fn reads_azure() {
-    let told = read(&[
+    let reported = read(&[
         ("x-ratelimit-abusepenalty-active", "False"),
         ("x-ratelimit-key", "gpt-5.4"),
         ("x-ratelimit-limit-requests", "2500"),
@@ -194,18 +194,18 @@ fn reads_azure() {
         ("x-ratelimit-reset-tokens", "0"),
     ]);
     assert_eq!(
-        told,
-        Told {
-            requests: standing(2_500, 2_499, Some(24_000), Some(60_000)),
-            tokens: standing(250_000, 249_993, Some(0), Some(86_400_000)),
-            ..Told::default()
+        reported,
+        ProviderHeaders {
+            requests: status(2_500, 2_499, Some(24_000), Some(60_000)),
+            tokens: status(250_000, 249_993, Some(0), Some(86_400_000)),
+            ..ProviderHeaders::default()
         }
     );
 }
 
 #[test]
 fn azures_limits_of_minus_one_are_not_told() {
-    let told = read(&[
+    let reported = read(&[
         ("x-ratelimit-limit-requests", "-1"),
         ("x-ratelimit-remaining-requests", "-1"),
         ("x-ratelimit-reset-requests", "0"),
@@ -213,12 +213,12 @@ fn azures_limits_of_minus_one_are_not_told() {
         ("x-ratelimit-remaining-tokens", "-1"),
         ("x-ratelimit-reset-tokens", "0"),
     ]);
-    assert_eq!(told, Told::default());
+    assert_eq!(reported, ProviderHeaders::default());
 }
 
 #[test]
 fn reads_mistral() {
-    let told = read(&[
+    let reported = read(&[
         ("x-ratelimit-limit-req-minute", "50"),
         ("x-ratelimit-remaining-req-minute", "49"),
         ("x-ratelimit-limit-tokens-minute", "50000"),
@@ -227,18 +227,18 @@ fn reads_mistral() {
         ("x-max-retry-attempts-reached", "false"),
     ]);
     assert_eq!(
-        told,
-        Told {
-            requests: standing(50, 49, None, Some(60_000)),
-            tokens: standing(50_000, 47_300, None, Some(60_000)),
-            ..Told::default()
+        reported,
+        ProviderHeaders {
+            requests: status(50, 49, None, Some(60_000)),
+            tokens: status(50_000, 47_300, None, Some(60_000)),
+            ..ProviderHeaders::default()
         }
     );
 }
 
 #[test]
 fn reads_cerebras() {
-    let told = read(&[
+    let reported = read(&[
         ("x-ratelimit-limit-requests-day", "14400"),
         ("x-ratelimit-remaining-requests-day", "14399"),
         ("x-ratelimit-reset-requests-day", "33011.382867086411"),
@@ -247,10 +247,10 @@ fn reads_cerebras() {
         ("x-ratelimit-reset-tokens-minute", "11.5"),
     ]);
     assert_eq!(
-        told.tokens,
-        standing(60_000, 59_000, Some(11_500), Some(60_000))
+        reported.tokens,
+        status(60_000, 59_000, Some(11_500), Some(60_000))
     );
-    let requests = told.requests.unwrap();
+    let requests = reported.requests.unwrap();
     assert_eq!((requests.limit, requests.remaining), (14_400, 14_399));
     assert_eq!(
         requests.full_in,
@@ -261,7 +261,7 @@ fn reads_cerebras() {
 
 #[test]
 fn of_a_day_and_a_minute_the_tighter_binds() {
-    let told = |day| {
+    let reported = |day| {
         read(&[
             ("x-ratelimit-limit-requests-day", "10000"),
             ("x-ratelimit-remaining-requests-day", day),
@@ -275,11 +275,11 @@ fn of_a_day_and_a_minute_the_tighter_binds() {
         ])
         .requests
     };
-    let minute = standing(120, 115, Some(45_500), Some(60_000));
-    let day = |left| standing(10_000, left, Some(33_011_500), Some(86_400_000));
-    assert_eq!(told("116"), minute);
-    assert_eq!(told("115"), day(115));
-    assert_eq!(told("114"), day(114));
+    let minute = status(120, 115, Some(45_500), Some(60_000));
+    let day = |left| status(10_000, left, Some(33_011_500), Some(86_400_000));
+    assert_eq!(reported("116"), minute);
+    assert_eq!(reported("115"), day(115));
+    assert_eq!(reported("114"), day(114));
 }
 
 #[test]
@@ -302,24 +302,24 @@ fn a_reset_without_a_limit_is_not_told() {
         ],
         &[],
     ] {
-        assert_eq!(read(bare), Told::default(), "{bare:?}");
+        assert_eq!(read(bare), ProviderHeaders::default(), "{bare:?}");
     }
 }
 
 #[test]
 fn a_gateways_headers_and_those_behind_it_are_not_mixed() {
-    let told = read(&[
+    let reported = read(&[
         ("x-ratelimit-limit-requests", "10"),
         ("anthropic-ratelimit-requests-remaining", "5"),
     ]);
-    assert_eq!(told, Told::default());
-    let told = read(&[
+    assert_eq!(reported, ProviderHeaders::default());
+    let reported = read(&[
         ("x-ratelimit-limit-requests", "10"),
         ("x-ratelimit-remaining-requests", "6"),
         ("anthropic-ratelimit-requests-limit", "4000"),
         ("anthropic-ratelimit-requests-remaining", "5"),
     ]);
-    assert_eq!(told.requests, standing(4_000, 5, None, None));
+    assert_eq!(reported.requests, status(4_000, 5, None, None));
 }
 
 // === amounts ===
@@ -386,7 +386,7 @@ fn bytes_that_are_no_text_are_no_amount() {
         "x-ratelimit-remaining-tokens",
         HeaderValue::from_static("5"),
     );
-    assert_eq!(Told::read(&headers), Told::default());
+    assert_eq!(ProviderHeaders::read(&headers), ProviderHeaders::default());
 }
 
 #[test]
@@ -400,7 +400,9 @@ fn the_first_of_several_values_counts() {
             "x-ratelimit-remaining-tokens",
             HeaderValue::from_static("5"),
         );
-        Told::read(&headers).tokens.map(|tokens| tokens.limit)
+        ProviderHeaders::read(&headers)
+            .tokens
+            .map(|tokens| tokens.limit)
     };
     assert_eq!(read(["10", "20"]), Some(10));
     assert_eq!(read(["20", "10"]), Some(20));
@@ -422,25 +424,30 @@ fn unknown_families_take_no_room_from_known_ones() {
         "x-ratelimit-remaining-tokens",
         HeaderValue::from_static("5"),
     );
-    assert_eq!(Told::read(&headers).tokens, standing(10, 5, None, None));
+    assert_eq!(
+        ProviderHeaders::read(&headers).tokens,
+        status(10, 5, None, None)
+    );
 }
 
 #[test]
 fn more_families_than_are_kept_are_left_out() {
     let mut headers = HeaderMap::new();
     let mut remaining = 100;
-    for scope in ["", "project-"] {
+    for group in ["", "project-"] {
         for period in ["", "-second", "-minute", "-hour", "-day"] {
             remaining -= 1;
             for (field, value) in [("limit", 100), ("remaining", remaining)] {
-                let name = format!("x-ratelimit-{field}-{scope}requests{period}");
+                let name = format!("x-ratelimit-{field}-{group}requests{period}");
                 headers.insert(name.parse::<HeaderName>().unwrap(), value.into());
             }
         }
     }
     // The eighth is the tightest that was kept; the ninth and tenth have 91 and 90 left.
     assert_eq!(
-        Told::read(&headers).requests.map(|told| told.remaining),
+        ProviderHeaders::read(&headers)
+            .requests
+            .map(|reported| reported.remaining),
         Some(92)
     );
 }

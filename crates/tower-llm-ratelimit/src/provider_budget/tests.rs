@@ -1,0 +1,260 @@
+//! What was told, and what it lets through.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn requests(limit: u64, remaining: u64, full_in: Option<Duration>) -> ProviderHeaders {
+    let period = None;
+    let requests = LimitStatus {
+        limit,
+        remaining,
+        full_in,
+        period,
+    };
+    ProviderHeaders {
+        requests: Some(requests),
+        ..ProviderHeaders::default()
+    }
+}
+
+fn one() -> Cost {
+    crate::cost::tests::request()
+}
+
+/// Lets a call through that asks, is answered at once, and is told what remains of ten, which come back in 100 s.
+fn asks(budget: &mut ProviderBudget, remaining: u64, now: u64) {
+    let epoch = budget.take(&one(), now);
+    tells(budget, epoch, remaining, now);
+}
+
+fn tells(budget: &mut ProviderBudget, epoch: Epoch, remaining: u64, now: u64) {
+    let full_in = Duration::from_secs(10 * (10 - remaining));
+    budget.answered(&one(), epoch, &requests(10, remaining, Some(full_in)), now);
+}
+
+/// Lets so many calls through, which wait inside.
+fn inside(budget: &mut ProviderBudget, calls: u64, now: u64) -> Vec<Epoch> {
+    (0..calls).map(|_| budget.take(&one(), now)).collect()
+}
+
+fn never_sent(budget: &mut ProviderBudget, calls: Vec<Epoch>, now: u64) {
+    for epoch in calls {
+        budget.never_sent(&one(), epoch, now);
+    }
+}
+
+/// How many calls are let through at `now`, none of which is answered.
+fn let_through(budget: &ProviderBudget, now: u64) -> u64 {
+    let mut budget = budget.clone();
+    let calls = std::iter::from_fn(|| {
+        let may = budget.wait(&one(), now).0 == 0;
+        may.then(|| budget.take(&one(), now))
+    });
+    calls.take(10_000).count() as u64
+}
+
+#[test]
+fn nothing_is_held_up_before_anything_was_told() {
+    let mut budget = ProviderBudget::default();
+    assert_eq!(budget.wait(&one(), 0), (0, None));
+    assert!(budget.is_over(0));
+    budget.close_until(0);
+    assert!(budget.is_over(0));
+}
+
+#[test]
+fn nothing_passes_before_the_later_of_two_times() {
+    let mut budget = ProviderBudget::default();
+    for until in [3, 7, 5] {
+        budget.close_until(until * SECOND);
+    }
+    assert_eq!(budget.wait(&one(), SECOND), (6 * SECOND, None));
+    assert_eq!(budget.wait(&one(), 7 * SECOND - 1), (1, None));
+    assert!(!budget.is_over(7 * SECOND - 1));
+    assert_eq!(budget.wait(&one(), 7 * SECOND), (0, None));
+    assert!(budget.is_over(7 * SECOND));
+    budget.close_until(u64::MAX);
+    assert_eq!(budget.wait(&one(), SECOND), (u64::MAX - SECOND, None));
+}
+
+#[test]
+fn it_fills_up_as_it_was_told_and_is_over_when_it_is_full() {
+    let mut budget = ProviderBudget::default();
+    let epoch = budget.take(&one(), 0);
+    let reported = requests(100, 60, Some(Duration::from_secs(20)));
+    budget.answered(&one(), epoch, &reported, 0);
+    assert_eq!(let_through(&budget, 0), 60);
+    // Forty are missing, which come within twenty seconds.
+    assert_eq!(let_through(&budget, 10 * SECOND), 80);
+    assert!(!budget.is_over(20 * SECOND - 1));
+    assert!(budget.is_over(20 * SECOND));
+    assert_eq!(let_through(&budget, 20 * SECOND), 100);
+}
+
+#[test]
+fn an_earlier_call_that_was_never_sent_gives_back_nothing_of_what_was_told() {
+    let mut budget = ProviderBudget::default();
+    asks(&mut budget, 10, 0);
+    let shed = inside(&mut budget, 5, 0);
+    // Others have used up the rest.
+    asks(&mut budget, 0, 0);
+    never_sent(&mut budget, shed, 5 * SECOND);
+    assert_eq!(let_through(&budget, 10 * SECOND - 1), 0);
+    assert_eq!(let_through(&budget, 10 * SECOND), 1);
+}
+
+#[test]
+fn an_earlier_call_that_was_never_sent_gives_back_what_was_held_against_it() {
+    // Before anything was told, all three are taken as not in it; then as many as were counted here beyond what was told.
+    for (is_known, held) in [(false, 3), (true, 1)] {
+        let mut budget = ProviderBudget::default();
+        if is_known {
+            asks(&mut budget, 10, 0);
+        }
+        let shed = inside(&mut budget, 3, 0);
+        asks(&mut budget, 7, 0);
+        assert_eq!(let_through(&budget, 0), 7 - held);
+        never_sent(&mut budget, shed, 0);
+        assert_eq!(let_through(&budget, 0), 7);
+    }
+}
+
+#[test]
+fn a_later_call_that_was_never_sent_gives_back_all_it_took() {
+    let mut budget = ProviderBudget::default();
+    asks(&mut budget, 10, 0);
+    let earlier = inside(&mut budget, 2, 0);
+    asks(&mut budget, 5, 0);
+    // What was counted here is less than what was told: nothing is held against the two.
+    let later = inside(&mut budget, 5, 0);
+    assert_eq!(let_through(&budget, 0), 0);
+    never_sent(&mut budget, earlier, 0);
+    assert_eq!(let_through(&budget, 0), 0);
+    never_sent(&mut budget, later, 0);
+    assert_eq!(let_through(&budget, 0), 5);
+}
+
+#[test]
+fn a_call_whose_part_has_leaked_away_gives_back_nothing_of_what_others_took_since() {
+    let mut budget = ProviderBudget::default();
+    asks(&mut budget, 9, 0);
+    let shed = inside(&mut budget, 4, 0);
+    // It is full again after fifty seconds.
+    drop(inside(&mut budget, 10, 50 * SECOND));
+    never_sent(&mut budget, shed, 50 * SECOND);
+    assert_eq!(let_through(&budget, 50 * SECOND), 0);
+}
+
+#[test]
+fn of_two_tellings_the_last_is_what_calls_from_before_it_leave_taken() {
+    let mut budget = ProviderBudget::default();
+    asks(&mut budget, 10, 0);
+    let first = inside(&mut budget, 4, 0);
+    asks(&mut budget, 2, 0);
+    let second = inside(&mut budget, 2, 0);
+    // Two that were taken before are free again.
+    asks(&mut budget, 3, 20 * SECOND);
+    let third = inside(&mut budget, 1, 20 * SECOND);
+    assert_eq!(let_through(&budget, 20 * SECOND), 0);
+    never_sent(&mut budget, first, 20 * SECOND);
+    never_sent(&mut budget, second, 20 * SECOND);
+    assert_eq!(let_through(&budget, 20 * SECOND), 2);
+    never_sent(&mut budget, third, 20 * SECOND);
+    assert_eq!(let_through(&budget, 20 * SECOND), 3);
+}
+
+#[test]
+fn what_an_earlier_call_was_told_lowers_nothing_that_a_later_one_was() {
+    for remaining in [3, 9] {
+        let mut budget = ProviderBudget::default();
+        asks(&mut budget, 10, 0);
+        let shed = inside(&mut budget, 4, 0);
+        let early = budget.take(&one(), 0);
+        asks(&mut budget, 3, 0);
+        tells(&mut budget, early, remaining, 0);
+        never_sent(&mut budget, shed, 0);
+        assert_eq!(let_through(&budget, 0), 3);
+    }
+    // It can only have been counted after the later one.
+    let mut budget = ProviderBudget::default();
+    asks(&mut budget, 10, 0);
+    let shed = inside(&mut budget, 4, 0);
+    let early = budget.take(&one(), 0);
+    asks(&mut budget, 3, 0);
+    tells(&mut budget, early, 0, 0);
+    never_sent(&mut budget, shed, 0);
+    assert_eq!(let_through(&budget, 0), 0);
+}
+
+#[test]
+fn what_was_told_stays_taken_at_another_speed_and_of_another_limit() {
+    let mut budget = ProviderBudget::default();
+    asks(&mut budget, 10, 0);
+    let epoch = budget.take(&one(), 0);
+    let shed = inside(&mut budget, 5, 0);
+    let reported = requests(20, 4, Some(Duration::from_secs(16)));
+    budget.answered(&one(), epoch, &reported, 0);
+    never_sent(&mut budget, shed, 0);
+    assert_eq!(let_through(&budget, 0), 4);
+    assert_eq!(let_through(&budget, 3 * SECOND), 7);
+}
+
+#[test]
+fn the_numbers_of_calls_go_round() {
+    for before in 0..8 {
+        let number = u32::MAX - before;
+        let mut budget = ProviderBudget {
+            let_through: Counter([number; 4]),
+            answered: Counter([number; 4]),
+            told_last: number,
+            ..ProviderBudget::default()
+        };
+        asks(&mut budget, 10, 0);
+        let earlier = inside(&mut budget, 2, 0);
+        asks(&mut budget, 3, 0);
+        let later = inside(&mut budget, 2, 0);
+        never_sent(&mut budget, earlier, 0);
+        assert_eq!(let_through(&budget, 0), 1, "{number}");
+        never_sent(&mut budget, later, 0);
+        assert_eq!(let_through(&budget, 0), 3, "{number}");
+    }
+}
+
+proptest! {
+    /// The provider counts exactly, answers in any order, and nobody else uses the account: it never has to refuse.
+    ///
+    /// It only looks when a whole call has come back. A part of one is missing from what remains and not from the time
+    /// until it is full, and makes the limit seem to fill up faster than it does until the next answer.
+    #[test]
+    fn a_provider_that_tells_its_limit_is_never_sent_more_than_that(
+        limit in prop::sample::select(vec![1_u64, 2, 5, 12, 60]),
+        steps in prop::collection::vec((any::<bool>(), 0..5_usize, 0..4_u64), 1..200),
+    ) {
+        let rate = Rate::new(limit, limit, MINUTE);
+        let (mut budget, mut provider, mut now) = (ProviderBudget::default(), Bucket::default(), 0);
+        let mut under_way = Vec::new();
+        // It tells the first call alone, as if all others had waited for it.
+        let epoch = budget.take(&one(), now);
+        provider.take(&rate, 1, now);
+        let tell = |provider: &mut Bucket, now| {
+            let full_in = Duration::from_nanos(provider.full_in(&rate, now));
+            requests(limit, provider.remaining(&rate, now), Some(full_in))
+        };
+        budget.answered(&one(), epoch, &tell(&mut provider, now), now);
+        for (sends, which, gap) in steps {
+            now += gap * (60 * SECOND / limit);
+            if sends && budget.wait(&one(), now).0 == 0 {
+                prop_assert_eq!(provider.wait(&rate, 1, now), 0, "it would be refused");
+                provider.take(&rate, 1, now);
+                let reported = tell(&mut provider, now);
+                under_way.push((budget.take(&one(), now), reported));
+            } else if which < under_way.len() {
+                let (epoch, reported) = under_way.swap_remove(which);
+                budget.answered(&one(), epoch, &reported, now);
+            }
+        }
+    }
+}
