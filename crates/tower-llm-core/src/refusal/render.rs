@@ -93,7 +93,7 @@ pub(super) fn render(
         Outcome::Failed(Failure::Timeout | Failure::Slow | Failure::Stalled) => {
             (TIMED_OUT, "the upstream did not answer in time", None)
         }
-        Outcome::ClientError => (BAD_REQUEST, "the request body could not be read", None),
+        Outcome::ClientError => (BAD_REQUEST, "the request or its body is not valid", None),
         Outcome::Throttled { retry_after } => (
             RATE_LIMITED,
             "the upstream's rate limit is reached",

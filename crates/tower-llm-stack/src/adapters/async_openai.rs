@@ -44,7 +44,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use tower_service::Service;
 
-use super::convert::{BODY_LIMIT, request_from_reqwest, response_into_reqwest};
+use super::convert::{BODY_LIMIT, from_reqwest, request_from_reqwest, response_into_reqwest};
 use super::{BoxError, StackError};
 
 /// Makes of a stack over `http::Request<Full<Bytes>>` what `Client::with_http_service` takes; see the [module](self).
@@ -122,7 +122,7 @@ where
 
 /// The client's error: its own where it has a variant that says more than a box, else the stack's.
 fn into_error(error: BoxError) -> OpenAIError {
-    match error.downcast::<OpenAIError>() {
+    match from_reqwest(error).downcast::<OpenAIError>() {
         Ok(error) => *error,
         Err(error) => match error.downcast::<::reqwest::Error>() {
             Ok(error) => OpenAIError::Reqwest(*error),

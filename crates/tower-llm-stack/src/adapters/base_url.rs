@@ -46,6 +46,7 @@ use http::uri::{Authority, InvalidUri, PathAndQuery, Scheme, Uri};
 use http::{HeaderValue, Request, Version};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
+use tower_llm_core::{ClassifiedError, Outcome};
 use tower_service::Service;
 
 use super::BoxError;
@@ -242,7 +243,7 @@ where
             StateProj::Sent { inner } => Poll::Ready(ready!(inner.poll(cx)).map_err(Into::into)),
             StateProj::Refused { error } => {
                 let error = error.take().expect("polled after completion");
-                Poll::Ready(Err(error.into()))
+                Poll::Ready(Err(ClassifiedError::new(Outcome::ClientError, error).into()))
             }
         }
     }

@@ -1,12 +1,16 @@
 //! Between `http` and reqwest, both ways, without copying a body.
 
 use std::any::Any;
+use std::error::Error;
+use std::{io, iter};
 
 use ::reqwest::{Body, Request, Response, ResponseBuilderExt, Url};
 use bytes::Bytes;
 use http_body_util::Full;
+use tower_llm_core::{Failure, Outcome};
 
 use super::BoxError;
+use super::sent::Classify;
 
 /// A body that reqwest can send, and send again where it is known to be bytes.
 ///
@@ -33,27 +37,68 @@ where
     body.map(Body::wrap).unwrap_or_default()
 }
 
-/// A request that reqwest can send. The extensions go along: reqwest keeps a request's timeout there.
+/// A request that reqwest can send, and the classification of its errors. The extensions go along: reqwest keeps a
+/// request's timeout there.
 ///
 /// # Errors
 ///
-/// reqwest's own, if the address has no scheme and host.
-pub(super) fn request_into_reqwest<B>(request: http::Request<B>) -> ::reqwest::Result<Request>
+/// reqwest's own, classified, if the address has no scheme and host.
+pub(super) fn request_into_reqwest<B>(
+    request: http::Request<B>,
+) -> Result<(Request, Classify), BoxError>
 where
     B: http_body::Body + Send + Sync + 'static,
     B::Data: Into<Bytes>,
     B::Error: Into<BoxError>,
 {
-    request.map(body_into_reqwest).try_into()
+    let classify = Classify::new(outcome_of);
+    let sent = |body| match body_into_reqwest(body) {
+        // Bytes don't fail, and stay what reqwest can send again.
+        body if body.as_bytes().is_some() => body,
+        body => Body::wrap(classify.sent(body)),
+    };
+    let request: ::reqwest::Result<Request> = request.map(sent).try_into();
+    match request {
+        Ok(request) => Ok((request, classify)),
+        Err(error) => Err(classify.error(error)),
+    }
 }
 
-/// A response for the layers. reqwest's conversion drops the address; it is kept in the extensions, in the form that
-/// the conversion back looks for.
-pub(super) fn response_from_reqwest(response: Response) -> http::Response<Body> {
+/// The outcome that an error of reqwest's stands for, unless it is the connection's.
+fn outcome_of(error: &(dyn Error + 'static)) -> Option<Outcome> {
+    let error = error.downcast_ref::<::reqwest::Error>()?;
+    if error.is_builder() {
+        // The request is not one that can be sent.
+        Some(Outcome::ClientError)
+    } else if error.is_timeout() && !error.is_connect() && !is_dead_connection(error) {
+        Some(Outcome::Failed(Failure::Timeout))
+    } else {
+        None
+    }
+}
+
+/// Whether what timed out was the connection and not the answer: a keep-alive ping, or the system's own patience.
+fn is_dead_connection(error: &::reqwest::Error) -> bool {
+    let sources = iter::successors(error.source(), |&error| error.source());
+    sources.into_iter().any(|error| {
+        let hyper = error.downcast_ref::<hyper::Error>();
+        let io = error.downcast_ref::<io::Error>();
+        hyper.is_some_and(hyper::Error::is_timeout)
+            || io.is_some_and(|error| error.raw_os_error().is_some())
+    })
+}
+
+/// A response for the layers, whose body's errors are classified. reqwest's conversion drops the address; it is kept in the
+/// extensions, in the form that the conversion back looks for.
+pub(super) fn response_from_reqwest(
+    response: Response,
+    classify: Classify,
+) -> http::Response<Body> {
     let address = address_extension(response.url().clone());
     let mut response = http::Response::<Body>::from(response);
     response.extensions_mut().extend(address);
-    response
+    // Still reqwest's type, so that a layer can answer with a body of its own.
+    classify.received(response).map(Body::wrap)
 }
 
 /// Takes the bytes out of a body that has them all: such a body gives them in its first frame, at once.
@@ -83,6 +128,10 @@ mod inside {
     use bytes::Bytes;
     use http_body::Body as _;
     use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+
+    use std::error::Error;
+
+    use tower_llm_core::ClassifiedError;
 
     use super::super::{BoxError, RequestBodyError};
     use super::{address_extension, body_into_reqwest, ready_bytes};
@@ -122,6 +171,20 @@ mod inside {
         response.map(body_into_reqwest).into()
     }
 
+    /// The error without its classification if it is reqwest's own, which the client's user expects as it is.
+    pub(in super::super) fn from_reqwest(error: BoxError) -> BoxError {
+        let of_reqwest = |error: &ClassifiedError| {
+            error
+                .source()
+                .is_some_and(|source| source.is::<::reqwest::Error>())
+        };
+        match error.downcast::<ClassifiedError>() {
+            Ok(classified) if of_reqwest(&classified) => classified.into_source(),
+            Ok(classified) => classified,
+            Err(error) => error,
+        }
+    }
+
     async fn read(body: Body, limit: usize) -> Result<Bytes, RequestBodyError> {
         // A body that tells its length is refused before a byte of it is read.
         if body.size_hint().lower() > limit as u64 {
@@ -136,7 +199,7 @@ mod inside {
 }
 
 #[cfg(any(feature = "reqwest-middleware", feature = "async-openai"))]
-pub(super) use inside::{BODY_LIMIT, request_from_reqwest, response_into_reqwest};
+pub(super) use inside::{BODY_LIMIT, from_reqwest, request_from_reqwest, response_into_reqwest};
 
 #[cfg(test)]
 mod tests {
@@ -169,7 +232,8 @@ mod tests {
     fn a_response_keeps_its_address() {
         let url: Url = "http://h/v1/models?a=b".parse().unwrap();
         let response = http::Response::builder().url(url.clone()).body("").unwrap();
-        let through: Response = response_from_reqwest(response.into()).into();
+        let classify = Classify::new(outcome_of);
+        let through: Response = response_from_reqwest(response.into(), classify).into();
         assert_eq!(through.url(), &url);
     }
 }

@@ -1,22 +1,25 @@
-//! Errors shared by the adapters that sit inside another client.
+//! Errors shared by the adapters.
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 use super::BoxError;
 
-/// An error of a tower stack, handed on by a client that the stack runs inside.
+/// An error of a tower stack, returned by a client that the stack runs inside of.
 ///
-/// It reads as the error it holds, and that error is its [`source`](Error::source). The level is there because
-/// `reqwest_middleware::Error` and `async_openai::error::OpenAIError` both stand in for the error they wrap: they print
-/// it, but begin their source chain behind it, so a refusal put into them as it is could not be found by walking the
-/// sources. With this level between, it is the first source of the client's error.
+/// It reads as the error that it wraps, which is its [`source`](Error::source). This level is needed because
+/// `reqwest_middleware::Error` and `async_openai::error::OpenAIError` replace the error that they wrap: they print it, but
+/// their source chain starts behind it, so a refusal put into them directly could not be found among the sources.
+/// With this level, the refusal is the first source of the client's error.
 ///
-/// Something that prints a whole chain shows the text of the cause twice; the alternative is a client error that does
-/// not name its cause to those who print only the first level, as most do.
+/// A program that prints the whole chain shows the text of the cause twice. The alternative is worse: a program that prints
+/// only the first level, as most do, would not show the cause at all.
+#[cfg(any(feature = "reqwest-middleware", feature = "async-openai"))]
 #[derive(Debug)]
 pub struct StackError(BoxError);
 
+#[cfg(any(feature = "reqwest-middleware", feature = "async-openai"))]
 impl StackError {
     pub(super) fn new(error: BoxError) -> Self {
         Self(error)
@@ -29,27 +32,30 @@ impl StackError {
     }
 }
 
+#[cfg(any(feature = "reqwest-middleware", feature = "async-openai"))]
 impl fmt::Display for StackError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
+#[cfg(any(feature = "reqwest-middleware", feature = "async-openai"))]
 impl Error for StackError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(&*self.0)
     }
 }
 
-/// A request whose body could not be turned into bytes before the stack saw it.
+/// A request whose streamed body failed, or was too long to be read into memory for the stack.
 ///
-/// The text may change; what the getters tell will not.
-#[derive(Debug)]
+/// The text may change; what the getters return will not.
+#[derive(Clone, Debug)]
 pub struct RequestBodyError {
     reason: Reason,
 }
 
 impl RequestBodyError {
+    #[cfg(any(feature = "reqwest-middleware", feature = "async-openai"))]
     pub(super) fn too_large(limit: usize) -> Self {
         Self {
             reason: Reason::TooLarge { limit },
@@ -58,7 +64,7 @@ impl RequestBodyError {
 
     pub(super) fn read(error: BoxError) -> Self {
         Self {
-            reason: Reason::Read(error),
+            reason: Reason::Read(error.into()),
         }
     }
 
@@ -92,8 +98,15 @@ impl Error for RequestBodyError {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Reason {
-    TooLarge { limit: usize },
-    Read(BoxError),
+    #[allow(
+        dead_code,
+        reason = "only adapters inside of a client read a body into memory"
+    )]
+    TooLarge {
+        limit: usize,
+    },
+    // Shared: the client returns it, and the layers see it.
+    Read(Arc<dyn Error + Send + Sync>),
 }

@@ -28,14 +28,25 @@
 //! # }
 //! ```
 //!
-//! The client sends a request again by itself if the server had closed the pooled connection before any of it was
-//! written; the stack sees one call. It follows no redirects and has no timeout of its own.
+//! If the server closed a pooled connection before any of a request was written, the client sends the request again by
+//! itself; the stack sees one call. It follows no redirects and has no timeout of its own.
+//!
+//! A request body that is a stream may fail: a caller disconnects in the middle of an upload. The client reports that as it
+//! reports a broken connection, for which a circuit would open. Put [`RequestBodyLayer`] around a client with such bodies.
+
+use std::task::{Context, Poll};
 
 use ::hyper_util::client::legacy::Client;
 use ::hyper_util::client::legacy::connect::Connect;
 use ::hyper_util::rt::{TokioExecutor, TokioTimer};
 use bytes::Bytes;
+use http::{Request, Response};
 use http_body_util::Full;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::BoxError;
+use super::sent::{ClassifiedFuture, Classify, ResponseBody, SentBody};
 
 /// A pooled client over `connector`, on tokio, with hyper-util's defaults and the timer it needs to close idle
 /// connections: without one, an idle connection stays open until the next request to its host finds it too old.
@@ -49,4 +60,72 @@ where
         .pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())
         .build(connector)
+}
+
+/// Attributes a failed request body to the caller, not to the provider.
+///
+/// It goes directly around a client whose request bodies are streams, and works with any HTTP client. The client sends
+/// [`SentBody<B>`](SentBody) for requests with bodies `B`. When a call fails after its request's body did, the error is a
+/// [`ClassifiedError`](tower_llm_core::ClassifiedError) with the outcome `ClientError` and a
+/// [`RequestBodyError`](super::RequestBodyError) as its source.
+///
+/// ```
+/// use bytes::Bytes;
+/// use http_body_util::combinators::BoxBody;
+/// use hyper_util::{client::legacy::{Client, connect::HttpConnector}, rt::TokioExecutor};
+/// use tower::ServiceBuilder;
+/// use tower_llm_stack::{BoxError, adapters::{SentBody, hyper_util::RequestBodyLayer}};
+///
+/// type Upload = BoxBody<Bytes, BoxError>;
+///
+/// let client: Client<_, SentBody<Upload>> =
+///     Client::builder(TokioExecutor::new()).build(HttpConnector::new());
+/// let service = ServiceBuilder::new().layer(RequestBodyLayer::new()).service(client);
+/// # let _ = service;
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RequestBodyLayer {
+    _private: (),
+}
+
+impl RequestBodyLayer {
+    /// Creates the layer.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { _private: () }
+    }
+}
+
+impl<S> Layer<S> for RequestBodyLayer {
+    type Service = RequestBodyService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        RequestBodyService { inner }
+    }
+}
+
+/// The service of [`RequestBodyLayer`].
+#[derive(Clone, Copy, Debug)]
+pub struct RequestBodyService<S> {
+    inner: S,
+}
+
+impl<S, B, R> Service<Request<B>> for RequestBodyService<S>
+where
+    S: Service<Request<SentBody<B>>, Response = Response<R>>,
+    S::Error: Into<BoxError>,
+{
+    type Response = Response<ResponseBody<R>>;
+    type Error = BoxError;
+    type Future = ClassifiedFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let classify = Classify::new(|_| None);
+        let request = request.map(|body| classify.sent(body));
+        ClassifiedFuture::new(self.inner.call(request), classify)
+    }
 }

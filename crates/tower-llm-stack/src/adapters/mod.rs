@@ -48,10 +48,17 @@ pub mod tonic;
 
 #[cfg(feature = "reqwest")]
 mod convert;
-#[cfg(any(feature = "reqwest-middleware", feature = "async-openai"))]
+#[cfg(any(feature = "reqwest", feature = "hyper-util", feature = "tonic"))]
 mod error;
+#[cfg(any(feature = "reqwest", feature = "hyper-util", feature = "tonic"))]
+mod sent;
 
 #[cfg(any(feature = "reqwest-middleware", feature = "async-openai"))]
-pub use error::{RequestBodyError, StackError};
+pub use self::error::StackError;
+#[cfg(any(feature = "reqwest", feature = "hyper-util", feature = "tonic"))]
+pub use self::{
+    error::RequestBodyError,
+    sent::{ClassifiedFuture, ResponseBody, SentBody},
+};
 
 use tower_llm_core::BoxError;

@@ -26,7 +26,8 @@
 //! What the client does by itself happens below the stack, which sees one call: redirects (up to ten, unless the policy
 //! says otherwise), a second attempt after a connection that the server had closed, decompression if reqwest's
 //! features for it are on. `ClientBuilder::timeout` bounds the whole body, so it cuts long streams; prefer
-//! `connect_timeout` there and timeouts that know about tokens in the stack.
+//! `connect_timeout` there and timeouts that know about tokens in the stack. To the layers, both `timeout` and
+//! `read_timeout` are a timeout of the model, and `connect_timeout` is a failure of the connection.
 
 use std::fmt;
 use std::future::Future;
@@ -36,11 +37,13 @@ use std::task::{Context, Poll, ready};
 use ::reqwest::{Body, Client, Request};
 use bytes::Bytes;
 use pin_project_lite::pin_project;
+use tower_llm_core::{ClassifiedError, Outcome};
 use tower_service::Service;
 
 use super::BoxError;
 use super::base_url::BaseUrl;
 use super::convert::{request_into_reqwest, response_from_reqwest};
+use super::sent::Classify;
 
 /// Sends `http::Request`s with a [`reqwest::Client`]; the response's body is not buffered.
 ///
@@ -50,8 +53,11 @@ use super::convert::{request_into_reqwest, response_from_reqwest};
 ///
 /// # Errors
 ///
-/// The boxed error is a [`reqwest::Error`], or a
-/// [`BaseUrlError`](super::base_url::BaseUrlError) if the address could not be completed.
+/// The boxed error is a [`reqwest::Error`], or a [`ClassifiedError`] whose source is
+///
+/// - a [`reqwest::Error`], if the client's own timeout passed or the request cannot be sent,
+/// - a [`RequestBodyError`](super::RequestBodyError), if the request's body failed,
+/// - a [`BaseUrlError`](super::base_url::BaseUrlError), if the address could not be completed.
 #[derive(Clone, Debug)]
 pub struct ReqwestService {
     client: Client,
@@ -72,17 +78,21 @@ impl ReqwestService {
         self
     }
 
-    fn send<B>(&self, mut request: http::Request<B>) -> Result<ClientFuture, BoxError>
+    fn send<B>(&self, mut request: http::Request<B>) -> Result<State, BoxError>
     where
         B: http_body::Body + Send + Sync + 'static,
         B::Data: Into<Bytes>,
         B::Error: Into<BoxError>,
     {
         if let Some(base) = &self.base {
-            base.apply(&mut request)?;
+            base.apply(&mut request)
+                .map_err(|error| ClassifiedError::new(Outcome::ClientError, error))?;
         }
-        let request = request_into_reqwest(request)?;
-        Ok((&self.client).call(request))
+        let (request, classify) = request_into_reqwest(request)?;
+        Ok(State::Sent {
+            response: (&self.client).call(request),
+            classify: Some(classify),
+        })
     }
 }
 
@@ -108,10 +118,9 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let state = match self.send(request) {
-            Ok(response) => State::Sent { response },
-            Err(error) => State::Refused { error: Some(error) },
-        };
+        let state = self
+            .send(request)
+            .unwrap_or_else(|error| State::Refused { error: Some(error) });
         ResponseFuture { state }
     }
 }
@@ -132,10 +141,14 @@ impl Future for ResponseFuture {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Sent { response } => {
-                // Its URL may hold a credential, as Gemini's `?key=`.
-                let response = ready!(response.poll(cx)).map_err(::reqwest::Error::without_url)?;
-                Poll::Ready(Ok(response_from_reqwest(response)))
+            StateProj::Sent { response, classify } => {
+                let result = ready!(response.poll(cx));
+                let classify = classify.take().expect("polled after completion");
+                Poll::Ready(match result {
+                    Ok(response) => Ok(response_from_reqwest(response, classify)),
+                    // Its URL may hold a credential, as Gemini's `?key=`.
+                    Err(error) => Err(classify.error(error.without_url())),
+                })
             }
             StateProj::Refused { error } => {
                 Poll::Ready(Err(error.take().expect("polled after completion")))
@@ -153,7 +166,8 @@ impl fmt::Debug for ResponseFuture {
 pin_project! {
     #[project = StateProj]
     enum State {
-        Sent { #[pin] response: ClientFuture },
+        // `None` once it is ready.
+        Sent { #[pin] response: ClientFuture, classify: Option<Classify> },
         Refused { error: Option<BoxError> },
     }
 }

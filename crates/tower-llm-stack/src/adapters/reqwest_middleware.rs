@@ -54,9 +54,10 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::convert::{
-    BODY_LIMIT, request_from_reqwest, request_into_reqwest, response_from_reqwest,
+    BODY_LIMIT, from_reqwest, request_from_reqwest, request_into_reqwest, response_from_reqwest,
     response_into_reqwest,
 };
+use super::sent::Classify;
 use super::{BoxError, StackError};
 
 /// Runs the requests of a `ClientWithMiddleware` through a tower layer; see the [module](self) for how.
@@ -259,6 +260,7 @@ type Reply = Result<http::Response<Body>, BoxError>;
 struct InnerCall {
     port: PortSender,
     request: Request,
+    classify: Classify,
     /// For the middlewares behind; without the port, which is not theirs.
     extensions: Extensions,
     reply: oneshot::Sender<Reply>,
@@ -289,12 +291,13 @@ where
         return Err(PortError::from(Unreachable::Lost).into());
     };
     let extensions = request.extensions().clone();
-    let request = request_into_reqwest(request)?;
+    let (request, classify) = request_into_reqwest(request)?;
     let (reply, replied) = oneshot::channel();
     let calls = port.0.clone();
     let call = InnerCall {
         port,
         request,
+        classify,
         extensions,
         reply,
     };
@@ -348,6 +351,7 @@ async fn run(call: InnerCall, next: Next<'_>) {
     let InnerCall {
         port,
         request,
+        classify,
         mut extensions,
         mut reply,
     } = call;
@@ -365,15 +369,15 @@ async fn run(call: InnerCall, next: Next<'_>) {
     let result = match result {
         None => return,
         Some(Ok(response)) => {
-            let mut response = response_from_reqwest(response);
+            let mut response = response_from_reqwest(response, classify);
             response
                 .extensions_mut()
                 .insert(Returned { port, extensions });
             Ok(response)
         }
         // Bare, for the layers to find: the variant hides reqwest's error from those who walk the sources.
-        Some(Err(Error::Reqwest(error))) => Err(error.into()),
-        Some(Err(error)) => Err(error.into()),
+        Some(Err(Error::Reqwest(error))) => Err(classify.error(error)),
+        Some(Err(error)) => Err(classify.error(error)),
     };
     // Not taken if given up at this very moment: dropped here, as the layer would have.
     let _ = reply.send(result);
@@ -381,7 +385,7 @@ async fn run(call: InnerCall, next: Next<'_>) {
 
 /// The client's error: its own where the stack passed it on as it was, else the stack's.
 fn into_error(error: BoxError) -> Error {
-    match error.downcast::<Error>() {
+    match from_reqwest(error).downcast::<Error>() {
         Ok(error) => *error,
         Err(error) => match error.downcast::<::reqwest::Error>() {
             Ok(error) => Error::Reqwest(*error),

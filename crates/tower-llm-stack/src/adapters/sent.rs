@@ -1,0 +1,183 @@
+//! Whose fault it is when a call fails in the client.
+//!
+//! A client reports a failed request body as it reports a failed connection: over HTTP/2, hyper resets the stream and the call
+//! ends with "stream error". So the body remembers its own error, and what fails afterwards is that error's consequence.
+
+use std::error::Error;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tower_llm_core::{ClassifiedError, Outcome};
+
+use super::{BoxError, RequestBodyError};
+
+/// The outcome that an error of a client stands for; `None` if it is the connection's.
+pub(super) type OutcomeOf = fn(&(dyn Error + 'static)) -> Option<Outcome>;
+
+/// Classifies the errors of one call.
+#[derive(Clone, Debug)]
+pub(super) struct Classify {
+    /// The error of the request's body, once there is one.
+    body: Arc<OnceLock<RequestBodyError>>,
+    outcome_of: OutcomeOf,
+}
+
+impl Classify {
+    pub(super) fn new(outcome_of: OutcomeOf) -> Self {
+        Self {
+            body: Arc::default(),
+            outcome_of,
+        }
+    }
+
+    /// The request's body, which remembers its error.
+    pub(super) fn sent<B>(&self, inner: B) -> SentBody<B> {
+        SentBody {
+            inner,
+            error: Arc::clone(&self.body),
+        }
+    }
+
+    /// The response, whose body's errors are classified too.
+    pub(super) fn received<B>(
+        self,
+        response: http::Response<B>,
+    ) -> http::Response<ResponseBody<B>> {
+        response.map(|inner| ResponseBody {
+            inner,
+            classify: self,
+        })
+    }
+
+    /// An error of the client, with the outcome it stands for if that is not the connection's fault.
+    pub(super) fn error(&self, error: impl Into<BoxError>) -> BoxError {
+        if let Some(body) = self.body.get() {
+            return ClassifiedError::new(Outcome::ClientError, body.clone()).into();
+        }
+        let error = error.into();
+        match (self.outcome_of)(&*error) {
+            Some(outcome) => ClassifiedError::new(outcome, error).into(),
+            None => error,
+        }
+    }
+}
+
+pin_project! {
+    /// A request body that remembers its error.
+    #[derive(Debug)]
+    pub struct SentBody<B> {
+        #[pin]
+        inner: B,
+        error: Arc<OnceLock<RequestBodyError>>,
+    }
+}
+
+impl<B> Body for SentBody<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = RequestBodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, RequestBodyError>>> {
+        let this = self.project();
+        this.inner.poll_frame(cx).map_err(|error| {
+            let error = RequestBodyError::read(error.into());
+            this.error.get_or_init(|| error).clone()
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+pin_project! {
+    /// A client's response body, whose errors say whose fault they are.
+    ///
+    /// See [`ClassifiedError`].
+    #[derive(Debug)]
+    pub struct ResponseBody<B> {
+        #[pin]
+        inner: B,
+        classify: Classify,
+    }
+}
+
+impl<B> Body for ResponseBody<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let this = self.project();
+        let classify = this.classify;
+        this.inner
+            .poll_frame(cx)
+            .map_err(|error| classify.error(error))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+pin_project! {
+    /// A client's future, whose error says whose fault it is.
+    #[derive(Debug)]
+    pub struct ClassifiedFuture<F> {
+        #[pin]
+        inner: F,
+        // `None` once it is ready.
+        classify: Option<Classify>,
+    }
+}
+
+impl<F> ClassifiedFuture<F> {
+    pub(super) fn new(inner: F, classify: Classify) -> Self {
+        Self {
+            inner,
+            classify: Some(classify),
+        }
+    }
+}
+
+impl<F, B, E> Future for ClassifiedFuture<F>
+where
+    F: Future<Output = Result<http::Response<B>, E>>,
+    E: Into<BoxError>,
+{
+    type Output = Result<http::Response<ResponseBody<B>>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let result = ready!(this.inner.poll(cx));
+        let classify = this.classify.take().expect("polled after it was ready");
+        Poll::Ready(match result {
+            Ok(response) => Ok(classify.received(response)),
+            Err(error) => Err(classify.error(error)),
+        })
+    }
+}
