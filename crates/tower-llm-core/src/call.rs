@@ -329,6 +329,8 @@ impl Operation {
     pub const EMBEDDINGS: Self = Self(Cow::Borrowed("embeddings"));
     /// Counting tokens, which uses none.
     pub const COUNT_TOKENS: Self = Self(Cow::Borrowed("count_tokens"));
+    /// Reading what is stored: lists, files, an answer of the past. It costs no tokens, and says nothing of a model.
+    pub const RETRIEVE: Self = Self(Cow::Borrowed("retrieve"));
     /// Anything else.
     pub const OTHER: Self = Self(Cow::Borrowed("_OTHER"));
 

@@ -54,10 +54,14 @@ impl<'a> Route<'a> {
         } else {
             (None, Provider::OTHER)
         };
+        let operation = match *method {
+            Method::GET | Method::HEAD => Operation::RETRIEVE,
+            _ => Operation::OTHER,
+        };
         Route {
             dialect,
             provider,
-            operation: Operation::OTHER,
+            operation,
             model: None,
             streamed: false,
         }
@@ -96,6 +100,11 @@ impl<'a> Route<'a> {
             ("completions", _) => openai(Dialect::OpenAi, Operation::TEXT_COMPLETION),
             ("embeddings", _) => openai(Dialect::OpenAi, Operation::EMBEDDINGS),
             ("responses", _) => openai(Dialect::OpenAiResponses, Operation::CHAT),
+            ("interactions", "v1" | "v1alpha" | "v1beta") => Some(route(
+                Dialect::Gemini,
+                Provider::GEMINI,
+                Operation::GENERATE_CONTENT,
+            )),
             // Messages of a thread, or of a stored completion, are something else.
             ("messages", parent) if is_root_or_version(parent) => anthropic(Operation::CHAT),
             ("count_tokens", "messages") if is_root_or_version(last.next().unwrap_or_default()) => {

@@ -91,29 +91,52 @@ pub enum FinishReason {
 }
 
 impl FinishReason {
-    pub(crate) fn parse(reason: &[u8]) -> Self {
-        match reason {
+    /// The reason that a provider's word for it means; `None` if the word says that the model failed.
+    pub(crate) fn parse(reason: &[u8]) -> Option<Self> {
+        Some(match reason {
             b"stop" | b"end_turn" | b"stop_sequence" | b"STOP" | b"COMPLETE" | b"STOP_SEQUENCE"
-            | b"completed" => Self::Stop,
+            | b"completed" | b"eos" | b"eos_token" => Self::Stop,
             b"length"
             | b"max_tokens"
             | b"MAX_TOKENS"
             | b"max_output_tokens"
             | b"model_length"
-            | b"model_context_window_exceeded" => Self::Length,
+            | b"model_context_window_exceeded"
+            | b"ERROR_LIMIT" => Self::Length,
             b"tool_calls" | b"function_call" | b"tool_use" | b"TOOL_CALL" => Self::ToolCalls,
             b"content_filter"
             | b"refusal"
+            | b"sensitive"
             | b"SAFETY"
             | b"RECITATION"
             | b"BLOCKLIST"
             | b"PROHIBITED_CONTENT"
             | b"SPII"
             | b"content_filtered"
-            | b"guardrail_intervened" => Self::ContentFilter,
+            | b"guardrail_intervened"
+            | b"ERROR_TOXIC" => Self::ContentFilter,
+            _ if is_failure(reason) => return None,
             _ => Self::Other,
-        }
+        })
     }
+}
+
+/// Whether a finish reason says that the model, or the server it runs on, failed.
+fn is_failure(reason: &[u8]) -> bool {
+    let has = |part: &[u8]| {
+        let mut windows = reason.windows(part.len());
+        windows.any(|window| window.eq_ignore_ascii_case(part))
+    };
+    // `network_error` of Z.ai, `error` of OpenRouter, Together, Mistral and Cohere.
+    has(b"error")
+        // DeepSeek.
+        || has(b"insufficient_system_resource")
+        // vLLM and SGLang: the request was aborted on their side.
+        || [&b"abort"[..], b"aborted", b"failed", b"timeout"]
+            .iter()
+            .any(|word| reason.eq_ignore_ascii_case(word))
+        || has(b"rate_limit")
+        || has(b"overloaded")
 }
 
 /// What is known of a call when it has ended.

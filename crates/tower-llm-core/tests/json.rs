@@ -127,11 +127,15 @@ impl Answer {
         object
     }
 
-    fn usage(&self) -> Usage {
+    fn usage(&self) -> Option<Usage> {
         let mut usage = Usage::new(self.input, self.output);
         usage.cached_input = self.cached;
         usage.reasoning = self.reasoning;
         match self.from {
+            // More reasoning than output cannot be part of it.
+            From::OpenAi | From::OpenAiResponses if self.reasoning > self.output => {
+                usage.output += self.reasoning;
+            }
             From::OpenAi | From::OpenAiResponses => {}
             From::Anthropic => {
                 usage.cache_write = self.cache_write;
@@ -143,7 +147,13 @@ impl Answer {
         // A part is never more than the whole, whatever the provider says.
         usage.cached_input = usage.cached_input.min(usage.input);
         usage.reasoning = usage.reasoning.min(usage.output);
-        usage
+        // Zeros beside output that was seen report nothing.
+        let seen = self.output_seen();
+        if usage.output == 0 && seen > 0 {
+            usage.output = seen;
+            return Some(usage).filter(|usage| usage.input > 0);
+        }
+        Some(usage)
     }
 
     fn finish(&self) -> Option<FinishReason> {
@@ -260,7 +270,7 @@ fn answer() -> impl Strategy<Value = Answer> {
 
 fn assert_told(told: &Completion, answer: &Answer) {
     assert_eq!(told.outcome, answer.outcome());
-    assert_eq!(told.usage, Some(answer.usage()));
+    assert_eq!(told.usage, answer.usage());
     assert_eq!(told.output_seen, answer.output_seen());
     assert_eq!(told.finish, answer.finish());
     assert_eq!(told.first_token_at, None);
@@ -294,7 +304,7 @@ proptest! {
         let pretty = serde_json::to_string_pretty(&answer.document()).unwrap();
         let body = format!("data: {}\n\n", pretty.replace('\n', "\ndata: "));
         let (told, _) = watch_to_end(None, sse(Script::data([body])));
-        prop_assert_eq!(told.usage, Some(answer.usage()));
+        prop_assert_eq!(told.usage, answer.usage());
         prop_assert_eq!(told.output_seen, answer.output_seen());
         prop_assert_eq!(told.finish, answer.finish());
     }

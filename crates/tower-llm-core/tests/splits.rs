@@ -58,6 +58,47 @@ fn every_fixture_may_come_byte_by_byte() {
     }
 }
 
+/// What the response's headers call a body.
+const LABELS: [Option<&str>; 6] = [
+    None,
+    Some(""),
+    Some("text/plain; charset=utf-8"),
+    Some("application/json"),
+    Some("text/event-stream"),
+    Some("application/octet-stream"),
+];
+
+/// The fixture with another content type, in pieces of so many bytes.
+fn told_labelled(call: &Call, fixture: &Fixture, label: Option<&str>, size: usize) -> Told {
+    let body = Bytes::from_static(fixture.body);
+    let mut response: Response<Script> = answer(
+        fixture,
+        (0..body.len())
+            .step_by(size)
+            .map(|at| body.slice(at..body.len().min(at + size))),
+    );
+    let headers = response.headers_mut();
+    headers.remove("content-type");
+    if let Some(label) = label {
+        headers.insert("content-type", label.parse().unwrap());
+    }
+    watch_to_end(Some(call), response).0.into()
+}
+
+#[test]
+fn every_fixture_is_read_the_same_whatever_it_is_called() {
+    for fixture in fixtures::all() {
+        let call = call_of(fixture);
+        let whole = told(&call, fixture, fixture.body);
+        for label in LABELS {
+            for size in [usize::MAX, 1, 7] {
+                let told = told_labelled(&call, fixture, label, size);
+                assert_eq!(told, whole, "{} as {label:?}, by {size}", fixture.name);
+            }
+        }
+    }
+}
+
 /// The same events, written otherwise.
 fn rewritten(body: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let text = String::from_utf8(body.to_vec())

@@ -236,6 +236,7 @@ fn generates(call: &Call) -> bool {
     let operation = call.operation();
     *operation != Operation::EMBEDDINGS
         && *operation != Operation::COUNT_TOKENS
+        && *operation != Operation::RETRIEVE
         && *operation != Operation::OTHER
 }
 

@@ -7,8 +7,9 @@
 //! What is found is the same: the reader goes on as it would have, and what it has told of those bytes it tells again.
 
 use super::{
-    fields::{Facts, Place},
+    facts::Facts,
     json::{Json, Sink, StringMode},
+    place::Place,
 };
 
 /// Most bytes that are remembered.
@@ -163,6 +164,22 @@ impl Sink for Logged<'_> {
 
     fn open(&mut self, place: Place) {
         self.facts.open(place);
+        // Each of them begins a sum of its own.
+        self.log.has_all &= place != Place::Iterations;
+    }
+
+    fn close(&mut self, place: Place) {
+        self.facts.close(place);
+        self.log.has_all &= !matches!(place, Place::Choice | Place::Candidate);
+    }
+
+    fn pass(&mut self, place: Place, piece: &[u8]) {
+        self.facts.pass(place, piece);
+        self.log.has_all = false;
+    }
+
+    fn passed(&mut self, place: Place) {
+        self.facts.passed(place);
     }
 
     fn string(&mut self, place: Place, raw: &[u8]) {

@@ -1,46 +1,46 @@
-//! How a gRPC call has ended: its status stands in the trailers, or in the head of a response without a body.
+//! How a gRPC call has ended: its status stands in the trailers, or in the headers of a response without a body.
 
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 
-use super::head::MAX_RETRY_AFTER;
-use crate::{Failure, Outcome};
+use super::{provider_error::Verdict, response_headers::MAX_RETRY_AFTER};
+use crate::{Failure, Outcome, Subject};
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 #[derive(Debug)]
 pub(super) struct Grpc {
-    outcome: Option<Outcome>,
+    verdict: Option<Verdict>,
 }
 
 impl Grpc {
     pub(super) fn new(headers: &HeaderMap) -> Self {
         Self {
-            outcome: outcome(headers),
+            verdict: verdict(headers),
         }
     }
 
     pub(super) fn trailers(&mut self, trailers: &HeaderMap) {
-        self.outcome = outcome(trailers).or(self.outcome);
+        self.verdict = verdict(trailers).or(self.verdict);
     }
 
     /// `None` while the status has not come.
-    pub(super) fn outcome(&self) -> Option<Outcome> {
-        self.outcome
+    pub(super) fn verdict(&self) -> Option<Verdict> {
+        self.verdict
     }
 }
 
-fn outcome(headers: &HeaderMap) -> Option<Outcome> {
+fn verdict(headers: &HeaderMap) -> Option<Verdict> {
     let text = |name: HeaderName| headers.get(name)?.to_str().ok();
     let code: u8 = text(STATUS)?.trim().parse().ok()?;
     let retry_after = text(PUSHBACK)
         .and_then(|millis| millis.parse().ok())
         .map(|millis| Duration::from_millis(millis).min(MAX_RETRY_AFTER));
-    Some(match code {
+    let outcome = match code {
         0 => Outcome::Success,
-        // Cancelled: by whoever called.
+        // Cancelled, by the caller.
         1 => Outcome::Abandoned,
         // Deadline exceeded.
         4 => Outcome::Failed(Failure::Timeout),
@@ -51,7 +51,10 @@ fn outcome(headers: &HeaderMap) -> Option<Outcome> {
         // Unknown, aborted, unimplemented, internal, data loss.
         2 | 10 | 12 | 13 | 15 => Outcome::Failed(Failure::Status),
         _ => Outcome::ClientError,
-    })
+    };
+    // Unauthenticated.
+    let subject = (code == 16).then_some(Subject::Credential);
+    Some(Verdict { outcome, subject })
 }
 
 #[cfg(test)]
@@ -61,12 +64,15 @@ mod tests {
     #[test]
     fn a_status_in_the_trailers_wins_over_none_in_the_head() {
         let mut grpc = Grpc::new(&HeaderMap::new());
-        assert_eq!(grpc.outcome(), None);
+        assert_eq!(grpc.verdict(), None);
         let mut trailers = HeaderMap::new();
         trailers.insert(STATUS, "8".parse().unwrap());
         trailers.insert(PUSHBACK, "250".parse().unwrap());
         grpc.trailers(&trailers);
         let retry_after = Some(Duration::from_millis(250));
-        assert_eq!(grpc.outcome(), Some(Outcome::Throttled { retry_after }));
+        assert_eq!(
+            grpc.verdict().map(|verdict| verdict.outcome),
+            Some(Outcome::Throttled { retry_after })
+        );
     }
 }

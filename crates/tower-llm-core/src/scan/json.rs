@@ -34,8 +34,17 @@ pub(crate) trait Sink {
     /// An object or array begins at `place`.
     fn open(&mut self, place: Self::Place);
 
+    /// The object or array at `place` has ended.
+    fn close(&mut self, place: Self::Place);
+
     /// A captured string, as it is spelt: escapes are not undone.
     fn string(&mut self, place: Self::Place, raw: &[u8]);
+
+    /// A piece of a string that is passed on, as it is spelt.
+    fn pass(&mut self, place: Self::Place, piece: &[u8]);
+
+    /// A string that was passed on has ended.
+    fn passed(&mut self, place: Self::Place);
 
     /// A piece of a counted string, in bytes of UTF-8 once its escapes are undone.
     ///
@@ -57,6 +66,8 @@ pub(crate) enum StringMode {
     Capture,
     /// Only its length, as it passes.
     Count,
+    /// In pieces, as it passes.
+    Pass,
     /// Not at all.
     Skip,
 }
@@ -137,6 +148,12 @@ impl<P: Copy> Json<P> {
         }
     }
 
+    /// Forgets the document and waits for the next one, whose value lies at `root`.
+    pub(crate) fn reset_at(&mut self, root: P) {
+        self.root = root;
+        self.reset();
+    }
+
     /// Forgets the document and waits for the next one.
     pub(crate) fn reset(&mut self) {
         self.state = State::Between;
@@ -207,7 +224,11 @@ impl<P: Copy> Json<P> {
                     }
                 }
                 b'}' | b']' => {
-                    self.depth = self.depth.saturating_sub(1);
+                    if let Some(top) = self.top() {
+                        let place = top.place;
+                        self.depth -= 1;
+                        sink.close(place);
+                    }
                     rest = after;
                 }
                 b',' => {
@@ -263,6 +284,16 @@ impl<P: Copy> Json<P> {
             return Err(text);
         };
         let mut after = &text[end + 1..];
+        if let State::String {
+            place,
+            mode: StringMode::Pass,
+        } = self.state
+        {
+            sink.pass(place, &text[..end]);
+            sink.passed(place);
+            self.state = State::Between;
+            return Ok(after);
+        }
         // Cut as a pieced one is, so that where the pieces end makes no difference.
         let raw = &text[..end.min(MAX_CAPTURE)];
         match self.state {
@@ -343,11 +374,30 @@ impl<P: Copy> Json<P> {
         if mode == StringMode::Count {
             return self.count_string(rest, place, sink);
         }
+        if mode == StringMode::Pass {
+            return self.pass_string(rest, place, sink);
+        }
         let Some(after) = self.captured(rest) else {
             return &[];
         };
         sink.string(place, self.capture.bytes());
         self.capture.clear();
+        self.state = State::Between;
+        after
+    }
+
+    fn pass_string<'a, S: Sink<Place = P>>(
+        &mut self,
+        rest: &'a [u8],
+        place: P,
+        sink: &mut S,
+    ) -> &'a [u8] {
+        let Some(after) = self.skip_string(rest) else {
+            sink.pass(place, rest);
+            return &[];
+        };
+        sink.pass(place, &rest[..rest.len() - after.len() - 1]);
+        sink.passed(place);
         self.state = State::Between;
         after
     }

@@ -1,13 +1,20 @@
 //! Reading a response while it passes.
 //!
-//! A [`Scanner`] is shown the response's head and then every frame. It copies nothing, holds nothing and changes
+//! A [`Scanner`] is shown the response's headers and then every frame. It copies nothing, holds nothing and changes
 //! nothing; when the end comes, or is made, it says how the call has ended.
 
 mod beginning;
-mod fields;
+mod choices;
+mod counters;
+mod error_names;
+mod facts;
+mod format;
 mod grpc;
-mod head;
 mod json;
+mod place;
+mod provider_error;
+mod response_headers;
+mod retry_hint;
 mod sse;
 
 use bytes::Bytes;
@@ -16,23 +23,22 @@ use http_body::Frame;
 use tokio::time::Instant;
 
 use self::{
-    fields::{ErrorKind, Facts, InBand, Marker, Place, Speaks},
-    grpc::Grpc,
-    head::Head,
-    json::Json,
-    sse::Sse,
+    facts::{Facts, Speaks},
+    format::{Format, Label},
+    provider_error::Verdict,
+    response_headers::ResponseHeaders,
 };
 use crate::{Call, Completion, Dialect, Failure, Operation, Outcome};
 
-/// Reads one response from its head to its end.
+/// Reads one response from its headers to its end.
 #[derive(Debug)]
 pub(crate) struct Scanner {
-    head: Head,
+    headers: ResponseHeaders,
     format: Format,
     facts: Facts,
-    /// Content tokens come one after another, so that the first one is worth telling.
-    streamed: bool,
-    /// The marker that must come before the end, if the dialect is known from the request.
+    /// The request asks for a stream.
+    asked_to_stream: bool,
+    /// The marker that a stream must have, if the dialect is known from the request.
     expects: Option<Speaks>,
     /// What the request was, as far as it bears on the response.
     asked: Asked,
@@ -42,28 +48,23 @@ pub(crate) struct Scanner {
 /// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
-    /// Nobody said: the response may be a model's answer.
+    /// It is not known: the response may be a model's answer.
     Unknown,
     /// A model's answer, in a dialect that is known.
     Answer,
-    /// Something else of the same server: files, jobs, lists.
+    /// Something else of the same server: images, speech, a batch.
     Other,
+    /// What is stored there: files, lists, an answer of the past.
+    Stored,
 }
 
-/// How the body is written.
-#[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a response's scanner lies in one allocation"
-)]
-enum Format {
-    Sse(Sse),
-    Json(Json<Place>),
-    Grpc(Grpc),
-    /// Nothing that can be read here: audio, a page, a compressed body.
-    Opaque {
-        compressed: bool,
-    },
+/// What a frame showed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// The first content token was in it.
+    pub(crate) first_token: bool,
+    /// All has come that tells its reader how the call has ended.
+    pub(crate) is_over: bool,
 }
 
 /// How a body came to its end.
@@ -73,7 +74,7 @@ pub(crate) enum End {
     Ended,
     /// The upstream broke it off with an error that stands for this verdict.
     Errored(Outcome),
-    /// Whoever reads it dropped it.
+    /// Its reader dropped it.
     Dropped(Outcome),
     /// A layer ended it with this verdict.
     Cut(Outcome),
@@ -81,47 +82,45 @@ pub(crate) enum End {
 
 impl Scanner {
     pub(crate) fn new(call: Option<&Call>, status: StatusCode, headers: &HeaderMap) -> Self {
-        let head = Head::new(status, headers);
-        let format = Format::of(headers);
-        let asked_to_stream = call.is_some_and(Call::streamed);
         let asked = Asked::by(call);
+        let asked_to_stream = call.is_some_and(Call::streamed);
         Self {
-            streamed: status.is_success()
-                && match &format {
-                    Format::Sse(_) | Format::Grpc(_) => true,
-                    // Gemini streams a JSON array where SSE was not asked for.
-                    Format::Json(_) => asked_to_stream,
-                    Format::Opaque { .. } => false,
-                },
-            expects: call.and_then(|call| marker_of(call, &format)),
-            head,
-            format,
+            headers: ResponseHeaders::new(status, headers),
+            format: Format::of(headers),
             facts: Facts::new(asked == Asked::Answer),
+            asked_to_stream,
+            expects: call
+                .filter(|_| asked_to_stream)
+                .and_then(Call::dialect)
+                .map(marker_of),
             asked,
             first_token_at: None,
         }
     }
 
-    /// Reads a frame; returns whether the first content token was in it.
-    pub(crate) fn frame(&mut self, frame: &Frame<Bytes>) -> bool {
+    /// Reads a frame.
+    pub(crate) fn frame(&mut self, frame: &Frame<Bytes>) -> Seen {
         let had_output = self.facts.has_output;
         if let Some(data) = frame.data_ref() {
-            match &mut self.format {
-                Format::Sse(sse) => sse.feed(data, &mut self.facts),
-                Format::Json(json) => json.feed(data, &mut self.facts),
-                Format::Grpc(_) => self.facts.has_output |= !data.is_empty(),
-                Format::Opaque { .. } => {}
+            self.format.feed(data, &mut self.facts);
+            if let Format::Opaque { compressed: false } = self.format
+                && self.headers.is_error()
+            {
+                self.facts.error_text(data);
             }
         } else if let (Some(trailers), Format::Grpc(grpc)) =
             (frame.trailers_ref(), &mut self.format)
         {
             grpc.trailers(trailers);
         }
-        let first = self.streamed && self.facts.has_output && !had_output;
-        if first {
+        let first_token = self.facts.has_output && !had_output && self.is_streamed();
+        if first_token {
             self.first_token_at = Some(Instant::now());
         }
-        first
+        Seen {
+            first_token,
+            is_over: self.is_over(),
+        }
     }
 
     pub(crate) fn first_token_at(&self) -> Option<Instant> {
@@ -131,55 +130,83 @@ impl Scanner {
     /// How much content has passed; `None` where it cannot be told from the rest of the body.
     pub(crate) fn content_bytes(&self) -> Option<u64> {
         match self.format {
-            Format::Sse(_) | Format::Json(_) => self.facts.content_bytes(),
-            Format::Grpc(_) | Format::Opaque { .. } => None,
+            Format::Sse(_) | Format::Json { .. } => self.facts.content_bytes(),
+            Format::Undecided(_) | Format::Grpc(_) | Format::Opaque { .. } => None,
         }
     }
 
-    /// Whether the body is an event stream.
+    /// Whether the body is an event stream, or is to be one as far as is known.
     pub(crate) fn is_event_stream(&self) -> bool {
-        matches!(self.format, Format::Sse(_))
+        match &self.format {
+            Format::Sse(_) => true,
+            Format::Undecided(beginning) => match beginning.label() {
+                Label::Events => true,
+                Label::Other => self.asked_to_stream,
+                Label::Json => false,
+            },
+            _ => false,
+        }
+    }
+
+    /// Whether content tokens come one after another, so that the first one is worth reporting.
+    fn is_streamed(&self) -> bool {
+        self.headers.is_success()
+            && match &self.format {
+                Format::Sse(_) | Format::Grpc(_) => true,
+                Format::Json { is_list, .. } => *is_list && self.asked_to_stream,
+                Format::Undecided(_) | Format::Opaque { .. } => false,
+            }
     }
 
     /// How the call has ended.
     pub(crate) fn finish(&self, end: End) -> Completion {
-        let usage = self.facts.usage();
-        let mut completion = Completion::new(self.outcome(end));
-        completion.usage = usage;
-        completion.output_seen = self.facts.output_seen();
+        let Verdict { outcome, subject } = self.verdict(end);
+        let mut completion = Completion::new(outcome);
+        // What is stored was paid for when it was made.
+        if self.asked != Asked::Stored {
+            completion.usage = self.facts.usage();
+            completion.output_seen = self.facts.output_seen();
+        }
         completion.first_token_at = self.first_token_at;
         completion.ended_at = Some(Instant::now());
         completion.finish = self.facts.finish;
-        completion.status = Some(self.head.status.as_u16());
+        completion.status = Some(self.headers.status.as_u16());
+        completion.subject = subject;
         completion
     }
 
     /// Whether all has come that tells its reader how the call has ended.
     pub(crate) fn is_over(&self) -> bool {
-        self.saw_the_end() || self.is_event_stream() && self.facts.error.is_some()
+        self.saw_the_end() || matches!(self.format, Format::Sse(_)) && self.facts.has_error()
     }
 
-    fn outcome(&self, end: End) -> Outcome {
+    fn verdict(&self, end: End) -> Verdict {
+        let error = self.facts.error();
         // The status is a verdict by itself, however little of the body was read.
-        if let Some(outcome) = self.head.error(self.facts.error.as_ref()) {
-            return outcome;
+        if let Some(verdict) = self.headers.verdict(error, self.facts.hint()) {
+            return verdict;
         }
         if let Format::Grpc(grpc) = &self.format
-            && let Some(outcome) = grpc.outcome()
+            && let Some(verdict) = grpc.verdict()
         {
-            return outcome;
+            return verdict;
         }
-        if let Some(error) = &self.facts.error
-            && self.asked != Asked::Other
+        if self.asked == Asked::Answer && !self.headers.is_success() {
+            // A redirect, or another protocol, where a model should have answered.
+            return Outcome::Failed(Failure::Status).into();
+        }
+        if let Some(error) = error
+            && matches!(self.asked, Asked::Answer | Asked::Unknown)
         {
-            return in_band(error);
+            return error.in_band(self.facts.hint());
         }
-        match end {
+        let outcome = match end {
             _ if self.saw_the_end() => Outcome::Success,
             End::Ended if self.may_end_here() => Outcome::Success,
             End::Ended => Outcome::Failed(Failure::Truncated),
             End::Errored(outcome) | End::Dropped(outcome) | End::Cut(outcome) => outcome,
-        }
+        };
+        outcome.into()
     }
 
     /// Whether what came is a whole response, whatever happens to the rest of the body.
@@ -187,53 +214,25 @@ impl Scanner {
     /// Many clients stop reading at the terminal marker, and servers where the content length ends.
     fn saw_the_end(&self) -> bool {
         match &self.format {
-            Format::Sse(_) => self.has_marker(),
-            Format::Json(json) => json.is_complete(),
-            Format::Grpc(_) | Format::Opaque { .. } => false,
+            Format::Sse(_) => self.facts.has_marker(self.expects),
+            Format::Json { json, .. } => json.is_complete(),
+            Format::Undecided(_) | Format::Grpc(_) | Format::Opaque { .. } => false,
         }
     }
 
     /// Whether a clean end is what this body should do next.
     fn may_end_here(&self) -> bool {
+        let needs_answer = self.asked == Asked::Answer;
         match &self.format {
-            Format::Sse(_) => self.facts.speaks.or(self.expects).is_none(),
-            Format::Json(json) => !json.is_open() && self.asked != Asked::Answer,
+            // Many providers send no marker: a finish reason for every choice does as well.
+            Format::Sse(_) => {
+                self.facts.has_finished() || self.facts.speaks.or(self.expects).is_none()
+            }
+            Format::Json { json, .. } => !json.is_open() && !needs_answer,
             Format::Grpc(_) => false,
-            // A page of some proxy's is no answer of a model. What is compressed cannot be read here.
-            Format::Opaque { compressed } => *compressed || self.asked != Asked::Answer,
-        }
-    }
-
-    fn has_marker(&self) -> bool {
-        match self.facts.speaks.or(self.expects) {
-            Some(Speaks::Choices) => self.facts.terminal == Some(Marker::Done),
-            _ => self.facts.terminal.is_some(),
-        }
-    }
-}
-
-impl Format {
-    fn of(headers: &HeaderMap) -> Self {
-        let value = |name| headers.get(name).map_or(&b""[..], |value| value.as_bytes());
-        let media_type = value(http::header::CONTENT_TYPE);
-        let is = |prefix: &[u8]| {
-            media_type
-                .get(..prefix.len())
-                .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-        };
-        // Not gRPC-web, whose status comes within the body.
-        if is(b"application/grpc") && !is(b"application/grpc-web") {
-            return Self::Grpc(Grpc::new(headers));
-        }
-        if !matches!(value(http::header::CONTENT_ENCODING), b"" | b"identity") {
-            return Self::Opaque { compressed: true };
-        }
-        if is(b"text/event-stream") {
-            Self::Sse(Sse::new())
-        } else if is(b"application/json") || is(b"application/problem+json") {
-            Self::Json(Json::new(Place::Root))
-        } else {
-            Self::Opaque { compressed: false }
+            // A proxy's page is no answer of a model. What is compressed cannot be read here.
+            Format::Opaque { compressed } => *compressed || !needs_answer,
+            Format::Undecided(_) => !needs_answer,
         }
     }
 }
@@ -243,33 +242,23 @@ impl Asked {
         let Some(call) = call else {
             return Self::Unknown;
         };
-        match call.dialect() {
-            Some(_) if *call.operation() != Operation::OTHER => Self::Answer,
-            None if *call.operation() != Operation::OTHER => Self::Unknown,
-            _ => Self::Other,
+        let operation = call.operation();
+        if *operation == Operation::RETRIEVE {
+            Self::Stored
+        } else if *operation == Operation::OTHER {
+            Self::Other
+        } else if call.dialect().is_some() {
+            Self::Answer
+        } else {
+            Self::Unknown
         }
     }
 }
 
-/// The terminal marker that a streamed answer to `call` must have.
-fn marker_of(call: &Call, format: &Format) -> Option<Speaks> {
-    if !(call.streamed() && matches!(format, Format::Sse(_))) {
-        return None;
-    }
-    match call.dialect()? {
-        Dialect::OpenAi => Some(Speaks::Choices),
-        Dialect::OpenAiResponses | Dialect::Anthropic | Dialect::Gemini => Some(Speaks::Events),
-    }
-}
-
-/// What an error inside a response that had begun well means.
-fn in_band(error: &InBand) -> Outcome {
-    let retry_after = error.retry_after;
-    match error.kind {
-        ErrorKind::Unknown => Outcome::Failed(Failure::InBand),
-        ErrorKind::ClientError => Outcome::ClientError,
-        ErrorKind::Throttled => Outcome::Throttled { retry_after },
-        ErrorKind::Overloaded => Outcome::Overloaded { retry_after },
-        ErrorKind::Exhausted => Outcome::Exhausted,
+/// The terminal marker that a streamed answer must have.
+fn marker_of(dialect: Dialect) -> Speaks {
+    match dialect {
+        Dialect::OpenAi => Speaks::Choices,
+        Dialect::OpenAiResponses | Dialect::Anthropic | Dialect::Gemini => Speaks::Events,
     }
 }

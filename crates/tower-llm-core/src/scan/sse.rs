@@ -4,13 +4,12 @@
 //! space before it, data over several lines, several events in a frame and an event over several frames. An event
 //! that the end of the stream cuts before its blank line counts too: providers are seen to leave it out.
 //!
+//! What it does not allow, and servers that have to report an error in a hurry send all the same, is read as well: a field
+//! of the name `error`, and JSON that stands in the stream without a field.
+//!
 //! Source: WHATWG HTML, section 9.2.6, "Interpreting an event stream".
 
-use super::{
-    beginning::Beginning,
-    fields::{Facts, Place},
-    json::Json,
-};
+use super::{beginning::Beginning, facts::Facts, json::Json, place::Place};
 
 /// Longest field name that is told apart, with its colon.
 const LONGEST_NAME: usize = 6;
@@ -24,6 +23,10 @@ pub(super) struct Sse {
     after_cr: bool,
     /// The event has data.
     in_event: bool,
+    /// The JSON that is read is the value of a field `error`.
+    in_error: bool,
+    /// Nothing has come on this line of unframed JSON.
+    is_blank: bool,
     /// How much of a byte order mark the stream began with; `None` once it has begun with something else.
     mark: Option<usize>,
 }
@@ -39,11 +42,15 @@ enum Line {
     /// Before the value, where one space is not part of it.
     Space(Field),
     Value(Field),
+    /// In JSON without a field's name, over as many lines as it takes.
+    Unframed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Field {
     Data,
+    /// An error, in a field of its own.
+    Error,
     /// The event's name, of which this much agrees with `error`; `None` once it does not.
     Event(Option<usize>),
     /// A comment, or a field that means nothing here.
@@ -76,6 +83,8 @@ impl Sse {
             line: START,
             after_cr: false,
             in_event: false,
+            in_error: false,
+            is_blank: false,
             mark: Some(0),
         }
     }
@@ -119,10 +128,24 @@ impl Sse {
     }
 
     fn part_of_line(&mut self, mut part: &[u8], which: Part, facts: &mut Facts) {
+        if let Line::Name { len: 0, .. } = self.line
+            && let Some(b'{' | b'[') = part.first()
+        {
+            // An event that was cut before it is over.
+            self.end_of_event(facts);
+            self.line = Line::Unframed;
+            self.in_event = true;
+            self.is_blank = false;
+        }
+        if let Line::Unframed = self.line {
+            self.is_blank &= part.is_empty();
+            self.json.feed(part, facts);
+            return;
+        }
         if let Line::Name { mut name, mut len } = self.line {
             // Nearly every line of a stream starts in one of two ways, and whole.
             if let (0, Some(value)) = (len, part.strip_prefix(b"data: ")) {
-                self.line = Line::Value(Field::Data);
+                self.begin_value(Field::Data, facts);
                 part = value;
             } else if let (0, Some(value)) = (len, part.strip_prefix(b"event: ")) {
                 self.line = Line::Value(Field::Event(Some(0)));
@@ -147,8 +170,12 @@ impl Sse {
             return;
         }
         if let Line::Space(field) = self.line {
-            self.line = Line::Value(field);
+            self.begin_value(field, facts);
             part = part.strip_prefix(b" ").unwrap_or(part);
+            // A value that is empty so far says nothing, however it comes.
+            if part.is_empty() {
+                return;
+            }
         }
         if let Line::Value(field) = &mut self.line {
             match field {
@@ -160,6 +187,7 @@ impl Sse {
                     self.in_event = true;
                     self.json.feed(part, facts);
                 }
+                Field::Error => self.json.feed(part, facts),
                 Field::Event(agreed) => {
                     *agreed = agreed
                         .filter(|&agreed| ERROR[agreed..].starts_with(part))
@@ -170,14 +198,34 @@ impl Sse {
         }
     }
 
+    fn begin_value(&mut self, field: Field, facts: &mut Facts) {
+        self.line = Line::Value(field);
+        if field == Field::Error {
+            self.json.reset_at(Place::Error);
+            facts.note_error();
+            self.in_event = true;
+            self.in_error = true;
+        } else if field == Field::Data && self.in_error {
+            self.json.reset_at(Place::Root);
+            self.in_error = false;
+        }
+    }
+
     fn end_of_line(&mut self, facts: &mut Facts) {
         match self.line {
+            // It goes on until it is whole. A blank line ends it too, or one that never is would swallow the stream.
+            Line::Unframed if self.json.is_open() && !self.is_blank => {
+                self.json.feed(b"\n", facts);
+                self.is_blank = true;
+                return;
+            }
+            Line::Unframed => self.end_of_event(facts),
             Line::Name { len: 0, .. } => self.end_of_event(facts),
             Line::Value(Field::Event(Some(agreed))) if agreed == ERROR.len() => {
                 facts.note_error();
             }
             // The line's end is white space to JSON: it ends a number or a word.
-            Line::Value(Field::Data) => self.json.feed(b"\n", facts),
+            Line::Value(Field::Data | Field::Error) => self.json.feed(b"\n", facts),
             _ => {}
         }
         self.line = START;
@@ -186,8 +234,9 @@ impl Sse {
     fn end_of_event(&mut self, facts: &mut Facts) {
         if self.in_event {
             self.in_event = false;
-            self.json.reset();
-            facts.note_unknown_event();
+            self.in_error = false;
+            self.json.reset_at(Place::Root);
+            facts.end_event();
         }
     }
 }
@@ -197,6 +246,7 @@ impl Field {
     fn named(name: &[u8]) -> Self {
         match name {
             b"data:" => Self::Data,
+            b"error:" => Self::Error,
             b"event:" => Self::Event(Some(0)),
             _ => Self::Other,
         }
@@ -205,8 +255,70 @@ impl Field {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::{Usage, scan::fields::ErrorKind};
+    use crate::{Failure, Outcome, Usage};
+
+    /// What lines of an event stream are made of, and what they should not be.
+    fn fragment() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(vec![
+            "data",
+            "data:",
+            "data: ",
+            "data:  ",
+            "event",
+            "event:",
+            "event: error",
+            "error:",
+            "error: ",
+            ":",
+            ": x",
+            "id: 1",
+            "retry",
+            " ",
+            "\n",
+            "\r",
+            "\r\n",
+            "\n\n",
+            "\r\r",
+            "{",
+            "}",
+            "[",
+            "[DONE]",
+            "{}",
+            "\"",
+            "400",
+            "x",
+            "\u{feff}",
+            "{\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}",
+            "{\"error\":{\"code\":400}}",
+            "{\"usage\":{\"input_tokens\":3}}",
+            "{\"type\":\"message_stop\"}",
+        ])
+    }
+
+    proptest! {
+        // Such as `data: ` ended by CR CR, which was content if it came byte by byte.
+        #[test]
+        fn no_bytes_are_read_otherwise_for_where_they_are_cut(
+            fragments in prop::collection::vec(fragment(), 0..24),
+            lengths in prop::collection::vec(0_usize..7, 0..40),
+        ) {
+            let stream = fragments.concat();
+            let whole = read(&stream);
+            let mut rest = stream.as_bytes();
+            let mut pieces = Facts::default();
+            let mut sse = Sse::new();
+            for length in lengths {
+                let (piece, after) = rest.split_at(length.min(rest.len()));
+                sse.feed(piece, &mut pieces);
+                rest = after;
+            }
+            sse.feed(rest, &mut pieces);
+            prop_assert_eq!(format!("{pieces:?}"), format!("{whole:?}"), "{:?}", stream);
+        }
+    }
 
     /// What is found in `stream`, which must be the same when it comes byte by byte.
     fn read(stream: &str) -> Facts {
@@ -235,7 +347,7 @@ mod tests {
             assert_eq!(facts.usage(), Some(Usage::new(3, 4)), "{name:?}");
         }
         for name in [
-            "data", "datum: ", "xdata: ", " data: ", ": data: ", ":", "", "data ", "DATA: ",
+            "data", "datum: ", "xdata: ", " data: ", ": data: ", ":", "data ", "DATA: ",
         ] {
             let facts = read(&format!("{name}{USAGE}\n\n"));
             assert_eq!(facts.usage(), None, "{name:?}");
@@ -250,8 +362,9 @@ mod tests {
             "event: error\r",
             "event: error\r\n",
         ] {
-            let error = read(line).error.expect(line);
-            assert_eq!(error.kind, ErrorKind::Unknown);
+            let facts = read(line);
+            let verdict = facts.error().expect(line).in_band(facts.hint());
+            assert_eq!(verdict.outcome, Outcome::Failed(Failure::InBand));
         }
         for line in [
             "event: errors\n",
@@ -262,8 +375,58 @@ mod tests {
             "event\n",
             "id: error\n",
         ] {
-            assert_eq!(read(line).error, None, "{line:?}");
+            assert_eq!(read(line).error(), None, "{line:?}");
         }
+    }
+
+    #[test]
+    fn an_error_is_read_where_no_event_stream_may_have_one() {
+        for stream in [
+            "error: {\"code\": 400, \"message\": \"too long\"}\n\n",
+            "error:{\"code\":400}\ndata: {\"choices\":[]}\n\n",
+            "data: {\"choices\":[]}\nerror: {\"code\":400}\n\n",
+            "{\"error\": {\"code\": 400}}",
+            "{\n  \"error\": {\n    \"code\": 400\n  }\n}\n",
+            "data: {\"choices\":[]}\n\n{\"error\": {\"code\": 400}}\n",
+            "data: {\"choices\":[{\"del\n{\"error\": {\"code\": 400}}\n\ndata: [DONE]\n\n",
+            "event: error\ndata: 400\n\n",
+            "event: error\ndata: {\"code\": 400}\n\n",
+        ] {
+            let facts = read(stream);
+            let verdict = facts.error().expect(stream).in_band(facts.hint());
+            assert_eq!(verdict.outcome, Outcome::ClientError, "{stream:?}");
+        }
+    }
+
+    #[test]
+    fn json_without_a_field_does_not_swallow_what_follows_it() {
+        const USAGE: &str = "data: {\"usage\":{\"input_tokens\":3,\"output_tokens\":4}}\n\n";
+        for unframed in [
+            "{\"a\":1}\n",
+            "{\"a\":\n\n",
+            "{\n\"a\": [\n1\n]}\n",
+            "[1, 2]\n\n",
+        ] {
+            let facts = read(&format!("{unframed}{USAGE}"));
+            assert_eq!(facts.usage(), Some(Usage::new(3, 4)), "{unframed:?}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_empty_is_no_content() {
+        for value in [
+            "data:",
+            "data: ",
+            "data",
+            "data: \ndata:",
+            "event: \ndata: ",
+        ] {
+            for end in ["\n\n", "\r\r", "\r\n\r\n"] {
+                let facts = read(&format!("{value}{end}"));
+                assert!(!facts.has_output, "{value:?}{end:?}");
+            }
+        }
+        assert!(read("data: x\r\r").has_output);
     }
 
     #[test]

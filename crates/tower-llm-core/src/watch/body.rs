@@ -97,7 +97,7 @@ impl<B, G: Guard> Watched<B, G> {
     /// document, an error within a stream.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.lead.scanner(|scanner| scanner.is_over())
+        self.lead.is_over()
     }
 
     /// When the first content token of a stream passed.

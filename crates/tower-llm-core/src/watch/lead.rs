@@ -31,6 +31,7 @@ struct Shared {
     // One body is polled by one task, the outer layers around the inner: nobody ever waits for this lock.
     scanner: Mutex<Scanner>,
     has_first_token: AtomicBool,
+    is_over: AtomicBool,
     completion: OnceLock<Completion>,
 }
 
@@ -39,6 +40,7 @@ impl Lead {
         Self(Arc::new(Shared {
             scanner: Mutex::new(scanner),
             has_first_token: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
             completion: OnceLock::new(),
         }))
     }
@@ -48,9 +50,18 @@ impl Lead {
     }
 
     pub(super) fn frame(&self, frame: &Frame<Bytes>) {
-        if self.scanner(|scanner| scanner.frame(frame)) {
+        let seen = self.scanner(|scanner| scanner.frame(frame));
+        if seen.first_token {
             self.0.has_first_token.store(true, Ordering::Release);
         }
+        if seen.is_over {
+            self.0.is_over.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether all has come that tells its reader how the call has ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.0.is_over.load(Ordering::Acquire)
     }
 
     pub(super) fn first_token_at(&self) -> Option<Instant> {

@@ -135,7 +135,7 @@ async fn a_request_without_a_body_is_described_by_its_headers() {
         let call = passed.call().unwrap();
         assert_eq!(call.dialect(), dialect, "{header}");
         assert_eq!(*call.provider(), provider, "{header}");
-        assert_eq!(*call.operation(), Operation::OTHER, "{header}");
+        assert_eq!(*call.operation(), Operation::RETRIEVE, "{header}");
         assert_eq!(
             (call.model(), call.input_tokens(), call.items()),
             (None, 0, 1)
@@ -149,7 +149,7 @@ async fn a_get_of_a_path_that_is_posted_to_is_not_a_call_to_a_model() {
         .body(Empty::<Bytes>::new())
         .unwrap();
     let passed = pass(&DescribeLayer::new(), request).await.unwrap();
-    assert_eq!(*passed.call().unwrap().operation(), Operation::OTHER);
+    assert_eq!(*passed.call().unwrap().operation(), Operation::RETRIEVE);
 }
 
 #[tokio::test]

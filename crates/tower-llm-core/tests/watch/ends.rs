@@ -15,10 +15,30 @@ fn a_stream_that_ends_after_its_marker_is_a_success() {
 }
 
 #[test]
-fn a_stream_that_ends_without_its_marker_is_truncated() {
+fn a_stream_that_ends_without_its_marker_is_whole_if_its_model_has_finished() {
     let (told, _) = watch_to_end(None, sse(Script::data([ROLE, CONTENT, STOP, USAGE])));
+    assert_eq!(told.outcome, Outcome::Success);
+    assert_eq!(told.usage, Some(Usage::new(9, 2)));
+
+    let (told, _) = watch_to_end(None, sse(Script::data([ROLE, CONTENT, USAGE])));
     assert_eq!(told.outcome, Outcome::Failed(Failure::Truncated));
     assert_eq!(told.usage, Some(Usage::new(9, 2)));
+}
+
+/// Whether usage was still to come is not known then.
+#[test]
+fn a_finish_reason_without_a_clean_end_is_no_success() {
+    let frames = [ROLE, CONTENT, STOP];
+    let broken = Script::data(frames).then(Step::Error("reset".into()));
+    let log = Log::new();
+    let mut body = read_frames(sse(broken), &log, frames.len());
+    assert!(next_frame(&mut body).unwrap().is_err());
+    assert_eq!(log.outcome(), Outcome::Failed(Failure::Transport));
+
+    let log = Log::new();
+    let open = Script::data(frames).then(Step::Hang);
+    drop(read_frames(sse(open), &log, frames.len()));
+    assert_eq!(log.outcome(), Outcome::Abandoned);
 }
 
 #[test]
@@ -55,7 +75,8 @@ fn a_number_that_the_end_cuts_does_not_count() {
     let cut = USAGE.split_once("2}").unwrap().0.to_owned() + "12";
     let (told, _) = watch_to_end(None, sse(Script::data([CONTENT.to_owned(), cut])));
     assert_eq!(told.outcome, Outcome::Failed(Failure::Truncated));
-    assert_eq!(told.usage, Some(Usage::new(9, 0)));
+    // What was seen is an estimate; it is not the half number either.
+    assert_eq!(told.usage, Some(Usage::new(9, 2)));
 }
 
 #[test]

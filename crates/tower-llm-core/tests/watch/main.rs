@@ -32,8 +32,8 @@ use http_body_util::{BodyExt, Empty, Full};
 use tokio::time::Instant;
 use tower_llm_core::{
     Armed, BoxError, Call, Completion, Deadline, Dialect, Failure, FinishReason, Guard, Guarded,
-    HttpBody, Operation, Outcome, Provider, Refusal, RefusalKind, TimedOut, TooLarge, Unary,
-    Unsent, Usage, Watch, Watched,
+    HttpBody, Operation, Outcome, Provider, Refusal, RefusalKind, Subject, TimedOut, TooLarge,
+    Unary, Unsent, Usage, Watch, Watched,
 };
 
 use support::{

@@ -63,13 +63,95 @@ fn what_is_no_answer_of_a_model_is_no_success() {
     for nothing in ["", "  \n \n"] {
         assert_eq!(answered(false, json(Script::data([nothing]))), truncated);
     }
-    let moved = response(302, "application/json", Script::data(["{}"]));
-    assert_eq!(answered(false, moved), Outcome::ClientError);
+    // Neither is it the caller's fault.
+    for status in [302, 307] {
+        let moved = response(status, "application/json", Script::data(["{}"]));
+        assert_eq!(answered(false, moved), Outcome::Failed(Failure::Status));
+    }
     // What is compressed cannot be read, and is taken at its word.
     let mut gzip = json(Script::data([&b"\x1f\x8b"[..]]));
     let encoding = HeaderValue::from_static("gzip");
     gzip.headers_mut().insert("content-encoding", encoding);
     assert_eq!(answered(false, gzip), Outcome::Success);
+}
+
+#[test]
+fn a_redirect_of_what_is_no_answer_is_a_success() {
+    let call = Call::builder(Provider::OPENAI, Operation::RETRIEVE).build();
+    for status in [101, 302, 304] {
+        let answer = response(status, "text/html", Script::data([""]));
+        let (told, _) = watch_to_end(Some(&call), answer);
+        assert_eq!(told.outcome, Outcome::Success, "{status}");
+    }
+}
+
+#[test]
+fn what_is_stored_was_paid_for_when_it_was_made() {
+    let body = r#"{"object":"response","status":"completed","output":[{"content":[{"text":"hi"}]}],
+        "usage":{"input_tokens":5000,"output_tokens":3000,"total_tokens":8000}}"#;
+    let answer = || json(Script::data([body]));
+    let stored = Call::builder(Provider::OPENAI, Operation::RETRIEVE)
+        .dialect(Dialect::OpenAiResponses)
+        .build();
+    let (told, _) = watch_to_end(Some(&stored), answer());
+    let none = (Outcome::Success, None, 0);
+    assert_eq!((told.outcome, told.usage, told.output_seen), none);
+
+    let (told, _) = watch_to_end(None, answer());
+    assert_eq!(told.usage, Some(Usage::new(5000, 3000)));
+}
+
+#[test]
+fn an_error_closes_what_it_names_and_no_more() {
+    let subject = |status, body: &'static str| {
+        let answer = response(status, "text/plain", Script::data([body]));
+        watch_to_end(None, answer).0.subject
+    };
+    assert_eq!(subject(401, ""), Some(Subject::Credential));
+    assert_eq!(
+        subject(403, r#"{"error":{"type":"permission_error"}}"#),
+        None
+    );
+    let invalid = r#"{"error":{"code":400,"details":[{"reason":"API_KEY_INVALID"}]}}"#;
+    assert_eq!(subject(400, invalid), Some(Subject::Credential));
+    let in_band = r#"{"error":{"type":"authentication_error","message":"x"}}"#;
+    assert_eq!(subject(200, in_band), Some(Subject::Credential));
+
+    let money = r#"{"error":{"type":"insufficient_quota"}}"#;
+    assert_eq!(subject(429, money), Some(Subject::Account));
+    for of_model in [
+        r#"{"error":{"code":429,"details":[{"violations":[{"quotaId":"GenerateRequestsPerDayPerProjectPerModel-FreeTier"}]}]}}"#,
+        r#"{"error":{"code":429,"details":[{"violations":[{"quotaId":"RequestsPerDay","quotaDimensions":{"model":"pro"}}]}]}}"#,
+        r#"{"error":{"code":429,"details":[{"reason":"RATE_LIMIT_EXCEEDED","metadata":{"quota_limit":"GenerateContentRequestsPerDayPerProjectPerModel"}}]}}"#,
+        r#"{"error":{"code":"quota_exceeded","model":"pro","message":"x"}}"#,
+    ] {
+        assert_eq!(subject(429, of_model), Some(Subject::Model), "{of_model}");
+    }
+}
+
+#[test]
+fn a_time_in_the_text_alone_is_heard() {
+    let wait = |status, label, body: String| {
+        let (told, _) = watch_to_end(None, response(status, label, Script::data([body])));
+        told.outcome
+    };
+    let six_minutes = Some(Duration::from_secs(360));
+    let long = "x".repeat(300);
+    for body in [
+        format!(
+            r#"{{"error":{{"message":"{long} Please try again in 6m0s.","code":"rate_limit_exceeded"}}}}"#
+        ),
+        format!(r#"{{"error":"{long}. Please retry after 360 seconds"}}"#),
+        format!(r#"{{"message":"{long}. Please try again in 6 minutes"}}"#),
+        format!("{long}. Please try again in 360s"),
+    ] {
+        for label in ["application/json", "text/plain"] {
+            let throttled = Outcome::Throttled {
+                retry_after: six_minutes,
+            };
+            assert_eq!(wait(429, label, body.clone()), throttled, "{body}");
+        }
+    }
 }
 
 #[test]
@@ -98,15 +180,15 @@ fn an_error_that_says_nothing_is_none() {
 #[test]
 fn what_the_total_counts_is_not_counted_twice() {
     // As proxies write Anthropic's usage in OpenAI's form.
-    let body = r#"{"usage":{"prompt_tokens":1000,"completion_tokens":5,
+    let body = r#"{"usage":{"prompt_tokens":1000,"completion_tokens":105,
         "prompt_tokens_details":{"cached_tokens":900},"completion_tokens_details":{"reasoning_tokens":100},
         "cache_read_input_tokens":900,"cache_creation_input_tokens":50}}"#;
     let (told, _) = watch_to_end(None, json(Script::data([body])));
     let usage = told.usage.unwrap();
-    assert_eq!((usage.input, usage.output), (1_000, 5));
+    assert_eq!((usage.input, usage.output), (1_000, 105));
     assert_eq!(
         (usage.cached_input, usage.cache_write, usage.reasoning),
-        (900, 50, 5)
+        (900, 50, 100)
     );
 }
 

@@ -7,18 +7,23 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// Asks for everything but what keys that begin with `-` hold, and counts strings under keys that begin with `#`.
+/// Asks for everything but what keys that begin with `-` hold. Strings under keys that begin with `#` are counted, and those
+/// under `+` are passed on in pieces.
 #[derive(Debug, Default, PartialEq)]
 struct Recorder {
     /// The places given out, as paths of keys.
     paths: Vec<Vec<u8>>,
     told: Vec<Told>,
     counted: BTreeMap<Vec<u8>, i64>,
+    /// What has come of a string that is passed on.
+    passing: Vec<u8>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 enum Told {
     Open(Vec<u8>),
+    Close(Vec<u8>),
+    Passed(Vec<u8>, Vec<u8>),
     String(Vec<u8>, Vec<u8>),
     Number(Vec<u8>, u64),
     Word(Vec<u8>, Vec<u8>),
@@ -54,14 +59,31 @@ impl Sink for Recorder {
     }
 
     fn string_mode(&self, place: usize) -> StringMode {
-        match is_counted(&self.path(place)) {
-            true => StringMode::Count,
-            false => StringMode::Capture,
+        let path = self.path(place);
+        if is_counted(&path) {
+            StringMode::Count
+        } else if is_passed(&path) {
+            StringMode::Pass
+        } else {
+            StringMode::Capture
         }
     }
 
     fn open(&mut self, place: usize) {
         self.told.push(Told::Open(self.path(place)));
+    }
+
+    fn close(&mut self, place: usize) {
+        self.told.push(Told::Close(self.path(place)));
+    }
+
+    fn pass(&mut self, _: usize, piece: &[u8]) {
+        self.passing.extend_from_slice(piece);
+    }
+
+    fn passed(&mut self, place: usize) {
+        let text = std::mem::take(&mut self.passing);
+        self.told.push(Told::Passed(self.path(place), text));
     }
 
     fn string(&mut self, place: usize, raw: &[u8]) {
@@ -89,6 +111,10 @@ fn is_counted(path: &[u8]) -> bool {
     path.starts_with(b"/#")
 }
 
+fn is_passed(path: &[u8]) -> bool {
+    path.starts_with(b"/+")
+}
+
 /// What should be told of `value`: slow and obvious.
 fn walk(value: &Value, path: &[u8], depth: usize, expected: &mut Recorder) {
     match value {
@@ -107,6 +133,10 @@ fn walk(value: &Value, path: &[u8], depth: usize, expected: &mut Recorder) {
         Value::String(text) if is_counted(path) => {
             *expected.counted.entry(path.into()).or_default() += counted(text);
         }
+        Value::String(text) if is_passed(path) => {
+            let told = Told::Passed(path.into(), quoted(text));
+            expected.told.push(told);
+        }
         Value::String(text) => {
             let told = Told::String(path.into(), spelt(text));
             expected.told.push(told);
@@ -117,6 +147,7 @@ fn walk(value: &Value, path: &[u8], depth: usize, expected: &mut Recorder) {
             for item in items {
                 walk(item, &below(path, b"[]"), depth + 1, expected);
             }
+            expected.told.push(Told::Close(path.into()));
         }
         Value::Object(members) => {
             expected.told.push(Told::Open(path.into()));
@@ -126,15 +157,22 @@ fn walk(value: &Value, path: &[u8], depth: usize, expected: &mut Recorder) {
                     walk(value, &below(path, &key), depth + 1, expected);
                 }
             }
+            expected.told.push(Told::Close(path.into()));
         }
     }
 }
 
 /// A string between its quotes, as far as one is kept.
 fn spelt(text: &str) -> Vec<u8> {
+    let mut raw = quoted(text);
+    raw.truncate(MAX_CAPTURE);
+    raw
+}
+
+/// A string between its quotes.
+fn quoted(text: &str) -> Vec<u8> {
     let quoted = Value::from(text).to_string();
-    let raw = &quoted.as_bytes()[1..quoted.len() - 1];
-    raw[..raw.len().min(MAX_CAPTURE)].to_vec()
+    quoted.as_bytes()[1..quoted.len() - 1].to_vec()
 }
 
 /// The bytes of a string; what JSON must write as `\u001f` counts as three.
@@ -165,10 +203,10 @@ fn read(document: &[u8], lengths: &[usize]) -> (Recorder, Json<usize>) {
 /// Keys and texts with everything that could mislead a reader.
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![
-        4 => prop::sample::select(vec!["usage", "error", "#", "#text", "-", "-skipped", ""]).prop_map(String::from),
-        2 => "[#-]?[a-z\"\\\\{}\\[\\]:,/ \n\r\t]{0,12}",
+        4 => prop::sample::select(vec!["usage", "error", "#", "#text", "+", "+text", "-", "-skipped", ""]).prop_map(String::from),
+        2 => "[#+-]?[a-z\"\\\\{}\\[\\]:,/ \n\r\t]{0,12}",
         2 => any::<String>(),
-        1 => "[#-]?[a-z\"\\\\]{50,140}",
+        1 => "[#+-]?[a-z\"\\\\]{50,140}",
         1 => "[😀é\u{1}\u{7f}你]{0,20}",
     ]
 }
@@ -270,14 +308,15 @@ fn a_skipped_value_hides_all_that_is_in_it() {
     for lengths in [&[][..], &bytes_alone] {
         let (told, _) = read(document.as_bytes(), lengths);
         let after = Told::Number(b"/after".into(), 2);
-        assert_eq!(told.told, [Told::Open(Vec::new()), after]);
+        let (open, close) = (Told::Open(Vec::new()), Told::Close(Vec::new()));
+        assert_eq!(told.told, [open, after, close]);
     }
 }
 
 #[test]
 fn a_number_too_large_is_the_largest() {
     let (told, _) = read(b"[18446744073709551615, 18446744073709551616]", &[]);
-    let numbers = told.told[1..].iter().map(|told| match told {
+    let numbers = told.told[1..3].iter().map(|told| match told {
         Told::Number(_, value) => *value,
         other => panic!("{other:?}"),
     });
@@ -290,7 +329,8 @@ fn a_number_that_is_negative_or_has_an_exponent_counts_nothing() {
         let bytes_alone = vec![1; document.len()];
         for lengths in [&[][..], &bytes_alone] {
             let (told, _) = read(document.as_bytes(), lengths);
-            assert_eq!(told.told, [Told::Open(Vec::new())], "{document}");
+            let (open, close) = (Told::Open(Vec::new()), Told::Close(Vec::new()));
+            assert_eq!(told.told, [open, close], "{document}");
         }
     }
 }
@@ -310,7 +350,8 @@ fn a_reset_forgets_a_document_that_was_cut() {
         let mut told = Recorder::default();
         json.feed(br#"{"c":"d"}"#, &mut told);
         let d = Told::String(b"/c".into(), b"d".into());
-        assert_eq!(told.told, [Told::Open(Vec::new()), d], "after {cut}");
+        let (open, close) = (Told::Open(Vec::new()), Told::Close(Vec::new()));
+        assert_eq!(told.told, [open, d, close], "after {cut}");
         assert!(json.is_complete());
     }
 }

@@ -1,81 +1,95 @@
 //! What a response's status and headers say.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, StatusCode, header};
 
-use super::fields::{ErrorKind, InBand};
-use crate::{Failure, Outcome};
+use super::{
+    provider_error::{ProviderError, Verdict},
+    retry_hint::RetryHint,
+};
 
 /// Longest wait that is believed: a month, after which every quota has been refilled.
 ///
-/// Whoever adds it to the time that it is must not overflow.
+/// Added to the current time, it cannot overflow.
 pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(31 * 86_400);
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const BEDROCK_ERROR: HeaderName = HeaderName::from_static("x-amzn-errortype");
 
-/// The part of a response's head that bears on how the call has ended.
+/// The part of a response's status and headers that bears on how the call has ended.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(super) struct ResponseHeaders {
     pub(super) status: StatusCode,
     retry_after: Option<Duration>,
-    /// An error's kind, where it stands in a header.
-    kind: ErrorKind,
+    /// An error's name, where it stands in a header.
+    error: ProviderError,
 }
 
-impl Head {
+impl ResponseHeaders {
     pub(super) fn new(status: StatusCode, headers: &HeaderMap) -> Self {
-        if status.is_success() {
+        let mut error = ProviderError::default();
+        if !is_error(status) {
             return Self {
                 status,
                 retry_after: None,
-                kind: ErrorKind::Unknown,
+                error,
             };
         }
         // Bedrock writes `Name:http://...` at times.
         let bedrock = headers
             .get(BEDROCK_ERROR)
             .and_then(|value| value.as_bytes().split(|&byte| byte == b':').next());
+        if let Some(name) = bedrock {
+            error.name(name);
+        }
+        let retry_after = retry_after(headers, system_time);
         Self {
             status,
-            retry_after: retry_after(headers).map(|wait| wait.min(MAX_RETRY_AFTER)),
-            kind: bedrock.map_or(ErrorKind::Unknown, ErrorKind::parse),
+            retry_after: retry_after.map(|wait| wait.min(MAX_RETRY_AFTER)),
+            error,
         }
     }
 
-    /// The verdict of a status that is no success; `None` for one that is.
+    /// Whether the status is an error's.
+    pub(super) fn is_error(&self) -> bool {
+        is_error(self.status)
+    }
+
+    /// The verdict of an error's status; `None` for another.
     ///
     /// `body` is what was read of its body, which may tell money from rate.
-    pub(super) fn error(&self, body: Option<&InBand>) -> Option<Outcome> {
-        if self.status.is_success() {
+    pub(super) fn verdict(&self, body: Option<ProviderError>, hint: &RetryHint) -> Option<Verdict> {
+        if !self.is_error() {
             return None;
         }
-        let kind = self
-            .kind
-            .max(body.map_or(ErrorKind::Unknown, |body| body.kind));
-        let retry_after = self.retry_after.or(body.and_then(|body| body.retry_after));
-        Some(match (self.status.as_u16(), kind) {
-            (402, _) | (_, ErrorKind::Exhausted) => Outcome::Exhausted,
-            (429 | 500.., ErrorKind::Overloaded) | (498 | 529, _) => {
-                Outcome::Overloaded { retry_after }
-            }
-            (429, _) => Outcome::Throttled { retry_after },
-            // Azure's API management refuses with 403 what is over a quota that it says will be refilled.
-            (403, _) if retry_after.is_some() => Outcome::Throttled { retry_after },
-            (503, ErrorKind::Throttled) => Outcome::Overloaded { retry_after },
-            (503, _) if retry_after.is_some() => Outcome::Overloaded { retry_after },
-            // Nothing is wrong with a request that took too long: 408, and Bedrock's 424.
-            (408 | 424 | 500.., _) => Outcome::Failed(Failure::Status),
-            _ => Outcome::ClientError,
-        })
+        let error = self.error.and(body.unwrap_or_default());
+        Some(error.with_status(self.status.as_u16(), self.retry_after, hint))
     }
+
+    /// Whether it is an answer at all: 101 and the redirects are neither that nor an error.
+    pub(super) fn is_success(&self) -> bool {
+        self.status.is_success()
+    }
+}
+
+fn is_error(status: StatusCode) -> bool {
+    status.as_u16() >= 400
+}
+
+/// The time of our own clock, for a date that comes without the server's.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a date in a header can be compared with nothing else"
+)]
+fn system_time() -> SystemTime {
+    SystemTime::now()
 }
 
 /// The time a response asks to wait, by `retry-after-ms` or `retry-after`.
 ///
-/// A date is read against the response's own `date`, so that no clock of ours, right or wrong, comes into it.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+/// A date is measured by the response's own `date`, and without one by the clock here.
+fn retry_after(headers: &HeaderMap, clock: impl FnOnce() -> SystemTime) -> Option<Duration> {
     let text = |name: &HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
     if let Some(millis) = text(&RETRY_AFTER_MS).and_then(|text| text.parse::<f64>().ok())
         && let Ok(wait) = Duration::try_from_secs_f64(millis / 1_000.0)
@@ -87,7 +101,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         return Duration::try_from_secs_f64(seconds).ok();
     }
     let until = httpdate::parse_http_date(value).ok()?;
-    let now = httpdate::parse_http_date(text(&header::DATE)?).ok()?;
+    let date = text(&header::DATE).and_then(|date| httpdate::parse_http_date(date).ok());
+    let now = date.unwrap_or_else(clock);
     // A date that has passed asks for no wait.
     Some(until.duration_since(now).unwrap_or_default())
 }
@@ -101,7 +116,16 @@ mod tests {
             .iter()
             .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
             .collect();
-        retry_after(&headers)
+        let clock = || httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:57 GMT").unwrap();
+        retry_after(&headers, clock)
+    }
+
+    #[test]
+    fn a_date_without_the_servers_is_measured_by_our_clock() {
+        let date = [("retry-after", "Sun, 06 Nov 1994 08:50:37 GMT")];
+        assert_eq!(wait(&date), Some(Duration::from_secs(40)));
+        let broken = [("date", "today"), date[0]];
+        assert_eq!(wait(&broken), Some(Duration::from_secs(40)));
     }
 
     #[test]
@@ -133,14 +157,7 @@ mod tests {
 
     #[test]
     fn nonsense_in_retry_after_is_no_time() {
-        for odd in [
-            "-1",
-            "nan",
-            "inf",
-            "soon",
-            "",
-            "Sun, 06 Nov 1994 08:50:37 GMT",
-        ] {
+        for odd in ["-1", "nan", "inf", "soon", "", "Sun, 06 Nov"] {
             assert_eq!(wait(&[("retry-after", odd)]), None, "{odd:?}");
         }
     }

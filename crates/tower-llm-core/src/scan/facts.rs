@@ -1,0 +1,401 @@
+//! What was found in a response.
+
+use std::time::Duration;
+
+use super::{
+    choices::Choices,
+    counters::{Counters, larger},
+    error_names::ErrorKind,
+    json::{Sink, StringMode},
+    place::Place,
+    provider_error::ProviderError,
+    response_headers::MAX_RETRY_AFTER,
+    retry_hint::RetryHint,
+};
+use crate::{FinishReason, Usage};
+
+/// The terminal marker and other signs that a dialect gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Marker {
+    /// `data: [DONE]`.
+    Done,
+    /// OpenAI responses' `response.completed` or `response.incomplete`, Anthropic's `message_stop`, Cohere's
+    /// `message-end`, Gemini's finish reason.
+    Event,
+}
+
+/// The dialect of a stream, as its first events show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaks {
+    /// Chat and legacy completions, which most providers end with `[DONE]`.
+    Choices,
+    /// Streams that end with an event of their own.
+    Events,
+}
+
+/// What was found in a response so far.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    counters: Counters,
+    /// The samplings behind an answer of Anthropic's, summed up; its own counters may leave some out.
+    iterations: Counters,
+    text_bytes: i64,
+    /// The dialect is known from the request.
+    is_known: bool,
+    pub(super) has_output: bool,
+    choices: Choices,
+    pub(super) finish: Option<FinishReason>,
+    pub(super) speaks: Option<Speaks>,
+    pub(super) terminal: Option<Marker>,
+    error: Option<ProviderError>,
+    /// What lies at the root and would be an error's if there is one.
+    root: ProviderError,
+    /// The event's type, which is an error's name if there is one. Judged only then: every event has a type.
+    event_type: Name,
+    hint: RetryHint,
+    /// A string in the place of an error: its name or its message.
+    error_text: Name,
+}
+
+/// The beginning of a string that may be an error's name.
+#[derive(Clone, Copy, Debug)]
+struct Name {
+    bytes: [u8; 64],
+    len: usize,
+}
+
+impl Facts {
+    /// Nothing yet; `is_known` if the dialect is known from the request.
+    pub(super) fn new(is_known: bool) -> Self {
+        Self {
+            is_known,
+            ..Self::default()
+        }
+    }
+
+    /// The usage so far, counted the same for every provider.
+    pub(super) fn usage(&self) -> Option<Usage> {
+        let seen = self.output_seen();
+        let mut usage = self.counters.usage(seen)?;
+        if let Some(iterations) = self.iterations.usage(0) {
+            usage = larger(usage, iterations);
+        }
+        if usage.output == 0 && seen > 0 {
+            // Zeros all along: the provider reports nothing.
+            if usage.input == 0 {
+                return None;
+            }
+            usage.output = seen;
+        }
+        Some(usage)
+    }
+
+    /// An estimate of the output tokens that passed.
+    pub(super) fn output_seen(&self) -> u64 {
+        u64::try_from(self.text_bytes).unwrap_or(0).div_ceil(4)
+    }
+
+    /// The bytes of content that passed; `None` in a dialect that is not known.
+    pub(super) fn content_bytes(&self) -> Option<u64> {
+        let is_known = self.is_known || self.speaks.is_some();
+        is_known.then(|| u64::try_from(self.text_bytes).unwrap_or(0))
+    }
+
+    /// Whether the model has said why it stopped, for each choice that came.
+    pub(super) fn has_finished(&self) -> bool {
+        if self.choices.are_any() || self.speaks == Some(Speaks::Choices) {
+            self.choices.have_finished()
+        } else {
+            self.finish.is_some()
+        }
+    }
+
+    /// Whether the terminal marker came; `expected` is the dialect that the request asked for.
+    pub(super) fn has_marker(&self, expected: Option<Speaks>) -> bool {
+        match self.speaks.or(expected) {
+            Some(Speaks::Choices) => self.terminal == Some(Marker::Done),
+            // Gemini's streams have no other end than the finish of every candidate.
+            _ => self.terminal.is_some() || self.choices.have_finished(),
+        }
+    }
+
+    /// The error that came, if one did.
+    pub(super) fn error(&self) -> Option<ProviderError> {
+        let mut root = self.root;
+        root.name(self.event_type.bytes());
+        if let Some(error) = self.error {
+            return Some(error.and(root));
+        }
+        // A number or a name at the root alone, where nothing of an answer is: `{"code": 500, "msg": "..."}`.
+        let is_answer = self.speaks.is_some() || self.has_output || self.finish.is_some();
+        let is_error = !is_answer && root.is_certain() && self.counters.is_empty();
+        is_error.then_some(root)
+    }
+
+    /// Whether an error came that is one by itself.
+    pub(super) fn has_error(&self) -> bool {
+        self.error.is_some()
+    }
+
+    /// The wait that an error's text names.
+    pub(super) fn hint(&self) -> &RetryHint {
+        &self.hint
+    }
+
+    /// Reads a text that is all of an error's body.
+    pub(super) fn error_text(&mut self, piece: &[u8]) {
+        self.hint.feed(piece);
+    }
+
+    /// Notes an error, to add to it.
+    pub(super) fn note_error(&mut self) -> &mut ProviderError {
+        self.error.get_or_insert_default()
+    }
+
+    /// An event has ended. In a dialect that is not known, any is content: there is no telling which is not.
+    pub(super) fn end_event(&mut self) {
+        self.has_output |= !self.is_known && self.speaks.is_none() && self.error.is_none();
+        // The event may have ended inside of what it began.
+        self.choices.abandon();
+        self.error_text.clear();
+        if self.error.is_some() {
+            self.error = self.error();
+        }
+        self.root = ProviderError::default();
+        self.event_type.clear();
+    }
+
+    fn note_event(&mut self, event: &[u8]) {
+        if let b"message_start" | b"message-start" = event {
+            self.speaks = Some(Speaks::Events);
+        }
+        match event {
+            b"message_stop"
+            | b"message-end"
+            | b"response.completed"
+            | b"response.incomplete"
+            | b"interaction.completed"
+            | b"interaction.complete" => {
+                self.terminal = Some(Marker::Event);
+                self.speaks.get_or_insert(Speaks::Events);
+            }
+            b"error" | b"response.failed" => {
+                self.note_error();
+            }
+            _ if event.starts_with(b"response.") || event.starts_with(b"interaction.") => {
+                self.speaks = Some(Speaks::Events);
+            }
+            // vLLM's `type: "BadRequestError"`, beside `object: "error"`.
+            _ => {
+                self.event_type.clear();
+                self.event_type.push(event);
+            }
+        }
+    }
+
+    fn note_finish(&mut self, reason: &[u8]) {
+        match FinishReason::parse(reason) {
+            Some(reason) => self.finish = Some(reason),
+            None => self.note_error().name(reason),
+        }
+    }
+}
+
+impl Sink for Facts {
+    type Place = Place;
+
+    fn member(&mut self, parent: Place, key: &[u8]) -> Option<Place> {
+        let place = parent.member(key)?;
+        match place {
+            Place::Choices => {
+                self.speaks.get_or_insert(Speaks::Choices);
+            }
+            Place::Candidates => self.speaks = Some(Speaks::Events),
+            _ => {}
+        }
+        Some(place)
+    }
+
+    fn item(&mut self, parent: Place) -> Option<Place> {
+        parent.item()
+    }
+
+    fn string_mode(&self, place: Place) -> StringMode {
+        place.string_mode()
+    }
+
+    fn open(&mut self, place: Place) {
+        match place {
+            // Not an error's: an empty object is none, and neither is one whose members are null.
+            Place::Payload => self.has_output = true,
+            // Each report has all of them.
+            Place::Iterations => self.iterations = Counters::default(),
+            _ => {}
+        }
+    }
+
+    fn close(&mut self, place: Place) {
+        if matches!(place, Place::Choice | Place::Candidate) {
+            self.choices.close();
+        }
+    }
+
+    fn string(&mut self, place: Place, raw: &[u8]) {
+        match place {
+            Place::Root if raw == b"[DONE]" => self.terminal = Some(Marker::Done),
+            Place::EventType => self.note_event(raw),
+            // What some providers write while there is none.
+            Place::Finish | Place::ChoiceFinish if matches!(raw, b"" | b"null") => {}
+            Place::Finish => self.note_finish(raw),
+            Place::ChoiceFinish => {
+                self.note_finish(raw);
+                self.choices.finish();
+            }
+            Place::Blocked => {
+                self.finish = Some(FinishReason::ContentFilter);
+                self.speaks = Some(Speaks::Events);
+                self.terminal = Some(Marker::Event);
+            }
+            Place::ResponseStatus => match raw {
+                b"completed" | b"incomplete" => {
+                    self.finish.get_or_insert(match raw {
+                        b"completed" => FinishReason::Stop,
+                        _ => FinishReason::Other,
+                    });
+                }
+                b"failed" | b"error" => {
+                    self.note_error();
+                }
+                _ => {}
+            },
+            _ if raw.is_empty() => {}
+            Place::ErrorName | Place::ErrorCode => self.note_error().name(raw),
+            Place::RootObject if raw == b"error" => {
+                self.note_error();
+            }
+            Place::RootCode => self.root.name(raw),
+            Place::RootErrorName | Place::RootErrorCode => self.note_error().name(raw),
+            Place::RetryDelay => self.note_error().delay(parse_seconds(raw)),
+            Place::QuotaId => {
+                // A daily quota is refilled at midnight, whatever the delay beside it says.
+                if memchr::memmem::find(raw, b"PerDay").is_some() {
+                    self.note_error().of_day();
+                }
+                if memchr::memmem::find(raw, b"PerModel").is_some() {
+                    self.note_error().of_model();
+                }
+            }
+            Place::QuotaModel => self.note_error().of_model(),
+            // A text that passed has ended.
+            _ => {}
+        }
+    }
+
+    fn pass(&mut self, place: Place, piece: &[u8]) {
+        self.hint.feed(piece);
+        match place {
+            Place::Error => self.error_text.push(piece),
+            // That there is one makes it an error; what it says may change.
+            Place::ErrorMessage | Place::RootErrorMessage if !piece.is_empty() => {
+                self.note_error();
+            }
+            _ => {}
+        }
+    }
+
+    fn passed(&mut self, place: Place) {
+        if place == Place::Error && !self.error_text.is_empty() {
+            let text = self.error_text;
+            self.error_text.clear();
+            self.note_error().name(text.bytes());
+        }
+    }
+
+    fn text(&mut self, _: Place, bytes: i64) {
+        self.text_bytes = self.text_bytes.saturating_add(bytes);
+        self.has_output |= bytes > 0;
+    }
+
+    fn number(&mut self, place: Place, value: u64) {
+        match place {
+            Place::Count(counter) => self.counters.report(counter, value),
+            Place::IterationCount(counter) => self.iterations.add(counter, value),
+            Place::ChoiceIndex => self.choices.index(value),
+            _ if value == 0 => {}
+            Place::ErrorCode | Place::Error => self.note_error().number(value),
+            Place::RootCode | Place::ResponseStatus => self.root.number(value),
+            Place::RootErrorCode => self.note_error().add(ErrorKind::of_baidu(value)),
+            Place::BaseRespCode => self.note_error().add(ErrorKind::of_minimax(value)),
+            // An event that is nothing but a number; it counts if the event is an error's.
+            Place::Root => self.root.number(value),
+            _ => {}
+        }
+    }
+
+    fn word(&mut self, place: Place, word: &[u8]) {
+        match (place, word) {
+            // `data: [DONE]` reads as an array of one bare word.
+            (Place::Root, b"DONE") => self.terminal = Some(Marker::Done),
+            (Place::Error, b"true") | (Place::RootSuccess, b"false") => {
+                self.note_error();
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Name {
+    fn push(&mut self, piece: &[u8]) {
+        let free = &mut self.bytes[self.len..];
+        let taken = piece.len().min(free.len());
+        free[..taken].copy_from_slice(&piece[..taken]);
+        self.len += taken;
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn clear(&mut self) {
+        self.len = 0;
+    }
+}
+
+impl Default for Name {
+    fn default() -> Self {
+        Self {
+            bytes: [0; 64],
+            len: 0,
+        }
+    }
+}
+
+/// A protobuf duration such as `57.238747106s`, rounded up to milliseconds.
+fn parse_seconds(text: &[u8]) -> Option<Duration> {
+    let text = std::str::from_utf8(text).ok()?;
+    let seconds: f64 = text.strip_suffix('s')?.parse().ok()?;
+    let exact = Duration::try_from_secs_f64(seconds).ok()?;
+    let millis = u64::try_from(exact.as_nanos().div_ceil(1_000_000)).ok()?;
+    Some(Duration::from_millis(millis).min(MAX_RETRY_AFTER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_delay_is_rounded_up_to_milliseconds() {
+        assert_eq!(parse_seconds(b"36s"), Some(Duration::from_secs(36)));
+        assert_eq!(
+            parse_seconds(b"57.238747106s"),
+            Some(Duration::from_millis(57_239))
+        );
+        for odd in [&b"-1s"[..], b"1", b"s", b"NaNs", b"infs", b""] {
+            assert_eq!(parse_seconds(odd), None, "{odd:?}");
+        }
+    }
+}
