@@ -53,6 +53,7 @@ enum By {
     Model,
     ProviderAndModel,
     Account,
+    Credential,
     Caller,
     Header(HeaderName),
     Route(Arc<KeyBy>),
@@ -220,6 +221,15 @@ impl KeyBy {
         Self(By::Account)
     }
 
+    /// Uses the credential that a call carries: the account if the service named one, else the caller's own.
+    ///
+    /// A service that sends a credential of its own names its account
+    /// ([`DescribeLayer::account`](crate::DescribeLayer::account)); otherwise the caller's credential goes through.
+    #[must_use]
+    pub fn credential() -> Self {
+        Self(By::Credential)
+    }
+
     /// Uses the caller.
     #[must_use]
     pub fn caller() -> Self {
@@ -266,6 +276,7 @@ impl KeyBy {
     ) -> KeyRef<'a> {
         let provider = || call.map_or("", |call| call.provider().as_str());
         let model = || call.and_then(Call::model).unwrap_or_default();
+        let caller = || call.and_then(Call::caller).map_or("", Caller::as_str);
         let single = |first| KeyRef {
             first,
             ..KeyRef::EMPTY
@@ -280,10 +291,8 @@ impl KeyBy {
                 third: "",
             },
             By::Account => single(call.and_then(Call::account).unwrap_or_default()),
-            By::Caller => {
-                let caller = call.and_then(Call::caller);
-                single(caller.map_or("", Caller::as_str))
-            }
+            By::Caller => single(caller()),
+            By::Credential => single(call.and_then(Call::account).unwrap_or_else(caller)),
             By::Header(name) => single(
                 request
                     .header(name.as_str())
@@ -322,6 +331,7 @@ impl fmt::Debug for KeyBy {
             By::Model => "model",
             By::ProviderAndModel => "provider and model",
             By::Account => "account",
+            By::Credential => "credential",
             By::Caller => "caller",
             By::Header(name) => return write!(f, "header {name}"),
             By::Route(account) => return write!(f, "provider, account ({account:?}) and model"),
