@@ -1,8 +1,8 @@
-//! One circuit: whether a call may pass, and what its end changes.
+//! One circuit: whether a call is admitted, and what its end changes.
 //!
-//! While a circuit is closed a call reads one word to pass, and its success changes one bucket of a window. Everything
-//! else - to open, to probe, to close - is done under a lock, which alone writes the word. Nothing of the user's runs
-//! while it is held: events are sent after it.
+//! While a circuit is closed, a call reads one word to be admitted, and its success changes one bucket of a window.
+//! Opening, probing and closing happen under a lock, and only its holder writes the word. No code of the user runs under
+//! the lock: events are sent after it is released.
 
 mod held;
 mod judged;
@@ -17,7 +17,7 @@ use tower_llm_core::{Evictable, Key};
 
 use self::{
     held::{Core, Held},
-    judged::Judged,
+    judged::{Judged, Run},
 };
 use crate::{
     CircuitId, State,
@@ -32,40 +32,45 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Circuit {
     group: Arc<Group>,
-    /// `None` for the circuit that keys share when there is room for no more: it is disabled for good.
+    /// `None` for the circuit that keys beyond the maximum share: it is always disabled.
     key: Option<Key>,
     /// A packed [`Word`]; written under the lock.
     word: AtomicU64,
-    /// `None` where nothing is counted: the circuit is opened by single calls alone.
+    /// `None` for a circuit without windows, which opens for what single calls say and for credential errors in a row.
     judged: Option<Judged>,
+    /// Failures in a row; credential errors in a row if there are no windows.
+    run: Run,
     core: Mutex<Core>,
     refused: AtomicU64,
     stale: AtomicU64,
-    /// When it last changed or something bad was counted, in milliseconds.
+    /// When it last changed or counted something bad, in milliseconds.
     last_event: AtomicU64,
-    /// One once it is of its group; written under the lock.
+    /// One once it is a member of its group; written under the lock.
     is_member: AtomicU64,
 }
 
-/// That a call was let through: in which generation, and in the upper bits a probe's lease.
+/// An admitted call: the generation it was admitted in, and in the upper bits a probe's lease.
 ///
-/// One number, since a call carries one for each of its circuits wherever it is moved to.
+/// One number, since a call carries one for each of its circuits and is moved around.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pass(u32);
 
 const LEASE_BITS: u32 = u32::BITS - GENERATION_BITS;
 
-/// Most probes that may be told apart. Zero is none.
+/// Maximum number of leases; zero means no lease.
 pub(crate) const MOST_PROBES: usize = (1 << LEASE_BITS) - 1;
 
-/// That a call was not let through.
+/// Credential errors in a row that open a circuit. A single one may be a replica that does not know a new key yet.
+const CREDENTIAL_ERRORS: u32 = 3;
+
+/// A circuit refuses a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shut {
     pub(crate) state: State,
     pub(crate) retry_after: Option<Duration>,
 }
 
-/// What a call's end says of one circuit.
+/// What a call's end means for one circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Success,
@@ -74,19 +79,21 @@ pub(crate) enum Verdict {
         retry_after: Option<Duration>,
     },
     Neutral,
-    /// The provider's clock, if it shows one.
+    /// The provider's rate limit, with its clock if it shows one.
     Throttled {
         retry_after: Option<Duration>,
     },
-    /// It will not do for long.
+    /// Money or quota is used up for a long time.
     Exhausted,
+    /// The provider refused the credential.
+    Credential,
 }
 
 impl Circuit {
     pub(crate) fn new(group: Arc<Group>, key: Option<Key>) -> Self {
         let policy = &group.policy;
         let judged = group.counts().then(|| Judged::new(policy));
-        // Calls that share a circuit for want of room have nothing else in common: it keeps none of them out.
+        // Calls that share the overflow circuit have nothing in common: it refuses none of them.
         let phase = match &key {
             Some(_) => policy.initial_state,
             None => Phase::Disabled,
@@ -94,6 +101,7 @@ impl Circuit {
         Self {
             word: AtomicU64::new(Word::first(phase).pack()),
             judged,
+            run: Run::new(),
             core: Mutex::new(Core::default()),
             refused: AtomicU64::new(0),
             stale: AtomicU64::new(0),
@@ -119,29 +127,42 @@ impl Circuit {
 
     // === a call comes ===
 
-    /// Lets a call through if that takes no more than a look.
+    /// Admits a call if reading the word is enough for that.
     pub(crate) fn admit_free(&self) -> Option<Pass> {
         let word = self.word();
         word.phase.is_free().then(|| Pass::of(word))
     }
 
-    /// Lets a call through, or does not.
+    /// Admits a call, or refuses it.
     pub(crate) fn admit(&self, now: Instant) -> Result<Pass, Shut> {
         let word = self.word();
-        let admitted = if word.phase.is_free() {
+        if word.phase.is_free() {
             Ok(Pass::of(word))
         } else if self.is_shut(word, now) {
             Err(self.shut(word, now))
         } else {
             self.change(now, |held| held.admit())
-        };
-        if admitted.is_err() {
-            self.refused.fetch_add(1, Ordering::Relaxed);
         }
-        admitted
     }
 
-    /// Whether nobody passes, whoever comes.
+    /// Whether it would refuse a call now; it admits none.
+    pub(crate) fn refusal(&self, now: Instant) -> Option<Shut> {
+        let word = self.word();
+        if self.is_shut(word, now) {
+            return Some(self.shut(word, now));
+        }
+        let is_probed = word.phase == Phase::HalfOpen;
+        is_probed
+            .then(|| self.core().busy(self.policy(), now))
+            .flatten()
+    }
+
+    /// Counts a call that it has refused.
+    pub(crate) fn count_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether no call is admitted, whatever it is.
     fn is_shut(&self, word: Word, now: Instant) -> bool {
         match word.phase {
             Phase::ForcedOpen => true,
@@ -158,7 +179,7 @@ impl Circuit {
         }
     }
 
-    /// A call that was let through is not sent after all.
+    /// An admitted call is not sent after all.
     pub(crate) fn give_back(&self, pass: Pass, now: Instant) {
         if pass.is_probe() || self.word().phase == Phase::Ramping {
             self.change(now, |held| held.was_not_sent(pass));
@@ -167,13 +188,11 @@ impl Circuit {
 
     // === a call ends ===
 
-    /// Counts what a call's end says, and opens or closes if that is due.
+    /// Counts a call's end, and opens or closes the circuit if that is due.
     pub(crate) fn record(&self, pass: Pass, verdict: Verdict, now: &mut Now) {
         match verdict {
-            Verdict::Exhausted => self.change(now.get(), |held| {
-                held.give_back(pass);
-                held.exhausted(pass);
-            }),
+            Verdict::Exhausted => self.exhausted(pass, Reason::Exhausted, now),
+            Verdict::Credential => self.credential_refused(pass, now),
             Verdict::Throttled {
                 retry_after: Some(time),
             } if !time.is_zero() && self.policy().throttled_opens => {
@@ -192,7 +211,26 @@ impl Circuit {
         }
     }
 
-    /// Counts a success: what nearly every call's end says to each of its circuits.
+    fn exhausted(&self, pass: Pass, reason: Reason, now: &mut Now) {
+        self.change(now.get(), |held| {
+            held.give_back(pass);
+            held.exhausted(pass, reason);
+        });
+    }
+
+    /// Counts a credential error; a probe's opens the circuit at once.
+    fn credential_refused(&self, pass: Pass, now: &mut Now) {
+        let is_current = self.is_current(pass);
+        if !is_current {
+            self.stale.fetch_add(1, Ordering::Relaxed);
+        }
+        let in_a_row = self.run.count(pass, true, || is_current);
+        if pass.is_probe() || is_current && in_a_row >= CREDENTIAL_ERRORS {
+            self.exhausted(pass, Reason::Credential, now);
+        }
+    }
+
+    /// Counts a success: what almost every call's end means for each of its circuits.
     pub(crate) fn succeeded(&self, pass: Pass, now: &mut Now) {
         if pass.is_probe() {
             self.change(now.get(), |held| held.probed(pass, Verdict::Success));
@@ -207,14 +245,17 @@ impl Circuit {
         if word.generation != pass.generation() {
             self.stale.fetch_add(1, Ordering::Relaxed);
             if let (Phase::Open, Some(Some(time))) = (word.phase, failure) {
-                // It says nothing of what the circuit is now, but the provider's clock goes on.
+                // The result is from before, but the provider's clock still runs.
                 self.change(now.get(), |held| held.told_late(time));
             }
             return;
         }
         let (Some(judged), true) = (&self.judged, word.phase.is_judged()) else {
+            if self.judged.is_none() && failure.is_none() {
+                self.run.count(pass, false, || self.is_current(pass));
+            }
             if word.phase == Phase::HalfOpen && failure.is_some() {
-                // A probe that was taken for a success at its first token, and was none.
+                // A probe that counted as a success at its first token has failed after all.
                 self.change(now.get(), |held| held.fail(pass));
             }
             return;
@@ -234,7 +275,7 @@ impl Circuit {
             return;
         }
         let in_a_row = match self.policy().failure_threshold {
-            Some(_) => judged.follow(pass, is_bad, || self.is_current(pass)),
+            Some(_) => self.run.count(pass, is_bad, || self.is_current(pass)),
             None => 0,
         };
         let Some(retry_after) = failure else {
@@ -245,7 +286,7 @@ impl Circuit {
         }
     }
 
-    /// A circuit is one of its group once something was counted in it: names that somebody invents are not.
+    /// A circuit is a member of its group once something was counted in it, so invented names are not.
     fn enter_group(&self, now: &mut Now) {
         if !self.is_member() {
             self.change(now.get(), |held| held.enter_group());
@@ -292,7 +333,7 @@ impl Circuit {
         self.last_event.store(millis, Ordering::Relaxed);
     }
 
-    /// Whether a failure that was just counted opens the circuit. A success never does: it makes no share larger.
+    /// Whether a failure that was just counted opens the circuit. A success never does: it makes no ratio larger.
     fn judge_failures(
         &self,
         judged: &Judged,
@@ -318,7 +359,7 @@ impl Circuit {
         self.word().generation == pass.generation()
     }
 
-    /// A probe's first token has come: taken for its success. What comes of it later counts as of any call.
+    /// A probe's first token counts as its success. From then on it counts like any other call.
     pub(crate) fn probed_early(&self, pass: Pass, now: &mut Now) -> Pass {
         self.change(now.get(), |held| {
             if !self.is_current(pass) {
@@ -326,50 +367,50 @@ impl Circuit {
             }
             held.probed(pass, Verdict::Success);
             match held.word() {
-                // It has closed the circuit, and is one of the calls that are judged now.
+                // It has closed the circuit, and its end is judged like that of other calls.
                 word if word.phase.is_judged() => Pass::of(word),
                 _ => pass.with_lease(0),
             }
         })
     }
 
-    // === by hand ===
+    // === manual control ===
 
-    /// Opens for `time`, whatever has happened.
+    /// Opens for `time`.
     pub(crate) fn trip(&self, time: Duration, now: Instant) {
         self.change(now, |held| held.open(now + time, Reason::Manual));
     }
 
-    /// As it was before anything had happened.
+    /// Returns to the initial state.
     pub(crate) fn reset(&self, now: Instant) {
-        self.begin_anew(self.policy().initial_state, now);
+        self.restart(self.policy().initial_state, now);
     }
 
     pub(crate) fn close(&self, now: Instant) {
-        self.begin_anew(Phase::Closed, now);
+        self.restart(Phase::Closed, now);
     }
 
-    fn begin_anew(&self, phase: Phase, now: Instant) {
-        self.change(now, |held| held.begin_anew(phase));
+    fn restart(&self, phase: Phase, now: Instant) {
+        self.change(now, |held| held.restart(phase));
     }
 
-    /// Goes on in `phase`.
+    /// Forces `phase`.
     pub(crate) fn force(&self, phase: Phase, now: Instant) {
         self.change(now, |held| held.go(phase, None, Reason::Manual));
     }
 
-    /// Whether it is one that somebody can mean by its name.
+    /// Whether it has a name; the overflow circuit has none.
     pub(crate) fn has_key(&self) -> bool {
         self.key.is_some()
     }
 
-    /// What another process says.
+    /// Follows what another process reports.
     #[cfg(feature = "redis")]
     pub(crate) fn observe(&self, change: crate::shared::Change, now: Instant) {
         self.change(now, |held| held.observe(change));
     }
 
-    // === to look at ===
+    // === statistics ===
 
     pub(crate) fn standing(&self, now: Instant) -> Shut {
         let core = self.core();
@@ -378,7 +419,7 @@ impl Circuit {
             Phase::Open | Phase::Paused | Phase::Ramping if !self.is_over(word, now) => {
                 self.shut(word, now)
             }
-            // Its time is over; the next call makes it what it is taken for.
+            // Its time is over; the next call changes the state to this.
             Phase::Open => Shut::untimed(State::HalfOpen),
             Phase::Paused => {
                 let millis = self.policy().clock.millis(now);
@@ -412,7 +453,8 @@ impl Circuit {
         tally.unwrap_or_default()
     }
 
-    pub(crate) fn probes(&self, now: Instant) -> usize {
+    /// Probes in flight, and how many have succeeded and failed.
+    pub(crate) fn probes(&self, now: Instant) -> (usize, u64, u64) {
         self.core().probes(now)
     }
 
@@ -435,7 +477,7 @@ impl Circuit {
         let result = change(&mut held);
         let happened = held.release();
         if !self.has_key() {
-            // It is nobody's circuit: there is no name to tell it by.
+            // The overflow circuit has no name to report.
             return result;
         }
         for kind in happened {
@@ -474,6 +516,11 @@ impl Pass {
 }
 
 impl Shut {
+    /// How long it refuses; a time that is not known is the longest.
+    pub(crate) fn lasts(self) -> Duration {
+        self.retry_after.unwrap_or(Duration::MAX)
+    }
+
     fn untimed(state: State) -> Self {
         Self {
             state,
@@ -483,8 +530,8 @@ impl Shut {
 }
 
 impl Evictable for Circuit {
-    /// Closed, and nothing bad has happened for a while; or open, and long since nobody has come to probe it. What a hand
-    /// has chosen is not forgotten: made anew, it would be what it is at first.
+    /// A circuit that is closed and has counted nothing bad for a while, or is open and was not probed for long. A forced
+    /// state is kept: a new circuit would have the initial state again.
     fn is_evictable(&self) -> bool {
         let policy = self.policy();
         let word = self.word();

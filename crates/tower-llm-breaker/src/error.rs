@@ -6,7 +6,7 @@ use crate::{CircuitId, State, circuit::Shut};
 
 /// A circuit is open: the call was not sent.
 ///
-/// The text may change; what the getters say will not.
+/// The text may change; the getters will not.
 #[derive(Clone, Debug)]
 pub struct CircuitOpen {
     circuit: CircuitId,
@@ -31,20 +31,20 @@ impl CircuitOpen {
         }
     }
 
-    /// Which circuit.
+    /// The circuit that refused; if several did, the one that will be open for longest.
     #[must_use]
     pub fn circuit(&self) -> &CircuitId {
         &self.circuit
     }
 
-    /// What state it is in.
+    /// The state of that circuit.
     #[must_use]
     pub fn state(&self) -> State {
         self.state
     }
 
-    /// Time until a call may be let through: the rest of the open time; if it is being probed, until a probe's place is
-    /// free at the latest. `None` if nobody knows, as when it was forced open.
+    /// Time until a call may be admitted: the rest of the open time, or a few seconds while the circuit is probed or closes
+    /// gradually. `None` if it is not known, as for a circuit that was forced open.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.refusal.retry_after()
@@ -55,11 +55,11 @@ impl fmt::Display for CircuitOpen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { circuit, .. } = self;
         match self.state {
-            State::Throttled => write!(f, "the provider has asked to wait: {circuit}"),
-            State::HalfOpen => write!(f, "the circuit is being probed: {circuit}"),
-            State::Ramping => write!(f, "the circuit is closing by and by: {circuit}"),
-            State::ForcedOpen => write!(f, "the circuit was opened by hand: {circuit}"),
-            _ => write!(f, "the circuit is open: {circuit}"),
+            State::Throttled => write!(f, "throttled by the provider: {circuit}"),
+            State::HalfOpen => write!(f, "circuit half-open, probes in flight: {circuit}"),
+            State::Ramping => write!(f, "circuit closing gradually: {circuit}"),
+            State::ForcedOpen => write!(f, "circuit forced open: {circuit}"),
+            _ => write!(f, "circuit open: {circuit}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What happens to circuits, told to whoever listens.
+//! Events of circuits, for subscribers.
 
 use std::time::Duration;
 
@@ -6,97 +6,102 @@ use tokio::{sync::broadcast, time::Instant};
 
 use crate::{CircuitId, State};
 
-/// Events that a slow listener may be behind.
+/// Events that a slow subscriber may be behind.
 const KEPT: usize = 1_024;
 
-/// Something that happened to a circuit.
+/// An event of a circuit.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Event {
     /// Which circuit.
     pub circuit: CircuitId,
-    /// When.
+    /// When it happened.
     pub at: Instant,
-    /// What.
+    /// What happened.
     pub kind: EventKind,
 }
 
-/// What has happened.
+/// What happened to a circuit.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum EventKind {
-    /// It went from one state to another.
+    /// The circuit went from one state to another.
     Transition {
-        /// What it was.
+        /// The state before.
         from: State,
-        /// What it is.
+        /// The state from now on.
         to: State,
-        /// Why.
+        /// Why it changed.
         reason: Reason,
-        /// For how long, where that is set.
+        /// How long the new state lasts, if it has an end.
         duration: Option<Duration>,
-        /// How many generations this circuit has had before. Each transition begins one, but for those to and from
-        /// [`State::Throttled`] and the end of a ramp, over which what was counted stays. Two that follow at once may arrive
-        /// in the wrong order: this tells.
+        /// The number of the generation that the circuit is in now. Each transition begins a generation, except those to
+        /// and from [`State::Throttled`] and the end of a ramp, which keep the counts. Transitions that follow each other
+        /// closely may arrive in the wrong order; this number gives the right one.
         generation: u32,
     },
-    /// It is open for longer than it was.
+    /// The circuit stays open for longer.
     Extended {
-        /// What it is: open or throttled.
+        /// Its state: open or throttled.
         state: State,
-        /// Why.
+        /// Why it is extended.
         reason: Reason,
-        /// For how long from now on.
+        /// How long the state lasts from now on.
         duration: Duration,
     },
-    /// A circuit that only measures would have opened.
+    /// A circuit that only measures would have opened. Reported once for the time it would have been open.
     WouldOpen {
-        /// Why.
+        /// Why it would have opened.
         reason: Reason,
+        /// For how long.
+        duration: Duration,
     },
-    /// It should have opened, or has in another process, and too large a share of its group is open already.
+    /// The circuit should have opened, or has in another process, but too many of its group are open already.
     KeptClosed {
-        /// Why it should.
+        /// Why it should have opened.
         reason: Reason,
     },
-    /// The provider's rate limit refused a call, and the circuit stays as it is: no time was told, or none is
-    /// [heeded](crate::BreakerBuilder::throttled_opens).
+    /// The provider throttled a call, and the circuit stays as it is: no time was named, or
+    /// [`throttled_opens`](crate::BreakerBuilder::throttled_opens) is off.
     Throttled,
 }
 
-/// Why a circuit has changed.
+/// Why a circuit changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The share of failures among the last calls.
+    /// The ratio of failures among the last calls.
     FailureRatio,
-    /// Failures one after the other.
+    /// Failures in a row.
     ConsecutiveFailures,
-    /// The share of slow calls.
+    /// The ratio of slow calls.
     SlowRatio,
-    /// The provider said when to come back.
+    /// The provider named a time to wait.
     Throttled,
-    /// Money or a long quota is used up, or the credentials are no good.
+    /// Money or a quota is used up.
     Exhausted,
-    /// Its time is over.
+    /// The provider refused the credential three times in a row, or that of a probe.
+    Credential,
+    /// The time of the state before is over.
     Elapsed,
-    /// A probe has failed, or was slow.
+    /// A probe failed or was slow.
     ProbeFailed,
-    /// Enough probes have succeeded.
+    /// Enough probes succeeded.
     ProbesSucceeded,
-    /// Somebody's hand.
+    /// The handle was used.
     Manual,
-    /// Another process.
+    /// Another process changed it.
     Shared,
 }
 
-/// Sends events to those who listen.
+/// Sends events to the subscribers.
 #[derive(Clone, Debug)]
 pub(crate) struct Events(broadcast::Sender<Event>);
 
-/// What the handle's `subscribe` gives: the events from then on.
+/// Receives the events since the call of [`subscribe`](crate::BreakerHandle::subscribe).
 ///
-/// One that is 1,024 events behind is told [how many it has missed](broadcast::error::RecvError::Lagged).
+/// A receiver that is more than 1,024 events behind learns
+/// [how many it has missed](broadcast::error::RecvError::Lagged).
 pub type EventReceiver = broadcast::Receiver<Event>;
 
 impl Events {
@@ -111,8 +116,15 @@ impl Events {
     pub(crate) fn send(&self, event: Event) {
         #[cfg(feature = "tracing")]
         event.trace();
-        // Nobody listens: nobody misses it.
+        // It fails if there are no subscribers.
         let _ = self.0.send(event);
+    }
+}
+
+impl EventKind {
+    /// Whether anything has changed: a circuit that is closed once more has only lost its counts.
+    pub(crate) fn is_change(&self) -> bool {
+        !matches!(self, Self::Transition { from, to, .. } if from == to)
     }
 }
 
@@ -138,11 +150,11 @@ impl Event {
             } => {
                 tracing::info!(%circuit, ?reason, ?duration, "circuit open for longer");
             }
-            EventKind::WouldOpen { reason } => {
-                tracing::warn!(%circuit, ?reason, "circuit would have opened");
+            EventKind::WouldOpen { reason, duration } => {
+                tracing::warn!(%circuit, ?reason, ?duration, "circuit would have opened");
             }
             EventKind::KeptClosed { reason } => {
-                tracing::warn!(%circuit, ?reason, "circuit kept closed: too many of its group are open");
+                tracing::warn!(%circuit, ?reason, "circuit kept closed: too many others are open");
             }
             EventKind::Throttled => tracing::debug!(%circuit, "throttled"),
         }

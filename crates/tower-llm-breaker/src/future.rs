@@ -11,9 +11,9 @@ use tower_llm_core::{Armed, BoxError, Call, Guarded, Watch};
 use crate::{BreakerGuard, CircuitOpen};
 
 pin_project! {
-    /// Answers when the inner service has; at once, if a circuit is open.
+    /// Resolves when the inner service has answered, or at once if a circuit is open.
     ///
-    /// Dropping it is the caller's leaving: neutral, and a probe's place is free again.
+    /// Dropping it is neutral; a probe's lease is free again.
     pub struct ResponseFuture<F, W> {
         #[pin]
         state: State<Guarded<F, W, BreakerGuard>>,

@@ -1,4 +1,4 @@
-//! A call that was let through, until its end says what it was.
+//! An admitted call, until its end.
 
 use std::{future::Future, pin::Pin, sync::Arc, task::Context, time::Duration};
 
@@ -12,34 +12,34 @@ use crate::{
     window::Now,
 };
 
-/// A call that was let through: its guard.
+/// Counts how an admitted call ends: its guard.
 ///
-/// What it says is counted once: when its body has ended or was dropped, or as soon as it stalls.
+/// It counts once: when the response body has ended or was dropped, or as soon as the stream stalls.
 #[derive(Debug)]
 pub struct BreakerGuard {
     route: Arc<Keyed<Route>>,
     passes: Passes,
-    /// `None` unless it is watched while it runs.
+    /// `None` unless the call is watched while it runs.
     pace: Option<Box<Pace>>,
     has_stalled: bool,
 }
 
-/// How a call runs: only kept where calls may be slow or stall.
+/// How long a call has waited for content: only with settings for slow or stalled calls.
 ///
-/// What counts is how long the upstream was seen silent: up to the head, and then by a timer while it is asked for more.
-/// When something comes nobody knows how long it had lain there before its reader asked.
+/// Only the silence of the upstream counts: up to the response headers, and then while the body was polled and had nothing.
+/// How long content lay unread before its reader polled cannot be known.
 #[derive(Debug)]
 struct Pace {
     streamed: bool,
     first_token: bool,
     content_seen: Option<u64>,
-    /// Of the head.
+    /// Of the response.
     status: Option<u16>,
-    /// How long it was waited for since content came last, and since when it is waited for now.
+    /// Time waited since the last content before the present wait, which began at `waiting_since`.
     waited: Duration,
     waiting_since: Option<Instant>,
     is_slow: bool,
-    /// Made when something is first waited for.
+    /// Created with the first wait.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -54,7 +54,7 @@ impl BreakerGuard {
         }
     }
 
-    /// Sees whether content was waited for for too long, as of `now`.
+    /// Checks whether content was waited for for too long, as of `now`.
     fn look(&mut self, now: Instant) {
         let (policy, Some(pace)) = (&self.route.policy, &mut self.pace) else {
             return;
@@ -71,13 +71,24 @@ impl BreakerGuard {
         if !self.has_stalled && stalls_after.is_some_and(|most| waited >= most) {
             self.has_stalled = true;
             let mut stalled = Completion::new(Outcome::Failed(Failure::Stalled));
-            // The way to where it stalls was good.
+            // The provider was reached.
             stalled.status = status;
             self.report(&stalled, Some(now));
         }
     }
 
-    /// Counts it as slow, before its end.
+    /// A deadline cut a stream that showed life: it was slow, whatever the settings say of its times.
+    fn note_slow(&mut self, completion: &Completion) {
+        if let Some(pace) = &mut self.pace
+            && self.route.policy.slow.is_some()
+            && !pace.is_slow
+        {
+            pace.is_slow = true;
+            self.slow(completion.ended_at.unwrap_or_else(Instant::now));
+        }
+    }
+
+    /// Counts the call as slow.
     fn slow(&mut self, now: Instant) {
         if let Some((index, circuit)) = self.route.of_model() {
             circuit.record_slow(self.passes[index], true, &mut Now::at(Some(now)));
@@ -96,7 +107,7 @@ impl BreakerGuard {
         }
     }
 
-    /// Counts that it was not slow, unless it was.
+    /// Counts that the call was not slow, unless it was.
     fn report_pace(&self, completion: &Completion) {
         let Some(pace) = &self.pace else {
             return;
@@ -112,16 +123,16 @@ impl BreakerGuard {
 }
 
 impl Guard for BreakerGuard {
-    fn response_headers(&mut self, head: Option<&mut Parts>) {
+    fn response_headers(&mut self, headers: Option<&mut Parts>) {
         if self.pace.is_none() {
             return;
         }
-        // Up to here there was nothing to read: nobody kept it waiting.
+        // Up to here there was nothing to read: the upstream alone was the cause.
         let now = Instant::now();
         self.look(now);
         if let Some(pace) = &mut self.pace {
             pace.pause(now);
-            pace.status = head.map(|head| head.status.as_u16());
+            pace.status = headers.map(|headers| headers.status.as_u16());
         }
     }
 
@@ -149,7 +160,7 @@ impl Guard for BreakerGuard {
         let Some(pace) = &mut self.pace else {
             return;
         };
-        // What cannot be read may all be content.
+        // If the body cannot be read, all of it may be content.
         let is_content = seen.is_none() || pace.first_token && pace.content_seen != seen;
         if is_content {
             pace.content_seen = seen;
@@ -172,13 +183,16 @@ impl Guard for BreakerGuard {
         if self.has_stalled {
             return;
         }
+        if completion.outcome == Outcome::Failed(Failure::Slow) {
+            self.note_slow(completion);
+        }
         self.report_pace(completion);
         self.report(completion, completion.ended_at);
     }
 }
 
 impl BreakerGuard {
-    /// What runs out when the next thing has been waited for for too long.
+    /// Fires when the next content has been waited for for too long.
     fn timer(&mut self) -> Option<&mut Pin<Box<Sleep>>> {
         let policy = &self.route.policy;
         let pace = self.pace.as_mut()?;
@@ -210,7 +224,7 @@ impl Pace {
         }
     }
 
-    /// After how long a wait for content it is slow.
+    /// The wait for content after which the call is slow.
     fn slow_after(&self, policy: &Policy) -> Option<Duration> {
         let slow = policy.slow?;
         if !self.streamed {
@@ -223,8 +237,8 @@ impl Pace {
         }
     }
 
-    /// Whether one that was not slow says so by ending with `outcome`. A slow one is counted by a timer, whoever leaves:
-    /// were those not counted who leave when they have what they wanted, a few slow ones would look like many.
+    /// Whether a call that was not slow counts as such if it ends with `outcome`. A slow call is counted by a timer even if its
+    /// caller leaves; if calls that are dropped after their first token did not count, a few slow ones would look like many.
     fn has_kept_time(&self, outcome: Outcome) -> bool {
         match outcome {
             Outcome::Success => true,
@@ -233,7 +247,7 @@ impl Pace {
         }
     }
 
-    /// After how long a wait for content it stalls.
+    /// The wait for content after which the stream has stalled.
     fn stalls_after(&self, policy: &Policy) -> Option<Duration> {
         policy.stalled_after.filter(|_| self.first_token)
     }
@@ -243,7 +257,7 @@ impl Pace {
         self.waited + since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
-    /// It is not waited for until it is asked for more.
+    /// The wait is over until the body is polled again.
     fn pause(&mut self, now: Instant) {
         self.waited = self.waited_at(now);
         self.waiting_since = None;

@@ -6,16 +6,16 @@ use crate::{
     CircuitId, EventReceiver, Force, State, circuit::Circuit, route::Board, window::Tally,
 };
 
-/// Looks at the circuits of a [`BreakerLayer`](crate::BreakerLayer), and opens and closes them by hand; cheap to clone.
+/// Reads the state of the circuits of a [`BreakerLayer`](crate::BreakerLayer), and opens and closes them; cheap to clone.
 ///
-/// A circuit that no call has come by yet is made when a hand is laid on it. What is done to one of a kind that the layer
-/// does not have, or for which there is no room, is done to nothing.
+/// A method that changes a circuit creates it if it does not exist. It does nothing for a circuit of a scope that the layer
+/// does not have, or beyond [`max_keys`](crate::BreakerBuilder::max_keys).
 #[derive(Clone, Debug)]
 pub struct BreakerHandle {
     board: Arc<Board>,
 }
 
-/// As good as for ever.
+/// As good as no limit.
 const MAX_TRIP: Duration = Duration::from_secs(365 * 86_400);
 
 /// The state of one circuit, as of now.
@@ -24,21 +24,25 @@ const MAX_TRIP: Duration = Duration::from_secs(365 * 86_400);
 pub struct CircuitStats {
     /// Which circuit.
     pub circuit: CircuitId,
-    /// What it does with calls. One whose open time is over is half-open, though no call has come yet to probe it.
+    /// Its state. A circuit whose open time is over is half-open, even if no call has probed it yet.
     pub state: State,
-    /// How long it stays so, where that is set.
+    /// How long the state still lasts, if it has an end.
     pub remaining: Option<Duration>,
-    /// Calls in the window that ended well or badly; none where no share of failures opens a circuit.
+    /// Calls in the window that succeeded or failed; zero if the failure ratio is switched off.
     pub calls: u64,
-    /// Those that ended badly.
+    /// Those that failed.
     pub failures: u64,
     /// Calls in the window that were slow.
     pub slow_calls: u64,
-    /// Probes that hold a place.
+    /// Probes in flight.
     pub probes: usize,
-    /// Calls that it has refused since it was first seen, or was seen again after it had been forgotten.
+    /// Probes that succeeded since the circuit was created.
+    pub probe_successes: u64,
+    /// Probes that failed since the circuit was created.
+    pub probe_failures: u64,
+    /// Calls refused since the circuit was created. If several circuits refuse a call, it counts for the one it is told of.
     pub refused: u64,
-    /// Calls whose end was not counted, since they had been let through before it opened, closed or was changed by hand.
+    /// Calls whose end was not counted, since the circuit opened, closed or was changed manually after they were admitted.
     pub stale: u64,
 }
 
@@ -47,7 +51,7 @@ impl BreakerHandle {
         Self { board }
     }
 
-    /// The state of each circuit that has been seen, in no order.
+    /// The state of every circuit, in no order.
     #[must_use]
     pub fn stats(&self) -> Vec<CircuitStats> {
         let now = Instant::now();
@@ -60,14 +64,14 @@ impl BreakerHandle {
         stats
     }
 
-    /// The state of one circuit; `None` if no call has come by it.
+    /// The state of one circuit; `None` if no call has used it.
     #[must_use]
     pub fn stats_of(&self, circuit: &CircuitId) -> Option<CircuitStats> {
         let circuit = self.board.peek(circuit)?;
         Some(CircuitStats::of(&circuit, Instant::now()))
     }
 
-    /// What a circuit does with calls; one that no call has come by is closed.
+    /// The state of a circuit; one that no call has used has the initial state.
     #[must_use]
     pub fn state(&self, circuit: &CircuitId) -> State {
         let circuit = self.board.peek(circuit);
@@ -77,38 +81,36 @@ impl BreakerHandle {
         })
     }
 
-    /// Opens a circuit for `time`, a year at most, after which it is probed; if it is open for longer already, it stays so.
+    /// Opens a circuit for `time`, at most a year; then it is probed. If it is open for longer already, that stays.
     pub fn trip(&self, circuit: &CircuitId, time: Duration) {
         if let Some(circuit) = self.board.circuit(circuit) {
             circuit.trip(time.min(MAX_TRIP), Instant::now());
         }
     }
 
-    /// Closes a circuit, whatever it was, with nothing counted: also one that a hand has set to something else, or the
-    /// builder's [`initial_state`](crate::BreakerBuilder::initial_state) has.
+    /// Closes a circuit with empty counts, whatever its state, forced states included.
     pub fn close(&self, circuit: &CircuitId) {
         if let Some(circuit) = self.board.circuit(circuit) {
             circuit.close(Instant::now());
         }
     }
 
-    /// Makes a circuit what it was before any call had come: closed, unless the builder's
-    /// [`initial_state`](crate::BreakerBuilder::initial_state) says otherwise, with nothing counted and nothing forced.
+    /// Returns a circuit to its [initial state](crate::BreakerBuilder::initial_state) with empty counts.
     pub fn reset(&self, circuit: &CircuitId) {
         if let Some(circuit) = self.board.circuit(circuit) {
             circuit.reset(Instant::now());
         }
     }
 
-    /// Holds a circuit in a state until a hand ends that: [`close`](Self::close), [`reset`](Self::reset),
-    /// [`trip`](Self::trip) or another force.
+    /// Holds a circuit in a state until [`close`](Self::close), [`reset`](Self::reset), [`trip`](Self::trip) or another
+    /// `force`.
     pub fn force(&self, circuit: &CircuitId, force: Force) {
         if let Some(circuit) = self.board.circuit(circuit) {
             circuit.force(force.phase(), Instant::now());
         }
     }
 
-    /// What happens to the circuits from now on.
+    /// Subscribes to the events of all circuits.
     #[must_use]
     pub fn subscribe(&self) -> EventReceiver {
         self.board.policy.events.subscribe()
@@ -119,6 +121,7 @@ impl CircuitStats {
     fn of(circuit: &Circuit, now: Instant) -> Self {
         let standing = circuit.standing(now);
         let Tally { bad, total } = circuit.failures(now);
+        let (probes, probe_successes, probe_failures) = circuit.probes(now);
         Self {
             circuit: circuit.id(),
             state: standing.state,
@@ -126,7 +129,9 @@ impl CircuitStats {
             calls: total,
             failures: bad,
             slow_calls: circuit.slow(now).bad,
-            probes: circuit.probes(now),
+            probes,
+            probe_successes,
+            probe_failures,
             refused: circuit.refused(),
             stale: circuit.stale(),
         }

@@ -14,23 +14,25 @@ use crate::{
     word::{Clock, Phase},
 };
 
-/// Stops calling what is failing, and probes it back.
+/// Stops calls to what is failing, and probes until it is well again.
 ///
 /// State is shared by all clones of a layer and all services it makes.
 ///
 /// | setting | default |
 /// |---|---|
-/// | window | the last [60 s](BreakerBuilder::window) |
+/// | [`failure_threshold`](BreakerBuilder::failure_threshold) | 5 failures in a row |
 /// | [`failure_ratio`](BreakerBuilder::failure_ratio) | 0.5 |
-/// | [`minimum_calls`](BreakerBuilder::minimum_calls) | 10, or the window's length if that is less |
-/// | [`failure_threshold`](BreakerBuilder::failure_threshold), [`slow_calls`](BreakerBuilder::slow_calls), [`stalled_after`](BreakerBuilder::stalled_after) | none |
-/// | [`open_for`](BreakerBuilder::open_for) | 30 s, twice as long each time, at most 5 min, and up to a tenth more |
-/// | [`throttled_opens`](BreakerBuilder::throttled_opens) | yes, for [an hour](BreakerBuilder::max_retry_after) at most |
+/// | [`minimum_calls`](BreakerBuilder::minimum_calls) | 10, or the length of the window if that is less |
+/// | [`window`](BreakerBuilder::window) or [`window_calls`](BreakerBuilder::window_calls) | the last 60 s |
+/// | [`slow_calls`](BreakerBuilder::slow_calls), [`stalled_after`](BreakerBuilder::stalled_after) | none |
+/// | [`open_for`](BreakerBuilder::open_for) | 30 s, doubled each time up to [5 min](BreakerBuilder::max_open_for), plus up to [a tenth](BreakerBuilder::jitter) |
+/// | [`throttled_opens`](BreakerBuilder::throttled_opens) | yes, for at most [an hour](BreakerBuilder::max_retry_after) |
 /// | [`exhausted_for`](BreakerBuilder::exhausted_for) | 15 min |
-/// | [`probes`](BreakerBuilder::probes) | one at a time, for [60 s](BreakerBuilder::probe_lease) at most |
-/// | [`success_threshold`](BreakerBuilder::success_threshold) | 1 |
+/// | [`probes`](BreakerBuilder::probes) | one at a time, each for at most [60 s](BreakerBuilder::probe_lease) |
+/// | [`success_threshold`](BreakerBuilder::success_threshold) | 2 probes |
 /// | [`ramp`](BreakerBuilder::ramp), [`max_open_ratio`](BreakerBuilder::max_open_ratio) | none |
-/// | [`key_by`](BreakerBuilder::key_by) | by whose fault it is |
+/// | [`key_by`](BreakerBuilder::key_by) | by [`Scope`](crate::Scope) |
+/// | [`account_by`](BreakerBuilder::account_by) | the credential that the call carries |
 /// | [`max_keys`](BreakerBuilder::max_keys) | 10,000 |
 #[derive(Clone, Debug)]
 pub struct BreakerLayer<W = HttpBody> {
@@ -75,22 +77,25 @@ pub(crate) struct Settings {
 }
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// Fewer calls than that say little.
+/// A ratio of fewer calls means little.
 const MINIMUM_CALLS: usize = 10;
+/// What most guides and breakers start with.
+const FAILURE_THRESHOLD: u32 = 5;
+const SUCCESS_THRESHOLD: u32 = 2;
 /// A tenth of it is a whole millisecond.
 const SHORTEST_WINDOW: Duration = Duration::from_millis(10);
 /// Two megabytes for each circuit.
 const LONGEST_WINDOW: usize = 1 << 24;
 
 impl BreakerLayer {
-    /// A layer with the defaults.
+    /// Creates a layer with the defaults.
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "the defaults are good")]
     pub fn new() -> Self {
         Self::builder().build().expect("the defaults are good")
     }
 
-    /// Starts a layer with the defaults.
+    /// Starts from the defaults.
     pub fn builder() -> BreakerBuilder {
         BreakerBuilder {
             settings: Settings::default(),
@@ -106,7 +111,7 @@ impl Default for BreakerLayer {
 }
 
 impl<W> BreakerLayer<W> {
-    /// A handle to look at the circuits with, and to open and close them by hand.
+    /// A handle that reads the state of the circuits, and opens and closes them.
     #[must_use]
     pub fn handle(&self) -> BreakerHandle {
         BreakerHandle::new(Arc::clone(&self.board))
@@ -114,55 +119,61 @@ impl<W> BreakerLayer<W> {
 }
 
 impl<W> BreakerBuilder<W> {
-    /// Judges a circuit by the calls that ended within the last `time`: 10 ms to a day.
+    /// Judges a circuit by the calls that ended within the last `time`; 10 ms to a day.
     ///
-    /// It is counted in tenths, so that a call counts for at least nine tenths of the time and at most all of it.
+    /// The window moves in tenths: a call counts for at least nine tenths of the time, and at most for all of it.
     pub fn window(mut self, time: Duration) -> Self {
         self.settings.over = Over::Time(time);
         self
     }
 
-    /// Judges a circuit by the last so many calls: 1 to 16,777,216, at one bit each.
+    /// Judges a circuit by the last `calls` calls; 1 to 16,777,216, at one bit each.
     pub fn window_calls(mut self, calls: usize) -> Self {
         self.settings.over = Over::Calls(calls);
         self
     }
 
-    /// Opens a circuit when at least this share of its calls has failed; `0..=1`, where zero is the first failure.
+    /// Opens a circuit when at least this ratio of the calls in the window has failed; 0 to 1, where 0 is the first failure.
     ///
-    /// It is looked at when a call has failed: a success opens nothing.
+    /// The ratio is judged when a call fails, and only from [`minimum_calls`](Self::minimum_calls) on.
     pub fn failure_ratio(mut self, ratio: f64) -> Self {
         self.settings.failure_ratio = Some(ratio);
         self
     }
 
-    /// Opens no circuit for the share of its failures, and keeps no window of them.
+    /// Opens no circuit for the ratio of its failures, and keeps no window of them.
     pub fn without_failure_ratio(mut self) -> Self {
         self.settings.failure_ratio = None;
         self
     }
 
-    /// Sets of how many calls a share is taken at least: those that are missing count as good. So with a ratio of 0.5
-    /// and a minimum of 10, five failures open a circuit if there was nothing else.
+    /// Sets the minimum number of calls in the window before a ratio is judged, of failures or of slow calls.
     pub fn minimum_calls(mut self, calls: usize) -> Self {
         self.settings.minimum_calls = Some(calls);
         self
     }
 
-    /// Opens a circuit when so many calls have failed one after the other.
+    /// Opens a circuit after this many failures in a row, whatever their ratio. A success in between starts the count again;
+    /// a neutral end does not.
     pub fn failure_threshold(mut self, failures: u32) -> Self {
         self.settings.failure_threshold = Some(failures);
         self
     }
 
-    /// Opens a circuit for slow calls. A call is watched by a timer then, while nothing comes.
+    /// Opens no circuit for failures in a row.
+    pub fn without_failure_threshold(mut self) -> Self {
+        self.settings.failure_threshold = None;
+        self
+    }
+
+    /// Opens a circuit for slow calls. A timer then watches each call while nothing arrives.
     pub fn slow_calls(mut self, slow: SlowCalls) -> Self {
         self.settings.slow_calls = Some(slow);
         self
     }
 
-    /// Counts a stream as failed as soon as no content has come for so long, once it has begun; how it goes on does not
-    /// matter then. The caller gets it all the same: a time-out would cut it.
+    /// Counts a stream as failed as soon as no content has arrived for `time` after the first token; how it goes on does not
+    /// matter then. The stream is not cut: that is what a timeout does.
     pub fn stalled_after(mut self, time: Duration) -> Self {
         self.settings.stalled_after = Some(time);
         self
@@ -170,112 +181,110 @@ impl<W> BreakerBuilder<W> {
 
     /// Sets how long a circuit is open the first time.
     ///
-    /// It is open for longer if the provider asks for that (`Retry-After`) and says that it is overloaded: by 503 or 529, or
-    /// an error that means the same. A 429 is no failure but [a clock](Self::throttled_opens). With any other failure, a 500
-    /// or a 502 say, the time that is asked for is not heeded.
+    /// It is open for longer if the provider says that it is overloaded (503, 529 or an error of that meaning) and names a time
+    /// (`Retry-After`). A 429 is not a failure but [a clock](Self::throttled_opens). A time named with any other failure, such as
+    /// 500 or 502, is ignored.
     pub fn open_for(mut self, time: Duration) -> Self {
         self.settings.open_for = time;
         self
     }
 
-    /// Sets by what factor it is open longer each time, until it has stayed closed for as long as it is open the first
-    /// time; at least 1.
+    /// Sets the factor by which each opening lasts longer than the one before; at least 1. It starts again when the circuit has
+    /// stayed closed for as long as [`open_for`](Self::open_for).
     pub fn open_factor(mut self, factor: f64) -> Self {
         self.settings.open_factor = factor;
         self
     }
 
-    /// Sets how long it is open at most, unless the provider asks for more.
+    /// Sets how long a circuit is open at most, unless the provider asks for more.
     pub fn max_open_for(mut self, time: Duration) -> Self {
         self.settings.max_open_for = time;
         self
     }
 
-    /// Sets up to what share of its time a circuit is open longer, by chance, so that not all come back at once; `0..=1`.
-    pub fn jitter(mut self, share: f64) -> Self {
-        self.settings.jitter = share;
+    /// Extends each opening by a random time up to this ratio of it, so that not all calls return at once; 0 to 1.
+    pub fn jitter(mut self, ratio: f64) -> Self {
+        self.settings.jitter = ratio;
         self
     }
 
-    /// Sets whether a circuit is open while the provider's rate limit says to wait; it is unless set. Where a rate limit
-    /// stands inside of this layer that learns from the provider, leave it to that: it lets short waits be waited out.
+    /// Sets whether a circuit is open while the provider's rate limit says to wait; on unless set. If a rate limit inside this
+    /// layer follows the provider's clock, switch it off here: the rate limit lets calls wait out short times.
     ///
-    /// It goes on then as it was: what was counted stays, failures of calls that are under way count meanwhile and may open
-    /// it, and a [ramp](Self::ramp) goes on if it is not over.
+    /// After such a time the circuit goes on as before: the counts stay, failures of calls in flight still count and may open it,
+    /// and a [ramp](Self::ramp) that is not over goes on.
     pub fn throttled_opens(mut self, opens: bool) -> Self {
         self.settings.throttled_opens = opens;
         self
     }
 
-    /// Sets how long a time is believed that the provider asks for.
+    /// Sets the maximum of the times that the provider asks to wait.
     pub fn max_retry_after(mut self, time: Duration) -> Self {
         self.settings.max_retry_after = time;
         self
     }
 
-    /// Sets how long an account's circuit is open when its money or its quota is used up, or its credentials are refused.
+    /// Sets how long a circuit is open when money or a quota is used up, or when the credential is refused three times in a row.
     pub fn exhausted_for(mut self, time: Duration) -> Self {
         self.settings.exhausted_for = time;
         self
     }
 
-    /// Sets how many probes of a circuit may be under way at once; 1 to 4,095.
+    /// Sets how many probes of a circuit may be in flight at once; 1 to 4,095.
     pub fn probes(mut self, probes: usize) -> Self {
         self.settings.probes = probes;
         self
     }
 
-    /// Sets how long a probe keeps its place, its wait in layers inside of this one included: then another is let through, lest one that never ends holds up all. What it
-    /// tells later counts, unless it was decided meanwhile.
+    /// Sets how long a probe may take, waits in inner layers included, before another one is admitted beside it, so that a probe
+    /// that never ends does not block the circuit. Its result still counts if it ends later and the circuit has not changed.
     pub fn probe_lease(mut self, time: Duration) -> Self {
         self.settings.probe_lease = time;
         self
     }
 
-    /// Sets how many probes must succeed for the circuit to close; one that fails opens it again.
+    /// Sets how many probes must succeed to close the circuit. One that fails opens it again.
     pub fn success_threshold(mut self, probes: u32) -> Self {
         self.settings.success_threshold = probes;
         self
     }
 
-    /// Takes a probe for a success when its first content token comes, rather than when it has ended after minutes; if it
-    /// fails later, that counts as any call's failure. Off unless set.
+    /// Counts a probe as a success at its first content token instead of at its end, which may be minutes away. If it fails
+    /// later, that counts like the failure of any call. Off unless set.
     pub fn first_token_is_success(mut self, is_success: bool) -> Self {
         self.settings.first_token_is_success = is_success;
         self
     }
 
-    /// Lets calls through by and by when a circuit closes: a tenth of them at first, all of them after `time`.
+    /// Admits calls gradually when a circuit closes: a tenth of them at first, all of them after `time`.
     pub fn ramp(mut self, time: Duration) -> Self {
         self.settings.ramp = Some(time);
         self
     }
 
-    /// Keeps a circuit closed that failures would open, if more than this share of the layer's circuits of its kind, of those
-    /// by which calls have succeeded, failed or been slow, would be open then; `0..=1`. For pools: where all fail, somebody
-    /// must be asked.
+    /// Keeps a circuit closed if failures would open it while more than this ratio of the layer's circuits of its scope would then
+    /// be open; 0 to 1. Only circuits count by which calls have succeeded, failed or been slow. For pools: where all fail, some
+    /// must still be called.
     ///
-    /// What opens by a hand, the provider's clock or for want of money does not ask, nor what opens again for a probe that has
-    /// failed. One that is open counts until it closes, or until its time has been over for the window or
-    /// [`max_open_for`](Self::max_open_for), whichever is longer, and nobody has probed it; when somebody does, it counts
-    /// again.
+    /// Manual control, the provider's clock and exhausted accounts open a circuit in any case, and so does a failed probe. An open
+    /// circuit counts until it closes, or until its time has been over for the window or [`max_open_for`](Self::max_open_for),
+    /// whichever is longer, without a probe; with the next probe it counts again.
     ///
-    /// Where processes share their circuits (feature `redis`), each keeps its own share. A circuit that another process has
-    /// opened, for whatever reason, is then one of this process' circuits too, and opens here if there is room; else it stays
-    /// closed here. Those of accounts open in any case.
-    pub fn max_open_ratio(mut self, share: f64) -> Self {
-        self.settings.max_open_ratio = Some(share);
+    /// If processes share circuits (feature `redis`), each applies its own ratio. A circuit that another process has opened counts
+    /// here too; it opens here if the ratio allows it, and stays closed otherwise. Circuits of accounts open in any case.
+    pub fn max_open_ratio(mut self, ratio: f64) -> Self {
+        self.settings.max_open_ratio = Some(ratio);
         self
     }
 
-    /// Has one circuit for each key, opened by whatever fails, in place of circuits by [whose fault](crate::Scope) it is.
+    /// Uses one circuit for each key, opened by any failure, instead of one for each [`Scope`](crate::Scope).
     pub fn key_by(mut self, key_by: KeyBy) -> Self {
         self.settings.route_by = RouteBy::Key(key_by);
         self
     }
 
-    /// Sets what a provider's accounts are told apart by; the call's account unless set. Where callers send credentials
-    /// of their own, each is one: [`KeyBy::caller`]. Has no effect with a [`key_by`](Self::key_by).
+    /// Sets how a provider's accounts are told apart. Unless set, by the credential that a call carries: the account if the service
+    /// has named one, else the caller ([`KeyBy::credential`]). Has no effect with [`key_by`](Self::key_by).
     pub fn account_by(mut self, account_by: KeyBy) -> Self {
         if let RouteBy::Fault { account } = &mut self.settings.route_by {
             *account = account_by;
@@ -283,16 +292,15 @@ impl<W> BreakerBuilder<W> {
         self
     }
 
-    /// Sets how many circuits of each kind there may be, rounded up to a multiple of 16. One more takes the place of one
-    /// that is closed, and of which nothing bad was heard lately; if there is none, its calls pass without.
+    /// Sets the maximum number of circuits of each scope, rounded up to a multiple of 16. A new circuit replaces one that is
+    /// closed and has counted nothing bad lately; if there is none, its calls pass without.
     pub fn max_keys(mut self, max_keys: usize) -> Self {
         self.settings.max_keys = Some(max_keys);
         self
     }
 
-    /// Has all circuits begin in a state that a hand has to end ([`close`](crate::BreakerHandle::close)): to measure before
-    /// anything is refused. A circuit that a hand has made something else keeps its place among the
-    /// [`max_keys`](Self::max_keys).
+    /// Sets the state in which all circuits start, until manual control ends it ([`close`](crate::BreakerHandle::close)): to
+    /// measure before anything is refused. A circuit that was set to another state is never evicted.
     pub fn initial_state(mut self, force: Force) -> Self {
         self.settings.initial_state = force.phase();
         self
@@ -314,12 +322,12 @@ impl<W> BreakerBuilder<W> {
         }
     }
 
-    /// The layer.
+    /// Builds the layer.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] naming the setting and its value: a share outside of `0..=1`, a number or a time of zero, a time
-    /// over a day, a window shorter than its minimum of calls or longer than it may be, a `max_open_for` below `open_for`.
+    /// [`ConfigError`] naming the setting and its value: a ratio outside 0 to 1, a number or a time of zero, a time over a day, a
+    /// window shorter than `minimum_calls` or outside its bounds, a `max_open_for` below `open_for`.
     pub fn build(self) -> Result<BreakerLayer<W>, ConfigError> {
         let policy = self.settings.policy()?;
         let board = Arc::new(Board::new(
@@ -344,7 +352,7 @@ impl Default for Settings {
             over: Over::Time(MINUTE),
             failure_ratio: Some(0.5),
             minimum_calls: None,
-            failure_threshold: None,
+            failure_threshold: Some(FAILURE_THRESHOLD),
             slow_calls: None,
             stalled_after: None,
             open_for: MINUTE / 2,
@@ -356,13 +364,13 @@ impl Default for Settings {
             exhausted_for: 15 * MINUTE,
             probes: 1,
             probe_lease: MINUTE,
-            success_threshold: 1,
+            success_threshold: SUCCESS_THRESHOLD,
             first_token_is_success: false,
             ramp: None,
             max_open_ratio: None,
             initial_state: Phase::Closed,
             route_by: RouteBy::Fault {
-                account: KeyBy::account(),
+                account: KeyBy::credential(),
             },
             max_keys: None,
             #[cfg(feature = "redis")]
@@ -399,7 +407,7 @@ impl Settings {
         }
         let or_none =
             |field, value: Option<Duration>| value.map(|value| time(field, value)).transpose();
-        let share =
+        let ratio =
             |field, value: Option<f64>| value.map(|value| check_ratio(field, value)).transpose();
         Ok(Policy {
             clock: Clock::new(Instant::now()),
@@ -408,7 +416,7 @@ impl Settings {
             publisher: std::sync::OnceLock::new(),
             initial_state: self.initial_state,
             over,
-            failure_ratio: share("failure_ratio", self.failure_ratio)?,
+            failure_ratio: ratio("failure_ratio", self.failure_ratio)?,
             minimum_calls,
             failure_threshold: self.failure_threshold,
             slow: self.slow_calls.map(SlowCalls::check).transpose()?,
@@ -425,11 +433,11 @@ impl Settings {
             success_threshold: self.success_threshold,
             first_token_is_success: self.first_token_is_success,
             ramp: or_none("ramp", self.ramp)?,
-            max_open_ratio: share("max_open_ratio", self.max_open_ratio)?,
+            max_open_ratio: ratio("max_open_ratio", self.max_open_ratio)?,
         })
     }
 
-    /// The window, and of how many calls a share is taken at least.
+    /// The window, and the minimum number of calls.
     fn window(&self) -> Result<(Over, u64), ConfigError> {
         let minimum = self.minimum_calls.unwrap_or(MINIMUM_CALLS);
         let minimum = ConfigError::check_nonzero("minimum_calls", minimum)?;
@@ -449,7 +457,7 @@ impl Settings {
                     return Err(ConfigError::new("window_calls", calls, reason));
                 }
                 if self.minimum_calls.is_some_and(|minimum| minimum > calls) {
-                    let reason = "it must not be over the window's calls";
+                    let reason = "it must not be larger than the window";
                     return Err(ConfigError::new("minimum_calls", minimum, reason));
                 }
                 minimum.min(calls)
@@ -484,10 +492,10 @@ impl<S, W: Clone> Layer<S> for BreakerLayer<W> {
     }
 }
 
-fn check_ratio(field: &'static str, share: f64) -> Result<f64, ConfigError> {
-    if (0.0..=1.0).contains(&share) {
-        Ok(share)
+fn check_ratio(field: &'static str, ratio: f64) -> Result<f64, ConfigError> {
+    if (0.0..=1.0).contains(&ratio) {
+        Ok(ratio)
     } else {
-        Err(ConfigError::new(field, share, "it must be from 0 to 1"))
+        Err(ConfigError::new(field, ratio, "it must be from 0 to 1"))
     }
 }

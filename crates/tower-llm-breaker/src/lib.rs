@@ -1,30 +1,51 @@
-//! A circuit breaker for calls to language models, judged at the end of the stream.
+//! A circuit breaker for calls to language models, which judges a call at the end of its stream.
 //!
-//! A breaker that decides when the response's head comes sees nothing of what goes wrong with models: errors arrive inside a
-//! 200, streams stall and break off, a 429 is a clock and not a fault, and a probe can last ten minutes. This one counts
-//! a call when its *response's body* has ended or was dropped, by its [`Outcome`](tower_llm_core::Outcome):
+//! Generic breakers decide when the response headers arrive. With language models most failures come later: errors arrive
+//! inside a 200, streams stall and break off, a 429 is a clock and not a failure, and a probe can take ten minutes. This
+//! layer counts a call when its *response body* has ended or was dropped, by its [`Outcome`](tower_llm_core::Outcome).
 //!
-//! - What failed counts against those whose fault it is ([`Scope`]): transport errors before there is a response against the
-//!   provider; overload, 5xx, errors within streams and streams that break off against the model; a spent account against
-//!   that account.
-//! - A 429 with a time opens the circuit of account and model until then, and counts as no failure; the later of two times
-//!   wins. Without a time it changes nothing.
-//! - What the caller does wrong, his leaving, a branch that lost a race, and refusals of our own layers say nothing of the
-//!   provider; but that it was slow up to then counts ([`SlowCalls`]). A panic of the inner service is a failure.
-//! - A result of a call that was let through before the circuit's last change is not counted in what it is now.
+//! # What opens which circuit
 //!
-//! When a circuit has been open for its time, calls are let through as *probes*, one at a time; each holds its place for
-//! so long at most, so that one that never ends does not wedge the circuit. A success of enough of them closes it, a
-//! failure opens it for longer.
+//! A call passes up to four circuits, and its end counts for those that it is about ([`Scope`]):
 //!
-//! It does not retry, and it does not choose another provider.
+//! | end of the call | circuit |
+//! |---|---|
+//! | transport error before a response | provider |
+//! | overload, 5xx, error in the stream, truncated or stalled stream, timeout | model |
+//! | 429 with a time | account and model, until that time; not a failure |
+//! | money or quota used up | account, or account and model if the quota is that of a model |
+//! | credential refused (401) | account, after three in a row |
+//! | permission refused (403) | account and model, after three in a row |
+//! | deadline before the first token of a stream that showed life | none; a slow call ([`SlowCalls`]) |
+//! | client error, dropped call, refusal by another layer, lost race | none |
 //!
-//! # Boundaries
+//! The account is the one that the service has named for a credential of its own
+//! ([`Call::account`](tower_llm_core::Call::account)). Otherwise the call carries its caller's credential, and the account is
+//! the caller, so a bad credential closes nothing for other callers. Credential errors of calls with neither open no circuit.
 //!
-//! A circuit opens when the share of failures *reaches* its ratio, and only when something bad has happened; calls that are
-//! missing to the minimum count as good. It is open up to its last millisecond, and half-open from then on. What is "as long
-//! as" a time for slow calls and stalls has reached it. A window begins empty after each change of state but the end of a ramp;
-//! and while the provider's clock runs and after that, a circuit goes on with what it has counted before. A time that a call of an earlier generation was told prolongs what is open, and opens nothing.
+//! Calls that are no inference - lists, files, states of jobs, counting tokens - pass the circuits of provider and account
+//! only: they open no circuit of a model and are not refused by one.
+//!
+//! # States
+//!
+//! A closed circuit opens after five failures in a row, or when half of at least ten calls within a minute have failed. It
+//! refuses calls for 30 s, and longer each time. Then it is half-open: calls are admitted as *probes*, one at a time. Two
+//! successful probes close it, and one failed probe opens it again. Each probe has a lease, so that one that never ends does
+//! not block the circuit. All figures are [settings](BreakerLayer).
+//!
+//! The layer does not retry, and it does not choose another provider.
+//!
+//! # Details
+//!
+//! - A circuit opens when a ratio *reaches* its limit, and only at a failure or a slow call.
+//! - A circuit is open up to the last millisecond of its time, and half-open from then on.
+//! - The result of a call that was admitted before the circuit changed does not count for the new state. A time that the
+//!   provider names in it extends an open circuit and opens no closed one.
+//! - Counts start again with each change of state, except at the end of a ramp. A time that the provider names (429) keeps
+//!   them.
+//! - If several circuits refuse a call, the longest of their times is reported.
+//! - One layer applied twice in a stack counts each call twice. A `tower` timeout outside this layer drops the call, which is
+//!   neutral: use `tower-llm-timeout` inside. A `load_shed` of another crate inside this layer counts as a transport error.
 //!
 //! # Example
 //!
@@ -63,7 +84,7 @@
 //! assert_eq!(layer.handle().state(&CircuitId::provider("openai")), State::Open);
 //!
 //! let refused = model.ready().await?.call(prompt).await.unwrap_err();
-//! let open = refused.downcast_ref::<CircuitOpen>().expect("it was not sent");
+//! let open = refused.downcast_ref::<CircuitOpen>().expect("the circuit is open");
 //! assert!(open.retry_after().is_some_and(|time| time > Duration::from_secs(59)));
 //! # Ok(())
 //! # }

@@ -1,4 +1,4 @@
-//! When a circuit opens, and for how long: the settings, checked.
+//! When a circuit opens, and for how long: the checked settings.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use crate::{
     word::{Clock, Phase},
 };
 
-/// What the circuits of one layer go by.
+/// The settings of a layer's circuits.
 #[derive(Debug)]
 pub(crate) struct Policy {
     pub(crate) clock: Clock,
     pub(crate) events: Events,
-    /// The way to other processes, if there are any.
+    /// Publishes to other processes, if circuits are shared.
     #[cfg(feature = "redis")]
     pub(crate) publisher: std::sync::OnceLock<crate::shared::Publisher>,
-    /// What a circuit is before anything has happened.
+    /// The state of a new circuit.
     pub(crate) initial_state: Phase,
 
     pub(crate) over: Over,
@@ -42,16 +42,17 @@ pub(crate) struct Policy {
     pub(crate) max_open_ratio: Option<f64>,
 }
 
-/// Which calls are slow, and what share of them opens a circuit.
+/// Which calls are slow, and at what ratio of slow calls a circuit opens.
 ///
-/// Times run from when the call was let through: what it waits for in layers inside of this one, such as a bulkhead's queue,
-/// is among them. Set them beyond the longest wait there. How long a reader leaves a response unread is not.
+/// Times start when the call is admitted and include waits in inner layers, such as a bulkhead's queue: set them beyond the
+/// longest wait there. The time in which a client leaves the response unread does not count.
 ///
-/// A call counts as slow as soon as it is, though its caller may leave then; a slow probe whose caller leaves has failed. A
-/// call that is not slow counts when it has ended well, or when its caller leaves after its first token.
+/// A slow call counts as soon as it is slow, even if its caller leaves then; a slow probe whose caller leaves has failed. A
+/// call that is not slow counts when it succeeds, or when its caller leaves after the first token. A stream that a deadline
+/// cuts before its first token although it showed life ([`Failure::Slow`](tower_llm_core::Failure::Slow)) is slow, and not a
+/// failure.
 ///
-/// A call that was slow and ended well is a success for the failure ratio, and one of the slow ones besides. Of each
-/// kind that is not set, no call is slow.
+/// A slow call that succeeds is a success for the failure ratio. A kind of time that is not set makes no call slow.
 ///
 /// ```
 /// use std::time::Duration;
@@ -73,8 +74,8 @@ pub struct SlowCalls {
 }
 
 impl SlowCalls {
-    /// Opens a circuit when at least `ratio` of its calls are slow, over the window and with the minimum of the
-    /// failure ratio; `0..=1`.
+    /// Opens a circuit when at least `ratio` of the calls in the window are slow, from
+    /// [`minimum_calls`](crate::BreakerBuilder::minimum_calls) on; 0 to 1.
     pub fn at_ratio(ratio: f64) -> Self {
         Self {
             ratio,
@@ -84,19 +85,19 @@ impl SlowCalls {
         }
     }
 
-    /// A stream is slow if its first content token comes later than this after the call was let through.
+    /// A stream is slow if its first content token arrives later than `over` after the call was admitted.
     pub fn first_token(mut self, over: Duration) -> Self {
         self.first_token = Some(over);
         self
     }
 
-    /// A stream is slow if no content comes for longer than this, once it has begun.
+    /// A stream is slow if no content arrives for longer than `over` after the first token.
     pub fn gap(mut self, over: Duration) -> Self {
         self.gap = Some(over);
         self
     }
 
-    /// A call that is not streamed is slow if it takes longer than this. Of a stream the length says nothing.
+    /// A call that is not streamed is slow if it takes longer than `over`. The length of a stream means nothing.
     pub fn total(mut self, over: Duration) -> Self {
         self.total = Some(over);
         self
@@ -104,18 +105,21 @@ impl SlowCalls {
 }
 
 impl Policy {
-    /// Tells all who are to know.
+    /// Sends `event` to the subscribers, and to other processes. These are to know of a manual close even if the circuit was
+    /// closed here; for subscribers nothing has changed.
     pub(crate) fn tell(&self, event: Event) {
         #[cfg(feature = "redis")]
         if let Some(publisher) = self.publisher.get() {
             publisher.tell(&event);
         }
-        self.events.send(event);
+        if event.kind.is_change() {
+            self.events.send(event);
+        }
     }
 
     #[cfg(feature = "redis")]
     pub(crate) fn share(&self, publisher: crate::shared::Publisher) {
-        // A board is started once.
+        // It is set once, when the layer is built.
         let _ = self.publisher.set(publisher);
     }
 
@@ -123,27 +127,33 @@ impl Policy {
         Window::new(self.over, self.clock)
     }
 
-    /// How long a circuit is open that has opened `times` before without staying closed, and if the provider asked for
-    /// `at_least` so long.
+    /// How long a circuit is open that has opened `times` before without staying closed, if the provider asks for
+    /// `at_least` that time.
     pub(crate) fn open_time(&self, times: u32, at_least: Option<Duration>) -> Duration {
         let grown = self.open_for.as_secs_f64() * self.open_factor.powi(times.min(1_000) as i32);
         let most = self.max_open_for.as_secs_f64();
-        // The smaller first: what has grown may be infinite.
+        // `min` before the conversion: the grown time may be infinite.
         let grown = Duration::from_secs_f64(most.min(grown));
         self.jittered(grown.max(self.told(at_least.unwrap_or_default())))
     }
 
-    /// What the provider asks for, as far as it is believed.
+    /// The time the provider asks for, up to the maximum.
     pub(crate) fn told(&self, time: Duration) -> Duration {
         time.min(self.max_retry_after)
     }
 
-    /// `time`, and up to a share of it more: not all come back at once.
+    /// How long a client should wait while a circuit is probed. A probe that fails opens it for `open_for` or longer, and a
+    /// client that comes back after a tenth of that learns the result soon and asks seldom.
+    pub(crate) fn probe_wait(&self) -> Duration {
+        (self.open_for / 10).clamp(Duration::from_secs(1), Duration::from_secs(5))
+    }
+
+    /// `time` plus a random part of it, so that not all calls return at once.
     pub(crate) fn jittered(&self, time: Duration) -> Duration {
         time + time.mul_f64(self.jitter * fastrand::f64())
     }
 
-    /// For how long a circuit must have been left alone before it is forgotten for another.
+    /// How long a circuit must be quiet before it can be evicted.
     pub(crate) fn quiet_after(&self) -> Duration {
         match self.over {
             Over::Time(time) => time.max(self.max_open_for),

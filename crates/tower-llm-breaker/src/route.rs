@@ -1,41 +1,54 @@
-//! Which circuits a call passes, and what its end says to each.
+//! Which circuits a call passes, and what its end means for each.
 
 use std::{iter, sync::Arc};
 
 use tokio::time::Instant;
 use tower_llm_core::{
-    Completion, ConfigError, Described, Evictable, Failure, Key, KeyBy, Keyed, Outcome, Registry,
+    Call, Completion, ConfigError, Described, Evictable, Failure, Key, KeyBy, Keyed, Operation,
+    Outcome, Registry, Subject,
 };
 
 use crate::{
     CircuitId, CircuitOpen, Scope,
-    circuit::{Circuit, Pass, Verdict},
+    circuit::{Circuit, Pass, Shut, Verdict},
     group::Group,
     policy::Policy,
     window::Now,
 };
 
-/// Most circuits that one call passes.
+/// Maximum number of circuits that a call passes.
 const MOST: usize = 4;
 
 /// All circuits of a layer.
 #[derive(Debug)]
 pub(crate) struct Board {
     pub(crate) policy: Arc<Policy>,
-    /// Found by one look, so that a call need not look for each of its circuits.
+    /// All circuits of a call, found by one lookup.
     routes: Registry<Route>,
+    /// The same for calls that are no inference; `None` if circuits go by a key of the user's.
+    other_routes: Option<Registry<Route>>,
     circuits: Arc<Circuits>,
 }
 
-/// The circuits, by whose fault they are about.
+/// The circuits, by scope.
 #[derive(Debug)]
 struct Circuits(Vec<(Scope, Registry<Circuit>)>);
 
-/// The circuits of all calls that are alike.
+/// Whether a call's end says something about a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Inference,
+    /// Lists, files, states of jobs, counting tokens: such calls neither open a model's circuit nor are refused by it.
+    Other,
+}
+
+/// The circuits that calls with the same key pass.
 #[derive(Debug)]
 pub(crate) struct Route {
     pub(crate) policy: Arc<Policy>,
     circuits: [Option<(Scope, Arc<Keyed<Circuit>>)>; MOST],
+    scopes: &'static [Scope],
+    /// Whether it is known whose credential these calls carry.
     has_account: bool,
     /// Whether there was room for each of its circuits.
     is_whole: bool,
@@ -43,15 +56,15 @@ pub(crate) struct Route {
     pub(crate) is_watched: bool,
 }
 
-/// That a call was let through by each circuit of its route.
+/// The passes of an admitted call, one for each circuit of its route.
 pub(crate) type Passes = [Pass; MOST];
 
-/// What calls are told apart by.
+/// Which circuits there are.
 #[derive(Clone, Debug)]
 pub(crate) enum RouteBy {
-    /// By whose fault it is, and accounts by this.
+    /// One for each scope, with accounts told apart by this.
     Fault { account: KeyBy },
-    /// By this alone.
+    /// One for each key.
     Key(KeyBy),
 }
 
@@ -62,6 +75,9 @@ const SCOPES: [Scope; MOST] = [
     Scope::AccountAndModel,
 ];
 
+/// The scopes of calls that are no inference.
+const OTHER_SCOPES: [Scope; 2] = [Scope::Provider, Scope::Account];
+
 impl Board {
     pub(crate) fn new(
         policy: Policy,
@@ -69,9 +85,11 @@ impl Board {
         max_keys: Option<usize>,
     ) -> Result<Self, ConfigError> {
         let policy = Arc::new(policy);
-        let (scopes, key_by) = match route_by {
-            RouteBy::Fault { account } => (&SCOPES[..], KeyBy::route(account)),
-            RouteBy::Key(key_by) => (&[Scope::Key][..], key_by),
+        let (scopes, other_scopes, key_by) = match route_by {
+            RouteBy::Fault { account } => {
+                (&SCOPES[..], Some(&OTHER_SCOPES[..]), KeyBy::route(account))
+            }
+            RouteBy::Key(key_by) => (&[Scope::Key][..], None, key_by),
         };
         let registry = |&scope| {
             let group = Arc::new(Group::new(scope, Arc::clone(&policy)));
@@ -81,25 +99,34 @@ impl Board {
         };
         let circuits = scopes.iter().map(registry).collect::<Result<_, _>>()?;
         let circuits = Arc::new(Circuits(circuits));
-        let route = {
+        let routes = |scopes: &'static [Scope]| {
             let (policy, circuits) = (Arc::clone(&policy), Arc::clone(&circuits));
-            move |key: Option<&Key>| circuits.route(Arc::clone(&policy), key)
+            let route = move |key: Option<&Key>| circuits.route(scopes, Arc::clone(&policy), key);
+            bounded(Registry::new(key_by.clone(), route), max_keys)
         };
         Ok(Self {
-            routes: bounded(Registry::new(key_by, route), max_keys)?,
+            routes: routes(scopes)?,
+            other_routes: other_scopes.map(routes).transpose()?,
             policy,
             circuits,
         })
     }
 
-    pub(crate) fn route(&self, request: &dyn Described) -> Arc<Keyed<Route>> {
-        let route = self.routes.get(request);
+    pub(crate) fn route(&self, request: &dyn Described, kind: Kind) -> Arc<Keyed<Route>> {
+        let routes = match (kind, &self.other_routes) {
+            (Kind::Other, Some(routes)) => routes,
+            _ => &self.routes,
+        };
+        let route = routes.get(request);
         if route.is_whole {
             return route;
         }
         // There was no room for it, or for one of its circuits: there may be now, and for the others there is.
-        let key = self.routes.key_of(request);
-        let route = self.circuits.route(Arc::clone(&self.policy), Some(&key));
+        let scopes = route.scopes;
+        let key = routes.key_of(request);
+        let route = self
+            .circuits
+            .route(scopes, Arc::clone(&self.policy), Some(&key));
         Arc::new(Keyed::keyless(route))
     }
 
@@ -113,11 +140,11 @@ impl Board {
         self.circuits.of(id.scope())?.peek(id.key())
     }
 
-    /// What has happened to a circuit in another process.
+    /// Follows a change that another process reports.
     #[cfg(feature = "redis")]
     pub(crate) fn observe(&self, id: &CircuitId, change: crate::shared::Change, now: Instant) {
         let circuit = match change {
-            // One that nobody has come by is closed.
+            // One that no call has used is closed.
             crate::shared::Change::Closed => self.peek(id),
             _ => self.circuit(id),
         };
@@ -149,12 +176,12 @@ impl Circuits {
         found.map(|(_, circuits)| circuits)
     }
 
-    /// The circuits of the calls with `key`; none for the route that keys share when there is room for no more, since
-    /// nobody goes by it.
-    fn route(&self, policy: Arc<Policy>, key: Option<&Key>) -> Route {
+    /// The circuits of calls with `key`; none for the overflow route, which is not used.
+    fn route(&self, scopes: &'static [Scope], policy: Arc<Policy>, key: Option<&Key>) -> Route {
         let [provider, account, model] = key.map(Key::parts).unwrap_or_default();
         let mut circuits = key.into_iter().flat_map(|key| {
-            self.0.iter().map(move |(scope, circuits)| {
+            let of_route = self.0.iter().filter(|(scope, _)| scopes.contains(scope));
+            of_route.map(move |(scope, circuits)| {
                 let circuit = match scope {
                     Scope::Provider => circuits.by_key(&Key::new(provider)),
                     Scope::ProviderAndModel => circuits.by_key(&Key::pair(provider, model)),
@@ -177,7 +204,25 @@ impl Circuits {
             is_watched: policy.slow.is_some() || policy.stalled_after.is_some(),
             policy,
             circuits,
+            scopes,
             has_account: !account.is_empty(),
+        }
+    }
+}
+
+impl Kind {
+    /// A request that is not described is taken for inference, and so is one of an unknown operation that names a model.
+    pub(crate) fn of(call: Option<&Call>) -> Self {
+        let Some(call) = call else {
+            return Self::Inference;
+        };
+        let operation = call.operation();
+        let is_other = *operation == Operation::COUNT_TOKENS
+            || *operation == Operation::OTHER && call.model().is_none();
+        if is_other {
+            Self::Other
+        } else {
+            Self::Inference
         }
     }
 }
@@ -188,7 +233,7 @@ impl Route {
         circuits.map(|(scope, circuit)| (*scope, &**circuit))
     }
 
-    /// Lets a call through all circuits, or through none.
+    /// Admits a call through all circuits, or through none.
     pub(crate) fn admit(&self) -> Result<Passes, CircuitOpen> {
         let mut passes = Passes::default();
         let free = self
@@ -205,7 +250,7 @@ impl Route {
         self.admit_at(Instant::now())
     }
 
-    /// The same where one of them wants to know the time.
+    /// The same if one of them needs the time.
     fn admit_at(&self, now: Instant) -> Result<Passes, CircuitOpen> {
         let mut passes = Passes::default();
         for (index, (_, circuit)) in self.circuits().enumerate() {
@@ -213,28 +258,51 @@ impl Route {
                 Ok(pass) => passes[index] = pass,
                 Err(shut) => {
                     self.give_back(&passes[..index], now);
-                    return Err(CircuitOpen::new(circuit.id(), shut));
+                    return Err(self.refusal(index, shut, now));
                 }
             }
         }
         Ok(passes)
     }
 
-    /// A call that some have let through is not sent after all.
+    /// The circuit at `index` refuses with `shut`, and later ones may too. The one that refuses for longest is told: a client
+    /// that waits for another one's time would be refused again.
+    fn refusal(&self, index: usize, shut: Shut, now: Instant) -> CircuitOpen {
+        let refusing = self
+            .circuits()
+            .skip(index)
+            .enumerate()
+            .filter_map(|(n, (_, circuit))| {
+                let shut = if n == 0 { shut } else { circuit.refusal(now)? };
+                Some((circuit, shut))
+            });
+        let longest = refusing.reduce(|longest, other| {
+            if other.1.lasts() > longest.1.lasts() {
+                other
+            } else {
+                longest
+            }
+        });
+        let (circuit, shut) = longest.expect("the first one refuses");
+        circuit.count_refused();
+        CircuitOpen::new(circuit.id(), shut)
+    }
+
+    /// A call that some circuits have admitted is not sent after all.
     fn give_back(&self, passes: &[Pass], now: Instant) {
         for ((_, circuit), &pass) in self.circuits().zip(passes) {
             circuit.give_back(pass, now);
         }
     }
 
-    /// Has each circuit count that the call went well.
+    /// Each circuit counts a success.
     pub(crate) fn succeeded(&self, passes: &Passes, now: &mut Now) {
         for ((_, circuit), &pass) in self.circuits().zip(passes) {
             circuit.succeeded(pass, now);
         }
     }
 
-    /// Each circuit, what let the call through it, and what `completion` says to it.
+    /// Each circuit, the call's pass, and what `completion` means for it.
     pub(crate) fn judged(
         &self,
         passes: &Passes,
@@ -253,14 +321,14 @@ impl Route {
         })
     }
 
-    /// The circuit that what a model does is counted in, and its place among the passes.
+    /// The circuit of the model, and the index of its pass.
     pub(crate) fn of_model(&self) -> Option<(usize, &Keyed<Circuit>)> {
         let found = |&(_, (scope, _)): &(usize, (Scope, _))| is_of_model(scope);
         let (index, (_, circuit)) = self.circuits().enumerate().find(found)?;
         Some((index, circuit))
     }
 
-    /// Each circuit with its pass, to change that.
+    /// Each circuit with its pass.
     pub(crate) fn with_passes<'a>(
         &'a self,
         passes: &'a mut Passes,
@@ -269,37 +337,46 @@ impl Route {
     }
 }
 
-/// A route can be made anew. Its circuits stay as long as it does.
+/// A route can be made again, and holds its circuits while it exists.
 impl Evictable for Route {
     fn is_evictable(&self) -> bool {
         true
     }
 }
 
-/// Whether what a model does is counted in such a circuit.
+/// Whether a circuit of that scope counts what a model does.
 fn is_of_model(scope: Scope) -> bool {
     matches!(scope, Scope::ProviderAndModel | Scope::Key)
 }
 
-/// Whether a slow probe that ends so has shown that all is not well yet. One whose caller leaves has: he waited in vain, and
-/// where all do so, nothing else would ever be decided.
+/// Whether a slow probe that ends like this has failed. One whose caller leaves has: if all callers leave slow probes, nothing
+/// else would ever be decided.
 fn shows_slowness(outcome: Outcome) -> bool {
     matches!(
         outcome,
-        Outcome::Success | Outcome::Abandoned | Outcome::Superseded
+        Outcome::Success
+            | Outcome::Abandoned
+            | Outcome::Superseded
+            | Outcome::Failed(Failure::Slow)
     )
 }
 
-/// What a call's end says to a circuit: nothing, unless it is about whose fault that circuit is about.
+/// What a call's end means for a circuit: nothing, unless it is about what that circuit is about.
 fn verdict(scope: Scope, completion: &Completion, has_account: bool, is_probe: bool) -> Verdict {
-    use Verdict::{Exhausted, Failure as Failed, Neutral, Success, Throttled};
+    use Verdict::{Credential, Exhausted, Failure as Failed, Neutral, Success, Throttled};
     let fault = Failed { retry_after: None };
     let was_answered = completion.status.is_some();
-    let is_unwelcome = matches!(completion.status, None | Some(401 | 403));
+    let refused_as = refused_credential(completion);
+    let is_forbidden = completion.status == Some(403);
+    let is_of_one_model = completion.subject == Some(Subject::Model);
     match (completion.outcome, scope) {
         (Outcome::Success, _) => Success,
 
-        // Where a response breaks off, the way to it was good.
+        // It showed life: it was slow, which is counted apart.
+        (Outcome::Failed(Failure::Slow), Scope::Provider) => Success,
+        (Outcome::Failed(Failure::Slow), _) => Neutral,
+
+        // Where a response breaks off, the way to the provider was good.
         (Outcome::Failed(Failure::Panic), Scope::Provider) => fault,
         (Outcome::Failed(Failure::Panic), Scope::ProviderAndModel) => Neutral,
         (Outcome::Failed(Failure::Transport), Scope::Provider) if !was_answered => fault,
@@ -313,23 +390,36 @@ fn verdict(scope: Scope, completion: &Completion, has_account: bool, is_probe: b
         (Outcome::Throttled { retry_after }, Scope::AccountAndModel | Scope::Key) => {
             Throttled { retry_after }
         }
-        (Outcome::Exhausted, Scope::Account | Scope::Key) => Exhausted,
-        // A caller's own credentials are a caller's fault; those of an account that the service named are its own.
-        (Outcome::ClientError, Scope::Account) if completion.status == Some(401) && has_account => {
-            Exhausted
-        }
+        (Outcome::Exhausted, Scope::AccountAndModel) if is_of_one_model => Exhausted,
+        (Outcome::Exhausted, Scope::Account) if !is_of_one_model => Exhausted,
+        (Outcome::Exhausted, Scope::Key) => Exhausted,
+        // If it is not known whose credential it was, the circuit is shared by callers with credentials of their own.
+        (Outcome::ClientError, _) if has_account && refused_as == Some(scope) => Credential,
 
-        // Whatever it says, it was reached.
+        // Whatever it answered, the provider was reached.
         (Outcome::Failed(_), Scope::Provider) if was_answered => Success,
         (
             Outcome::Overloaded { .. } | Outcome::Throttled { .. } | Outcome::Exhausted,
             Scope::Provider,
         ) => Success,
-        // A caller's fault says nothing, but to who asks whether there is an answer at all; and a rate limit, or a request
-        // that is no good, only comes to those who may ask.
+        // A client error means nothing, except for a probe of what it shows to be well: the way to the provider, or an account
+        // whose credential was accepted. A rate limit comes after that check too.
         (Outcome::ClientError, Scope::Provider) if is_probe && was_answered => Success,
-        (Outcome::ClientError, Scope::Account) if is_probe && !is_unwelcome => Success,
-        (Outcome::Throttled { .. }, Scope::Account) if is_probe => Success,
+        (Outcome::ClientError, Scope::Account)
+            if is_probe && was_answered && !is_forbidden && refused_as.is_none() =>
+        {
+            Success
+        }
+        (Outcome::Throttled { .. } | Outcome::Exhausted, Scope::Account) if is_probe => Success,
         _ => Neutral,
+    }
+}
+
+/// What the provider refuses the credential for, if it does: everything, or with a 403 what the call asked for.
+fn refused_credential(completion: &Completion) -> Option<Scope> {
+    match (completion.subject, completion.status) {
+        (Some(Subject::Credential), Some(403)) => Some(Scope::AccountAndModel),
+        (Some(Subject::Credential), _) | (None, Some(401)) => Some(Scope::Account),
+        _ => None,
     }
 }

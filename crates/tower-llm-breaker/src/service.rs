@@ -3,10 +3,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use tower_llm_core::{Armed, BoxError, Described, Watch};
+use tower_llm_core::{Armed, BoxError, Call, Described, Watch};
 use tower_service::Service;
 
-use crate::{BreakerGuard, ResponseFuture, route::Board};
+use crate::{
+    BreakerGuard, ResponseFuture,
+    route::{Board, Kind},
+};
 
 /// Stops calling what is failing; see [`BreakerLayer`](crate::BreakerLayer).
 #[derive(Clone, Debug)]
@@ -42,9 +45,13 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let route = self.board.route(&request);
-        // Before it is let through: a panic in what is the user's would keep a probe's place otherwise.
-        let streamed = request.call().is_some_and(|call| call.streamed());
+        // All code of the user runs before the call is admitted: a panic in it would keep a probe's lease otherwise.
+        let (streamed, kind) = {
+            let call = request.call();
+            let streamed = call.as_deref().is_some_and(Call::streamed);
+            (streamed, Kind::of(call.as_deref()))
+        };
+        let route = self.board.route(&request, kind);
         let call = self.watch.keep(request.call().as_deref());
         match route.admit() {
             Ok(passes) => {
@@ -53,7 +60,7 @@ where
                 ResponseFuture::running(inner, self.watch.clone(), call, armed)
             }
             Err(open) => {
-                // What the inner service was readied with is given up: a call that is let through may want it.
+                // Gives up what the inner service reserved when it became ready: another call may need it.
                 self.inner = self.inner.clone();
                 ResponseFuture::refused(open)
             }

@@ -1,4 +1,4 @@
-//! Which circuits there are, and what state one is in.
+//! Which circuits there are, and their states.
 
 use std::fmt;
 
@@ -6,29 +6,29 @@ use tower_llm_core::Key;
 
 use crate::word::Phase;
 
-/// What a circuit does with calls.
+/// The state of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum State {
-    /// Lets all through, and counts how they end.
+    /// Admits all calls, and counts how they end.
     Closed,
-    /// Lets a growing share of them through, after it was open.
+    /// Admits a growing ratio of the calls, after it was open.
     Ramping,
-    /// Lets none through until its time is over.
+    /// Refuses all calls until its time is over.
     Open,
-    /// Lets none through until the time is over that the provider has named; then it goes on as it was, closed or ramping.
+    /// Refuses all calls until the time that the provider named; then it goes on as before, closed or ramping.
     Throttled,
-    /// Lets probes through, to see whether it may close.
+    /// Admits probes, to find out whether it can close.
     HalfOpen,
-    /// Lets none through until somebody says otherwise.
+    /// Refuses all calls until it is changed manually.
     ForcedOpen,
-    /// Lets all through, and counts nothing.
+    /// Admits all calls, and counts nothing.
     Disabled,
-    /// Lets all through, counts, and tells when it would have opened.
+    /// Admits all calls, counts them, and reports when it would have opened.
     MetricsOnly,
 }
 
-/// What a hand can set a circuit to, or a builder all of them.
+/// A state that only manual control ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Force {
@@ -40,23 +40,23 @@ pub enum Force {
     MetricsOnly,
 }
 
-/// Whose fault a circuit is about.
+/// What the failures of a circuit are about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Scope {
     /// The way to a provider: transport errors before there is a response.
     Provider,
-    /// A model at a provider: overload, 5xx, errors within streams, streams that break off or stall, time-outs.
+    /// A model at a provider: overload, 5xx, errors in streams, truncated and stalled streams, timeouts.
     ProviderAndModel,
-    /// An account at a provider: its money is spent, or its credentials are no good.
+    /// An account at a provider: its money or its quota is used up, or its credential is refused.
     Account,
-    /// A model for one account: its rate limit.
+    /// A model for one account: its rate limit, its own quota, or a credential that may not use it.
     AccountAndModel,
-    /// Everything, by the key of the layer's [`key_by`](crate::BreakerBuilder::key_by).
+    /// Everything, by the key of [`key_by`](crate::BreakerBuilder::key_by).
     Key,
 }
 
-/// One circuit of a layer: whose fault it is about, and the key.
+/// Identifies a circuit of a layer: its scope and its key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CircuitId {
     scope: Scope,
@@ -68,25 +68,27 @@ impl CircuitId {
         Self { scope, key }
     }
 
-    /// The way to `provider`.
+    /// The circuit of the way to `provider`.
     #[must_use]
     pub fn provider(provider: impl AsRef<str>) -> Self {
         Self::new(Scope::Provider, Key::new(provider))
     }
 
-    /// A model at `provider`.
+    /// The circuit of a model at `provider`.
     #[must_use]
     pub fn model(provider: impl AsRef<str>, model: impl AsRef<str>) -> Self {
         Self::new(Scope::ProviderAndModel, Key::pair(provider, model))
     }
 
-    /// An account at `provider`; empty for calls that name none.
+    /// The circuit of an account at `provider`; empty for calls without one.
+    ///
+    /// For a call that carries its caller's own credential, the account is the caller.
     #[must_use]
     pub fn account(provider: impl AsRef<str>, account: impl AsRef<str>) -> Self {
         Self::new(Scope::Account, Key::pair(provider, account))
     }
 
-    /// A model at `provider` for one account; empty for calls that name none.
+    /// The circuit of a model at `provider` for one account; empty for calls without one.
     #[must_use]
     pub fn account_and_model(
         provider: impl AsRef<str>,
@@ -97,13 +99,13 @@ impl CircuitId {
         Self::new(Scope::AccountAndModel, key)
     }
 
-    /// The circuit of `key`, of a layer with a [`key_by`](crate::BreakerBuilder::key_by).
+    /// The circuit of `key` in a layer with [`key_by`](crate::BreakerBuilder::key_by).
     #[must_use]
     pub fn key_only(key: Key) -> Self {
         Self::new(Scope::Key, key)
     }
 
-    /// Whose fault it is about.
+    /// What its failures are about.
     #[must_use]
     pub fn scope(&self) -> Scope {
         self.scope

@@ -5,8 +5,8 @@ mod support;
 use std::time::Duration;
 
 use support::{
-    FAILED, MINUTE, SECOND, Says, Staged, Tested, WELL, ask, ask_of, builder, kinds, model, open,
-    stats, touchy,
+    FAILED, MINUTE, MS, SECOND, Says, Staged, Tested, WELL, ask, ask_of, builder, kinds, model,
+    open, stats, touchy,
 };
 use tokio::time::{Instant, advance};
 use tower_llm_breaker::{CircuitId, EventKind, Force, Reason, Scope, State};
@@ -88,11 +88,14 @@ async fn what_is_disabled_lets_all_through_and_counts_nothing() {
     }
 }
 
+/// It was reported again after every few failures, though an open circuit would have refused those calls.
 #[tokio::test(start_paused = true)]
-async fn what_only_measures_tells_when_it_would_have_opened_and_goes_on() {
+async fn metrics_only_reports_a_would_be_opening_once_per_open_time() {
     let layer = builder()
         .window_calls(10)
         .failure_ratio(0.5)
+        .minimum_calls(5)
+        .open_for(30 * SECOND)
         .initial_state(Force::MetricsOnly);
     let tested = Tested::new(layer);
     assert_eq!(tested.state(), State::MetricsOnly);
@@ -101,21 +104,55 @@ async fn what_only_measures_tells_when_it_would_have_opened_and_goes_on() {
     assert_eq!((kinds(&mut events), tested.counts()), (vec![], (4, 4)));
     let would_open = [EventKind::WouldOpen {
         reason: Reason::FailureRatio,
+        duration: 30 * SECOND,
     }];
     for _ in 0..3 {
         tested.tell(FAILED);
         assert_eq!(kinds(&mut events), would_open);
-        // It begins to count anew, as it would have.
+        advance(30 * SECOND - MS).await;
+        tested.tell_times(20, FAILED);
+        assert_eq!(kinds(&mut events), []);
+        // It goes on counting.
         assert_eq!(
             (tested.state(), tested.counts()),
-            (State::MetricsOnly, (0, 0))
+            (State::MetricsOnly, (10, 10))
         );
-        tested.tell_times(4, FAILED);
-        assert_eq!(kinds(&mut events), []);
+        advance(MS).await;
     }
-    tested.tell(Says::Later(429, 60));
-    tested.tell(WELL);
-    assert_eq!(tested.reached(), 21);
+    assert_eq!(tested.reached(), 67);
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_only_reports_a_spent_account_once_per_open_time() {
+    let layer = builder().exhausted_for(MINUTE);
+    let tested = Tested::new(layer.initial_state(Force::MetricsOnly));
+    let mut events = tested.handle.subscribe();
+    for _ in 0..2 {
+        tested.tell_times(5, Says::Status(402));
+        let would_open = EventKind::WouldOpen {
+            reason: Reason::Exhausted,
+            duration: MINUTE,
+        };
+        assert_eq!(kinds(&mut events), [would_open]);
+        advance(MINUTE).await;
+    }
+}
+
+/// Closing a closed circuit was an event "from closed to closed".
+#[tokio::test(start_paused = true)]
+async fn no_event_leads_from_a_state_to_itself() {
+    let tested = Tested::new(builder());
+    tested.tell(FAILED);
+    let mut events = tested.handle.subscribe();
+    tested.handle.close(&model());
+    tested.handle.reset(&model());
+    assert_eq!((kinds(&mut events), tested.counts()), (vec![], (0, 0)));
+    for force in [Force::MetricsOnly, Force::Disabled, Force::Open] {
+        tested.handle.force(&model(), force);
+        assert_eq!(kinds(&mut events).len(), 1, "{force:?}");
+        tested.handle.force(&model(), force);
+        assert_eq!(kinds(&mut events), [], "{force:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -275,14 +312,11 @@ async fn the_error_names_the_circuit_and_its_state() {
         error.to_string()
     };
     tested.tell(FAILED);
-    assert_eq!(text(&tested), "the circuit is open: model openai/m");
+    assert_eq!(text(&tested), "circuit open: model openai/m");
     tested.handle.force(&model(), Force::Open);
-    assert_eq!(
-        text(&tested),
-        "the circuit was opened by hand: model openai/m"
-    );
+    assert_eq!(text(&tested), "circuit forced open: model openai/m");
     tested.handle.reset(&model());
     tested.tell(Says::Later(429, 5));
-    let expected = "the provider has asked to wait: account and model openai//m";
+    let expected = "throttled by the provider: account and model openai//m";
     assert_eq!(text(&tested), expected);
 }

@@ -231,7 +231,8 @@ async fn a_circuit_that_only_measures_tells_of_spent_accounts_too() {
     ] {
         let _ = tested.call(ask_of("openai", "a", "m", says));
         let kind = events.try_recv().unwrap().kind;
-        assert_eq!(kind, EventKind::WouldOpen { reason: expected });
+        let reported = matches!(kind, EventKind::WouldOpen { reason, .. } if reason == expected);
+        assert!(reported, "{kind:?}");
         assert!(events.try_recv().is_err());
     }
 }

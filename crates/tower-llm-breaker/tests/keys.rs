@@ -67,10 +67,10 @@ async fn each_outcome_opens_the_circuit_of_those_whose_fault_it_is() {
         (Says::Status(529), of_model),
         (Says::Later(503, 5), of_model),
         (Says::Status(402), account),
-        (Says::Status(401), account),
         (Says::Later(429, 5), clock),
         (Says::Status(429), nobody),
         (Says::Status(400), nobody),
+        (Says::Status(401), nobody),
         (Says::Status(403), nobody),
         (Says::Status(404), nobody),
         (Says::Status(413), nobody),
@@ -205,7 +205,7 @@ async fn accounts_are_told_apart_by_what_they_are_said_to_be() {
             .insert("x-account", account.parse().unwrap());
         request
     };
-    tested.call(of("a", Says::Status(401))).unwrap();
+    tested.call(of("a", Says::Status(402))).unwrap();
     tested.call(of("b", Says::Later(429, 9))).unwrap();
     let refused = tested.refuses(of("a", WELL));
     assert_eq!(refused.circuit(), &CircuitId::account("openai", "a"));

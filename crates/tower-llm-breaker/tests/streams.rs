@@ -101,9 +101,10 @@ async fn a_stream_counts_when_it_has_ended_and_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn streams_that_go_wrong_behind_a_good_head_open_it() {
+async fn streams_that_go_wrong_behind_good_headers_open_it() {
     let layer = builder()
         .window_calls(10)
+        .minimum_calls(5)
         .failure_ratio(0.5)
         .build()
         .unwrap();
@@ -156,12 +157,22 @@ fn replay(fixture: &'static Fixture) -> BreakerHandle {
 #[tokio::test(start_paused = true)]
 async fn what_providers_send_counts_for_what_it_is() {
     let all = fixtures::all();
+    let mut others = 0;
     for fixture in all {
         let handle = replay(fixture);
         let mut stats = handle.stats();
         stats.sort_by_key(|stats| stats.circuit.scope());
-        let [way, of_model, account, clock] = &stats[..] else {
-            panic!("{}: {stats:?}", fixture.name);
+        let [way, of_model, account, clock] = match &stats[..] {
+            [way, of_model, account, clock] => [way, of_model, account, clock],
+            // Neither counting tokens nor a list says anything about a model.
+            [way, account] => {
+                let is_spent = fixture.expect.verdict == Verdict::Exhausted;
+                assert_eq!(way.failures, 0, "{}", fixture.name);
+                assert_eq!(account.state == State::Open, is_spent, "{}", fixture.name);
+                others += 1;
+                continue;
+            }
+            _ => panic!("{}: {stats:?}", fixture.name),
         };
         let has_time = |ms: Option<u64>| ms.is_some_and(|ms| ms > 0);
         let expected = match fixture.expect.verdict {
@@ -189,6 +200,7 @@ async fn what_providers_send_counts_for_what_it_is() {
         let reached = u64::from(fixture.expect.verdict != Verdict::ClientError);
         assert_eq!((way.calls, way.failures), (reached, 0), "{}", fixture.name);
     }
+    assert!(others > 0 && others < all.len() / 4, "{others}");
     let has = |verdict| all.iter().any(|fixture| fixture.expect.verdict == verdict);
     assert!(has(Verdict::FailedInBand) && has(Verdict::FailedTruncated) && has(Verdict::Exhausted));
 }

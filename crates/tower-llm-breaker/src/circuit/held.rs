@@ -1,4 +1,4 @@
-//! What changes under a circuit's lock: its phases, its probes, its ramp.
+//! What changes under a circuit's lock: its phase, its probes, its ramp.
 
 use std::time::Duration;
 
@@ -20,17 +20,23 @@ pub(super) struct Core {
     /// How often it has opened without staying closed in between.
     openings: u32,
     closed_at: Option<Instant>,
-    /// Probes that hold a place.
+    /// Probes in flight.
     leases: Vec<Lease>,
     next_lease: u32,
+    /// Probes that have succeeded since it is half-open.
     successes: u32,
-    /// What is due of the next call to be let through while it is ramping: each adds its share.
+    /// Probes that have succeeded and failed since the circuit was created.
+    probe_successes: u64,
+    probe_failures: u64,
+    /// The part of a call that is due while it is ramping: each call adds the present ratio.
     due: f64,
-    /// Until when the provider has asked to wait with one of the failures that count.
+    /// The latest time that the provider has asked to wait for, with one of the failures that count.
     not_before: Option<Instant>,
-    /// Whether it was told that too many others are open.
+    /// Whether it was reported that too many others are open.
     kept_closed: bool,
-    /// When the ramp ends that a pause has broken into.
+    /// While it only measures: when it would be half-open again.
+    would_open_until: Option<Instant>,
+    /// When the ramp ends that a pause has interrupted.
     ramp_until: Option<u64>,
     /// While its group counts it as open.
     slot: Option<OpenSlot>,
@@ -42,7 +48,7 @@ struct Lease {
     until: Instant,
 }
 
-/// The circuit with its lock held, and what is to be told when it is free.
+/// The circuit with its lock held, and the events to send when it is released.
 pub(super) struct Held<'a> {
     circuit: &'a Circuit,
     core: MutexGuard<'a, Core>,
@@ -60,7 +66,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Lets go of the lock, and says what happened.
+    /// Releases the lock, and returns what happened.
     pub(super) fn release(self) -> Vec<EventKind> {
         self.happened
     }
@@ -82,7 +88,7 @@ impl<'a> Held<'a> {
         match word.phase {
             Phase::HalfOpen => self.probe(),
             Phase::Ramping if self.circuit.is_over(word, self.now) => {
-                // What is counted goes on counting.
+                // The counts stay.
                 let closed = Word {
                     phase: Phase::Closed,
                     until: 0,
@@ -96,16 +102,12 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Lets a probe through if a place is free.
+    /// Admits a probe if there is a lease for it.
     fn probe(&mut self) -> Result<Pass, Shut> {
         let now = self.now;
         self.core.leases.retain(|lease| lease.until > now);
-        if self.core.leases.len() >= self.policy().probes {
-            let next = self.core.leases.iter().map(|lease| lease.until).min();
-            return Err(Shut {
-                state: State::HalfOpen,
-                retry_after: next.map(|until| until - now),
-            });
+        if let Some(busy) = self.core.busy(&self.circuit.group.policy, now) {
+            return Err(busy);
         }
         let number = self.core.free_number();
         let until = now + self.policy().probe_lease;
@@ -114,23 +116,29 @@ impl<'a> Held<'a> {
         Ok(Pass::of(self.word()).with_lease(number))
     }
 
-    /// Lets so many through that their share of all grows with the time, from a tenth to all.
+    /// Admits a ratio of the calls that grows with time, from a tenth to all.
     fn ramp(&mut self, word: Word) -> Result<Pass, Shut> {
+        /// A call that is refused on the ramp may well be admitted a second later.
+        const RETRY_AFTER: Duration = Duration::from_secs(1);
+
         let length = self.policy().ramp.unwrap_or_default().as_secs_f64();
         let left = self.policy().clock.left(word.until, self.now);
-        let share = (1.0 - left.as_secs_f64() / length).max(0.1);
+        let ratio = (1.0 - left.as_secs_f64() / length).max(0.1);
         let due = &mut self.core.due;
-        *due += share;
+        *due += ratio;
         if *due < 1.0 {
-            return Err(Shut::untimed(State::Ramping));
+            return Err(Shut {
+                state: State::Ramping,
+                retry_after: Some(left.min(RETRY_AFTER)),
+            });
         }
         *due -= 1.0;
         Ok(Pass::of(word))
     }
 
-    /// A call that was let through is not sent: its place is free again, and its turn on the ramp is another's.
+    /// An admitted call is not sent: its lease is free again, and another call goes on the ramp.
     pub(super) fn was_not_sent(&mut self, pass: Pass) {
-        /// Calls that another circuit refuses add their shares all the same, which must not pile up to a burst.
+        /// Calls that another circuit refuses add to what is due as well, and must not pile up to a burst.
         const MOST_DUE: f64 = 2.0;
 
         self.give_back(pass);
@@ -139,20 +147,20 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// A call was told to wait without a time.
+    /// The provider throttled a call without naming a time.
     pub(super) fn throttled_for_no_time(&mut self, pass: Pass) {
         self.give_back(pass);
         self.happened.push(EventKind::Throttled);
     }
 
-    /// As if nothing had happened.
-    pub(super) fn begin_anew(&mut self, phase: Phase) {
+    /// Starts again in `phase`, with nothing counted.
+    pub(super) fn restart(&mut self, phase: Phase) {
         self.core.openings = 0;
         self.core.closed_at = None;
         self.go(phase, None, Reason::Manual);
     }
 
-    /// A place that a probe has is free again.
+    /// A probe gives its lease back.
     pub(super) fn give_back(&mut self, pass: Pass) {
         if pass.is_probe() && self.circuit.is_current(pass) {
             self.core
@@ -161,7 +169,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// A probe has ended. One whose lease had run out still tells the truth, if nothing else was decided meanwhile.
+    /// A probe has ended. Its result counts even if its lease has expired, unless the circuit has changed since.
     pub(super) fn probed(&mut self, pass: Pass, verdict: Verdict) {
         self.give_back(pass);
         if !self.circuit.is_current(pass) {
@@ -174,11 +182,15 @@ impl<'a> Held<'a> {
         match verdict {
             Verdict::Success => {
                 self.core.successes += 1;
+                self.core.probe_successes += 1;
                 if self.core.successes >= self.policy().success_threshold {
                     self.close(Reason::ProbesSucceeded);
                 }
             }
-            Verdict::Failure { retry_after } => self.reopen(retry_after),
+            Verdict::Failure { retry_after } => {
+                self.core.probe_failures += 1;
+                self.reopen(retry_after);
+            }
             _ => {}
         }
     }
@@ -210,12 +222,15 @@ impl<'a> Held<'a> {
     pub(super) fn trip(&mut self, pass: Pass, reason: Reason, retry_after: Option<Duration>) {
         let word = self.word();
         if word.generation != pass.generation() || !word.phase.is_judged() {
-            // Somebody else was faster.
+            // Another call has opened it meanwhile.
             return;
         }
         if word.phase == Phase::MetricsOnly {
-            self.happened.push(EventKind::WouldOpen { reason });
-            self.publish(word.next(Phase::MetricsOnly, 0));
+            let until = self.now + self.policy().open_time(0, retry_after);
+            self.would_open(
+                self.core.not_before.map_or(until, |at| until.max(at)),
+                reason,
+            );
             return;
         }
         if !self.may_open(reason) {
@@ -225,7 +240,22 @@ impl<'a> Held<'a> {
         self.open(until, reason);
     }
 
-    /// Whether its group has a place for it; told of if not, once.
+    /// A circuit that only measures would have opened until `until`. Reported once until then: had it opened, the calls
+    /// that failed meanwhile would not have been sent.
+    fn would_open(&mut self, until: Instant, reason: Reason) {
+        if self
+            .core
+            .would_open_until
+            .is_none_or(|open| self.now >= open)
+        {
+            self.core.would_open_until = Some(until);
+            let duration = until.saturating_duration_since(self.now);
+            self.happened
+                .push(EventKind::WouldOpen { reason, duration });
+        }
+    }
+
+    /// Whether its group allows one more open circuit; if not, that is reported once.
     fn may_open(&mut self, reason: Reason) -> bool {
         self.core.slot = self.circuit.group.may_open(self.now);
         let may_open = self.core.slot.is_some();
@@ -236,7 +266,7 @@ impl<'a> Held<'a> {
         may_open
     }
 
-    /// Something is counted in it, maybe for the first time: it is one of its group from now on.
+    /// Something is counted, maybe for the first time: the circuit is a member of its group from now on.
     pub(super) fn enter_group(&mut self) {
         if !self.circuit.is_member() {
             self.circuit.is_member.store(1, Ordering::Relaxed);
@@ -260,7 +290,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Until when it opens now, if it was opened by failures: longer each time, until it has stayed closed.
+    /// The end of an opening by failures: later each time, until the circuit has stayed closed.
     fn next_opening(&mut self, retry_after: Option<Duration>) -> Instant {
         self.leave_closed();
         let time = self.policy().open_time(self.core.openings, retry_after);
@@ -269,13 +299,13 @@ impl<'a> Held<'a> {
         self.core.not_before.map_or(until, |at| until.max(at))
     }
 
-    /// The provider has asked to wait, with a failure: it is not open for less, whichever failure opens it.
+    /// The provider has asked to wait, with a failure: the circuit is not open for less, whichever failure opens it.
     pub(super) fn told(&mut self, time: Duration) {
         let until = self.now + self.policy().told(time);
         self.core.not_before = self.core.not_before.max(Some(until));
     }
 
-    /// The same of a call that was let through earlier, while it is open.
+    /// The same for a call of an earlier generation, while the circuit is open.
     pub(super) fn told_late(&mut self, time: Duration) {
         self.lapse();
         if self.word().phase == Phase::Open {
@@ -284,7 +314,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// What has ended by itself, though no call has come since, is over.
+    /// Ends a state whose time is over.
     fn lapse(&mut self) {
         let word = self.word();
         if self.circuit.is_over(word, self.now) {
@@ -300,7 +330,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// It is open for as long as the first time again, if it has stayed closed for that long.
+    /// The next opening is a first one again if the circuit has stayed closed for as long as that.
     fn leave_closed(&mut self) {
         let (now, open_for) = (self.now, self.policy().open_for);
         let closed_at = self.core.closed_at.take();
@@ -309,18 +339,21 @@ impl<'a> Held<'a> {
         }
     }
 
-    pub(super) fn exhausted(&mut self, pass: Pass) {
+    pub(super) fn exhausted(&mut self, pass: Pass, reason: Reason) {
         let policy = self.policy();
         let until = self.now + policy.jittered(policy.exhausted_for);
-        if self.is_about_now(pass, Reason::Exhausted) {
-            self.open(until, Reason::Exhausted);
+        if pass.is_probe() && self.circuit.is_current(pass) {
+            self.core.probe_failures += 1;
+        }
+        if self.is_about_now(pass, until, reason) {
+            self.open(until, reason);
         }
     }
 
     pub(super) fn throttled(&mut self, pass: Pass, time: Duration) {
         let policy = self.policy();
         let until = self.now + policy.jittered(policy.told(time));
-        if !self.is_about_now(pass, Reason::Throttled) {
+        if !self.is_about_now(pass, until, Reason::Throttled) {
             return;
         }
         match self.word().phase {
@@ -330,8 +363,8 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Lets nobody through until `until`, and then goes on where it was. No generation begins and what was counted stays:
-    /// else failures between two of the provider's refusals would never be enough.
+    /// Refuses calls until `until`, and then goes on as before. The generation and the counts stay: otherwise the failures
+    /// between two throttled calls would never be enough.
     fn pause(&mut self, until: Instant, reason: Reason) {
         let word = self.word();
         self.core.ramp_until = (word.phase == Phase::Ramping).then_some(word.until);
@@ -343,14 +376,14 @@ impl<'a> Held<'a> {
         self.set(paused, reason);
     }
 
-    /// Whether what one call says opens the circuit, or may extend it: a call that was let through earlier opens nothing
-    /// that has closed since.
-    fn is_about_now(&mut self, pass: Pass, reason: Reason) -> bool {
+    /// Whether what one call says may open the circuit until `until`, or keep it open for longer. A call of an earlier
+    /// generation does not open a circuit that has closed since.
+    fn is_about_now(&mut self, pass: Pass, until: Instant, reason: Reason) -> bool {
         self.lapse();
         match self.word().phase {
             Phase::ForcedOpen | Phase::Disabled => false,
             Phase::MetricsOnly => {
-                self.happened.push(EventKind::WouldOpen { reason });
+                self.would_open(until, reason);
                 false
             }
             Phase::Open | Phase::Paused => true,
@@ -362,7 +395,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Opens until `until`, or for as long as it lets nobody through already if that is later.
+    /// Opens until `until`, or until the end of the present state if that is later.
     pub(super) fn open(&mut self, until: Instant, reason: Reason) {
         let word = self.word();
         match word.phase {
@@ -391,11 +424,11 @@ impl<'a> Held<'a> {
         });
     }
 
-    /// What another process says counts as if it had happened here.
+    /// What another process reports counts as if it had happened here.
     #[cfg(feature = "redis")]
     pub(super) fn observe(&mut self, change: crate::shared::Change) {
         use crate::shared::Change;
-        /// What was told from here comes back with what it took on its way.
+        /// What this process published comes back later by its time on the way.
         const ECHO: Duration = Duration::from_millis(50);
 
         let word = self.word();
@@ -414,7 +447,7 @@ impl<'a> Held<'a> {
                 self.pause(until, Reason::Shared);
             }
             (Phase::HalfOpen, _, Some(_)) => self.go(Phase::Open, until, Reason::Shared),
-            // A pause too: after that nobody would probe what others have found dead.
+            // A pause too: after it, no call would probe what others have found to be failing.
             (_, _, Some(until)) => {
                 if self.may_follow() {
                     self.open(until, Reason::Shared);
@@ -425,15 +458,15 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Whether what another process has opened opens here too. Where all fail each process keeps others closed: did they all
-    /// follow each other, none would stay so.
+    /// Whether a circuit that another process has opened opens here too. Each process keeps other circuits closed; if all
+    /// followed all peers, every circuit would open.
     #[cfg(feature = "redis")]
     fn may_follow(&mut self) -> bool {
         if !self.circuit.group.counts() {
             // Failures open none of this kind.
             return true;
         }
-        // Somebody calls it, though it may be nobody here.
+        // It is in use, though maybe not in this process.
         self.enter_group();
         self.may_open(Reason::Shared)
     }
@@ -447,10 +480,11 @@ impl<'a> Held<'a> {
         let word = self.word().next(phase, until);
         self.core.leases.clear();
         self.core.successes = 0;
-        // The first is let through.
+        // The first call is admitted.
         self.core.due = 1.0;
         self.core.not_before = None;
         self.core.kept_closed = false;
+        self.core.would_open_until = None;
         if let Some(judged) = &self.circuit.judged {
             judged.clear();
         }
@@ -478,11 +512,31 @@ impl<'a> Held<'a> {
 }
 
 impl Core {
-    pub(super) fn probes(&self, now: Instant) -> usize {
-        self.leases.iter().filter(|lease| lease.until > now).count()
+    /// Probes in flight, and how many have succeeded and failed.
+    pub(super) fn probes(&self, now: Instant) -> (usize, u64, u64) {
+        let in_flight = self.leased(now).count();
+        (in_flight, self.probe_successes, self.probe_failures)
     }
 
-    /// What it is when a pause is over: on the ramp that this has broken into, or closed if that is over too.
+    /// Why no further probe is admitted, if the leases are all taken.
+    ///
+    /// The lease is how long a probe may take at most. Most end much sooner, so a client is not told to wait for that.
+    pub(super) fn busy(&self, policy: &Policy, now: Instant) -> Option<Shut> {
+        if self.leased(now).count() < policy.probes {
+            return None;
+        }
+        let first = self.leased(now).map(|lease| lease.until - now).min();
+        Some(Shut {
+            state: State::HalfOpen,
+            retry_after: first.map(|left| left.min(policy.probe_wait())),
+        })
+    }
+
+    fn leased(&self, now: Instant) -> impl Iterator<Item = &Lease> {
+        self.leases.iter().filter(move |lease| lease.until > now)
+    }
+
+    /// The state after a pause: the ramp that it has interrupted, or closed if that is over too.
     pub(super) fn after_pause(&self, paused: Word, now: u64) -> Word {
         let (phase, until) = match self.ramp_until {
             Some(until) if now < until => (Phase::Ramping, until),
@@ -504,7 +558,7 @@ impl Core {
         self.openings
     }
 
-    /// A number that no probe has now, and none had lately.
+    /// A number that no probe has, and none had lately.
     fn free_number(&mut self) -> u32 {
         loop {
             self.next_lease = self.next_lease % MOST_PROBES as u32 + 1;

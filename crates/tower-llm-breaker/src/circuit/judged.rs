@@ -1,4 +1,4 @@
-//! What a circuit is opened by: shares of the calls that failed or were slow, and failures in a row.
+//! What opens a circuit: the ratio of calls that failed or were slow, and failures in a row.
 
 use super::Pass;
 use crate::{
@@ -10,29 +10,42 @@ use crate::{
 /// What the ends of calls are counted in.
 #[derive(Debug)]
 pub(super) struct Judged {
-    /// `None` where no share of them opens a circuit.
+    /// `None` if no ratio of failures opens a circuit.
     pub(super) failures: Option<Window>,
     pub(super) slow: Option<Window>,
-    /// Failures one after the other: the generation, and in the lower half how many.
-    run: AtomicU64,
 }
+
+/// Failures in a row: the generation, and in the lower half how many.
+#[derive(Debug)]
+pub(super) struct Run(AtomicU64);
 
 impl Judged {
     pub(super) fn new(policy: &Policy) -> Self {
         Self {
             failures: policy.failure_ratio.map(|_| policy.window()),
             slow: policy.slow.map(|_| policy.window()),
-            run: AtomicU64::new(0),
         }
     }
 
-    /// Notes a success or a failure, and says how many failures came one after the other.
-    pub(super) fn follow(&self, pass: Pass, is_bad: bool, is_current: impl Fn() -> bool) -> u32 {
-        let mut seen = self.run.load(Ordering::Acquire);
+    pub(super) fn clear(&self) {
+        for window in self.failures.iter().chain(&self.slow) {
+            window.clear();
+        }
+    }
+}
+
+impl Run {
+    pub(super) fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Counts a success or a failure; the number of failures in a row after it.
+    pub(super) fn count(&self, pass: Pass, is_bad: bool, is_current: impl Fn() -> bool) -> u32 {
+        let mut seen = self.0.load(Ordering::Acquire);
         loop {
             let is_of = seen >> 32 == u64::from(pass.generation());
             if !is_of && !is_current() {
-                // The run of a later generation is not for this one to break.
+                // A result of an earlier generation does not change the run of a later one.
                 return 0;
             }
             let before = if is_of { seen as u32 } else { 0 };
@@ -42,18 +55,12 @@ impl Judged {
             }
             let next = u64::from(pass.generation()) << 32 | u64::from(in_a_row);
             let noted =
-                self.run
+                self.0
                     .compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Acquire);
             match noted {
                 Ok(_) => return in_a_row,
                 Err(now) => seen = now,
             }
-        }
-    }
-
-    pub(super) fn clear(&self) {
-        for window in self.failures.iter().chain(&self.slow) {
-            window.clear();
         }
     }
 }

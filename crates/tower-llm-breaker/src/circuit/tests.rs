@@ -116,8 +116,8 @@ struct Reference {
     generation: u32,
     /// Calls of this generation that have ended: when, and whether badly.
     ended: Vec<(u64, bool)>,
-    /// Probes under way that have a place: their numbers, and until when.
-    places: Vec<(u32, u64)>,
+    /// Leases of probes in flight: their numbers and ends.
+    leases: Vec<(u32, u64)>,
     successes: u32,
     openings: u32,
     /// Until when the provider has asked to wait with one of the failures that count.
@@ -147,7 +147,7 @@ impl Reference {
             until: 0,
             generation: 0,
             ended: Vec::new(),
-            places: Vec::new(),
+            leases: Vec::new(),
             successes: 0,
             openings: 0,
             not_before: 0,
@@ -169,7 +169,7 @@ impl Reference {
             }
         }
         let now = self.now;
-        self.places.retain(|&(_, until)| until > now);
+        self.leases.retain(|&(_, until)| until > now);
     }
 
     fn go(&mut self, state: State, until: u64) {
@@ -179,7 +179,7 @@ impl Reference {
         (self.state, self.until) = (state, until);
         self.generation += 1;
         self.ended.clear();
-        self.places.clear();
+        self.leases.clear();
         self.successes = 0;
         self.not_before = 0;
     }
@@ -195,7 +195,7 @@ impl Reference {
     fn call(&mut self) -> Option<Ticket> {
         let may_pass = match self.state {
             State::Closed | State::Disabled | State::MetricsOnly => true,
-            State::HalfOpen => self.places.len() < self.settings.probes,
+            State::HalfOpen => self.leases.len() < self.settings.probes,
             _ => false,
         };
         if !may_pass {
@@ -205,7 +205,7 @@ impl Reference {
         self.calls += 1;
         let is_probe = self.state == State::HalfOpen;
         if is_probe {
-            self.places
+            self.leases
                 .push((self.calls, self.now + self.settings.probe_lease));
         }
         Some(Ticket {
@@ -216,7 +216,7 @@ impl Reference {
     }
 
     fn end(&mut self, ticket: Ticket, verdict: Verdict) {
-        self.places.retain(|&(number, _)| number != ticket.number);
+        self.leases.retain(|&(number, _)| number != ticket.number);
         let is_current = ticket.generation == self.generation;
         let is_by_hand = matches!(
             self.state,
@@ -258,10 +258,7 @@ impl Reference {
                 self.count(true);
                 let until = self.now + retry_after.map_or(0, |time| self.told(time));
                 self.not_before = self.not_before.max(until);
-                if !self.is_bad_enough() {
-                } else if self.state == State::MetricsOnly {
-                    self.go(State::MetricsOnly, 0);
-                } else {
+                if self.is_bad_enough() && self.state != State::MetricsOnly {
                     self.fail(retry_after);
                 }
             }
@@ -304,12 +301,12 @@ impl Reference {
             .take_while(|(_, is_bad)| *is_bad)
             .count();
         let (calls, failures) = self.counts();
-        let of = calls.max(self.settings.minimum_calls as u64);
+        let is_judged = calls >= self.settings.minimum_calls as u64;
         let most = self.settings.failure_threshold;
-        let ratio = self.settings.failure_ratio;
+        let ratio = self.settings.failure_ratio.filter(|_| is_judged);
         self.is_counting()
             && (most.is_some_and(|most| in_a_row >= most as usize)
-                || ratio.is_some_and(|ratio| failures as f64 / of as f64 >= ratio))
+                || ratio.is_some_and(|ratio| failures as f64 / calls as f64 >= ratio))
     }
 
     /// Opens it for failures: for longer each time.
@@ -372,9 +369,10 @@ fn circuit(settings: &Settings) -> (Circuit, Instant) {
         Some(ratio) => builder.failure_ratio(ratio),
         None => builder.without_failure_ratio(),
     };
-    if let Some(failures) = settings.failure_threshold {
-        builder = builder.failure_threshold(failures);
-    }
+    builder = match settings.failure_threshold {
+        Some(failures) => builder.failure_threshold(failures),
+        None => builder.without_failure_threshold(),
+    };
     if let Some(force) = settings.initial_state {
         builder = builder.initial_state(force);
     }
@@ -403,7 +401,7 @@ impl Seen {
             state: standing.state,
             duration: standing.retry_after,
             counts: (tally.total, tally.bad),
-            probes: circuit.probes(now),
+            probes: circuit.probes(now).0,
             refused: circuit.refused(),
         }
     }
@@ -418,7 +416,7 @@ impl Seen {
                 Some(_) => reference.counts(),
                 None => (0, 0),
             },
-            probes: reference.places.len(),
+            probes: reference.leases.len(),
             refused: reference.refused,
         }
     }
@@ -439,7 +437,10 @@ fn agrees(settings: &Settings, steps: &[Step]) {
                         assert_eq!(pass.is_probe(), ticket.is_probe, "{number}");
                         under_way.push((pass, ticket));
                     }
-                    (Err(shut), None) => assert_eq!(shut.state, reference.state, "{number}"),
+                    (Err(shut), None) => {
+                        circuit.count_refused();
+                        assert_eq!(shut.state, reference.state, "{number}");
+                    }
                     (admitted, ticket) => panic!("{number}: {admitted:?}, {ticket:?}"),
                 }
             }

@@ -1,7 +1,7 @@
-//! What the last calls were: how many, and how many of them bad.
+//! The last calls: how many there were, and how many of them were bad.
 //!
-//! Both windows slide truly and cost the same however long they are. Each count belongs to a generation of its circuit:
-//! one of an earlier generation is never among those of the present.
+//! Both windows really slide, and cost the same however long they are. Each count belongs to a generation of its circuit:
+//! a count of an earlier generation is never part of the present one.
 
 mod count;
 mod time;
@@ -16,9 +16,9 @@ use crate::word::Clock;
 /// The calls that a circuit is judged by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Over {
-    /// The last so many.
+    /// The last calls, by number.
     Calls(usize),
-    /// Those that ended within so long.
+    /// The calls that ended within a time.
     Time(Duration),
 }
 
@@ -43,11 +43,11 @@ pub(crate) struct Entry<'a> {
     pub(crate) is_current: &'a dyn Fn() -> bool,
 }
 
-/// Reads the time once, when somebody asks for it: a call may have several windows to count in.
+/// Reads the clock once, when the time is first needed: a call may be counted in several windows.
 #[derive(Debug, Default)]
 pub(crate) struct Now {
     at: Option<Instant>,
-    /// The same by its layer's clock.
+    /// The same by the layer's clock.
     nanos: Option<u64>,
 }
 
@@ -67,7 +67,7 @@ impl Window {
         }
     }
 
-    /// What counts in `generation`.
+    /// The counts of `generation`.
     pub(crate) fn tally(&self, generation: u32, now: &mut Now) -> Tally {
         match self {
             Self::Calls(counts) => counts.tally(generation),
@@ -75,7 +75,7 @@ impl Window {
         }
     }
 
-    /// Forgets all: a generation has ended.
+    /// Empties the window: a generation has ended.
     pub(crate) fn clear(&self) {
         match self {
             Self::Calls(counts) => counts.clear(),
@@ -85,13 +85,10 @@ impl Window {
 }
 
 impl Tally {
-    /// Whether the bad ones are at least `ratio` of all, where those that are missing to `minimum` count as good.
-    ///
-    /// So it is decided as soon as it can be: however good the missing ones turn out, enough are bad already.
+    /// Whether at least `ratio` of the calls are bad. Below `minimum` calls no ratio is judged.
     pub(crate) fn reaches(self, ratio: f64, minimum: u64) -> bool {
-        let of = self.total.max(minimum).max(1);
         // A quotient rounds as the ratio's literal does, which a product would not: 7 of 100 are 0.07.
-        self.bad as f64 / of as f64 >= ratio
+        self.total >= minimum.max(1) && self.bad as f64 / self.total as f64 >= ratio
     }
 }
 
@@ -126,9 +123,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_to_the_minimum_counts_as_good() {
+    fn below_the_minimum_no_ratio_is_judged() {
         let all_bad = |total| Tally { bad: total, total };
-        assert!(!all_bad(4).reaches(0.5, 10));
-        assert!(all_bad(5).reaches(0.5, 10));
+        assert!(!all_bad(9).reaches(0.5, 10));
+        assert!(all_bad(10).reaches(0.5, 10));
+        assert!(!all_bad(0).reaches(0.0, 0));
     }
 }

@@ -23,7 +23,7 @@ async fn at_first_a_tenth_passes_and_in_the_end_all() {
     let refused = tested.refused();
     assert_eq!(
         (refused.state(), refused.retry_after()),
-        (State::Ramping, None)
+        (State::Ramping, Some(SECOND))
     );
     assert_eq!(stats(&tested.handle).remaining, Some(100 * SECOND));
     advance(100 * SECOND - MS).await;

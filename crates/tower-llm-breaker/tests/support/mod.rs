@@ -141,9 +141,12 @@ pub(crate) struct Tested {
     pub(crate) provider: Told,
 }
 
-/// Settings without chance.
+/// Settings without chance, where the ratio alone opens a circuit and one probe closes it.
 pub(crate) fn builder() -> BreakerBuilder {
-    BreakerLayer::builder().jitter(0.0)
+    BreakerLayer::builder()
+        .jitter(0.0)
+        .without_failure_threshold()
+        .success_threshold(1)
 }
 
 /// Opened by one failure, for 30 s.
