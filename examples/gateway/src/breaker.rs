@@ -1,16 +1,16 @@
-//! The circuit breaker that the settings ask for, of each provider.
+//! The circuit breaker of each provider.
 
 use tower_llm_stack::{
-    BreakerHandle, BreakerLayer, KeyBy, Provider,
+    BreakerHandle, BreakerLayer, Provider,
     breaker::{CircuitStats, Force, Scope, State},
 };
 
 use crate::{BreakerSettings, StartError, settings::BreakerMode};
 
-/// The circuits of all providers, to look at.
+/// The circuits of all providers, for the metrics.
 pub(crate) type Breakers = Vec<(Provider, BreakerHandle)>;
 
-/// How many circuits of one kind are in a state, and how many calls they have refused.
+/// How many circuits of one scope are in each state, and how many calls they have refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Circuits {
     pub(crate) in_state: [u64; STATES.len()],
@@ -36,12 +36,11 @@ pub(crate) const SCOPES: [(Scope, &str); 4] = [
 
 /// The circuits of one provider.
 ///
-/// An account is a credential: where callers send their own, one that is throttled or has spent its money closes no circuit
-/// for the others.
+/// An account is a credential: if callers send their own, one that is refused or has spent its money closes no circuit for the
+/// others.
 pub(crate) fn layer(settings: &BreakerSettings) -> Result<BreakerLayer, StartError> {
     let mut builder = BreakerLayer::builder()
-        .account_by(KeyBy::account())
-        // The rate limit heeds the provider's clock, if anybody does: it lets short waits be waited out.
+        // The rate limit follows the provider's clock: it lets calls wait out short times.
         .throttled_opens(false)
         .window(settings.window)
         .failure_ratio(settings.failure_ratio)
@@ -49,9 +48,10 @@ pub(crate) fn layer(settings: &BreakerSettings) -> Result<BreakerLayer, StartErr
         .open_for(settings.open_for)
         .max_open_for(settings.max_open_for)
         .success_threshold(settings.success_threshold);
-    if let Some(failures) = settings.failure_threshold {
-        builder = builder.failure_threshold(failures);
-    }
+    builder = match settings.failure_threshold {
+        0 => builder.without_failure_threshold(),
+        failures => builder.failure_threshold(failures),
+    };
     builder = match settings.mode {
         BreakerMode::On => builder,
         BreakerMode::MetricsOnly => builder.initial_state(Force::MetricsOnly),

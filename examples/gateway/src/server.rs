@@ -157,7 +157,8 @@ impl Gateway {
             let describe = describe.clone().provider(provider);
             let describe = match upstream.passes_credentials() {
                 true => describe.account_by_credential(),
-                false => describe,
+                // A name for the credential that is configured, so that it is told apart from those of callers.
+                false => describe.account("gateway"),
             };
             let stack = Stack::builder()
                 .refusal(RefusalLayer::new().infallible())
@@ -284,18 +285,18 @@ fn layers(settings: &Settings) -> Result<(BulkheadLayer, TimeoutLayer), StartErr
     let mut bulkhead = BulkheadLayer::builder(default_concurrent)
         .max_waiting(default_queue)
         .max_wait(default_timeout);
-    for (provider, places) in [
+    for (provider, limit) in [
         (Provider::OPENAI, openai_concurrent),
         (Provider::ANTHROPIC, anthropic_concurrent),
         (Provider::GEMINI, gemini_concurrent),
         (Provider::AZURE_OPENAI, azure_concurrent),
     ] {
-        if let Some(places) = places {
-            bulkhead = bulkhead.limit_for(Key::new(provider.as_str()), places);
+        if let Some(limit) = limit {
+            bulkhead = bulkhead.limit_for(Key::new(provider.as_str()), limit);
         }
     }
-    if let Some(places) = global_concurrent {
-        bulkhead = bulkhead.global_limit(places);
+    if let Some(limit) = global_concurrent {
+        bulkhead = bulkhead.global_limit(limit);
     }
     let bulkhead = bulkhead.build().map_err(|error| {
         let name = match error.field() {

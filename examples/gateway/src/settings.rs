@@ -230,11 +230,11 @@ pub struct RateLimitSettings {
 #[derive(Clone, Debug)]
 pub struct Tiers(pub(crate) Vec<(String, u64)>);
 
-/// When the circuits of a provider open and close, each for itself: the way to it, each model, each account.
+/// When the circuits of a provider open and close: the way to it, each model, each account.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Circuit breaker")]
 pub struct BreakerSettings {
-    /// Whether circuits open; or are only told in the log and the metrics when they would.
+    /// Whether circuits open, or only report in the log when they would.
     #[arg(
         long = "breaker",
         env = "BREAKER",
@@ -243,7 +243,7 @@ pub struct BreakerSettings {
         default_value = "on"
     )]
     pub mode: BreakerMode,
-    /// Share of failures at which a circuit opens, 0 to 1.
+    /// Ratio of failures at which a circuit opens, 0 to 1.
     #[arg(
         long = "breaker-failure-ratio",
         env = "BREAKER_FAILURE_RATIO",
@@ -251,31 +251,32 @@ pub struct BreakerSettings {
         default_value_t = 0.5
     )]
     pub failure_ratio: f64,
-    /// For how long a call's end counts.
+    /// How long a call counts after its end.
     #[arg(long = "breaker-window", env = "BREAKER_WINDOW", value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub window: Duration,
-    /// Of how many calls the share is taken at least; those that are missing count as good.
+    /// Minimum number of calls in the window before the failure ratio is judged.
     #[arg(long = "breaker-minimum-calls", env = "BREAKER_MINIMUM_CALLS", value_name = "CALLS", default_value_t = 10, value_parser = at_least_one)]
     pub minimum_calls: usize,
-    /// Failures one after the other at which a circuit opens, whatever their share [default: none].
+    /// Failures in a row at which a circuit opens, whatever their ratio; 0 switches this off.
     #[arg(
         long = "breaker-failure-threshold",
         env = "BREAKER_FAILURE_THRESHOLD",
-        value_name = "FAILURES"
+        value_name = "FAILURES",
+        default_value_t = 5
     )]
-    pub failure_threshold: Option<u32>,
-    /// Probes that must succeed for a circuit to close.
+    pub failure_threshold: u32,
+    /// Probes that must succeed to close a circuit.
     #[arg(
         long = "breaker-success-threshold",
         env = "BREAKER_SUCCESS_THRESHOLD",
         value_name = "PROBES",
-        default_value_t = 1
+        default_value_t = 2
     )]
     pub success_threshold: u32,
-    /// How long a circuit is open the first time, and twice as long each time after; a provider may ask for more.
+    /// How long a circuit is open the first time; doubled each time after. A provider may ask for more.
     #[arg(long = "breaker-timeout", env = "BREAKER_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub open_for: Duration,
-    /// How long it is open at most.
+    /// Maximum time that a circuit is open.
     #[arg(long = "breaker-max-timeout", env = "BREAKER_MAX_TIMEOUT", value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     pub max_open_for: Duration,
 }
@@ -285,35 +286,35 @@ pub struct BreakerSettings {
 pub enum BreakerMode {
     /// They open and close.
     On,
-    /// They tell when they would have opened.
+    /// They only report when they would open.
     MetricsOnly,
     /// Nothing.
     Off,
 }
 
-/// Places by provider.
+/// Concurrent calls by provider.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Bulkhead")]
 pub struct BulkheadSettings {
-    /// Calls of each provider that has no number of its own.
-    #[arg(long = "bulkhead-default-concurrent", env = "BULKHEAD_DEFAULT_CONCURRENT", value_name = "CALLS", default_value_t = 100, value_parser = places)]
+    /// Concurrent calls to each provider without a limit of its own.
+    #[arg(long = "bulkhead-default-concurrent", env = "BULKHEAD_DEFAULT_CONCURRENT", value_name = "CALLS", default_value_t = 100, value_parser = permits)]
     pub default_concurrent: usize,
-    /// Calls of OpenAI.
-    #[arg(long = "bulkhead-openai-concurrent", env = "BULKHEAD_OPENAI_CONCURRENT", value_name = "CALLS", value_parser = places)]
+    /// Concurrent calls to OpenAI.
+    #[arg(long = "bulkhead-openai-concurrent", env = "BULKHEAD_OPENAI_CONCURRENT", value_name = "CALLS", value_parser = permits)]
     pub openai_concurrent: Option<usize>,
-    /// Calls of Anthropic.
-    #[arg(long = "bulkhead-anthropic-concurrent", env = "BULKHEAD_ANTHROPIC_CONCURRENT", value_name = "CALLS", value_parser = places)]
+    /// Concurrent calls to Anthropic.
+    #[arg(long = "bulkhead-anthropic-concurrent", env = "BULKHEAD_ANTHROPIC_CONCURRENT", value_name = "CALLS", value_parser = permits)]
     pub anthropic_concurrent: Option<usize>,
-    /// Calls of Gemini.
-    #[arg(long = "bulkhead-gemini-concurrent", env = "BULKHEAD_GEMINI_CONCURRENT", value_name = "CALLS", value_parser = places)]
+    /// Concurrent calls to Gemini.
+    #[arg(long = "bulkhead-gemini-concurrent", env = "BULKHEAD_GEMINI_CONCURRENT", value_name = "CALLS", value_parser = permits)]
     pub gemini_concurrent: Option<usize>,
-    /// Calls of Azure OpenAI.
-    #[arg(long = "bulkhead-azure-concurrent", env = "BULKHEAD_AZURE_CONCURRENT", value_name = "CALLS", value_parser = places)]
+    /// Concurrent calls to Azure OpenAI.
+    #[arg(long = "bulkhead-azure-concurrent", env = "BULKHEAD_AZURE_CONCURRENT", value_name = "CALLS", value_parser = permits)]
     pub azure_concurrent: Option<usize>,
-    /// Calls of all providers together [default: no such limit].
-    #[arg(long = "bulkhead-global-concurrent", env = "BULKHEAD_GLOBAL_CONCURRENT", value_name = "CALLS", value_parser = places)]
+    /// Concurrent calls to all providers together [default: no limit].
+    #[arg(long = "bulkhead-global-concurrent", env = "BULKHEAD_GLOBAL_CONCURRENT", value_name = "CALLS", value_parser = permits)]
     pub global_concurrent: Option<usize>,
-    /// Calls of each provider that may wait for a place; with 0 one that finds none is refused at once.
+    /// Calls that may wait for each provider; with 0, a call over the limit is refused at once.
     #[arg(
         long = "bulkhead-default-queue",
         env = "BULKHEAD_DEFAULT_QUEUE",
@@ -321,7 +322,7 @@ pub struct BulkheadSettings {
         default_value_t = 100
     )]
     pub default_queue: usize,
-    /// Longest wait for a place.
+    /// Maximum wait in the queue.
     #[arg(long = "bulkhead-default-timeout", env = "BULKHEAD_DEFAULT_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub default_timeout: Duration,
 }
@@ -450,13 +451,13 @@ fn amount(text: &str) -> Result<u64, String> {
     }
 }
 
-fn places(text: &str) -> Result<usize, String> {
-    let places = at_least_one(text)?;
+fn permits(text: &str) -> Result<usize, String> {
+    let permits = at_least_one(text)?;
     // As many as the bulkhead can count.
-    if u32::try_from(places).is_err() {
+    if u32::try_from(permits).is_err() {
         return Err("it must be at most 4294967295".to_owned());
     }
-    Ok(places)
+    Ok(permits)
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

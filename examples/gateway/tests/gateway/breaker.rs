@@ -69,6 +69,44 @@ async fn it_is_probed_back_by_environment() {
 }
 
 #[tokio::test]
+async fn five_failures_in_a_row_open_a_circuit_unless_that_is_switched_off() {
+    for (flags, expected) in [
+        (&[][..], [500, 500, 500, 500, 500, 503]),
+        (&["--breaker-failure-threshold", "0"], [500; 6]),
+    ] {
+        let provider = SimulatedProvider::start().await.unwrap();
+        let gateway = Running::over(&provider, flags).await;
+        provider.set(Fault::Status(500));
+        let mut statuses = Vec::new();
+        for _ in 0..6 {
+            statuses.push(gateway.post(CHAT.0, CHAT.1).await.status);
+        }
+        assert_eq!(statuses, expected, "{flags:?}");
+    }
+}
+
+/// The credential of the gateway's owner closed nothing however often it was refused, since its account had no name.
+#[tokio::test]
+async fn a_configured_credential_that_is_refused_three_times_closes_its_account() {
+    let provider = SimulatedProvider::start().await.unwrap();
+    let url = provider.url();
+    let envs = [
+        ("OPENAI_BASE_URL", url.as_str()),
+        ("OPENAI_API_KEY", "sk-revoked"),
+        ("GATEWAY_KEYS", "none"),
+    ];
+    let gateway = Binary::start(&envs, &[]).await;
+    provider.set(Fault::Status(401));
+    let mut statuses = Vec::new();
+    for model in 0..5 {
+        let body = format!(r#"{{"model":"{model}"}}"#);
+        statuses.push(post(gateway.addr, CHAT.0, "", &body).await.status);
+    }
+    assert_eq!(statuses, [401, 401, 401, 503, 503]);
+    assert_eq!(provider.counts().requests, 3);
+}
+
+#[tokio::test]
 async fn with_metrics_only_or_off_nothing_is_refused() {
     for mode in ["metrics-only", "off"] {
         let provider = SimulatedProvider::start().await.unwrap();

@@ -26,7 +26,7 @@ async fn many(addr: std::net::SocketAddr, count: usize, (path, body): (&str, &st
 }
 
 #[tokio::test]
-async fn two_places_are_never_more_than_two_streams_by_environment() {
+async fn two_permits_are_never_more_than_two_streams_by_environment() {
     for (name, call) in [
         ("BULKHEAD_OPENAI_CONCURRENT", CHAT),
         ("BULKHEAD_ANTHROPIC_CONCURRENT", MESSAGES),
@@ -56,7 +56,7 @@ async fn two_places_are_never_more_than_two_streams_by_environment() {
 }
 
 #[tokio::test]
-async fn the_places_of_all_providers_together_are_never_more_than_are_set_by_environment() {
+async fn the_permits_of_all_providers_together_are_never_more_than_are_set_by_environment() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(slow());
     let url = provider.url();
@@ -94,7 +94,7 @@ async fn who_finds_no_place_is_told_so_in_his_dialect() {
     ] {
         provider.reset_counts();
         let calls = (0..50).map(|_| post(gateway.addr, call.0, "", call.1));
-        // Two have a place and never end.
+        // Two have a permit and never end.
         let mut calls: FuturesUnordered<_> = calls.collect();
         let refused = calls.by_ref().take(48).collect::<Vec<_>>();
         for answer in within(SOON, refused).await {
@@ -129,10 +129,10 @@ async fn the_queue_is_bounded_in_number_and_in_time() {
 
     let answers = many(gateway.addr, 10, CHAT).await;
 
-    let waited = |answer: &Answer| answer.text().contains("within 2s");
+    let waited = |answer: &Answer| answer.text().contains("waited 2s");
     assert!(answers.iter().all(|answer| answer.status == 503));
     assert_eq!(answers.iter().filter(|answer| waited(answer)).count(), 3);
-    // Another provider has places of its own.
+    // Another provider has permits of its own.
     provider.set(Behavior::new());
     assert_eq!(gateway.post(MESSAGES.0, MESSAGES.1).await.status, 200);
     let metrics = get(gateway.addr, "/metrics").await.text();

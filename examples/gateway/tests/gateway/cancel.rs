@@ -147,7 +147,7 @@ async fn leaves_nothing_behind(seed: u64, faults: &[Fault]) {
         .for_each_concurrent(AT_ONCE, |(request, leaves)| call(&gateway, request, leaves))
         .await;
 
-    eventually("all places are free and nobody waits", async || {
+    eventually("all permits are free and no call waits", async || {
         gateway.held() == 0
     })
     .await;
@@ -215,7 +215,7 @@ async fn over_http_2_one_stream_that_is_given_up_closes_its_upstream_alone() {
     provider.wait_for(SOON, closed_one).await.unwrap();
     assert_eq!(provider.counts().open_streams, 1);
     drop(kept);
-    eventually("all places are free", async || gateway.held() == 0).await;
+    eventually("all permits are free", async || gateway.held() == 0).await;
 }
 
 #[tokio::test]
@@ -247,5 +247,5 @@ async fn the_upstream_is_closed_when_the_caller_leaves() {
             );
         }
     }
-    eventually("all places are free", async || gateway.held() == 0).await;
+    eventually("all permits are free", async || gateway.held() == 0).await;
 }
