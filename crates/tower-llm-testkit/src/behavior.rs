@@ -1,4 +1,4 @@
-//! What the simulated provider does with one request.
+//! How the simulated provider answers one request.
 
 use std::time::Duration;
 
@@ -6,21 +6,22 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{Fault, fixtures::Fixture};
 
-/// How the provider answers one request: how fast, how much, cut how, and what goes wrong.
+/// How the provider answers one request: its speed, its length, its frames and its fault.
 ///
-/// The defaults are an answer at once: 10 input tokens, 5 output tokens, no waits, one HTTP frame
-/// per event, no fault.
+/// By default it answers at once: 10 input tokens, 5 output tokens, no delays, one HTTP frame per
+/// event, no fault.
 #[derive(Clone, Debug)]
 pub struct Behavior {
     pub(crate) head_delay: Duration,
     pub(crate) first_token: Duration,
     pub(crate) gap: Duration,
-    pub(crate) input_tokens: u64,
+    pub(crate) input_tokens: InputTokens,
     pub(crate) cached_tokens: u64,
     pub(crate) cache_write_tokens: u64,
     pub(crate) output_tokens: u64,
     pub(crate) reasoning_tokens: u64,
     pub(crate) role_frame: bool,
+    pub(crate) is_strict: bool,
     pub(crate) keep_alive: Option<Duration>,
     pub(crate) cut: Cut,
     pub(crate) line_ending: LineEnding,
@@ -29,18 +30,26 @@ pub struct Behavior {
     pub(crate) replay: Option<Fixture>,
 }
 
+/// Where the number of input tokens comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InputTokens {
+    Fixed(u64),
+    /// Counted in the request.
+    Counted,
+}
+
 /// How the bytes of a body are cut into HTTP body frames.
 ///
-/// A frame is sent when the last event that has a byte in it is due.
+/// A frame is sent when the last event with a byte in it is due.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cut {
     /// One frame per event of a stream; a body that is not streamed is one frame.
     #[default]
     Events,
-    /// A frame every so many bytes; zero is taken as one.
+    /// Frames of this many bytes; zero counts as one.
     Every(usize),
-    /// A cut before each of these byte offsets of the body; offsets outside of it are ignored.
+    /// A cut before each of these byte offsets of the body; offsets outside the body are ignored.
     At(Vec<usize>),
     /// The whole body in one frame.
     Whole,
@@ -48,13 +57,13 @@ pub enum Cut {
 
 /// How the lines of an event stream end.
 ///
-/// Complete: the third ending the standard allows, a lone CR, is sent by nobody.
+/// Complete: no provider sends the third ending that the standard allows, a lone CR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LineEnding {
-    /// `\n`, as the providers do.
+    /// `\n`, as the providers send.
     #[default]
     Lf,
-    /// `\r\n`, as some proxies and compatible servers do.
+    /// `\r\n`, as some proxies and compatible servers send.
     CrLf,
 }
 
@@ -66,12 +75,13 @@ impl Behavior {
             head_delay: Duration::ZERO,
             first_token: Duration::ZERO,
             gap: Duration::ZERO,
-            input_tokens: 10,
+            input_tokens: InputTokens::Fixed(10),
             cached_tokens: 0,
             cache_write_tokens: 0,
             output_tokens: 5,
             reasoning_tokens: 0,
             role_frame: true,
+            is_strict: false,
             keep_alive: None,
             cut: Cut::Events,
             line_ending: LineEnding::Lf,
@@ -83,8 +93,7 @@ impl Behavior {
 
     /// Answers any request with `fixture`: its status, headers and bytes.
     ///
-    /// Of the other settings only the waits before the head, the cut and the headers have an
-    /// effect.
+    /// Of the other settings, only the header delay, the cut and the headers have an effect.
     #[must_use]
     pub fn replay(fixture: &Fixture) -> Self {
         Self {
@@ -93,72 +102,85 @@ impl Behavior {
         }
     }
 
-    /// Sets the wait before the response head; none unless set.
+    /// Sets the delay before the response headers; none unless set.
     #[must_use]
     pub fn head_delay(mut self, delay: Duration) -> Self {
         self.head_delay = delay;
         self
     }
 
-    /// Sets the wait from the head to the first content token; none unless set.
+    /// Sets the delay from the headers to the first content token; none unless set.
     ///
-    /// An answer that is not streamed waits before its head instead: this and all gaps together.
+    /// An answer that is not streamed is delayed before its headers: by this and all gaps together.
     #[must_use]
     pub fn first_token(mut self, delay: Duration) -> Self {
         self.first_token = delay;
         self
     }
 
-    /// Sets the wait between two content tokens; none unless set.
+    /// Sets the delay between two content tokens; none unless set.
     #[must_use]
     pub fn gap(mut self, gap: Duration) -> Self {
         self.gap = gap;
         self
     }
 
-    /// Sets all input tokens, cached ones and cache writes included; 10 unless set.
+    /// Sets the number of input tokens, including cached ones and cache writes; 10 unless set.
     #[must_use]
     pub fn input_tokens(mut self, tokens: u64) -> Self {
-        self.input_tokens = tokens;
+        self.input_tokens = InputTokens::Fixed(tokens);
         self
     }
 
-    /// Sets how many of the input tokens came from the provider's prompt cache; at most all of
-    /// them.
+    /// Counts the input tokens in the text of each request, at four bytes each, instead of a fixed number.
+    #[must_use]
+    pub fn counted_input_tokens(mut self) -> Self {
+        self.input_tokens = InputTokens::Counted;
+        self
+    }
+
+    /// Sets how many of the input tokens come from the provider's prompt cache, at most all of them.
     #[must_use]
     pub fn cached_input_tokens(mut self, tokens: u64) -> Self {
         self.cached_tokens = tokens;
         self
     }
 
-    /// Sets how many of the input tokens were written to the provider's prompt cache (Anthropic,
-    /// OpenAI); at most what is not read from it.
+    /// Sets how many of the input tokens are written to the provider's prompt cache (Anthropic,
+    /// OpenAI), at most those that are not read from it.
     #[must_use]
     pub fn cache_write_tokens(mut self, tokens: u64) -> Self {
         self.cache_write_tokens = tokens;
         self
     }
 
-    /// Sets all output tokens, reasoning included; 5 unless set.
+    /// Sets the number of output tokens, including reasoning; 5 unless set.
     ///
-    /// The request's own maximum (`max_tokens` and its kin) cuts it down, as a provider does; the
-    /// finish reason tells.
+    /// The request's own maximum, such as `max_tokens`, cuts the answer off; its finish reason says so.
     #[must_use]
     pub fn output_tokens(mut self, tokens: u64) -> Self {
         self.output_tokens = tokens;
         self
     }
 
-    /// Sets how many of the output tokens are reasoning: counted, but not part of the text; at most
-    /// all of them.
+    /// Sets how many of the output tokens are reasoning, at most all of them: they count, and are not
+    /// part of the text.
     #[must_use]
     pub fn reasoning_tokens(mut self, tokens: u64) -> Self {
         self.reasoning_tokens = tokens;
         self
     }
 
-    /// Says whether a chat stream opens with a frame that holds a role and empty content, sent with
-    /// the head; it does unless set.
+    /// Answers a request without a model, messages or input with the provider's 400; without this, any JSON
+    /// is answered.
+    #[must_use]
+    pub fn strict(mut self) -> Self {
+        self.is_strict = true;
+        self
+    }
+
+    /// Sets whether a chat stream starts with a frame that has a role and empty content, sent with the
+    /// headers; it does unless set.
     #[must_use]
     pub fn role_frame(mut self, sent: bool) -> Self {
         self.role_frame = sent;
@@ -189,7 +211,7 @@ impl Behavior {
         self
     }
 
-    /// Adds a response header, in place of the provider's own of that name.
+    /// Sets a response header, replacing the provider's own of that name.
     ///
     /// # Panics
     ///
@@ -202,7 +224,7 @@ impl Behavior {
         self
     }
 
-    /// Sets what goes wrong; nothing unless set.
+    /// Sets the fault; none unless set.
     #[must_use]
     pub fn fault(mut self, fault: Fault) -> Self {
         self.fault = Some(fault);
@@ -212,7 +234,7 @@ impl Behavior {
     /// This behaviour as changed by the `x-sim-*` headers of a request; see
     /// [`SimulatedProvider`](crate::SimulatedProvider).
     ///
-    /// Headers that can't be read are ignored.
+    /// Headers with invalid values are ignored.
     #[must_use]
     pub fn overridden_by(&self, headers: &HeaderMap) -> Self {
         let text = |name| {
@@ -232,7 +254,7 @@ impl Behavior {
             changed.gap = Duration::from_millis(ms);
         }
         if let Some(tokens) = number("x-sim-input-tokens") {
-            changed.input_tokens = tokens;
+            changed.input_tokens = InputTokens::Fixed(tokens);
         }
         if let Some(tokens) = number("x-sim-output-tokens") {
             changed.output_tokens = tokens;

@@ -1,15 +1,16 @@
-//! Examples, run as a person runs them.
+//! Runs the workspace's examples as programs.
 
 use std::{collections::HashMap, time::Duration};
 
 use tokio::{process::Command, time::timeout};
 
-/// Runs the program `binary` with `env` beside this process's environment, but for what would send it to a paid provider,
-/// and returns what it printed.
+/// Runs the program `binary` with `env` added to this process's environment, and returns what it printed.
+///
+/// `OPENAI_BASE_URL` is removed first: it could send the example to a paid provider.
 ///
 /// # Panics
 ///
-/// If it cannot be started, does not end within a minute, or fails.
+/// If it cannot be started, runs longer than a minute, or fails.
 pub async fn run(binary: &str, env: HashMap<&str, String>) -> String {
     let run = Command::new(binary)
         .env_remove("OPENAI_BASE_URL")

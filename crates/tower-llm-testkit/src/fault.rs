@@ -1,15 +1,15 @@
-//! What can go wrong with an answer.
+//! Faults of an answer.
 
-/// What the provider does instead of a good answer.
+/// A fault that replaces or interrupts a good answer.
 ///
-/// Errors come in the dialect of the request's path, with the status and the headers that provider
-/// sends. Events are those of the stream without keep-alives. A fault "after" so many events always
-/// strikes before the event that ends the stream, so that `usize::MAX` loses just the end. A body that
-/// is not streamed is one event: half of it goes out before the fault, nothing if the number is zero.
+/// Errors have the dialect of the request's path, with the status and the headers that the provider
+/// sends. Keep-alives do not count as events. A fault after a number of events always comes before the
+/// event that ends the stream: `usize::MAX` loses the end alone. A body that is not streamed is one
+/// event: half of it is sent before the fault, nothing if the number is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// 429 for the rate, with the time to wait, if any, told as this provider does.
+    /// 429 for the rate, with the time to wait, if any, in this provider's form.
     Throttled(RetryAfter),
     /// 429 for money: OpenAI's `insufficient_quota`, Anthropic's spend limit, Gemini's daily quota.
     QuotaExhausted,
@@ -17,31 +17,31 @@ pub enum Fault {
     Overloaded,
     /// An error of this status, with the type and code the dialect has for it.
     Status(u16),
-    /// A TCP reset in place of a response head.
+    /// A TCP reset instead of response headers.
     ResetBeforeHead,
-    /// A TCP reset after so many events (over HTTP/2 a stream reset).
+    /// A TCP reset after this many events (over HTTP/2 a stream reset).
     ResetAfter(usize),
-    /// A clean end of the body after so many events, without the event that ends the stream.
+    /// A clean end of the body after this many events, without the event that ends the stream.
     CutAfter(usize),
-    /// An error inside the stream after so many events, which then ends. A body that is not
+    /// An error event after this many events, then the end of the stream. A body that is not
     /// streamed is the error alone, with status 200.
     ErrorAfter(usize, InBand),
-    /// The same as `ErrorAfter`, except that Responses streams say it with `response.failed` in
-    /// place of `error`.
+    /// The same as `ErrorAfter`, except that Responses streams send `response.failed` instead of
+    /// `error`.
     FailedAfter(usize, InBand),
-    /// No response head, ever.
+    /// No response headers, ever.
     NoAnswer,
-    /// Nothing more after so many events, on an open connection.
+    /// Silence after this many events, on an open connection.
     StallAfter(usize),
 }
 
-/// How a 429 tells the time to wait.
+/// How a 429 states the time to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RetryAfter {
-    /// Whole seconds, in `retry-after`; Gemini tells them in the body.
+    /// Whole seconds in `retry-after`; for Gemini in the body.
     Seconds(u64),
-    /// Milliseconds, in `retry-after-ms` alone; Gemini tells them in the body.
+    /// Milliseconds in `retry-after-ms` alone; for Gemini in the body.
     Millis(u64),
     /// Not at all.
     Untold,

@@ -1,12 +1,12 @@
 //! Simulated providers, fault scripts and Redis servers for tests.
 //!
 //! - [`SimulatedProvider`]: an HTTP server that speaks the dialects of OpenAI, Azure, Anthropic and
-//!   Gemini, as fast, as long and as broken as a [`Behavior`] says, and counts what is done to it.
+//!   Gemini. A [`Behavior`] sets its speed, its answers and its faults; it counts what happens to it.
 //! - [`wire`]: the same answers as bytes, without a server.
-//! - [`fixtures`]: bodies as providers send them, each with what should be read out of it.
-//! - [`example`]: examples, run as a person runs them.
-//! - [`redis`]: Redis servers and clusters of the test's own, to be killed and frozen.
-//! - [`Stopwatch`]: how long something takes on a machine that stands still now and then.
+//! - [`fixtures`]: recorded response bodies of providers, each with its expected reading.
+//! - [`example`]: runs the workspace's examples as programs.
+//! - [`redis`]: Redis servers and clusters that a test can kill, freeze and restart.
+//! - [`Stopwatch`]: elapsed time, without the time in which the machine ran nothing.
 //!
 //! ```
 //! use http_body_util::{BodyExt, Full};

@@ -1,4 +1,4 @@
-//! Calls to a `tower_test` mock, one step at a time, and bodies for what it answers.
+//! Calls to a `tower_test` mock, step by step, and response bodies for it.
 
 mod body;
 

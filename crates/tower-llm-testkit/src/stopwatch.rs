@@ -1,4 +1,4 @@
-//! Time as a test on a busy machine may judge it.
+//! Elapsed time that a test on a busy machine can judge.
 
 #![expect(
     clippy::disallowed_methods,
@@ -12,13 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often the heart beats. A test is off by no more than this.
+/// The heartbeat's period. A measurement is off by at most this.
 const BEAT: Duration = Duration::from_millis(5);
 
-/// Measures how long something takes on the real clock, less the time in which the machine ran nothing of this process.
+/// Measures real time, without the time in which the machine ran nothing of this process.
 ///
-/// Machines that tests share with others stand still for a second and more. A thread of the process beats every 5 ms; what a
-/// beat is late by was no time in which anything could have been done.
+/// A shared machine can stop a process for a second and more. A thread of the process beats every 5 ms; the time by which
+/// a beat is late is not counted, because nothing could run in it.
 #[derive(Clone, Copy, Debug)]
 pub struct Stopwatch {
     began: Instant,
@@ -47,7 +47,7 @@ struct Heart(Mutex<Pulse>);
 #[derive(Debug)]
 struct Pulse {
     last: Instant,
-    /// By how much all beats were late.
+    /// The time by which all beats together were late.
     lost: Duration,
 }
 
@@ -66,7 +66,7 @@ impl Heart {
         pulse.last = now;
     }
 
-    /// What is lost until now, with that of a beat which has yet to come.
+    /// The time lost so far, including that of a beat which is overdue.
     fn lost(&self, now: Instant) -> Duration {
         let pulse = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         pulse.lost + pulse.late(now)
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(heart.lost(now + BEAT), Duration::from_secs(1));
         let stood_still = now + BEAT + Duration::from_secs(2);
         assert_eq!(heart.lost(stood_still), Duration::from_secs(3));
-        // Who asks before it beats hears the same as who asks after it.
+        // The answer is the same just before a late beat and just after it.
         heart.0.lock().unwrap().last -= Duration::from_secs(2);
         heart.beat();
         let after = heart.lost(Instant::now());

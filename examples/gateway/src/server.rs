@@ -332,6 +332,8 @@ fn layers(settings: &Settings) -> Result<(BulkheadLayer, TimeoutLayer), StartErr
 /// An answer that looks like one being written.
 fn lively() -> Behavior {
     Behavior::new()
+        .strict()
+        .counted_input_tokens()
         .output_tokens(20)
         .first_token(Duration::from_millis(50))
         .gap(Duration::from_millis(20))

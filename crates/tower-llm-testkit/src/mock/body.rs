@@ -1,4 +1,4 @@
-//! A response body that a test feeds frame by frame.
+//! A response body whose frames a test sends one by one.
 
 use std::{
     error::Error,
@@ -27,7 +27,7 @@ pub struct Upstream {
 pub struct Sender(mpsc::UnboundedSender<Result<Bytes, BoxError>>);
 
 impl Upstream {
-    /// A body, and what feeds it.
+    /// A body and its sender.
     #[must_use]
     pub fn new() -> (Sender, Self) {
         let (sender, frames) = mpsc::unbounded_channel();
@@ -39,7 +39,7 @@ impl Upstream {
         (Sender(sender), body)
     }
 
-    /// Says that it is over with its frame number `frames`.
+    /// Reports the end of the stream together with frame number `frames`.
     #[must_use]
     pub fn of_known_length(mut self, frames: usize) -> Self {
         self.left = Some(frames);
@@ -55,12 +55,12 @@ impl Upstream {
 }
 
 impl Sender {
-    /// Sends a frame; the body panics when it is to give one that is `panic`.
+    /// Sends a frame. The frame `panic` makes the body panic.
     pub fn send(&self, frame: &'static str) {
         let _ = self.0.send(Ok(Bytes::from(frame)));
     }
 
-    /// Has the body fail.
+    /// Makes the body fail.
     pub fn fail(&self, error: impl Into<BoxError>) {
         let _ = self.0.send(Err(error.into()));
     }
@@ -101,7 +101,7 @@ impl Drop for Upstream {
     }
 }
 
-/// The head of an event stream, around `body`.
+/// A response with the headers of an event stream, around `body`.
 pub fn stream<B>(body: B) -> Response<B> {
     let mut response = Response::new(body);
     let streamed = http::HeaderValue::from_static("text/event-stream");

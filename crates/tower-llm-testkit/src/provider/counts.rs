@@ -1,4 +1,4 @@
-//! What is counted, and what all connections share.
+//! Counters, and the state that all connections share.
 
 use std::sync::{
     Mutex, MutexGuard, PoisonError,
@@ -7,36 +7,36 @@ use std::sync::{
 
 use super::script::Script;
 
-/// What a provider has seen and done.
+/// What a provider has received and sent.
 ///
 /// Every request ends as exactly one of `finished`, `closed_by_caller`, `closed_before_head` and
 /// `aborted`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
-    /// Requests whose head has arrived.
+    /// Requests whose headers have arrived.
     pub requests: u64,
-    /// Requests under way now, from their head to the end of the response body.
+    /// Requests in flight now, from their headers to the end of the response body.
     pub in_flight: u64,
-    /// The most requests that were under way at once.
+    /// The most requests in flight at the same time.
     pub max_in_flight: u64,
     /// Response bodies being sent now, streamed or not.
     pub open_streams: u64,
-    /// The most response bodies that were open at once.
+    /// The most response bodies open at the same time.
     pub max_open_streams: u64,
-    /// Bodies handed over to their end, early clean ends included.
+    /// Bodies sent to their end, including early clean ends.
     pub finished: u64,
-    /// Bodies that the caller gave up before their end.
+    /// Bodies that the caller dropped before their end.
     pub closed_by_caller: u64,
-    /// Requests that the caller gave up before a response head was sent.
+    /// Requests that the caller dropped before response headers were sent.
     pub closed_before_head: u64,
-    /// Answers that the provider broke off: resets, and what was open when it was stopped.
+    /// Answers that the provider broke off: by resets, or because it was stopped.
     pub aborted: u64,
-    /// Requests that got a fault.
+    /// Requests answered by a fault.
     pub faults: u64,
-    /// Input tokens of the answers that were begun.
+    /// Input tokens of the answers that were started.
     pub input_tokens: u64,
-    /// Output tokens that were sent; of an answer that broke off, those before that.
+    /// Output tokens that were sent; of an answer that broke off, those before the break.
     pub output_tokens: u64,
 }
 

@@ -27,11 +27,9 @@ use tokio::{
 use crate::Behavior;
 use counts::Shared;
 
-/// A provider of language models that says what it is told to, over real HTTP on the loopback
-/// interface.
+/// A simulated provider of language models, over real HTTP on the loopback interface.
 ///
-/// It speaks HTTP/1.1 and, to clients that know beforehand, HTTP/2, and answers (the version prefix
-/// may be left out):
+/// It speaks HTTP/1.1 and, with prior knowledge, HTTP/2. It answers these paths; the version prefix is optional:
 ///
 /// | path | streamed |
 /// |---|---|
@@ -40,25 +38,37 @@ use counts::Shared;
 /// | `/v1/embeddings` | |
 /// | `/v1/messages` (Anthropic) | with `"stream": true` |
 /// | `/v1/messages/count_tokens` | |
-/// | `/v1beta/models/{model}:generateContent`, `:embedContent`, `:batchEmbedContents` (Gemini) | |
+/// | `/v1beta/models/{model}:generateContent`, `:countTokens`, `:embedContent`, `:batchEmbedContents` (Gemini) | |
 /// | `/v1beta/models/{model}:streamGenerateContent` | as events with `?alt=sse`, else as a JSON array |
-/// | `GET /v1/models` | |
+/// | `GET /v1/models`, `/v1/models/{model}` | |
+/// | `GET /v1beta/models`, `/v1beta/models/{model}` (Gemini) | |
 ///
-/// Anything else is a 404 with OpenAI's error body.
+/// With an `anthropic-version` header, `/v1/models` is Anthropic's. Any other path is a 404 in the shape of the provider
+/// that the path or the header belongs to.
 ///
-/// # Headers for trying things by hand
+/// # Answers
+///
+/// A text is whole sentences of as many words as the [`Behavior`] sets output tokens; the request's maximum cuts it off.
+/// It depends on the request's bytes alone.
+///
+/// The first tool that a request offers and allows is called, with arguments that follow its schema. After a tool's result
+/// comes text, unless the request requires a call. Text follows the JSON schema that the request asks for, if any.
+///
+/// Embeddings depend on the input alone, and come as numbers or in base64 as the request asks.
+///
+/// # Request headers
 ///
 /// | request header | what it does |
 /// |---|---|
-/// | `x-sim-fault` | `429`, `quota`, `overloaded`, any status of 400 to 599, `reset`, `reset-head`, `cut`, `error`, `error-overloaded`, `error-429`, `failed`, `silence` (no head), `stall` |
-/// | `x-sim-fault-after` | after how many events the fault strikes; 2 unless set |
-/// | `x-sim-head-ms`, `x-sim-first-token-ms`, `x-sim-gap-ms` | the waits |
-/// | `x-sim-input-tokens`, `x-sim-output-tokens` | the tokens |
+/// | `x-sim-fault` | `429`, `quota`, `overloaded`, any status of 400 to 599, `reset`, `reset-head`, `cut`, `error`, `error-overloaded`, `error-429`, `failed`, `silence` (no headers), `stall` |
+/// | `x-sim-fault-after` | the number of events before the fault; 2 unless set |
+/// | `x-sim-head-ms`, `x-sim-first-token-ms`, `x-sim-gap-ms` | the delays |
+/// | `x-sim-input-tokens`, `x-sim-output-tokens` | the number of tokens |
 ///
 /// # Time
 ///
-/// Waits are tokio's, but the sockets are real: under paused time the clock may run ahead of bytes
-/// that are still on their way, so tests that use the provider let the time run.
+/// Delays use tokio's clock, but the sockets are real: on paused time the clock may run ahead of bytes
+/// in transit. Tests that use the provider do not pause it.
 #[derive(Debug)]
 pub struct SimulatedProvider {
     addr: SocketAddr,
@@ -96,24 +106,24 @@ impl SimulatedProvider {
         })
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// `http://` and where it listens, without a slash at the end.
+    /// Its URL, without a slash at the end.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
     }
 
-    /// Sets what is done with every request that the script has nothing for.
+    /// Sets the behaviour for every request without an entry in the script.
     pub fn set(&self, behavior: impl Into<Behavior>) {
         self.shared.script().default = Arc::new(behavior.into());
     }
 
-    /// Appends one entry to the script: the next request without an entry gets it, once.
+    /// Adds one entry at the end of the script, for one request.
     pub fn push(&self, behavior: impl Into<Behavior>) {
         self.shared
             .script()
@@ -121,8 +131,8 @@ impl SimulatedProvider {
             .push_back(Arc::new(behavior.into()));
     }
 
-    /// Replaces the script: one entry for each coming request, in the order their bodies have
-    /// arrived; then the default again.
+    /// Replaces the script: one entry for each of the next requests, in the order in which their bodies
+    /// arrive; then the default applies again.
     pub fn script<I>(&self, behaviors: I)
     where
         I: IntoIterator,
@@ -135,17 +145,17 @@ impl SimulatedProvider {
         self.shared.script().queue = queue;
     }
 
-    /// What has happened so far.
+    /// The counts so far.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.shared.counts()
     }
 
-    /// Waits until the counts are as `condition` wants them.
+    /// Waits until the counts meet `condition`.
     ///
     /// # Errors
     ///
-    /// The counts as they were when the time was over.
+    /// The last counts, if the time is over.
     pub async fn wait_for(
         &self,
         within: Duration,
@@ -170,14 +180,14 @@ impl SimulatedProvider {
         self.shared.script().recorded.iter().cloned().collect()
     }
 
-    /// Sets all counts to zero, except what is going on now, and forgets the recorded requests.
+    /// Sets all counts to zero, except those of requests in flight, and removes the recorded requests.
     pub fn reset_counts(&self) {
         self.shared.script().recorded.clear();
         self.shared.reset_counts();
     }
 
-    /// Stops listening, drops all connections and waits until that is done. Dropping the provider
-    /// does the same without waiting.
+    /// Stops listening, drops all connections and waits until that is done. Dropping the provider does
+    /// the same without waiting.
     pub async fn shutdown(mut self) {
         self.shared.stop();
         drop(self.stop.take());

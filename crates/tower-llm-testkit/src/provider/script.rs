@@ -1,4 +1,4 @@
-//! What comes next, and what came.
+//! The script of coming answers, and the requests so far.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -9,7 +9,7 @@ use crate::Behavior;
 
 const RECORDED: usize = 10_000;
 
-/// A request as it arrived.
+/// A request as it was received.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Recorded {
@@ -31,7 +31,7 @@ pub(super) struct Script {
 }
 
 impl Script {
-    /// Records a request and says what to do with it: one step, so that both are in the same order.
+    /// Records a request and returns its behaviour, in one step: both are in the same order.
     pub(super) fn next(&mut self, request: Recorded) -> Arc<Behavior> {
         if self.recorded.len() == RECORDED {
             self.recorded.pop_front();

@@ -2,8 +2,7 @@
 
 use std::{convert::Infallible, future::pending, sync::Arc};
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -24,7 +23,7 @@ use super::{
     io::{Reset, Socket},
     script::Recorded,
 };
-use crate::wire::{self, End, Endpoint, Reply, Route};
+use crate::wire::{Asked, Dialect, End, Reply};
 
 pub(super) async fn run(
     listener: TcpListener,
@@ -95,7 +94,13 @@ async fn answer(
     });
     let overridden = has_overrides(&head.headers).then(|| behavior.overridden_by(&head.headers));
     let behavior = overridden.as_ref().unwrap_or(&behavior);
-    let reply = reply(&head.method, &path, &body, behavior);
+    let asked = Asked {
+        method: Some(&head.method),
+        path: &path,
+        client: Dialect::of_client(&head.headers),
+        body: &body,
+    };
+    let reply = Reply::build(&asked, behavior);
     if behavior.fault.is_some() {
         call.fault();
     }
@@ -120,19 +125,6 @@ async fn answer(
     *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::OK);
     response.headers_mut().clone_from(&reply.headers);
     Ok(response.map(|()| SimulatedBody::new(reply, reset, call)))
-}
-
-fn reply(method: &Method, path: &str, body: &Bytes, behavior: &crate::Behavior) -> Reply {
-    let expected = if Route::of(path).endpoint == Endpoint::Models {
-        Method::GET
-    } else {
-        Method::POST
-    };
-    let known = Route::of(path).endpoint != Endpoint::Unknown;
-    if known && *method != expected && behavior.replay.is_none() {
-        return wire::method_not_allowed(path);
-    }
-    wire::reply(path, body, behavior)
 }
 
 fn has_overrides(headers: &http::HeaderMap) -> bool {

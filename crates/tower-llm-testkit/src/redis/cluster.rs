@@ -8,13 +8,13 @@ use super::{
 };
 
 const SLOTS: usize = 16_384;
-/// How long the nodes may take to agree; they need a second or so.
+/// Longest wait until the nodes agree; they need about a second.
 const JOIN: Duration = Duration::from_secs(15);
 
-/// A Redis Cluster of primaries that have the slots in equal runs, first node first; no replicas.
+/// A Redis Cluster of primaries without replicas; each node has an equal range of slots, in order.
 ///
-/// When a node has been away for half a second, the others know it. They go on with their own slots, because it is
-/// configured so (`cluster-require-full-coverage no`); [`command`](Self::command) can change that.
+/// The nodes notice a failed node after half a second, and continue to serve their own slots
+/// (`cluster-require-full-coverage no`); [`command`](Self::command) can change that.
 #[derive(Debug)]
 pub struct RedisCluster {
     nodes: Vec<Node>,
@@ -31,7 +31,7 @@ struct Node {
 }
 
 impl RedisCluster {
-    /// Starts so many nodes, and waits until they agree that the cluster is well.
+    /// Starts this number of nodes, and waits until they agree that the cluster is healthy.
     ///
     /// # Errors
     ///
@@ -55,7 +55,7 @@ impl RedisCluster {
         Ok(cluster)
     }
 
-    /// `redis-cluster://` and where the nodes listen, the last of them first.
+    /// Its URL, `redis-cluster://` with the nodes' addresses, the last node first.
     #[must_use]
     pub fn url(&self) -> String {
         let mut nodes = self.nodes.iter().rev().map(|node| node.addr);
@@ -65,17 +65,17 @@ impl RedisCluster {
         format!("redis-cluster://{first}?{}", others.join("&"))
     }
 
-    /// Where a node listens.
+    /// The address a node listens on.
     ///
     /// # Panics
     ///
-    /// If there is no such node; counting is from zero.
+    /// If there is no such node; the first is 0.
     #[must_use]
     pub fn addr(&self, node: usize) -> SocketAddr {
         self.nodes[node].addr
     }
 
-    /// Which node had a slot when the cluster was started.
+    /// The node that had a slot when the cluster was started.
     #[must_use]
     pub fn node_of_slot(&self, slot: u16) -> usize {
         let nodes = self.nodes.len();
@@ -83,7 +83,7 @@ impl RedisCluster {
         before.count()
     }
 
-    /// Sends one command to a node, past any client; see [`RedisServer::command`](super::RedisServer::command).
+    /// Sends one command to a node on a connection of its own; see [`RedisServer::command`](super::RedisServer::command).
     ///
     /// # Errors
     ///
@@ -96,7 +96,7 @@ impl RedisCluster {
         resp::command(self.addr(node), words).await
     }
 
-    /// Makes all nodes forget all scripts.
+    /// Removes all scripts from all nodes.
     ///
     /// # Errors
     ///
@@ -112,7 +112,7 @@ impl RedisCluster {
     ///
     /// # Errors
     ///
-    /// If the system refuses.
+    /// If the process cannot be killed.
     ///
     /// # Panics
     ///
@@ -134,7 +134,7 @@ impl RedisCluster {
         self.nodes[node].process.signal("STOP")
     }
 
-    /// Lets a frozen node go on.
+    /// Resumes a frozen node.
     ///
     /// # Errors
     ///
@@ -147,8 +147,8 @@ impl RedisCluster {
         self.nodes[node].process.signal("CONT")
     }
 
-    /// Starts a node anew on the same ports, with its slots and without its keys, killing it first if it runs; and waits
-    /// until all agree again.
+    /// Restarts a node on the same ports, with its slots and without its keys; kills it first if it runs. Waits until
+    /// all nodes agree again.
     ///
     /// # Errors
     ///
@@ -179,9 +179,9 @@ impl RedisCluster {
     pub async fn move_slot(&self, slot: u16, to: usize) -> io::Result<()> {
         let id = self.command(to, &["CLUSTER", "MYID"]).await?;
         let slot = slot.to_string();
-        // Or the old owner could claim it back: of two that do, the one with the greater epoch is believed.
+        // Otherwise the old owner could claim the slot back: of two owners, the greater epoch wins.
         self.command(to, &["CLUSTER", "BUMPEPOCH"]).await?;
-        // The new owner first, so that at no time nobody has it.
+        // The new owner first: the slot has an owner at all times.
         let others = (0..self.nodes.len()).filter(|&node| node != to);
         for node in std::iter::once(to).chain(others) {
             let words = ["CLUSTER", "SETSLOT", &slot, "NODE", &id];
@@ -218,7 +218,7 @@ impl RedisCluster {
             let last = (first_slot(node + 1, nodes) - 1).to_string();
             self.command(node, &["CLUSTER", "ADDSLOTSRANGE", &first, &last])
                 .await?;
-            // Told apart from the first, or two nodes could claim one slot with equal right.
+            // Different for each node, or two nodes could claim one slot with equal epochs.
             let epoch = (node + 1).to_string();
             self.command(node, &["CLUSTER", "SET-CONFIG-EPOCH", &epoch])
                 .await?;
@@ -226,7 +226,7 @@ impl RedisCluster {
         Ok(())
     }
 
-    /// Makes the first node known to the others; they tell each other of the rest.
+    /// Introduces the first node to the others; they learn of the rest from each other.
     async fn introduce(&self) -> io::Result<()> {
         let Some(first) = self.nodes.first() else {
             return Ok(());
@@ -259,7 +259,7 @@ impl RedisCluster {
     }
 }
 
-/// The first slot of a node, of so many; of the one after the last, the end.
+/// The first slot of a node, out of `nodes`; for the one after the last, the end.
 fn first_slot(node: usize, nodes: usize) -> usize {
     SLOTS * node / nodes
 }

@@ -1,6 +1,6 @@
-//! Redis servers and clusters of the test's own, to be killed, frozen and restarted.
+//! Redis servers and clusters that belong to one test, which can kill, freeze and restart them.
 //!
-//! They keep nothing on disk, listen on free loopback ports and end with the value that holds them.
+//! They store nothing on disk, listen on free loopback ports and end when their value is dropped.
 
 mod cluster;
 mod process;

@@ -20,14 +20,13 @@ impl RedisServer {
     ///
     /// # Errors
     ///
-    /// If no server is installed (`cargo xtask test` says what is needed), or it does not answer in
-    /// time.
+    /// If no server is installed (`cargo xtask test` installs one), or it does not answer in time.
     pub async fn start() -> io::Result<Self> {
         Self::start_with(&[]).await
     }
 
-    /// Starts a server with further settings, such as `["--maxmemory", "1mb"]`. A password can only be set once it runs,
-    /// by a [`command`](Self::command).
+    /// Starts a server with more settings, such as `["--maxmemory", "1mb"]`. Set a password by a
+    /// [`command`](Self::command) after the start.
     ///
     /// # Errors
     ///
@@ -37,7 +36,7 @@ impl RedisServer {
         let folder = Folder::new()?;
         let settings: Vec<_> = settings.iter().map(ToString::to_string).collect();
         let mut last = io::Error::other("no port was tried");
-        // Somebody else may take the port between our look and the server's bind.
+        // Another process may take the port between our check and the server's bind.
         for _ in 0..3 {
             let addr = free_port().await?;
             match Process::start(&binary, addr, &folder, &settings).await {
@@ -56,20 +55,20 @@ impl RedisServer {
         Err(last)
     }
 
-    /// `redis://` and where it listens.
+    /// Its URL, `redis://` with its address.
     #[must_use]
     pub fn url(&self) -> String {
         format!("redis://{}", self.addr)
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Sends one command, past any client: `["CONFIG", "SET", "maxmemory", "1mb"]`. The answer comes as text, an array
-    /// as a line for each item. A server that is frozen keeps it waiting.
+    /// Sends one command on a connection of its own: `["CONFIG", "SET", "maxmemory", "1mb"]`. Returns the answer as text,
+    /// an array as one line for each item. If the server is frozen, it waits.
     ///
     /// # Errors
     ///
@@ -78,7 +77,7 @@ impl RedisServer {
         resp::command(self.addr, words).await
     }
 
-    /// Makes the server forget all scripts.
+    /// Removes all scripts from the server.
     ///
     /// # Errors
     ///
@@ -92,7 +91,7 @@ impl RedisServer {
     ///
     /// # Errors
     ///
-    /// If the system refuses.
+    /// If the process cannot be killed.
     pub fn kill(&mut self) -> io::Result<()> {
         self.process.kill()
     }
@@ -107,7 +106,7 @@ impl RedisServer {
         self.process.signal("STOP")
     }
 
-    /// Lets a frozen server go on, with all it was asked meanwhile.
+    /// Resumes a frozen server; it answers what it was sent meanwhile.
     ///
     /// # Errors
     ///
@@ -116,7 +115,7 @@ impl RedisServer {
         self.process.signal("CONT")
     }
 
-    /// Starts the server anew and empty, on the same port, killing it first if it runs.
+    /// Restarts the server on the same port, empty; kills it first if it runs.
     ///
     /// # Errors
     ///

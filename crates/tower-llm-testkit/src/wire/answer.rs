@@ -1,19 +1,22 @@
 //! What is said in an answer, whatever the dialect.
 
-use std::hash::{DefaultHasher, Hasher};
+use std::{
+    borrow::Cow,
+    hash::{DefaultHasher, Hasher},
+};
 
 use serde_json::Value;
 
-use super::route::Route;
-use crate::Behavior;
+use super::{
+    count, escaped,
+    route::{Dialect, Endpoint, Route},
+    schema, speech,
+    tools::{self, ToolCall},
+};
+use crate::{Behavior, behavior::InputTokens};
 
 /// All answers carry this date, so that equal requests get equal bytes.
 pub(crate) const CREATED: u64 = 1_790_000_000;
-
-const WORDS: [&str; 16] = [
-    "The", " river", " runs", " past", " seven", " old", " mills", ",", " and", " each", " wheel",
-    " turns", " at", " its", " own", " pace",
-];
 
 /// The content of one answer.
 #[derive(Clone, Debug)]
@@ -27,14 +30,22 @@ pub(crate) struct Answer {
     pub(crate) cache_write: u64,
     pub(crate) output: u64,
     pub(crate) reasoning: u64,
-    /// The request's maximum cut the output down.
+    /// The request's maximum cut the output off.
     pub(crate) limited: bool,
     pub(crate) streamed: bool,
     pub(crate) include_usage: bool,
     pub(crate) role_frame: bool,
-    /// Inputs of an embeddings request.
-    pub(crate) items: usize,
-    seed: usize,
+    /// The pieces are the arguments of this call; without it they are the text.
+    pub(super) call: Option<ToolCall>,
+    pieces: Vec<Piece>,
+}
+
+/// What one event of a stream carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// Fit to stand between the quotes of a JSON string.
+    pub(crate) text: Cow<'static, str>,
+    pub(crate) tokens: u64,
 }
 
 impl Answer {
@@ -56,26 +67,47 @@ impl Answer {
         .into_iter()
         .find_map(Value::as_u64)
         .unwrap_or(u64::MAX);
+        let input = match behavior.input_tokens {
+            InputTokens::Fixed(tokens) => tokens,
+            InputTokens::Counted => count::input_tokens(json),
+        };
         let output = behavior.output_tokens.min(maximum);
-        let cached = behavior.cached_tokens.min(behavior.input_tokens);
+        let reasoning = behavior.reasoning_tokens.min(output);
+        let cached = behavior.cached_tokens.min(input);
+        let call = tools::chosen(route.endpoint, json);
+        let whole = behavior.output_tokens - behavior.reasoning_tokens.min(behavior.output_tokens);
+        let visible = output - reasoning;
+        let seed = usize::from(hash.to_le_bytes()[0]);
+        let pieces = match &call {
+            Some(call) => {
+                // The name is the first token.
+                pieces_of(
+                    &call.arguments,
+                    whole.saturating_sub(1),
+                    visible.saturating_sub(1),
+                )
+            }
+            None => match structured(route, json) {
+                Some(text) => pieces_of(&text, whole, visible),
+                None => said(seed, whole, visible),
+            },
+        };
         Self {
             model: Value::from(model).to_string(),
             id: format!("{hash:016x}"),
-            input: behavior.input_tokens,
+            input,
             cached,
-            cache_write: behavior
-                .cache_write_tokens
-                .min(behavior.input_tokens - cached),
+            cache_write: behavior.cache_write_tokens.min(input - cached),
             output,
-            reasoning: behavior.reasoning_tokens.min(output),
+            reasoning,
             limited: output < behavior.output_tokens,
             streamed: json["stream"].as_bool().unwrap_or(false),
             include_usage: json["stream_options"]["include_usage"]
                 .as_bool()
                 .unwrap_or(false),
             role_frame: behavior.role_frame,
-            items: items(json),
-            seed: usize::from(hash.to_le_bytes()[0]),
+            call,
+            pieces,
         }
     }
 
@@ -83,31 +115,110 @@ impl Answer {
         self.output - self.reasoning
     }
 
-    /// The visible tokens, one word each.
-    pub(crate) fn words(&self) -> impl Iterator<Item = &'static str> {
-        let visible = usize::try_from(self.visible()).unwrap_or(usize::MAX);
-        (0..visible).map(|i| WORDS[(self.seed + i) % WORDS.len()])
+    /// The visible output, in the pieces that a stream sends.
+    pub(crate) fn pieces(&self) -> &[Piece] {
+        &self.pieces
     }
 
+    /// The text, or a call's arguments, fit to stand between the quotes of a JSON string.
     pub(crate) fn text(&self) -> String {
-        self.words().collect()
+        self.pieces.iter().map(|piece| &*piece.text).collect()
     }
 
-    /// How many output tokens each word of the stream completes: the reasoning was done before the
-    /// first.
-    pub(crate) fn words_and_tokens(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let reasoning = self.reasoning;
-        self.words()
-            .enumerate()
-            .map(move |(i, word)| (word, if i == 0 { 1 + reasoning } else { 1 }))
+    /// The tokens of a call's name: it is sent before the arguments.
+    pub(crate) fn name_tokens(&self) -> u64 {
+        u64::from(self.call.is_some() && self.visible() > 0)
+    }
+
+    /// The visible output with the reasoning counted to what is sent first: it was done before.
+    pub(crate) fn pieces_after_reasoning(&self) -> impl Iterator<Item = (&str, u64)> {
+        let before = match self.name_tokens() {
+            0 => self.reasoning,
+            _ => 0,
+        };
+        self.pieces.iter().enumerate().map(move |(i, piece)| {
+            let reasoning = if i == 0 { before } else { 0 };
+            (&*piece.text, piece.tokens + reasoning)
+        })
+    }
+
+    /// Visible tokens that no piece carries, because the maximum cut within one.
+    pub(crate) fn unsaid(&self) -> u64 {
+        let said: u64 = self.pieces.iter().map(|piece| piece.tokens).sum();
+        self.visible() - self.name_tokens() - said
+    }
+
+    /// The same where the reasoning is not sent either, if nothing follows it.
+    pub(crate) fn unsent(&self) -> u64 {
+        let nothing_follows = self.pieces.is_empty() && self.name_tokens() == 0;
+        self.unsaid() + if nothing_follows { self.reasoning } else { 0 }
     }
 }
 
-fn items(json: &Value) -> usize {
-    match (&json["input"], &json["requests"]) {
-        // An array of numbers is one input, already in tokens.
-        (Value::Array(inputs), _) if !inputs.iter().all(Value::is_number) => inputs.len(),
-        (_, Value::Array(requests)) => requests.len(),
-        _ => 1,
+/// An answer that follows the schema which the request asks for.
+fn structured(route: &Route, json: &Value) -> Option<String> {
+    let dialect = match route.endpoint {
+        Endpoint::Messages => Dialect::Anthropic,
+        Endpoint::Chat | Endpoint::Responses => Dialect::OpenAi,
+        Endpoint::Generate | Endpoint::StreamGenerate { .. } => Dialect::Gemini,
+        _ => return None,
+    };
+    let schema = tools::output_schema(dialect, json)?;
+    Some(schema::example(&schema).to_string())
+}
+
+/// The first `visible` words of a text of `whole`.
+fn said(seed: usize, whole: u64, visible: u64) -> Vec<Piece> {
+    let visible = usize::try_from(visible).unwrap_or(usize::MAX);
+    let words = speech::words(seed, whole).take(visible);
+    words
+        .map(|word| Piece {
+            text: Cow::Borrowed(word),
+            tokens: 1,
+        })
+        .collect()
+}
+
+/// Cuts `text` into pieces of `whole` tokens together, and keeps those that end within the first `visible`.
+fn pieces_of(text: &str, whole: u64, visible: u64) -> Vec<Piece> {
+    let chars: Vec<char> = text.chars().collect();
+    let count = whole.clamp(1, chars.len().max(1) as u64);
+    // Wide enough for any two numbers.
+    let part = |of: u64, i: u64| (u128::from(of) * u128::from(i) / u128::from(count)) as u64;
+    let ends = (0..count).take_while(|i| part(whole, i + 1) <= visible);
+    ends.map(|i| {
+        let from = part(chars.len() as u64, i) as usize;
+        let to = part(chars.len() as u64, i + 1) as usize;
+        let text: String = chars[from..to].iter().collect();
+        Piece {
+            text: Cow::Owned(escaped(&text)),
+            tokens: part(whole, i + 1) - part(whole, i),
+        }
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_into_as_many_pieces_as_tokens() {
+        for whole in [1, 2, 5, 16, 100, u64::MAX] {
+            let pieces = pieces_of(r#"{"place":"river"}"#, whole, whole);
+            let text: String = pieces.iter().map(|piece| &*piece.text).collect();
+            assert_eq!(text, r#"{\"place\":\"river\"}"#, "{whole}");
+            let tokens: u64 = pieces.iter().map(|piece| piece.tokens).sum();
+            assert_eq!(tokens, whole);
+        }
+    }
+
+    #[test]
+    fn a_maximum_keeps_the_pieces_that_end_within_it() {
+        let pieces = pieces_of("abcdef", 3, 2);
+        let texts: Vec<&str> = pieces.iter().map(|piece| &*piece.text).collect();
+        assert_eq!(texts, ["ab", "cd"]);
+        assert!(pieces_of("abcdef", 60, 9).is_empty());
+        assert_eq!(pieces_of("{}", 0, 0)[0].text, "{}");
     }
 }

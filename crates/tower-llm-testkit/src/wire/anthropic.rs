@@ -1,8 +1,11 @@
 //! Anthropic messages.
 
+use serde_json::Value;
+
 use super::{
     answer::Answer,
     part::{Part, event},
+    tools::ToolCall,
 };
 
 /// What keeps a stream alive before its first token.
@@ -11,18 +14,31 @@ pub(crate) const PING: &str = "event: ping\ndata: {\"type\": \"ping\"}\n\n";
 const SIGNATURE: &str = "EqQBCgIYAhIM1gbcDa9GJwZA2b3h";
 
 pub(crate) fn unary(answer: &Answer) -> String {
-    let text = format!(r#"{{"type":"text","text":"{}"}}"#, answer.text());
+    let said = match &answer.call {
+        // Arguments that were cut off are no JSON; there is no other place for them.
+        Some(call) if answer.limited => tool_use(answer, call, "{}"),
+        Some(call) => tool_use(answer, call, &call.arguments),
+        None => format!(r#"{{"type":"text","text":"{}"}}"#, answer.text()),
+    };
     let content = if answer.reasoning > 0 {
         let thinking = thoughts(answer).collect::<String>();
-        format!(r#"{{"type":"thinking","thinking":"{thinking}","signature":"{SIGNATURE}"}},{text}"#)
+        format!(r#"{{"type":"thinking","thinking":"{thinking}","signature":"{SIGNATURE}"}},{said}"#)
     } else {
-        text
+        said
     };
     message(
         answer,
         &content,
         &format!(r#""{}""#, stop_reason(answer)),
         answer.output,
+    )
+}
+
+fn tool_use(answer: &Answer, call: &ToolCall, input: &str) -> String {
+    let name = Value::from(&*call.name);
+    format!(
+        r#"{{"type":"tool_use","id":"toolu_{}","name":{name},"input":{input}}}"#,
+        answer.id
     )
 }
 
@@ -53,26 +69,47 @@ pub(crate) fn stream(answer: &Answer) -> Vec<Part> {
         parts.push(Part::closing(block_stop(0)));
         index = 1;
     }
-    let text_start = block_start(index, r#"{"type":"text","text":""}"#);
-    if index == 0 {
-        parts.push(Part::opening(text_start));
-        parts.push(Part::opening(PING.to_owned()));
-    } else {
-        parts.push(Part::closing(text_start));
+    let (block, delta, field) = match &answer.call {
+        Some(call) => (
+            tool_use(answer, call, "{}"),
+            "input_json_delta",
+            "partial_json",
+        ),
+        None => (
+            r#"{"type":"text","text":""}"#.to_owned(),
+            "text_delta",
+            "text",
+        ),
+    };
+    let start = block_start(index, &block);
+    match (&answer.call, index) {
+        // It names the tool, which is output.
+        (Some(_), _) => {
+            if index == 0 {
+                parts.push(Part::opening(PING.to_owned()));
+            }
+            parts.push(Part::content(start, answer.name_tokens()));
+        }
+        (None, 0) => {
+            parts.push(Part::opening(start));
+            parts.push(Part::opening(PING.to_owned()));
+        }
+        (None, _) => parts.push(Part::closing(start)),
     }
-    for word in answer.words() {
-        let delta = format!(r#"{{"type":"text_delta","text":"{word}"}}"#);
-        parts.push(Part::content(block_delta(index, &delta), 1));
+    for piece in answer.pieces() {
+        let delta = format!(r#"{{"type":"{delta}","{field}":"{}"}}"#, piece.text);
+        parts.push(Part::content(block_delta(index, &delta), piece.tokens));
     }
     parts.push(Part::closing(block_stop(index)));
-    parts.push(Part::terminal(event(
+    let end = Part::terminal(event(
         "message_delta",
         &format!(
             r#"{{"type":"message_delta","delta":{{"stop_reason":"{}","stop_sequence":null}},"usage":{{"output_tokens":{}}}}}"#,
             stop_reason(answer),
             answer.output,
         ),
-    )));
+    ));
+    parts.push(end.carrying(answer.unsaid()));
     parts.push(Part::terminal(event(
         "message_stop",
         r#"{"type":"message_stop"}"#,
@@ -106,10 +143,10 @@ fn block_stop(index: u32) -> String {
 }
 
 fn stop_reason(answer: &Answer) -> &'static str {
-    if answer.limited {
-        "max_tokens"
-    } else {
-        "end_turn"
+    match (answer.limited, &answer.call) {
+        (true, _) => "max_tokens",
+        (false, Some(_)) => "tool_use",
+        (false, None) => "end_turn",
     }
 }
 

@@ -1,9 +1,12 @@
 //! OpenAI chat completions, and Azure's.
 
+use serde_json::Value;
+
 use super::{
     answer::{Answer, CREATED},
     part::{Part, data},
     route::Dialect,
+    tools::ToolCall,
 };
 
 pub(crate) fn usage(answer: &Answer) -> String {
@@ -19,15 +22,29 @@ pub(crate) fn usage(answer: &Answer) -> String {
 }
 
 pub(crate) fn finish_reason(answer: &Answer) -> &'static str {
-    if answer.limited { "length" } else { "stop" }
+    match (answer.limited, &answer.call) {
+        (true, _) => "length",
+        (false, Some(_)) => "tool_calls",
+        (false, None) => "stop",
+    }
 }
 
 pub(crate) fn unary(answer: &Answer) -> String {
+    let content = match answer.call {
+        Some(_) => "null".to_owned(),
+        None => format!(r#""{}""#, answer.text()),
+    };
+    let calls = match &answer.call {
+        Some(call) => format!(
+            r#","tool_calls":[{}]"#,
+            tool_call(answer, call, &answer.text())
+        ),
+        None => String::new(),
+    };
     format!(
-        r#"{{"id":"chatcmpl-{}","object":"chat.completion","created":{CREATED},"model":{},"choices":[{{"index":0,"message":{{"role":"assistant","content":"{}","refusal":null,"annotations":[]}},"logprobs":null,"finish_reason":"{}"}}],"usage":{},"service_tier":"default","system_fingerprint":"fp_sim"}}"#,
+        r#"{{"id":"chatcmpl-{}","object":"chat.completion","created":{CREATED},"model":{},"choices":[{{"index":0,"message":{{"role":"assistant","content":{content},"refusal":null,"annotations":[]{calls}}},"logprobs":null,"finish_reason":"{}"}}],"usage":{},"service_tier":"default","system_fingerprint":"fp_sim"}}"#,
         answer.id,
         answer.model,
-        answer.text(),
         finish_reason(answer),
         usage(answer),
     )
@@ -41,23 +58,34 @@ pub(crate) fn stream(answer: &Answer, dialect: Dialect) -> Vec<Part> {
         )));
     }
     if answer.role_frame {
-        parts.push(Part::opening(chunk(
-            answer,
-            r#"{"role":"assistant","content":"","refusal":null}"#,
-            None,
-        )));
+        let content = if answer.call.is_some() {
+            "null"
+        } else {
+            r#""""#
+        };
+        let delta = format!(r#"{{"role":"assistant","content":{content},"refusal":null}}"#);
+        parts.push(Part::opening(chunk(answer, &delta, None)));
     }
-    for (word, tokens) in answer.words_and_tokens() {
-        parts.push(Part::content(
-            chunk(answer, &format!(r#"{{"content":"{word}"}}"#), None),
-            tokens,
-        ));
+    if let Some(call) = &answer.call {
+        let call = tool_call(answer, call, "");
+        let delta = format!(r#"{{"tool_calls":[{{"index":0,{}]}}"#, &call[1..]);
+        let tokens = answer.name_tokens() * (1 + answer.reasoning);
+        parts.push(Part::content(chunk(answer, &delta, None), tokens));
     }
-    let mut finish = Part::terminal(chunk(answer, "{}", Some(finish_reason(answer))));
-    if answer.visible() == 0 {
-        finish.tokens = answer.reasoning;
+    for (piece, tokens) in answer.pieces_after_reasoning() {
+        let delta = match &answer.call {
+            None => format!(r#"{{"content":"{piece}"}}"#),
+            Some(call) if call.is_custom => {
+                format!(r#"{{"tool_calls":[{{"index":0,"custom":{{"input":"{piece}"}}}}]}}"#)
+            }
+            Some(_) => {
+                format!(r#"{{"tool_calls":[{{"index":0,"function":{{"arguments":"{piece}"}}}}]}}"#)
+            }
+        };
+        parts.push(Part::content(chunk(answer, &delta, None), tokens));
     }
-    parts.push(finish);
+    let finish = Part::terminal(chunk(answer, "{}", Some(finish_reason(answer))));
+    parts.push(finish.carrying(answer.unsent()));
     if answer.include_usage {
         parts.push(Part::closing(data(&format!(
             r#"{}"choices":[],"usage":{}}}"#,
@@ -67,6 +95,20 @@ pub(crate) fn stream(answer: &Answer, dialect: Dialect) -> Vec<Part> {
     }
     parts.push(Part::terminal(data("[DONE]")));
     parts
+}
+
+/// A call with these arguments, escaped already.
+fn tool_call(answer: &Answer, call: &ToolCall, arguments: &str) -> String {
+    let name = Value::from(&*call.name);
+    let (kind, takes) = if call.is_custom {
+        ("custom", "input")
+    } else {
+        ("function", "arguments")
+    };
+    format!(
+        r#"{{"id":"call_{}","type":"{kind}","{kind}":{{"name":{name},"{takes}":"{arguments}"}}}}"#,
+        answer.id
+    )
 }
 
 fn chunk(answer: &Answer, delta: &str, finish: Option<&str>) -> String {

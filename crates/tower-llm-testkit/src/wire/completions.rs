@@ -29,14 +29,11 @@ pub(crate) fn stream(answer: &Answer) -> Vec<Part> {
         ))
     };
     let mut parts: Vec<Part> = answer
-        .words_and_tokens()
+        .pieces_after_reasoning()
         .map(|(word, tokens)| Part::content(chunk(word, "null"), tokens))
         .collect();
-    let mut finish = Part::terminal(chunk("", &format!(r#""{}""#, finish_reason(answer))));
-    if answer.visible() == 0 {
-        finish.tokens = answer.reasoning;
-    }
-    parts.push(finish);
+    let finish = Part::terminal(chunk("", &format!(r#""{}""#, finish_reason(answer))));
+    parts.push(finish.carrying(answer.unsent()));
     if answer.include_usage {
         parts.push(Part::closing(data(&format!(
             r#"{}"choices":[],"usage":{}}}"#,
@@ -50,7 +47,7 @@ pub(crate) fn stream(answer: &Answer) -> Vec<Part> {
 
 fn head(answer: &Answer) -> String {
     format!(
-        r#"{{"id":"cmpl-{}","object":"text_completion","created":{CREATED},"model":{},"#,
+        r#"{{"id":"cmpl-{}","object":"text_completion","created":{CREATED},"model":{},"system_fingerprint":"fp_sim","#,
         answer.id, answer.model,
     )
 }

@@ -1,23 +1,28 @@
 //! Error bodies in each dialect, as a response and inside a stream.
 
-use http::{HeaderMap, HeaderValue};
+use std::borrow::Cow;
+
+use http::{HeaderMap, HeaderValue, Method};
+use serde_json::Value;
 
 use super::{
-    Reply,
+    escaped,
     part::{data, event as named},
     route::Dialect,
 };
 use crate::{Fault, InBand, RetryAfter};
 
 /// One error before it is put into a dialect.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) status: u16,
     /// OpenAI's and Anthropic's `type`, Gemini's `status`.
     kind: &'static str,
     /// OpenAI's `code`; for the others what stands in their details.
     code: Option<&'static str>,
-    pub(crate) message: &'static str,
+    pub(crate) message: Cow<'static, str>,
+    /// OpenAI's `param`: the field that is wrong.
+    param: Option<Cow<'static, str>>,
     retry_after: RetryAfter,
 }
 
@@ -32,7 +37,8 @@ impl Failure {
             status,
             kind,
             code,
-            message,
+            message: Cow::Borrowed(message),
+            param: None,
             retry_after: RetryAfter::Untold,
         }
     }
@@ -51,6 +57,7 @@ impl Failure {
         })
     }
 
+    /// The error inside a stream.
     pub(crate) fn in_band(kind: InBand, dialect: Dialect) -> Self {
         match kind {
             InBand::Overloaded => Self::overloaded(dialect),
@@ -59,25 +66,74 @@ impl Failure {
         }
     }
 
-    pub(crate) const fn not_found() -> Self {
-        Self::new(
-            404,
-            "invalid_request_error",
-            Some("unknown_url"),
-            "Unknown request URL.",
-        )
+    /// The answer to a path that the provider does not have.
+    pub(crate) fn unknown_path(dialect: Dialect, method: &Method, path: &str) -> Self {
+        let path = path.split('?').next().unwrap_or(path);
+        let (code, message) = match dialect {
+            Dialect::OpenAi => (
+                Some("unknown_url"),
+                format!(
+                    "Unknown request URL: {method} {path}. Please check the URL for typos, or see the docs."
+                ),
+            ),
+            Dialect::Azure => (Some("404"), "Resource not found".to_owned()),
+            Dialect::Anthropic => (None, "Not Found".to_owned()),
+            Dialect::Gemini => (None, "Requested entity was not found.".to_owned()),
+        };
+        Self {
+            code,
+            message: message.into(),
+            ..Self::with_status(404, dialect)
+        }
+    }
+
+    /// The answer to a question after a model that the provider does not have.
+    pub(crate) fn unknown_model(dialect: Dialect, model: &str) -> Self {
+        let message = match dialect {
+            Dialect::OpenAi | Dialect::Azure => format!("The model '{model}' does not exist"),
+            Dialect::Anthropic => format!("model: {model}"),
+            Dialect::Gemini => format!("models/{model} is not found for API version v1beta."),
+        };
+        Self {
+            message: message.into(),
+            param: Some("model".into()),
+            ..Self::with_status(404, dialect)
+        }
     }
 
     pub(crate) fn bad_json(dialect: Dialect) -> Self {
         let message = "We could not parse the JSON body of your request.";
         Self {
-            message,
+            message: message.into(),
+            ..Self::with_status(400, dialect)
+        }
+    }
+
+    /// A request that is JSON, but not what the API takes; `param` names the field.
+    pub(crate) fn invalid(
+        dialect: Dialect,
+        message: String,
+        param: Option<&'static str>,
+        code: Option<&'static str>,
+    ) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            param: param.map(Cow::Borrowed),
             ..Self::with_status(400, dialect)
         }
     }
 
     pub(crate) fn code_or_kind(&self) -> &'static str {
         self.code.unwrap_or(self.kind)
+    }
+
+    /// The answer to a known path with a method that it does not take.
+    pub(crate) fn wrong_method(dialect: Dialect) -> Self {
+        Self {
+            message: "Method not allowed.".into(),
+            ..Self::with_status(405, dialect)
+        }
     }
 
     fn overloaded(dialect: Dialect) -> Self {
@@ -124,18 +180,6 @@ impl Failure {
     }
 }
 
-/// The answer to a known path with a method it does not know.
-pub(crate) fn method_not_allowed(path: &str) -> Reply {
-    let dialect = super::Route::of(path).dialect;
-    Reply::error(
-        dialect,
-        &Failure {
-            message: "Method not allowed.",
-            ..Failure::with_status(405, dialect)
-        },
-    )
-}
-
 /// The headers an error has beyond those of every answer.
 pub(crate) fn headers(dialect: Dialect, failure: &Failure) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -164,20 +208,21 @@ pub(crate) fn headers(dialect: Dialect, failure: &Failure) -> HeaderMap {
 
 pub(crate) fn body(dialect: Dialect, failure: &Failure) -> String {
     let Failure {
-        status,
-        kind,
-        code,
-        message,
-        ..
+        status, kind, code, ..
     } = failure;
+    let message = escaped(&failure.message);
     match dialect {
+        Dialect::Azure if *status == 404 && *code == Some("404") => {
+            format!(r#"{{"error":{{"code":"404","message":"{message}"}}}}"#)
+        }
         Dialect::Azure if *status == 429 && *code == Some("rate_limit_exceeded") => {
             format!(r#"{{"error":{{"code":"429","message":"{message}"}}}}"#)
         }
         Dialect::OpenAi | Dialect::Azure => {
             let code = code.map_or_else(|| "null".to_owned(), |code| format!(r#""{code}""#));
+            let param = failure.param.as_deref().map_or(Value::Null, Value::from);
             format!(
-                r#"{{"error":{{"message":"{message}","type":"{kind}","param":null,"code":{code}}}}}"#
+                r#"{{"error":{{"message":"{message}","type":"{kind}","param":{param},"code":{code}}}}}"#
             )
         }
         Dialect::Anthropic => {
@@ -209,7 +254,7 @@ pub(crate) fn event(dialect: Dialect, failure: &Failure) -> String {
 
 /// The error inside a Responses stream, after `sequence` other events.
 pub(crate) fn responses_event(sequence: usize, failure: &Failure) -> String {
-    let (code, message) = (failure.code_or_kind(), failure.message);
+    let (code, message) = (failure.code_or_kind(), escaped(&failure.message));
     named(
         "error",
         &format!(

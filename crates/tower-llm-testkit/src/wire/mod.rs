@@ -7,29 +7,36 @@ mod answer;
 mod anthropic;
 mod chat;
 mod completions;
+mod count;
 mod cut;
 mod embeddings;
 mod errors;
 mod gemini;
 mod headers;
+mod models;
 mod part;
 mod reply;
 mod responses;
 mod route;
+mod schema;
+mod speech;
+mod tools;
+mod validate;
 
 pub use reply::{End, Frame, Reply};
 
-pub(crate) use errors::method_not_allowed;
-pub(crate) use route::{Endpoint, Route};
+pub(crate) use reply::Asked;
+pub(crate) use route::Dialect;
 
 use bytes::Bytes;
+use serde_json::Value;
 
 use crate::Behavior;
 
-/// The answer to a request for `path` (its query included) with the body `request`.
+/// The answer to a POST to `path`, which may have a query, with the body `request`; to a GET of a list of models.
 #[must_use]
 pub fn reply(path: &str, request: &[u8], behavior: &Behavior) -> Reply {
-    Reply::build(path, request, behavior)
+    Reply::build(&Asked::post(path, request), behavior)
 }
 
 /// The frames of the response body alone; none if the fault is that there is no response.
@@ -40,4 +47,10 @@ pub fn body(path: &str, request: &[u8], behavior: &Behavior) -> Vec<Bytes> {
         .into_iter()
         .map(|frame| frame.bytes)
         .collect()
+}
+
+/// The text as it stands between the quotes of a JSON string.
+fn escaped(text: &str) -> String {
+    let quoted = Value::from(text).to_string();
+    quoted[1..quoted.len() - 1].to_owned()
 }

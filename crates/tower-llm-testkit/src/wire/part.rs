@@ -54,6 +54,11 @@ impl Part {
             kind: Kind::Terminal,
         }
     }
+
+    /// The same, once sent, completes this many tokens.
+    pub(crate) fn carrying(self, tokens: u64) -> Self {
+        Self { tokens, ..self }
+    }
 }
 
 /// A nameless server-sent event.

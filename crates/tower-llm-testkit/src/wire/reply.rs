@@ -1,51 +1,52 @@
-//! A whole answer: head, timed frames, how it ends.
+//! A whole answer: headers, timed frames and its end.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, header::CONTENT_TYPE};
 use serde_json::Value;
 
 use super::{
     answer::Answer,
     anthropic, chat, completions,
     cut::cut,
-    embeddings, errors, gemini, headers,
+    embeddings, errors, gemini, headers, models,
     part::{Kind, Part},
     responses,
     route::{Dialect, Endpoint, Route},
+    validate,
 };
 use crate::{Behavior, Fault, InBand, LineEnding, fixtures::Fixture};
 
-/// An answer as it goes out.
+/// An answer as it is sent.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Reply {
-    /// The status; without meaning if no head is sent.
+    /// The status; without meaning if no headers are sent.
     pub status: u16,
-    /// All headers but those of the connection.
+    /// All headers except those of the connection.
     pub headers: HeaderMap,
-    /// How long the head is waited for.
+    /// The delay before the headers.
     pub before_head: Duration,
     /// The body.
     pub frames: Vec<Frame>,
-    /// What comes after the last frame.
+    /// How the answer ends after the last frame.
     pub end: End,
-    /// Input tokens that count as processed once the answer is under way.
+    /// Input tokens that count as processed when the answer starts.
     pub input_tokens: u64,
     /// The body is an event stream or a JSON array that grows.
     pub streamed: bool,
 }
 
-/// A piece of the body that is sent at once.
+/// A piece of the body that is sent in one step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Frame {
-    /// What is sent.
+    /// The bytes.
     pub bytes: Bytes,
-    /// When, after the head.
+    /// Its time after the headers.
     pub due: Duration,
-    /// Output tokens whose last byte is in this frame.
+    /// Output tokens that end in this frame.
     pub tokens: u64,
 }
 
@@ -53,23 +54,70 @@ pub struct Frame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum End {
-    /// The body ends as HTTP says.
+    /// The body ends as HTTP specifies.
     Clean,
     /// The connection is reset after the last frame.
     Reset,
     /// Nothing more is sent and the connection stays open.
     Silence,
-    /// The connection is reset before the head.
+    /// The connection is reset before the headers.
     ResetBeforeHead,
-    /// Not even a head is sent.
+    /// No headers are sent.
     NoHead,
 }
 
+/// What an answer depends on.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked<'a> {
+    /// `None` is the right one, whichever it is.
+    pub(crate) method: Option<&'a Method>,
+    pub(crate) path: &'a str,
+    pub(crate) client: Option<Dialect>,
+    pub(crate) body: &'a [u8],
+}
+
+impl<'a> Asked<'a> {
+    pub(crate) fn post(path: &'a str, body: &'a [u8]) -> Self {
+        Self {
+            method: None,
+            path,
+            client: None,
+            body,
+        }
+    }
+}
+
+impl Asked<'_> {
+    /// The body, where the route takes one.
+    fn json(&self, route: &Route, is_strict: bool) -> Result<Value, errors::Failure> {
+        let Some(expected) = route.endpoint.method() else {
+            let method = self.method.unwrap_or(&Method::POST);
+            return Err(errors::Failure::unknown_path(
+                route.dialect,
+                method,
+                self.path,
+            ));
+        };
+        if self.method.is_some_and(|method| *method != expected) {
+            return Err(errors::Failure::wrong_method(route.dialect));
+        }
+        if expected == Method::GET {
+            return Ok(Value::Null);
+        }
+        let json = serde_json::from_slice(self.body)
+            .map_err(|_| errors::Failure::bad_json(route.dialect))?;
+        match validate::problem(route, &json).filter(|_| is_strict) {
+            Some(failure) => Err(failure),
+            None => Ok(json),
+        }
+    }
+}
+
 impl Reply {
-    pub(super) fn build(path: &str, request: &[u8], behavior: &Behavior) -> Self {
+    pub(crate) fn build(asked: &Asked<'_>, behavior: &Behavior) -> Self {
         let mut reply = match &behavior.replay {
             Some(fixture) => Self::replay(fixture, behavior),
-            None => Self::simulate(&Route::of(path), request, behavior),
+            None => Self::simulate(asked, behavior),
         };
         reply.before_head = reply.before_head.saturating_add(behavior.head_delay);
         for (name, value) in &behavior.headers {
@@ -78,7 +126,7 @@ impl Reply {
         reply
     }
 
-    pub(super) fn error(dialect: Dialect, failure: &errors::Failure) -> Self {
+    fn error(dialect: Dialect, failure: &errors::Failure) -> Self {
         let mut headers = headers::of(dialect, "0000000000000000");
         headers.extend(errors::headers(dialect, failure));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -119,30 +167,24 @@ impl Reply {
         }
     }
 
-    fn simulate(route: &Route, request: &[u8], behavior: &Behavior) -> Self {
+    fn simulate(asked: &Asked<'_>, behavior: &Behavior) -> Self {
+        let route = &Route::of(asked.path, asked.client);
+        let dialect = route.dialect;
         if let Some(failure) = behavior
             .fault
-            .and_then(|fault| errors::Failure::of(fault, route.dialect))
+            .and_then(|fault| errors::Failure::of(fault, dialect))
         {
-            let reply = Self::error(route.dialect, &failure);
+            let reply = Self::error(dialect, &failure);
             return Self {
                 frames: cut(reply.frames, &behavior.cut),
                 ..reply
             };
         }
-        let json = match route.endpoint {
-            Endpoint::Unknown => {
-                return Self::error(Dialect::OpenAi, &errors::Failure::not_found());
-            }
-            Endpoint::Models => Value::Null,
-            _ => match serde_json::from_slice(request) {
-                Ok(json) => json,
-                Err(_) => {
-                    return Self::error(route.dialect, &errors::Failure::bad_json(route.dialect));
-                }
-            },
+        let json = match asked.json(route, behavior.is_strict) {
+            Ok(json) => json,
+            Err(failure) => return Self::error(dialect, &failure),
         };
-        let answer = Answer::new(route, request, &json, behavior);
+        let answer = Answer::new(route, asked.body, &json, behavior);
         let mut reply = Self {
             status: 200,
             headers: headers::of(route.dialect, &answer.id),
@@ -154,7 +196,7 @@ impl Reply {
         };
         match stream_of(route, &answer) {
             Some(parts) => reply.stream(route, &answer, parts, behavior),
-            None => reply.unary(route, &answer, behavior),
+            None => return reply.unary(route, &answer, &json, behavior),
         }
         reply
     }
@@ -185,7 +227,7 @@ impl Reply {
         self.frames = cut(events, &behavior.cut);
     }
 
-    fn unary(&mut self, route: &Route, answer: &Answer, behavior: &Behavior) {
+    fn unary(mut self, route: &Route, answer: &Answer, json: &Value, behavior: &Behavior) -> Self {
         self.headers
             .insert(CONTENT_TYPE, headers::content_type(route.dialect, false));
         let (text, output) = match route.endpoint {
@@ -194,15 +236,25 @@ impl Reply {
             Endpoint::Responses => (responses::unary(answer), answer.output),
             Endpoint::Messages => (anthropic::unary(answer), answer.output),
             Endpoint::Generate => (gemini::unary(answer), answer.output),
+            Endpoint::CountTokens if route.dialect == Dialect::Gemini => {
+                (gemini::count_tokens(answer), 0)
+            }
             Endpoint::CountTokens => (anthropic::count_tokens(answer), 0),
-            Endpoint::Embeddings => (embeddings::openai(answer), 0),
-            Endpoint::EmbedContent => (embeddings::gemini(answer), 0),
-            Endpoint::BatchEmbedContents => (embeddings::gemini_batch(answer), 0),
+            Endpoint::Embeddings => (embeddings::openai(answer, json), 0),
+            Endpoint::EmbedContent => (embeddings::gemini(answer, json), 0),
+            Endpoint::BatchEmbedContents => (embeddings::gemini_batch(answer, json), 0),
+            Endpoint::Model => match models::one(route) {
+                Ok(model) => (model, 0),
+                Err(failure) => return Self::error(route.dialect, &failure),
+            },
             Endpoint::Models | Endpoint::StreamGenerate { .. } | Endpoint::Unknown => {
-                (MODELS.to_owned(), 0)
+                (models::list(route.dialect), 0)
             }
         };
-        if matches!(route.endpoint, Endpoint::CountTokens | Endpoint::Models) {
+        if matches!(
+            route.endpoint,
+            Endpoint::CountTokens | Endpoint::Models | Endpoint::Model
+        ) {
             self.input_tokens = 0;
         }
         let gaps = u32::try_from(if output > 0 {
@@ -231,6 +283,7 @@ impl Reply {
             self.streamed = true;
         }
         self.frames = cut(vec![body], &behavior.cut);
+        self
     }
 
     /// After how many events the body breaks off, and how.
@@ -253,8 +306,6 @@ impl Reply {
         })
     }
 }
-
-const MODELS: &str = r#"{"object":"list","data":[{"id":"sim-1","object":"model","created":1790000000,"owned_by":"sim"},{"id":"sim-1-mini","object":"model","created":1790000000,"owned_by":"sim"}]}"#;
 
 fn stream_of(route: &Route, answer: &Answer) -> Option<Vec<Part>> {
     match route.endpoint {
@@ -284,7 +335,7 @@ fn stream_error(
     let failure = errors::Failure::in_band(in_band(fault)?, route.dialect);
     Some(match route.endpoint {
         Endpoint::Responses if matches!(fault, Some(Fault::FailedAfter(..))) => {
-            responses::failed(answer, after, failure.code_or_kind(), failure.message)
+            responses::failed(answer, after, failure.code_or_kind(), &failure.message)
         }
         Endpoint::Responses => errors::responses_event(after, &failure),
         Endpoint::StreamGenerate { sse: false } => {

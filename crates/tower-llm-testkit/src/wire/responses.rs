@@ -1,8 +1,12 @@
 //! OpenAI responses.
 
+use serde_json::Value;
+
 use super::{
     answer::{Answer, CREATED},
+    escaped,
     part::{Part, event},
+    tools::ToolCall,
 };
 
 pub(crate) fn unary(answer: &Answer) -> String {
@@ -48,7 +52,26 @@ pub(crate) fn stream(answer: &Answer) -> Vec<Part> {
         );
         index = 1;
     }
-    let place = format!(
+    match &answer.call {
+        Some(call) => stream_call(&mut stream, answer, call, index),
+        None => stream_text(&mut stream, answer, index),
+    }
+    let name = if answer.limited {
+        "response.incomplete"
+    } else {
+        "response.completed"
+    };
+    let whole = unary(answer);
+    stream.push(
+        |text| Part::terminal(text).carrying(answer.unsent()),
+        name,
+        &format!(r#""response":{whole}"#),
+    );
+    stream.parts
+}
+
+fn stream_text(stream: &mut Events, answer: &Answer, index: usize) {
+    let at = format!(
         r#""item_id":"msg_{}","output_index":{index},"content_index":0"#,
         answer.id
     );
@@ -61,25 +84,25 @@ pub(crate) fn stream(answer: &Answer) -> Vec<Part> {
     stream.push(
         Part::opening,
         "response.content_part.added",
-        &format!(r#"{place},"part":{}"#, text_part("")),
+        &format!(r#"{at},"part":{}"#, text_part("")),
     );
-    for (word, tokens) in answer.words_and_tokens() {
+    for (piece, tokens) in answer.pieces_after_reasoning() {
         stream.push(
             |text| Part::content(text, tokens),
             "response.output_text.delta",
-            &format!(r#"{place},"delta":"{word}","logprobs":[]"#),
+            &format!(r#"{at},"delta":"{piece}","logprobs":[]"#),
         );
     }
     let text = answer.text();
     stream.push(
         Part::closing,
         "response.output_text.done",
-        &format!(r#"{place},"text":"{text}","logprobs":[]"#),
+        &format!(r#"{at},"text":"{text}","logprobs":[]"#),
     );
     stream.push(
         Part::closing,
         "response.content_part.done",
-        &format!(r#"{place},"part":{}"#, text_part(&text)),
+        &format!(r#"{at},"part":{}"#, text_part(&text)),
     );
     let item = message(answer, end(answer).0, &text);
     stream.push(
@@ -87,31 +110,46 @@ pub(crate) fn stream(answer: &Answer) -> Vec<Part> {
         "response.output_item.done",
         &format!(r#""output_index":{index},"item":{item}"#),
     );
-    let name = if answer.limited {
-        "response.incomplete"
+}
+
+fn stream_call(stream: &mut Events, answer: &Answer, call: &ToolCall, index: usize) {
+    let (event, field) = if call.is_custom {
+        ("response.custom_tool_call_input", "input")
     } else {
-        "response.completed"
+        ("response.function_call_arguments", "arguments")
     };
-    let whole = unary(answer);
-    let unseen = if answer.visible() == 0 {
-        answer.reasoning
-    } else {
-        0
-    };
+    let at = format!(r#""item_id":"fc_{}","output_index":{index}"#, answer.id);
+    let item = tool_call(answer, call, "in_progress", "");
+    let tokens = answer.name_tokens() * (1 + answer.reasoning);
     stream.push(
-        |text| Part {
-            tokens: unseen,
-            ..Part::terminal(text)
-        },
-        name,
-        &format!(r#""response":{whole}"#),
+        |text| Part::content(text, tokens),
+        "response.output_item.added",
+        &format!(r#""output_index":{index},"item":{item}"#),
     );
-    stream.parts
+    for (piece, tokens) in answer.pieces_after_reasoning() {
+        stream.push(
+            |text| Part::content(text, tokens),
+            &format!("{event}.delta"),
+            &format!(r#"{at},"delta":"{piece}""#),
+        );
+    }
+    let arguments = answer.text();
+    stream.push(
+        Part::closing,
+        &format!("{event}.done"),
+        &format!(r#"{at},"{field}":"{arguments}""#),
+    );
+    let item = tool_call(answer, call, end(answer).0, &arguments);
+    stream.push(
+        Part::closing,
+        "response.output_item.done",
+        &format!(r#""output_index":{index},"item":{item}"#),
+    );
 }
 
 /// The `response.failed` event after `sequence` others.
 pub(crate) fn failed(answer: &Answer, sequence: usize, code: &str, message: &str) -> String {
-    let error = format!(r#"{{"code":"{code}","message":"{message}"}}"#);
+    let error = format!(r#"{{"code":"{code}","message":"{}"}}"#, escaped(message));
     let failed = response(answer, "failed", &error, "null", "[]", "null");
     event(
         "response.failed",
@@ -146,11 +184,15 @@ fn end(answer: &Answer) -> (&'static str, &'static str) {
 }
 
 fn items(answer: &Answer) -> String {
-    let message = message(answer, end(answer).0, &answer.text());
+    let (status, text) = (end(answer).0, answer.text());
+    let said = match &answer.call {
+        Some(call) => tool_call(answer, call, status, &text),
+        None => message(answer, status, &text),
+    };
     if answer.reasoning > 0 {
-        format!("{},{message}", reasoning(answer))
+        format!("{},{said}", reasoning(answer))
     } else {
-        message
+        said
     }
 }
 
@@ -158,6 +200,20 @@ fn reasoning(answer: &Answer) -> String {
     format!(
         r#"{{"id":"rs_{}","type":"reasoning","summary":[]}}"#,
         answer.id
+    )
+}
+
+/// A call with these arguments, escaped already.
+fn tool_call(answer: &Answer, call: &ToolCall, status: &str, arguments: &str) -> String {
+    let name = Value::from(&*call.name);
+    let (kind, field) = if call.is_custom {
+        ("custom_tool_call", "input")
+    } else {
+        ("function_call", "arguments")
+    };
+    format!(
+        r#"{{"id":"fc_{}","type":"{kind}","status":"{status}","{field}":"{arguments}","call_id":"call_{}","name":{name}}}"#,
+        answer.id, answer.id
     )
 }
 

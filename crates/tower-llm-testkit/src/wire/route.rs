@@ -1,5 +1,7 @@
 //! Which API a path asks for.
 
+use http::{HeaderMap, Method};
+
 /// Whose error bodies and headers an answer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialect {
@@ -9,6 +11,23 @@ pub(crate) enum Dialect {
     Gemini,
 }
 
+impl Dialect {
+    /// The dialect of a client, by headers that only the clients of one provider send.
+    pub(crate) fn of_client(headers: &HeaderMap) -> Option<Self> {
+        let is_google = |name| headers.contains_key(name);
+        if headers.contains_key("anthropic-version") {
+            Some(Self::Anthropic)
+        } else if ["x-goog-api-key", "x-goog-api-client"]
+            .into_iter()
+            .any(is_google)
+        {
+            Some(Self::Gemini)
+        } else {
+            None
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     Chat,
@@ -16,6 +35,7 @@ pub(crate) enum Endpoint {
     Embeddings,
     Completions,
     Messages,
+    /// Anthropic's and Gemini's.
     CountTokens,
     Generate,
     /// `sse` as `?alt=sse` asks for, else a JSON array.
@@ -24,8 +44,21 @@ pub(crate) enum Endpoint {
     },
     EmbedContent,
     BatchEmbedContents,
+    /// The list of models.
     Models,
+    /// One model, which the route names.
+    Model,
     Unknown,
+}
+
+impl Endpoint {
+    pub(crate) fn method(self) -> Option<Method> {
+        match self {
+            Self::Unknown => None,
+            Self::Models | Self::Model => Some(Method::GET),
+            _ => Some(Method::POST),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +71,9 @@ pub(crate) struct Route {
 
 impl Route {
     /// Reads a path; the version prefix and Groq's and Azure's `/openai` before it may be left out.
-    pub(crate) fn of(path_and_query: &str) -> Self {
+    ///
+    /// The providers have paths in common; `client` is the dialect of the client that the headers show.
+    pub(crate) fn of(path_and_query: &str, client: Option<Dialect>) -> Self {
         let (path, query) = path_and_query
             .split_once('?')
             .unwrap_or((path_and_query, ""));
@@ -47,26 +82,53 @@ impl Route {
             .filter(|segment| !segment.is_empty())
             .collect();
         if let ["openai", "deployments", deployment, rest @ ..] = &segments[..] {
-            return Self::azure(deployment, rest);
+            return Self::new(Dialect::Azure, openai(rest)).model(deployment);
         }
-        if segments.first() == Some(&"openai") {
-            segments.remove(0);
-        }
-        if segments.first().is_some_and(|segment| is_version(segment)) {
-            segments.remove(0);
-        }
-        if let ["models", method] = &segments[..]
-            && let Some((model, method)) = method.rsplit_once(':')
+        let version = segments.iter().take(2).find(|segment| is_version(segment));
+        let is_beta = version.is_some_and(|version| *version != "v1");
+        // Gemini's form of OpenAI's API has it behind the version.
+        let is_openai = segments.iter().take(2).any(|segment| *segment == "openai");
+        while segments
+            .first()
+            .is_some_and(|first| is_version(first) || *first == "openai")
         {
-            return Self::gemini(model, method, query);
+            segments.remove(0);
         }
-        let (dialect, endpoint) = match &segments[..] {
-            ["messages"] => (Dialect::Anthropic, Endpoint::Messages),
-            ["messages", "count_tokens"] => (Dialect::Anthropic, Endpoint::CountTokens),
-            ["responses"] => (Dialect::OpenAi, Endpoint::Responses),
-            ["models"] => (Dialect::OpenAi, Endpoint::Models),
-            rest => (Dialect::OpenAi, openai(rest)),
+        let others = match client {
+            _ if is_openai => Dialect::OpenAi,
+            Some(client) => client,
+            None if is_beta => Dialect::Gemini,
+            None => Dialect::OpenAi,
         };
+        match &segments[..] {
+            ["messages"] => Self::new(Dialect::Anthropic, Endpoint::Messages),
+            ["messages", "count_tokens"] => Self::new(Dialect::Anthropic, Endpoint::CountTokens),
+            ["messages", ..] => Self::new(Dialect::Anthropic, Endpoint::Unknown),
+            ["models"] => Self::new(others, Endpoint::Models),
+            ["models", rest @ ..] if !rest.is_empty() => {
+                let named = rest.join("/");
+                match named
+                    .rsplit_once(':')
+                    .map(|(model, method)| (model, gemini(method, query)))
+                {
+                    Some((model, Some(endpoint))) => {
+                        Self::new(Dialect::Gemini, endpoint).model(model)
+                    }
+                    Some((model, None)) if others == Dialect::Gemini => {
+                        Self::new(Dialect::Gemini, Endpoint::Unknown).model(model)
+                    }
+                    _ => Self::new(others, Endpoint::Model).model(&named),
+                }
+            }
+            ["responses"] => Self::new(Dialect::OpenAi, Endpoint::Responses),
+            rest => match openai(rest) {
+                Endpoint::Unknown => Self::new(others, Endpoint::Unknown),
+                endpoint => Self::new(Dialect::OpenAi, endpoint),
+            },
+        }
+    }
+
+    fn new(dialect: Dialect, endpoint: Endpoint) -> Self {
         Self {
             dialect,
             endpoint,
@@ -74,28 +136,10 @@ impl Route {
         }
     }
 
-    fn azure(deployment: &str, rest: &[&str]) -> Self {
+    fn model(self, model: &str) -> Self {
         Self {
-            dialect: Dialect::Azure,
-            endpoint: openai(rest),
-            model: Some(deployment.to_owned()),
-        }
-    }
-
-    fn gemini(model: &str, method: &str, query: &str) -> Self {
-        let endpoint = match method {
-            "generateContent" => Endpoint::Generate,
-            "streamGenerateContent" => Endpoint::StreamGenerate {
-                sse: query.split('&').any(|pair| pair == "alt=sse"),
-            },
-            "embedContent" => Endpoint::EmbedContent,
-            "batchEmbedContents" => Endpoint::BatchEmbedContents,
-            _ => Endpoint::Unknown,
-        };
-        Self {
-            dialect: Dialect::Gemini,
-            endpoint,
             model: Some(model.to_owned()),
+            ..self
         }
     }
 }
@@ -107,6 +151,19 @@ fn openai(rest: &[&str]) -> Endpoint {
         ["embeddings"] => Endpoint::Embeddings,
         _ => Endpoint::Unknown,
     }
+}
+
+fn gemini(method: &str, query: &str) -> Option<Endpoint> {
+    Some(match method {
+        "generateContent" => Endpoint::Generate,
+        "streamGenerateContent" => Endpoint::StreamGenerate {
+            sse: query.split('&').any(|pair| pair == "alt=sse"),
+        },
+        "embedContent" => Endpoint::EmbedContent,
+        "batchEmbedContents" => Endpoint::BatchEmbedContents,
+        "countTokens" => Endpoint::CountTokens,
+        _ => return None,
+    })
 }
 
 /// `v1`, `v1beta`, `v1alpha` and the like.
@@ -143,7 +200,7 @@ mod tests {
             ("/v1/responses/resp_1", Dialect::OpenAi, Endpoint::Unknown),
             ("/", Dialect::OpenAi, Endpoint::Unknown),
         ] {
-            let route = Route::of(path);
+            let route = Route::of(path, None);
             assert_eq!(
                 (route.dialect, route.endpoint),
                 (dialect, endpoint),
@@ -154,17 +211,110 @@ mod tests {
 
     #[test]
     fn reads_the_model_where_the_path_names_it() {
-        let route = Route::of("/openai/deployments/gpt-east/embeddings?api-version=2025-04-01");
+        let route = Route::of(
+            "/openai/deployments/gpt-east/embeddings?api-version=2025-04-01",
+            None,
+        );
         assert_eq!(
             (route.dialect, route.endpoint),
             (Dialect::Azure, Endpoint::Embeddings)
         );
         assert_eq!(route.model.as_deref(), Some("gpt-east"));
 
-        let route = Route::of("/v1beta/models/gemini-3-flash:streamGenerateContent?key=k&alt=sse");
+        let route = Route::of(
+            "/v1beta/models/gemini-3-flash:streamGenerateContent?key=k&alt=sse",
+            None,
+        );
         assert_eq!(route.endpoint, Endpoint::StreamGenerate { sse: true });
         assert_eq!(route.model.as_deref(), Some("gemini-3-flash"));
-        let route = Route::of("/models/gemini-3-flash:streamGenerateContent");
+        let route = Route::of("/models/gemini-3-flash:streamGenerateContent", None);
         assert_eq!(route.endpoint, Endpoint::StreamGenerate { sse: false });
+    }
+
+    #[test]
+    fn lists_and_unknown_paths_belong_to_who_is_asked() {
+        for (path, client, dialect, endpoint) in [
+            ("/v1/models", None, Dialect::OpenAi, Endpoint::Models),
+            (
+                "/v1/models",
+                Some(Dialect::Anthropic),
+                Dialect::Anthropic,
+                Endpoint::Models,
+            ),
+            (
+                "/v1/models",
+                Some(Dialect::Gemini),
+                Dialect::Gemini,
+                Endpoint::Models,
+            ),
+            ("/v1beta/models", None, Dialect::Gemini, Endpoint::Models),
+            (
+                "/v1beta/openai/models",
+                None,
+                Dialect::OpenAi,
+                Endpoint::Models,
+            ),
+            ("/v1/models/a/b", None, Dialect::OpenAi, Endpoint::Model),
+            (
+                "/v1/models/ft:m:org::1",
+                None,
+                Dialect::OpenAi,
+                Endpoint::Model,
+            ),
+            (
+                "/v1/models/c",
+                Some(Dialect::Anthropic),
+                Dialect::Anthropic,
+                Endpoint::Model,
+            ),
+            ("/v1beta/models/g", None, Dialect::Gemini, Endpoint::Model),
+            (
+                "/v1beta/models/g:countTokens",
+                None,
+                Dialect::Gemini,
+                Endpoint::CountTokens,
+            ),
+            (
+                "/v1beta/models/g:other",
+                None,
+                Dialect::Gemini,
+                Endpoint::Unknown,
+            ),
+            ("/v1beta/files", None, Dialect::Gemini, Endpoint::Unknown),
+            ("/v1/files", None, Dialect::OpenAi, Endpoint::Unknown),
+            (
+                "/v1/files",
+                Some(Dialect::Anthropic),
+                Dialect::Anthropic,
+                Endpoint::Unknown,
+            ),
+            (
+                "/v1/messages/batches",
+                None,
+                Dialect::Anthropic,
+                Endpoint::Unknown,
+            ),
+            (
+                "/openai/deployments/d/images",
+                None,
+                Dialect::Azure,
+                Endpoint::Unknown,
+            ),
+            (
+                "/v1beta/openai/chat/completions",
+                None,
+                Dialect::OpenAi,
+                Endpoint::Chat,
+            ),
+        ] {
+            let route = Route::of(path, client);
+            assert_eq!(
+                (route.dialect, route.endpoint),
+                (dialect, endpoint),
+                "{path}"
+            );
+        }
+        let route = Route::of("/v1/models/ft:m:org::1", None);
+        assert_eq!(route.model.as_deref(), Some("ft:m:org::1"));
     }
 }

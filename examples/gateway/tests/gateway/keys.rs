@@ -3,7 +3,7 @@
 use http::HeaderMap;
 use tower_llm_testkit::{Recorded, SimulatedProvider};
 
-use crate::support::{Binary, Running, post};
+use crate::support::{Binary, COMPLETE, Running, post};
 
 const OURS: &[&str] = &[
     "--keys",
@@ -145,7 +145,9 @@ async fn the_environment_of_the_official_clients_is_read() {
     let seen = provider.counts().requests;
     let gateway = Binary::start(&envs, &["--simulate"]).await;
     assert_eq!(
-        post(gateway.addr, "/v1/messages", "", "{}").await.status,
+        post(gateway.addr, "/v1/messages", "", COMPLETE)
+            .await
+            .status,
         200
     );
     assert_eq!(provider.counts().requests, seen);

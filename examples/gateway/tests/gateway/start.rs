@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use tokio::io::AsyncReadExt;
 
-use crate::support::{Binary, SOON, post, within};
+use crate::support::{Binary, COMPLETE, SOON, post, within};
 
 /// Runs the binary until it gives up: its exit code and what it said.
 async fn fails(envs: &[(&str, &str)], flags: &[&str]) -> (Option<i32>, String) {
@@ -117,7 +117,9 @@ async fn tiers_of_callers_that_can_t_be_are_named_without_their_keys() {
 async fn a_shorter_total_alone_shortens_the_others() {
     let gateway = Binary::start(&[("TIMEOUT_TOTAL", "5")], &[]).await;
     assert_eq!(
-        post(gateway.addr, "/v1/messages", "", "{}").await.status,
+        post(gateway.addr, "/v1/messages", "", COMPLETE)
+            .await
+            .status,
         200
     );
 }
@@ -173,13 +175,15 @@ async fn by_default_it_answers_with_no_key_and_no_network() {
         "/v1/messages",
         "/v1beta/models/m:generateContent",
     ] {
-        let answer = post(gateway.addr, path, "", "{}").await;
+        let answer = post(gateway.addr, path, "", COMPLETE).await;
         assert_eq!(answer.status, 200, "{path}");
     }
     // An empty name is one that is not set.
     let gateway = Binary::start(&[("OPENAI_BASE_URL", ""), ("OPENAI_API_KEY", "")], &[]).await;
     assert_eq!(
-        post(gateway.addr, "/v1/messages", "", "{}").await.status,
+        post(gateway.addr, "/v1/messages", "", COMPLETE)
+            .await
+            .status,
         200
     );
 }

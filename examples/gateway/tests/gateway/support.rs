@@ -20,6 +20,9 @@ use tokio::{
 use tower_llm_stack::BulkheadHandle;
 use tower_llm_testkit::SimulatedProvider;
 
+/// A request that any provider takes: the simulated one of the binary refuses what lacks something.
+pub(crate) const COMPLETE: &str = r#"{"model":"m","max_tokens":9,"messages":[{"role":"user","content":"hello"}],"contents":[{"parts":[{"text":"hello"}]}]}"#;
+
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// A gateway in this process.
