@@ -34,7 +34,7 @@ use std::{
 use benches::{Case, Frames, Suite, drain, payload, peer};
 use bytes::Bytes;
 use failsafe::futures::CircuitBreaker as _;
-use http::{HeaderValue, Response, header::CONTENT_TYPE};
+use http::Response;
 use recloser::{AsyncRecloser, Recloser};
 use seatbelt::{
     RecoveryInfo, ResilienceContext,
@@ -343,12 +343,10 @@ fn three(suite: &mut Suite) {
         "ours, by provider, limits of requests and tokens",
         || answered(by_provider.clone(), described),
     );
-    let by_fault = three_by_fault(Unary).layer(service);
-    suite.subject(
-        &case,
-        "ours, by provider, limits of requests and tokens, circuits by fault",
-        || answered(by_fault.clone(), described),
-    );
+    let shipped = three_as_they_ship(Unary).layer(service);
+    suite.subject(&case, "ours, as they ship", || {
+        answered(shipped.clone(), described)
+    });
 
     let limit = tower_resilience_ratelimiter::RateLimiterLayer::builder()
         .limit_for_period(usize::MAX)
@@ -389,6 +387,7 @@ fn three_http(suite: &mut Suite) {
     for (name, short, long) in [
         ("one key", short[0], long[0]),
         ("by provider", short[1], long[1]),
+        ("as they ship", short[2], long[2]),
     ] {
         if let (Some(short), Some(long)) = (short, long) {
             let frame = (long - short) / (many - few);
@@ -398,8 +397,8 @@ fn three_http(suite: &mut Suite) {
     }
 }
 
-/// What reads the stream, and the three of one key and by provider around it.
-fn http(suite: &mut Suite, case: &Case, frames: &'static [Bytes]) -> [Option<f64>; 3] {
+/// What reads the stream, and around it the three of one key, by provider, and as they ship.
+fn http(suite: &mut Suite, case: &Case, frames: &'static [Bytes]) -> [Option<f64>; 4] {
     struct Unheard;
 
     impl Guard for Unheard {
@@ -410,8 +409,7 @@ fn http(suite: &mut Suite, case: &Case, frames: &'static [Bytes]) -> [Option<f64
     let case = case.clone().bytes(bytes);
     let stream = move |_: Prompt| {
         let mut response = Response::new(Frames::new(frames));
-        let content_type = HeaderValue::from_static("text/event-stream");
-        response.headers_mut().insert(CONTENT_TYPE, content_type);
+        *response.headers_mut() = payload::stream_headers();
         ready(Ok::<_, Unreachable>(response))
     };
     let service = service_fn(stream);
@@ -452,7 +450,15 @@ fn http(suite: &mut Suite, case: &Case, frames: &'static [Bytes]) -> [Option<f64
             }
         },
     );
-    [lead, one, by_provider]
+    let shipped = three_as_they_ship(HttpBody).layer(service);
+    let shipped = suite.subject(&case, "ours, as they ship", || {
+        let mut service = shipped.clone();
+        move || {
+            let response = finish(service.call(black_box(described))).expect("there is room");
+            assert_eq!(drain(response.into_body()), bytes);
+        }
+    });
+    [lead, one, by_provider, shipped]
 }
 
 /// The first of a million keys over and over.
@@ -532,10 +538,15 @@ fn three_by_provider<W: Clone>(watch: W) -> (BreakerLayer<W>, RateLimitLayer<W>,
     of(breaker, limit, bulkhead(watch, KeyBy::provider()))
 }
 
-fn three_by_fault<W: Clone>(watch: W) -> (BreakerLayer<W>, RateLimitLayer<W>, BulkheadLayer<W>) {
+/// The defaults: circuits by fault, limits of requests and tokens by provider and model that learn, permits by provider.
+fn three_as_they_ship<W: Clone>(
+    watch: W,
+) -> (BreakerLayer<W>, RateLimitLayer<W>, BulkheadLayer<W>) {
     let breaker = BreakerLayer::builder().watch(watch.clone());
-    let limit = limits(watch.clone(), KeyBy::provider()).limits([requests(), tokens()]);
-    of(breaker, limit, bulkhead(watch, KeyBy::provider()))
+    let limit = RateLimitLayer::for_providers().watch(watch.clone());
+    let limit = limit.limits([requests(), tokens()]);
+    let bulkhead = BulkheadLayer::builder(PLACES).watch(watch).build();
+    of(breaker, limit, bulkhead.expect("all is in bounds"))
 }
 
 fn of<W>(

@@ -43,6 +43,7 @@ fn main() {
     admit(&mut suite);
     reserve(&mut suite);
     keyed(&mut suite);
+    shipped(&mut suite);
     many_keys(&mut suite);
     http(&mut suite);
 }
@@ -101,6 +102,25 @@ fn keyed(suite: &mut Suite) {
 
     suite.subject(&case, "bare", || admitted(service_fn(echo), prompt));
     suite.subject(&case, OURS, || admitted(ours.clone(), prompt));
+}
+
+/// As it ships: permits by provider, around a call that has one.
+fn shipped(suite: &mut Suite) {
+    let case = Case::new("admit-as-it-ships");
+    let call = call("gpt-5.1-2025-11-13");
+    let prompt = Prompt {
+        tokens: 7,
+        call: Some(&call),
+    };
+    let layer = BulkheadLayer::builder(LIMIT).watch(Unary).build();
+    let ours = layer
+        .expect("the limit is not zero")
+        .layer(service_fn(echo));
+    let tower = ConcurrencyLimitLayer::new(LIMIT).layer(service_fn(echo));
+
+    suite.subject(&case, "bare", || admitted(service_fn(echo), prompt));
+    suite.subject(&case, OURS, || admitted(ours.clone(), prompt));
+    suite.subject(&case, &peer("tower"), || admitted(tower.clone(), prompt));
 }
 
 /// The first of a million keys over and over, and all of them in turn.

@@ -57,7 +57,9 @@ fn main() {
     several_limits(&mut suite);
     many_keys(&mut suite);
     leased(&mut suite);
+    shipped(&mut suite);
     http(&mut suite);
+    http_shipped(&mut suite);
 }
 
 /// One limit of requests that all calls share.
@@ -246,6 +248,49 @@ fn leased(suite: &mut Suite) {
     });
 }
 
+/// The limits as they ship: by provider and model, and learning from the provider.
+fn shipped(suite: &mut Suite) {
+    let call = call("gpt-5.1", "caller-123456");
+    let one = Case::new("one-limit-as-it-ships");
+    let two = Case::new("two-limits-as-they-ship");
+    for (case, limits) in [(&one, vec![tokens()]), (&two, vec![requests(), tokens()])] {
+        let keyed: Vec<DefaultKeyedRateLimiter<String>> = limits
+            .iter()
+            .map(|_| RateLimiter::keyed(Quota::per_second(MAX)))
+            .collect();
+        let key = "openai/gpt-5.1".to_owned();
+        for (name, learns) in [("ours", true), ("ours, learning off", false)] {
+            let ours = providers(learns).limits(limits.iter().cloned());
+            let ours = ours.watch(Unary).build().expect("nothing is zero");
+            let ours = ours.layer(service_fn(echo));
+            suite.subject(case, name, || admitted(ours.clone(), Prompt(&call)));
+        }
+        suite.subject(
+            case,
+            &format!("{}, check by check", peer("governor")),
+            || checked(&call, keyed.iter().map(|keyed| (keyed, &key)).collect()),
+        );
+    }
+}
+
+/// The same around an HTTP service whose responses have the headers that are learned from.
+fn http_shipped(suite: &mut Suite) {
+    let frames = payload::forever(payload::chat_stream(50));
+    let bytes: usize = frames.iter().map(Bytes::len).sum();
+    let case = Case::new("http-as-it-ships").bytes(bytes);
+    let stream = move |_: Request<()>| {
+        let mut response = Response::new(Frames::new(frames));
+        *response.headers_mut() = payload::stream_headers();
+        ready(Ok::<_, Infallible>(response))
+    };
+    suite.subject(&case, "bare", || read(service_fn(stream), bytes));
+    for (name, learns) in [("ours", true), ("ours, learning off", false)] {
+        let ours = providers(learns).limits([requests(), tokens()]).build();
+        let ours = ours.expect("nothing is zero").layer(service_fn(stream));
+        suite.subject(&case, name, || read(ours.clone(), bytes));
+    }
+}
+
 /// Around an HTTP service that answers with a stream, read to its end. The peer forgets it at its head.
 fn http(suite: &mut Suite) {
     let frames = payload::forever(payload::chat_stream(50));
@@ -256,13 +301,6 @@ fn http(suite: &mut Suite) {
         let content_type = HeaderValue::from_static("text/event-stream");
         response.headers_mut().insert(CONTENT_TYPE, content_type);
         ready(Ok::<_, Infallible>(response))
-    };
-    let request = || {
-        let mut request = Request::new(());
-        request
-            .extensions_mut()
-            .insert(call("gpt-5.1", "caller-123456"));
-        request
     };
     let callers = || RateLimitLayer::for_callers().limits([requests(), tokens()]);
     let build = |builder: RateLimitBuilder<HttpBody>| builder.build().expect("nothing is zero");
@@ -276,24 +314,12 @@ fn http(suite: &mut Suite) {
         .finish()
         .expect("nothing is zero");
 
-    suite.subject(&case, "bare", || {
-        let mut service = service_fn(stream);
-        move || {
-            let response = now(service.call(black_box(request()))).expect("it never fails");
-            assert_eq!(drain(response.into_body()), bytes);
-        }
-    });
+    suite.subject(&case, "bare", || read(service_fn(stream), bytes));
     for (name, service) in [
         ("two windows", silent),
         ("two windows, with headers", with_headers),
     ] {
-        suite.subject(&case, name, || {
-            let mut service = service.clone();
-            move || {
-                let response = now(service.call(black_box(request()))).expect("there is room");
-                assert_eq!(drain(response.into_body()), bytes);
-            }
-        });
+        suite.subject(&case, name, || read(service.clone(), bytes));
     }
     suite.subject(
         &case,
@@ -304,11 +330,7 @@ fn http(suite: &mut Suite) {
                 let answer = now(service_fn(stream).call(request));
                 ready(answer.map(|response| response.map(Body::new)))
             });
-            let mut service = Governor::new(boxed, &governor);
-            move || {
-                let response = now(service.call(black_box(request()))).expect("there is room");
-                assert_eq!(drain(response.into_body()), bytes);
-            }
+            read(Governor::new(boxed, &governor), bytes)
         },
     );
 }
@@ -323,6 +345,23 @@ where
         now(poll_fn(|cx| service.poll_ready(cx))).expect("it is ready at once");
         let response = now(service.call(black_box(prompt.clone()))).expect("there is room");
         assert_eq!(black_box(response), 7);
+    }
+}
+
+/// One request after another, whose responses are read to their end.
+fn read<S, B>(mut service: S, bytes: usize) -> impl FnMut()
+where
+    S: Service<Request<()>, Response = Response<B>>,
+    S::Error: Debug,
+    B: http_body::Body<Data = Bytes>,
+    B::Error: Debug,
+{
+    let call = call("gpt-5.1", "caller-123456");
+    move || {
+        let mut request = Request::new(());
+        request.extensions_mut().insert(call.clone());
+        let response = now(service.call(black_box(request))).expect("there is room");
+        assert_eq!(drain(response.into_body()), bytes);
     }
 }
 
@@ -377,6 +416,10 @@ fn callers() -> RateLimitBuilder<Unary> {
 fn limits(limits: impl IntoIterator<Item = Limit>, key_by: KeyBy) -> RateLimitLayer<Unary> {
     let builder = callers().limits(limits).key_by(key_by);
     builder.build().expect("nothing is zero")
+}
+
+fn providers(learns: bool) -> RateLimitBuilder<HttpBody> {
+    RateLimitLayer::for_providers().learn_from_provider(learns)
 }
 
 fn runtime() -> Runtime {

@@ -1,6 +1,7 @@
 //! Requests and responses in the shapes that providers send and take.
 
 use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
 /// What people and models write, with what JSON makes long: quotes, line ends, other alphabets.
@@ -31,7 +32,30 @@ const TOKENS: [&str; 12] = [
     " é",
 ];
 
+/// The headers of a streamed response that bear on a call; limits that no benchmark reaches.
+const STREAM_HEADERS: [(&str, &str); 7] = [
+    ("content-type", "text/event-stream; charset=utf-8"),
+    ("x-ratelimit-limit-requests", "2000000000"),
+    ("x-ratelimit-limit-tokens", "2000000000"),
+    ("x-ratelimit-remaining-requests", "1999999999"),
+    ("x-ratelimit-remaining-tokens", "1999999500"),
+    ("x-ratelimit-reset-requests", "1ms"),
+    ("x-ratelimit-reset-tokens", "1ms"),
+];
+
 const MODEL: &str = "gpt-5.1-2025-11-13";
+
+/// The headers of OpenAI's streamed responses, with the limits that a rate limit learns from.
+#[must_use]
+pub fn stream_headers() -> HeaderMap {
+    let headers = STREAM_HEADERS.iter().map(|(name, value)| {
+        (
+            HeaderName::from_static(name),
+            HeaderValue::from_static(value),
+        )
+    });
+    headers.collect()
+}
 
 /// The body of a chat request of about `bytes`: a conversation, and two tools.
 #[must_use]
