@@ -8,7 +8,9 @@ use http::{Response, header};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
-use tower_llm_core::{BoxError, Completion, Dialect, Guard, HttpBody, TimedOut, Watch, Watched};
+use tower_llm_core::{
+    BoxError, Completion, Dialect, Guard, HttpBody, Outcome, TimedOut, Watch, Watched,
+};
 
 use crate::{
     deadlines::{Deadlines, Due, Progress},
@@ -21,22 +23,21 @@ pin_project! {
     #[derive(Debug)]
     pub struct TimeoutBody<B> {
         #[pin]
-        inner: Watched<B, Nobody>,
+        inner: Watched<B, Ignore>,
         timer: Timer,
         deadlines: Deadlines,
         progress: Progress,
-        // Others are not read for tokens: their first data stands for one.
-        is_event_stream: bool,
-        // How a stream is told of its end; `None` for a body that can only be broken off.
-        dialect: Option<Dialect>,
+        dialect: Dialect,
+        // Nothing can be added to a body whose length or encoding is settled.
+        is_open: bool,
     }
 }
 
-/// Nobody wants to know: the body is watched to be read.
+/// The body is watched to be read, and its end is of no interest here.
 #[derive(Debug)]
-pub(crate) struct Nobody;
+pub(crate) struct Ignore;
 
-impl Guard for Nobody {
+impl Guard for Ignore {
     fn end(&mut self, _: &Completion) {}
 }
 
@@ -47,14 +48,12 @@ impl<B: Body<Data = Bytes>> TimeoutBody<B> {
             mut progress,
             call,
         } = rest;
-        // Nothing can be added to a body whose length or encoding is settled.
         let headers = response.headers();
         let is_open = !headers.contains_key(header::CONTENT_LENGTH)
             && !headers.contains_key(header::CONTENT_ENCODING)
             && response.body().size_hint().exact().is_none();
-        let response = HttpBody.watch(call.as_ref(), response, Nobody);
-        let is_event_stream = response.body().is_event_stream();
-        if is_event_stream {
+        let response = HttpBody.watch(call.as_ref(), response, Ignore);
+        if response.body().is_event_stream() {
             progress.await_token();
         }
         progress.hand_on(Instant::now());
@@ -66,8 +65,8 @@ impl<B: Body<Data = Bytes>> TimeoutBody<B> {
             timer: Timer::new(),
             deadlines,
             progress,
-            is_event_stream,
-            dialect: Some(dialect).filter(|_| is_event_stream && is_open),
+            dialect,
+            is_open,
         })
     }
 }
@@ -91,23 +90,46 @@ where
         this.progress.ask(now);
         if let Poll::Ready(frame) = this.inner.as_mut().poll_frame(cx) {
             this.progress.hand_on(now);
-            if this.progress.awaits_token()
-                && (!*this.is_event_stream || this.inner.first_token_at().is_some())
-            {
-                this.progress.had_token();
+            if this.progress.awaits_token() {
+                // A body that is no event stream is not read for tokens: its first data stands for one.
+                if this.inner.first_token_at().is_some() || !this.inner.is_event_stream() {
+                    this.progress.had_token();
+                } else {
+                    this.progress.show_life(now);
+                }
+            }
+            if this.inner.is_over() {
+                this.progress.be_over(now);
             }
             let goes_on = matches!(frame, Some(Ok(_))) && !this.inner.is_end_stream();
+            let lingers = this
+                .progress
+                .linger_until()
+                .is_some_and(|until| until < now);
+            if goes_on && lingers {
+                this.inner.cut(Outcome::Success);
+                return Poll::Ready(None);
+            }
             let total = this.deadlines.total(this.progress);
             return Poll::Ready(match total.filter(|due| goes_on && due.is_over(now)) {
                 Some(due) => self.cut(due),
                 None => frame,
             });
         }
-        let Some(due) = this.deadlines.next(this.progress) else {
+        let due = this.deadlines.next(this.progress);
+        let linger_until = this.progress.linger_until();
+        let Some(next) = linger_until.into_iter().chain(due.map(|due| due.at)).min() else {
             return Poll::Pending;
         };
-        ready!(this.timer.poll_until(due.at, cx));
-        Poll::Ready(self.cut(due))
+        ready!(this.timer.poll_until(next, cx));
+        match due {
+            Some(due) if due.at == next => Poll::Ready(self.cut(due)),
+            _ => {
+                // All has been said; only the end of the body does not come.
+                this.inner.cut(Outcome::Success);
+                Poll::Ready(None)
+            }
+        }
     }
 
     fn is_end_stream(&self) -> bool {
@@ -126,14 +148,16 @@ impl<B: Body<Data = Bytes>> TimeoutBody<B> {
     fn cut(self: Pin<&mut Self>, due: Due) -> Option<Result<Frame<Bytes>, BoxError>> {
         let this = self.project();
         let is_over = this.inner.is_over();
+        let takes_event = *this.is_open && this.inner.is_event_stream();
         this.inner.cut(due.outcome());
         if is_over {
             return None;
         }
         let error = due.error();
-        Some(match this.dialect {
-            Some(dialect) => Ok(Frame::data(last_event(&error, *dialect))),
-            None => Err(error.into()),
+        Some(if takes_event {
+            Ok(Frame::data(last_event(&error, *this.dialect)))
+        } else {
+            Err(error.into())
         })
     }
 }

@@ -5,10 +5,20 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tower_llm_core::{Deadline, Failure, Outcome, TimedOut};
 
-/// How long things may take; `None` for as long as they like.
+/// How long a body may stay open once all that its reader needs has come: the terminal marker, or a whole document.
+///
+/// Long enough for the upstream's own end to arrive, after which its connection can be used again.
+pub(crate) const LINGER: Duration = Duration::from_millis(250);
+
+/// How many times the first-token timeout a stream may take that shows signs of life, unless that is set.
+pub(crate) const SIGNS_OF_LIFE: u32 = 5;
+
+/// How long things may take; `None` without a limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Deadlines {
     pub(crate) first_token: Option<Duration>,
+    /// The first token of a stream that shows signs of life.
+    pub(crate) first_token_max: Option<Duration>,
     pub(crate) idle: Option<Duration>,
     pub(crate) total: Option<Duration>,
 }
@@ -17,12 +27,16 @@ pub(crate) struct Deadlines {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Progress {
     started: Instant,
-    /// Since when the first token of a stream is waited for, if it still is; later by the time in which nobody read.
+    /// Since when the first token of a stream is awaited, if it still is; later by the time in which the body was not read.
     token_since: Option<Instant>,
-    /// Since when somebody waits for the next frame.
+    /// When the stream showed before its first token that the model is at work; later by the same time.
+    life_at: Option<Instant>,
+    /// Since when the reader waits for the next frame.
     idle_since: Option<Instant>,
-    /// When the head or the last frame was handed on.
+    /// When the response headers or the last frame were handed on.
     handed_on_at: Instant,
+    /// When all had come that the reader needs.
+    over_at: Option<Instant>,
 }
 
 /// A point in time, and what passes with it.
@@ -31,6 +45,7 @@ pub(crate) struct Due {
     pub(crate) at: Instant,
     deadline: Deadline,
     after: Duration,
+    showed_life: bool,
 }
 
 impl Deadlines {
@@ -38,8 +53,8 @@ impl Deadlines {
     ///
     /// A stream may be silent until its first token for as long as that may take: models reason.
     pub(crate) fn next(&self, progress: &Progress) -> Option<Due> {
-        let first_token = Due::since(progress.token_since, self.first_token, Deadline::FirstToken);
-        let idle = Due::since(progress.idle_since, self.idle, Deadline::Idle);
+        let first_token = self.first_token(progress);
+        let idle = Due::since(progress.idle_since, self.idle, Deadline::Idle, progress);
         [
             self.total(progress),
             first_token,
@@ -50,9 +65,27 @@ impl Deadlines {
         .min_by_key(|due| due.at)
     }
 
+    /// The deadline for the first token: it starts again with every sign of life, up to a bound.
+    fn first_token(&self, progress: &Progress) -> Option<Due> {
+        let since = progress.token_since;
+        let life_at = since.and(progress.life_at);
+        let next = |since, after| Due::since(since, after, Deadline::FirstToken, progress);
+        let silence = next(life_at.or(since), self.first_token);
+        let bound = next(life_at.and(since), self.first_token_max);
+        [silence, bound]
+            .into_iter()
+            .flatten()
+            .min_by_key(|due| due.at)
+    }
+
     /// The deadline for the whole call.
     pub(crate) fn total(&self, progress: &Progress) -> Option<Due> {
-        Due::since(Some(progress.started), self.total, Deadline::Total)
+        Due::since(
+            Some(progress.started),
+            self.total,
+            Deadline::Total,
+            progress,
+        )
     }
 }
 
@@ -62,8 +95,10 @@ impl Progress {
         Self {
             started: now,
             token_since: None,
+            life_at: None,
             idle_since: None,
             handed_on_at: now,
+            over_at: None,
         }
     }
 
@@ -78,20 +113,40 @@ impl Progress {
 
     pub(crate) fn had_token(&mut self) {
         self.token_since = None;
+        self.life_at.get_or_insert(self.handed_on_at);
     }
 
-    /// Somebody asks for a frame. The time in which nobody did is the reader's, and does not count.
+    /// A stream shows that the model is at work: an event without content, or a comment.
+    pub(crate) fn show_life(&mut self, now: Instant) {
+        self.life_at = Some(now);
+    }
+
+    /// All has come that the reader needs.
+    pub(crate) fn be_over(&mut self, now: Instant) {
+        self.over_at.get_or_insert(now);
+    }
+
+    /// When a body ends whose upstream does not end it.
+    pub(crate) fn linger_until(&self) -> Option<Instant> {
+        self.over_at.map(|over_at| over_at + LINGER)
+    }
+
+    /// The reader asks for a frame. The time in which it did not is its own, and does not count.
     pub(crate) fn ask(&mut self, now: Instant) {
         if self.idle_since.is_some() {
             return;
         }
         self.idle_since = Some(now);
-        if let Some(since) = &mut self.token_since {
-            *since += now - self.handed_on_at;
+        let reading = now - self.handed_on_at;
+        for since in [&mut self.token_since, &mut self.life_at]
+            .into_iter()
+            .flatten()
+        {
+            *since += reading;
         }
     }
 
-    /// The head or a frame is handed on.
+    /// The response headers or a frame are handed on.
     pub(crate) fn hand_on(&mut self, now: Instant) {
         self.idle_since = None;
         self.handed_on_at = now;
@@ -108,12 +163,14 @@ impl Due {
         started: Option<Instant>,
         after: Option<Duration>,
         deadline: Deadline,
+        progress: &Progress,
     ) -> Option<Self> {
         let after = after?;
         Some(Self {
             at: started? + after,
             deadline,
             after,
+            showed_life: progress.life_at.is_some(),
         })
     }
 
@@ -124,6 +181,7 @@ impl Due {
     pub(crate) fn outcome(&self) -> Outcome {
         Outcome::Failed(match self.deadline {
             Deadline::Idle => Failure::Stalled,
+            _ if self.showed_life => Failure::Slow,
             _ => Failure::Timeout,
         })
     }
@@ -138,6 +196,7 @@ mod tests {
     fn next(progress: &Progress) -> Option<(Duration, Deadline)> {
         let deadlines = Deadlines {
             first_token: Some(5 * SECOND),
+            first_token_max: Some(12 * SECOND),
             idle: Some(2 * SECOND),
             total: Some(60 * SECOND),
         };
@@ -180,6 +239,39 @@ mod tests {
     }
 
     #[test]
+    fn a_sign_of_life_starts_the_first_token_again_up_to_its_bound() {
+        let now = Instant::now();
+        let mut progress = Progress::new(now);
+        progress.await_token();
+        for (at, due) in [(4, 9), (6, 11), (8, 12), (11, 12)] {
+            progress.hand_on(now + at * SECOND);
+            progress.ask(now + at * SECOND);
+            progress.show_life(now + at * SECOND);
+            assert_eq!(next(&progress), Some((due * SECOND, Deadline::FirstToken)));
+        }
+        progress.had_token();
+        assert_eq!(next(&progress), Some((13 * SECOND, Deadline::Idle)));
+    }
+
+    #[test]
+    fn a_stream_that_showed_life_is_slow_and_not_dead() {
+        let now = Instant::now();
+        let mut progress = Progress::new(now);
+        let deadlines = Deadlines {
+            first_token: Some(5 * SECOND),
+            total: Some(60 * SECOND),
+            ..Deadlines::default()
+        };
+        let outcome = |progress: &Progress| deadlines.next(progress).unwrap().outcome();
+        progress.await_token();
+        assert_eq!(outcome(&progress), Outcome::Failed(Failure::Timeout));
+        progress.show_life(now);
+        assert_eq!(outcome(&progress), Outcome::Failed(Failure::Slow));
+        progress.had_token();
+        assert_eq!(outcome(&progress), Outcome::Failed(Failure::Slow));
+    }
+
+    #[test]
     fn without_deadlines_nothing_is_due() {
         let mut progress = Progress::new(Instant::now());
         progress.await_token();
@@ -190,7 +282,8 @@ mod tests {
     #[test]
     fn what_is_due_now_is_not_over() {
         let now = Instant::now();
-        let due = Due::since(Some(now), Some(SECOND), Deadline::Total).unwrap();
+        let progress = Progress::new(now);
+        let due = Due::since(Some(now), Some(SECOND), Deadline::Total, &progress).unwrap();
         assert!(!due.is_over(now + SECOND));
         assert!(due.is_over(now + SECOND + Duration::from_nanos(1)));
     }

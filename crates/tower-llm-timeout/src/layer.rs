@@ -3,7 +3,10 @@ use std::time::Duration;
 use tower_layer::Layer;
 use tower_llm_core::{ConfigError, HttpBody};
 
-use crate::{Timeout, deadlines::Deadlines};
+use crate::{
+    Timeout,
+    deadlines::{Deadlines, SIGNS_OF_LIFE},
+};
 
 /// Ends calls that take too long.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +24,7 @@ pub struct TimeoutBuilder<W = HttpBody> {
 }
 
 impl TimeoutLayer {
-    /// A layer for hosted models: first token 120 s, idle 60 s, total 600 s.
+    /// A layer for hosted models: first token 120 s, or 600 s while the stream shows signs of life; idle 60 s, total 600 s.
     ///
     /// The total is what the providers' own clients wait for; the first token leaves time to reason.
     #[must_use]
@@ -29,6 +32,7 @@ impl TimeoutLayer {
         Self {
             deadlines: Deadlines {
                 first_token: Some(Duration::from_secs(120)),
+                first_token_max: Some(Duration::from_secs(600)),
                 idle: Some(Duration::from_secs(60)),
                 total: Some(Duration::from_secs(600)),
             },
@@ -52,23 +56,35 @@ impl Default for TimeoutLayer {
 }
 
 impl<W> TimeoutBuilder<W> {
-    /// Sets how long a stream may take from the call to its first content token; for ever unless set.
+    /// Sets how long a stream may take from the call to its first content token; no limit unless set.
     ///
-    /// Once the head has come, only the time counts in which somebody reads. Of a stream that cannot be read, since it
-    /// is compressed or not of server-sent events, the first data counts as the token, and so does the first event of
-    /// a stream in no dialect that is known here.
+    /// Signs of life extend it, up to [`first_token_max`](Self::first_token_max): an event without content, such as one of
+    /// hidden reasoning, a search or a place in the provider's queue, and a comment.
+    ///
+    /// Once the response headers have come, only the time counts in which the body is read. Of a stream that cannot be
+    /// read, since it is compressed or not of server-sent events, the first data counts as the token, and so does the first
+    /// event of a stream in a dialect that is not known here.
     pub fn first_token(mut self, timeout: Duration) -> Self {
         self.deadlines.first_token = Some(timeout);
         self
     }
 
-    /// Sets how long the next frame of a body may take; for ever unless set.
+    /// Sets how long the first token may take while the stream shows signs of life; five times
+    /// [`first_token`](Self::first_token) unless set, and never more than the total. Equal to it, they extend nothing.
+    ///
+    /// A stream that is cut then, or by the total, ends as [`Failure::Slow`](tower_llm_core::Failure::Slow).
+    pub fn first_token_max(mut self, deadline: Duration) -> Self {
+        self.deadlines.first_token_max = Some(deadline);
+        self
+    }
+
+    /// Sets how long the next frame of a body may take; no limit unless set.
     pub fn idle(mut self, timeout: Duration) -> Self {
         self.deadlines.idle = Some(timeout);
         self
     }
 
-    /// Sets how long the whole may take, from the call to the end of the body; for ever unless set.
+    /// Sets how long the whole may take, from the call to the end of the body; no limit unless set.
     pub fn total(mut self, timeout: Duration) -> Self {
         self.deadlines.total = Some(timeout);
         self
@@ -88,15 +104,17 @@ impl<W> TimeoutBuilder<W> {
     /// # Errors
     ///
     /// [`ConfigError`] naming the setting, if a deadline is zero or over a day, if the first token or a frame may take
-    /// longer than the whole, or if no deadline is set.
+    /// longer than the whole, if `first_token_max` is less than `first_token` or set without it, or if no deadline is set.
     pub fn build(self) -> Result<TimeoutLayer<W>, ConfigError> {
         let Deadlines {
             first_token,
+            first_token_max,
             idle,
             total,
         } = self.deadlines;
         let settings = [
             ("first_token", first_token),
+            ("first_token_max", first_token_max),
             ("idle", idle),
             ("total", total),
         ];
@@ -118,8 +136,25 @@ impl<W> TimeoutBuilder<W> {
                 "at least one deadline must be set",
             ));
         }
+        if let Some(max) = first_token_max {
+            let reason = match first_token {
+                None => Some("it extends `first_token`, which is not set"),
+                Some(first_token) if max < first_token => Some("it must be at least `first_token`"),
+                Some(_) => None,
+            };
+            if let Some(reason) = reason {
+                return Err(ConfigError::new("first_token_max", max, reason));
+            }
+        }
+        let default = || {
+            let max = first_token?.saturating_mul(SIGNS_OF_LIFE);
+            Some(total.map_or(max, |total| max.min(total)))
+        };
         Ok(TimeoutLayer {
-            deadlines: self.deadlines,
+            deadlines: Deadlines {
+                first_token_max: first_token_max.or_else(default),
+                ..self.deadlines
+            },
             watch: self.watch,
         })
     }

@@ -57,6 +57,20 @@ fn no_part_may_take_longer_than_the_whole() {
 }
 
 #[test]
+fn the_bound_of_the_first_token_extends_it() {
+    let builder = || TimeoutLayer::builder().total(60 * SECOND);
+    let error = refused(builder().first_token_max(SECOND));
+    assert_eq!((error.field(), error.value()), ("first_token_max", "1s"));
+    let shorter = builder().first_token(2 * SECOND).first_token_max(SECOND);
+    let error = refused(shorter);
+    assert_eq!((error.field(), error.value()), ("first_token_max", "1s"));
+    let longer = builder().first_token(SECOND).first_token_max(61 * SECOND);
+    assert_eq!(refused(longer).field(), "first_token_max");
+    let equal = builder().first_token(SECOND).first_token_max(SECOND);
+    assert!(equal.build().is_ok());
+}
+
+#[test]
 fn a_layer_without_a_deadline_is_refused() {
     let error = refused(TimeoutLayer::builder());
     assert_eq!((error.field(), error.value()), ("total", "None"));

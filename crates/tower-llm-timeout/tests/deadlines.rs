@@ -406,6 +406,7 @@ async fn an_error_that_is_read_late_is_the_error() {
 async fn the_deadline_that_passes_first_is_the_one_that_is_told() {
     let layer = TimeoutLayer::builder()
         .first_token(seconds(20))
+        .first_token_max(seconds(20))
         .idle(seconds(8))
         .total(seconds(30))
         .build()

@@ -102,12 +102,15 @@ async fn a_stream_that_falls_silent_is_ended_and_let_go() {
 }
 
 #[tokio::test]
-async fn a_first_token_that_is_late_ends_the_stream_and_keep_alives_do_not_help() {
+async fn a_first_token_that_is_late_ends_the_stream_and_keep_alives_help_no_longer_than_allowed() {
     let provider = SimulatedProvider::start().await.unwrap();
     let slow = Behavior::new().first_token(LONG);
     provider.set(slow.keep_alive(Duration::from_millis(20)));
     for path in ["/v1/chat/completions", "/v1/messages"] {
-        let timeout = TimeoutLayer::builder().first_token(SHORT).idle(SHORT);
+        let timeout = TimeoutLayer::builder()
+            .first_token(SHORT)
+            .first_token_max(SHORT)
+            .idle(SHORT);
         let request = chat(&provider, path, true);
         let response = service(timeout).oneshot(request).await.unwrap();
         let text = response.into_body().collect().await.unwrap().to_bytes();

@@ -309,23 +309,27 @@ fn layers(settings: &Settings) -> Result<(BulkheadLayer, TimeoutLayer), StartErr
 
     let TimeoutSettings {
         first_token,
+        first_token_max,
         idle,
         total,
     } = settings.timeout;
     let or_total = |seconds| Duration::from_secs(seconds).min(total);
-    let timeout = TimeoutLayer::builder()
+    let mut timeout = TimeoutLayer::builder()
         .first_token(first_token.unwrap_or(or_total(120)))
         .idle(idle.unwrap_or(or_total(60)))
-        .total(total)
-        .build()
-        .map_err(|error: ConfigError| {
-            let name = match error.field() {
-                "first_token" => "--timeout-first-token",
-                "idle" => "--timeout-idle",
-                _ => "--timeout-total",
-            };
-            StartError::setting(name, error)
-        })?;
+        .total(total);
+    if let Some(max) = first_token_max {
+        timeout = timeout.first_token_max(max);
+    }
+    let timeout = timeout.build().map_err(|error: ConfigError| {
+        let name = match error.field() {
+            "first_token" => "--timeout-first-token",
+            "first_token_max" => "--timeout-first-token-max",
+            "idle" => "--timeout-idle",
+            _ => "--timeout-total",
+        };
+        StartError::setting(name, error)
+    })?;
     Ok((bulkhead, timeout))
 }
 

@@ -334,6 +334,10 @@ pub struct TimeoutSettings {
     /// Until the first content token of a stream [default: 120].
     #[arg(long = "timeout-first-token", env = "TIMEOUT_FIRST_TOKEN", value_name = "SECONDS", value_parser = seconds)]
     pub first_token: Option<Duration>,
+    /// Until the first content token of a stream that shows signs of life, such as events without content and comments
+    /// [default: five times TIMEOUT_FIRST_TOKEN, at most TIMEOUT_TOTAL].
+    #[arg(long = "timeout-first-token-max", env = "TIMEOUT_FIRST_TOKEN_MAX", value_name = "SECONDS", value_parser = seconds)]
+    pub first_token_max: Option<Duration>,
     /// Between two frames, once the first token has come [default: 60].
     #[arg(long = "timeout-idle", env = "TIMEOUT_IDLE", value_name = "SECONDS", value_parser = seconds)]
     pub idle: Option<Duration>,

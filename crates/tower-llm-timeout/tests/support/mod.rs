@@ -46,10 +46,11 @@ pub(crate) fn seconds(seconds: u64) -> Duration {
 
 // === layers and calls ===
 
-/// First token 10 s, nothing else.
+/// First token 10 s whatever signs of life there are, nothing else.
 pub(crate) fn first_token() -> TimeoutLayer {
     TimeoutLayer::builder()
         .first_token(seconds(10))
+        .first_token_max(seconds(10))
         .build()
         .unwrap()
 }
