@@ -80,7 +80,7 @@ fn body(suite: &mut Suite, case: &str, path: &'static str, body: Bytes) {
     }
 }
 
-async fn tokens(request: Request<Full<Bytes>>) -> Result<Option<u64>, Infallible> {
+async fn tokens<B>(request: Request<B>) -> Result<Option<u64>, Infallible> {
     let call = request.extensions().get::<Call>();
     Ok(call.map(Call::input_tokens))
 }

@@ -16,7 +16,7 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use libfuzzer_sys::fuzz_target;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_llm_core::{DescribeLayer, Described};
+use tower_llm_core::{DescribeLayer, Described, RequestBody};
 
 const PATHS: [&str; 8] = [
     "/v1/chat/completions",
@@ -33,7 +33,7 @@ fuzz_target!(|data: &[u8]| {
     let [path, body @ ..] = data else { return };
     let sent = Bytes::copy_from_slice(body);
     let expected = sent.clone();
-    let service = DescribeLayer::new().layer(service_fn(move |request: Request<Full<Bytes>>| {
+    let service = DescribeLayer::new().layer(service_fn(move |request: Request<RequestBody>| {
         let expected = expected.clone();
         async move {
             let call = request.call().expect("described").clone();

@@ -43,7 +43,10 @@ fn request(provider: &SimulatedProvider, number: usize) -> Request {
         .expect("a legal request")
 }
 
-fn client() -> Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>> {
+fn client<B>() -> Client<hyper_util::client::legacy::connect::HttpConnector, B>
+where
+    B: Body<Data = Bytes> + Send,
+{
     Client::builder(TokioExecutor::new()).build_http()
 }
 

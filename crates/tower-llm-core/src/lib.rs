@@ -61,6 +61,7 @@ mod oneshot;
 mod outcome;
 mod refusal;
 mod registry;
+mod request_body;
 mod scan;
 mod usage;
 mod watch;
@@ -77,6 +78,7 @@ pub use self::{
     outcome::{Completion, Failure, FinishReason, Outcome, Subject},
     refusal::{RefusalBody, RefusalLayer, Refuse},
     registry::{Evictable, Keyed, Registry},
+    request_body::RequestBody,
     usage::Usage,
     watch::{Armed, Guard, Guarded, HttpBody, Unary, Unsent, Watch, Watched},
 };

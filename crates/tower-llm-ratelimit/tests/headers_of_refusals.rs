@@ -42,7 +42,7 @@ impl Server {
             .layer(RefusalLayer::new())
             .layer(DescribeLayer::new())
             .layer(self.layer.clone())
-            .service(service_fn(move |_: Request| async move {
+            .service(service_fn(move |_: http::Request<_>| async move {
                 Ok::<_, Infallible>(answer())
             }));
         let response = service.oneshot(request).await.expect("let through");

@@ -146,7 +146,7 @@ where
     E: std::error::Error + Clone + Send + Sync + 'static,
 {
     let layer = counting().build().expect("legal settings");
-    let inner = service_fn(move |_: Request| {
+    let inner = service_fn(move |_: http::Request<_>| {
         let error: BoxError = error.clone().into();
         async move { Err::<Answer, _>(error) }
     });
@@ -173,7 +173,7 @@ async fn a_call_that_another_layer_times_out_is_charged_its_input() {
 #[tokio::test]
 async fn a_call_that_panics_is_charged_its_input() {
     let layer = counting().build().unwrap();
-    let inner = service_fn(|_: Request| async {
+    let inner = service_fn(|_: http::Request<_>| async {
         if true {
             panic!("as the test wants");
         }
@@ -188,7 +188,7 @@ async fn a_call_that_panics_is_charged_its_input() {
 #[tokio::test]
 async fn what_is_not_polled_to_its_end_is_held_until_it_is_dropped() {
     let layer = counting().build().unwrap();
-    let inner = service_fn(|_: Request| pending::<Result<Answer, BoxError>>());
+    let inner = service_fn(|_: http::Request<_>| pending::<Result<Answer, BoxError>>());
     let provider = SimulatedProvider::start().await.unwrap();
     let call = stack_over(&layer, inner).oneshot(Api::Chat.request(&provider, true));
     let mut call = Box::pin(call);

@@ -89,7 +89,7 @@ fn reserved(builder: &RateLimitBuilder, request: Request) -> Cost {
     let layer = builder.clone().build().expect("legal settings");
     let service = stack_over(
         &layer,
-        service_fn(|_: Request| pending::<Result<Answer, BoxError>>()),
+        service_fn(|_: http::Request<_>| pending::<Result<Answer, BoxError>>()),
     );
     let mut call = Box::pin(service.oneshot(request));
     assert!((&mut call).now_or_never().is_none());
@@ -250,7 +250,7 @@ async fn counting_tokens_costs_a_request_whatever_it_answers() {
             let layer = counting().build().unwrap();
             let service = stack_over(
                 &layer,
-                service_fn(move |_: Request| async move {
+                service_fn(move |_: http::Request<_>| async move {
                     Ok::<_, Infallible>(json(status, answer.to_owned()))
                 }),
             );
@@ -276,7 +276,7 @@ fn answering(builder: RateLimitBuilder) -> (Stack, Arc<AtomicU64>, RateLimitLaye
     let layer = builder.build().expect("legal settings");
     let length = Arc::new(AtomicU64::new(0));
     let of_service = Arc::clone(&length);
-    let inner = service_fn(move |_: Request| {
+    let inner = service_fn(move |_: http::Request<_>| {
         let output = of_service.load(Ordering::Relaxed);
         let body = format!(r#"{{"usage":{{"prompt_tokens":20,"completion_tokens":{output}}}}}"#);
         async move { Ok::<_, Infallible>(json(200, body)) }
@@ -287,7 +287,7 @@ fn answering(builder: RateLimitBuilder) -> (Stack, Arc<AtomicU64>, RateLimitLaye
 /// What output `request` reserves, on the layer that has learned: what is taken until its first poll has ended.
 async fn expected(layer: &RateLimitLayer, request: Request) -> u64 {
     let before = consumed(&layer.handle())[2];
-    let never = service_fn(|_: Request| pending::<Result<Answer, BoxError>>());
+    let never = service_fn(|_: http::Request<_>| pending::<Result<Answer, BoxError>>());
     let mut call = Box::pin(stack_over(layer, never).oneshot(request));
     assert!((&mut call).now_or_never().is_none());
     consumed(&layer.handle())[2] - before

@@ -26,7 +26,7 @@
 //! use http::{Request, Response, StatusCode};
 //! use http_body_util::Full;
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
-//! use tower_llm_stack::{BulkheadLayer, RefusalLayer, Stack, TimeoutLayer};
+//! use tower_llm_stack::{BulkheadLayer, RefusalLayer, RequestBody, Stack, TimeoutLayer};
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() -> Result<(), tower_llm_stack::BoxError> {
@@ -36,7 +36,7 @@
 //!     .timeout(TimeoutLayer::builder().total(Duration::from_secs(60)).build()?)
 //!     .build();
 //! let service = ServiceBuilder::new().layer(stack).service(service_fn(
-//!     |_: Request<Full<Bytes>>| std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>(),
+//!     |_: Request<RequestBody>| std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>(),
 //! ));
 //!
 //! let request = Request::post("/v1/messages").body(Full::new(Bytes::from("{}")))?;
@@ -57,7 +57,8 @@ pub use tower_llm_core as core;
 pub use tower_llm_core::{
     BoxError, Call, Caller, ClassifiedError, Completion, ConfigError, Deadline, DescribeLayer,
     Described, Dialect, Failure, FinishReason, Guard, HttpBody, Key, KeyBy, Operation, Outcome,
-    Provider, Refusal, RefusalKind, RefusalLayer, TimedOut, TooLarge, Unary, Usage, Watch,
+    Provider, Refusal, RefusalKind, RefusalLayer, RequestBody, TimedOut, TooLarge, Unary, Usage,
+    Watch,
 };
 
 #[cfg(feature = "redis")]

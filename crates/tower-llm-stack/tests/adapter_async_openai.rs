@@ -21,11 +21,13 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use http::Request;
 use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
+use reqwest::Body;
 use support::{InFlight, Refused, ServerBody, eventually, find, nowhere, serve, stream, text};
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_llm_stack::RequestBody;
+use tower_llm_stack::adapters::StackError;
 use tower_llm_stack::adapters::async_openai::OpenAiService;
 use tower_llm_stack::adapters::reqwest::ReqwestService;
-use tower_llm_stack::adapters::{RequestBodyError, StackError};
 
 const COMPLETION: &str = r#"{
     "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "gpt-5",
@@ -74,7 +76,7 @@ fn ping() -> CreateChatCompletionRequest {
         .unwrap()
 }
 
-async fn refuse(_: Request<Full<Bytes>>) -> Result<http::Response<Full<Bytes>>, BoxError> {
+async fn refuse(_: Request<RequestBody<Body>>) -> Result<http::Response<Full<Bytes>>, BoxError> {
     Err(Refused("tokens").into())
 }
 
@@ -265,38 +267,47 @@ async fn an_error_inside_a_stream_loses_its_cause() {
 }
 
 #[tokio::test]
-async fn a_form_is_read_up_to_a_limit_and_keeps_its_length() {
+async fn json_is_held_and_a_form_is_streamed_and_keeps_its_length() {
     let server = serve(async |_, request: Request<Bytes>| {
         let length = request.headers()["content-length"].to_str().unwrap();
         assert_eq!(length, request.body().len().to_string());
         text(200, request.into_body())
     })
     .await;
+    let stack = ServiceBuilder::new()
+        .map_request(|request: Request<RequestBody<Body>>| {
+            let is_form = request.headers()["content-type"] != "application/json";
+            assert_eq!(request.body().as_bytes().is_none(), is_form);
+            request
+        })
+        .service(upstream());
+    let service = OpenAiService::new(stack);
+    let sent = "x".repeat(1000);
     let url = server.url("/v1/files");
-    let factory = HttpRequestFactory::new(move || {
-        let form = reqwest::multipart::Form::new().text("file", "x".repeat(1000));
-        let request = reqwest::Client::new().post(&url).multipart(form).build();
+
+    let (to, file) = (url.clone(), sent.clone());
+    let form = HttpRequestFactory::new(move || {
+        let form = reqwest::multipart::Form::new().text("file", file.clone());
+        let request = reqwest::Client::new().post(&to).multipart(form).build();
         async move { Ok(request?) }
     });
-    let service = OpenAiService::new(upstream());
-
-    let response = service.clone().oneshot(factory.clone()).await.unwrap();
+    let response = service.clone().oneshot(form).await.unwrap();
     assert_eq!(response.url().path(), "/v1/files");
-    assert!(response.text().await.unwrap().contains(&"x".repeat(1000)));
+    assert!(response.text().await.unwrap().contains(&sent));
 
-    let error = service.body_limit(1000).oneshot(factory).await.unwrap_err();
-    assert_eq!(
-        find::<RequestBodyError>(&error).unwrap().limit(),
-        Some(1000)
-    );
-    assert_eq!(server.seen.requests(), 1);
+    let json = HttpRequestFactory::new(move || {
+        let request = reqwest::Client::new().post(&url).json(&[1]).build();
+        async move { Ok(request?) }
+    });
+    let response = service.oneshot(json).await.unwrap();
+    assert_eq!(response.text().await.unwrap(), "[1]");
 }
 
 #[tokio::test]
 async fn calls_the_stack_that_was_made_ready() {
     // The mock panics if it is called without.
     let (stack, mut handle) =
-        tower_test::mock::pair::<Request<Full<Bytes>>, http::Response<Full<Bytes>>>();
+        tower_test::mock::pair::<Request<RequestBody<Body>>, http::Response<Full<Bytes>>>();
     let mut service = OpenAiService::new(stack);
     let factory = HttpRequestFactory::new(|| async {
         Ok(reqwest::Client::new()

@@ -4,10 +4,12 @@ mod support;
 
 use bytes::Bytes;
 use http::{Request, Version};
-use http_body_util::{BodyExt, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper_util::client::legacy::connect::HttpConnector;
 use support::{InFlight, eventually, find, serve, stream, text};
-use tower::{ServiceBuilder, ServiceExt};
+use tower::{BoxError, Layer, ServiceBuilder, ServiceExt};
+use tower_llm_stack::DescribeLayer;
 use tower_llm_stack::adapters::base_url::{BaseUrl, BaseUrlError, BaseUrlLayer};
 use tower_llm_stack::adapters::hyper_util::client;
 
@@ -81,4 +83,49 @@ async fn streams_and_drops_the_call_with_the_body() {
 
     assert_eq!(in_flight.0.value(), 0);
     eventually("the server sees the call end", || server.seen.open() == 0).await;
+}
+
+#[tokio::test]
+async fn more_than_a_hundred_response_headers_pass() {
+    let server = serve(async |_, _| {
+        let mut response = text(200, "");
+        for number in 0..300 {
+            let name = http::HeaderName::try_from(format!("x-{number}")).unwrap();
+            response.headers_mut().insert(name, number.into());
+        }
+        response
+    })
+    .await;
+    let request = Request::get(server.url("/"))
+        .body(Full::<Bytes>::default())
+        .unwrap();
+    let response = client(HttpConnector::new()).oneshot(request).await.unwrap();
+    assert_eq!(response.headers()["x-299"], "299");
+}
+
+#[tokio::test]
+async fn an_upload_keeps_its_framing() {
+    let server = serve(async |_, request: Request<Bytes>| {
+        let framing = match request.headers().get("content-length") {
+            Some(length) => length.to_str().unwrap().to_owned(),
+            None => "chunked".to_owned(),
+        };
+        text(200, format!("{framing} {}", request.body().len()))
+    })
+    .await;
+    let service = DescribeLayer::new().layer(client(HttpConnector::new()));
+    let frames = || {
+        let frames = ["RIFF", "more"].map(|data| Ok::<_, BoxError>(Frame::data(Bytes::from(data))));
+        StreamBody::new(futures_util::stream::iter(frames))
+    };
+    let known = BoxBody::new(Full::new(Bytes::from("RIFFmore")).map_err(BoxError::from));
+    for (body, expected) in [(BoxBody::new(frames()), "chunked 8"), (known, "8 8")] {
+        let request = Request::post(server.url("/v1/audio/transcriptions"))
+            .header("content-type", "audio/wav")
+            .body(body)
+            .unwrap();
+        let response = service.clone().oneshot(request).await.unwrap();
+        let seen = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(seen, expected);
+    }
 }

@@ -7,9 +7,12 @@ mod support;
 use bytes::Bytes;
 use futures_util::future::poll_fn;
 use http::{Request, StatusCode};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use support::{InFlight, eventually, find, nowhere, serve, stream, text};
-use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
+use tower_llm_stack::DescribeLayer;
 use tower_llm_stack::adapters::base_url::{BaseUrl, BaseUrlError};
 use tower_llm_stack::adapters::reqwest::ReqwestService;
 
@@ -206,4 +209,47 @@ async fn is_ready_at_once() {
             .unwrap()
             .is_ok()
     );
+}
+
+#[tokio::test]
+async fn what_is_held_is_sent_again_after_a_redirect_and_what_is_streamed_is_not() {
+    let server = serve(async |_, request: Request<Bytes>| {
+        if request.uri().path() == "/end" {
+            return text(200, request.into_body());
+        }
+        let mut response = text(307, "moved");
+        let headers = response.headers_mut();
+        headers.insert("location", "/end".parse().unwrap());
+        response
+    })
+    .await;
+    let service = DescribeLayer::new().layer(service());
+    let post = |content_type: &str, body: &'static str| {
+        let request = Request::post(server.url("/begin"))
+            .header("content-type", content_type)
+            .body(unsync(body))
+            .unwrap();
+        service.clone().oneshot(request)
+    };
+    for content_type in ["application/json", "text/plain"] {
+        let response = post(content_type, r#"{"a":1}"#).await.unwrap();
+        assert_eq!(response.status(), 200);
+        let sent = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(sent, r#"{"a":1}"#);
+    }
+    for content_type in ["multipart/form-data; boundary=b", "audio/wav", ""] {
+        let before = server.seen.requests();
+        let response = post(content_type, "--b").await.unwrap();
+        assert_eq!(
+            (response.status().as_u16(), server.seen.requests()),
+            (307, before + 1)
+        );
+    }
+}
+
+/// A body that comes in two frames, of a type that is not `Sync`, as axum's is.
+fn unsync(body: &'static str) -> UnsyncBoxBody<Bytes, BoxError> {
+    let (first, rest) = body.split_at(1);
+    let frames = [first, rest].map(|data| Ok(Frame::data(Bytes::from_static(data.as_bytes()))));
+    UnsyncBoxBody::new(StreamBody::new(futures_util::stream::iter(frames)))
 }

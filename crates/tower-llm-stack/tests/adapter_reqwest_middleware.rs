@@ -20,10 +20,10 @@ use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware,
 use support::{Gauge, InFlight, Refused, eventually, find, nowhere, serve, stream, text};
 use tower::limit::ConcurrencyLimitLayer;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
-use tower_llm_stack::adapters::RequestBodyError;
 use tower_llm_stack::adapters::reqwest_middleware::{Port, PortError, TowerMiddleware};
+use tower_llm_stack::{Completion, Outcome, RequestBody};
 
-type InnerRequest = Request<Full<Bytes>>;
+type InnerRequest = Request<RequestBody<Body>>;
 type InnerResponse = http::Response<Body>;
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -64,6 +64,11 @@ where
     fn call(&mut self, request: InnerRequest) -> Self::Future {
         Box::pin((self.calls)(self.port.clone(), request))
     }
+}
+
+/// The request once more; its body is held.
+fn clone(request: &InnerRequest) -> InnerRequest {
+    RequestBody::try_clone_request(request).unwrap()
 }
 
 fn plain() -> reqwest::Client {
@@ -136,7 +141,7 @@ async fn a_layer_may_call_again() {
     .await;
     let retry = Calls(async |port: Port, request: InnerRequest| {
         loop {
-            let response = port.clone().oneshot(request.clone()).await?;
+            let response = port.clone().oneshot(clone(&request)).await?;
             if response.status() == StatusCode::OK {
                 return Ok(response);
             }
@@ -165,7 +170,7 @@ async fn a_layer_may_call_twice_at_once_and_the_loser_is_cancelled() {
     })
     .await;
     let hedge = Calls(async |port: Port, request: InnerRequest| {
-        let first = port.clone().oneshot(request.clone());
+        let first = port.clone().oneshot(clone(&request));
         let second = port.oneshot(request);
         match select(first, second).await {
             Either::Left((response, _)) | Either::Right((response, _)) => response,
@@ -332,47 +337,58 @@ fn streamed(chunks: &'static [&'static str]) -> Body {
 }
 
 #[tokio::test]
-async fn a_streamed_request_body_is_read_up_to_a_limit() {
+async fn a_request_body_that_is_bytes_can_be_cloned_and_a_streamed_one_passes_once() {
     let server = serve(async |_, request: Request<Bytes>| text(200, request.into_body())).await;
-    let client = client(TowerMiddleware::new(InFlight::default()).body_limit(6));
+    let twice_if_held = Calls(async |port: Port, request: InnerRequest| {
+        let clone = RequestBody::try_clone_request(&request);
+        let first = port.clone().oneshot(request).await?;
+        match clone {
+            Some(request) => port.clone().oneshot(request).await,
+            None => Ok(first),
+        }
+    });
+    let client = layered(twice_if_held);
     let post = |body: Body| client.post(server.url("/")).body(body).send();
 
-    let at_the_limit = post(streamed(&["one", "two"])).await.unwrap();
-    assert_eq!(at_the_limit.text().await.unwrap(), "onetwo");
+    let answer = post(Body::from("some bytes")).await.unwrap();
+    assert_eq!(answer.text().await.unwrap(), "some bytes");
+    assert_eq!(server.seen.requests(), 2);
 
-    let error = post(streamed(&["one", "two", "3"])).await.unwrap_err();
-    assert_eq!(find::<RequestBodyError>(&error).unwrap().limit(), Some(6));
-    // One that tells its length need not be read.
-    let error = post(Body::wrap(Full::new(Bytes::from("longer than that"))))
-        .await
-        .unwrap_err();
-    assert_eq!(find::<RequestBodyError>(&error).unwrap().limit(), Some(6));
-    assert_eq!(server.seen.requests(), 1, "neither was sent");
-
-    let bytes = post(Body::from("longer than that")).await.unwrap();
-    assert_eq!(bytes.text().await.unwrap(), "longer than that");
+    for body in [
+        streamed(&["one", "two"]),
+        // Its length is known, and that is all the difference.
+        Body::wrap(Full::new(Bytes::from("onetwo"))),
+    ] {
+        let sent = server.seen.requests();
+        let answer = post(body).await.unwrap();
+        assert_eq!(answer.text().await.unwrap(), "onetwo");
+        assert_eq!(server.seen.requests(), sent + 1);
+    }
 }
 
 #[tokio::test]
-async fn a_request_body_that_fails_is_an_error_that_says_so() {
-    let failing = futures_util::stream::iter([Err::<http_body::Frame<Bytes>, BoxError>(
-        Refused("disk").into(),
-    )]);
+async fn a_request_body_that_fails_is_not_the_providers_fault() {
+    let server = serve(async |_, request: Request<Bytes>| text(200, request.into_body())).await;
+    let failing = futures_util::stream::iter([
+        Ok(http_body::Frame::data(Bytes::from("one"))),
+        Err::<http_body::Frame<Bytes>, BoxError>(Refused("disk").into()),
+    ]);
     let error = layered(InFlight::default())
-        .post("http://127.0.0.1:1/")
+        .post(server.url("/"))
         .body(Body::wrap(StreamBody::new(failing)))
         .send()
         .await
         .unwrap_err();
-    assert_eq!(find::<RequestBodyError>(&error).unwrap().limit(), None);
     assert_eq!(find::<Refused>(&error), Some(&Refused("disk")));
+    assert_eq!(Completion::of_error(&error).outcome, Outcome::ClientError);
 }
 
 #[tokio::test]
 async fn a_call_without_the_requests_extensions_is_refused() {
     let forgets = Calls(async |port: Port, request: InnerRequest| {
-        let mut anew = Request::new(request.body().clone());
-        *anew.uri_mut() = request.uri().clone();
+        let uri = request.uri().clone();
+        let mut anew = Request::new(request.into_body());
+        *anew.uri_mut() = uri;
         port.oneshot(anew).await
     });
     let error = layered(forgets)
@@ -474,7 +490,7 @@ async fn extensions_go_through_every_branch_and_come_back_with_the_one_that_is_r
     let server = serve(async |_, _| text(200, "")).await;
     let twice = Calls(async |port: Port, mut request: InnerRequest| {
         assert_eq!(request.extensions().get(), Some(&Mark("users")));
-        let first = port.clone().oneshot(request.clone()).await?;
+        let first = port.clone().oneshot(clone(&request)).await?;
         request.extensions_mut().insert(Mark("layers"));
         port.oneshot(request).await?;
         Ok(first)
@@ -539,7 +555,7 @@ async fn two_layers_as_two_middlewares_keep_their_ports_apart() {
     .await;
     let hedge = || {
         TowerMiddleware::new(Calls(async |port: Port, request: InnerRequest| {
-            let calls = [port.clone().oneshot(request.clone()), port.oneshot(request)];
+            let calls = [port.clone().oneshot(clone(&request)), port.oneshot(request)];
             let mut calls: futures_util::stream::FuturesUnordered<_> = calls.into_iter().collect();
             calls.next().await.unwrap()
         }))
@@ -565,7 +581,7 @@ async fn a_requests_own_timeout_is_that_of_each_inner_call() {
     })
     .await;
     let retry = Calls(async |port: Port, request: InnerRequest| {
-        let first = port.clone().oneshot(request.clone()).await.unwrap_err();
+        let first = port.clone().oneshot(clone(&request)).await.unwrap_err();
         assert!(find::<reqwest::Error>(&*first).unwrap().is_timeout());
         port.oneshot(request).await
     });

@@ -16,9 +16,9 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tower::timeout::error::Elapsed;
-use tower::{BoxError, ServiceBuilder, ServiceExt, service_fn};
+use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_llm_stack::adapters::tonic::StatusLayer;
-use tower_llm_stack::{TimedOut, TimeoutLayer};
+use tower_llm_stack::{DescribeLayer, RequestBody, TimedOut, TimeoutLayer};
 
 /// Messages are bytes; what they mean is not this test's affair.
 #[derive(Clone, Copy, Debug, Default)]
@@ -236,4 +236,23 @@ async fn an_error_inside_a_stream_gets_its_code_too() {
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_eq!(status.message(), "nothing more came within 2s");
     assert!(find::<TimedOut>(&status).is_some());
+}
+
+#[tokio::test]
+async fn a_described_request_goes_into_a_channel_as_tonics_own_body() {
+    let service = DescribeLayer::new().layer(service_fn(
+        async |request: Request<RequestBody<tonic::body::Body>>| {
+            // Messages are no JSON, so a stream of them is not collected.
+            assert_eq!(request.body().as_bytes(), None);
+            let request: Request<tonic::body::Body> = request.map(tonic::body::Body::new);
+            let body = request.into_body().collect().await?;
+            Ok::<_, BoxError>(body.to_bytes())
+        },
+    ));
+    let message = tonic::body::Body::new(http_body_util::Full::new(Bytes::from("\0\0\0\0\0")));
+    let request = Request::post("/llm.v1.Model/Generate")
+        .header("content-type", "application/grpc")
+        .body(message)
+        .unwrap();
+    assert_eq!(service.oneshot(request).await.unwrap().len(), 5);
 }

@@ -18,8 +18,8 @@ use tower::util::{MapErrLayer, MapRequestLayer};
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_llm_stack::{
     BulkheadFull, BulkheadLayer, Call, Deadline, DescribeLayer, Described, Key, KeyBy, Limit,
-    RateLimitLayer, RateLimited, Refusal, RefusalKind, RefusalLayer, Stack, TimedOut, TimeoutLayer,
-    Unary,
+    RateLimitLayer, RateLimited, Refusal, RefusalKind, RefusalLayer, RequestBody, Stack, TimedOut,
+    TimeoutLayer, Unary,
 };
 
 const PATHS: [&str; 4] = [
@@ -79,7 +79,7 @@ async fn pong<R>(_: R) -> Result<Response<Full<Bytes>>, Infallible> {
 /// Answers with streams that are fed by hand.
 fn streams() -> (
     impl Service<
-        Request<Full<Bytes>>,
+        Request<RequestBody>,
         Response = Response<Channel<Bytes, BoxError>>,
         Error = Infallible,
         Future: Send,
@@ -112,7 +112,7 @@ macro_rules! in_each_order {
 struct Layers {
     refusal: RefusalLayer,
     describe: DescribeLayer,
-    own: MapRequestLayer<fn(Request<Full<Bytes>>) -> Request<Full<Bytes>>>,
+    own: MapRequestLayer<fn(Request<RequestBody>) -> Request<RequestBody>>,
     caller_rate_limit: RateLimitLayer,
     provider_rate_limit: RateLimitLayer,
     bulkhead: BulkheadLayer,
@@ -138,7 +138,7 @@ impl Layers {
                 describes.push("describe");
                 None
             }),
-            own: MapRequestLayer::new(|mut request: Request<Full<Bytes>>| {
+            own: MapRequestLayer::new(|mut request: Request<RequestBody>| {
                 let is_described = request.call().is_some();
                 request.extensions_mut().insert(Own(is_described));
                 request
@@ -184,7 +184,7 @@ async fn the_order_of_the_setters_is_not_the_order_of_the_layers() {
     );
     for stack in stacks {
         let client = record.clone();
-        let service = stack.layer(service_fn(move |request: Request<Full<Bytes>>| {
+        let service = stack.layer(service_fn(move |request: Request<RequestBody>| {
             let own = request.extensions().get::<Own>();
             assert!(own.is_some_and(|Own(is_described)| *is_described));
             client.push("client");
@@ -301,7 +301,7 @@ async fn an_own_layer_sees_the_refusals_of_those_inside_as_errors() {
 async fn what_is_not_chosen_is_not_there() {
     let stack = Stack::builder().build();
     let service = ServiceBuilder::new().layer(stack).service(service_fn(
-        async |request: Request<Full<Bytes>>| {
+        async |request: Request<RequestBody>| {
             let call = request.call().expect("described by default");
             Ok::<_, Infallible>(Response::new(Full::from(
                 call.provider().as_str().to_owned(),
@@ -487,7 +487,7 @@ async fn an_error_of_the_client_passes_the_whole_stack() {
         .bulkhead(one_place())
         .timeout(TimeoutLayer::new())
         .build();
-    let service = stack.layer(service_fn(async |_: Request<Full<Bytes>>| {
+    let service = stack.layer(service_fn(async |_: Request<RequestBody>| {
         Err::<Response<Full<Bytes>>, _>(Reset)
     }));
     let error = service.oneshot(post(PATHS[0])).await.unwrap_err();
@@ -549,17 +549,17 @@ async fn a_stack_that_does_not_describe_is_ready_when_its_client_is() {
     answer(&mut handle, call).await;
 }
 
-type Handle = tower_test::mock::Handle<Request<Full<Bytes>>, Response<Full<Bytes>>>;
+type Handle<B> = tower_test::mock::Handle<Request<B>, Response<Full<Bytes>>>;
 
-fn mock() -> (
-    tower_test::mock::Mock<Request<Full<Bytes>>, Response<Full<Bytes>>>,
-    Handle,
+fn mock<B>() -> (
+    tower_test::mock::Mock<Request<B>, Response<Full<Bytes>>>,
+    Handle<B>,
 ) {
     tower_test::mock::pair()
 }
 
-async fn answer<B, E: std::fmt::Debug>(
-    handle: &mut Handle,
+async fn answer<A, B, E: std::fmt::Debug>(
+    handle: &mut Handle<A>,
     call: impl Future<Output = Result<Response<B>, E>>,
 ) {
     let (answer, ()) = tokio::join!(call, async {

@@ -26,7 +26,7 @@ type AnyBody = UnsyncBoxBody<Bytes, BoxError>;
 type Service = BoxCloneService<Request<Full<Bytes>>, Response<AnyBody>, BoxError>;
 
 fn service(timeout: TimeoutBuilder) -> Service {
-    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let client = Client::builder(TokioExecutor::new()).build_http();
     let service = ServiceBuilder::new()
         .map_response(boxed)
         .layer(DescribeLayer::new())

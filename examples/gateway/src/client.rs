@@ -9,19 +9,18 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use pin_project_lite::pin_project;
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use tower::Service;
-use tower_llm_stack::{BoxError, adapters::hyper_util as adapter};
+use tower_llm_stack::{BoxError, RequestBody, adapters::hyper_util as adapter};
 
 use crate::{
     StartError,
+    caller::PatientBody,
     error::Reason,
     headers::remove_hop_by_hop,
     upstream::{Upstream, Upstreams},
@@ -29,10 +28,13 @@ use crate::{
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The body of a request that is sent: held JSON, or the caller's own.
+type Body = RequestBody<PatientBody>;
+
 /// The innermost service: sends a request to the [`Upstream`] in its extensions.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    inner: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    inner: legacy::Client<HttpsConnector<HttpConnector>, Body>,
 }
 
 impl Client {
@@ -85,16 +87,16 @@ fn system_roots() -> Result<RootCertStore, StartError> {
     Ok(roots)
 }
 
-impl Service<Request<Full<Bytes>>> for Client {
+impl Service<Request<Body>> for Client {
     type Response = Response<Incoming>;
     type Error = BoxError;
     type Future = ResponseFuture;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Service::<Request<Full<Bytes>>>::poll_ready(&mut self.inner, cx).map_err(Into::into)
+        Service::<Request<Body>>::poll_ready(&mut self.inner, cx).map_err(Into::into)
     }
 
-    fn call(&mut self, mut request: Request<Full<Bytes>>) -> ResponseFuture {
+    fn call(&mut self, mut request: Request<Body>) -> ResponseFuture {
         let Some(upstream) = request.extensions_mut().remove::<Arc<Upstream>>() else {
             return ResponseFuture::refused("", "the request has no upstream".into());
         };

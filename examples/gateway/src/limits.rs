@@ -8,7 +8,7 @@ use http_body_util::Full;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_llm_stack::{
     BoxError, Call, Caller, ConfigError, DescribeLayer, Described, Key, KeyBy, Limit, Provider,
-    RateLimitHandle, RateLimitLayer,
+    RateLimitHandle, RateLimitLayer, RequestBody,
     ratelimit::{Headers, LimitBuilder},
 };
 
@@ -217,7 +217,7 @@ async fn caller_with(describe: &DescribeLayer, name: HeaderName, value: &str) ->
         .ok()
         .filter(|value| !value.is_empty())?;
     request.headers_mut().insert(name, value);
-    let caller = describe.layer(service_fn(|request: Request<Full<Bytes>>| async move {
+    let caller = describe.layer(service_fn(|request: Request<RequestBody>| async move {
         Ok::<_, BoxError>(request.call().and_then(|call| call.caller().cloned()))
     }));
     caller.oneshot(request).await.ok().flatten()

@@ -11,7 +11,7 @@ use tower_layer::Layer;
 use super::Describe;
 use crate::{Caller, ConfigError, Dialect, Provider, dialect::Route};
 
-/// Largest request body that is taken unless told otherwise: 10 MB.
+/// Default limit for a JSON body, which is held in memory: 10 MB.
 pub const MAX_BODY_BYTES: usize = 10 * 1024 * 1024;
 
 // Headers in which clients of the dialects send their credential, beside `authorization`.
@@ -19,18 +19,31 @@ const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const API_KEY: HeaderName = HeaderName::from_static("api-key");
 const X_GOOG_API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 
-/// Reads each request once, and puts the [`Call`](crate::Call) that it is into its extensions.
+/// Reads what each request asks for, and puts it into the request's extensions as a [`Call`](crate::Call).
 ///
-/// It collects the body, at most 10 MB unless set otherwise, and hands it on as one cloneable piece: a longer
-/// one is refused with [`TooLarge`](crate::TooLarge), before it is read if its `content-length` says so. A path or a
-/// body that is not understood passes, described by what is known.
+/// The body is handed on as a [`RequestBody`](crate::RequestBody):
 ///
-/// The input is estimated as a quarter of the bytes of its texts, media left out; with the feature `tokenizer` it
-/// can be [counted](Self::count_tokens).
+/// - JSON is read and held in memory, up to [10 MB](Self::max_body_bytes). What is JSON is told by the content type or, where
+///   that says something else or nothing, by the first bytes. A larger body is refused with [`TooLarge`](crate::TooLarge),
+///   before it is read if its length is announced.
+/// - Anything else, such as a multipart form or audio, is streamed: only its first bytes are read before the inner service is
+///   called, and it is never held. The call is described by path and headers alone: no model, no input tokens. It has a
+///   [limit of its own](Self::max_streamed_bytes). A body with another content type, on a path that is no inference, that is
+///   over the JSON limit is streamed even if it begins like JSON.
 ///
-/// It is always ready: what is inside is readied when the body is in hand, and so is not held while a slow
-/// caller sends it. It takes requests with any body, so `service.ready()` has to be told of which:
-/// `ServiceExt::<Request<B>>::ready(&mut service)`; `service.oneshot(request)` need not be.
+/// A path or a body that is not understood passes, described by what is known. A body that fails while it is read is the fault of
+/// the caller, not of the provider: it gives a [`ClassifiedError`](crate::ClassifiedError) with the outcome `ClientError`, or, over
+/// a limit of the caller's server (`LengthLimitError`), a refusal as too large.
+///
+/// The input is estimated at a token for four bytes of its texts, media excluded; the feature `tokenizer` can
+/// [count](Self::count_tokens) it.
+///
+/// The layer is always ready. It clones the inner service, and makes the clone ready when the body is held or known to be
+/// streamed: while a slow client sends JSON, it holds no permit of an inner layer. A streamed body is sent while the inner call
+/// runs, so its permit is held and its deadlines run while a slow client uploads.
+///
+/// Requests may have any body that is `Unpin`. `service.ready()` therefore has to be told which one:
+/// `ServiceExt::<Request<B>>::ready(&mut service)`; `service.oneshot(request)` does not.
 #[derive(Clone)]
 pub struct DescribeLayer {
     pub(super) settings: Arc<Settings>,
@@ -39,6 +52,7 @@ pub struct DescribeLayer {
 #[derive(Clone)]
 pub(super) struct Settings {
     pub(super) max_body_bytes: usize,
+    pub(super) max_streamed_bytes: usize,
     pub(super) provider: ProviderBy,
     account: AccountBy,
     caller: CallerBy,
@@ -78,6 +92,7 @@ impl DescribeLayer {
         Self {
             settings: Arc::new(Settings {
                 max_body_bytes: MAX_BODY_BYTES,
+                max_streamed_bytes: usize::MAX,
                 provider: ProviderBy::Form,
                 account: AccountBy::Unnamed,
                 caller: CallerBy::Credential,
@@ -87,7 +102,7 @@ impl DescribeLayer {
         }
     }
 
-    /// Sets the largest body that is taken, in bytes.
+    /// Sets the largest JSON body that is taken, in bytes; 10 MB unless set.
     ///
     /// # Errors
     ///
@@ -97,14 +112,27 @@ impl DescribeLayer {
         Ok(self.with(|settings| settings.max_body_bytes = bytes))
     }
 
-    /// Says who serves the calls, which else is taken from their form: many providers speak `OpenAI`'s.
+    /// Sets the largest streamed body that is taken, in bytes; not limited unless set, since none of it is held.
+    ///
+    /// A longer body is refused with [`TooLarge`](crate::TooLarge) before any of it is sent if its length is announced. Otherwise
+    /// it fails with that error at the first frame over the limit, and with it the call.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if it is zero.
+    pub fn max_streamed_bytes(self, bytes: usize) -> Result<Self, ConfigError> {
+        let bytes = ConfigError::check_nonzero("max_streamed_bytes", bytes)?;
+        Ok(self.with(|settings| settings.max_streamed_bytes = bytes))
+    }
+
+    /// Sets the provider of all calls. Unless set, the path and headers tell; but many providers speak `OpenAI`'s dialect.
     #[must_use]
     pub fn provider(self, provider: Provider) -> Self {
         self.with(|settings| settings.provider = ProviderBy::Fixed(provider))
     }
 
-    /// Says who serves a call by `provider`, for a service that sends calls to several; where it gives none, the call's form
-    /// tells.
+    /// Sets a function that names the provider of each call, for a service that calls several. Where it returns `None`, the path
+    /// and headers tell.
     #[must_use]
     pub fn provider_by<F>(self, provider: F) -> Self
     where
@@ -127,9 +155,9 @@ impl DescribeLayer {
         self.with(|settings| settings.account = AccountBy::Credential)
     }
 
-    /// Sets the secret under which credentials are digested; a random one for each layer unless set.
+    /// Sets the secret with which credentials are digested; random for each layer unless set.
     ///
-    /// Processes that share limits by caller need the same secret, or one caller is another in each of them. It undoes
+    /// Processes that share limits by caller need the same secret, or each would take a caller for a different one. It undoes
     /// [`caller_by`](Self::caller_by).
     #[must_use]
     pub fn caller_secret(self, key: [u8; 16]) -> Self {
@@ -139,7 +167,7 @@ impl DescribeLayer {
         })
     }
 
-    /// Names callers by `caller`, in place of the digest of their credential.
+    /// Sets a function that names callers, in place of the digest of their credential.
     #[must_use]
     pub fn caller_by<F>(self, caller: F) -> Self
     where
@@ -148,10 +176,10 @@ impl DescribeLayer {
         self.with(|settings| settings.caller = CallerBy::Custom(Arc::new(caller)))
     }
 
-    /// Counts the input's tokens by `OpenAI`'s `o200k` vocabulary, in place of the estimate.
+    /// Counts input tokens with `OpenAI`'s `o200k` vocabulary instead of estimating them.
     ///
-    /// It loads the vocabulary at once, about 60 MB and 50 ms, and then takes about 20 us for each kB of text. For
-    /// models of other vendors it is an estimate too, within about a tenth on English and code.
+    /// The vocabulary is loaded here, in about 50 ms, and takes 60 MB; counting takes about 20 us for each kB of text. For
+    /// models of other vendors the count is still an estimate, within about 10 % on English and code.
     #[cfg(feature = "tokenizer")]
     #[must_use]
     pub fn count_tokens(self) -> Self {
@@ -183,6 +211,7 @@ impl fmt::Debug for DescribeLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DescribeLayer")
             .field("max_body_bytes", &self.settings.max_body_bytes)
+            .field("max_streamed_bytes", &self.settings.max_streamed_bytes)
             .finish_non_exhaustive()
     }
 }
@@ -221,7 +250,7 @@ impl Settings {
     }
 }
 
-/// The credential that the provider will look at, so that another one beside it makes nobody somebody else.
+/// The credential that the provider looks at: a second one in another header must not change which caller it is.
 fn credential<'a>(parts: &'a Parts, route: &Route<'_>) -> Option<&'a [u8]> {
     let header = |name| parts.headers.get(name).map(HeaderValue::as_bytes);
     let query = || query_key(parts.uri.query()?);
@@ -244,15 +273,15 @@ fn query_key(query: &str) -> Option<&[u8]> {
         .map(str::as_bytes)
 }
 
-/// SipHash-2-4 with 128 bits (Aumasson, Bernstein 2012): without the key nobody can find the credential or a
-/// second one with its digest.
+/// SipHash-2-4 with 128 bits (Aumasson, Bernstein 2012): without the key, neither the credential nor another one with the same
+/// digest can be found.
 fn digest(key: &[u8; 16], credential: &[u8]) -> String {
     let mut hasher = SipHasher24::new_with_key(key);
     hasher.write(credential);
     format!("{:032x}", hasher.finish128().as_u128())
 }
 
-/// The one source of randomness in the standard library; each is keyed apart.
+/// The one source of randomness in the standard library: each `RandomState` has keys of its own.
 fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }

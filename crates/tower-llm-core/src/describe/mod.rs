@@ -3,6 +3,7 @@
 mod body;
 mod future;
 mod layer;
+mod reader;
 mod service;
 mod tokens;
 

@@ -1,19 +1,18 @@
 use std::{
+    fmt,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
-use http::{Request, header};
+use http::Request;
 use http_body::Body;
-use http_body_util::Full;
 use tokio::time::Instant;
 use tower_service::Service;
 
 use super::{ResponseFuture, layer::Settings};
-use crate::{BoxError, TooLarge};
+use crate::{BoxError, RequestBody};
 
-/// Reads each request once; see [`DescribeLayer`](super::DescribeLayer).
+/// Describes each request; see [`DescribeLayer`](super::DescribeLayer).
 #[derive(Clone)]
 pub struct Describe<S> {
     inner: S,
@@ -28,9 +27,9 @@ impl<S> Describe<S> {
 
 impl<S, B> Service<Request<B>> for Describe<S>
 where
-    S: Service<Request<Full<Bytes>>> + Clone,
+    S: Service<Request<RequestBody<B>>> + Clone,
     S::Error: Into<BoxError>,
-    B: Body,
+    B: Body + Unpin,
     B::Error: Into<BoxError>,
 {
     type Response = S::Response;
@@ -42,11 +41,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let limit = self.settings.max_body_bytes;
-        if announced_length(&request).is_some_and(|length| length > limit as u64) {
-            return ResponseFuture::refused(TooLarge::new(limit));
-        }
-        ResponseFuture::reading(
+        ResponseFuture::new(
             self.inner.clone(),
             request,
             Arc::clone(&self.settings),
@@ -55,18 +50,10 @@ where
     }
 }
 
-impl<S: std::fmt::Debug> std::fmt::Debug for Describe<S> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<S: fmt::Debug> fmt::Debug for Describe<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Describe")
             .field("inner", &self.inner)
             .finish_non_exhaustive()
     }
-}
-
-fn announced_length<B: Body>(request: &Request<B>) -> Option<u64> {
-    let header = request
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse().ok());
-    header.max(Some(request.body().size_hint().lower()))
 }

@@ -3,8 +3,8 @@
 use super::*;
 
 #[track_caller]
-fn assert_too_large(result: Result<Sent, BoxError>, limit: usize) {
-    let error = result.unwrap_err();
+fn assert_too_large<B>(result: Result<Sent<B>, BoxError>, limit: usize) {
+    let error = result.expect_err("it is refused");
     let too_large = error.downcast_ref::<TooLarge>().expect("another error");
     assert_eq!(too_large.limit_bytes(), limit);
     assert_eq!(too_large.retry_after(), None);
@@ -20,7 +20,7 @@ async fn a_body_of_exactly_the_limit_passes_and_one_byte_more_does_not() {
     let layer = DescribeLayer::new().max_body_bytes(100).unwrap();
     let frames = |lengths: &[usize]| {
         let frames: Vec<_> = lengths.iter().map(|&length| vec![b' '; length]).collect();
-        Request::post("/").body(Script::data(frames)).unwrap()
+        post("/").body(Script::data(frames)).unwrap()
     };
     for at_limit in [&[100][..], &[40, 60], &[100, 0], &[0, 99, 1]] {
         let passed = pass(&layer, frames(at_limit)).await.unwrap();
@@ -34,7 +34,7 @@ async fn a_body_of_exactly_the_limit_passes_and_one_byte_more_does_not() {
 #[tokio::test]
 async fn the_limit_is_ten_megabytes_unless_set() {
     let request = |length| {
-        Request::post("/")
+        post("/")
             .body(Full::new(Bytes::from(vec![b' '; length])))
             .unwrap()
     };
@@ -54,7 +54,7 @@ async fn a_body_that_is_said_to_be_over_the_limit_is_refused_without_being_read(
     for announced in ["11", "99999999999"] {
         let script = Script::data(["short"]);
         let polls = script.polls();
-        let request = Request::post("/")
+        let request = post("/")
             .header("content-length", announced)
             .body(script)
             .unwrap();
@@ -63,10 +63,7 @@ async fn a_body_that_is_said_to_be_over_the_limit_is_refused_without_being_read(
     }
     let script = Script::data(["more than ten"]).with_known_length();
     let polls = script.polls();
-    assert_too_large(
-        pass(&layer, Request::post("/").body(script).unwrap()).await,
-        10,
-    );
+    assert_too_large(pass(&layer, post("/").body(script).unwrap()).await, 10);
     assert_eq!(polls.load(Ordering::Relaxed), 0);
 }
 
@@ -75,7 +72,7 @@ async fn a_body_is_read_no_further_than_over_the_limit() {
     let layer = DescribeLayer::new().max_body_bytes(10).unwrap();
     let script = Script::data(["12345678", "90ab", "never read", "nor this"]);
     let polls = script.polls();
-    let request = Request::post("/")
+    let request = post("/")
         .header("content-length", "nonsense")
         .body(script)
         .unwrap();
@@ -86,7 +83,7 @@ async fn a_body_is_read_no_further_than_over_the_limit() {
 #[tokio::test]
 async fn a_body_that_lies_about_its_length_is_limited_all_the_same() {
     let layer = DescribeLayer::new().max_body_bytes(10).unwrap();
-    let request = Request::post("/")
+    let request = post("/")
         .header("content-length", "3")
         .body(Script::data(["eleven bytes"]))
         .unwrap();

@@ -7,6 +7,7 @@ mod callers;
 mod calls;
 mod limit;
 mod readiness;
+mod streamed;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -30,27 +31,27 @@ use tokio::time::{Instant, Sleep};
 use tower::{Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
 use tower_layer::Layer;
 use tower_llm_core::{
-    BoxError, Call, Caller, DescribeLayer, Described, Dialect, MAX_BODY_BYTES, Operation, Provider,
-    Refusal, RefusalKind, TooLarge,
+    BoxError, Call, Caller, Completion, DescribeLayer, Described, Dialect, MAX_BODY_BYTES,
+    Operation, Outcome, Provider, Refusal, RefusalKind, RequestBody, TooLarge,
 };
 use tower_test::mock;
 
 use support::{Script, Step};
 
-type Sent = Request<Full<Bytes>>;
+type Sent<B = Full<Bytes>> = Request<RequestBody<B>>;
 
 /// Answers with the request, as it was passed on.
-async fn echo(request: Sent) -> Result<Sent, BoxError> {
+async fn echo<B>(request: Sent<B>) -> Result<Sent<B>, BoxError> {
     Ok(request)
 }
 
 /// The request as `layer` passes it on.
-async fn pass<B>(layer: &DescribeLayer, request: Request<B>) -> Result<Sent, BoxError>
+async fn pass<B>(layer: &DescribeLayer, request: Request<B>) -> Result<Sent<B>, BoxError>
 where
-    B: Body,
+    B: Body + Unpin,
     B::Error: Into<BoxError>,
 {
-    layer.layer(service_fn(echo)).oneshot(request).await
+    layer.layer(service_fn(echo::<B>)).oneshot(request).await
 }
 
 /// The call that a POST of `body` to `path` is.
@@ -66,8 +67,16 @@ async fn call(path: &str, body: &str) -> Call {
         .unwrap()
 }
 
-async fn bytes(request: Sent) -> Bytes {
+async fn bytes<B>(request: Sent<B>) -> Bytes
+where
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+{
     request.into_body().collect().await.unwrap().to_bytes()
+}
+
+fn post(path: &str) -> http::request::Builder {
+    Request::post(path).header("content-type", "application/json")
 }
 
 /// A call in one line: dialect, provider, operation, model, streamed, input tokens, maximum, items.

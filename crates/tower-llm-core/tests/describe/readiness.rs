@@ -7,7 +7,10 @@ async fn the_inner_service_is_readied_before_it_is_called() {
     let (mut service, mut handle) = mock::spawn_layer::<Sent, &str, _>(DescribeLayer::new());
     handle.allow(0);
     // Nothing of the inner service is needed to read a body.
-    assert!(matches!(service.poll_ready::<Sent>(), Poll::Ready(Ok(()))));
+    assert!(matches!(
+        service.poll_ready::<Request<Full<Bytes>>>(),
+        Poll::Ready(Ok(()))
+    ));
     let request = Request::post("/v1/messages")
         .body(Full::<Bytes>::from(r#"{"model":"m"}"#))
         .unwrap();
@@ -36,7 +39,7 @@ async fn the_inner_service_is_readied_before_it_is_called() {
 
 #[tokio::test]
 async fn an_error_of_the_inner_service_passes() {
-    let inner = service_fn(async |_: Sent| Err::<Response<()>, BoxError>("inner".into()));
+    let inner = service_fn(async |_: Sent<_>| Err::<Response<()>, BoxError>("inner".into()));
     let request = Request::post("/").body(Empty::<Bytes>::new()).unwrap();
     let error = DescribeLayer::new()
         .layer(inner)
@@ -50,7 +53,7 @@ async fn an_error_of_the_inner_service_passes() {
 async fn a_caller_that_leaves_while_it_sends_its_request_never_reaches_the_inner_service() {
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&calls);
-    let inner = service_fn(move |request: Sent| {
+    let inner = service_fn(move |request: Sent<_>| {
         counted.fetch_add(1, Ordering::Relaxed);
         echo(request)
     });
@@ -93,7 +96,7 @@ async fn a_slow_upload_holds_no_place_behind_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_saturated_inner_service_is_waited_for_and_its_place_given_back() {
-    let work = service_fn(async |request: Sent| {
+    let work = service_fn(async |request: Sent<_>| {
         tokio::time::sleep(Duration::from_secs(10)).await;
         echo(request).await
     });

@@ -24,7 +24,7 @@ use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_llm_core::{
     BoxError, Call, Completion, DescribeLayer, Described, Failure, FinishReason, Guard, HttpBody,
-    Outcome, Usage, Watch, Watched,
+    Outcome, RequestBody, Usage, Watch, Watched,
 };
 use tower_llm_testkit::fixtures::{Fixture, Verdict};
 
@@ -314,7 +314,7 @@ pub(crate) fn call_of(fixture: &Fixture) -> Call {
     let request = Request::post(fixture.path)
         .body(Full::<Bytes>::from(body))
         .unwrap();
-    let service = DescribeLayer::new().layer(service_fn(async |request: Request<Full<Bytes>>| {
+    let service = DescribeLayer::new().layer(service_fn(async |request: Request<RequestBody>| {
         Ok::<_, BoxError>(request.call().unwrap().into_owned())
     }));
     let described = pin!(service.oneshot(request)).poll(&mut Context::from_waker(Waker::noop()));

@@ -15,7 +15,7 @@ use hyper_util::{
 };
 use tokio::time::timeout;
 use tower::{Service, ServiceBuilder, ServiceExt, util::BoxCloneSyncService};
-use tower_llm_core::{BoxError, DescribeLayer, KeyBy};
+use tower_llm_core::{BoxError, DescribeLayer, KeyBy, RequestBody};
 use tower_llm_ratelimit::{Limit, RateLimitBuilder, RateLimitHandle, RateLimitLayer};
 use tower_llm_testkit::SimulatedProvider;
 
@@ -169,7 +169,10 @@ pub(crate) fn counting() -> RateLimitBuilder {
         .key_by(KeyBy::shared())
 }
 
-pub(crate) fn client() -> Client<HttpConnector, Full<Bytes>> {
+pub(crate) fn client<B>() -> Client<HttpConnector, B>
+where
+    B: Body<Data = Bytes> + Send,
+{
     Client::builder(TokioExecutor::new()).build_http()
 }
 
@@ -184,7 +187,11 @@ pub(crate) fn stack(layer: &RateLimitLayer) -> Stack {
 
 pub(crate) fn stack_over<S, B>(layer: &RateLimitLayer, inner: S) -> Stack
 where
-    S: Service<Request, Response = http::Response<B>> + Clone + Send + Sync + 'static,
+    S: Service<http::Request<RequestBody>, Response = http::Response<B>>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send,
     B: Body<Data = Bytes> + Send + Sync + 'static,

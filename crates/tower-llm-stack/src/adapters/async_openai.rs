@@ -8,7 +8,7 @@
 //!
 //! # fn run() {
 //! let stack = ServiceBuilder::new()
-//!     .concurrency_limit(8) // or any other layers over `http::Request<Full<Bytes>>`
+//!     .concurrency_limit(8) // or any other layers over `http::Request<RequestBody<reqwest::Body>>`
 //!     .service(ReqwestService::new(reqwest::Client::new()));
 //! let client = Client::with_config(OpenAIConfig::new()).with_http_service(OpenAiService::new(stack));
 //! # }
@@ -39,53 +39,45 @@ use std::task::{Context, Poll};
 
 use ::async_openai::error::OpenAIError;
 use ::async_openai::middleware::HttpRequestFactory;
-use ::reqwest::Response;
+use ::reqwest::{Body, Response};
 use bytes::Bytes;
-use http_body_util::Full;
+use tower_llm_core::RequestBody;
 use tower_service::Service;
 
-use super::convert::{BODY_LIMIT, from_reqwest, request_from_reqwest, response_into_reqwest};
+use super::convert::{from_reqwest, request_from_reqwest, response_into_reqwest};
 use super::{BoxError, StackError};
 
-/// Makes of a stack over `http::Request<Full<Bytes>>` what `Client::with_http_service` takes; see the [module](self).
+/// Makes a stack over `http::Request<RequestBody<reqwest::Body>>` what `Client::with_http_service` takes; see the
+/// [module](self).
 ///
-/// The client clones it for every call, so state that is to be shared must be shared by the stack's clones. Its
+/// JSON bodies are held, and layers can [clone](RequestBody::try_clone) them. Files and audio are multipart forms, which pass
+/// through as streams and can be sent only once.
+///
+/// The client clones the service for every call, so state that is to be shared must be shared by the stack's clones. Its
 /// readiness is the stack's. The innermost service may be any: what async-openai is given as `with_http_client` only
 /// builds requests and does not send them.
 #[derive(Clone, Debug)]
 pub struct OpenAiService<S> {
     inner: S,
-    body_limit: usize,
 }
 
 impl<S> OpenAiService<S> {
     /// A service for async-openai over `stack`.
     #[must_use]
     pub fn new(stack: S) -> Self {
-        Self {
-            inner: stack,
-            body_limit: BODY_LIMIT,
-        }
-    }
-
-    /// Sets how long an uploaded form may be, in bytes; 10 MiB unless set.
-    ///
-    /// Files and audio are multipart forms, which reqwest streams; they are read into memory first, up to this, so that
-    /// layers may send them twice. A longer one fails with a [`RequestBodyError`](super::RequestBodyError) and is not
-    /// sent. JSON bodies are bytes already and taken as they are.
-    #[must_use]
-    pub fn body_limit(mut self, bytes: usize) -> Self {
-        self.body_limit = bytes;
-        self
+        Self { inner: stack }
     }
 }
 
 impl<S, B> Service<HttpRequestFactory> for OpenAiService<S>
 where
-    S: Service<http::Request<Full<Bytes>>, Response = http::Response<B>> + Clone + Send + 'static,
+    S: Service<http::Request<RequestBody<Body>>, Response = http::Response<B>>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
     S::Error: Into<BoxError>,
-    B: http_body::Body + Send + Sync + 'static,
+    B: http_body::Body + Send + 'static,
     B::Data: Into<Bytes>,
     B::Error: Into<BoxError>,
 {
@@ -104,13 +96,10 @@ where
         // Take the service that was made ready and leave a clone for next time.
         let clone = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, clone);
-        let body_limit = self.body_limit;
         Box::pin(async move {
             let request = factory.build().await?;
             let requested = request.url().clone();
-            let request = request_from_reqwest(request, body_limit)
-                .await
-                .map_err(into_error)?;
+            let request = request_from_reqwest(request).map_err(OpenAIError::Reqwest)?;
             let response = ready
                 .call(request)
                 .await

@@ -2,40 +2,18 @@
 
 use std::any::Any;
 use std::error::Error;
+use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::{io, iter};
 
 use ::reqwest::{Body, Request, Response, ResponseBuilderExt, Url};
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body::{Frame, SizeHint};
 use tower_llm_core::{Failure, Outcome};
 
 use super::BoxError;
 use super::sent::Classify;
-
-/// A body that reqwest can send, and send again where it is known to be bytes.
-///
-/// reqwest repeats a request by itself (a redirect that keeps the method, a connection the server closed unused) only
-/// if the body is bytes to it; `Body::wrap` makes a stream of everything. So the types that are bytes are told apart.
-pub(super) fn body_into_reqwest<B>(body: B) -> Body
-where
-    B: http_body::Body + Send + Sync + 'static,
-    B::Data: Into<Bytes>,
-    B::Error: Into<BoxError>,
-{
-    if body.is_end_stream() {
-        return Body::default();
-    }
-    let mut body = Some(body);
-    let any: &mut dyn Any = &mut body;
-    if let Some(full) = any.downcast_mut::<Option<Full<Bytes>>>() {
-        return full.take().and_then(ready_bytes).unwrap_or_default().into();
-    }
-    let any: &mut dyn Any = &mut body;
-    if let Some(reqwest) = any.downcast_mut::<Option<Body>>() {
-        return reqwest.take().unwrap_or_default();
-    }
-    body.map(Body::wrap).unwrap_or_default()
-}
 
 /// A request that reqwest can send, and the classification of its errors. The extensions go along: reqwest keeps a
 /// request's timeout there.
@@ -47,12 +25,12 @@ pub(super) fn request_into_reqwest<B>(
     request: http::Request<B>,
 ) -> Result<(Request, Classify), BoxError>
 where
-    B: http_body::Body + Send + Sync + 'static,
+    B: http_body::Body + Send + 'static,
     B::Data: Into<Bytes>,
     B::Error: Into<BoxError>,
 {
     let classify = Classify::new(outcome_of);
-    let sent = |body| match body_into_reqwest(body) {
+    let sent = |body| match request_body(body) {
         // Bytes don't fail, and stay what reqwest can send again.
         body if body.as_bytes().is_some() => body,
         body => Body::wrap(classify.sent(body)),
@@ -88,6 +66,135 @@ fn is_dead_connection(error: &::reqwest::Error) -> bool {
     })
 }
 
+/// A body that reqwest can send, and can send again if all of it is in memory.
+///
+/// reqwest repeats a request by itself (a redirect that keeps the method, a connection that the server closed unused) only if
+/// the body is bytes to it, and `Body::wrap` makes a stream of everything. So a body whose first frame is at hand and is all of
+/// it, such as `Full` or a held `RequestBody`, is handed over as bytes.
+fn request_body<B>(body: B) -> Body
+where
+    B: http_body::Body + Send + 'static,
+    B::Data: Into<Bytes>,
+    B::Error: Into<BoxError>,
+{
+    let Some(length) = body.size_hint().exact() else {
+        return streamed_body(body);
+    };
+    let mut body = Box::pin(body);
+    let first = match poll_now(body.as_mut()) {
+        Poll::Pending => None,
+        Poll::Ready(None) => return Body::default(),
+        Poll::Ready(Some(frame)) => Some(into_bytes(frame)),
+    };
+    match first {
+        Some(Ok(frame))
+            if frame
+                .data_ref()
+                .is_some_and(|data| data.len() as u64 == length) =>
+        {
+            frame.into_data().unwrap_or_default().into()
+        }
+        first => Body::wrap(Streamed {
+            first,
+            rest: Mutex::new(body),
+        }),
+    }
+}
+
+/// A body that reqwest sends or hands out frame by frame.
+fn streamed_body<B>(body: B) -> Body
+where
+    B: http_body::Body + Send + 'static,
+    B::Data: Into<Bytes>,
+    B::Error: Into<BoxError>,
+{
+    if body.is_end_stream() {
+        return Body::default();
+    }
+    let mut body = Some(body);
+    let any: &mut dyn Any = &mut body;
+    if let Some(reqwest) = any.downcast_mut::<Option<Body>>() {
+        return reqwest.take().unwrap_or_default();
+    }
+    body.map_or_else(Body::default, |body| {
+        Body::wrap(Streamed {
+            first: None,
+            rest: Mutex::new(Box::pin(body)),
+        })
+    })
+}
+
+/// Polls a body that may have a frame at hand; it is polled again by the task that reads it.
+fn poll_now<B: http_body::Body>(
+    body: Pin<&mut B>,
+) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    body.poll_frame(&mut Context::from_waker(Waker::noop()))
+}
+
+fn into_bytes<D, E>(frame: Result<Frame<D>, E>) -> Result<Frame<Bytes>, BoxError>
+where
+    D: Into<Bytes>,
+    E: Into<BoxError>,
+{
+    frame
+        .map(|frame| frame.map_data(Into::into))
+        .map_err(Into::into)
+}
+
+/// A body for reqwest, which demands that it is `Sync`; axum's is not, for one.
+struct Streamed<B: http_body::Body> {
+    /// What was read to see whether it is all of the body.
+    first: Option<Result<Frame<Bytes>, BoxError>>,
+    // It is never contended: only one task polls a body.
+    rest: Mutex<Pin<Box<B>>>,
+}
+
+impl<B> http_body::Body for Streamed<B>
+where
+    B: http_body::Body,
+    B::Data: Into<Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        let rest = self.rest.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let frame = ready!(rest.as_mut().poll_frame(cx));
+        Poll::Ready(frame.map(into_bytes))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.rest().is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let first = match &self.first {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len) as u64,
+            _ => 0,
+        };
+        let rest = self.rest().size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + first);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + first);
+        }
+        hint
+    }
+}
+
+impl<B: http_body::Body> Streamed<B> {
+    fn rest(&self) -> MutexGuard<'_, Pin<Box<B>>> {
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A response for the layers, whose body's errors are classified. reqwest's conversion drops the address; it is kept in the
 /// extensions, in the form that the conversion back looks for.
 pub(super) fn response_from_reqwest(
@@ -101,18 +208,6 @@ pub(super) fn response_from_reqwest(
     classify.received(response).map(Body::wrap)
 }
 
-/// Takes the bytes out of a body that has them all: such a body gives them in its first frame, at once.
-fn ready_bytes<B>(mut body: B) -> Option<Bytes>
-where
-    B: http_body::Body<Data = Bytes> + Unpin,
-{
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    match std::pin::Pin::new(&mut body).poll_frame(&mut cx) {
-        std::task::Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
-        _ => None,
-    }
-}
-
 fn address_extension(url: Url) -> http::Extensions {
     // The type is private to reqwest; its builder is the only door.
     let mut builder = http::Response::builder().url(url);
@@ -124,34 +219,33 @@ fn address_extension(url: Url) -> http::Extensions {
 
 #[cfg(any(feature = "reqwest-middleware", feature = "async-openai"))]
 mod inside {
+    use std::error::Error;
+    use std::pin::Pin;
+
     use ::reqwest::{Body, Request, Response, Url};
     use bytes::Bytes;
-    use http_body::Body as _;
-    use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+    use tower_llm_core::{ClassifiedError, RequestBody};
 
-    use std::error::Error;
+    use super::super::BoxError;
+    use super::{Poll, address_extension, poll_now, streamed_body};
 
-    use tower_llm_core::ClassifiedError;
-
-    use super::super::{BoxError, RequestBodyError};
-    use super::{address_extension, body_into_reqwest, ready_bytes};
-
-    /// How much of a streamed request body is read into memory, unless set; what `DescribeLayer` takes too.
-    pub(in super::super) const BODY_LIMIT: usize = 10 * 1024 * 1024;
-
-    /// A request for the layers, which want to clone it: bytes as they are, a streamed body read up to `limit`.
-    pub(in super::super) async fn request_from_reqwest(
+    /// A request for the layers: a body that is bytes is held, any other is streamed through them.
+    pub(in super::super) fn request_from_reqwest(
         request: Request,
-        limit: usize,
-    ) -> Result<http::Request<Full<Bytes>>, BoxError> {
-        let (parts, body) = http::Request::<Body>::try_from(request)?.into_parts();
-        let bytes = if body.as_bytes().is_some() {
-            // Already in memory, so the limit would guard nothing.
-            ready_bytes(body).unwrap_or_default()
-        } else {
-            read(body, limit).await?
-        };
-        Ok(http::Request::from_parts(parts, Full::new(bytes)))
+    ) -> ::reqwest::Result<http::Request<RequestBody<Body>>> {
+        let request = http::Request::<Body>::try_from(request)?;
+        Ok(request.map(|mut body| {
+            if body.as_bytes().is_none() {
+                return RequestBody::streamed(body);
+            }
+            // Its first frame is all of it, and is not a copy.
+            match poll_now(Pin::new(&mut body)) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    RequestBody::held(frame.into_data().unwrap_or_default())
+                }
+                _ => RequestBody::default(),
+            }
+        }))
     }
 
     /// The response as the client's user expects it. `requested` is its address if the layers know no better, as
@@ -161,14 +255,14 @@ mod inside {
         requested: Url,
     ) -> Response
     where
-        B: http_body::Body + Send + Sync + 'static,
+        B: http_body::Body + Send + 'static,
         B::Data: Into<Bytes>,
         B::Error: Into<BoxError>,
     {
         let mut extensions = address_extension(requested);
         extensions.extend(std::mem::take(response.extensions_mut()));
         *response.extensions_mut() = extensions;
-        response.map(body_into_reqwest).into()
+        response.map(streamed_body).into()
     }
 
     /// The error without its classification if it is reqwest's own, which the client's user expects as it is.
@@ -184,48 +278,83 @@ mod inside {
             Err(error) => error,
         }
     }
-
-    async fn read(body: Body, limit: usize) -> Result<Bytes, RequestBodyError> {
-        // A body that tells its length is refused before a byte of it is read.
-        if body.size_hint().lower() > limit as u64 {
-            return Err(RequestBodyError::too_large(limit));
-        }
-        match Limited::new(body, limit).collect().await {
-            Ok(collected) => Ok(collected.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(RequestBodyError::too_large(limit)),
-            Err(error) => Err(RequestBodyError::read(error)),
-        }
-    }
 }
 
 #[cfg(any(feature = "reqwest-middleware", feature = "async-openai"))]
-pub(super) use inside::{BODY_LIMIT, from_reqwest, request_from_reqwest, response_into_reqwest};
+pub(super) use inside::{from_reqwest, request_from_reqwest, response_into_reqwest};
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn bytes_stay_where_they_are_both_ways() {
-        let bytes = Bytes::from(vec![1; 1000]);
-        let body = body_into_reqwest(Full::new(bytes.clone()));
-        assert_eq!(body.as_bytes().map(<[u8]>::as_ptr), Some(bytes.as_ptr()));
+    use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+    use tower_llm_core::RequestBody;
 
-        let passed_on = body_into_reqwest(body);
-        let back = ready_bytes(passed_on).unwrap();
-        assert_eq!(back.as_ptr(), bytes.as_ptr());
-        assert_eq!(back, bytes);
+    #[test]
+    fn bytes_are_handed_over_without_a_copy() {
+        let bytes = Bytes::from(vec![1; 1000]);
+        let at = Some(bytes.as_ptr());
+        let full = request_body(Full::new(bytes.clone()));
+        assert_eq!(full.as_bytes().map(<[u8]>::as_ptr), at);
+        let again = request_body(full);
+        assert_eq!(again.as_bytes().map(<[u8]>::as_ptr), at);
+        let held = request_body(RequestBody::<Full<Bytes>>::held(bytes));
+        assert_eq!(held.as_bytes().map(<[u8]>::as_ptr), at);
     }
 
     #[test]
     fn an_empty_body_is_bytes_whatever_its_type() {
-        let body = body_into_reqwest(http_body_util::Empty::<Bytes>::new());
+        let body = request_body(http_body_util::Empty::<Bytes>::new());
         assert_eq!(body.as_bytes(), Some(&[][..]));
-        assert!(
-            body_into_reqwest(Full::new(Bytes::new()))
-                .as_bytes()
-                .is_some()
-        );
+        let body = request_body(RequestBody::<Full<Bytes>>::default());
+        assert_eq!(body.as_bytes(), Some(&[][..]));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_has_not_all_come_is_streamed_and_loses_nothing() {
+        let lengths = [Some(9), None];
+        for length in lengths {
+            let (mut sender, channel) = http_body_util::channel::Channel::<Bytes>::new(4);
+            sender.send_data(Bytes::from_static(b"some")).await.unwrap();
+            // It is not `Sync`.
+            let body = UnsyncBoxBody::new(Announced { length, channel });
+            let body = request_body(body);
+            assert!(body.as_bytes().is_none());
+            assert_eq!(http_body::Body::size_hint(&body).exact(), length);
+            sender
+                .send_data(Bytes::from_static(b" more"))
+                .await
+                .unwrap();
+            drop(sender);
+            let sent = body.collect().await.unwrap().to_bytes();
+            assert_eq!(sent, "some more");
+        }
+    }
+
+    /// A body whose length is known before it comes, or is not.
+    struct Announced {
+        length: Option<u64>,
+        channel: http_body_util::channel::Channel<Bytes>,
+    }
+
+    impl http_body::Body for Announced {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            let frame = ready!(Pin::new(&mut self.channel).poll_frame(cx));
+            if let (Some(length), Some(Ok(frame))) = (&mut self.length, &frame) {
+                *length -= frame.data_ref().map_or(0, Bytes::len) as u64;
+            }
+            Poll::Ready(frame)
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            self.length.map_or_else(SizeHint::new, SizeHint::with_exact)
+        }
     }
 
     #[test]

@@ -46,67 +46,29 @@ impl Error for StackError {
     }
 }
 
-/// A request whose streamed body failed, or was too long to be read into memory for the stack.
+/// A request's streamed body failed while a client sent it.
 ///
-/// The text may change; what the getters return will not.
+/// It reads so that it may be shown to the caller; its [`source`](Error::source) is the error of the body.
 #[derive(Clone, Debug)]
-pub struct RequestBodyError {
-    reason: Reason,
-}
+pub struct RequestBodyError(
+    // Shared: the client returns it, and the layers see it.
+    Arc<dyn Error + Send + Sync>,
+);
 
 impl RequestBodyError {
-    #[cfg(any(feature = "reqwest-middleware", feature = "async-openai"))]
-    pub(super) fn too_large(limit: usize) -> Self {
-        Self {
-            reason: Reason::TooLarge { limit },
-        }
-    }
-
-    pub(super) fn read(error: BoxError) -> Self {
-        Self {
-            reason: Reason::Read(error.into()),
-        }
-    }
-
-    /// The limit in bytes, if the body was longer; `None` if reading it failed.
-    #[must_use]
-    pub fn limit(&self) -> Option<usize> {
-        match self.reason {
-            Reason::TooLarge { limit } => Some(limit),
-            Reason::Read(_) => None,
-        }
+    pub(super) fn new(error: BoxError) -> Self {
+        Self(error.into())
     }
 }
 
 impl fmt::Display for RequestBodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.reason {
-            Reason::TooLarge { limit } => {
-                write!(f, "streamed request body is longer than {limit} bytes")
-            }
-            Reason::Read(_) => f.write_str("streamed request body could not be read"),
-        }
+        f.write_str("request body could not be read")
     }
 }
 
 impl Error for RequestBodyError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match &self.reason {
-            Reason::TooLarge { .. } => None,
-            Reason::Read(error) => Some(&**error),
-        }
+        Some(&*self.0)
     }
-}
-
-#[derive(Clone, Debug)]
-enum Reason {
-    #[allow(
-        dead_code,
-        reason = "only adapters inside of a client read a body into memory"
-    )]
-    TooLarge {
-        limit: usize,
-    },
-    // Shared: the client returns it, and the layers see it.
-    Read(Arc<dyn Error + Send + Sync>),
 }

@@ -1,8 +1,8 @@
 //! hyper-util's pooled client as the innermost service of a stack.
 //!
-//! [`Client`] is a tower service as it is. What is missing to call a provider with it is an address, from
-//! [`BaseUrlLayer`](super::base_url::BaseUrlLayer), and settings that are easily forgotten, from [`client`]. TLS is the
-//! connector's: hand in hyper-rustls' or hyper-tls'.
+//! [`Client`] is a tower service as it is. To call a provider it lacks an address, which
+//! [`BaseUrlLayer`](super::base_url::BaseUrlLayer) adds, and settings that are easily forgotten, which [`client`] makes. TLS is
+//! the connector's: hand in hyper-rustls' or hyper-tls'.
 //!
 //! ```no_run
 //! use bytes::Bytes;
@@ -14,7 +14,7 @@
 //!
 //! # async fn run() -> Result<(), tower::BoxError> {
 //! let mut connector = HttpConnector::new();
-//! // A request is written in two parts where it is not small; don't hold back the second.
+//! // A larger request is written in two parts; don't delay the second.
 //! connector.set_nodelay(true);
 //! let service = ServiceBuilder::new()
 //!     .concurrency_limit(8) // or any other layers
@@ -39,26 +39,34 @@ use std::task::{Context, Poll};
 use ::hyper_util::client::legacy::Client;
 use ::hyper_util::client::legacy::connect::Connect;
 use ::hyper_util::rt::{TokioExecutor, TokioTimer};
-use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::BoxError;
 use super::sent::{ClassifiedFuture, Classify, ResponseBody, SentBody};
 
-/// A pooled client over `connector`, on tokio, with hyper-util's defaults and the timer it needs to close idle
-/// connections: without one, an idle connection stays open until the next request to its host finds it too old.
+/// The most response headers that a client of [`client`] takes. httparse's default of 100 is less than some proxies send.
+const MAX_HEADERS: usize = 512;
+
+/// A pooled client over `connector`, on tokio, with hyper-util's defaults, up to 512 response headers, and the timer that it
+/// needs to close idle connections. Without one, an idle connection stays open until the next request to its host finds it too
+/// old.
+///
+/// It sends any body: under a stack that describes requests, [`RequestBody`](tower_llm_core::RequestBody).
 ///
 /// For other settings, build the [`Client`] yourself: nothing here depends on this function.
-pub fn client<C>(connector: C) -> Client<C, Full<Bytes>>
+pub fn client<C, B>(connector: C) -> Client<C, B>
 where
     C: Connect + Clone,
+    B: Body + Send,
+    B::Data: Send,
 {
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())
+        .http1_max_headers(MAX_HEADERS)
         .build(connector)
 }
 

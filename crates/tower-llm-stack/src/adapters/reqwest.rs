@@ -25,9 +25,9 @@
 //!
 //! What the client does by itself happens below the stack, which sees one call: redirects (up to ten, unless the policy
 //! says otherwise), a second attempt after a connection that the server had closed, decompression if reqwest's
-//! features for it are on. `ClientBuilder::timeout` bounds the whole body, so it cuts long streams; prefer
-//! `connect_timeout` there and timeouts that know about tokens in the stack. To the layers, both `timeout` and
-//! `read_timeout` are a timeout of the model, and `connect_timeout` is a failure of the connection.
+//! features for it are on. A streamed body is never sent twice. `ClientBuilder::timeout` bounds the whole body, so it cuts
+//! long streams; prefer `connect_timeout` there and timeouts that know about tokens in the stack. To the layers, both `timeout`
+//! and `read_timeout` are a timeout of the model, and `connect_timeout` is a failure of the connection.
 
 use std::fmt;
 use std::future::Future;
@@ -47,9 +47,10 @@ use super::sent::Classify;
 
 /// Sends `http::Request`s with a [`reqwest::Client`]; the response's body is not buffered.
 ///
-/// Takes any body that is `Send + Sync + 'static`. `Full<Bytes>` becomes bytes to reqwest, without a copy, so that it
-/// can be sent again after a redirect; any other body is a stream that is sent once. Clones share the client's
-/// connections. Always ready: how many calls may be made at once is for a layer to say.
+/// Takes any body that is `Send + 'static`. One that is all in memory, such as `Full` or a held
+/// [`RequestBody`](tower_llm_core::RequestBody), becomes bytes to reqwest, without a copy, so that it can be sent again after a
+/// redirect. Any other body is a stream that is sent once. Clones share the client's connections. The service is always ready:
+/// limiting concurrent calls is the job of a layer.
 ///
 /// # Errors
 ///
@@ -80,7 +81,7 @@ impl ReqwestService {
 
     fn send<B>(&self, mut request: http::Request<B>) -> Result<State, BoxError>
     where
-        B: http_body::Body + Send + Sync + 'static,
+        B: http_body::Body + Send + 'static,
         B::Data: Into<Bytes>,
         B::Error: Into<BoxError>,
     {
@@ -104,7 +105,7 @@ impl From<Client> for ReqwestService {
 
 impl<B> Service<http::Request<B>> for ReqwestService
 where
-    B: http_body::Body + Send + Sync + 'static,
+    B: http_body::Body + Send + 'static,
     B::Data: Into<Bytes>,
     B::Error: Into<BoxError>,
 {
@@ -113,7 +114,7 @@ where
     type Future = ResponseFuture;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // reqwest's client is always ready; were it not one day, `call` would have to use the clone made ready here.
+        // reqwest's client is always ready. If that changes, `call` has to use the clone that was made ready here.
         Poll::Ready(Ok(()))
     }
 

@@ -47,14 +47,14 @@ use ::reqwest_middleware::{Error, Middleware, Next};
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::Extensions;
-use http_body_util::Full;
 use pin_project_lite::pin_project;
 use tokio::sync::{mpsc, oneshot};
 use tower_layer::Layer;
+use tower_llm_core::RequestBody;
 use tower_service::Service;
 
 use super::convert::{
-    BODY_LIMIT, from_reqwest, request_from_reqwest, request_into_reqwest, response_from_reqwest,
+    from_reqwest, request_from_reqwest, request_into_reqwest, response_from_reqwest,
     response_into_reqwest,
 };
 use super::sent::Classify;
@@ -63,8 +63,9 @@ use super::{BoxError, StackError};
 /// Runs the requests of a `ClientWithMiddleware` through a tower layer; see the [module](self) for how.
 ///
 /// The layer's service must be `Clone + Send + Sync`; `tower::util::BoxCloneSyncServiceLayer` helps where it can't be
-/// named. It sees `http::Request<Full<Bytes>>`, which it may clone. Its response's body is not buffered, and is dropped
-/// when the user drops the response.
+/// named. It sees `http::Request<RequestBody<reqwest::Body>>`: a body that is bytes, as `json()` makes it, is held and can be
+/// [cloned](RequestBody::try_clone); one that is a stream (an upload, a multipart form) passes through and can be sent only
+/// once. The response's body is not buffered, and is dropped when the user drops the response.
 ///
 /// # Errors
 ///
@@ -73,7 +74,6 @@ use super::{BoxError, StackError};
 #[derive(Clone, Debug)]
 pub struct TowerMiddleware<S> {
     service: S,
-    body_limit: usize,
 }
 
 impl<S> TowerMiddleware<S> {
@@ -84,19 +84,7 @@ impl<S> TowerMiddleware<S> {
     {
         Self {
             service: layer.layer(Port::default()),
-            body_limit: BODY_LIMIT,
         }
-    }
-
-    /// Sets how long a streamed request body may be, in bytes; 10 MiB unless set.
-    ///
-    /// The layer may want to send a request twice, so a body that is a stream (an upload, a multipart form) is first
-    /// read into memory, up to this; a longer one fails with a [`RequestBodyError`](super::RequestBodyError) and is not
-    /// sent. With zero, only empty ones pass. A body that is bytes, as `json()` makes it, is taken as it is.
-    #[must_use]
-    pub fn body_limit(mut self, bytes: usize) -> Self {
-        self.body_limit = bytes;
-        self
     }
 }
 
@@ -104,14 +92,14 @@ impl<S> TowerMiddleware<S> {
 #[async_trait::async_trait]
 impl<S, B> Middleware for TowerMiddleware<S>
 where
-    S: Service<http::Request<Full<Bytes>>, Response = http::Response<B>>
+    S: Service<http::Request<RequestBody<Body>>, Response = http::Response<B>>
         + Clone
         + Send
         + Sync
         + 'static,
     S::Future: Send,
     S::Error: Into<BoxError>,
-    B: http_body::Body + Send + Sync + 'static,
+    B: http_body::Body + Send + 'static,
     B::Data: Into<Bytes>,
     B::Error: Into<BoxError>,
 {
@@ -122,9 +110,7 @@ where
         next: Next<'_>,
     ) -> Result<Response, Error> {
         let requested = request.url().clone();
-        let mut request = request_from_reqwest(request, self.body_limit)
-            .await
-            .map_err(into_error)?;
+        let mut request = request_from_reqwest(request)?;
         // Unbounded, but holds no more than the calls that the layer made since it was last polled.
         let (sender, calls) = mpsc::unbounded_channel();
         let port = PortSender(sender);
@@ -159,7 +145,7 @@ pub struct Port {
 
 impl<B> Service<http::Request<B>> for Port
 where
-    B: http_body::Body + Send + Sync + 'static,
+    B: http_body::Body + Send + 'static,
     B::Data: Into<Bytes>,
     B::Error: Into<BoxError>,
 {
@@ -283,7 +269,7 @@ struct Returned {
 
 fn send<B>(mut request: http::Request<B>) -> Result<oneshot::Receiver<Reply>, BoxError>
 where
-    B: http_body::Body + Send + Sync + 'static,
+    B: http_body::Body + Send + 'static,
     B::Data: Into<Bytes>,
     B::Error: Into<BoxError>,
 {

@@ -90,7 +90,7 @@ where
     ) -> Poll<Option<Result<Frame<B::Data>, RequestBodyError>>> {
         let this = self.project();
         this.inner.poll_frame(cx).map_err(|error| {
-            let error = RequestBodyError::read(error.into());
+            let error = RequestBodyError::new(error.into());
             this.error.get_or_init(|| error).clone()
         })
     }

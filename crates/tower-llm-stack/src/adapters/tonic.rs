@@ -58,8 +58,8 @@ pub struct StatusLayer<C> {
 pub type CodeOf = fn(&(dyn Error + 'static)) -> Option<Code>;
 
 impl StatusLayer<CodeOf> {
-    /// A layer that knows the errors of these layers: `RESOURCE_EXHAUSTED` for a rate limit, `UNAVAILABLE` where no place
-    /// is free, `INVALID_ARGUMENT` for what is too large, `DEADLINE_EXCEEDED` for a deadline.
+    /// A layer that knows the errors of these layers: `RESOURCE_EXHAUSTED` for a rate limit, `UNAVAILABLE` if no permit is
+    /// free or a circuit is open, `INVALID_ARGUMENT` if the request is too large, `DEADLINE_EXCEEDED` for a deadline.
     #[must_use]
     pub fn refusals() -> Self {
         Self { code_of: refusal }

@@ -9,7 +9,8 @@ mod retry_inside {
     async fn event() -> Stand {
         // One place: it must be free before the next attempt asks for it.
         let layers = Layers::with_room(100, 100, 1, [failure(), failure()]);
-        read(&layers.around(retry::RetryLayer::new(Twice::default()))).await;
+        let twice = Twice::new(RequestBody::try_clone_request);
+        read(&layers.around(retry::RetryLayer::new(twice))).await;
         layers.stand()
     }
 
@@ -46,7 +47,8 @@ mod retry_outside {
     /// Two failures and an answer, around the whole stack: each attempt is a call.
     async fn event() -> Stand {
         let layers = Layers::with_room(100, 100, 1, [failure(), failure()]);
-        let retries = retry::Retry::new(Twice::default(), layers.stack());
+        let retries =
+            retry::Retry::new(Twice::new(|request| Some(request.clone())), layers.stack());
         read(&Client::new(retries)).await;
         layers.stand()
     }
@@ -128,17 +130,30 @@ fn failure() -> Behavior {
 }
 
 /// Tries again twice, whatever failed with a 500.
-#[derive(Clone, Default)]
-struct Twice {
+struct Twice<A> {
     attempts: usize,
+    clone: fn(&Request<A>) -> Option<Request<A>>,
 }
 
-impl retry::Policy<Request<Full<Bytes>>, Response<Body>, BoxError> for Twice {
+impl<A> Twice<A> {
+    fn new(clone: fn(&Request<A>) -> Option<Request<A>>) -> Self {
+        let attempts = 0;
+        Self { attempts, clone }
+    }
+}
+
+impl<A> Clone for Twice<A> {
+    fn clone(&self) -> Self {
+        Self { ..*self }
+    }
+}
+
+impl<A> retry::Policy<Request<A>, Response<Body>, BoxError> for Twice<A> {
     type Future = future::Ready<()>;
 
     fn retry(
         &mut self,
-        _: &mut Request<Full<Bytes>>,
+        _: &mut Request<A>,
         result: &mut Result<Response<Body>, BoxError>,
     ) -> Option<future::Ready<()>> {
         let has_failed = result.as_ref().unwrap().status() == StatusCode::INTERNAL_SERVER_ERROR;
@@ -146,15 +161,16 @@ impl retry::Policy<Request<Full<Bytes>>, Response<Body>, BoxError> for Twice {
         (has_failed && self.attempts <= 2).then(|| future::ready(()))
     }
 
-    fn clone_request(&mut self, request: &Request<Full<Bytes>>) -> Option<Request<Full<Bytes>>> {
-        Some(request.clone())
+    fn clone_request(&mut self, request: &Request<A>) -> Option<Request<A>> {
+        (self.clone)(request)
     }
 }
 
 /// Calls twice at once, and hands out the answer that comes first.
-fn race(attempts: Client) -> Client {
-    Client::new(service_fn(move |request: Request<Full<Bytes>>| {
-        let one = attempts.clone().oneshot(request.clone());
+fn race(attempts: Attempts) -> Attempts {
+    Attempts::new(service_fn(move |request: Request<RequestBody>| {
+        let one = RequestBody::try_clone_request(&request).expect("it is held");
+        let one = attempts.clone().oneshot(one);
         let other = attempts.clone().oneshot(request);
         async {
             // Dropping what is left of the other ends it.

@@ -14,7 +14,7 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_llm_stack::{
     BoxError, BreakerHandle, BreakerLayer, BulkheadHandle, BulkheadLayer, Limit, RateLimitHandle,
-    RateLimitLayer, Stack,
+    RateLimitLayer, RequestBody, Stack,
     breaker::{CircuitId, CircuitStats, State},
 };
 use tower_llm_testkit::{
@@ -23,7 +23,10 @@ use tower_llm_testkit::{
 };
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, BoxError>;
-pub(crate) type Client = BoxCloneSyncService<Request<Full<Bytes>>, Response<Body>, BoxError>;
+pub(crate) type Client<A = Full<Bytes>> = BoxCloneSyncService<Request<A>, Response<Body>, BoxError>;
+
+/// What calls behind the layer that describes.
+pub(crate) type Attempts = Client<RequestBody>;
 
 /// An estimated 10 tokens of input: 40 bytes of text.
 pub(crate) const REQUEST: &str = r#"{
@@ -140,9 +143,9 @@ impl Layers {
     }
 
     /// The layers in two stacks, with `between` where what calls several times for one call has its place.
-    pub(crate) fn around<S>(&self, between: impl Layer<Client, Service = S>) -> Client
+    pub(crate) fn around<S>(&self, between: impl Layer<Attempts, Service = S>) -> Client
     where
-        S: Service<Request<Full<Bytes>>, Response = Response<Body>, Error = BoxError>,
+        S: Service<Request<RequestBody>, Response = Response<Body>, Error = BoxError>,
         S: Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
@@ -254,8 +257,8 @@ impl Model {
         Self(Arc::new(Mutex::new(answers.into_iter().collect())))
     }
 
-    fn service(self) -> Client {
-        Client::new(service_fn(move |request: Request<Full<Bytes>>| {
+    fn service(self) -> Attempts {
+        Attempts::new(service_fn(move |request: Request<RequestBody>| {
             let behavior = self.0.lock().unwrap().pop_front();
             let reply = request.into_body().collect().map(move |body| {
                 let body = body.unwrap().to_bytes();
@@ -284,9 +287,9 @@ async fn respond(reply: wire::Reply) -> Result<Response<Body>, BoxError> {
     Ok(response)
 }
 
-pub(crate) fn boxed<S, B>(service: S) -> Client
+pub(crate) fn boxed<S, A, B>(service: S) -> Client<A>
 where
-    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = BoxError>,
+    S: Service<Request<A>, Response = Response<B>, Error = BoxError>,
     S: Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,

@@ -26,14 +26,14 @@ use futures_util::{
     poll,
 };
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use layers::{
-    A_REQUEST, Body, Client, ESTIMATED_INPUT, INPUT, Layers, NEITHER, NOTHING, REQUEST,
+    A_REQUEST, Attempts, Body, Client, ESTIMATED_INPUT, INPUT, Layers, NEITHER, NOTHING, REQUEST,
     RESERVED_OF_CALLER, RESERVED_OF_PROVIDER, Stand, Taken, USED, answer, model, request, taken,
     verdicts,
 };
 use tower::{ServiceExt, layer::layer_fn, retry, service_fn};
-use tower_llm_stack::{BoxError, Refusal, breaker::State};
+use tower_llm_stack::{BoxError, Refusal, RequestBody, breaker::State};
 use tower_llm_testkit::{Behavior, Fault, InBand, wire};
 
 /// Calls, and reads to the end.

@@ -1,0 +1,243 @@
+//! The body of a request that has been described.
+
+use std::{
+    error::Error,
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use http::Request;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{Full, LengthLimitError};
+
+use crate::{BoxError, ClassifiedError, Outcome, Refusal, RefusalKind, TooLarge, error::chain};
+
+/// A request's body: bytes held in memory, or a stream that passes through unread.
+///
+/// [`DescribeLayer`](crate::DescribeLayer) hands on every request with such a body. JSON, which the layers read, is held: it
+/// can be [cloned](Self::try_clone) and sent again. Anything else, such as an uploaded file, is the caller's own body `B`,
+/// passed on frame by frame: it is sent once, and takes no memory beyond one frame.
+///
+/// ```
+/// use bytes::Bytes;
+/// use http_body_util::Full;
+/// use tower_llm_core::RequestBody;
+///
+/// let json = RequestBody::<Full<Bytes>>::held("{}");
+/// assert_eq!(json.as_bytes().unwrap(), "{}");
+/// assert!(json.try_clone().is_some());
+///
+/// let upload = RequestBody::streamed(Full::new(Bytes::from("RIFF")));
+/// assert_eq!(upload.as_bytes(), None);
+/// assert!(upload.try_clone().is_none());
+/// ```
+pub struct RequestBody<B = Full<Bytes>> {
+    kind: Kind<B>,
+}
+
+enum Kind<B> {
+    Held { bytes: Bytes, is_sent: bool },
+    Streamed(Stream<B>),
+}
+
+struct Stream<B> {
+    /// What was read to see what the body is.
+    first: Bytes,
+    rest: B,
+    limit: usize,
+    /// What of the limit is left.
+    left: usize,
+}
+
+/// The body is over a limit of the caller's server, which does not say which.
+#[derive(Debug)]
+struct OverServersLimit(Refusal);
+
+// === impl RequestBody ===
+
+impl<B> RequestBody<B> {
+    /// A body that is all in memory.
+    pub fn held(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        let is_sent = bytes.is_empty();
+        Self {
+            kind: Kind::Held { bytes, is_sent },
+        }
+    }
+
+    /// A body that is passed on frame by frame, of any length.
+    pub fn streamed(body: B) -> Self {
+        Self::streamed_after(Bytes::new(), body, usize::MAX)
+    }
+
+    /// `rest` after its first bytes, `limit` bytes in all.
+    pub(crate) fn streamed_after(first: Bytes, rest: B, limit: usize) -> Self {
+        let stream = Stream {
+            first,
+            rest,
+            limit,
+            left: limit,
+        };
+        Self {
+            kind: Kind::Streamed(stream),
+        }
+    }
+
+    /// The whole body if it is held, even when it has been sent; `None` if it is streamed.
+    pub fn as_bytes(&self) -> Option<&Bytes> {
+        match &self.kind {
+            Kind::Held { bytes, .. } => Some(bytes),
+            Kind::Streamed(_) => None,
+        }
+    }
+
+    /// The whole body once more, without a copy; `None` if it is streamed, which can be sent only once.
+    #[must_use]
+    pub fn try_clone(&self) -> Option<Self> {
+        self.as_bytes().cloned().map(Self::held)
+    }
+
+    /// The whole request once more, extensions included; `None` if its body is streamed.
+    ///
+    /// This is what the `clone_request` of a `tower::retry::Policy` needs.
+    #[must_use]
+    pub fn try_clone_request(request: &Request<Self>) -> Option<Request<Self>> {
+        let mut clone = Request::new(request.body().try_clone()?);
+        clone.method_mut().clone_from(request.method());
+        clone.uri_mut().clone_from(request.uri());
+        *clone.version_mut() = request.version();
+        clone.headers_mut().clone_from(request.headers());
+        clone.extensions_mut().clone_from(request.extensions());
+        Some(clone)
+    }
+}
+
+impl<B> From<Bytes> for RequestBody<B> {
+    fn from(bytes: Bytes) -> Self {
+        Self::held(bytes)
+    }
+}
+
+impl<B> Default for RequestBody<B> {
+    /// An empty body.
+    fn default() -> Self {
+        Self::held(Bytes::new())
+    }
+}
+
+impl<B> Body for RequestBody<B>
+where
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.kind {
+            Kind::Held { is_sent: true, .. } => Poll::Ready(None),
+            Kind::Held { bytes, is_sent } => {
+                *is_sent = true;
+                Poll::Ready(Some(Ok(Frame::data(bytes.clone()))))
+            }
+            Kind::Streamed(stream) => stream.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Held { is_sent, .. } => *is_sent,
+            Kind::Streamed(stream) => stream.first.is_empty() && stream.rest.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Held { is_sent: true, .. } => SizeHint::with_exact(0),
+            Kind::Held { bytes, .. } => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Streamed(stream) => stream.size_hint(),
+        }
+    }
+}
+
+impl<B> fmt::Debug for RequestBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A prompt has no business in a log.
+        match &self.kind {
+            Kind::Held { bytes, .. } => f.debug_tuple("Held").field(&bytes.len()).finish(),
+            Kind::Streamed(_) => f.debug_tuple("Streamed").finish(),
+        }
+    }
+}
+
+// === impl Stream ===
+
+impl<B> Stream<B>
+where
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+{
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = if self.first.is_empty() {
+            match ready!(Pin::new(&mut self.rest).poll_frame(cx)) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(callers_fault(error)))),
+                Some(Ok(frame)) => frame.map_data(|mut data| data.copy_to_bytes(data.remaining())),
+            }
+        } else {
+            Frame::data(std::mem::take(&mut self.first))
+        };
+        let bytes = frame.data_ref().map_or(0, Bytes::len);
+        Poll::Ready(Some(match self.left.checked_sub(bytes) {
+            Some(left) => {
+                self.left = left;
+                Ok(frame)
+            }
+            None => Err(TooLarge::new(self.limit).into()),
+        }))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let first = self.first.len() as u64;
+        let rest = self.rest.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(first));
+        if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(first)) {
+            hint.set_upper(upper);
+        }
+        hint
+    }
+}
+
+// === impl OverServersLimit ===
+
+impl fmt::Display for OverServersLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("request body is over the server's limit")
+    }
+}
+
+impl Error for OverServersLimit {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// States that an error of the request's body is the fault of the caller or of its connection, not of the provider.
+pub(crate) fn callers_fault(error: impl Into<BoxError>) -> BoxError {
+    let error = error.into();
+    let is_known = Refusal::find(&*error).is_some() || ClassifiedError::find(&*error).is_some();
+    if is_known {
+        error
+    } else if chain(&*error).any(|error| error.is::<LengthLimitError>()) {
+        let refusal = Refusal::new(RefusalKind::TooLarge, "describe").never();
+        OverServersLimit(refusal).into()
+    } else {
+        ClassifiedError::new(Outcome::ClientError, error).into()
+    }
+}
