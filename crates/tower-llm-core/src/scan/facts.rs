@@ -186,10 +186,11 @@ impl Facts {
                 self.speaks = Some(Speaks::Events);
             }
             // vLLM's `type: "BadRequestError"`, beside `object: "error"`.
-            _ => {
+            _ if event.ends_with(b"rror") || event.ends_with(b"xception") => {
                 self.event_type.clear();
                 self.event_type.push(event);
             }
+            _ => {}
         }
     }
 
@@ -234,6 +235,7 @@ impl Sink for Facts {
         }
     }
 
+    #[inline]
     fn close(&mut self, place: Place) {
         if matches!(place, Place::Choice | Place::Candidate) {
             self.choices.close();

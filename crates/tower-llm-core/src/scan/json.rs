@@ -224,10 +224,9 @@ impl<P: Copy> Json<P> {
                     }
                 }
                 b'}' | b']' => {
-                    if let Some(top) = self.top() {
-                        let place = top.place;
-                        self.depth -= 1;
-                        sink.close(place);
+                    if let Some(depth) = self.depth.checked_sub(1) {
+                        self.depth = depth;
+                        sink.close(self.stack[depth].place);
                     }
                     rest = after;
                 }
@@ -240,6 +239,10 @@ impl<P: Copy> Json<P> {
                 b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'-' => {
                     self.begun = true;
                     if let Some(place) = self.value_place() {
+                        if let Some(after) = whole_scalar(rest, place, sink) {
+                            rest = after;
+                            continue;
+                        }
                         self.state = if byte.is_ascii_digit() {
                             State::Number {
                                 place,
@@ -603,6 +606,31 @@ impl Capture {
     fn clear(&mut self) {
         self.len = 0;
     }
+}
+
+/// Reads one of the two scalars that streams are full of, if it is whole in `text`: `null`, or a number of a few digits.
+/// Returns what follows it.
+#[inline]
+fn whole_scalar<'a, S: Sink>(text: &'a [u8], place: S::Place, sink: &mut S) -> Option<&'a [u8]> {
+    const MOST_DIGITS: usize = 9;
+    let ends = |byte: Option<&u8>| matches!(byte, Some(b',' | b'}' | b']'));
+    if let Some(after) = text.strip_prefix(b"null") {
+        return ends(after.first()).then(|| {
+            sink.word(place, b"null");
+            after
+        });
+    }
+    let mut value = 0;
+    for (at, &byte) in text.iter().enumerate().take(MOST_DIGITS + 1) {
+        if !byte.is_ascii_digit() {
+            return (at > 0 && ends(Some(&byte))).then(|| {
+                sink.number(place, value);
+                &text[at..]
+            });
+        }
+        value = value * 10 + u64::from(byte - b'0');
+    }
+    None
 }
 
 /// What a backslash and the byte after it stand for, in bytes of UTF-8.

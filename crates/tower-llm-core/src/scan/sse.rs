@@ -128,43 +128,14 @@ impl Sse {
     }
 
     fn part_of_line(&mut self, mut part: &[u8], which: Part, facts: &mut Facts) {
-        if let Line::Name { len: 0, .. } = self.line
-            && let Some(b'{' | b'[') = part.first()
-        {
-            // An event that was cut before it is over.
-            self.end_of_event(facts);
-            self.line = Line::Unframed;
-            self.in_event = true;
-            self.is_blank = false;
-        }
-        if let Line::Unframed = self.line {
-            self.is_blank &= part.is_empty();
-            self.json.feed(part, facts);
-            return;
-        }
-        if let Line::Name { mut name, mut len } = self.line {
-            // Nearly every line of a stream starts in one of two ways, and whole.
-            if let (0, Some(value)) = (len, part.strip_prefix(b"data: ")) {
-                self.begin_value(Field::Data, facts);
-                part = value;
-            } else if let (0, Some(value)) = (len, part.strip_prefix(b"event: ")) {
-                self.line = Line::Value(Field::Event(Some(0)));
-                part = value;
-            } else {
-                while let Some((&byte, rest)) = part.split_first() {
-                    part = rest;
-                    if len < LONGEST_NAME {
-                        name[len] = byte;
-                    }
-                    len = (len + 1).min(LONGEST_NAME + 1);
-                    if byte == b':' {
-                        let field = Field::named(name.get(..len).unwrap_or_default());
-                        self.line = Line::Space(field);
-                        break;
-                    }
-                    self.line = Line::Name { name, len };
-                }
+        match self.line {
+            Line::Name { name, len } => part = self.field_name(part, name, len, facts),
+            Line::Unframed => {
+                self.is_blank &= part.is_empty();
+                self.json.feed(part, facts);
+                return;
             }
+            Line::Space(_) | Line::Value(_) => {}
         }
         if part.is_empty() {
             return;
@@ -198,6 +169,56 @@ impl Sse {
         }
     }
 
+    /// Reads the name of a line's field, of which `len` bytes have come, and returns what follows it in `part`.
+    #[inline]
+    fn field_name<'a>(
+        &mut self,
+        mut part: &'a [u8],
+        mut name: [u8; LONGEST_NAME],
+        mut len: usize,
+        facts: &mut Facts,
+    ) -> &'a [u8] {
+        if len == 0 {
+            // Nearly every line of a stream starts in one of two ways, and whole.
+            if let Some(value) = part.strip_prefix(b"data: ") {
+                self.begin_value(Field::Data, facts);
+                return value;
+            }
+            if let Some(value) = part.strip_prefix(b"event: ") {
+                self.line = Line::Value(Field::Event(Some(0)));
+                return value;
+            }
+            if let Some(b'{' | b'[') = part.first() {
+                self.begin_unframed(facts);
+                self.json.feed(part, facts);
+                return &[];
+            }
+        }
+        while let Some((&byte, rest)) = part.split_first() {
+            part = rest;
+            if len < LONGEST_NAME {
+                name[len] = byte;
+            }
+            len = (len + 1).min(LONGEST_NAME + 1);
+            if byte == b':' {
+                let field = Field::named(name.get(..len).unwrap_or_default());
+                self.line = Line::Space(field);
+                return part;
+            }
+            self.line = Line::Name { name, len };
+        }
+        part
+    }
+
+    /// An event that was cut before it is over.
+    fn begin_unframed(&mut self, facts: &mut Facts) {
+        self.end_of_event(facts);
+        self.line = Line::Unframed;
+        self.in_event = true;
+        self.is_blank = false;
+    }
+
+    #[inline]
     fn begin_value(&mut self, field: Field, facts: &mut Facts) {
         self.line = Line::Value(field);
         if field == Field::Error {
