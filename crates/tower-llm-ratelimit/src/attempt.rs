@@ -14,7 +14,6 @@ use tokio::time::Instant;
 use tower_llm_core::Key;
 
 use crate::{
-    Unit,
     engine::{Blocked, Check, Demand, Engine, Turns, Why},
     group::CheckedLimit,
     key_state::KeyStates,
@@ -85,8 +84,7 @@ impl Engine {
     ) -> Result<Reservation, Blocked> {
         let now = Instant::now();
         let Some(shared) = &self.policy.shared else {
-            let charge = self.admit(keys, demand, now, turns, Check::All)?;
-            return Ok(Reservation::new(keys.clone(), demand.clone(), charge));
+            return self.attempt_alone(keys, demand, turns, now);
         };
         // Who waits here already, and what the provider has told this process, comes first.
         self.look(keys, demand, now, turns, Check::AllButLimits)?;
@@ -122,7 +120,7 @@ impl Engine {
             }
             Ok(Verdict::Blocked { limit, wait }) => {
                 holding.release();
-                Err(blocked_by_store(keys, limit, wait))
+                Err(blocked_by_store(keys, demand, limit, wait))
             }
             Err(away) => {
                 if !away.may_have_run {
@@ -161,7 +159,9 @@ impl Engine {
                 charge.lease_epochs = grants.iter().map(|grant| grant.epoch).collect();
                 Ok(Reservation::new(keys.clone(), demand.clone(), charge))
             }
-            Ok(Verdict::Blocked { limit, wait }) => Err(blocked_by_store(keys, limit, wait)),
+            Ok(Verdict::Blocked { limit, wait }) => {
+                Err(blocked_by_store(keys, demand, limit, wait))
+            }
             Err(away) => {
                 if !away.may_have_run {
                     store.adjust(terms.iter().map(Terms::without_need).collect());
@@ -189,7 +189,7 @@ impl Engine {
             // The share may be used up for long, or too small: the store may be back before.
             Err(blocked) => Err(Blocked {
                 here_nanos: blocked.here_nanos.min(nanos(LOOK_AGAIN)),
-                wait_nanos: blocked.wait_nanos.min(nanos(LOOK_AGAIN)),
+                known_nanos: blocked.known_nanos.min(nanos(LOOK_AGAIN)),
                 ..blocked
             }),
         }
@@ -302,20 +302,28 @@ impl Engine {
     }
 }
 
-fn blocked_by_store(keys: &KeyStates, limit: usize, wait: Duration) -> Blocked {
+fn blocked_by_store(keys: &KeyStates, demand: &Demand, limit: usize, wait: Duration) -> Blocked {
     let mut first = 0;
     for (group, key) in keys.iter().enumerate() {
-        let limits = key.group.limits.len();
-        if limit < first + limits {
+        let limits = &key.group.limits;
+        let index = limit - first;
+        if let Some(checked) = limits.get(index) {
+            let now = key.group.clock.now_nanos();
+            let mut state = key.lock();
+            let mut gauges = state.gauges.iter_mut();
+            let gauge = gauges.nth(index);
+            // What this process has in flight may be refunded; what others have is known to the store alone.
+            let alone = gauge.and_then(|gauge| gauge.settled_wait_in_flight(checked, demand, now));
             return Blocked {
                 group,
-                why: Why::Limit(limit - first),
-                // Others may give something back before, and not tell.
+                // Other processes may give something back before, without a notice.
                 here_nanos: nanos(wait.min(LOOK_AGAIN)),
-                wait_nanos: nanos(wait),
+                known_nanos: nanos(wait).min(alone.unwrap_or(u64::MAX)),
+                why: Why::Limit(index),
+                why_group: group,
             };
         }
-        first += limits;
+        first += limits.len();
     }
     Blocked::until_looked_again()
 }
@@ -327,8 +335,9 @@ impl Blocked {
         Self {
             group: 0,
             why: Why::Store,
+            why_group: 0,
             here_nanos: nanos(LOOK_AGAIN),
-            wait_nanos: nanos(LOOK_AGAIN),
+            known_nanos: nanos(LOOK_AGAIN),
         }
     }
 }
@@ -338,10 +347,9 @@ impl Blocked {
 impl Demand {
     /// What is asked of one limit of one key in a store.
     fn claim(&self, checked: &CheckedLimit, key: Option<&Key>, now: u64) -> Claim {
-        let amount = self.amount(checked);
         Claim {
-            room: amount.max(1),
-            amount,
+            room: self.needed(checked).unwrap_or(0),
+            amount: self.amount(checked),
             ..checked.claim(key, self.tier, now)
         }
     }
@@ -359,7 +367,7 @@ impl CheckedLimit {
             now: self.now(now),
             room: 0,
             amount: 0,
-            returns: self.limit.unit() != Unit::Requests,
+            returns: !self.is_exact(),
         }
     }
 

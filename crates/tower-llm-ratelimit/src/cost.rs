@@ -4,9 +4,9 @@ use tower_llm_core::{Call, Completion, Failure, Operation, Outcome, Provider, Us
 
 use crate::Unit;
 
-/// Amounts by [`Unit`].
+/// An amount of each [`Unit`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Cost([u64; 4]);
+pub(crate) struct Amounts([u64; 5]);
 
 /// How many tokens a call reserves before it is sent.
 ///
@@ -16,6 +16,9 @@ pub(crate) struct Cost([u64; 4]);
 /// exceeds a limit, the call reserves the whole limit instead of being refused, and is charged the rest when it has ended.
 ///
 /// [`Limit::input_tokens`](crate::Limit::input_tokens) always reserves the estimated input.
+///
+/// A response that is watched by [`Unary`](tower_llm_core::Unary) reports no usage. A call is then charged what it reserves,
+/// and reserves no expected output: its input, and the maximum if it names one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reserve {
@@ -60,10 +63,12 @@ pub(crate) struct Pricing {
 /// What was estimated of a call, for when nothing better comes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Estimate {
-    pub(crate) reserved: Cost,
+    pub(crate) reserved: Amounts,
     input: u64,
-    /// Whether it costs no tokens whatever the response says.
-    free: bool,
+    /// Whether it uses no tokens, whatever the response reports: token counting.
+    uses_no_tokens: bool,
+    /// Whether it produces no output: embeddings.
+    produces_no_output: bool,
     counts_cached_input: bool,
 }
 
@@ -71,14 +76,15 @@ pub(crate) struct Estimate {
 /// have the key it counts for closed for years.
 const MAX_USED: u64 = 100_000_000;
 
-// === impl Cost ===
+// === impl Amounts ===
 
-impl Cost {
-    pub(crate) const NONE: Self = Self([0; 4]);
-    const REQUEST: Self = Self([1, 0, 0, 0]);
+impl Amounts {
+    pub(crate) const NONE: Self = Self([0; 5]);
+    const REQUEST: Self = Self([1, 0, 0, 0, 0]);
 
-    fn new(requests: u64, input: u64, output: u64, tokens: u64) -> Self {
-        Self([requests, input, output, tokens])
+    /// One request of so many tokens and so much cost.
+    fn new(input: u64, output: u64, tokens: u64, cost: u64) -> Self {
+        Self([1, input, output, tokens, cost])
     }
 
     pub(crate) fn of(&self, unit: Unit) -> u64 {
@@ -90,50 +96,79 @@ impl Cost {
         *amount = most.min(*amount);
     }
 
+    pub(crate) fn plus(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|unit| {
+            self.0[unit].saturating_add(other.0[unit])
+        }))
+    }
+
     fn max(&self, other: &Self) -> Self {
         Self(std::array::from_fn(|unit| self.0[unit].max(other.0[unit])))
+    }
+}
+
+// === impl Estimate ===
+
+impl Estimate {
+    /// How much of a unit must be available for the call; `None` if it uses none of it, however little is available.
+    ///
+    /// A call that reserves nothing, because it is charged when it has ended, still waits until debts are paid off.
+    pub(crate) fn needed(&self, unit: Unit) -> Option<u64> {
+        let uses_none = match unit {
+            Unit::InputTokens | Unit::Tokens => self.uses_no_tokens,
+            Unit::OutputTokens => self.uses_no_tokens || self.produces_no_output,
+            Unit::Requests | Unit::Cost => false,
+        };
+        (!uses_none).then(|| self.reserved.of(unit).max(1))
     }
 }
 
 // === impl Pricing ===
 
 impl Pricing {
-    /// What `call` reserves; `expected` is asked for the output to expect of it, if that matters.
-    pub(crate) fn estimate(&self, call: Option<&Call>, expected: impl FnOnce() -> u64) -> Estimate {
+    /// What `call` reserves. `expected` is called for its expected output if that matters; `None` if its usage will not be
+    /// reported, so that a guess would never be set right.
+    pub(crate) fn estimate(
+        &self,
+        call: Option<&Call>,
+        expected: Option<impl FnOnce() -> u64>,
+    ) -> Estimate {
         let Some(call) = call else {
             return Estimate {
-                reserved: Cost::REQUEST,
+                reserved: Amounts::new(0, 0, 0, 1),
                 counts_cached_input: self.count_cached_input.unwrap_or(true),
                 ..Estimate::default()
             };
         };
         if *call.operation() == Operation::COUNT_TOKENS {
             return Estimate {
-                reserved: Cost::REQUEST,
-                free: true,
+                reserved: Amounts::new(0, 0, 0, call.cost()),
+                uses_no_tokens: true,
                 ..Estimate::default()
             };
         }
         let input = call.input_tokens();
         let maximum = call.max_output_tokens();
         let reserve = self.reserve.of(call.provider());
-        let output = match (reserve, maximum) {
-            (Reserve::Input, _) => 0,
-            (Reserve::InputAndExpected, _) if generates(call) => {
+        let expected = expected.filter(|_| generates(call));
+        let output = match (reserve, maximum, expected) {
+            (Reserve::Input, ..) => 0,
+            (Reserve::InputAndExpected, _, Some(expected)) => {
                 expected().min(maximum.unwrap_or(u64::MAX))
             }
-            (_, Some(maximum)) => maximum,
-            (_, None) if generates(call) => expected(),
-            (_, None) => 0,
+            (_, Some(maximum), _) => maximum,
+            (_, None, Some(expected)) => expected(),
+            (_, None, None) => 0,
         };
         let tokens = match reserve {
             Reserve::LargerOfInputAndMaximum => input.max(output),
             _ => input.saturating_add(output),
         };
         Estimate {
-            reserved: Cost::new(1, input, output, tokens),
+            reserved: Amounts::new(input, output, tokens, call.cost()),
             input,
-            free: false,
+            uses_no_tokens: false,
+            produces_no_output: *call.operation() == Operation::EMBEDDINGS,
             counts_cached_input: self
                 .count_cached_input
                 .unwrap_or(*call.provider() != Provider::ANTHROPIC),
@@ -142,47 +177,50 @@ impl Pricing {
 
     /// What `call` needs, whatever it comes to produce: the maximum that it names if that is reserved, and its input, unless
     /// that may turn out to be cached and to cost nothing.
-    pub(crate) fn needed(&self, call: Option<&Call>) -> Cost {
-        let estimate = self.estimate(call, || 0);
+    pub(crate) fn needed(&self, call: Option<&Call>) -> Amounts {
+        let estimate = self.estimate(call, None::<fn() -> u64>);
         if estimate.counts_cached_input {
             return estimate.reserved;
         }
-        let output = estimate.reserved.of(Unit::OutputTokens);
-        Cost::new(1, 0, output, output)
+        let (output, cost) = (
+            estimate.reserved.of(Unit::OutputTokens),
+            estimate.reserved.of(Unit::Cost),
+        );
+        Amounts::new(0, output, output, cost)
     }
 
     /// What a call has cost that has ended so; see the table of [`Outcome`].
-    pub(crate) fn settle(&self, estimate: &Estimate, completion: &Completion) -> Cost {
+    pub(crate) fn settle(&self, estimate: &Estimate, completion: &Completion) -> Amounts {
         match completion.outcome {
-            Outcome::Exhausted | Outcome::Overloaded { .. } | Outcome::Refused => Cost::NONE,
-            _ if estimate.free => Cost::REQUEST,
-            Outcome::Throttled { .. } | Outcome::ClientError => Cost::REQUEST,
+            Outcome::Exhausted | Outcome::Overloaded { .. } | Outcome::Refused => Amounts::NONE,
+            Outcome::Throttled { .. } | Outcome::ClientError => Amounts::REQUEST,
+            _ if estimate.uses_no_tokens => estimate.reserved,
             Outcome::Success => match self.seen(estimate, completion) {
                 Some(used) => used,
-                // Nobody said what it used, as for a type that is no HTTP response.
+                // Nothing reports what it used, as for a type that is no HTTP response.
                 None => estimate.reserved,
             },
             _ => self.settle_cut_short(estimate, completion),
         }
     }
 
-    fn settle_cut_short(&self, estimate: &Estimate, completion: &Completion) -> Cost {
+    fn settle_cut_short(&self, estimate: &Estimate, completion: &Completion) -> Amounts {
         let seen = self.seen(estimate, completion).unwrap_or_else(|| {
             if was_at_work(completion) {
                 self.used(estimate, &Usage::new(estimate.input, 0))
             } else {
-                Cost::REQUEST
+                Amounts::REQUEST
             }
         });
         match self.cut_short {
             CutShort::ChargeSeen => seen,
             CutShort::KeepReserved => seen.max(&estimate.reserved),
-            CutShort::Refund => Cost::REQUEST,
+            CutShort::Refund => Amounts::REQUEST,
         }
     }
 
     /// What the provider reported or, where it did not, the output that came.
-    fn seen(&self, estimate: &Estimate, completion: &Completion) -> Option<Cost> {
+    fn seen(&self, estimate: &Estimate, completion: &Completion) -> Option<Amounts> {
         let ended_well = completion.outcome == Outcome::Success;
         // Once the model has said why it stopped, so has its provider how much there was, if it does so at all.
         let has_finished = completion.finish.is_some();
@@ -203,14 +241,15 @@ impl Pricing {
         }
     }
 
-    fn used(&self, estimate: &Estimate, usage: &Usage) -> Cost {
+    fn used(&self, estimate: &Estimate, usage: &Usage) -> Amounts {
         let mut input = usage.input.min(MAX_USED);
         if !estimate.counts_cached_input {
             input = input.saturating_sub(usage.cached_input);
         }
         let output = usage.output.min(MAX_USED);
         let output = output.saturating_mul(self.output_weight.into());
-        Cost::new(1, input, output, input.saturating_add(output))
+        let cost = estimate.reserved.of(Unit::Cost);
+        Amounts::new(input, output, input.saturating_add(output), cost)
     }
 }
 

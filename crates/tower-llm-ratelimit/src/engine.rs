@@ -2,27 +2,29 @@
 
 use std::{
     sync::{Arc, MutexGuard},
+    task::Waker,
     time::Duration,
 };
 
 use http::HeaderMap;
 use smallvec::SmallVec;
 use tokio::time::Instant;
-use tower_llm_core::{Described, Keyed, Registry};
+use tower_llm_core::{Caller, Described, Keyed, Registry};
 
 use crate::{
     ExceedsLimit, Headers, RateLimited, Unit,
-    cost::Estimate,
+    cost::{Amounts, Estimate},
     error::Reason,
     group::{CheckedLimit, Clock, LimitGroup, Policy},
     headers::Statuses,
     key_state::{KeyState, KeyStates, State},
     observed::ObservedOutput,
     provider_budget::Epoch,
+    reservation::Reservation,
     tier::{Tier, Tiers},
 };
 
-/// The limits of a layer, and what their keys have taken of them.
+/// The limits of a layer, and the state of their keys.
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) groups: Box<[(Arc<LimitGroup>, Registry<KeyState>)]>,
@@ -33,36 +35,50 @@ pub(crate) struct Engine {
     pub(crate) max_wait: Duration,
 }
 
-/// What a call asks for.
+/// What a call demands.
 #[derive(Clone, Debug)]
 pub(crate) struct Demand {
     pub(crate) estimate: Estimate,
     pub(crate) tier: Tier,
-    /// Where what it produces is to be learned.
+    /// Where the length of its output is observed.
     pub(crate) observed: Option<Arc<Keyed<ObservedOutput>>>,
+    /// Whose call it is; not read before the call is blocked.
+    pub(crate) caller: Option<Caller>,
 }
 
-/// What a call has taken: of each limit, in the order of the cells and their limits.
+/// What a call was charged: in each limit, in the order of the keys and their limits.
 #[derive(Debug)]
 pub(crate) struct Charge {
-    /// Where each limit's meter has it.
+    /// When each limit's meter was charged.
     pub(crate) epochs: SmallVec<[u32; 6]>,
-    /// Where the provider's limits are learned, until the call is answered.
+    /// Where the provider's limits are observed, until the call is answered.
     pub(crate) budget: Option<Epoch>,
-    /// Of shared limits, in which lease it was taken; nothing where there are none.
+    /// Of shared limits, the lease that was charged; empty if there are none.
     pub(crate) lease_epochs: SmallVec<[u64; 2]>,
 }
 
 /// Why a call cannot be admitted now.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Blocked {
-    /// The cell that held it up.
+    /// The key in whose queue it waits.
     pub(crate) group: usize,
-    pub(crate) why: Why,
-    /// How long that cell does.
+    /// How long that key blocks it at most, unless other calls come.
     pub(crate) here_nanos: u64,
-    /// How long any of them does.
-    pub(crate) wait_nanos: u64,
+    /// The longest time that any key blocks it, by what is known to be used.
+    pub(crate) known_nanos: u64,
+    /// What does for that long, and of which key.
+    pub(crate) why: Why,
+    pub(crate) why_group: usize,
+}
+
+/// How long one key blocks a call, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    /// At most, unless other calls come.
+    nanos: u64,
+    /// By what is known to be used.
+    known_nanos: u64,
+    why: Why,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,26 +87,80 @@ pub(crate) enum Why {
     Reported(Unit),
     Closed,
     Queue,
-    /// The share of a shared limit is spent.
+    /// The lease of a shared limit is used up.
     Lease,
-    /// The store of shared limits is away.
+    /// The store of shared limits is unavailable.
     Store,
+}
+
+// === impl Blocked ===
+
+impl Blocked {
+    /// Both of two keys block the call. It stays in the queue in which it has its turn if that one blocks it, and else waits
+    /// for the one that blocks it longer. The longer of the times is told.
+    fn and(self, other: Self, turns: Turns) -> Self {
+        let stays = Some(self.group) == turns.here;
+        let moves = Some(other.group) == turns.here || other.here_nanos > self.here_nanos;
+        let here = if moves && !stays { other } else { self };
+        let longest = if other.is_known_longer_than(&self) {
+            other
+        } else {
+            self
+        };
+        Self {
+            group: here.group,
+            here_nanos: here.here_nanos,
+            ..longest
+        }
+    }
+
+    fn is_known_longer_than(&self, other: &Self) -> bool {
+        (self.known_nanos, self.here_nanos) > (other.known_nanos, other.here_nanos)
+    }
+}
+
+// === impl Waits ===
+
+impl Waits {
+    /// Blocked, but not for a time.
+    fn none(why: Why) -> Self {
+        Self {
+            nanos: 0,
+            known_nanos: 0,
+            why,
+        }
+    }
+
+    /// Both: the longer of the times, and why for that.
+    fn and(self, other: Self) -> Self {
+        let is_longer = (other.known_nanos, other.nanos) > (self.known_nanos, self.nanos);
+        Self {
+            nanos: self.nanos.max(other.nanos),
+            known_nanos: self.known_nanos.max(other.known_nanos),
+            why: if is_longer { other.why } else { self.why },
+        }
+    }
 }
 
 // === impl Engine ===
 
 impl Engine {
-    /// What `request` asks for.
+    /// What `request` demands.
     ///
     /// # Errors
     ///
-    /// If it asks for more than there ever is.
-    pub(crate) fn demand(&self, request: &dyn Described) -> Result<Demand, ExceedsLimit> {
-        let (estimate, observed) = self.policy.estimate(request);
+    /// If a limit never admits as much.
+    pub(crate) fn demand(
+        &self,
+        request: &dyn Described,
+        reports_usage: bool,
+    ) -> Result<Demand, ExceedsLimit> {
+        let (estimate, observed) = self.policy.estimate(request, reports_usage);
         let mut demand = Demand {
             estimate,
             tier: self.tiers.of(request),
             observed,
+            caller: None,
         };
         for checked in self.groups.iter().flat_map(|(group, _)| &group.limits) {
             let (unit, capacity) = (checked.limit.unit(), checked.rate(demand.tier).capacity);
@@ -106,13 +176,13 @@ impl Engine {
                 checked.refused();
                 return Err(ExceedsLimit::new(checked.limit.clone(), needed, capacity));
             }
-            // The rest is only expected of it: that makes it wait for all there is, and keeps it out for ever from nothing.
+            // Only the estimate exceeds the limit: reserve the whole limit instead of rejecting the call for ever.
             demand.estimate.reserved.cap(unit, capacity);
         }
         Ok(demand)
     }
 
-    /// The cells that `request` is counted in.
+    /// The states of the keys of `request`.
     pub(crate) fn keys(&self, request: &dyn Described) -> KeyStates {
         let mut keys = KeyStates::new();
         for (_, registry) in &self.groups {
@@ -121,10 +191,32 @@ impl Engine {
         keys
     }
 
-    /// Takes what is asked for from all cells, or nothing from any.
+    /// Tries to admit a call whose limits this process does not share.
+    pub(crate) fn attempt_alone(
+        &self,
+        keys: &KeyStates,
+        demand: &Demand,
+        turns: Turns,
+        now: Instant,
+    ) -> Result<Reservation, Blocked> {
+        let charge = self.admit(keys, demand, now, turns, Check::All)?;
+        Ok(Reservation::new(keys.clone(), demand.clone(), charge))
+    }
+
+    /// Wakes every call that waits.
+    pub(crate) fn wake_all(&self) {
+        let mut wakers = Vec::new();
+        for (group, keys) in &self.groups {
+            keys.for_each(|_, key| wakers.extend(key.lock().wake_all(group.clock)));
+        }
+        // Not within `for_each`, which holds a lock: a waker runs foreign code.
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Reserves what is demanded of all keys, or nothing of any.
     ///
-    /// The cells are locked together, always in the same order, so that two calls cannot each take a part. Whoever waits
-    /// in a cell's line goes first, unless `turns` say that the call came before.
+    /// The keys are locked together, always in the same order, so that two calls cannot each reserve a part. Calls in the
+    /// queue of a key go first, unless `turns` say that the call has had its turn there.
     pub(crate) fn admit(
         &self,
         keys: &KeyStates,
@@ -142,7 +234,7 @@ impl Engine {
         Ok(demand.take(keys, &mut states, now, check))
     }
 
-    /// As [`admit`](Self::admit), but takes nothing.
+    /// As [`admit`](Self::admit), but reserves nothing.
     pub(crate) fn look(
         &self,
         keys: &KeyStates,
@@ -171,44 +263,44 @@ impl Engine {
         check: Check,
     ) -> Result<(), Blocked> {
         let mut blocked: Option<Blocked> = None;
-        let mut wait_nanos = 0;
         for (group, (key, state)) in keys.iter().zip(states).enumerate() {
-            let is_here = turns.here == Some(group);
-            let waits = demand.blocked(&key.group, state, turns.has(group), now, check);
-            let Some((here_nanos, why)) = waits else {
-                continue;
+            let waits = demand.waits(&key.group, state, turns.has(group), now, check);
+            let Some(waits) = waits else { continue };
+            let here = Blocked {
+                group,
+                here_nanos: waits.nanos,
+                known_nanos: waits.known_nanos,
+                why: waits.why,
+                why_group: group,
             };
-            wait_nanos = wait_nanos.max(here_nanos);
-            // It stays in its line if that holds it up; else it is for the longest.
-            let is_longer = |blocked: Blocked| {
-                Some(blocked.group) != turns.here && here_nanos > blocked.here_nanos
-            };
-            if is_here || blocked.is_none_or(is_longer) {
-                blocked = Some(Blocked {
-                    group,
-                    why,
-                    here_nanos,
-                    wait_nanos,
-                });
-            }
+            blocked = Some(blocked.map_or(here, |before| before.and(here, turns)));
         }
-        match blocked {
-            Some(blocked) => Err(Blocked {
-                wait_nanos,
-                ..blocked
-            }),
-            None => Ok(()),
-        }
+        blocked.map_or(Ok(()), Err)
     }
 
-    /// The error for a call that is not going to wait any longer.
+    /// How long a call that waits is blocked by what is known to be used, in nanoseconds.
+    pub(crate) fn known_wait(
+        &self,
+        keys: &KeyStates,
+        demand: &Demand,
+        now: Instant,
+    ) -> Option<Blocked> {
+        let check = match self.policy.shared {
+            None => Check::All,
+            Some(_) => Check::AllButLimits,
+        };
+        let turns = Turns::default().everywhere();
+        self.look(keys, demand, now, turns, check).err()
+    }
+
+    /// The error for a call that does not wait, or not any longer.
     pub(crate) fn refuse(
         &self,
         keys: &KeyStates,
         demand: &Demand,
         blocked: &Blocked,
     ) -> RateLimited {
-        let limits = &keys[blocked.group].group.limits;
+        let limits = &keys[blocked.why_group].group.limits;
         let reason = match blocked.why {
             Why::Limit(limit) => {
                 limits[limit].refused();
@@ -216,27 +308,33 @@ impl Engine {
             }
             Why::Reported(unit) => Reason::Reported(unit),
             Why::Closed => Reason::Closed,
-            Why::Queue => Reason::Queue,
+            Why::Queue => Reason::QueueFull,
             Why::Lease | Why::Store => Reason::Store,
         };
         if !matches!(blocked.why, Why::Limit(_)) {
             limits.iter().for_each(CheckedLimit::refused);
         }
-        let refused = RateLimited::new(reason, known(blocked.wait_nanos));
+        let refused = RateLimited::new(reason, known(blocked.known_nanos));
         self.with_statuses(refused, keys, demand)
     }
 
-    /// The error for a call whose turn did not come in time.
-    pub(crate) fn waited(&self, keys: &KeyStates, demand: &Demand, group: usize) -> RateLimited {
-        let key = &keys[group];
-        let now = self.clock.now_nanos();
-        let blocked = demand.blocked(&key.group, &mut key.lock(), true, now, Check::All);
-        let wait = blocked.and_then(|(nanos, _)| known(nanos));
-        key.group.limits.iter().for_each(CheckedLimit::refused);
-        self.with_statuses(RateLimited::new(Reason::Queue, wait), keys, demand)
+    /// The error for a call that other calls were ahead of for as long as it could wait, at the key of `group`.
+    pub(crate) fn waited(
+        &self,
+        keys: &KeyStates,
+        demand: &Demand,
+        group: usize,
+        now: Instant,
+    ) -> RateLimited {
+        let wait = self.known_wait(keys, demand, now);
+        let wait = wait.and_then(|blocked| known(blocked.known_nanos));
+        let limits = &keys[group].group.limits;
+        limits.iter().for_each(CheckedLimit::refused);
+        let waited = Reason::Waited(self.max_wait);
+        self.with_statuses(RateLimited::new(waited, wait), keys, demand)
     }
 
-    /// The error, with headers that say how the limits stand.
+    /// The error, with headers that state the limits.
     fn with_statuses(
         &self,
         refused: RateLimited,
@@ -244,7 +342,7 @@ impl Engine {
         demand: &Demand,
     ) -> RateLimited {
         let form = self.policy.headers;
-        // How limits stand that many processes share only their store knows.
+        // The state of shared limits is known to their store alone.
         if form == Headers::None || self.policy.shared.is_some() {
             return refused;
         }
@@ -254,32 +352,32 @@ impl Engine {
     }
 }
 
-/// A wait that can be told: others go first where there is none to be seen, and no limit makes anybody wait for ever.
+/// A time that is known: if nothing that is known blocks a call, only reservations do, or other calls are ahead of it.
 fn known(wait_nanos: u64) -> Option<Duration> {
     let wait = Duration::from_nanos(wait_nanos);
     (!wait.is_zero() && wait_nanos < u64::MAX).then_some(wait)
 }
 
-/// In whose lines a call's turn has come.
+/// The queues in which a call has had its turn.
 ///
-/// One that had its turn in a line, and was held up elsewhere, is not sent back behind those who came after it: whoever is
-/// in that line now did.
+/// If a call had its turn in one queue and is then blocked by another key, it does not go back behind the calls that joined
+/// the first queue later.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Turns {
-    /// In whose line it is the first.
+    /// The queue of which it is the head.
     here: Option<usize>,
-    /// In whose lines it was, a bit for each cell.
+    /// The queues of which it has been the head, a bit for each.
     had: u64,
 }
 
 impl Turns {
-    /// It is the first in the line before the cell of `scope`.
+    /// It is the head of a queue.
     pub(crate) fn come(&mut self, group: usize) {
         self.here = Some(group);
         self.had |= Self::bit(group);
     }
 
-    /// It is not to wait in any line, because it has been let through elsewhere.
+    /// It waits in no queue, because it has been admitted elsewhere.
     pub(crate) fn everywhere(self) -> Self {
         Self {
             had: u64::MAX,
@@ -291,7 +389,7 @@ impl Turns {
         self.here == Some(group) || self.had & Self::bit(group) != 0
     }
 
-    /// None for more kinds of key than there are bits: they just wait again.
+    /// None for more kinds of key than there are bits: calls wait there again.
     fn bit(group: usize) -> u64 {
         u32::try_from(group)
             .ok()
@@ -300,13 +398,13 @@ impl Turns {
     }
 }
 
-/// What can deny a call.
+/// What can block a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Check {
     All,
-    /// Who waits, and what the provider told.
+    /// Queues, and what the provider reported.
     AllButLimits,
-    /// Who waits, what the provider told, and the shares of shared limits.
+    /// Queues, what the provider reported, and the leases of shared limits.
     Leases,
 }
 
@@ -321,26 +419,34 @@ fn lock(keys: &KeyStates) -> SmallVec<[MutexGuard<'_, State>; 3]> {
 // === impl Demand ===
 
 impl Demand {
-    /// What is asked of one limit.
+    /// What the call reserves of one limit.
     pub(crate) fn amount(&self, checked: &CheckedLimit) -> u64 {
         self.estimate.reserved.of(checked.limit.unit())
     }
 
-    /// How long a cell holds the call up, in nanoseconds, and why; `None` if it does not.
-    fn blocked(
+    /// How much there must be of a limit; `None` if the call uses none of it.
+    pub(crate) fn needed(&self, checked: &CheckedLimit) -> Option<u64> {
+        self.estimate.needed(checked.limit.unit())
+    }
+
+    /// How long a key blocks the call, and why; `None` if it does not.
+    fn waits(
         &self,
         group: &LimitGroup,
         state: &mut State,
         has_turn: bool,
         now: u64,
         check: Check,
-    ) -> Option<(u64, Why)> {
-        let mut longest = state.budget().and_then(|budget| {
-            let (wait, unit) = budget.wait(&self.estimate.reserved, now);
-            (wait > 0).then(|| (wait, unit.map_or(Why::Closed, Why::Reported)))
+    ) -> Option<Waits> {
+        let budget = state.budget();
+        let reported = budget.and_then(|budget| budget.wait(&self.estimate, now));
+        let mut longest = reported.map(|wait| Waits {
+            nanos: wait.nanos,
+            known_nanos: wait.known_nanos,
+            why: wait.unit.map_or(Why::Closed, Why::Reported),
         });
         if check == Check::Leases && longest.is_none() && !self.has_leases(group, state, now) {
-            longest = Some((0, Why::Lease));
+            longest = Some(Waits::none(Why::Lease));
         }
         let (gauges, queue) = state.gauges_and_queue();
         let queue = queue.filter(|_| !has_turn);
@@ -348,33 +454,42 @@ impl Demand {
             Check::All => &group.limits[..],
             _ => &[],
         };
+        let ahead = match queue {
+            // Only these units of what others will use are known.
+            Some(queue) if limits.iter().any(CheckedLimit::is_exact) => {
+                queue.ahead(self.caller.as_ref())
+            }
+            _ => Amounts::NONE,
+        };
         for (limit, (checked, gauge)) in limits.iter().zip(gauges.iter_mut()).enumerate() {
-            let ahead = queue.map_or(0, |queue| queue.ahead[limit]);
-            let rate = checked.own_rate(self.tier);
-            // Who asks for nothing, because it is charged afterwards, waits all the same for debts to be paid off.
-            let amount = self.amount(checked).max(1);
-            let wait = gauge
-                .meter
-                .wait_behind(rate, ahead, amount, checked.now(now));
-            if wait > longest.map_or(0, |(longest, _)| longest) {
-                longest = Some((wait, Why::Limit(limit)));
+            let ahead = ahead.of(checked.limit.unit());
+            let (nanos, known_nanos) = gauge.waits(checked, self, ahead, now);
+            if nanos > 0 {
+                let why = Why::Limit(limit);
+                let waits = Waits {
+                    nanos,
+                    known_nanos,
+                    why,
+                };
+                longest = Some(longest.map_or(waits, |longest| longest.and(waits)));
             }
         }
         match queue {
-            Some(_) => Some((longest.map_or(0, |(wait, _)| wait), Why::Queue)),
+            Some(_) => Some(Waits {
+                why: Why::Queue,
+                ..longest.unwrap_or(Waits::none(Why::Queue))
+            }),
             None => longest,
         }
     }
 
-    /// Whether nobody waits, no provider has told anything, and all limits have room: nearly always, and soon seen.
+    /// Whether nothing waits, nothing was reported, and all limits have room: nearly always, and found fast.
     fn is_free(&self, keys: &KeyStates, states: &mut [MutexGuard<'_, State>], now: u64) -> bool {
         keys.iter().zip(states).all(|(key, state)| {
             let gauges = state.plain_gauges();
             gauges.is_some_and(|gauges| {
                 let mut limits = key.group.limits.iter().zip(gauges.iter_mut());
-                limits.all(|(checked, gauge)| {
-                    gauge.has_room(checked, self.tier, self.amount(checked), now)
-                })
+                limits.all(|(checked, gauge)| gauge.has_room(checked, self, now))
             })
         })
     }
@@ -382,7 +497,10 @@ impl Demand {
     fn has_leases(&self, group: &LimitGroup, state: &mut State, now: u64) -> bool {
         let leases = state.leases(group.limits.len()).iter();
         let mut leases = group.limits.iter().zip(leases);
-        leases.all(|(checked, lease)| lease.has(self.amount(checked).max(1), now))
+        leases.all(|(checked, lease)| {
+            self.needed(checked)
+                .is_none_or(|needed| lease.has(needed, now))
+        })
     }
 
     fn take(
@@ -408,14 +526,11 @@ impl Demand {
                 charge.lease_epochs.extend(spent);
             }
             if key.group.observes {
-                // From the first call on, so that those under way are known when one is told something.
+                // From the first call on, so that the calls in flight are known when a response reports something.
                 charge.budget = Some(state.budget_or_new().take(&self.estimate.reserved, now));
             }
             for (checked, gauge) in key.group.limits.iter().zip(state.gauges.iter_mut()) {
-                let rate = checked.own_rate(self.tier);
-                charge
-                    .epochs
-                    .push(gauge.take(checked, rate, self.amount(checked), now));
+                charge.epochs.push(gauge.charge(checked, self, now));
             }
         }
         charge

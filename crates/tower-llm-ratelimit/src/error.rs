@@ -36,7 +36,9 @@ pub(crate) enum Reason {
     /// The provider asked to wait.
     Closed,
     /// As many calls wait as may.
-    Queue,
+    QueueFull,
+    /// Other calls were ahead of it for as long as it could wait.
+    Waited(Duration),
     /// The store of a shared limit is unavailable.
     Store,
 }
@@ -59,8 +61,8 @@ impl RateLimited {
         self
     }
 
-    /// Returns the exceeded limit; `None` if the provider asked to wait, if other calls are ahead in the queue, or if the
-    /// store is unavailable.
+    /// Returns the exceeded limit; `None` if the provider asked to wait, if the queue is full, if other calls were ahead for
+    /// too long, or if the store is unavailable.
     #[must_use]
     pub fn limit(&self) -> Option<&Limit> {
         match &self.reason {
@@ -75,7 +77,10 @@ impl RateLimited {
         matches!(self.reason, Reason::Reported(_) | Reason::Closed)
     }
 
-    /// Returns the time until the same request could be admitted, if no other call is made; `None` if it is not known.
+    /// Returns the time until the same request could be admitted, by what is known to be used; `None` if it is not known.
+    ///
+    /// Tokens that calls in flight have reserved do not count, because most of them may be refunded. If only these block the
+    /// request, the time is not known: they may end at any time.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.refusal.retry_after()
@@ -88,7 +93,8 @@ impl fmt::Display for RateLimited {
             Reason::Limit(limit) => write!(f, "rate limit of {limit} exceeded"),
             Reason::Reported(unit) => write!(f, "the provider's limit of {unit} is exceeded"),
             Reason::Closed => f.write_str("the provider asked to wait"),
-            Reason::Queue => f.write_str("too many calls wait for the rate limit"),
+            Reason::QueueFull => f.write_str("too many calls wait for the rate limit"),
+            Reason::Waited(waited) => write!(f, "waited {waited:?} for the rate limit"),
             Reason::Store => f.write_str("the rate limit store is unavailable"),
         }?;
         match self.retry_after() {

@@ -9,15 +9,12 @@ use pin_project_lite::pin_project;
 use tower_llm_core::{Armed, BoxError, Call, Described, Guarded, Unsent, Watch};
 use tower_service::Service;
 
-use crate::{RateLimited, reservation::Reservation};
-
-/// Answers with what a call that waits has taken. Boxed: calls that need not wait are no larger for it.
-pub(crate) type Admission = Pin<Box<dyn Future<Output = Result<Reservation, RateLimited>> + Send>>;
+use crate::{reservation::Reservation, waiting::Waiting};
 
 pin_project! {
-    /// Answers when the limits have let the call through and the inner service has answered.
+    /// Resolves when the limits have admitted the call and the inner service has answered.
     ///
-    /// Dropping it leaves the queue, or settles what was taken.
+    /// Dropping it leaves the queue, or settles what was reserved.
     pub struct ResponseFuture<S: Service<Req>, Req, W> {
         #[pin]
         state: State<S, Req, W, Guarded<S::Future, W, Reservation>>,
@@ -28,19 +25,20 @@ pin_project! {
     #[project = StateProj]
     enum State<S, Req, W, F> {
         Refused { error: Option<BoxError> },
-        Waiting { admission: Admission, call: Option<Waiting<S, Req, W>> },
-        // There was room later: a service of its own is readied. Nothing was sent yet, so that who leaves gets all back.
-        Readying { call: Option<Waiting<S, Req, W>>, reservation: Option<Reservation> },
+        // Boxed, so that calls that need not wait are no larger for it.
+        Waiting { waiting: Box<Waiting>, call: Option<NotSent<S, Req, W>> },
+        // Admitted after a wait: a service of its own is readied. Nothing was sent yet, so dropping it refunds everything.
+        Readying { call: Option<NotSent<S, Req, W>>, reservation: Option<Reservation> },
         Running { #[pin] future: F },
     }
 }
 
-/// What is called when there is room.
-struct Waiting<S, Req, W> {
+/// A call that waits, and the service for it.
+struct NotSent<S, Req, W> {
     inner: S,
     request: Req,
     watch: W,
-    /// Dropped before there was room, the call was not sent: the layers around refund it too.
+    /// If it is dropped while it waits, it was not sent: the layers around it refund it too.
     _unsent: Unsent,
 }
 
@@ -64,15 +62,15 @@ impl<S: Service<Req>, Req, W> ResponseFuture<S, Req, W> {
         }
     }
 
-    pub(crate) fn waiting(admission: Admission, inner: S, request: Req, watch: W) -> Self {
-        let call = Some(Waiting {
+    pub(crate) fn waiting(waiting: Box<Waiting>, inner: S, request: Req, watch: W) -> Self {
+        let call = Some(NotSent {
             inner,
             request,
             watch,
             _unsent: Unsent::new(),
         });
         Self {
-            state: State::Waiting { admission, call },
+            state: State::Waiting { waiting, call },
         }
     }
 }
@@ -94,21 +92,23 @@ where
                     let error = error.take().expect("polled after it was ready");
                     return Poll::Ready(Err(error));
                 }
-                StateProj::Waiting { admission, call } => match ready!(admission.as_mut().poll(cx))
-                {
-                    Ok(reservation) => {
-                        let call = call.take();
-                        let reservation = Some(reservation);
-                        this.state.set(State::Readying { call, reservation });
+                StateProj::Waiting { waiting, call } => {
+                    let request = &call.as_ref().expect("it was not taken yet").request;
+                    match ready!(waiting.poll(cx, request)) {
+                        Ok(reservation) => {
+                            let call = call.take();
+                            let reservation = Some(reservation);
+                            this.state.set(State::Readying { call, reservation });
+                        }
+                        Err(error) => {
+                            let error = Some(error);
+                            this.state.set(State::Refused { error });
+                        }
                     }
-                    Err(error) => {
-                        let error = Some(error.into());
-                        this.state.set(State::Refused { error });
-                    }
-                },
+                }
                 StateProj::Readying { call, reservation } => {
-                    let waiting = call.as_mut().expect("polled after it was ready");
-                    let is_ready = ready!(waiting.inner.poll_ready(cx));
+                    let not_sent = call.as_mut().expect("polled after it was ready");
+                    let is_ready = ready!(not_sent.inner.poll_ready(cx));
                     let both = call.take().zip(reservation.take());
                     let (call, reservation) = both.expect("they were not taken yet");
                     if let Err(error) = is_ready {
@@ -123,7 +123,7 @@ where
     }
 }
 
-impl<S, Req, W> Waiting<S, Req, W>
+impl<S, Req, W> NotSent<S, Req, W>
 where
     S: Service<Req>,
     Req: Described,

@@ -29,8 +29,10 @@ pub(crate) struct LimitGroup {
     pub(crate) limits: Box<[CheckedLimit]>,
     pub(crate) clock: Clock,
     pub(crate) policy: Arc<Policy>,
-    /// Whether the provider's limits are learned for these keys.
+    /// Whether the limits that the provider reports are enforced for these keys.
     pub(crate) observes: bool,
+    /// Whether every limit is of an [exact](crate::Unit::is_exact) unit.
+    pub(crate) is_exact: bool,
     /// What was counted for keys that are gone.
     pub(crate) evicted: Evicted,
 }
@@ -93,6 +95,7 @@ impl LimitGroup {
                 admitted: AtomicU64::new(0),
                 consumed: limits.iter().map(|_| AtomicU64::new(0)).collect(),
             },
+            is_exact: limits.iter().all(CheckedLimit::is_exact),
             limits,
             clock,
             policy,
@@ -148,6 +151,11 @@ impl CheckedLimit {
         if before > 0 {
             self.store_name += &format!("#{before}");
         }
+    }
+
+    /// Whether its unit is [exact](crate::Unit::is_exact).
+    pub(crate) fn is_exact(&self) -> bool {
+        self.limit.unit().is_exact()
     }
 
     /// The limit as it is.
@@ -267,15 +275,16 @@ impl Evicted {
 // === impl Policy ===
 
 impl Policy {
-    /// What `request` reserves, and where its output is to be learned from.
+    /// What `request` reserves, and where its output is observed.
     pub(crate) fn estimate(
         &self,
         request: &dyn Described,
+        reports_usage: bool,
     ) -> (Estimate, Option<Arc<Keyed<ObservedOutput>>>) {
         let call = request.call();
         let call = call.as_deref();
         let mut observed = None;
-        let estimate = self.pricing.estimate(call, || {
+        let expected = || {
             let of_key = self.observed.get(request);
             let percentile = of_key.percentile(self.output_percentile);
             let expected = percentile.unwrap_or(UNTIL_OBSERVED);
@@ -285,7 +294,9 @@ impl Policy {
                 observed = Some(of_key);
             }
             expected
-        });
+        };
+        let expected = reports_usage.then_some(expected);
+        let estimate = self.pricing.estimate(call, expected);
         (estimate, observed)
     }
 }

@@ -118,7 +118,11 @@ impl RateLimitHandle {
     where
         F: Fn(&dyn Described) -> Cow<'static, str> + Send + Sync + 'static,
     {
-        self.engine.tiers.choose_by(Arc::new(policy))
+        let has_tiers = self.engine.tiers.choose_by(Arc::new(policy));
+        if has_tiers {
+            self.engine.wake_all();
+        }
+        has_tiers
     }
 }
 

@@ -101,8 +101,12 @@ impl Statuses {
             let (window, reset) = (seconds(one.period), seconds(one.full_in));
             // Writing into a string cannot fail.
             let _ = write!(policies, "{comma}\"{name}\";q={amount};w={window}");
-            if one.unit != Unit::Requests {
-                policies.push_str(";qu=\"tokens\"");
+            match one.unit {
+                Unit::Requests => {}
+                Unit::Cost => policies.push_str(";qu=\"cost\""),
+                Unit::InputTokens | Unit::OutputTokens | Unit::Tokens => {
+                    policies.push_str(";qu=\"tokens\"");
+                }
             }
             let _ = write!(statuses, "{comma}\"{name}\";r={remaining};t={reset}");
         }
@@ -121,6 +125,7 @@ impl LimitStatus {
             Unit::InputTokens => "input-tokens",
             Unit::OutputTokens => "output-tokens",
             Unit::Tokens => "tokens",
+            Unit::Cost => "cost",
         };
         format!("{unit}-{index}")
     }

@@ -3,15 +3,16 @@
 use std::{
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    task::Waker,
 };
 
 use smallvec::SmallVec;
 use tower_llm_core::{Evictable, Keyed};
 
 use crate::{
-    group::{CheckedLimit, LimitGroup},
+    engine::Demand,
+    group::{CheckedLimit, Clock, LimitGroup},
     lease::Lease,
-    limit::Rate,
     meter::Meter,
     provider_budget::ProviderBudget,
     queue::Queue,
@@ -184,28 +185,49 @@ impl State {
     /// How many wait.
     pub(crate) fn waiting(&self) -> usize {
         let queue = self.extra.as_ref().and_then(|extra| extra.queue.as_ref());
-        queue.map_or(0, |queue| queue.waiting)
+        queue.map_or(0, Queue::len)
     }
 
-    /// Has the first in the line try again, if there is one: woken with the lock free.
-    pub(crate) fn free(mut this: MutexGuard<'_, Self>) {
-        let freed = this.queue().map(|queue| queue.freed());
+    /// Wakes the head of the queue, if there is one, to try again.
+    pub(crate) fn wake_head(mut this: MutexGuard<'_, Self>, clock: Clock) {
+        let head = this
+            .queue()
+            .and_then(|queue| queue.wake_head(clock.now_nanos()));
+        Self::wake(this, head);
+    }
+
+    /// Wakes a call. Its waker runs foreign code: it is woken without the lock.
+    pub(crate) fn wake(this: MutexGuard<'_, Self>, waker: Option<Waker>) {
         drop(this);
-        if let Some(wake) = freed {
-            wake();
+        if let Some(waker) = waker {
+            waker.wake();
         }
+    }
+
+    /// The wakers of all calls that wait, which are to see whether they wait in vain: to be woken without the lock.
+    pub(crate) fn wake_all(&mut self, clock: Clock) -> Vec<Waker> {
+        let queue = self.queue();
+        queue.map_or_else(Vec::new, |queue| queue.wake_all(clock.now_nanos()))
     }
 
     pub(crate) fn queue(&mut self) -> Option<&mut Queue> {
         self.extra.as_mut()?.queue.as_mut()
     }
 
-    pub(crate) fn queue_or_new(&mut self, limits: usize) -> &mut Queue {
-        let extra = self.extra.get_or_insert_default();
-        extra.queue.get_or_insert_with(|| Queue::new(limits))
+    pub(crate) fn queue_or_new(&mut self) -> &mut Queue {
+        self.extra
+            .get_or_insert_default()
+            .queue
+            .get_or_insert_default()
     }
 
-    /// Ends the queue, when nobody is in it any more.
+    /// Whether `most` calls wait.
+    pub(crate) fn queue_is_full(&self, most: usize, now_nanos: u64) -> bool {
+        let queue = self.extra.as_ref().and_then(|extra| extra.queue.as_ref());
+        queue.map_or(most == 0, |queue| queue.is_full(most, now_nanos))
+    }
+
+    /// Drops the queue, which is empty.
     pub(crate) fn drop_queue(&mut self) {
         if let Some(extra) = &mut self.extra {
             extra.queue = None;
@@ -257,46 +279,86 @@ impl Gauges {
 // === impl Gauge ===
 
 impl Gauge {
-    /// Whether `amount` can be taken now, of a limit that nobody waits for.
-    pub(crate) fn has_room(
+    /// Whether a limit without a queue admits the call now.
+    pub(crate) fn has_room(&mut self, checked: &CheckedLimit, demand: &Demand, now: u64) -> bool {
+        let rate = checked.own_rate(demand.tier);
+        demand.needed(checked).is_none_or(|needed| {
+            // More than there ever is: what the call needs is never zero, but may be just above the capacity.
+            needed <= rate.capacity && self.meter.wait(rate, needed, checked.now(now)) == 0
+        })
+    }
+
+    /// How long a limit blocks the call, in nanoseconds, behind `ahead` that calls before it need: by what is reserved, and
+    /// by what is known to be used.
+    pub(crate) fn waits(
+        &mut self,
+        checked: &CheckedLimit,
+        demand: &Demand,
+        ahead: u64,
+        now: u64,
+    ) -> (u64, u64) {
+        let (rate, now) = (checked.own_rate(demand.tier), checked.now(now));
+        let Some(needed) = demand.needed(checked) else {
+            return (0, 0);
+        };
+        if checked.is_exact() {
+            let wait = self.meter.wait_behind(rate, ahead, needed, now);
+            return (wait, wait);
+        }
+        // Neither what the calls before it use is known, nor what those in flight do.
+        let wait = self.meter.wait_behind(rate, 0, needed, now);
+        match wait {
+            0 => (0, 0),
+            wait => (wait, self.meter.settled_wait(rate, needed, now)),
+        }
+    }
+
+    /// How long the limit as a whole blocks the call by what is known to be used here, if calls in flight have reserved more.
+    pub(crate) fn settled_wait_in_flight(
+        &mut self,
+        checked: &CheckedLimit,
+        demand: &Demand,
+        now: u64,
+    ) -> Option<u64> {
+        let needed = demand.needed(checked).filter(|_| !checked.is_exact())?;
+        let (rate, now) = (checked.rate(demand.tier), checked.now(now));
+        let wait = self.meter.settled_wait(rate, needed, now);
+        self.meter.has_unsettled().then_some(wait)
+    }
+
+    /// Charges what the call reserves; returns the epoch by which it is settled.
+    pub(crate) fn charge(&mut self, checked: &CheckedLimit, demand: &Demand, now: u64) -> u32 {
+        let (rate, amount) = (checked.own_rate(demand.tier), demand.amount(checked));
+        self.consumed = self.consumed.saturating_add(amount);
+        match checked.is_exact() {
+            true => self.meter.take(rate, amount, checked.now(now)),
+            false => self.meter.reserve(rate, amount, checked.now(now)),
+        }
+    }
+
+    /// Settles what a call reserved, and refunds what it did not use.
+    pub(crate) fn settle(
         &mut self,
         checked: &CheckedLimit,
         tier: Tier,
-        amount: u64,
-        now: u64,
-    ) -> bool {
-        let rate = checked.own_rate(tier);
-        // Who asks for nothing waits all the same for debts to be paid off.
-        amount <= rate.capacity && self.meter.wait(rate, amount.max(1), checked.now(now)) == 0
-    }
-
-    /// Takes `amount`; returns the mark by which it is settled.
-    pub(crate) fn take(
-        &mut self,
-        checked: &CheckedLimit,
-        rate: &Rate,
-        amount: u64,
-        now: u64,
-    ) -> u32 {
-        self.consumed = self.consumed.saturating_add(amount);
-        self.meter.take(rate, amount, checked.now(now))
-    }
-
-    /// Gives back what was reserved and not used.
-    pub(crate) fn settle_down(
-        &mut self,
-        checked: &CheckedLimit,
-        rate: &Rate,
         epoch: u32,
-        less: u64,
+        reserved: u64,
+        used: u64,
     ) {
-        self.consumed = self.consumed.saturating_sub(less);
-        self.meter.give_back(rate, epoch, less);
-        checked.counts.refunded.fetch_add(less, Ordering::Relaxed);
+        let rate = checked.own_rate(tier);
+        let refund = reserved.saturating_sub(used);
+        match checked.is_exact() {
+            true => self.meter.give_back(rate, epoch, refund),
+            false => self.meter.settle(rate, epoch, reserved, refund),
+        }
+        if refund > 0 {
+            self.consumed = self.consumed.saturating_sub(refund);
+            checked.counts.refunded.fetch_add(refund, Ordering::Relaxed);
+        }
     }
 
-    /// Charges what was used beyond what was reserved.
-    pub(crate) fn settle_up(&mut self, checked: &CheckedLimit, tier: Tier, more: u64, now: u64) {
+    /// Charges what a call used beyond its reservation.
+    pub(crate) fn charge_more(&mut self, checked: &CheckedLimit, tier: Tier, more: u64, now: u64) {
         let (counts, now) = (&checked.counts, checked.now(now));
         self.consumed = self.consumed.saturating_add(more);
         self.meter.take(checked.own_rate(tier), more, now);
@@ -314,7 +376,7 @@ impl std::fmt::Debug for KeyState {
 }
 
 const _: () = assert!(
-    mem::size_of::<KeyState>() <= 120,
+    mem::size_of::<KeyState>() <= 152,
     "a key's memory is promised to be small"
 );
 

@@ -89,6 +89,7 @@ mod shared;
 )]
 mod store;
 mod tier;
+mod waiting;
 
 pub use self::{
     attempt::StoreFallback,

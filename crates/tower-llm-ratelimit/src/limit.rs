@@ -51,6 +51,8 @@ pub enum Unit {
     OutputTokens,
     /// Input and output tokens together.
     Tokens,
+    /// The [cost](tower_llm_core::Call::cost) of calls, in the service's own units.
+    Cost,
 }
 
 /// A [`Limit`] without a period yet.
@@ -112,6 +114,13 @@ impl Limit {
     /// A limit of `amount` output tokens.
     pub const fn output_tokens(amount: u64) -> LimitBuilder {
         LimitBuilder::new(Unit::OutputTokens, amount)
+    }
+
+    /// A limit of `amount` units of the service's own: of the [cost](tower_llm_core::Call::cost) that its calls state.
+    ///
+    /// A call is charged its cost in full if it reached the model, and nothing if it was refused.
+    pub const fn cost(amount: u64) -> LimitBuilder {
+        LimitBuilder::new(Unit::Cost, amount)
     }
 
     /// Sets the kind of key to limit by; the layer's [`key_by`](crate::RateLimitBuilder::key_by) unless set.
@@ -289,7 +298,17 @@ impl LimitBuilder {
 
 impl Unit {
     /// In the order in which costs are kept.
-    pub(crate) const ALL: [Self; 4] = [
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Requests,
+        Self::InputTokens,
+        Self::OutputTokens,
+        Self::Tokens,
+        Self::Cost,
+    ];
+
+    /// Those that providers report.
+    pub(crate) const REPORTED: [Self; 4] = [
         Self::Requests,
         Self::InputTokens,
         Self::OutputTokens,
@@ -298,6 +317,11 @@ impl Unit {
 
     pub(crate) fn index(self) -> usize {
         self as usize
+    }
+
+    /// Whether what a call reserves of it is what the call uses, unless it is refused. Of tokens, most may be refunded.
+    pub(crate) fn is_exact(self) -> bool {
+        matches!(self, Self::Requests | Self::Cost)
     }
 }
 
@@ -308,6 +332,7 @@ impl fmt::Display for Unit {
             Self::InputTokens => "input tokens",
             Self::OutputTokens => "output tokens",
             Self::Tokens => "tokens",
+            Self::Cost => "cost units",
         })
     }
 }

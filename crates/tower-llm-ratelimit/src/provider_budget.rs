@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     Unit,
     attempt::nanos,
-    cost::Cost,
+    cost::{Amounts, Estimate},
     limit::Rate,
     meter::Bucket,
     provider_headers::{LimitStatus, ProviderHeaders},
@@ -25,6 +25,16 @@ pub(crate) struct ProviderBudget {
     told_last: u32,
     /// When the last call was let through.
     sent_at_nanos: u64,
+}
+
+/// How long a call has to wait for what the provider reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BudgetWait {
+    pub(crate) nanos: u64,
+    /// The same if the calls in flight use no tokens.
+    pub(crate) known_nanos: u64,
+    /// Of which limit; `None` if the provider asked to wait.
+    pub(crate) unit: Option<Unit>,
 }
 
 /// A sum by unit, of which only differences matter: it wraps.
@@ -60,31 +70,44 @@ const ASK_AGAIN: Duration = MINUTE;
 const MINUTE: Duration = Duration::from_secs(60);
 
 impl ProviderBudget {
-    /// How long until a call of `cost` may be sent, in nanoseconds, and because of which unit; of none, because the
-    /// provider asked to wait.
-    pub(crate) fn wait(&mut self, cost: &Cost, now_nanos: u64) -> (u64, Option<Unit>) {
+    /// How long until a call may be sent; `None` if it may be now.
+    pub(crate) fn wait(&mut self, estimate: &Estimate, now_nanos: u64) -> Option<BudgetWait> {
         let asks_again_at = self.sent_at_nanos.saturating_add(nanos(ASK_AGAIN));
         let asks_again_in = asks_again_at.saturating_sub(now_nanos);
-        let mut longest = (self.closed_until_nanos.saturating_sub(now_nanos), None);
-        for unit in Unit::ALL {
-            if let Some(ReportedBudget { bucket, rate, .. }) = &mut self.buckets[unit.index()] {
-                // A call that is larger than the limit may be refused by the provider: what it told is a hint.
-                let amount = cost.of(unit).clamp(1, rate.capacity);
+        let closed_for = self.closed_until_nanos.saturating_sub(now_nanos);
+        let mut longest = BudgetWait {
+            nanos: closed_for,
+            known_nanos: closed_for,
+            unit: None,
+        };
+        let unanswered = self.let_through.since(&self.answered);
+        for unit in Unit::REPORTED {
+            if let Some(ReportedBudget { bucket, rate, .. }) = &mut self.buckets[unit.index()]
+                && let Some(needed) = estimate.needed(unit)
+            {
+                // A call that is larger than the limit may be refused by the provider: what it reported is a hint.
+                let amount = needed.min(rate.capacity);
                 let wait = bucket.wait(rate, amount, now_nanos).min(asks_again_in);
-                if wait > longest.0 {
-                    longest = (wait, Some(unit));
+                let refundable = match unit.is_exact() {
+                    true => 0,
+                    false => unanswered[unit.index()],
+                };
+                let known = bucket.wait_without(rate, amount, refundable, now_nanos);
+                longest.known_nanos = longest.known_nanos.max(known.min(asks_again_in));
+                if wait > longest.nanos {
+                    (longest.nanos, longest.unit) = (wait, Some(unit));
                 }
             }
         }
-        longest
+        (longest.nanos > 0).then_some(longest)
     }
 
     /// Counts a call that is sent.
-    pub(crate) fn take(&mut self, cost: &Cost, now_nanos: u64) -> Epoch {
+    pub(crate) fn take(&mut self, cost: &Amounts, now_nanos: u64) -> Epoch {
         self.let_through.add(cost);
         self.sent_at_nanos = now_nanos;
         let number = self.let_through.number();
-        for unit in Unit::ALL {
+        for unit in Unit::REPORTED {
             if let Some(reported) = &mut self.buckets[unit.index()] {
                 reported.take(cost.of(unit), number, now_nanos);
             }
@@ -96,9 +119,9 @@ impl ProviderBudget {
 
     /// Gives back what a call of `cost` has taken that was never sent, but nothing of what the provider told meanwhile that
     /// is taken: it cannot have counted this call.
-    pub(crate) fn never_sent(&mut self, cost: &Cost, epoch: Epoch, now_nanos: u64) {
+    pub(crate) fn never_sent(&mut self, cost: &Amounts, epoch: Epoch, now_nanos: u64) {
         self.answered.add(cost);
-        for unit in Unit::ALL {
+        for unit in Unit::REPORTED {
             if let Some(reported) = &mut self.buckets[unit.index()] {
                 reported.never_sent(cost.of(unit), epoch.number, now_nanos);
             }
@@ -113,7 +136,7 @@ impl ProviderBudget {
     /// taken it between the two.
     pub(crate) fn answered(
         &mut self,
-        cost: &Cost,
+        cost: &Amounts,
         epoch: Epoch,
         reported: &ProviderHeaders,
         now_nanos: u64,
@@ -217,8 +240,8 @@ impl Counter {
         clippy::cast_possible_truncation,
         reason = "the lower half is what is meant"
     )]
-    fn add(&mut self, cost: &Cost) {
-        for (sum, unit) in self.0.iter_mut().zip(Unit::ALL) {
+    fn add(&mut self, cost: &Amounts) {
+        for (sum, unit) in self.0.iter_mut().zip(Unit::REPORTED) {
             *sum = sum.wrapping_add(cost.of(unit) as u32);
         }
     }

@@ -1,227 +1,262 @@
-//! Calls that wait for one key's limits.
+//! The calls that wait for the limits of one key: plain data, which takes `now`.
 //!
-//! Only the first in the line tries: it sleeps until there is room for it by what is known, or until somebody gives
-//! something back. So a large call is not starved by a flow of small ones, and nobody overtakes.
+//! Each caller has a *lane*, in which its calls go in the order in which they were made. Lanes take turns: one that was
+//! served goes to the end. So a caller with a thousand calls delays another caller's first one by a single call.
+//!
+//! Only the *head* tries: it sleeps until the limits have room for it, or until it is woken because something was settled.
+//! So a large call is not starved by a flow of small ones.
+//!
+//! A call can be alive without being polled: held in a set whose owner is busy, for one. As head it would hold up all
+//! others. Every call therefore notes until when it should have been polled, because a timer of its own fires or because it
+//! was woken. If it is late by [`PATIENCE`], it is *stalled*: it is passed over until it is polled again, and does not
+//! count as waiting. The others look for that on timers of their own, since no other task would wake them.
 
-use std::{sync::Arc, time::Duration};
-
-use tokio::{
-    sync::{Notify, Semaphore},
-    time::{Instant, timeout_at},
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem,
+    task::Waker,
 };
-use tower_llm_core::Keyed;
 
-use crate::{
-    RateLimited,
-    engine::{Blocked, Demand, Engine, Turns},
-    key_state::{KeyState, KeyStates},
-    reservation::Reservation,
-};
+use tower_llm_core::Caller;
 
-/// The line before one key's limits; there is none while nobody waits.
-#[derive(Debug)]
+use crate::cost::Amounts;
+
+/// How late a call may be polled before it is passed over.
+pub(crate) const PATIENCE_NANOS: u64 = 1_000_000_000;
+
+/// The calls that wait; it exists only while there are any.
+#[derive(Debug, Default)]
 pub(crate) struct Queue {
-    turn: Arc<Turn>,
-    pub(crate) waiting: usize,
-    /// What those who wait will take, by limit.
-    pub(crate) ahead: Box<[u64]>,
+    lanes: HashMap<LaneId, Lane>,
+    ids: HashMap<Option<Caller>, LaneId>,
+    /// The lanes in the order of their turns.
+    turns: BTreeMap<u64, LaneId>,
+    /// Numbers lanes, turns and calls.
+    next: u64,
 }
 
-/// Whose turn it is: tokio's semaphore hands its one permit out in the order in which it was asked for.
+type LaneId = u64;
+
+/// The calls of one caller; never empty.
 #[derive(Debug)]
-struct Turn {
-    permit: Semaphore,
-    freed: Notify,
+struct Lane {
+    caller: Option<Caller>,
+    turn: u64,
+    /// By number.
+    calls: BTreeMap<u64, Entry>,
 }
 
-/// A place in a line; dropping it leaves.
+/// Where a call is in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Position {
+    lane: LaneId,
+    number: u64,
+}
+
 #[derive(Debug)]
-struct Place {
-    group: usize,
-    key: Arc<Keyed<KeyState>>,
-    turn: Arc<Turn>,
-    amounts: Box<[u64]>,
+struct Entry {
+    reserves: Amounts,
+    /// `None` before it was polled for the first time.
+    waker: Option<Waker>,
+    /// Whether it is to try again, or to see whether it waits in vain.
+    is_woken: bool,
+    /// When it is polled at the latest, unless it is stalled.
+    due_nanos: u64,
 }
 
-/// A call that waits: in a line, or for the store of shared limits.
-#[derive(Debug)]
-pub(crate) struct Waiting {
-    engine: Arc<Engine>,
-    keys: KeyStates,
-    demand: Demand,
-    until: Instant,
-    turns: Turns,
-    /// `None` before it was denied for the first time.
-    place: Option<Place>,
+/// What a call that is polled is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Polled {
+    /// Nothing has changed.
+    Sleep,
+    /// It is the head: it tries.
+    Try,
+    /// It looks whether it waits in vain, and sleeps until then at the latest.
+    Look { until_nanos: u64 },
 }
 
-const PAUSE: Duration = Duration::from_millis(1);
-
-// === impl Queue ===
+/// How a call leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leaves {
+    /// It was served: its caller's turn is over.
+    Served,
+    Unserved,
+}
 
 impl Queue {
-    pub(crate) fn new(limits: usize) -> Self {
-        Self {
-            turn: Arc::new(Turn {
-                permit: Semaphore::new(1),
-                freed: Notify::new(),
-            }),
-            waiting: 0,
-            ahead: vec![0; limits].into(),
+    /// Joins; the call should be polled soon.
+    pub(crate) fn join(
+        &mut self,
+        caller: Option<Caller>,
+        reserves: Amounts,
+        now_nanos: u64,
+    ) -> Position {
+        let number = self.number();
+        let lane = match self.ids.get(&caller) {
+            Some(&lane) => lane,
+            None => self.add_lane(caller),
+        };
+        let entry = Entry {
+            reserves,
+            waker: None,
+            is_woken: true,
+            due_nanos: now_nanos,
+        };
+        let calls = self.lanes.get_mut(&lane).map(|lane| &mut lane.calls);
+        calls.expect("it is there").insert(number, entry);
+        Position { lane, number }
+    }
+
+    fn add_lane(&mut self, caller: Option<Caller>) -> LaneId {
+        let (id, turn) = (self.number(), self.number());
+        self.ids.insert(caller.clone(), id);
+        self.turns.insert(turn, id);
+        let calls = BTreeMap::new();
+        self.lanes.insert(
+            id,
+            Lane {
+                caller,
+                turn,
+                calls,
+            },
+        );
+        id
+    }
+
+    /// Leaves. Returns the waker of the new head, if the call was the head.
+    pub(crate) fn leave(
+        &mut self,
+        position: Position,
+        leaves: Leaves,
+        now_nanos: u64,
+    ) -> Option<Waker> {
+        let was_head = self.head(now_nanos) == Some(position);
+        let turn = self.number();
+        let lane = self.lanes.get_mut(&position.lane)?;
+        lane.calls.remove(&position.number);
+        if lane.calls.is_empty() {
+            self.turns.remove(&lane.turn);
+            self.ids.remove(&lane.caller);
+            self.lanes.remove(&position.lane);
+        } else if leaves == Leaves::Served {
+            self.turns.remove(&lane.turn);
+            lane.turn = turn;
+            self.turns.insert(turn, position.lane);
+        }
+        was_head.then(|| self.wake_head(now_nanos)).flatten()
+    }
+
+    /// The call is polled, and woken by `waker` from now on.
+    pub(crate) fn poll(&mut self, position: Position, waker: &Waker, now_nanos: u64) -> Polled {
+        let Some(entry) = self.entry(position) else {
+            return Polled::Try;
+        };
+        match &mut entry.waker {
+            Some(known) => known.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+        let is_due = mem::take(&mut entry.is_woken) || now_nanos >= entry.due_nanos;
+        if !is_due {
+            return Polled::Sleep;
+        }
+        entry.due_nanos = now_nanos;
+        match self.head(now_nanos) {
+            Some(head) if head != position => {
+                let due_nanos = self.entry(head).map_or(now_nanos, |entry| entry.due_nanos);
+                let until_nanos = due_nanos.saturating_add(PATIENCE_NANOS);
+                Polled::Look { until_nanos }
+            }
+            _ => Polled::Try,
         }
     }
 
-    /// Has the first try again: there may be room earlier than it knew. To be woken with the cell's lock free.
-    pub(crate) fn freed(&self) -> impl FnOnce() + use<> {
-        let turn = Arc::clone(&self.turn);
-        move || turn.freed.notify_one()
+    /// The call sleeps until `due_nanos`. Returns `false` if it was woken meanwhile.
+    pub(crate) fn sleep(&mut self, position: Position, due_nanos: u64) -> bool {
+        let Some(entry) = self.entry(position) else {
+            return true;
+        };
+        if !entry.is_woken {
+            entry.due_nanos = due_nanos;
+        }
+        !entry.is_woken
     }
-}
 
-// === impl Place ===
+    /// Has the head try again; returns its waker.
+    pub(crate) fn wake_head(&mut self, now_nanos: u64) -> Option<Waker> {
+        let head = self.head(now_nanos)?;
+        self.entry(head)?.wake(now_nanos)
+    }
 
-impl Place {
-    /// Joins the line before one of `cells`; `None` if `max_waiting` are in it.
-    fn join(keys: &KeyStates, group: usize, demand: &Demand, max_waiting: usize) -> Option<Self> {
-        let key = &keys[group];
-        let limits = &key.group.limits;
-        let amounts: Box<[u64]> = limits
-            .iter()
-            .map(|checked| demand.amount(checked))
-            .collect();
-        let mut state = key.lock();
-        if state.waiting() >= max_waiting {
-            return None;
-        }
-        let queue = state.queue_or_new(amounts.len());
-        queue.waiting += 1;
-        for (ahead, amount) in queue.ahead.iter_mut().zip(&amounts) {
-            *ahead = ahead.saturating_add(*amount);
-        }
-        Some(Self {
-            group,
-            key: Arc::clone(key),
-            turn: Arc::clone(&queue.turn),
-            amounts,
+    /// Has every call see whether it waits in vain; returns their wakers.
+    pub(crate) fn wake_all(&mut self, now_nanos: u64) -> Vec<Waker> {
+        let lanes = self.lanes.values_mut();
+        let calls = lanes.flat_map(|lane| lane.calls.values_mut());
+        calls.filter_map(|entry| entry.wake(now_nanos)).collect()
+    }
+
+    /// The first call that is not stalled, of the first lane that has one.
+    fn head(&self, now_nanos: u64) -> Option<Position> {
+        self.turns.values().find_map(|&lane| {
+            let mut calls = self.lanes.get(&lane)?.calls.iter();
+            let first = calls.find(|(_, entry)| !entry.is_stalled(now_nanos));
+            first.map(|(&number, _)| Position { lane, number })
         })
     }
-}
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut state = self.key.lock();
-        let Some(queue) = state.queue() else { return };
-        queue.waiting -= 1;
-        for (ahead, amount) in queue.ahead.iter_mut().zip(&self.amounts) {
-            *ahead = ahead.saturating_sub(*amount);
-        }
-        if queue.waiting == 0 {
-            state.drop_queue();
-        }
-    }
-}
-
-// === impl Waiting ===
-
-impl Waiting {
-    /// A call that is decided by a store.
-    pub(crate) fn for_store(
-        engine: &Arc<Engine>,
-        keys: KeyStates,
-        demand: Demand,
-        now: Instant,
-    ) -> Self {
-        Self {
-            engine: Arc::clone(engine),
-            keys,
-            demand,
-            until: now + engine.max_wait,
-            turns: Turns::default(),
-            place: None,
-        }
-    }
-
-    /// A call that was denied, unless it cannot be admitted in time, or there is no room in the line.
-    pub(crate) fn in_line(
-        engine: &Arc<Engine>,
-        keys: KeyStates,
-        demand: Demand,
-        blocked: &Blocked,
-        now: Instant,
-    ) -> Result<Self, RateLimited> {
-        let mut waiting = Self::for_store(engine, keys, demand, now);
-        waiting.join(blocked, now)?;
-        Ok(waiting)
-    }
-
-    /// Waits until the call is admitted, or cannot be any more.
-    pub(crate) async fn admitted(mut self) -> Result<Reservation, RateLimited> {
-        loop {
-            let attempted = match self.place.take() {
-                Some(place) => self.attempt_in_line(place).await?,
-                None => self.attempt().await,
-            };
-            match attempted {
-                Ok(reservation) => return Ok(reservation),
-                // It joins the line where it is held up now, and its turn in the one before is somebody else's.
-                Err(blocked) => self.join(&blocked, Instant::now())?,
+    /// What the calls reserve that a new one of `caller` would be behind: all of its caller's, and as many of each other
+    /// caller's, and one more where the other's turn comes first.
+    pub(crate) fn ahead(&self, caller: Option<&Caller>) -> Amounts {
+        let caller = caller.cloned();
+        let own = self.ids.get(&caller).and_then(|id| self.lanes.get(id));
+        let (before, turn) = own.map_or((0, u64::MAX), |lane| (lane.calls.len(), lane.turn));
+        let mut ahead = Amounts::NONE;
+        for lane in self.lanes.values() {
+            let most = before + usize::from(lane.turn < turn);
+            for entry in lane.calls.values().take(most) {
+                ahead = ahead.plus(&entry.reserves);
             }
         }
+        ahead
     }
 
-    /// Waits for its turn, and then for room at this cell. What another cell denies is for that one's line.
-    async fn attempt_in_line(
-        &mut self,
-        place: Place,
-    ) -> Result<Result<Reservation, Blocked>, RateLimited> {
-        let turn = &*place.turn;
-        let Ok(_permit) = timeout_at(self.until, turn.permit.acquire()).await else {
-            let refused = self.engine.waited(&self.keys, &self.demand, place.group);
-            return Err(refused);
-        };
-        self.turns.come(place.group);
-        loop {
-            let blocked = match self.attempt().await {
-                Err(blocked) if blocked.group == place.group => blocked,
-                admitted_or_elsewhere => return Ok(admitted_or_elsewhere),
-            };
-            let now = Instant::now();
-            self.check_in_time(&blocked, now)?;
-            // Whatever it was told, it does not try again and again without a pause.
-            let room_at = now + Duration::from_nanos(blocked.here_nanos).max(PAUSE);
-            // It tries again either way.
-            let _ = timeout_at(room_at, turn.freed.notified()).await;
-        }
+    /// How many calls there are.
+    pub(crate) fn len(&self) -> usize {
+        self.lanes.values().map(|lane| lane.calls.len()).sum()
     }
 
-    async fn attempt(&self) -> Result<Reservation, Blocked> {
-        let Self {
-            engine,
-            keys,
-            demand,
-            ..
-        } = self;
-        engine.attempt(keys, demand, self.turns).await
+    /// Whether `most` calls wait that are not stalled.
+    pub(crate) fn is_full(&self, most: usize, now_nanos: u64) -> bool {
+        let calls = self.lanes.values().flat_map(|lane| lane.calls.values());
+        let waiting = calls.filter(|entry| !entry.is_stalled(now_nanos));
+        waiting.count() >= most
     }
 
-    fn join(&mut self, blocked: &Blocked, now: Instant) -> Result<(), RateLimited> {
-        self.check_in_time(blocked, now)?;
-        let place = Place::join(
-            &self.keys,
-            blocked.group,
-            &self.demand,
-            self.engine.max_waiting,
-        );
-        self.place =
-            Some(place.ok_or_else(|| self.engine.refuse(&self.keys, &self.demand, blocked))?);
-        Ok(())
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lanes.is_empty()
     }
 
-    fn check_in_time(&self, blocked: &Blocked, now: Instant) -> Result<(), RateLimited> {
-        let left = self.until.saturating_duration_since(now);
-        if left.is_zero() || left < Duration::from_nanos(blocked.wait_nanos) {
-            return Err(self.engine.refuse(&self.keys, &self.demand, blocked));
-        }
-        Ok(())
+    fn entry(&mut self, position: Position) -> Option<&mut Entry> {
+        let lane = self.lanes.get_mut(&position.lane)?;
+        lane.calls.get_mut(&position.number)
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
     }
 }
+
+impl Entry {
+    fn wake(&mut self, now_nanos: u64) -> Option<Waker> {
+        self.is_woken = true;
+        self.due_nanos = self.due_nanos.min(now_nanos);
+        self.waker.clone()
+    }
+
+    fn is_stalled(&self, now_nanos: u64) -> bool {
+        now_nanos >= self.due_nanos.saturating_add(PATIENCE_NANOS)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! What a call has reserved in its limits, from its admission to its end.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, task::Waker};
 
 use http::response::Parts;
 use tokio::time::Instant;
@@ -8,7 +8,7 @@ use tower_llm_core::{Completion, Guard, Outcome};
 
 use crate::{
     Headers,
-    cost::Cost,
+    cost::Amounts,
     engine::{Charge, Demand},
     group::{CheckedLimit, Policy},
     headers::Statuses,
@@ -28,7 +28,7 @@ pub struct Reservation {
     demand: Demand,
     // `None` once it is settled.
     charge: Option<Charge>,
-    /// What was taken from a store besides.
+    /// What the store of shared limits holds for it.
     holding: Option<Box<Holding>>,
 }
 
@@ -60,10 +60,10 @@ impl Reservation {
         self.keys.first().map(|key| &*key.group.policy)
     }
 
-    /// Changes what was taken to what was used, once.
-    fn settle(&mut self, used: &Cost, ended_at: Option<Instant>) {
+    /// Settles what was reserved to what was used, once.
+    fn settle(&mut self, used: &Amounts, ended_at: Option<Instant>) {
         if self.observes() {
-            match *used == Cost::NONE {
+            match *used == Amounts::NONE {
                 true => self.never_sent(),
                 false => self.answered(None),
             }
@@ -71,9 +71,6 @@ impl Reservation {
         let Some(charge) = self.charge.take() else {
             return;
         };
-        if *used == self.demand.estimate.reserved && self.holding.is_none() {
-            return;
-        }
         if let Some(holding) = self.holding.take() {
             let limits = self.keys.iter().flat_map(|key| &key.group.limits);
             holding.settle(limits.map(|checked| used.of(checked.limit.unit())));
@@ -83,43 +80,41 @@ impl Reservation {
         }
         let mut epochs = &charge.epochs[..];
         for key in &self.keys {
-            let (of_cell, others) = epochs.split_at(key.group.limits.len());
+            let limits = &key.group.limits;
+            let (of_key, others) = epochs.split_at(limits.len());
             epochs = others;
-            let mut limits = key.group.limits.iter();
-            if limits.any(|checked| self.change(checked, used) != Change::None) {
-                self.settle_cell(key, of_cell, used, ended_at);
+            let is_changed = |checked| self.change(checked, used) != Change::None;
+            if !key.group.is_exact || limits.iter().any(is_changed) {
+                self.settle_key(key, of_key, used, ended_at);
             }
         }
     }
 
-    fn settle_cell(&self, key: &KeyState, epochs: &[u32], used: &Cost, ended_at: Option<Instant>) {
-        let group = &key.group;
+    fn settle_key(
+        &self,
+        key: &KeyState,
+        epochs: &[u32],
+        used: &Amounts,
+        ended_at: Option<Instant>,
+    ) {
+        let (group, tier) = (&key.group, self.demand.tier);
         let mut state = key.lock();
-        let mut has_freed = false;
         let gauges = state.gauges.iter_mut();
         for ((checked, gauge), &epoch) in group.limits.iter().zip(gauges).zip(epochs) {
-            let rate = checked.own_rate(self.demand.tier);
-            match self.change(checked, used) {
-                Change::None => {}
-                Change::Less(less) => {
-                    gauge.settle_down(checked, rate, epoch, less);
-                    has_freed = true;
-                }
-                Change::More(more) => {
-                    // Seldom, so that the clock is seldom read.
-                    let now = ended_at.unwrap_or_else(Instant::now);
-                    let tier = self.demand.tier;
-                    gauge.settle_up(checked, tier, more, group.clock.nanos(now));
-                }
+            let (reserved, used) = (self.demand.amount(checked), used.of(checked.limit.unit()));
+            gauge.settle(checked, tier, epoch, reserved, used);
+            if used > reserved {
+                // Seldom, so that the clock is seldom read.
+                let now = ended_at.unwrap_or_else(Instant::now);
+                gauge.charge_more(checked, tier, used - reserved, group.clock.nanos(now));
             }
         }
-        if has_freed {
-            State::free(state);
-        }
+        // There is room for the next call now, or it is known that there will be none in time.
+        State::wake_head(state, group.clock);
     }
 
     /// Changes what was taken of shares to what was used; what is not of a present one is for the store.
-    fn settle_leases(&self, epochs: &[u64], used: &Cost) {
+    fn settle_leases(&self, epochs: &[u64], used: &Amounts) {
         let policy = self.policy();
         let Some(shared) = policy.and_then(|policy| policy.shared.as_ref()) else {
             return;
@@ -159,7 +154,7 @@ impl Reservation {
     }
 
     /// What was used of a limit, beside what was reserved.
-    fn change(&self, checked: &CheckedLimit, used: &Cost) -> Change {
+    fn change(&self, checked: &CheckedLimit, used: &Amounts) -> Change {
         let (reserved, used) = (self.demand.amount(checked), used.of(checked.limit.unit()));
         match used.cmp(&reserved) {
             Ordering::Equal => Change::None,
@@ -168,20 +163,20 @@ impl Reservation {
         }
     }
 
-    /// Whether it waits to hear from the provider.
+    /// Whether it waits for the provider's report.
     fn observes(&self) -> bool {
         self.charge
             .as_ref()
             .is_some_and(|charge| charge.budget.is_some())
     }
 
-    /// The cell in which the provider's limits are learned.
+    /// The key for which the provider's limits are observed.
     fn observing(&self) -> Option<&KeyState> {
         let keys = self.keys.iter().map(|key| &***key);
         keys.into_iter().find(|key| key.group.observes)
     }
 
-    /// Has it learned that the call was answered, or ended without that, and what it was told; once.
+    /// Notes that the call was answered, or ended without an answer, and what its response reports; once.
     fn answered(&mut self, head: Option<&Parts>) {
         let epoch = self.charge.as_mut().and_then(|charge| charge.budget.take());
         let (Some(key), Some(epoch)) = (self.observing(), epoch) else {
@@ -194,13 +189,13 @@ impl Reservation {
         let cost = &self.demand.estimate.reserved;
         let mut state = key.lock();
         state.budget_or_new().answered(cost, epoch, &reported, now);
-        // There may be room earlier than the first in the line knew.
+        // There may be room earlier than the head of the queue knew.
         if reported != ProviderHeaders::default() {
-            State::free(state);
+            State::wake_head(state, key.group.clock);
         }
     }
 
-    /// Gives back what was taken of what the provider told, unless the call was answered.
+    /// Refunds the provider's limits, unless the call was answered.
     fn never_sent(&mut self) {
         let epoch = self.charge.as_mut().and_then(|charge| charge.budget.take());
         let (Some(key), Some(epoch)) = (self.observing(), epoch) else {
@@ -210,7 +205,7 @@ impl Reservation {
         let cost = &self.demand.estimate.reserved;
         let mut state = key.lock();
         state.budget_or_new().never_sent(cost, epoch, now);
-        State::free(state);
+        State::wake_head(state, key.group.clock);
     }
 
     fn close(&self, completion: &Completion) {
@@ -221,10 +216,15 @@ impl Reservation {
             return;
         };
         if let Some(key) = self.observing() {
-            // It may be any time, of a `Watch` that is not ours.
+            // It may be any time, of a foreign `Watch`.
             let wait = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
             let until = key.group.clock.now_nanos().saturating_add(wait);
-            key.lock().budget_or_new().close_until(until);
+            let mut state = key.lock();
+            state.budget_or_new().close_until(until);
+            // Those that cannot be sent in time now are refused at once.
+            let wakers = state.wake_all(key.group.clock);
+            drop(state);
+            wakers.into_iter().for_each(Waker::wake);
         }
     }
 }
@@ -236,7 +236,7 @@ impl Guard for Reservation {
         let Some(policy) = self.policy() else { return };
         let headers = policy.headers;
         let shared = self.holding.as_deref().map_or(&[][..], |held| &held.stored);
-        // How limits stand that many processes share only their store knows.
+        // The state of shared limits is known to their store alone.
         let is_known = policy.shared.is_none() || !shared.is_empty();
         if headers != Headers::None && is_known {
             Statuses::of(&self.keys, self.demand.tier, shared).write(headers, &mut parts.headers);
@@ -259,7 +259,7 @@ impl Guard for Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if self.charge.is_some() {
-            self.settle(&Cost::NONE, None);
+            self.settle(&Amounts::NONE, None);
         }
     }
 }

@@ -9,12 +9,13 @@ use tower_service::Service;
 
 use crate::{
     ResponseFuture,
-    engine::{Check, Engine, Turns},
-    queue::Waiting,
+    engine::{Check, Demand, Engine, Turns},
+    key_state::KeyStates,
     reservation::Reservation,
+    waiting::{self, Waiting},
 };
 
-/// Limits how many requests and tokens are let through; see [`RateLimitLayer`](crate::RateLimitLayer).
+/// Limits requests and tokens per period; see [`RateLimitLayer`](crate::RateLimitLayer).
 #[derive(Clone, Debug)]
 pub struct RateLimit<S, W> {
     inner: S,
@@ -25,7 +26,7 @@ pub struct RateLimit<S, W> {
 /// What becomes of a call.
 enum Decision {
     Admitted(Reservation),
-    Waits(Waiting),
+    Waits(Box<Waiting>),
     Refused(BoxError),
 }
 
@@ -38,8 +39,8 @@ impl<S, W> RateLimit<S, W> {
         }
     }
 
-    fn decide(&self, request: &dyn Described) -> Decision {
-        let demand = match self.engine.demand(request) {
+    fn decide(&self, request: &dyn Described, reports_usage: bool) -> Decision {
+        let mut demand = match self.engine.demand(request, reports_usage) {
             Ok(demand) => demand,
             Err(never) => return Decision::Refused(never.into()),
         };
@@ -49,21 +50,40 @@ impl<S, W> RateLimit<S, W> {
         let check = match shared {
             None => Check::All,
             Some(shared) if shared.lease.is_some() => Check::Leases,
-            Some(_) => return Decision::Waits(Waiting::for_store(&self.engine, keys, demand, now)),
+            Some(_) => return self.ask_store(keys, demand, reports_usage, now),
         };
-        match self
-            .engine
-            .admit(&keys, &demand, now, Turns::default(), check)
-        {
-            Ok(charge) => Decision::Admitted(Reservation::new(keys, demand, charge)),
-            Err(_) if shared.is_some() => {
-                Decision::Waits(Waiting::for_store(&self.engine, keys, demand, now))
-            }
-            Err(blocked) => match Waiting::in_line(&self.engine, keys, demand, &blocked, now) {
-                Ok(waiting) => Decision::Waits(waiting),
-                Err(refused) => Decision::Refused(refused.into()),
-            },
+        let admit = |demand: &Demand| {
+            self.engine
+                .admit(&keys, demand, now, Turns::default(), check)
+        };
+        let mut admitted = admit(&demand);
+        if admitted.is_err() && shared.is_none() {
+            // What is ahead of it depends on whose call it is, which is not read where nothing blocks.
+            demand.caller = waiting::caller(request);
+            admitted = admit(&demand);
         }
+        match admitted {
+            Ok(charge) => Decision::Admitted(Reservation::new(keys, demand, charge)),
+            Err(_) if shared.is_some() => self.ask_store(keys, demand, reports_usage, now),
+            Err(blocked) => {
+                let engine = &self.engine;
+                match Waiting::in_queue(engine, keys, demand, reports_usage, &blocked, now) {
+                    Ok(waiting) => Decision::Waits(Box::new(waiting)),
+                    Err(refused) => Decision::Refused(refused),
+                }
+            }
+        }
+    }
+
+    fn ask_store(
+        &self,
+        keys: KeyStates,
+        demand: Demand,
+        reports_usage: bool,
+        now: Instant,
+    ) -> Decision {
+        let waiting = Waiting::for_store(&self.engine, keys, demand, reports_usage, now);
+        Decision::Waits(Box::new(waiting))
     }
 
     /// Gives up what the inner service was readied with: a call that need not wait may want it.
@@ -91,7 +111,7 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        match self.decide(&request) {
+        match self.decide(&request, self.watch.reports_usage()) {
             Decision::Admitted(reservation) => {
                 let call = self.watch.keep(request.call().as_deref());
                 let mut armed = Armed::new(reservation);
@@ -100,8 +120,7 @@ where
             }
             Decision::Waits(waiting) => {
                 self.unready();
-                let admission = Box::pin(waiting.admitted());
-                ResponseFuture::waiting(admission, self.inner.clone(), request, self.watch.clone())
+                ResponseFuture::waiting(waiting, self.inner.clone(), request, self.watch.clone())
             }
             Decision::Refused(error) => {
                 self.unready();

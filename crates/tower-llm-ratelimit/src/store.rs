@@ -65,10 +65,10 @@ pub(crate) struct Claim {
     pub(crate) kind: Kind,
     pub(crate) rate: Rate,
     pub(crate) now: Now,
-    /// What there must be room for: one at least.
+    /// What there must be room for; zero if the call uses none of it.
     pub(crate) room: u64,
     pub(crate) amount: u64,
-    /// Whether it comes back when the process is gone: tokens do, requests were most likely sent.
+    /// Whether it is refunded when the process is gone: tokens are, but requests were most likely sent.
     pub(crate) returns: bool,
 }
 

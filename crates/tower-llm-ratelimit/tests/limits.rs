@@ -6,7 +6,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use support::{
     Ask, HOUR, MINUTE, MINUTE_FORGOTTEN, NS, SECOND, admitted, asked, consumed, exceeds, limited,
-    open, refusal, refused, remaining, stats, unary,
+    open, passes, refusal, refused, remaining, stats, unary,
 };
 use tokio::{
     sync::Barrier,
@@ -305,8 +305,8 @@ async fn embeddings_and_counts_reserve_no_output_and_counts_no_tokens() {
     for (operation, tokens) in [
         (Operation::EMBEDDINGS, 30),
         (Operation::COUNT_TOKENS, 0),
-        // A chat that names no maximum is taken to produce 1,024.
-        (Operation::CHAT, 1_054),
+        // Of a typed response no usage is reported: nothing is guessed either.
+        (Operation::CHAT, 30),
     ] {
         let mut ask = Ask::tokens(0);
         ask.call = Some(
@@ -356,7 +356,7 @@ async fn what_a_call_did_not_use_is_there_for_the_next_at_once() {
         let layer = open().limit(limit).build().unwrap();
         let (handle, (service, mut upstream)) = (layer.handle(), asked(&layer));
         let first = admitted(&service, &mut upstream, Ask::of("ann", 10, 50));
-        refused(&service, Ask::tokens(1));
+        assert!(!passes(&service, Ask::tokens(1)));
         first.used(10, 20);
         assert_eq!(remaining(&handle, "ann"), [30]);
         refused(&service, Ask::tokens(31));
@@ -385,4 +385,118 @@ async fn nothing_is_kept_for_a_key_that_was_not_seen_or_has_been_left_alone() {
     advance(MINUTE_FORGOTTEN).await;
     let stats = handle.stats_of(&tower_llm_core::Key::new("ann"));
     assert_eq!((stats[0].remaining, stats[0].full_in), (10, Duration::ZERO));
+}
+
+/// A call of `operation` with 30 tokens of input.
+fn of(operation: Operation) -> Ask {
+    let call = Call::builder(Provider::OPENAI, operation).input_tokens(30);
+    let mut ask = Ask::tokens(0);
+    ask.call = Some(call.build());
+    ask
+}
+
+#[tokio::test(start_paused = true)]
+async fn counting_tokens_is_not_refused_for_want_of_tokens() {
+    let limits = [
+        Limit::requests(3).per_minute(),
+        Limit::tokens(30).per_minute(),
+        Limit::input_tokens(30).per_minute().bucket(30),
+    ];
+    let layer = open()
+        .key_by(KeyBy::shared())
+        .limits(limits)
+        .build()
+        .unwrap();
+    let (service, mut upstream) = asked(&layer);
+    // It has used more than there is.
+    admitted(&service, &mut upstream, of(Operation::CHAT)).used(90, 0);
+    refused(&service, of(Operation::CHAT));
+    for _ in 0..2 {
+        admitted(&service, &mut upstream, of(Operation::COUNT_TOKENS)).used(30, 0);
+    }
+    assert_eq!(consumed(&layer.handle()), [3, 90, 90]);
+    // It is a request all the same.
+    refused(&service, of(Operation::COUNT_TOKENS));
+}
+
+#[tokio::test(start_paused = true)]
+async fn embeddings_are_not_refused_for_want_of_output_tokens() {
+    let layer = open()
+        .key_by(KeyBy::shared())
+        .limit(Limit::output_tokens(10).per_minute())
+        .build()
+        .unwrap();
+    let (service, mut upstream) = asked(&layer);
+    admitted(&service, &mut upstream, of(Operation::CHAT)).used(30, 10);
+    refused(&service, of(Operation::CHAT));
+    admitted(&service, &mut upstream, of(Operation::EMBEDDINGS)).used(30, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_typed_call_is_charged_its_estimate() {
+    for limit in [
+        Limit::tokens(10).per_minute(),
+        Limit::tokens(10).per_minute().bucket(10),
+    ] {
+        let layer = unary()
+            .limit(limit)
+            .key_by(KeyBy::shared())
+            .build()
+            .unwrap();
+        let (service, mut upstream) = asked(&layer);
+        let call = Call::builder(Provider::OPENAI, Operation::CHAT).input_tokens(4);
+        let call = call.build();
+        let ask = || Ask {
+            call: Some(call.clone()),
+            ..Ask::tokens(0)
+        };
+        admitted(&service, &mut upstream, ask());
+        admitted(&service, &mut upstream, ask());
+        refused(&service, ask());
+        assert_eq!(consumed(&layer.handle()), [8]);
+        // What calls used before is no guess for those that come.
+        for _ in 0..30 {
+            advance(MINUTE_FORGOTTEN).await;
+            admitted(&service, &mut upstream, ask());
+        }
+        admitted(&service, &mut upstream, ask());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cost_is_counted_in_the_units_of_the_service() {
+    let layer = unary()
+        .limits([
+            Limit::cost(10).per_minute(),
+            Limit::requests(9).per_minute(),
+        ])
+        .key_by(KeyBy::shared())
+        .build()
+        .unwrap();
+    let (service, mut upstream) = asked(&layer);
+    let ask = |cost| {
+        let call = Call::builder(Provider::OPENAI, Operation::new("image")).cost(cost);
+        let mut ask = Ask::tokens(0);
+        ask.call = Some(call.build());
+        ask
+    };
+    admitted(&service, &mut upstream, ask(4));
+    admitted(&service, &mut upstream, ask(6));
+    let error = refusal(&service, ask(1));
+    let text = "rate limit of 10 cost units per minute exceeded; retry after 65.000s";
+    assert_eq!(error.to_string(), text);
+    assert_eq!(exceeds(&refusal(&service, ask(11))).amount(), 11);
+    assert_eq!(consumed(&layer.handle()), [10, 2]);
+    // A request of no known call costs one.
+    advance(MINUTE_FORGOTTEN).await;
+    admitted(
+        &service,
+        &mut upstream,
+        Ask {
+            call: None,
+            ..ask(1)
+        },
+    );
+    assert_eq!(consumed(&layer.handle()), [11, 3]);
+    assert_eq!(Limit::cost(5).per_second().unit(), Unit::Cost);
 }

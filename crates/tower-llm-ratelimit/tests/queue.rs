@@ -104,12 +104,12 @@ async fn exactly_max_waiting_calls_wait_and_the_next_is_refused() {
     let error = refusal(&service, Ask::tokens(5));
     assert_eq!(
         error.to_string(),
-        "too many calls wait for the rate limit; retry after 20.000s"
+        "too many calls wait for the rate limit; retry after 5.000s"
     );
     assert_eq!(limited(&error).limit(), None);
     let refusal = Refusal::find(&*error).unwrap();
     assert!(refusal.is_retryable());
-    assert_eq!(refusal.retry_after(), Some(20 * SECOND));
+    assert_eq!(refusal.retry_after(), Some(5 * SECOND));
     // Other keys have lines of their own.
     admitted(&service, &mut upstream, Ask::of("bob", 60, 0)).used(60, 0);
     let mut bob = start(&service, Ask::of("bob", 1, 0));
@@ -123,8 +123,7 @@ async fn exactly_max_waiting_calls_wait_and_the_next_is_refused() {
     drop(calls.pop());
     let mut fourth = start(&service, Ask::tokens(5));
     assert_pending!(fourth.poll());
-    // Who has left is not waited for.
-    assert_eq!(refused(&service, Ask::tokens(5)), 20 * SECOND);
+    assert_eq!(refused(&service, Ask::tokens(5)), 5 * SECOND);
     drop((calls, fourth));
     assert_eq!(waiting(&layer.handle()), [0]);
 }
@@ -137,8 +136,10 @@ async fn who_cannot_be_let_through_in_time_is_refused_at_once() {
     assert_eq!(refused(&service, Ask::tokens(31)), 31 * SECOND);
     let mut first = start(&service, Ask::tokens(20));
     assert_pending!(first.poll());
-    // By itself it would be in time; behind the other it is not.
-    assert_eq!(refused(&service, Ask::tokens(11)), 31 * SECOND);
+    // Behind the other it would be late, if that used all of its tokens: it is not known to.
+    let mut late = start(&service, Ask::tokens(11));
+    assert_pending!(late.poll());
+    drop(late);
     let mut second = start(&service, Ask::tokens(10));
     assert_pending!(second.poll());
     // Larger than the limit: no waiting helps.
@@ -159,29 +160,62 @@ async fn who_cannot_be_let_through_in_time_is_refused_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_has_a_deadline_and_is_counted_from_the_call() {
-    let layer = a_token_a_second().max_wait(30 * SECOND).build().unwrap();
+    let limit = Limit::tokens(60).per_day_in("UTC");
+    let layer = open().limit(limit).max_waiting(9).max_wait(30 * SECOND);
+    let layer = layer.build().unwrap();
     let (service, mut upstream) = asked(&layer);
-    admitted(&service, &mut upstream, Ask::tokens(60)).used(60, 0);
+    // It may end at any time.
+    let _running = admitted(&service, &mut upstream, Ask::tokens(60));
     let mut first = start(&service, Ask::tokens(20));
-    assert_pending!(first.poll());
     advance(5 * SECOND).await;
     let mut second = start(&service, Ask::tokens(5));
     let mut third = start(&service, Ask::tokens(5));
-    assert_pending!(second.poll());
-    // The first one's task is stuck, and so its turn does not pass on.
-    advance(30 * SECOND - MS).await;
-    assert!(!second.is_woken());
-    assert_pending!(second.poll());
-    assert_eq!(waiting(&layer.handle()), [3]);
-    advance(MS).await;
-    assert!(second.is_woken());
-    let error = assert_ready!(second.poll()).map(drop).unwrap_err();
-    assert_eq!(limited(&error).limit(), None);
-    // Polled for the first time when its time is over.
-    assert_ready!(third.poll()).map(drop).unwrap_err();
+    for call in [&mut first, &mut second, &mut third] {
+        assert_pending!(call.poll());
+    }
+    for (call, after) in [(&mut first, 25), (&mut second, 5)] {
+        // The second is the head when the first has left.
+        assert_eq!(call.is_woken(), after == 5);
+        assert_pending!(call.poll());
+        advance(after * SECOND - MS).await;
+        assert!(!call.is_woken());
+        assert_pending!(call.poll());
+        advance(MS).await;
+        assert!(call.is_woken());
+        let error = assert_ready!(call.poll()).map(drop).unwrap_err();
+        assert!(limited(&error).limit().is_some());
+        assert_eq!(limited(&error).retry_after(), None);
+    }
     assert_eq!(waiting(&layer.handle()), [1]);
+    drop(third);
     assert_eq!(stats(&layer.handle()).refused, 2);
     nothing_arrived(&mut upstream);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_others_were_ahead_of_is_refused_when_its_time_is_over() {
+    let limit = Limit::tokens(60).per_day_in("UTC");
+    let layer = open().limit(limit).max_waiting(9).max_wait(30 * SECOND);
+    let layer = layer.build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    let _running = admitted(&service, &mut upstream, Ask::tokens(50));
+    let mut small = start(&service, Ask::of("ann", 5, 0));
+    arrived(&mut upstream);
+    assert_ready!(small.poll()).map(drop).unwrap_err();
+    let mut large = start(&service, Ask::tokens(60));
+    assert_pending!(large.poll());
+    advance(SECOND).await;
+    let mut small = start(&service, Ask::tokens(5));
+    assert_pending!(small.poll());
+    advance(28 * SECOND).await;
+    // The large one's task is stuck, and so is this one's, until its time is over.
+    advance(2 * SECOND).await;
+    let error = assert_ready!(large.poll()).map(drop).unwrap_err();
+    assert!(limited(&error).limit().is_some());
+    drop(large);
+    assert!(small.is_woken());
+    assert_pending!(small.poll());
+    arrived(&mut upstream);
 }
 
 #[tokio::test(start_paused = true)]
@@ -195,16 +229,15 @@ async fn who_waits_is_refused_as_soon_as_it_is_known_that_it_is_in_vain() {
     assert_pending!(second.poll());
     // It used more than was known when they came.
     running.used(88, 0);
-    advance(25 * SECOND - MS).await;
-    assert!(!first.is_woken());
-    advance(MS).await;
-    assert!(first.is_woken());
+    assert!(first.is_woken() && !second.is_woken());
     let error = assert_ready!(first.poll()).map(drop).unwrap_err();
-    assert_eq!(limited(&error).retry_after(), Some(28 * SECOND));
+    assert_eq!(limited(&error).retry_after(), Some(53 * SECOND));
+    drop(first);
     // The next is in time.
     assert!(second.is_woken());
     assert_pending!(second.poll());
-    advance(4 * SECOND).await;
+    advance(29 * SECOND).await;
+    assert!(second.is_woken());
     assert_pending!(second.poll());
     assert_eq!(arrived(&mut upstream).0.id, 2);
 }
@@ -314,17 +347,14 @@ async fn a_call_that_comes_later_never_overtakes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_after_is_exact_behind_a_line_that_is_left_alone() {
+async fn a_retry_after_is_exact_when_the_queue_leaves() {
     let layer = a_token_a_second().max_waiting(1).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     admitted(&service, &mut upstream, Ask::tokens(60)).used(60, 0);
     let mut first = start(&service, Ask::tokens(10));
     assert_pending!(first.poll());
-    let wait = refused(&service, Ask::tokens(7));
-    assert_eq!(wait, 17 * SECOND);
-    advance(10 * SECOND).await;
-    assert_pending!(first.poll());
-    arrived(&mut upstream);
+    assert_eq!(refused(&service, Ask::tokens(7)), 7 * SECOND);
+    drop(first);
     advance(7 * SECOND - NS).await;
     let mut early = start(&service, Ask::tokens(7));
     assert_pending!(early.poll());

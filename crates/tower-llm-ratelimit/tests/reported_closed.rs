@@ -220,3 +220,30 @@ async fn a_layer_that_does_not_learn_ignores_it() {
         assert_eq!(timeline.times(), [0, 0, 0]);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_429_wakes_the_calls_that_wait_and_refuses_those_that_would_be_late() {
+    let limit = Limit::requests(6).per_minute().bucket(1);
+    let builder = providers().limit(limit).max_wait(Duration::from_secs(20));
+    let timeline = timeline(builder);
+    let answer = timeline.hold();
+    let first = timeline.start(chat("m")).await;
+    let second = timeline.start(chat("m")).await;
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let third = timeline.start(chat("m")).await;
+    tokio::time::advance(Duration::from_secs(3)).await;
+    answer.send(throttled([("retry-after", "25")])).unwrap();
+    assert_eq!(ended(first).await.unwrap().status(), 429);
+    assert_eq!(timeline.now(), 5_000);
+    // Both would have to wait until 30 s, but may only until 20 and 22.
+    for waits in [second, third] {
+        let error = ended(waits).await.unwrap_err();
+        assert_eq!(timeline.now(), 5_000, "it does not sit out its time");
+        assert!(refused(&error).is_provider_limit());
+        assert_eq!(refused(&error).retry_after(), Some(Duration::from_secs(25)));
+    }
+    // One that comes later can wait for as long.
+    tokio::time::advance(Duration::from_secs(6)).await;
+    timeline.call(chat("m")).await.unwrap();
+    assert_eq!(timeline.times(), [0, 30_000]);
+}

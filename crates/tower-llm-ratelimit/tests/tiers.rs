@@ -5,8 +5,8 @@ mod support;
 use std::{borrow::Cow, sync::Mutex, time::Duration};
 
 use support::{
-    Ask, HOUR, MINUTE_FORGOTTEN, NS, SECOND, admitted, asked, consumed, exceeds, limited, open,
-    passes, ready, refusal, refused, remaining, stats, unary,
+    Ask, HOUR, NS, SECOND, admitted, asked, consumed, exceeds, limited, open, passes, ready,
+    refusal, refused, remaining, stats, unary,
 };
 use tokio::time::advance;
 use tower::Service;
@@ -263,7 +263,7 @@ fn where_there_are_no_tiers_no_policy_is_taken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiting_call_keeps_the_tier_that_it_came_with() {
+async fn a_tier_changed_at_run_time_applies_to_calls_that_wait() {
     let limit = Limit::tokens(60).per_minute().bucket(60).tier("pro", 600);
     let layer = unary()
         .limit(limit)
@@ -274,13 +274,48 @@ async fn a_waiting_call_keeps_the_tier_that_it_came_with() {
         .unwrap();
     let (service, mut upstream) = asked(&layer);
     admitted(&service, &mut upstream, Ask::tokens(60));
-    let mut waiting = start(&service, Ask::tokens(60));
-    assert!(waiting.poll().is_pending());
+    let mut first = start(&service, Ask::tokens(60).id(1));
+    let mut second = start(&service, Ask::tokens(60).id(2));
+    assert!(first.poll().is_pending());
+    assert!(second.poll().is_pending());
     layer.handle().set_tier_by(|_| "pro".into());
-    advance(59 * SECOND).await;
-    assert!(waiting.poll().is_pending());
+    for (call, id) in [(&mut first, 1), (&mut second, 2)] {
+        assert!(call.is_woken());
+        assert!(call.poll().is_pending());
+        assert_eq!(arrived(&mut upstream).0.id, id);
+    }
+    let stats = layer.handle().stats();
+    assert_eq!((stats[0].waiting, stats[0].consumed), (0, 180));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_call_that_is_too_large_for_its_new_tier_is_refused() {
+    let limit = Limit::tokens(60).per_minute().bucket(60).tier("trial", 6);
+    let layer = unary()
+        .limit(limit)
+        .tier_by(|_| "free".into())
+        .max_waiting(9)
+        .max_wait(Duration::from_secs(600))
+        .build()
+        .unwrap();
+    let (service, mut upstream) = asked(&layer);
+    admitted(&service, &mut upstream, Ask::tokens(60));
+    let mut large = start(&service, Ask::tokens(7));
+    let mut small = start(&service, Ask::tokens(6).id(2));
+    assert!(large.poll().is_pending());
+    assert!(small.poll().is_pending());
+    layer.handle().set_tier_by(|_| "trial".into());
+    let error = match large.poll() {
+        std::task::Poll::Ready(Err(error)) => error,
+        other => panic!("{:?}", other.map(|result| result.is_ok())),
+    };
+    assert_eq!(support::exceeds(&error).capacity(), 6);
+    drop(large);
+    // At six tokens a minute, what the caller has used takes as long to drain.
+    advance(Duration::from_secs(599)).await;
+    assert!(small.poll().is_pending());
     nothing_arrived(&mut upstream);
-    advance(MINUTE_FORGOTTEN - 59 * SECOND).await;
-    assert!(waiting.poll().is_pending());
-    arrived(&mut upstream);
+    advance(SECOND).await;
+    assert!(small.poll().is_pending());
+    assert_eq!(arrived(&mut upstream).0.id, 2);
 }

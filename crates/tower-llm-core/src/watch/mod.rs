@@ -50,6 +50,13 @@ pub trait Watch<R>: Clone {
         self.watch(call, response, guard)
     }
 
+    /// Returns whether a response can report what its call used.
+    ///
+    /// If it cannot, layers charge a call what was estimated, without a guess of its output.
+    fn reports_usage(&self) -> bool {
+        true
+    }
+
     /// The call that a layer keeps for [`watch`](Self::watch) until the response comes; none where it is not read, so
     /// that no reference to it need be counted.
     fn keep(&self, call: Option<&Call>) -> Option<Call> {
@@ -134,6 +141,10 @@ impl<R> Watch<R> for Unary {
 
     fn watch<G: Guard>(&self, call: Option<&Call>, response: R, guard: G) -> R {
         self.watch_armed(call, response, &mut Armed::new(guard))
+    }
+
+    fn reports_usage(&self) -> bool {
+        false
     }
 
     // Where the guard lies: moving it costs more than ending it.

@@ -2,8 +2,15 @@
 
 use super::*;
 
-pub(crate) fn request() -> Cost {
-    Cost::REQUEST
+pub(crate) fn request() -> Amounts {
+    Amounts::REQUEST
+}
+
+pub(crate) fn of_a_request() -> Estimate {
+    Estimate {
+        reserved: request(),
+        ..Estimate::default()
+    }
 }
 
 fn pricing() -> Pricing {
@@ -20,17 +27,18 @@ fn chat(input: u64, maximum: u64) -> Call {
     call.input_tokens(input).max_output_tokens(maximum).build()
 }
 
-fn of_all(cost: &Cost) -> [u64; 4] {
+fn of_all(cost: &Amounts) -> [u64; 5] {
     Unit::ALL.map(|unit| cost.of(unit))
 }
 
 #[test]
 fn what_is_asked_for_or_reported_beyond_all_measure_does_not_wrap_around() {
     let (pricing, most) = (pricing(), u64::MAX);
-    let estimate = pricing.estimate(Some(&chat(most, most)), || {
-        unreachable!("a maximum is named")
-    });
-    assert_eq!(of_all(&estimate.reserved), [1, most, most, most]);
+    let estimate = pricing.estimate(
+        Some(&chat(most, most)),
+        Some(|| unreachable!("a maximum is named")),
+    );
+    assert_eq!(of_all(&estimate.reserved), [1, most, most, most, 1]);
 
     // What a provider reports is believed up to a bound.
     let used = MAX_USED * u64::from(pricing.output_weight);
@@ -38,27 +46,27 @@ fn what_is_asked_for_or_reported_beyond_all_measure_does_not_wrap_around() {
     completion.usage = Some(Usage::new(most, most));
     assert_eq!(
         of_all(&pricing.settle(&estimate, &completion)),
-        [1, MAX_USED, used, used + MAX_USED]
+        [1, MAX_USED, used, used + MAX_USED, 1]
     );
     completion.outcome = Outcome::Abandoned;
     completion.output_seen = most;
     assert_eq!(
         of_all(&pricing.settle(&estimate, &completion)),
-        [1, MAX_USED, used, used + MAX_USED]
+        [1, MAX_USED, used, used + MAX_USED, 1]
     );
 }
 
 #[test]
 fn more_cached_input_than_input_is_none() {
     let pricing = pricing();
-    let estimate = pricing.estimate(Some(&chat(10, 0)), || 0);
+    let estimate = pricing.estimate(Some(&chat(10, 0)), Some(|| 0));
     let mut usage = Usage::new(5, 0);
     usage.cached_input = 9;
     let mut completion = Completion::new(Outcome::Success);
     completion.usage = Some(usage);
     assert_eq!(
         of_all(&pricing.settle(&estimate, &completion)),
-        [1, 0, 0, 0]
+        [1, 0, 0, 0, 1]
     );
 }
 
@@ -70,10 +78,11 @@ fn what_others_produce_is_asked_for_only_where_it_matters() {
             ..pricing()
         };
         let mut asked = false;
-        pricing.estimate(Some(call), || {
+        let expected = || {
             asked = true;
             7
-        });
+        };
+        pricing.estimate(Some(call), Some(expected));
         asked
     };
     let unbounded = Call::builder(Provider::OPENAI, Operation::CHAT).build();
@@ -84,4 +93,60 @@ fn what_others_produce_is_asked_for_only_where_it_matters() {
     assert!(!asked(Reserve::Input, &unbounded));
     let embeddings = Call::builder(Provider::OPENAI, Operation::EMBEDDINGS).build();
     assert!(!asked(Reserve::InputAndExpected, &embeddings));
+}
+
+#[test]
+fn a_call_whose_usage_is_not_reported_reserves_no_guess() {
+    let tokens = |reserve, call: &Call| {
+        let pricing = Pricing {
+            reserve,
+            ..pricing()
+        };
+        let estimate = pricing.estimate(Some(call), None::<fn() -> u64>);
+        estimate.reserved.of(Unit::Tokens)
+    };
+    let unbounded = Call::builder(Provider::OPENAI, Operation::CHAT).input_tokens(4);
+    let unbounded = unbounded.build();
+    for reserve in [
+        Reserve::InputAndMaximum,
+        Reserve::LargerOfInputAndMaximum,
+        Reserve::InputAndExpected,
+        Reserve::Input,
+    ] {
+        assert_eq!(tokens(reserve, &unbounded), 4, "{reserve:?}");
+    }
+    // What the call names is no guess.
+    assert_eq!(tokens(Reserve::InputAndMaximum, &chat(4, 6)), 10);
+    assert_eq!(tokens(Reserve::InputAndExpected, &chat(4, 6)), 10);
+    assert_eq!(tokens(Reserve::Input, &chat(4, 6)), 4);
+}
+
+#[test]
+fn a_cost_is_charged_in_full_or_not_at_all() {
+    let pricing = pricing();
+    let call = Call::builder(Provider::OPENAI, Operation::CHAT).cost(7);
+    let estimate = pricing.estimate(Some(&call.build()), Some(|| 0));
+    let charged = |outcome| {
+        let mut completion = Completion::new(outcome);
+        completion.status = Some(200);
+        pricing.settle(&estimate, &completion).of(Unit::Cost)
+    };
+    let was_at_work = [
+        Outcome::Success,
+        Outcome::Abandoned,
+        Outcome::Superseded,
+        Outcome::Failed(Failure::Timeout),
+    ];
+    for outcome in was_at_work {
+        assert_eq!(charged(outcome), 7, "{outcome:?}");
+    }
+    let did_nothing = [
+        Outcome::ClientError,
+        Outcome::Throttled { retry_after: None },
+        Outcome::Overloaded { retry_after: None },
+        Outcome::Refused,
+    ];
+    for outcome in did_nothing {
+        assert_eq!(charged(outcome), 0, "{outcome:?}");
+    }
 }

@@ -19,6 +19,8 @@ pub(crate) struct Bucket {
     at_nanos: u64,
     /// How often something was taken when nothing was left of what was before; it goes round.
     fillings: u32,
+    /// Reservations of this filling that are not settled yet.
+    unsettled: u64,
 }
 
 impl Bucket {
@@ -26,8 +28,25 @@ impl Bucket {
     ///
     /// `amount` must not be over the burst, or it never can.
     pub(crate) fn wait(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u64 {
+        self.wait_without(rate, amount, 0, now_nanos)
+    }
+
+    /// The same if all that is not settled were given back now.
+    pub(crate) fn settled_wait(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u64 {
+        self.wait_without(rate, amount, self.unsettled, now_nanos)
+    }
+
+    /// The same if `less` were given back now.
+    pub(crate) fn wait_without(
+        &mut self,
+        rate: &Rate,
+        amount: u64,
+        less: u64,
+        now_nanos: u64,
+    ) -> u64 {
         self.leak(rate, now_nanos);
-        let wanted = self.taken().saturating_add(rate.scaled(amount));
+        let taken = self.taken().saturating_sub(rate.scaled(less));
+        let wanted = taken.saturating_add(rate.scaled(amount));
         let over = wanted.saturating_sub(rate.scaled(rate.capacity));
         if over == 0 {
             return 0;
@@ -41,6 +60,7 @@ impl Bucket {
         self.leak(rate, now_nanos);
         if self.taken() == 0 {
             self.fillings = self.fillings.wrapping_add(1);
+            self.unsettled = 0;
         }
         self.set(self.taken().saturating_add(rate.scaled(amount)));
         self.fillings
@@ -57,6 +77,22 @@ impl Bucket {
         if epoch == self.fillings {
             self.set(self.taken().saturating_sub(rate.scaled(amount)));
         }
+    }
+
+    /// Notes that `amount` of what was just taken is not settled.
+    pub(crate) fn add_unsettled(&mut self, amount: u64) {
+        self.unsettled = self.unsettled.saturating_add(amount);
+    }
+
+    /// Notes that `amount` of what was taken with `epoch` is settled.
+    pub(crate) fn remove_unsettled(&mut self, epoch: u32, amount: u64) {
+        if epoch == self.fillings {
+            self.unsettled = self.unsettled.saturating_sub(amount);
+        }
+    }
+
+    pub(crate) fn has_unsettled(&self) -> bool {
+        self.unsettled > 0
     }
 
     /// What could be taken now.

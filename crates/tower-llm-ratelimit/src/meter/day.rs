@@ -8,6 +8,8 @@ use crate::{calendar::Today, limit::Rate};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Day {
     taken: u64,
+    /// Reservations of this day that are not settled yet.
+    unsettled: u64,
     number: u32,
 }
 
@@ -15,10 +17,20 @@ impl Day {
     /// How long until `amount` can be taken, in nanoseconds: zero if it can now.
     pub(crate) fn wait(&mut self, rate: &Rate, amount: u64, now_nanos: u64, today: Today) -> u64 {
         self.turn(today);
-        if self.taken.saturating_add(amount) <= rate.capacity {
-            return 0;
-        }
-        today.ends_nanos.saturating_sub(now_nanos).max(1)
+        wait_with(self.taken, rate, amount, now_nanos, today)
+    }
+
+    /// The same if all that is not settled were given back now.
+    pub(crate) fn settled_wait(
+        &mut self,
+        rate: &Rate,
+        amount: u64,
+        now_nanos: u64,
+        today: Today,
+    ) -> u64 {
+        self.turn(today);
+        let settled = self.taken.saturating_sub(self.unsettled);
+        wait_with(settled, rate, amount, now_nanos, today)
     }
 
     /// Takes `amount`, whether there is room or not. Says on which day, for giving it back.
@@ -33,6 +45,22 @@ impl Day {
         if number == self.number {
             self.taken = self.taken.saturating_sub(amount);
         }
+    }
+
+    /// Notes that `amount` of what was just taken is not settled.
+    pub(crate) fn add_unsettled(&mut self, amount: u64) {
+        self.unsettled = self.unsettled.saturating_add(amount);
+    }
+
+    /// Notes that `amount` of what was taken on the day `number` is settled.
+    pub(crate) fn remove_unsettled(&mut self, number: u32, amount: u64) {
+        if number == self.number {
+            self.unsettled = self.unsettled.saturating_sub(amount);
+        }
+    }
+
+    pub(crate) fn has_unsettled(&self) -> bool {
+        self.unsettled > 0
     }
 
     /// What could be taken now.
@@ -55,8 +83,16 @@ impl Day {
         if today.number > self.number {
             *self = Self {
                 taken: 0,
+                unsettled: 0,
                 number: today.number,
             };
         }
     }
+}
+
+fn wait_with(taken: u64, rate: &Rate, amount: u64, now_nanos: u64, today: Today) -> u64 {
+    if taken.saturating_add(amount) <= rate.capacity {
+        return 0;
+    }
+    today.ends_nanos.saturating_sub(now_nanos).max(1)
 }

@@ -59,6 +59,19 @@ impl Meter {
         }
     }
 
+    /// The same if every reservation that is not settled yet used nothing: what is known to be used, and no more.
+    pub(crate) fn settled_wait(&mut self, rate: &Rate, amount: u64, now: Now) -> u64 {
+        if amount > rate.capacity {
+            return u64::MAX;
+        }
+        match self {
+            Self::Bucket(bucket) => bucket.settled_wait(rate, amount, now.nanos),
+            Self::Window(window) => window.settled_wait(rate, amount, now.nanos),
+            Self::Wide(window) => window.settled_wait(rate, amount, now.nanos),
+            Self::Day(day) => day.settled_wait(rate, amount, now.nanos, now.today),
+        }
+    }
+
     /// How long it takes at least until `ahead` has been taken by others and then `amount` can be, in nanoseconds.
     pub(crate) fn wait_behind(&mut self, rate: &Rate, ahead: u64, amount: u64, now: Now) -> u64 {
         if amount > rate.capacity {
@@ -92,7 +105,40 @@ impl Meter {
         }
     }
 
-    /// Gives `amount` of what was taken with `mark` back.
+    /// Takes `amount` until it is [settled](Self::settle): it may be too much. Returns its epoch.
+    pub(crate) fn reserve(&mut self, rate: &Rate, amount: u64, now: Now) -> u32 {
+        let epoch = self.take(rate, amount, now);
+        match self {
+            Self::Bucket(bucket) => bucket.add_unsettled(amount),
+            Self::Window(window) => window.add_unsettled(amount),
+            Self::Wide(window) => window.add_unsettled(amount),
+            Self::Day(day) => day.add_unsettled(amount),
+        }
+        epoch
+    }
+
+    /// Whether anything that still counts is not settled.
+    pub(crate) fn has_unsettled(&self) -> bool {
+        match self {
+            Self::Bucket(bucket) => bucket.has_unsettled(),
+            Self::Window(window) => window.has_unsettled(),
+            Self::Wide(window) => window.has_unsettled(),
+            Self::Day(day) => day.has_unsettled(),
+        }
+    }
+
+    /// Settles what was reserved with `epoch`: `refund` of it is given back.
+    pub(crate) fn settle(&mut self, rate: &Rate, epoch: u32, reserved: u64, refund: u64) {
+        match self {
+            Self::Bucket(bucket) => bucket.remove_unsettled(epoch, reserved),
+            Self::Window(window) => window.remove_unsettled(epoch, reserved),
+            Self::Wide(window) => window.remove_unsettled(epoch, reserved),
+            Self::Day(day) => day.remove_unsettled(epoch, reserved),
+        }
+        self.give_back(rate, epoch, refund);
+    }
+
+    /// Gives `amount` of what was taken with `epoch` back.
     pub(crate) fn give_back(&mut self, rate: &Rate, epoch: u32, amount: u64) {
         match self {
             Self::Bucket(bucket) => bucket.give_back(rate, epoch, amount),

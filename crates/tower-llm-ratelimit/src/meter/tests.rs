@@ -313,3 +313,69 @@ proptest! {
         }
     }
 }
+
+/// What happens to a meter that is reserved from.
+#[derive(Clone, Debug)]
+enum Held {
+    Advance(Gap),
+    Reserve(Index),
+    Charge(Index),
+    Settle(Index, Index),
+}
+
+fn held() -> impl Strategy<Value = Vec<Held>> {
+    let one = prop_oneof![
+        2 => gap().prop_map(Held::Advance),
+        3 => any::<Index>().prop_map(Held::Reserve),
+        1 => any::<Index>().prop_map(Held::Charge),
+        2 => (any::<Index>(), any::<Index>()).prop_map(|(call, used)| Held::Settle(call, used)),
+    ];
+    prop::collection::vec(one, 1..100)
+}
+
+proptest! {
+    /// By what is settled, a meter is as if every call in flight had used nothing.
+    #[test]
+    fn what_is_not_settled_does_not_count_as_used(
+        rates in rates(100), steps in held(), day_nanos in 1..200_000_000_000_u64
+    ) {
+        let rate = rates[0];
+        for kind in [Kind::Bucket, Kind::Window, Kind::Wide, Kind::Day] {
+            let (mut meter, mut nanos, mut open) = (Meter::new(kind), 0, Vec::new());
+            for step in &steps {
+                let number = u32::try_from(nanos / day_nanos).unwrap_or(u32::MAX);
+                let ends_nanos = (u64::from(number) + 1) * day_nanos;
+                let now = Now { nanos, today: Today { number, ends_nanos } };
+                match step {
+                    Held::Advance(gap) => {
+                        nanos += gap.nanos(rate.period_nanos);
+                        continue;
+                    }
+                    Held::Reserve(amount) => {
+                        let amount = share(amount, rate.amount);
+                        open.push((meter.reserve(&rate, amount, now), amount));
+                    }
+                    Held::Charge(amount) => {
+                        meter.take(&rate, share(amount, rate.amount), now);
+                    }
+                    Held::Settle(call, used) if !open.is_empty() => {
+                        let (epoch, reserved) = open.remove(call.index(open.len()));
+                        let refund = used.index(reserved as usize + 1) as u64;
+                        meter.settle(&rate, epoch, reserved, refund);
+                    }
+                    Held::Settle(..) => {}
+                }
+                let mut settled = meter.clone();
+                for &(epoch, reserved) in &open {
+                    settled.settle(&rate, epoch, reserved, reserved);
+                }
+                for amount in [1, rate.amount.div_ceil(2), rate.amount] {
+                    let wait = meter.settled_wait(&rate, amount, now);
+                    prop_assert_eq!(wait, settled.wait(&rate, amount, now), "{:?}", kind);
+                    prop_assert!(wait <= meter.wait(&rate, amount, now));
+                }
+                prop_assert!(!settled.has_unsettled());
+            }
+        }
+    }
+}

@@ -17,6 +17,8 @@ const KEPT: u32 = SLICES + 1;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Window<C> {
     taken: [C; KEPT as usize],
+    /// Of that, reservations that are not settled yet.
+    unsettled: [C; KEPT as usize],
     /// The number of the newest slice; slice `n` lies at `n % KEPT`.
     newest: u32,
 }
@@ -51,6 +53,7 @@ impl<C: Count> Window<C> {
     pub(crate) fn new() -> Self {
         Self {
             taken: [C::default(); KEPT as usize],
+            unsettled: [C::default(); KEPT as usize],
             newest: 0,
         }
     }
@@ -60,14 +63,34 @@ impl<C: Count> Window<C> {
     /// `amount` must not be over the limit, or it never can.
     pub(crate) fn wait(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u64 {
         self.slide(rate, now_nanos);
-        let wanted = self.sum().saturating_add(amount);
-        let mut over = wanted.saturating_sub(rate.capacity);
+        self.wait_for(rate, amount, now_nanos, |slot| self.taken[slot].amount())
+    }
+
+    /// The same if all that is not settled were given back now.
+    pub(crate) fn settled_wait(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u64 {
+        self.slide(rate, now_nanos);
+        self.wait_for(rate, amount, now_nanos, |slot| {
+            let unsettled = self.unsettled[slot].amount();
+            self.taken[slot].amount().saturating_sub(unsettled)
+        })
+    }
+
+    /// How long until `amount` can be taken if each slice counts as `counted` says.
+    fn wait_for(
+        &self,
+        rate: &Rate,
+        amount: u64,
+        now_nanos: u64,
+        counted: impl Fn(usize) -> u64,
+    ) -> u64 {
+        let sum = (0..KEPT as usize).fold(amount, |sum, slot| sum.saturating_add(counted(slot)));
+        let mut over = sum.saturating_sub(rate.capacity);
         if over == 0 {
             return 0;
         }
         // The oldest slices go first, each when the one that takes its place begins.
         for number in self.newest.saturating_sub(SLICES)..=self.newest {
-            over = over.saturating_sub(self.taken[index(number)].amount());
+            over = over.saturating_sub(counted(index(number)));
             if over == 0 {
                 let gone_at = rate.slice_nanos().saturating_mul(u64::from(number + KEPT));
                 return gone_at.saturating_sub(now_nanos).max(1);
@@ -91,6 +114,25 @@ impl<C: Count> Window<C> {
         }
         let slot = &mut self.taken[index(slice)];
         *slot = C::from_amount(slot.amount().saturating_sub(amount));
+    }
+
+    /// Notes that `amount` of what was just taken is not settled.
+    pub(crate) fn add_unsettled(&mut self, amount: u64) {
+        let slot = &mut self.unsettled[index(self.newest)];
+        *slot = C::from_amount(slot.amount().saturating_add(amount));
+    }
+
+    /// Notes that `amount` of what was taken in `slice` is settled.
+    pub(crate) fn remove_unsettled(&mut self, slice: u32, amount: u64) {
+        if slice.saturating_add(KEPT) <= self.newest {
+            return;
+        }
+        let slot = &mut self.unsettled[index(slice)];
+        *slot = C::from_amount(slot.amount().saturating_sub(amount));
+    }
+
+    pub(crate) fn has_unsettled(&self) -> bool {
+        self.unsettled.iter().any(|slice| slice.amount() > 0)
     }
 
     /// What could be taken now.
@@ -127,9 +169,11 @@ impl<C: Count> Window<C> {
         let now = now.max(self.newest);
         if now - self.newest >= KEPT {
             self.taken = [C::default(); KEPT as usize];
+            self.unsettled = [C::default(); KEPT as usize];
         } else {
             for number in self.newest + 1..=now {
                 self.taken[index(number)] = C::default();
+                self.unsettled[index(number)] = C::default();
             }
         }
         self.newest = now;

@@ -20,8 +20,13 @@ fn requests(limit: u64, remaining: u64, full_in: Option<Duration>) -> ProviderHe
     }
 }
 
-fn one() -> Cost {
+fn one() -> Amounts {
     crate::cost::tests::request()
+}
+
+fn wait(budget: &mut ProviderBudget, now: u64) -> (u64, Option<Unit>) {
+    let wait = budget.wait(&crate::cost::tests::of_a_request(), now);
+    wait.map_or((0, None), |wait| (wait.nanos, wait.unit))
 }
 
 /// Lets a call through that asks, is answered at once, and is told what remains of ten, which come back in 100 s.
@@ -50,7 +55,7 @@ fn never_sent(budget: &mut ProviderBudget, calls: Vec<Epoch>, now: u64) {
 fn let_through(budget: &ProviderBudget, now: u64) -> u64 {
     let mut budget = budget.clone();
     let calls = std::iter::from_fn(|| {
-        let may = budget.wait(&one(), now).0 == 0;
+        let may = wait(&mut budget, now).0 == 0;
         may.then(|| budget.take(&one(), now))
     });
     calls.take(10_000).count() as u64
@@ -59,7 +64,7 @@ fn let_through(budget: &ProviderBudget, now: u64) -> u64 {
 #[test]
 fn nothing_is_held_up_before_anything_was_told() {
     let mut budget = ProviderBudget::default();
-    assert_eq!(budget.wait(&one(), 0), (0, None));
+    assert_eq!(wait(&mut budget, 0), (0, None));
     assert!(budget.is_over(0));
     budget.close_until(0);
     assert!(budget.is_over(0));
@@ -71,13 +76,13 @@ fn nothing_passes_before_the_later_of_two_times() {
     for until in [3, 7, 5] {
         budget.close_until(until * SECOND);
     }
-    assert_eq!(budget.wait(&one(), SECOND), (6 * SECOND, None));
-    assert_eq!(budget.wait(&one(), 7 * SECOND - 1), (1, None));
+    assert_eq!(wait(&mut budget, SECOND), (6 * SECOND, None));
+    assert_eq!(wait(&mut budget, 7 * SECOND - 1), (1, None));
     assert!(!budget.is_over(7 * SECOND - 1));
-    assert_eq!(budget.wait(&one(), 7 * SECOND), (0, None));
+    assert_eq!(wait(&mut budget, 7 * SECOND), (0, None));
     assert!(budget.is_over(7 * SECOND));
     budget.close_until(u64::MAX);
-    assert_eq!(budget.wait(&one(), SECOND), (u64::MAX - SECOND, None));
+    assert_eq!(wait(&mut budget, SECOND), (u64::MAX - SECOND, None));
 }
 
 #[test]
@@ -246,7 +251,7 @@ proptest! {
         budget.answered(&one(), epoch, &tell(&mut provider, now), now);
         for (sends, which, gap) in steps {
             now += gap * (60 * SECOND / limit);
-            if sends && budget.wait(&one(), now).0 == 0 {
+            if sends && wait(&mut budget, now).0 == 0 {
                 prop_assert_eq!(provider.wait(&rate, 1, now), 0, "it would be refused");
                 provider.take(&rate, 1, now);
                 let reported = tell(&mut provider, now);

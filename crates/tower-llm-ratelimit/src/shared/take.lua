@@ -14,7 +14,8 @@ for i, limit in ipairs(limits) do
   if sweep(limit) then
     save(limit)
   end
-  local wait = wait_for(limit, tonumber(ARGV[amounts_at + 2 * i - 1]))
+  local room = tonumber(ARGV[amounts_at + 2 * i - 1])
+  local wait = room > 0 and wait_for(limit, room) or 0
   if wait < 0 then
     return { -1, i - 1, 0 }
   elseif wait > longest then

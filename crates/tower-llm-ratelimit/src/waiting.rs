@@ -1,0 +1,319 @@
+//! A call that waits: in the queue of a key, or for the store of shared limits.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::time::{Instant, Sleep, sleep_until};
+use tower_llm_core::{BoxError, Call, Described, Keyed};
+
+use crate::{
+    engine::{Blocked, Demand, Engine, Turns},
+    key_state::{KeyState, KeyStates, State},
+    queue::{Leaves, Polled, Position},
+    reservation::Reservation,
+};
+
+/// A call that waits; dropping it leaves the queue.
+pub(crate) struct Waiting {
+    engine: Arc<Engine>,
+    keys: KeyStates,
+    demand: Demand,
+    reports_usage: bool,
+    until: Instant,
+    turns: Turns,
+    place: Option<Place>,
+    /// The store of shared limits is asked.
+    asking: Option<Asking>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+type Asking = Pin<Box<dyn Future<Output = Result<Reservation, Blocked>> + Send>>;
+
+/// A place in the queue of a key; dropping it leaves.
+struct Place {
+    group: usize,
+    key: Arc<Keyed<KeyState>>,
+    position: Position,
+    leaves: Leaves,
+}
+
+/// However little it is told to wait, a call does not try again without a pause.
+const PAUSE_NANOS: u64 = 1_000_000;
+
+// === impl Waiting ===
+
+impl Waiting {
+    /// A call that asks the store of shared limits.
+    pub(crate) fn for_store(
+        engine: &Arc<Engine>,
+        keys: KeyStates,
+        demand: Demand,
+        reports_usage: bool,
+        now: Instant,
+    ) -> Self {
+        let mut waiting = Self::new(engine, keys, demand, reports_usage, now);
+        waiting.asking = Some(waiting.ask());
+        waiting
+    }
+
+    /// A call that is blocked, unless it cannot be admitted in time, or the queue is full.
+    pub(crate) fn in_queue(
+        engine: &Arc<Engine>,
+        keys: KeyStates,
+        demand: Demand,
+        reports_usage: bool,
+        blocked: &Blocked,
+        now: Instant,
+    ) -> Result<Self, BoxError> {
+        let mut waiting = Self::new(engine, keys, demand, reports_usage, now);
+        waiting.join(blocked, now)?;
+        Ok(waiting)
+    }
+
+    fn new(
+        engine: &Arc<Engine>,
+        keys: KeyStates,
+        demand: Demand,
+        reports_usage: bool,
+        now: Instant,
+    ) -> Self {
+        Self {
+            engine: Arc::clone(engine),
+            keys,
+            demand,
+            reports_usage,
+            until: now + engine.max_wait,
+            turns: Turns::default(),
+            place: None,
+            asking: None,
+            sleep: None,
+        }
+    }
+
+    /// Ready when the call is admitted, or cannot be any more.
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: &dyn Described,
+    ) -> Poll<Result<Reservation, BoxError>> {
+        loop {
+            let attempted = if let Some(asking) = &mut self.asking {
+                let answered = ready!(asking.as_mut().poll(cx));
+                self.asking = None;
+                Some(answered)
+            } else {
+                ready!(self.poll_turn(cx, request))?
+            };
+            let now = Instant::now();
+            match attempted {
+                // The store is asked.
+                None => {}
+                Some(Ok(reservation)) => {
+                    self.leave(Leaves::Served);
+                    return Poll::Ready(Ok(reservation));
+                }
+                Some(Err(blocked)) => self.wait_on(&blocked, request, now)?,
+            }
+        }
+    }
+
+    /// Ready when the call has tried, or has begun to ask the store.
+    fn poll_turn(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: &dyn Described,
+    ) -> Poll<Result<Option<Result<Reservation, Blocked>>, BoxError>> {
+        loop {
+            let now = Instant::now();
+            match self.poll_place(cx, now) {
+                Polled::Sleep => {
+                    // Once it has slept, it is due.
+                    ready!(self.poll_sleep(cx));
+                }
+                Polled::Try => {
+                    self.choose_tier(request)?;
+                    return Poll::Ready(Ok(self.try_now(now)));
+                }
+                Polled::Look { until_nanos } => {
+                    self.choose_tier(request)?;
+                    self.look(now)?;
+                    self.sleep_until(self.engine.clock.at(until_nanos));
+                }
+            }
+        }
+    }
+
+    fn poll_place(&self, cx: &Context<'_>, now: Instant) -> Polled {
+        let now_nanos = self.engine.clock.nanos(now);
+        let Some(place) = &self.place else {
+            return Polled::Try;
+        };
+        let mut state = place.key.lock();
+        let queue = state.queue();
+        queue.map_or(Polled::Try, |queue| {
+            queue.poll(place.position, cx.waker(), now_nanos)
+        })
+    }
+
+    /// Tries to be admitted, as the head of its queue; `None` if the store has to be asked for that.
+    fn try_now(&mut self, now: Instant) -> Option<Result<Reservation, Blocked>> {
+        if let Some(place) = &self.place {
+            self.turns.come(place.group);
+        }
+        if self.engine.policy.shared.is_some() {
+            self.asking = Some(self.ask());
+            return None;
+        }
+        Some(
+            self.engine
+                .attempt_alone(&self.keys, &self.demand, self.turns, now),
+        )
+    }
+
+    fn ask(&self) -> Asking {
+        let (engine, keys) = (Arc::clone(&self.engine), self.keys.clone());
+        let (demand, turns) = (self.demand.clone(), self.turns);
+        Box::pin(async move { engine.attempt(&keys, &demand, turns).await })
+    }
+
+    /// Looks whether it waits in vain, though it is not the head.
+    fn look(&self, now: Instant) -> Result<(), BoxError> {
+        let group = self.place.as_ref().map_or(0, |place| place.group);
+        if let Some(blocked) = self.engine.known_wait(&self.keys, &self.demand, now)
+            && self.is_too_late(blocked.known_nanos, now)
+        {
+            return Err(self
+                .engine
+                .refuse(&self.keys, &self.demand, &blocked)
+                .into());
+        }
+        if now >= self.until {
+            return Err(self
+                .engine
+                .waited(&self.keys, &self.demand, group, now)
+                .into());
+        }
+        Ok(())
+    }
+
+    /// Goes on to wait where it is blocked now.
+    fn wait_on(
+        &mut self,
+        blocked: &Blocked,
+        request: &dyn Described,
+        now: Instant,
+    ) -> Result<(), BoxError> {
+        if self
+            .place
+            .as_ref()
+            .is_none_or(|place| place.group != blocked.group)
+        {
+            // Its turn in the queue before is over.
+            self.leave(Leaves::Served);
+            if self.demand.caller.is_none() {
+                self.demand.caller = caller(request);
+            }
+            return self.join(blocked, now);
+        }
+        self.check_in_time(blocked, now)?;
+        self.sleep_until(now + Duration::from_nanos(blocked.here_nanos.max(PAUSE_NANOS)));
+        Ok(())
+    }
+
+    fn join(&mut self, blocked: &Blocked, now: Instant) -> Result<(), BoxError> {
+        self.check_in_time(blocked, now)?;
+        let key = &self.keys[blocked.group];
+        let now_nanos = self.engine.clock.nanos(now);
+        let mut state = key.lock();
+        if state.queue_is_full(self.engine.max_waiting, now_nanos) {
+            drop(state);
+            return Err(self.engine.refuse(&self.keys, &self.demand, blocked).into());
+        }
+        let (caller, reserves) = (self.demand.caller.clone(), self.demand.estimate.reserved);
+        let position = state.queue_or_new().join(caller, reserves, now_nanos);
+        drop(state);
+        self.place = Some(Place {
+            group: blocked.group,
+            key: Arc::clone(key),
+            position,
+            leaves: Leaves::Unserved,
+        });
+        Ok(())
+    }
+
+    fn leave(&mut self, leaves: Leaves) {
+        if let Some(mut place) = self.place.take() {
+            place.leaves = leaves;
+        }
+    }
+
+    /// Sleeps until `at`, or as long as it may wait.
+    fn sleep_until(&mut self, at: Instant) {
+        let Some(place) = &self.place else { return };
+        let at = at.min(self.until);
+        let mut state = place.key.lock();
+        let queue = state.queue();
+        let sleeps =
+            queue.is_none_or(|queue| queue.sleep(place.position, self.engine.clock.nanos(at)));
+        drop(state);
+        match &mut self.sleep {
+            Some(sleep) if sleeps => sleep.as_mut().reset(at),
+            None if sleeps => self.sleep = Some(Box::pin(sleep_until(at))),
+            // It was woken meanwhile.
+            _ => {}
+        }
+    }
+
+    fn poll_sleep(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.sleep
+            .as_mut()
+            .map_or(Poll::Pending, |sleep| sleep.as_mut().poll(cx))
+    }
+
+    /// The tier may be another one than when the call was made.
+    fn choose_tier(&mut self, request: &dyn Described) -> Result<(), BoxError> {
+        if self.engine.tiers.of(request) == self.demand.tier {
+            return Ok(());
+        }
+        let caller = self.demand.caller.take();
+        self.demand = self.engine.demand(request, self.reports_usage)?;
+        self.demand.caller = caller;
+        Ok(())
+    }
+
+    fn check_in_time(&self, blocked: &Blocked, now: Instant) -> Result<(), BoxError> {
+        if now >= self.until || self.is_too_late(blocked.known_nanos, now) {
+            return Err(self.engine.refuse(&self.keys, &self.demand, blocked).into());
+        }
+        Ok(())
+    }
+
+    fn is_too_late(&self, wait_nanos: u64, now: Instant) -> bool {
+        self.until.saturating_duration_since(now) < Duration::from_nanos(wait_nanos)
+    }
+}
+
+/// Whose call it is.
+pub(crate) fn caller(request: &dyn Described) -> Option<tower_llm_core::Caller> {
+    request.call().as_deref().and_then(Call::caller).cloned()
+}
+
+// === impl Place ===
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let now_nanos = self.key.group.clock.now_nanos();
+        let mut state = self.key.lock();
+        let Some(queue) = state.queue() else { return };
+        let head = queue.leave(self.position, self.leaves, now_nanos);
+        if queue.is_empty() {
+            state.drop_queue();
+        }
+        State::wake(state, head);
+    }
+}
