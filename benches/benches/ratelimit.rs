@@ -419,7 +419,7 @@ fn limits(limits: impl IntoIterator<Item = Limit>, key_by: KeyBy) -> RateLimitLa
 }
 
 fn providers(learns: bool) -> RateLimitBuilder<HttpBody> {
-    RateLimitLayer::for_providers().learn_from_provider(learns)
+    RateLimitLayer::for_providers().enforce_reported_limits(learns)
 }
 
 fn runtime() -> Runtime {
