@@ -163,7 +163,10 @@ async fn install_node() -> Result<Sdks, String> {
                 "--no-update-notifier",
                 "--loglevel=error",
             ])
-            .args(["--fetch-timeout=15000", "--fetch-retries=1"])
+            .args(["--prefer-offline", "--fetch-timeout=15000"])
+            // By default it waits minutes for a network that is not there.
+            .args(["--fetch-retries=1", "--fetch-retry-mintimeout=1000"])
+            .arg("--fetch-retry-maxtimeout=2000")
             .current_dir(&folder);
         finished(npm, INSTALLATION).await?;
         set_installed(&folder, &package);
