@@ -54,8 +54,8 @@ impl Access {
     /// `name` is what the setting was given by. Adds to `notices` what the operator should know.
     pub(crate) fn new(
         keys: Option<&Secret>,
-        name: &'static str,
-        credential: Option<&'static str>,
+        name: &str,
+        credential: Option<&str>,
         notices: &mut Vec<String>,
     ) -> Result<Self, StartError> {
         let list = keys.map_or("", Secret::expose);

@@ -5,7 +5,10 @@ use tower_llm_stack::{
     breaker::{CircuitStats, Force, Scope, State},
 };
 
-use crate::{BreakerSettings, StartError, settings::BreakerMode};
+use crate::{
+    BreakerSettings, StartError,
+    settings::{BreakerMode, Names},
+};
 
 /// The circuits of all providers, for the metrics.
 pub(crate) type Breakers = Vec<(Provider, BreakerHandle)>;
@@ -38,7 +41,7 @@ pub(crate) const SCOPES: [(Scope, &str); 4] = [
 ///
 /// An account is a credential: if callers send their own, one that is refused or has spent its money closes no circuit for the
 /// others.
-pub(crate) fn layer(settings: &BreakerSettings) -> Result<BreakerLayer, StartError> {
+pub(crate) fn layer(settings: &BreakerSettings, names: &Names) -> Result<BreakerLayer, StartError> {
     let mut builder = BreakerLayer::builder()
         // The rate limit follows the provider's clock: it lets calls wait out short times.
         .throttled_opens(false)
@@ -67,7 +70,7 @@ pub(crate) fn layer(settings: &BreakerSettings) -> Result<BreakerLayer, StartErr
             "max_open_for" => "--breaker-max-timeout",
             _ => "--breaker-timeout",
         };
-        StartError::setting(name, error)
+        StartError::setting(names.of(name), error)
     })
 }
 

@@ -8,7 +8,7 @@ pub struct StartError(Reason);
 
 #[derive(Debug)]
 pub(crate) enum Reason {
-    Setting { name: &'static str, what: String },
+    Setting { name: String, what: String },
     Listen { addr: SocketAddr, error: io::Error },
     Simulator(io::Error),
     Tls(String),
@@ -16,8 +16,8 @@ pub(crate) enum Reason {
 }
 
 impl StartError {
-    pub(crate) fn setting(name: &'static str, what: impl fmt::Display) -> Self {
-        let what = what.to_string();
+    pub(crate) fn setting(name: impl Into<String>, what: impl fmt::Display) -> Self {
+        let (name, what) = (name.into(), what.to_string());
         Self(Reason::Setting { name, what })
     }
 

@@ -28,7 +28,7 @@ pub use self::{
     paths::AllowPaths,
     server::{Gateway, Stopped},
     settings::{
-        AccessSettings, BreakerMode, BreakerSettings, BulkheadSettings, RateLimitSettings, Secret,
-        Settings, Tiers, TimeoutSettings, UpstreamSettings,
+        AccessSettings, BreakerMode, BreakerSettings, BulkheadSettings, ProxySettings,
+        RateLimitSettings, Secret, Settings, Tiers, TimeoutSettings, UpstreamSettings,
     },
 };

@@ -13,10 +13,9 @@ use tower_llm_stack::{
 };
 
 use crate::{
-    RateLimitSettings, Secret, StartError, access::Access, settings::Tiers, upstream::Upstream,
+    RateLimitSettings, Secret, Settings, StartError, access::Access, settings::Tiers,
+    upstream::Upstream,
 };
-
-const CALLER_TIERS: &str = "RATELIMIT_CALLER_TIERS";
 
 /// All limits, to look at: by provider, and of callers.
 #[derive(Clone, Debug, Default)]
@@ -63,7 +62,7 @@ pub(crate) fn of_provider(
 pub(crate) async fn of_callers(
     describe: &DescribeLayer,
     access: &Access,
-    settings: &RateLimitSettings,
+    settings: &Settings,
 ) -> Result<Option<RateLimitLayer>, StartError> {
     let RateLimitSettings {
         caller_rpm,
@@ -71,12 +70,15 @@ pub(crate) async fn of_callers(
         tiers,
         caller_tiers,
         ..
-    } = settings;
+    } = &settings.ratelimit;
+    let names = &settings.names;
+    let caller_tiers_name = names.of("--ratelimit-caller-tiers");
     let mut limits = per_minute([(*caller_rpm, Limit::requests), (*caller_tpm, Limit::tokens)]);
     let mut builder = RateLimitLayer::for_callers();
     if let Some(tiers) = tiers {
         limits.push(tiers.limit());
-        let tier_of = tier_of(describe, access, tiers, caller_tiers.as_ref()).await?;
+        let list = caller_tiers.as_ref();
+        let tier_of = tier_of(describe, access, tiers, list, caller_tiers_name).await?;
         builder = builder.tier_by(move |request| {
             let call = request.call();
             let caller = call.as_deref().and_then(Call::caller);
@@ -84,8 +86,8 @@ pub(crate) async fn of_callers(
             tier.map_or(Cow::Borrowed(""), |tier| Cow::Owned(tier.clone()))
         });
     } else if caller_tiers.is_some() {
-        let what = "must not be set without RATELIMIT_TIERS, which says what the tiers are";
-        return Err(StartError::setting(CALLER_TIERS, what));
+        let what = "needs RATELIMIT_TIERS, which defines the tiers";
+        return Err(StartError::setting(caller_tiers_name, what));
     }
     if limits.is_empty() {
         return Ok(None);
@@ -109,7 +111,7 @@ pub(crate) fn or_none(layer: Option<RateLimitLayer>) -> Result<RateLimitLayer, S
 }
 
 fn not_built(error: ConfigError) -> StartError {
-    StartError::setting("RATELIMIT", error)
+    StartError::setting("--ratelimit-timeout", error)
 }
 
 impl RateLimitSettings {
@@ -165,6 +167,7 @@ async fn tier_of(
     access: &Access,
     tiers: &Tiers,
     list: Option<&Secret>,
+    list_name: &str,
 ) -> Result<HashMap<Caller, String>, StartError> {
     let mut tier_of = HashMap::new();
     let list = list.map_or("", Secret::expose).split(',');
@@ -177,13 +180,13 @@ async fn tier_of(
         let wrong = |what| {
             let number = index + 1;
             let what = format!("entry {number} {what} (the value is not shown)");
-            StartError::setting(CALLER_TIERS, what)
+            StartError::setting(list_name, what)
         };
         let (key, tier) = entry
             .rsplit_once(':')
             .ok_or_else(|| wrong("is not key:tier"))?;
         if !tiers.0.iter().any(|(name, _)| name == tier) {
-            return Err(wrong("names a tier that RATELIMIT_TIERS does not"));
+            return Err(wrong("names a tier that RATELIMIT_TIERS does not define"));
         }
         if let Access::Keys(keys) = access {
             match keys.find(key.as_bytes()) {

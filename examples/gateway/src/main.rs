@@ -5,7 +5,6 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
 use gateway::{Gateway, Settings, StartError};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -13,7 +12,10 @@ use tokio::{
 };
 
 fn main() -> ExitCode {
-    let settings = Settings::parse();
+    let settings = match Settings::load() {
+        Ok(settings) => settings,
+        Err(error) => error.exit(),
+    };
     // The address and what to try go to the standard output, everything else beside it.
     tracing_subscriber::fmt().with_writer(io::stderr).init();
     let runtime = match tokio::runtime::Runtime::new() {

@@ -113,7 +113,7 @@ impl Gateway {
         let (bulkhead, timeout) = layers(&settings)?;
         let describe = DescribeLayer::new()
             .max_body_bytes(settings.max_body_bytes)
-            .map_err(|error| StartError::setting("--max-body-bytes", error))?;
+            .map_err(|error| StartError::setting(settings.names.of("--max-body-bytes"), error))?;
         let (simulator, upstreams) = if Upstreams::are_simulated(&settings) {
             let simulator = SimulatedProvider::start()
                 .await
@@ -122,15 +122,15 @@ impl Gateway {
             let upstreams = Upstreams::simulated(&simulator.url())?;
             (Some(simulator), upstreams)
         } else {
-            (None, Upstreams::new(&settings.upstreams)?)
+            (None, Upstreams::new(&settings.upstreams, &settings.names)?)
         };
-        let mut notices = Vec::new();
-        let credential = upstreams.iter().find_map(Upstream::credential_setting);
+        let mut notices = settings.notices.clone();
+        let credential = upstreams.iter().find_map(Upstream::credential_name);
         let keys = settings.access.keys.as_ref();
-        let access = Access::new(keys, "GATEWAY_KEYS", credential, &mut notices)?;
+        let access = Access::new(keys, settings.names.of("--keys"), credential, &mut notices)?;
         let metrics = Metrics::new();
         let handle = bulkhead.handle();
-        let callers = limits::of_callers(&describe, &access, &settings.ratelimit).await?;
+        let callers = limits::of_callers(&describe, &access, &settings).await?;
         let mut limiters = Limiters {
             callers: callers.as_ref().map(RateLimitLayer::handle),
             ..Limiters::default()
@@ -151,7 +151,7 @@ impl Gateway {
             if let Some(limits) = &limits {
                 limiters.providers.push((provider.clone(), limits.handle()));
             }
-            let breaker = breaker::layer(&settings.breaker)?;
+            let breaker = breaker::layer(&settings.breaker, &settings.names)?;
             breakers.push((provider.clone(), breaker.handle()));
             // Who serves a call is where it goes: the form alone does not tell Azure's newer paths from OpenAI's.
             let describe = describe.clone().provider(provider);
@@ -304,7 +304,7 @@ fn layers(settings: &Settings) -> Result<(BulkheadLayer, TimeoutLayer), StartErr
             "global_limit" => "--bulkhead-global-concurrent",
             _ => "--bulkhead-default-concurrent",
         };
-        StartError::setting(name, error)
+        StartError::setting(settings.names.of(name), error)
     })?;
 
     let TimeoutSettings {
@@ -328,7 +328,7 @@ fn layers(settings: &Settings) -> Result<(BulkheadLayer, TimeoutLayer), StartErr
             "idle" => "--timeout-idle",
             _ => "--timeout-total",
         };
-        StartError::setting(name, error)
+        StartError::setting(settings.names.of(name), error)
     })?;
     Ok((bulkhead, timeout))
 }
@@ -361,8 +361,8 @@ fn refuse_itself(addr: SocketAddr, upstreams: &Upstreams) -> Result<(), StartErr
     for upstream in upstreams.iter() {
         let base = upstream.base().to_string();
         if base.parse().is_ok_and(|uri| is_itself(&uri)) {
-            let what = format_args!("{base} for {} is this gateway itself", upstream.name());
-            return Err(StartError::setting("base URL", what));
+            let what = format_args!("{base} is the address of this gateway itself");
+            return Err(StartError::setting(upstream.url_name(), what));
         }
     }
     Ok(())

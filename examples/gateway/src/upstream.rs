@@ -14,6 +14,7 @@ use crate::{
     access::{CREDENTIALS, decoded, without_query},
     headers::remove_hop_by_hop,
     paths::is_inference_or_models,
+    settings::Names,
 };
 
 /// Headers by which some servers take a request for one with another method.
@@ -31,8 +32,10 @@ pub(crate) struct Upstream {
     base: BaseUrl,
     /// The path of `base`, empty for none.
     base_path: Box<str>,
-    /// The setting that its credential comes from.
-    key_setting: &'static str,
+    /// What `base` was given by.
+    url_name: Box<str>,
+    /// What its credential was given by.
+    key_name: Box<str>,
     /// The header in which it takes credentials, beside `authorization`.
     header: HeaderName,
     /// Takes the place of the caller's; `None` passes that on.
@@ -53,18 +56,30 @@ pub(crate) struct Upstreams {
 struct Known {
     name: &'static str,
     provider: Provider,
-    url_setting: &'static str,
-    key_setting: &'static str,
+    url: Setting,
+    key: Setting,
     official: Option<&'static str>,
     header: HeaderName,
     scheme: &'static str,
 }
 
+/// The two names of a setting.
+struct Setting {
+    flag: &'static str,
+    variable: &'static str,
+}
+
 const OPENAI: Known = Known {
     name: "openai",
     provider: Provider::OPENAI,
-    url_setting: "OPENAI_BASE_URL",
-    key_setting: "OPENAI_API_KEY",
+    url: Setting {
+        flag: "--openai-base-url",
+        variable: "OPENAI_BASE_URL",
+    },
+    key: Setting {
+        flag: "--openai-api-key",
+        variable: "OPENAI_API_KEY",
+    },
     official: Some("https://api.openai.com/v1"),
     header: AUTHORIZATION,
     scheme: "Bearer ",
@@ -73,8 +88,14 @@ const OPENAI: Known = Known {
 const ANTHROPIC: Known = Known {
     name: "anthropic",
     provider: Provider::ANTHROPIC,
-    url_setting: "ANTHROPIC_BASE_URL",
-    key_setting: "ANTHROPIC_API_KEY",
+    url: Setting {
+        flag: "--anthropic-base-url",
+        variable: "ANTHROPIC_BASE_URL",
+    },
+    key: Setting {
+        flag: "--anthropic-api-key",
+        variable: "ANTHROPIC_API_KEY",
+    },
     official: Some("https://api.anthropic.com"),
     header: HeaderName::from_static("x-api-key"),
     scheme: "",
@@ -83,8 +104,14 @@ const ANTHROPIC: Known = Known {
 const GEMINI: Known = Known {
     name: "gemini",
     provider: Provider::GEMINI,
-    url_setting: "GOOGLE_GEMINI_BASE_URL",
-    key_setting: "GEMINI_API_KEY",
+    url: Setting {
+        flag: "--gemini-base-url",
+        variable: "GOOGLE_GEMINI_BASE_URL",
+    },
+    key: Setting {
+        flag: "--gemini-api-key",
+        variable: "GEMINI_API_KEY",
+    },
     official: Some("https://generativelanguage.googleapis.com"),
     header: HeaderName::from_static("x-goog-api-key"),
     scheme: "",
@@ -93,8 +120,14 @@ const GEMINI: Known = Known {
 const AZURE: Known = Known {
     name: "azure",
     provider: Provider::AZURE_OPENAI,
-    url_setting: "AZURE_OPENAI_ENDPOINT",
-    key_setting: "AZURE_OPENAI_API_KEY",
+    url: Setting {
+        flag: "--azure-endpoint",
+        variable: "AZURE_OPENAI_ENDPOINT",
+    },
+    key: Setting {
+        flag: "--azure-api-key",
+        variable: "AZURE_OPENAI_API_KEY",
+    },
     official: None,
     header: HeaderName::from_static("api-key"),
     scheme: "",
@@ -108,35 +141,43 @@ impl Known {
         &self,
         url: Option<&str>,
         key: Option<&Secret>,
+        names: &Names,
     ) -> Result<Option<Arc<Upstream>>, StartError> {
         let url = url.map(str::trim).filter(|url| !url.is_empty());
         let key = key.map(Secret::expose).filter(|key| !key.is_empty());
+        let key_name = names.of(self.key.flag);
         let Some(address) = url.or(self.official) else {
+            // Named like the one that is set.
+            let missing = match names.is_variable(self.key.flag) {
+                true => self.url.variable,
+                false => self.url.flag,
+            };
             return match key {
                 Some(_) => Err(StartError::setting(
-                    self.url_setting,
-                    format_args!("must be set, since {} is", self.key_setting),
+                    missing,
+                    format_args!("must be set, because {key_name} is"),
                 )),
                 None => Ok(None),
             };
         };
         // The address is not repeated: one with a password in it is among those refused.
         let base = BaseUrl::new(address)
-            .map_err(|error| StartError::setting(self.url_setting, error))?
+            .map_err(|error| StartError::setting(names.of(self.url.flag), error))?
             .replacing();
         let credential = match key {
-            Some(key) => Some(self.credential(key)?),
+            Some(key) => Some(self.credential(key, key_name)?),
             None => None,
         };
-        Ok(Some(Arc::new(self.at(base, credential, false))))
+        let mut upstream = self.at(base, credential, false);
+        upstream.url_name = names.of(self.url.flag).into();
+        upstream.key_name = key_name.into();
+        Ok(Some(Arc::new(upstream)))
     }
 
-    fn credential(&self, key: &str) -> Result<(HeaderName, HeaderValue), StartError> {
+    fn credential(&self, key: &str, name: &str) -> Result<(HeaderName, HeaderValue), StartError> {
         let mut value = HeaderValue::try_from(format!("{}{key}", self.scheme)).map_err(|_| {
-            StartError::setting(
-                self.key_setting,
-                "has characters that no header may have (the value is not shown)",
-            )
+            let what = "has characters that a header must not have (the value is not shown)";
+            StartError::setting(name, what)
         })?;
         value.set_sensitive(true);
         Ok((self.header.clone(), value))
@@ -158,7 +199,8 @@ impl Known {
             provider: self.provider.clone(),
             base_path: url.path().trim_end_matches('/').into(),
             base,
-            key_setting: self.key_setting,
+            url_name: self.url.variable.into(),
+            key_name: self.key.variable.into(),
             header: self.header.clone(),
             credential,
             simulated,
@@ -186,7 +228,7 @@ impl Upstreams {
         })
     }
 
-    pub(crate) fn new(settings: &UpstreamSettings) -> Result<Self, StartError> {
+    pub(crate) fn new(settings: &UpstreamSettings, names: &Names) -> Result<Self, StartError> {
         let UpstreamSettings {
             openai_base_url,
             openai_api_key,
@@ -200,15 +242,19 @@ impl Upstreams {
         let official = "has an official address";
         Ok(Self {
             openai: OPENAI
-                .upstream(openai_base_url.as_deref(), openai_api_key.as_ref())?
+                .upstream(openai_base_url.as_deref(), openai_api_key.as_ref(), names)?
                 .expect(official),
             anthropic: ANTHROPIC
-                .upstream(anthropic_base_url.as_deref(), anthropic_api_key.as_ref())?
+                .upstream(
+                    anthropic_base_url.as_deref(),
+                    anthropic_api_key.as_ref(),
+                    names,
+                )?
                 .expect(official),
             gemini: GEMINI
-                .upstream(gemini_base_url.as_deref(), gemini_api_key.as_ref())?
+                .upstream(gemini_base_url.as_deref(), gemini_api_key.as_ref(), names)?
                 .expect(official),
-            azure: AZURE.upstream(azure_endpoint.as_deref(), azure_api_key.as_ref())?,
+            azure: AZURE.upstream(azure_endpoint.as_deref(), azure_api_key.as_ref(), names)?,
         })
     }
 
@@ -259,14 +305,19 @@ impl Upstream {
         &self.base
     }
 
+    /// What its base URL was given by.
+    pub(crate) fn url_name(&self) -> &str {
+        &self.url_name
+    }
+
     /// Whether the provider gets the caller's own credential, and not one of the gateway's owner.
     pub(crate) fn passes_credentials(&self) -> bool {
         self.credential.is_none()
     }
 
-    /// The setting with the owner's credential, if there is one.
-    pub(crate) fn credential_setting(&self) -> Option<&'static str> {
-        self.credential.as_ref().map(|_| self.key_setting)
+    /// What the owner's credential was given by, if there is one.
+    pub(crate) fn credential_name(&self) -> Option<&str> {
+        self.credential.as_ref().map(|_| &*self.key_name)
     }
 
     /// Whether a caller may send this here: anything with its own credential; with the owner's, inference, lists of models
@@ -349,7 +400,8 @@ mod tests {
     use super::*;
 
     fn upstreams(flags: &[&str]) -> Result<Upstreams, StartError> {
-        Upstreams::new(&Settings::from_flags(flags).unwrap().upstreams)
+        let settings = Settings::from_flags(flags.iter().copied()).unwrap();
+        Upstreams::new(&settings.upstreams, &settings.names)
     }
 
     fn to(path: &'static str) -> Request<()> {
@@ -448,15 +500,18 @@ mod tests {
         for (flags, name) in [
             (
                 ["--openai-base-url", "api.openai.com/v1"],
-                "OPENAI_BASE_URL",
+                "--openai-base-url",
             ),
-            (["--anthropic-base-url", "ftp://host"], "ANTHROPIC_BASE_URL"),
+            (
+                ["--anthropic-base-url", "ftp://host"],
+                "--anthropic-base-url",
+            ),
             (
                 ["--gemini-base-url", "http://me:secret@host"],
-                "GOOGLE_GEMINI_BASE_URL",
+                "--gemini-base-url",
             ),
-            (["--azure-api-key", "secret"], "AZURE_OPENAI_ENDPOINT"),
-            (["--openai-api-key", "secret\n1"], "OPENAI_API_KEY"),
+            (["--azure-api-key", "secret"], "--azure-endpoint"),
+            (["--openai-api-key", "secret\n1"], "--openai-api-key"),
         ] {
             let error = upstreams(&flags).unwrap_err().to_string();
             assert!(error.starts_with(name), "{error}");

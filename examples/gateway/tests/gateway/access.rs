@@ -679,7 +679,7 @@ async fn a_tier_of_what_is_no_key_is_refused_by_its_number() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.starts_with("RATELIMIT_CALLER_TIERS: entry 2 "),
+        error.starts_with("--ratelimit-caller-tiers: entry 2 "),
         "{error}"
     );
     assert_no_key(&error);

@@ -41,6 +41,9 @@ async fn a_setting_that_can_t_work_is_named_with_its_value() {
         ("RATELIMIT_QUEUE", "-1"),
         ("RATELIMIT_TIMEOUT", "0"),
         ("RATELIMIT_LEARN", "perhaps"),
+        ("GATEWAY_SIMULATE", "perhaps"),
+        ("GATEWAY_DRAIN_DELAY", "-1"),
+        ("BREAKER", "perhaps"),
         ("RATELIMIT_TIERS", "free:0"),
         ("RATELIMIT_TIERS", "free:100,free:200"),
         ("TIMEOUT_FIRST_TOKEN", "inf"),
@@ -52,13 +55,14 @@ async fn a_setting_that_can_t_work_is_named_with_its_value() {
         ("GATEWAY_CALLER_TIMEOUT", "0"),
     ] {
         let (code, said) = fails(&[(name, value)], &[]).await;
-        let flag = name
-            .trim_start_matches("GATEWAY_")
-            .to_lowercase()
-            .replace('_', "-");
         assert_eq!(code, Some(2), "{name}: {said}");
-        assert!(said.contains(&format!("--{flag}")), "{name}: {said}");
+        assert!(said.contains(&format!("for '{name}'")), "{name}: {said}");
         assert!(said.contains(&format!("'{value}'")), "{name}: {said}");
+        // The flag was not used.
+        assert!(
+            !said.contains("--ratelimit") && !said.contains("--bulkhead"),
+            "{said}"
+        );
     }
     // By the flag, as well as by the environment.
     let (code, said) = fails(&[], &["--listen", "somewhere"]).await;
@@ -74,18 +78,56 @@ async fn settings_that_can_t_work_together_are_named() {
     let (code, said) = fails(&[("TIMEOUT_IDLE", "20"), ("TIMEOUT_TOTAL", "10")], &[]).await;
     assert_eq!(code, Some(2));
     assert!(
-        said.contains("--timeout-idle") && said.contains("20s"),
+        said.contains("error: TIMEOUT_IDLE: ") && said.contains("20s"),
         "{said}"
     );
+    let flags = ["--timeout-idle", "20", "--timeout-total", "10"];
+    let (_, said) = fails(&[], &flags).await;
+    assert!(said.contains("error: --timeout-idle: "), "{said}");
+    let (_, said) = fails(&[("BREAKER_FAILURE_RATIO", "2")], &[]).await;
+    assert!(said.contains("error: BREAKER_FAILURE_RATIO: "), "{said}");
 
     let (code, said) = fails(&[("AZURE_OPENAI_API_KEY", "hidden-key")], &[]).await;
     assert_eq!(code, Some(2));
-    assert!(said.contains("AZURE_OPENAI_ENDPOINT"), "{said}");
+    assert!(said.contains("error: AZURE_OPENAI_ENDPOINT: "), "{said}");
     assert!(!said.contains("hidden-key"), "{said}");
 
     let (code, said) = fails(&[("OPENAI_BASE_URL", "api.openai.com/v1")], &[]).await;
     assert_eq!(code, Some(2));
-    assert!(said.contains("OPENAI_BASE_URL"), "{said}");
+    assert!(said.contains("error: OPENAI_BASE_URL: "), "{said}");
+    let (code, said) = fails(&[], &["--openai-base-url", "api.openai.com/v1"]).await;
+    assert_eq!(code, Some(2));
+    assert!(said.contains("error: --openai-base-url: "), "{said}");
+}
+
+#[tokio::test]
+async fn a_misspelt_variable_is_told_of_with_the_nearest_name() {
+    let envs = [
+        ("RATELIMIT_OPENAI_RMP", "10"),
+        ("GATEWAY_SERVICE_HOST", "10.0.0.1"),
+        ("RUST_LOG", "off"),
+    ];
+    let said = Binary::start(&envs, &[]).await.said().await;
+    let notice = "warning: RATELIMIT_OPENAI_RMP is not a setting of the gateway. Did you mean RATELIMIT_OPENAI_RPM?";
+    assert!(said.contains(notice), "{said}");
+    assert_eq!(said.matches("warning").count(), 1, "{said}");
+}
+
+#[tokio::test]
+async fn switches_and_empty_values_are_taken_as_people_mean_them() {
+    let envs = [
+        ("GATEWAY_SIMULATE", "1"),
+        ("RATELIMIT_LEARN", "off"),
+        ("BREAKER", "0"),
+        ("BREAKER_MINIMUM_CALLS", ""),
+        ("TIMEOUT_TOTAL", ""),
+        ("RATELIMIT_TIERS", ""),
+        ("HTTPS_PROXY", ""),
+        ("OPENAI_BASE_URL", "http://127.0.0.1:1"),
+    ];
+    let gateway = Binary::start(&envs, &[]).await;
+    let answer = post(gateway.addr, "/v1/messages", "", "{}").await;
+    assert_eq!(answer.status, 200);
 }
 
 #[tokio::test]
@@ -143,7 +185,10 @@ async fn it_does_not_call_itself() {
     let envs = [("OPENAI_BASE_URL", itself.as_str())];
     let (code, said) = fails(&envs, &["--listen", &free.to_string()]).await;
     assert_eq!(code, Some(2));
-    assert!(said.contains("openai") && said.contains("itself"), "{said}");
+    assert!(
+        said.contains("error: OPENAI_BASE_URL: ") && said.contains("itself"),
+        "{said}"
+    );
 }
 
 #[tokio::test]

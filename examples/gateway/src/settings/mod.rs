@@ -1,0 +1,438 @@
+//! What can be set, by flag or by environment variable.
+
+mod load;
+mod values;
+
+use std::{net::SocketAddr, time::Duration};
+
+use clap::Parser;
+
+pub(crate) use self::load::Names;
+pub use self::values::{Secret, Tiers};
+use self::values::{amount, at_least_one, breaker_mode, permits, seconds, seconds_or_zero, switch};
+use crate::AllowPaths;
+
+/// A gateway in front of language models: limits, a circuit breaker and timeouts for OpenAI, Azure OpenAI, Anthropic, Gemini
+/// and servers that speak their dialects.
+///
+/// Without a base URL or key of any provider it answers from a built-in simulated provider, so it runs without keys and
+/// without a network. With one, the other providers are reached at their official addresses.
+///
+/// Every setting is a flag and an environment variable; the flag wins, and an empty value counts as not set. RUST_LOG sets
+/// what is logged, such as `warn` or `info,tower_llm_breaker=debug` [default: info].
+#[derive(Clone, Debug, Parser)]
+#[command(name = "gateway", version)]
+pub struct Settings {
+    /// Address to listen on; port 0 picks a free port.
+    #[arg(
+        long,
+        env = "GATEWAY_LISTEN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:8080"
+    )]
+    pub listen: SocketAddr,
+
+    /// Answer every call from the built-in simulated provider, whatever else is set.
+    #[arg(
+        long,
+        env = "GATEWAY_SIMULATE",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        action = clap::ArgAction::Set,
+        value_parser = switch
+    )]
+    pub simulate: bool,
+
+    /// Largest request body, in bytes.
+    #[arg(long, env = "GATEWAY_MAX_BODY_BYTES", value_name = "BYTES", default_value_t = 10 * 1024 * 1024, value_parser = at_least_one)]
+    pub max_body_bytes: usize,
+
+    /// Maximum number of open client connections; further ones wait to be accepted.
+    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", value_name = "CONNECTIONS", default_value_t = 1024, value_parser = at_least_one)]
+    pub max_connections: usize,
+
+    /// Client inactivity timeout, for reading the request and for writing the response.
+    #[arg(long, env = "GATEWAY_CALLER_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub caller_timeout: Duration,
+
+    /// Time between a SIGTERM, from which on /readyz fails, and the end of listening. Load balancers stop sending requests in
+    /// that time.
+    #[arg(long, env = "GATEWAY_DRAIN_DELAY", value_name = "SECONDS", default_value = "5", value_parser = seconds_or_zero)]
+    pub drain_delay: Duration,
+
+    /// Time that calls have to end once the gateway no longer listens; the rest is cut.
+    #[arg(long, env = "GATEWAY_SHUTDOWN_DEADLINE", value_name = "SECONDS", default_value = "30", value_parser = seconds_or_zero)]
+    pub shutdown_deadline: Duration,
+
+    /// Who may use the gateway, and for what.
+    #[command(flatten)]
+    pub access: AccessSettings,
+
+    /// Addresses and keys of the providers.
+    #[command(flatten)]
+    pub upstreams: UpstreamSettings,
+
+    /// Proxies on the way to the providers.
+    #[command(flatten)]
+    pub proxy: ProxySettings,
+
+    /// Requests and tokens per time.
+    #[command(flatten)]
+    pub ratelimit: RateLimitSettings,
+
+    /// When calls to a failing provider stop.
+    #[command(flatten)]
+    pub breaker: BreakerSettings,
+
+    /// How many calls run at once.
+    #[command(flatten)]
+    pub bulkhead: BulkheadSettings,
+
+    /// How long a call may take.
+    #[command(flatten)]
+    pub timeout: TimeoutSettings,
+
+    /// What each setting was given by.
+    #[arg(skip)]
+    pub(crate) names: Names,
+
+    /// What the operator should know of the environment.
+    #[arg(skip)]
+    pub(crate) notices: Vec<String>,
+}
+
+/// Who may use the gateway, and for what.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Access")]
+pub struct AccessSettings {
+    /// Keys for the gateway's own callers. A caller sends one as its client sends a provider's key. Required once a provider's
+    /// key is set: until then every call is answered with 401. `none` lets everybody use the gateway. Prefer the
+    /// variable: other users of the machine can see flags.
+    #[arg(
+        long = "keys",
+        env = "GATEWAY_KEYS",
+        value_name = "KEY,..",
+        hide_env_values = true
+    )]
+    pub keys: Option<Secret>,
+    /// Paths that callers may use with a provider key of yours, in addition to inference and lists of models, such as
+    /// `/v1/batches,/v1/files/*`. A `/*` at the end allows everything below. All methods are allowed.
+    #[arg(
+        long = "allow-paths",
+        env = "GATEWAY_ALLOW_PATHS",
+        value_name = "PATH,.."
+    )]
+    pub allow_paths: Option<AllowPaths>,
+}
+
+/// Addresses and keys of the providers, named as their own clients name them.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Upstreams")]
+pub struct UpstreamSettings {
+    /// OpenAI, or a server that speaks its dialect; usually ends in `/v1` [default: `https://api.openai.com/v1`].
+    #[arg(long, env = "OPENAI_BASE_URL", value_name = "URL")]
+    pub openai_base_url: Option<String>,
+    /// Sent to OpenAI instead of the caller's key. Prefer the variable.
+    #[arg(
+        long,
+        env = "OPENAI_API_KEY",
+        value_name = "KEY",
+        hide_env_values = true
+    )]
+    pub openai_api_key: Option<Secret>,
+
+    /// Anthropic [default: `https://api.anthropic.com`].
+    #[arg(long, env = "ANTHROPIC_BASE_URL", value_name = "URL")]
+    pub anthropic_base_url: Option<String>,
+    /// Sent to Anthropic instead of the caller's key. Prefer the variable.
+    #[arg(
+        long,
+        env = "ANTHROPIC_API_KEY",
+        value_name = "KEY",
+        hide_env_values = true
+    )]
+    pub anthropic_api_key: Option<Secret>,
+
+    /// Gemini [default: `https://generativelanguage.googleapis.com`].
+    #[arg(long, env = "GOOGLE_GEMINI_BASE_URL", value_name = "URL")]
+    pub gemini_base_url: Option<String>,
+    /// Sent to Gemini instead of the caller's key. Prefer the variable.
+    #[arg(
+        long,
+        env = "GEMINI_API_KEY",
+        value_name = "KEY",
+        hide_env_values = true
+    )]
+    pub gemini_api_key: Option<Secret>,
+
+    /// Azure OpenAI; it has no official address.
+    #[arg(long, env = "AZURE_OPENAI_ENDPOINT", value_name = "URL")]
+    pub azure_endpoint: Option<String>,
+    /// Sent to Azure OpenAI instead of the caller's key. Prefer the variable.
+    #[arg(
+        long,
+        env = "AZURE_OPENAI_API_KEY",
+        value_name = "KEY",
+        hide_env_values = true
+    )]
+    pub azure_api_key: Option<Secret>,
+}
+
+/// Proxies on the way to the providers. The variables are read in lower case too.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Proxy")]
+pub struct ProxySettings {
+    /// Proxy for https upstreams, reached by CONNECT; its URL may hold a user and password.
+    #[arg(
+        long = "https-proxy",
+        env = "HTTPS_PROXY",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub https: Option<Secret>,
+    /// Proxy for http upstreams.
+    #[arg(
+        long = "http-proxy",
+        env = "HTTP_PROXY",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub http: Option<Secret>,
+    /// Proxy for upstreams that have none of the two above.
+    #[arg(
+        long = "all-proxy",
+        env = "ALL_PROXY",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub all: Option<Secret>,
+    /// Hosts that are reached without a proxy: domains with their subdomains, IP addresses, networks (`10.0.0.0/8`), or `*`.
+    #[arg(long = "no-proxy", env = "NO_PROXY", value_name = "HOST,..")]
+    pub no: Option<String>,
+}
+
+/// Requests and tokens per time. What is not set is not limited.
+///
+/// A provider's limits apply to all calls of the gateway to that provider together, whatever the model and the caller.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Rate limit")]
+pub struct RateLimitSettings {
+    /// OpenAI: requests per minute.
+    #[arg(long = "ratelimit-openai-rpm", env = "RATELIMIT_OPENAI_RPM", value_name = "REQUESTS", value_parser = amount)]
+    pub openai_rpm: Option<u64>,
+    /// OpenAI: tokens per minute, input and output.
+    #[arg(long = "ratelimit-openai-tpm", env = "RATELIMIT_OPENAI_TPM", value_name = "TOKENS", value_parser = amount)]
+    pub openai_tpm: Option<u64>,
+    /// Anthropic: requests per minute.
+    #[arg(long = "ratelimit-anthropic-rpm", env = "RATELIMIT_ANTHROPIC_RPM", value_name = "REQUESTS", value_parser = amount)]
+    pub anthropic_rpm: Option<u64>,
+    /// Anthropic: tokens per minute, input and output.
+    #[arg(long = "ratelimit-anthropic-tpm", env = "RATELIMIT_ANTHROPIC_TPM", value_name = "TOKENS", value_parser = amount)]
+    pub anthropic_tpm: Option<u64>,
+    /// Anthropic: input tokens per minute. Tokens read from its prompt cache do not count.
+    #[arg(long = "ratelimit-anthropic-itpm", env = "RATELIMIT_ANTHROPIC_ITPM", value_name = "TOKENS", value_parser = amount)]
+    pub anthropic_itpm: Option<u64>,
+    /// Anthropic: output tokens per minute.
+    #[arg(long = "ratelimit-anthropic-otpm", env = "RATELIMIT_ANTHROPIC_OTPM", value_name = "TOKENS", value_parser = amount)]
+    pub anthropic_otpm: Option<u64>,
+    /// Gemini: requests per minute.
+    #[arg(long = "ratelimit-gemini-rpm", env = "RATELIMIT_GEMINI_RPM", value_name = "REQUESTS", value_parser = amount)]
+    pub gemini_rpm: Option<u64>,
+    /// Gemini: tokens per minute, input and output.
+    #[arg(long = "ratelimit-gemini-tpm", env = "RATELIMIT_GEMINI_TPM", value_name = "TOKENS", value_parser = amount)]
+    pub gemini_tpm: Option<u64>,
+    /// Azure OpenAI: requests per minute.
+    #[arg(long = "ratelimit-azure-rpm", env = "RATELIMIT_AZURE_RPM", value_name = "REQUESTS", value_parser = amount)]
+    pub azure_rpm: Option<u64>,
+    /// Azure OpenAI: tokens per minute, input and output.
+    #[arg(long = "ratelimit-azure-tpm", env = "RATELIMIT_AZURE_TPM", value_name = "TOKENS", value_parser = amount)]
+    pub azure_tpm: Option<u64>,
+    /// Obey the limits and wait times that providers report in their responses, per model.
+    #[arg(
+        long = "ratelimit-learn",
+        env = "RATELIMIT_LEARN",
+        value_name = "BOOL",
+        default_value = "true",
+        action = clap::ArgAction::Set,
+        value_parser = switch
+    )]
+    pub learn: bool,
+    /// Calls that may wait for a provider's limit; with 0 a call over the limit is refused at once.
+    #[arg(
+        long = "ratelimit-queue",
+        env = "RATELIMIT_QUEUE",
+        value_name = "CALLS",
+        default_value_t = 100
+    )]
+    pub queue: usize,
+    /// Longest wait for a provider's limit; a call that would wait longer is refused at once.
+    #[arg(long = "ratelimit-timeout", env = "RATELIMIT_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub timeout: Duration,
+
+    /// Each caller: requests per minute. Callers are told apart by their gateway key. On a gateway without keys they are told
+    /// apart by the provider key they send, which a caller can change if the gateway replaces it.
+    #[arg(long = "ratelimit-caller-rpm", env = "RATELIMIT_CALLER_RPM", value_name = "REQUESTS", value_parser = amount)]
+    pub caller_rpm: Option<u64>,
+    /// Each caller: tokens per minute, input and output.
+    #[arg(long = "ratelimit-caller-tpm", env = "RATELIMIT_CALLER_TPM", value_name = "TOKENS", value_parser = amount)]
+    pub caller_tpm: Option<u64>,
+    /// Tiers of callers, with requests per hour, such as `free:100,pro:1000,enterprise:10000`. Callers without a tier are in
+    /// the first.
+    #[arg(
+        long = "ratelimit-tiers",
+        env = "RATELIMIT_TIERS",
+        value_name = "TIER:REQUESTS,.."
+    )]
+    pub tiers: Option<Tiers>,
+    /// Callers that are in another tier, by key: gateway keys, or without these the keys that callers send. Prefer the variable.
+    #[arg(
+        long = "ratelimit-caller-tiers",
+        env = "RATELIMIT_CALLER_TIERS",
+        value_name = "KEY:TIER,..",
+        hide_env_values = true
+    )]
+    pub caller_tiers: Option<Secret>,
+}
+
+/// When circuits open and close. The connection to a provider, each model and each account have a circuit of their own.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Circuit breaker")]
+pub struct BreakerSettings {
+    /// `on`, `off`, or `metrics-only`: circuits stay closed, and the log and the metrics say when one would have opened.
+    #[arg(
+        long = "breaker",
+        env = "BREAKER",
+        value_name = "MODE",
+        default_value = "on",
+        value_parser = breaker_mode
+    )]
+    pub mode: BreakerMode,
+    /// Failure ratio at which a circuit opens, 0 to 1.
+    #[arg(
+        long = "breaker-failure-ratio",
+        env = "BREAKER_FAILURE_RATIO",
+        value_name = "RATIO",
+        default_value_t = 0.5
+    )]
+    pub failure_ratio: f64,
+    /// Length of the sliding window over which calls are counted.
+    #[arg(long = "breaker-window", env = "BREAKER_WINDOW", value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub window: Duration,
+    /// Minimum number of calls before the failure ratio is judged.
+    #[arg(long = "breaker-minimum-calls", env = "BREAKER_MINIMUM_CALLS", value_name = "CALLS", default_value_t = 10, value_parser = at_least_one)]
+    pub minimum_calls: usize,
+    /// Consecutive failures that open a circuit, whatever the failure ratio; 0 switches this off.
+    #[arg(
+        long = "breaker-failure-threshold",
+        env = "BREAKER_FAILURE_THRESHOLD",
+        value_name = "FAILURES",
+        default_value_t = 5
+    )]
+    pub failure_threshold: u32,
+    /// Successful probes that close a half-open circuit.
+    #[arg(
+        long = "breaker-success-threshold",
+        env = "BREAKER_SUCCESS_THRESHOLD",
+        value_name = "PROBES",
+        default_value_t = 2
+    )]
+    pub success_threshold: u32,
+    /// How long a circuit stays open the first time; it doubles each time after. A provider can ask for longer.
+    #[arg(long = "breaker-timeout", env = "BREAKER_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub open_for: Duration,
+    /// Longest time a circuit stays open.
+    #[arg(long = "breaker-max-timeout", env = "BREAKER_MAX_TIMEOUT", value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    pub max_open_for: Duration,
+}
+
+/// What circuits do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BreakerMode {
+    /// They open and close.
+    On,
+    /// They stay closed and report when they would have opened.
+    MetricsOnly,
+    /// Nothing.
+    Off,
+}
+
+/// Permits for concurrent calls, by provider.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Bulkhead")]
+pub struct BulkheadSettings {
+    /// Concurrent calls to each provider that has no number of its own.
+    #[arg(long = "bulkhead-default-concurrent", env = "BULKHEAD_DEFAULT_CONCURRENT", value_name = "CALLS", default_value_t = 100, value_parser = permits)]
+    pub default_concurrent: usize,
+    /// Concurrent calls to OpenAI.
+    #[arg(long = "bulkhead-openai-concurrent", env = "BULKHEAD_OPENAI_CONCURRENT", value_name = "CALLS", value_parser = permits)]
+    pub openai_concurrent: Option<usize>,
+    /// Concurrent calls to Anthropic.
+    #[arg(long = "bulkhead-anthropic-concurrent", env = "BULKHEAD_ANTHROPIC_CONCURRENT", value_name = "CALLS", value_parser = permits)]
+    pub anthropic_concurrent: Option<usize>,
+    /// Concurrent calls to Gemini.
+    #[arg(long = "bulkhead-gemini-concurrent", env = "BULKHEAD_GEMINI_CONCURRENT", value_name = "CALLS", value_parser = permits)]
+    pub gemini_concurrent: Option<usize>,
+    /// Concurrent calls to Azure OpenAI.
+    #[arg(long = "bulkhead-azure-concurrent", env = "BULKHEAD_AZURE_CONCURRENT", value_name = "CALLS", value_parser = permits)]
+    pub azure_concurrent: Option<usize>,
+    /// Concurrent calls to all providers together [default: no such limit].
+    #[arg(long = "bulkhead-global-concurrent", env = "BULKHEAD_GLOBAL_CONCURRENT", value_name = "CALLS", value_parser = permits)]
+    pub global_concurrent: Option<usize>,
+    /// Calls to each provider that may wait for a permit; with 0 a call that finds none is refused at once.
+    #[arg(
+        long = "bulkhead-default-queue",
+        env = "BULKHEAD_DEFAULT_QUEUE",
+        value_name = "CALLS",
+        default_value_t = 100
+    )]
+    pub default_queue: usize,
+    /// Longest wait for a permit.
+    #[arg(long = "bulkhead-default-timeout", env = "BULKHEAD_DEFAULT_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub default_timeout: Duration,
+}
+
+/// Timeouts of a call. The total also bounds the defaults of the others.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Timeout")]
+pub struct TimeoutSettings {
+    /// Time to the first content token of a stream [default: 120].
+    #[arg(long = "timeout-first-token", env = "TIMEOUT_FIRST_TOKEN", value_name = "SECONDS", value_parser = seconds)]
+    pub first_token: Option<Duration>,
+    /// Time to the first content token of a stream that shows signs of life before, such as events without content and
+    /// comments [default: five times TIMEOUT_FIRST_TOKEN, at most TIMEOUT_TOTAL].
+    #[arg(long = "timeout-first-token-max", env = "TIMEOUT_FIRST_TOKEN_MAX", value_name = "SECONDS", value_parser = seconds)]
+    pub first_token_max: Option<Duration>,
+    /// Time between two frames after the first token [default: 60].
+    #[arg(long = "timeout-idle", env = "TIMEOUT_IDLE", value_name = "SECONDS", value_parser = seconds)]
+    pub idle: Option<Duration>,
+    /// Time for the whole call, to the end of the response body.
+    #[arg(long = "timeout-total", env = "TIMEOUT_TOTAL", value_name = "SECONDS", default_value = "600", value_parser = seconds)]
+    pub total: Duration,
+}
+
+impl UpstreamSettings {
+    /// Whether nothing is set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let urls = [
+            &self.openai_base_url,
+            &self.anthropic_base_url,
+            &self.gemini_base_url,
+            &self.azure_endpoint,
+        ];
+        let keys = [
+            &self.openai_api_key,
+            &self.anthropic_api_key,
+            &self.gemini_api_key,
+            &self.azure_api_key,
+        ];
+        urls.into_iter()
+            .flatten()
+            .map(String::as_str)
+            .chain(keys.into_iter().flatten().map(Secret::expose))
+            .all(str::is_empty)
+    }
+}
