@@ -1,7 +1,6 @@
 //! How a request is sent to its upstream.
 
 use std::{
-    fmt,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -9,9 +8,9 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{Request, Response, header::PROXY_AUTHORIZATION};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use pin_project_lite::pin_project;
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
@@ -23,10 +22,12 @@ use crate::{
     caller::PatientBody,
     error::Reason,
     headers::remove_hop_by_hop,
+    proxy::{Proxies, ProxyConnector},
     upstream::{Upstream, Upstreams},
 };
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a connection to an upstream or a proxy, and for a proxy to make a tunnel.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The body of a request that is sent: held JSON, or the caller's own.
 type Body = RequestBody<PatientBody>;
@@ -34,23 +35,26 @@ type Body = RequestBody<PatientBody>;
 /// The innermost service: sends a request to the [`Upstream`] in its extensions.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    inner: legacy::Client<HttpsConnector<HttpConnector>, Body>,
+    inner: legacy::Client<HttpsConnector<ProxyConnector>, Body>,
+    proxies: Proxies,
 }
 
 impl Client {
-    /// A client for `upstreams`; all of them share its connections.
+    /// A client for `upstreams`, which share its connections.
     ///
-    /// Over HTTP/1.1 alone: one connection a call, so that a caller who reads slowly holds up nobody else's stream,
-    /// and one who leaves closes his upstream. HTTP/2 has one flow-control window for all of them.
-    pub(crate) fn new(upstreams: &Upstreams) -> Result<Self, StartError> {
+    /// It speaks HTTP/1.1 alone, with a connection for each call: a caller that reads slowly holds up no other stream, and
+    /// one that disconnects closes its upstream. HTTP/2 has one flow-control window for all of them.
+    pub(crate) fn new(upstreams: &Upstreams, proxies: Proxies) -> Result<Self, StartError> {
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(CONNECT_TIMEOUT));
         http.set_keepalive(Some(Duration::from_secs(60)));
-        let wants_tls = upstreams
-            .iter()
-            .any(|upstream| upstream.base().to_string().starts_with("https:"));
+        let wants_tls = upstreams.iter().any(|upstream| {
+            let proxy = proxies.of(upstream.url());
+            let proxy_scheme = proxy.as_ref().and_then(|proxy| proxy.uri().scheme_str());
+            [upstream.url().scheme_str(), proxy_scheme].contains(&Some("https"))
+        });
         let roots = match wants_tls {
             true => system_roots()?,
             false => RootCertStore::empty(),
@@ -60,13 +64,12 @@ impl Client {
             .map_err(|error| Reason::Tls(error.to_string()))?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(http);
+        let tls = Arc::new(tls);
+        let to_proxy = HttpsConnector::from((http.clone(), Arc::clone(&tls)));
+        let connector = ProxyConnector::new(http, to_proxy, proxies.clone());
         Ok(Self {
-            inner: adapter::client(connector),
+            inner: adapter::client(HttpsConnector::from((connector, tls))),
+            proxies,
         })
     }
 }
@@ -98,17 +101,20 @@ impl Service<Request<Body>> for Client {
 
     fn call(&mut self, mut request: Request<Body>) -> ResponseFuture {
         let Some(upstream) = request.extensions_mut().remove::<Arc<Upstream>>() else {
-            return ResponseFuture::refused("", "the request has no upstream".into());
+            return ResponseFuture::refused("the request has no upstream".into());
         };
-        let name = upstream.name();
-        match upstream.prepare(&mut request) {
+        let prepared = upstream.prepare(&mut request);
+        if let Some(authorization) = self.proxies.authorization(upstream.url()) {
+            let headers = request.headers_mut();
+            headers.insert(PROXY_AUTHORIZATION, authorization);
+        }
+        match prepared {
             Ok(()) => ResponseFuture {
-                upstream: name,
                 state: State::Sent {
                     inner: self.inner.call(request),
                 },
             },
-            Err(error) => ResponseFuture::refused(name, error),
+            Err(error) => ResponseFuture::refused(error),
         }
     }
 }
@@ -116,7 +122,6 @@ impl Service<Request<Body>> for Client {
 pin_project! {
     /// The upstream's answer, as far as it is for the caller.
     pub(crate) struct ResponseFuture {
-        upstream: &'static str,
         #[pin]
         state: State,
     }
@@ -131,10 +136,9 @@ pin_project! {
 }
 
 impl ResponseFuture {
-    fn refused(upstream: &'static str, error: BoxError) -> Self {
+    fn refused(error: BoxError) -> Self {
         let error = Some(error);
         Self {
-            upstream,
             state: State::Refused { error },
         }
     }
@@ -149,31 +153,9 @@ impl Future for ResponseFuture {
             StateProj::Sent { inner } => ready!(inner.poll(cx)).map_err(Into::into),
             StateProj::Refused { error } => Err(error.take().expect("polled after completion")),
         };
-        Poll::Ready(match answer {
-            Ok(mut response) => {
-                remove_hop_by_hop(response.headers_mut());
-                Ok(response)
-            }
-            Err(error) => {
-                // The caller is told no more than that it failed; here it is said why.
-                tracing::warn!(upstream = *this.upstream, error = %Chain(&*error), "no answer");
-                Err(error)
-            }
-        })
-    }
-}
-
-/// An error with all its sources.
-struct Chain<'a>(&'a (dyn std::error::Error + 'static));
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut next = self.0.source();
-        while let Some(error) = next {
-            write!(f, ": {error}")?;
-            next = error.source();
-        }
-        Ok(())
+        Poll::Ready(answer.map(|mut response| {
+            remove_hop_by_hop(response.headers_mut());
+            response
+        }))
     }
 }

@@ -16,19 +16,25 @@ mod framing;
 mod gate;
 mod headers;
 mod limits;
+mod log;
 mod monitor;
 mod paths;
 mod problem;
+mod proxy;
+mod report;
 mod server;
 mod settings;
+mod shutdown;
 mod upstream;
 
 pub use self::{
     error::StartError,
+    log::Log,
     paths::AllowPaths,
     server::{Gateway, Stopped},
     settings::{
         AccessSettings, BreakerMode, BreakerSettings, BulkheadSettings, ProxySettings,
         RateLimitSettings, Secret, Settings, Tiers, TimeoutSettings, UpstreamSettings,
     },
+    shutdown::Drain,
 };

@@ -1,14 +1,15 @@
-//! `cargo run --release -p gateway`, and `--help` for what can be set.
+//! `cargo run --release -p gateway`; `--help` lists what can be set.
 
 use std::{
     io::{self, Write},
     process::ExitCode,
 };
 
-use gateway::{Gateway, Settings, StartError};
+use gateway::{Gateway, Log, Settings, StartError};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
+    time::sleep,
 };
 
 fn main() -> ExitCode {
@@ -16,13 +17,15 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(error) => error.exit(),
     };
-    // The address and what to try go to the standard output, everything else beside it.
-    tracing_subscriber::fmt().with_writer(io::stderr).init();
+    // The address and examples go to standard output, everything else to standard error.
+    let log = Log::start();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, 1),
     };
-    match runtime.block_on(run(settings)) {
+    let ended = runtime.block_on(run(settings, &log));
+    log.report();
+    match ended {
         Ok(code) => code,
         Err(error) => fail(&error, if error.is_setting() { 2 } else { 1 }),
     }
@@ -33,8 +36,8 @@ fn fail(error: &dyn std::error::Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-async fn run(settings: Settings) -> Result<ExitCode, StartError> {
-    // Before anything is said, so that whoever acts on it is heard.
+async fn run(settings: Settings, log: &Log) -> Result<ExitCode, StartError> {
+    // Before the address is printed: a signal that follows it must not be missed.
     let (mut terminate, mut interrupt) = match (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
@@ -42,7 +45,7 @@ async fn run(settings: Settings) -> Result<ExitCode, StartError> {
         (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
         (Err(error), _) | (_, Err(error)) => return Ok(fail(&error, 1)),
     };
-    let deadline = settings.shutdown_deadline;
+    let (delay, deadline) = (settings.drain_delay, settings.shutdown_deadline);
     let gateway = Gateway::bind(settings).await?;
     for notice in gateway.notices() {
         eprintln!("warning: {notice}");
@@ -50,10 +53,27 @@ async fn run(settings: Settings) -> Result<ExitCode, StartError> {
     // A closed standard output is no reason to stop.
     let _ = greet(&gateway, &mut io::stdout().lock());
 
+    let drain = gateway.drain();
     let (stop, stopped) = oneshot::channel();
     let signals = async {
-        either(&mut terminate, &mut interrupt).await;
-        eprintln!("shutting down within {deadline:?}; a second signal does it at once");
+        let is_terminated = tokio::select! {
+            _ = terminate.recv() => true,
+            _ = interrupt.recv() => false,
+        };
+        drain.start();
+        // A load balancer sends SIGTERM and needs time to notice; Ctrl-C comes from a person who waits.
+        if is_terminated && !delay.is_zero() {
+            eprintln!(
+                "draining: /readyz fails, and listening ends in {delay:?}; a second signal ends everything at once"
+            );
+            tokio::select! {
+                () = sleep(delay) => {}
+                () = either(&mut terminate, &mut interrupt) => return,
+            }
+        }
+        eprintln!(
+            "shutting down: calls have {deadline:?} to end; a second signal ends them at once"
+        );
         let _ = stop.send(());
         either(&mut terminate, &mut interrupt).await;
     };
@@ -63,6 +83,7 @@ async fn run(settings: Settings) -> Result<ExitCode, StartError> {
             eprintln!("{} connections were cut at the deadline", stopped.cut);
         },
         () = signals => {}
+        () = log.report_regularly() => {}
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -82,15 +103,22 @@ fn greet(gateway: &Gateway, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "  {name:<10} {upstream}")?;
     }
     let json = "-H 'content-type: application/json'";
+    let key = match gateway.requires_key() {
+        true => " -H \"authorization: Bearer $KEY\"",
+        false => "",
+    };
     let messages = r#""messages":[{"role":"user","content":"Hello"}]"#;
-    writeln!(out, "try:")?;
+    match gateway.requires_key() {
+        true => writeln!(out, "try, with KEY set to one of GATEWAY_KEYS:")?,
+        false => writeln!(out, "try:")?,
+    }
     writeln!(
         out,
-        "  curl {url}/v1/chat/completions {json} -d '{{\"model\":\"gpt-5-mini\",{messages}}}'"
+        "  curl {url}/v1/chat/completions {json}{key} -d '{{\"model\":\"gpt-5-mini\",{messages}}}'"
     )?;
     writeln!(
         out,
-        "  curl -N {url}/v1/messages {json} -H 'anthropic-version: 2023-06-01' -d '{{\"model\":\"claude-sonnet-4-5\",\"max_tokens\":64,\"stream\":true,{messages}}}'"
+        "  curl -N {url}/v1/messages {json}{key} -H 'anthropic-version: 2023-06-01' -d '{{\"model\":\"claude-sonnet-4-5\",\"max_tokens\":64,\"stream\":true,{messages}}}'"
     )?;
     out.flush()
 }

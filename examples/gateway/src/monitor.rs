@@ -1,12 +1,14 @@
-//! A layer that counts: what a watching layer looks like.
+//! A layer that counts and logs, and an example of a layer that watches calls to their end.
 //!
-//! It stands where the [`Call`] is known and a refusal is still an error, so it counts what the layers inside refuse
-//! as well as what they let through.
+//! It stands where the [`Call`] is known and a refusal is still an error, so it sees what the inner layers refuse as well as
+//! what they let through.
 
 use std::{
     borrow::Cow,
+    future::Future,
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use http::{Request, Response};
@@ -14,6 +16,7 @@ use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gau
 use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
+use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower::{Layer, Service};
 use tower_llm_stack::{
@@ -26,6 +29,7 @@ use tower_llm_stack::{
 use crate::{
     breaker::{Breakers, Circuits, SCOPES, STATES},
     limits::Limiters,
+    report::Report,
 };
 
 const CALLS: &str = "llm_calls_total";
@@ -94,6 +98,7 @@ pub(crate) struct Watching {
     provider: &'static str,
     operation: &'static str,
     since: Instant,
+    report: Report,
 }
 
 // === impl Metrics ===
@@ -109,35 +114,41 @@ impl Metrics {
             .expect("there are buckets")
             .build_recorder();
         metrics::with_local_recorder(&recorder, || {
-            describe_counter!(CALLS, "Calls that have ended, by how.");
-            describe_counter!(TOKENS, "Tokens as the providers report them.");
+            describe_counter!(CALLS, "Calls that have ended, by outcome.");
+            describe_counter!(TOKENS, "Tokens that the providers reported.");
             describe_histogram!(
                 FIRST_TOKEN,
-                "From the request to a stream's first content token."
+                "Time from the request to the first content token of a stream."
             );
             describe_histogram!(
                 DURATION,
-                "From the request to the end of the answer's body."
+                "Time from the request to the end of the response body."
             );
-            describe_gauge!(IN_FLIGHT, "Calls that hold a place.");
-            describe_gauge!(WAITING, "Calls that wait for a place.");
-            describe_gauge!(LIMIT, "Places.");
-            describe_counter!(REFUSED, "Calls that found no place.");
-            describe_gauge!(CIRCUITS, "Circuits by what they are about and their state.");
+            describe_gauge!(IN_FLIGHT, "Permits in use.");
+            describe_gauge!(WAITING, "Calls that wait for a permit.");
+            describe_gauge!(LIMIT, "Permits in all.");
+            describe_counter!(REFUSED, "Calls refused because no permit was free.");
+            describe_gauge!(CIRCUITS, "Circuits by scope and state.");
             describe_counter!(
                 CIRCUITS_REFUSED,
-                "Calls that were refused since a circuit was open."
+                "Calls refused because a circuit was open."
             );
-            describe_counter!(LIMIT_ADMITTED, "Calls that a limit has let through.");
-            describe_counter!(LIMIT_REFUSED, "Calls that were over a limit.");
+            describe_counter!(LIMIT_ADMITTED, "Calls admitted by a limit.");
+            describe_counter!(
+                LIMIT_REFUSED,
+                "Calls refused because they were over a limit."
+            );
             describe_gauge!(LIMIT_WAITING, "Calls that wait for a limit.");
             describe_gauge!(
                 LIMIT_CONSUMED,
-                "Requests or tokens used since the start, and those reserved now."
+                "Requests or tokens used since the start, plus those reserved now."
             );
-            describe_counter!(LIMIT_OVERRUN, "Used beyond what was reserved.");
-            describe_counter!(LIMIT_REFUNDED, "Reserved and not used.");
-            describe_counter!(LIMIT_VIOLATIONS, "Calls whose use has exceeded a limit.");
+            describe_counter!(
+                LIMIT_OVERRUN,
+                "Requests or tokens used beyond what was reserved."
+            );
+            describe_counter!(LIMIT_REFUNDED, "Requests or tokens reserved and not used.");
+            describe_counter!(LIMIT_VIOLATIONS, "Calls whose usage exceeded a limit.");
         });
         Self {
             handle: recorder.handle(),
@@ -221,7 +232,7 @@ impl Metrics {
         self.handle.run_upkeep();
     }
 
-    fn watching(&self, call: Option<&Call>) -> Watching {
+    fn watching(&self, call: Option<&Call>, report: Report) -> Watching {
         let provider = call.map(|call| call.provider().as_str());
         let operation = call.map(|call| call.operation().as_str());
         Watching {
@@ -229,6 +240,7 @@ impl Metrics {
             provider: known(PROVIDERS.iter().map(Provider::as_str), provider),
             operation: known(OPERATIONS.iter().map(Operation::as_str), operation),
             since: call.map_or_else(Instant::now, Call::received_at),
+            report,
         }
     }
 }
@@ -260,7 +272,7 @@ where
 {
     type Response = Response<Watched<B, Watching>>;
     type Error = BoxError;
-    type Future = Guarded<S::Future, HttpBody, Watching>;
+    type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
@@ -268,9 +280,38 @@ where
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
         let call = request.call().map(Cow::into_owned);
-        let mut armed = Armed::new(self.metrics.watching(call.as_ref()));
+        let report = Report::new(&request, call.as_ref());
+        let mut armed = Armed::new(self.metrics.watching(call.as_ref(), report.clone()));
         let inner = armed.enter(|| self.inner.call(request));
-        Guarded::new(inner, HttpBody, call, armed)
+        let inner = Guarded::new(inner, HttpBody, call, armed);
+        ResponseFuture { inner, report }
+    }
+}
+
+pin_project! {
+    /// A call, up to its response.
+    pub(crate) struct ResponseFuture<F> {
+        #[pin]
+        inner: Guarded<F, HttpBody, Watching>,
+        report: Report,
+    }
+}
+
+impl<F, B, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<BoxError>,
+    B: http_body::Body<Data = bytes::Bytes>,
+{
+    type Output = Result<Response<Watched<B, Watching>>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let result = ready!(this.inner.poll(cx));
+        if let Err(error) = &result {
+            this.report.error(&**error);
+        }
+        Poll::Ready(result)
     }
 }
 
@@ -285,6 +326,10 @@ impl Guard for Watching {
     }
 
     fn end(&mut self, completion: &Completion) {
+        // A call without a response ended with an error, which tells more.
+        if completion.status.is_some() {
+            self.report.end(completion);
+        }
         let provider = self.provider;
         let ended_at = completion.ended_at.unwrap_or_else(Instant::now);
         let seconds = ended_at.saturating_duration_since(self.since).as_secs_f64();
@@ -309,7 +354,7 @@ fn known(names: impl Iterator<Item = &'static str>, name: Option<&str>) -> &'sta
     names.find(|known| Some(*known) == name).unwrap_or("other")
 }
 
-fn label(outcome: Outcome) -> &'static str {
+pub(crate) fn label(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Success => "success",
         Outcome::Throttled { .. } => "throttled",

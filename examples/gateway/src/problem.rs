@@ -63,6 +63,15 @@ impl Problem {
         gemini: "DEADLINE_EXCEEDED",
     };
 
+    pub(crate) const SHUTTING_DOWN: Self = Self {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        code: "shutting_down",
+        message: "The gateway is shutting down.",
+        openai: "server_error",
+        anthropic: "overloaded_error",
+        gemini: "UNAVAILABLE",
+    };
+
     const fn bad_request(code: &'static str, message: &'static str) -> Self {
         Self {
             status: StatusCode::BAD_REQUEST,
@@ -91,14 +100,36 @@ impl Problem {
         let headers = response.headers_mut();
         let json = HeaderValue::from_static("application/json");
         headers.insert(header::CONTENT_TYPE, json);
-        // The official clients retry a 408 of their own accord; none of the others gets better by it.
-        if self.status != StatusCode::REQUEST_TIMEOUT {
+        // Another attempt may succeed, here or at another gateway; the others never will.
+        let may_retry = [StatusCode::REQUEST_TIMEOUT, StatusCode::SERVICE_UNAVAILABLE];
+        if !may_retry.contains(&self.status) {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
+    }
+
+    /// The server-sent event that ends a stream with this.
+    pub(crate) fn event(self, dialect: Dialect) -> Bytes {
+        let data = match dialect {
+            // An event of this dialect carries its error flat.
+            Dialect::OpenAiResponses => json!({
+                "type": "error",
+                "code": self.code,
+                "message": self.message,
+                "param": null,
+                "sequence_number": 0,
+            }),
+            _ => self.body(dialect),
+        };
+        let event = match dialect {
+            Dialect::Anthropic | Dialect::OpenAiResponses => "event: error\n",
+            _ => "",
+        };
+        // The reader may stand within an event, or within the end of a line: blank lines end both.
+        format!("\n\n{event}data: {data}\n\n").into()
     }
 
     fn body(self, dialect: Dialect) -> Value {

@@ -1,4 +1,4 @@
-//! The server: accepts, answers, and stops without cutting what can still end.
+//! The server: accepts connections, answers requests, and lets them end before it stops.
 
 use std::{
     collections::HashMap,
@@ -32,15 +32,11 @@ use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
-use tower::{Layer, ServiceExt};
+use tower::{Layer, ServiceExt, util::MapErr};
 use tower_llm_stack::{
     BoxError, BulkheadHandle, BulkheadLayer, ConfigError, DescribeLayer, Dialect, HttpBody, Key,
-    Provider, RateLimitLayer, RefusalLayer, Stack, TimeoutLayer,
-    breaker::Breaker,
-    bulkhead::Bulkhead,
-    core::{Describe, Refuse},
-    ratelimit::RateLimit,
-    timeout::Timeout,
+    Provider, RateLimitLayer, RefusalLayer, Stack, TimeoutLayer, breaker::Breaker,
+    bulkhead::Bulkhead, core::Describe, ratelimit::RateLimit, timeout::Timeout,
 };
 use tower_llm_testkit::{Behavior, SimulatedProvider};
 
@@ -57,16 +53,22 @@ use crate::{
     monitor::{Metrics, Monitor, MonitorLayer},
     paths::is_ambiguous,
     problem::Problem,
+    proxy::Proxies,
+    report,
+    shutdown::{CutBody, Drain, Shutdown},
     upstream::{Upstream, Upstreams},
 };
 
-/// What a caller's body may add to the longest time a call can take.
+/// What reading the request body may add to the longest time of a call.
 const UPLOAD: Duration = Duration::from_secs(300);
+
+/// For callers to be told that they are cut.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The layers around the client: each stands inside the one before it.
-type Service = Refuse<Describe<Monitor<Limited<Breaker<Limited<Target>, HttpBody>>>>, Infallible>;
+type Service = Describe<Monitor<Limited<Breaker<Limited<Target>, HttpBody>>>>;
 type Limited<S> = RateLimit<S, HttpBody>;
 type Target = Bulkhead<Timeout<Client, HttpBody>, HttpBody>;
 
@@ -87,18 +89,21 @@ pub struct Stopped {
     pub cut: usize,
 }
 
-/// What all connections share.
+/// State that all connections share.
 struct Shared {
     /// By the upstream's name: each has limits of its own, and all share the rest.
     services: HashMap<&'static str, Service>,
     gate: Gate,
+    proxies: Proxies,
     bulkhead: BulkheadHandle,
     limiters: Limiters,
     breakers: Breakers,
     metrics: Metrics,
     http: auto::Builder<PatientExecutor>,
     caller_timeout: Duration,
-    draining: watch::Sender<bool>,
+    shutdown: Arc<Shutdown>,
+    /// Whether it has stopped listening, so that connections end.
+    closing: watch::Sender<bool>,
 }
 
 // === impl Gateway ===
@@ -114,15 +119,17 @@ impl Gateway {
         let describe = DescribeLayer::new()
             .max_body_bytes(settings.max_body_bytes)
             .map_err(|error| StartError::setting(settings.names.of("--max-body-bytes"), error))?;
-        let (simulator, upstreams) = if Upstreams::are_simulated(&settings) {
+        let (simulator, upstreams, proxies) = if Upstreams::are_simulated(&settings) {
             let simulator = SimulatedProvider::start()
                 .await
                 .map_err(Reason::Simulator)?;
             simulator.set(lively());
             let upstreams = Upstreams::simulated(&simulator.url())?;
-            (Some(simulator), upstreams)
+            (Some(simulator), upstreams, Proxies::none())
         } else {
-            (None, Upstreams::new(&settings.upstreams, &settings.names)?)
+            let upstreams = Upstreams::new(&settings.upstreams, &settings.names)?;
+            let proxies = Proxies::new(&settings.proxy, &settings.names)?;
+            (None, upstreams, proxies)
         };
         let mut notices = settings.notices.clone();
         let credential = upstreams.iter().find_map(Upstream::credential_name);
@@ -143,7 +150,7 @@ impl Gateway {
             }
         };
         let mut breakers = Breakers::new();
-        let client = Client::new(&upstreams)?;
+        let client = Client::new(&upstreams, proxies.clone())?;
         let mut services = HashMap::new();
         for upstream in upstreams.iter() {
             let provider = upstream.provider();
@@ -153,7 +160,7 @@ impl Gateway {
             }
             let breaker = breaker::layer(&settings.breaker, &settings.names)?;
             breakers.push((provider.clone(), breaker.handle()));
-            // Who serves a call is where it goes: the form alone does not tell Azure's newer paths from OpenAI's.
+            // The upstream is the provider: by their form alone, Azure's newer paths are OpenAI's.
             let describe = describe.clone().provider(provider);
             let describe = match upstream.passes_credentials() {
                 true => describe.account_by_credential(),
@@ -161,7 +168,6 @@ impl Gateway {
                 false => describe.account("gateway"),
             };
             let stack = Stack::builder()
-                .refusal(RefusalLayer::new().infallible())
                 .describe(describe)
                 .own(MonitorLayer::new(metrics.clone()))
                 .caller_rate_limit(callers.clone())
@@ -186,13 +192,15 @@ impl Gateway {
         let shared = Shared {
             services,
             gate,
+            proxies,
             bulkhead: handle,
             limiters,
             breakers,
             metrics,
             http: http(&settings),
             caller_timeout: settings.caller_timeout,
-            draining: watch::Sender::new(false),
+            shutdown: Arc::default(),
+            closing: watch::Sender::new(false),
         };
         Ok(Self {
             listener,
@@ -222,13 +230,29 @@ impl Gateway {
         self.shared.bulkhead.clone()
     }
 
-    /// Each provider's name and where its calls go; without keys.
+    /// Each provider's name and where its calls go, without keys.
     pub fn upstreams(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let all = self.shared.gate.upstreams.iter();
-        all.map(|upstream| (upstream.name(), upstream.to_string()))
+        self.shared.gate.upstreams.iter().map(|upstream| {
+            let proxy = self.shared.proxies.of(upstream.url());
+            let through =
+                proxy.map_or_else(String::new, |proxy| format!(", through {}", proxy.uri()));
+            (upstream.name(), format!("{upstream}{through}"))
+        })
     }
 
-    /// Serves until `stop`, then lets what is under way end within the shutdown deadline, and cuts the rest.
+    /// Whether callers need one of the gateway's keys.
+    #[must_use]
+    pub fn requires_key(&self) -> bool {
+        matches!(self.shared.gate.access, Access::Keys(_))
+    }
+
+    /// What makes it unready, some time before it is to stop.
+    #[must_use]
+    pub fn drain(&self) -> Drain {
+        Drain(Arc::clone(&self.shared.shutdown))
+    }
+
+    /// Serves until `stop`, then lets calls end within the shutdown deadline, and cuts the rest.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Stopped {
         let Self {
             listener,
@@ -256,12 +280,17 @@ impl Gateway {
                 _ = upkeep.tick() => shared.metrics.upkeep(),
             }
         }
+        shared.shutdown.drain();
         // From here on the system refuses new connections.
         drop(listener);
-        shared.draining.send_replace(true);
-        let ended = async { while connections.join_next().await.is_some() {} };
-        let _ = timeout(settings.shutdown_deadline, ended).await;
+        shared.closing.send_replace(true);
+        let all = async |connections: &mut JoinSet<()>| {
+            while connections.join_next().await.is_some() {}
+        };
+        let _ = timeout(settings.shutdown_deadline, all(&mut connections)).await;
         let cut = connections.len();
+        shared.shutdown.cut();
+        let _ = timeout(LAST_WORDS, all(&mut connections)).await;
         connections.shutdown().await;
         if let Some(simulator) = simulator {
             simulator.shutdown().await;
@@ -270,7 +299,7 @@ impl Gateway {
     }
 }
 
-/// The layers that the settings bear on.
+/// The layers that all upstreams share.
 fn layers(settings: &Settings) -> Result<(BulkheadLayer, TimeoutLayer), StartError> {
     let BulkheadSettings {
         default_concurrent,
@@ -333,7 +362,7 @@ fn layers(settings: &Settings) -> Result<(BulkheadLayer, TimeoutLayer), StartErr
     Ok((bulkhead, timeout))
 }
 
-/// An answer that looks like one being written.
+/// Answers that look as if they were being written.
 fn lively() -> Behavior {
     Behavior::new()
         .strict()
@@ -343,8 +372,8 @@ fn lively() -> Behavior {
         .gap(Duration::from_millis(20))
 }
 
-/// Refuses an upstream that is the gateway itself: with `OPENAI_BASE_URL` exported for a client, that is easily done,
-/// and each call would come back until there are no sockets left.
+/// Refuses an upstream that is the gateway itself, where each call would come back until no sockets are left. It happens when
+/// `OPENAI_BASE_URL` is exported for a client.
 fn refuse_itself(addr: SocketAddr, upstreams: &Upstreams) -> Result<(), StartError> {
     let is_itself = |uri: &Uri| {
         let https = uri.scheme_str() == Some("https");
@@ -359,9 +388,8 @@ fn refuse_itself(addr: SocketAddr, upstreams: &Upstreams) -> Result<(), StartErr
         port == addr.port() && (is_same || is_local && listens_locally)
     };
     for upstream in upstreams.iter() {
-        let base = upstream.base().to_string();
-        if base.parse().is_ok_and(|uri| is_itself(&uri)) {
-            let what = format_args!("{base} is the address of this gateway itself");
+        if is_itself(upstream.url()) {
+            let what = format_args!("{} is the address of this gateway itself", upstream.url());
             return Err(StartError::setting(upstream.url_name(), what));
         }
     }
@@ -383,7 +411,8 @@ fn http(settings: &Settings) -> auto::Builder<PatientExecutor> {
     http
 }
 
-/// Most failures to accept are one caller's who has left; but when the files are used up it would fail again at once.
+/// Most failures to accept are of one connection that is gone. Without free file descriptors the next attempt would fail at
+/// once too, so it waits.
 async fn refused_by_system(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     if !matches!(
@@ -396,9 +425,9 @@ async fn refused_by_system(error: &io::Error) {
 }
 
 async fn connection(stream: TcpStream, shared: Arc<Shared>) {
-    // Tokens leave when they come and not when there are enough of them.
+    // Tokens are sent as they come, and not collected into larger packets.
     let _ = stream.set_nodelay(true);
-    let mut draining = shared.draining.subscribe();
+    let mut closing = shared.closing.subscribe();
     let has_asked = AtomicBool::new(false);
     let socket = PatientSocket::new(stream, shared.caller_timeout);
     let (socket, ambiguous) = Framing::new(socket);
@@ -408,17 +437,17 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     });
     let io = TokioIo::new(socket);
     let mut serving = pin!(shared.http.serve_connection(io, service));
-    // hyper's own limit begins when it knows the version of HTTP; one who says nothing never gets there.
+    // hyper's own limit starts once it knows the version of HTTP, which a silent connection never tells.
     let mut silence = pin!(sleep(shared.caller_timeout));
     let mut is_silent = true;
-    let mut drains = false;
+    let mut closes = false;
     loop {
         tokio::select! {
             biased;
-            // A connection that broke is the caller's affair; what was under way on it has been dropped.
+            // A broken connection has dropped its calls; there is nothing more to do.
             _ = serving.as_mut() => return,
-            _ = draining.wait_for(|draining| *draining), if !drains => {
-                drains = true;
+            _ = closing.wait_for(|closing| *closing), if !closes => {
+                closes = true;
                 serving.as_mut().graceful_shutdown();
             }
             () = &mut silence, if is_silent => {
@@ -461,18 +490,44 @@ async fn answer(
     let service = shared.services[upstream.name()].clone();
     parts.extensions.insert(upstream);
     let (body, stalled) = PatientBody::new(body, shared.caller_timeout);
-    let response = service.oneshot(Request::from_parts(parts, body)).await?;
+    let calling = call(service, Request::from_parts(parts, body));
+    let response = tokio::select! {
+        biased;
+        response = calling => response?,
+        () = shared.shutdown.until_cut() => {
+            return Ok(Problem::SHUTTING_DOWN.response(dialect).map(Either::Right));
+        }
+    };
     if stalled.is_set() {
         return Ok(Problem::STALLED.response(dialect).map(Either::Right));
     }
-    Ok(response.map(Either::Left))
+    let shutdown = Arc::clone(&shared.shutdown);
+    Ok(CutBody::response(response, dialect, shutdown).map(Either::Left))
+}
+
+/// Sends a request into the stack. An error becomes a response in the dialect of the request.
+fn call(
+    service: Service,
+    request: Request<PatientBody>,
+) -> impl Future<Output = Result<Response<impl Body<Data = Bytes, Error = BoxError> + Send>, Infallible>>
++ Send {
+    let method = request.method().clone();
+    let path = request.uri().path_and_query().cloned();
+    let service = MapErr::new(service, move |error: BoxError| {
+        if let Some(path) = &path {
+            report::too_large(&*error, &method, path);
+        }
+        error
+    });
+    let stack = RefusalLayer::new().infallible().layer(service);
+    stack.oneshot(request)
 }
 
 /// Answers with `problem`, and says so in the log: without the query, which may hold a credential.
 fn refuse(problem: Problem, dialect: Dialect, request: &Parts) -> Response<Full<Bytes>> {
     let (method, path) = (&request.method, request.uri.path());
     let status = problem.status.as_u16();
-    tracing::warn!(status, reason = problem.code, %method, ?path, "request refused");
+    tracing::warn!(status, code = problem.code, %method, path, "request refused");
     problem.response(dialect)
 }
 
@@ -499,12 +554,14 @@ impl Shared {
             Some(response)
         };
         match path {
-            "/healthz" if *self.draining.borrow() => text(
+            // The process is alive, also while it drains: restarting it would cut its calls.
+            "/healthz" => text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
+            "/readyz" if self.shutdown.drains() => text(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "text/plain",
-                "shutting down\n".to_owned(),
+                "draining\n".to_owned(),
             ),
-            "/healthz" => text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
+            "/readyz" => text(StatusCode::OK, "text/plain", "ready\n".to_owned()),
             "/metrics" => text(
                 StatusCode::OK,
                 "text/plain; version=0.0.4; charset=utf-8",
@@ -521,12 +578,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_is_not_well_while_it_shuts_down() {
+    async fn it_is_not_ready_while_it_drains_and_still_alive() {
         let settings = Settings::from_flags(["--listen", "127.0.0.1:0"]).unwrap();
         let gateway = Gateway::bind(settings).await.unwrap();
-        let status = || gateway.shared.own("/healthz").unwrap().status();
-        assert_eq!(status(), StatusCode::OK);
-        gateway.shared.draining.send_replace(true);
-        assert_eq!(status(), StatusCode::SERVICE_UNAVAILABLE);
+        let status = |path| gateway.shared.own(path).unwrap().status();
+        assert_eq!(status("/readyz"), StatusCode::OK);
+        gateway.drain().start();
+        assert_eq!(status("/readyz"), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(status("/healthz"), StatusCode::OK);
     }
 }

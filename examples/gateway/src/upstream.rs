@@ -30,8 +30,8 @@ pub(crate) struct Upstream {
     name: &'static str,
     provider: Provider,
     base: BaseUrl,
-    /// The path of `base`, empty for none.
-    base_path: Box<str>,
+    /// The same as an address.
+    url: Uri,
     /// What `base` was given by.
     url_name: Box<str>,
     /// What its credential was given by.
@@ -197,7 +197,7 @@ impl Known {
         Upstream {
             name: self.name,
             provider: self.provider.clone(),
-            base_path: url.path().trim_end_matches('/').into(),
+            url,
             base,
             url_name: self.url.variable.into(),
             key_name: self.key.variable.into(),
@@ -301,8 +301,9 @@ impl Upstream {
         self.provider.clone()
     }
 
-    pub(crate) fn base(&self) -> &BaseUrl {
-        &self.base
+    /// Its base URL.
+    pub(crate) fn url(&self) -> &Uri {
+        &self.url
     }
 
     /// What its base URL was given by.
@@ -330,7 +331,7 @@ impl Upstream {
         if matches!(*method, Method::TRACE | Method::CONNECT) {
             return false;
         }
-        let below_base = path.strip_prefix(&*self.base_path);
+        let below_base = path.strip_prefix(self.url.path().trim_end_matches('/'));
         let relative = below_base.filter(|path| path.starts_with('/'));
         allowed.allows(path) || is_inference_or_models(method, relative.unwrap_or(path))
     }

@@ -18,11 +18,13 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
 }
 
 #[tokio::test]
-async fn it_says_that_it_is_well() {
+async fn it_says_that_it_is_alive_and_ready() {
     let provider = SimulatedProvider::start().await.unwrap();
     let gateway = Running::over(&provider, &[]).await;
     let answer = get(gateway.addr, "/healthz").await;
     assert_eq!((answer.status, answer.text().as_str()), (200, "ok\n"));
+    let answer = get(gateway.addr, "/readyz").await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ready\n"));
     let answer = request(gateway.addr, "HEAD", "/healthz", "", "").await;
     assert_eq!(answer.status, 200);
     assert_eq!(gateway.post("/healthz", "").await.status, 404);

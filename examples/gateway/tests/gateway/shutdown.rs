@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::{net::TcpStream, time::Instant};
 use tower_llm_testkit::{Behavior, Fault, SimulatedProvider};
 
-use crate::support::{Binary, Connection, Running, SOON, eventually, within};
+use crate::support::{Binary, COMPLETE, Connection, Running, SOON, eventually, get, post, within};
 
 const BODY: &str = r#"{"stream":true}"#;
 
@@ -29,7 +29,11 @@ async fn at_a_signal_streams_end_well_and_nobody_new_is_let_in() {
                 .gap(Duration::from_millis(200)),
         );
         let url = provider.url();
-        let mut gateway = Binary::start(&[("OPENAI_BASE_URL", &url)], &[]).await;
+        let envs = [
+            ("OPENAI_BASE_URL", url.as_str()),
+            ("GATEWAY_DRAIN_DELAY", "0.2"),
+        ];
+        let mut gateway = Binary::start(&envs, &[]).await;
         let mut stream = streaming(gateway.addr).await;
 
         gateway.signal(signal).await;
@@ -51,18 +55,23 @@ async fn at_a_signal_streams_end_well_and_nobody_new_is_let_in() {
 }
 
 #[tokio::test]
-async fn a_stream_longer_than_the_deadline_is_cut() {
+async fn a_stream_longer_than_the_deadline_is_cut_with_an_event_that_says_so() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(Fault::StallAfter(2));
     let url = provider.url();
-    let flags = ["--shutdown-deadline", "0.5"];
+    let flags = ["--shutdown-deadline", "0.5", "--drain-delay", "0"];
     let mut gateway = Binary::start(&[("OPENAI_BASE_URL", &url)], &flags).await;
     let mut stream = streaming(gateway.addr).await;
 
     let began = Instant::now();
     gateway.signal("TERM").await;
 
-    while let Ok(Some(_)) = within(SOON, stream.chunk()).await {}
+    let mut rest = Vec::new();
+    while let Some(chunk) = within(SOON, stream.chunk()).await.expect("ended well") {
+        rest.extend(chunk);
+    }
+    let rest = String::from_utf8(rest).unwrap();
+    assert!(rest.contains(r#""code":"shutting_down""#), "{rest}");
     assert_eq!(gateway.exit(SOON).await.code(), Some(0));
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(500), "{took:?}");
@@ -70,6 +79,109 @@ async fn a_stream_longer_than_the_deadline_is_cut() {
         .wait_for(SOON, |counts| counts.closed_by_caller == 1)
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn a_cut_stream_ends_with_an_error_in_its_dialect() {
+    for (path, event) in [
+        (
+            "/v1/chat/completions",
+            r#"data: {"error":{"code":"shutting_down","#,
+        ),
+        (
+            "/v1/responses",
+            "event: error\ndata: {\"code\":\"shutting_down\",",
+        ),
+        (
+            "/v1/messages",
+            "event: error\ndata: {\"error\":{\"message\":",
+        ),
+        (
+            "/v1beta/models/m:streamGenerateContent?alt=sse",
+            r#"data: {"error":{"code":503,"#,
+        ),
+    ] {
+        let provider = SimulatedProvider::start().await.unwrap();
+        provider.set(Fault::StallAfter(2));
+        let gateway = Running::over(&provider, &["--shutdown-deadline", "0"]).await;
+        let mut stream = Connection::open(gateway.addr).await;
+        stream.send("POST", path, "", BODY).await;
+        within(SOON, stream.head(false)).await.unwrap();
+        stream.chunk().await.unwrap().unwrap();
+
+        let (stopped, rest) = tokio::join!(gateway.stop(), async {
+            let mut rest = Vec::new();
+            while let Some(chunk) = within(SOON, stream.chunk()).await.expect("ended well") {
+                rest.extend(chunk);
+            }
+            String::from_utf8(rest).unwrap()
+        });
+
+        assert_eq!(stopped.cut, 1, "{path}");
+        // After blank lines, which end what the upstream had begun.
+        let last = rest.rsplit_once(event).map(|(before, _)| before);
+        assert!(
+            last.is_some_and(|before| before.ends_with("\n\n")),
+            "{path}: {rest}"
+        );
+        assert!(rest.ends_with("\n\n"), "{path}: {rest}");
+        provider
+            .wait_for(SOON, |counts| counts.closed_by_caller == 1)
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_has_no_response_yet_is_told_so() {
+    let provider = SimulatedProvider::start().await.unwrap();
+    provider.set(Fault::NoAnswer);
+    let gateway = Running::over(&provider, &["--shutdown-deadline", "0"]).await;
+    let mut waiting = Connection::open(gateway.addr).await;
+    waiting.send("POST", "/v1/messages", "", "{}").await;
+    eventually("it is sent", async || gateway.held() == 1).await;
+    let (stopped, answer) = tokio::join!(gateway.stop(), within(SOON, waiting.answer(false)));
+    assert_eq!(stopped.cut, 1);
+    let answer = answer.unwrap();
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.json()["error"]["type"], "overloaded_error");
+    assert!(!answer.headers.contains_key("x-should-retry"));
+}
+
+#[tokio::test]
+async fn it_is_unready_some_time_before_it_stops_listening() {
+    let envs = [("GATEWAY_DRAIN_DELAY", "600")];
+    let mut gateway = Binary::start(&envs, &[]).await;
+    let addr = gateway.addr;
+    let status = async |path: &str| get(addr, path).await.status;
+    assert_eq!(
+        (status("/readyz").await, status("/healthz").await),
+        (200, 200)
+    );
+
+    gateway.signal("TERM").await;
+
+    eventually("it is unready", async || status("/readyz").await == 503).await;
+    assert_eq!(status("/healthz").await, 200);
+    // Load balancers have not noticed yet.
+    let answer = post(addr, "/v1/messages", "", COMPLETE).await;
+    assert_eq!(answer.status, 200);
+    assert!(gateway.child.try_wait().unwrap().is_none());
+    gateway.signal("TERM").await;
+    assert_eq!(gateway.exit(SOON).await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_drain_delay_ends_by_itself_and_a_person_does_not_wait_for_it() {
+    for (signal, delay) in [("TERM", "0.5"), ("INT", "600")] {
+        let mut gateway = Binary::start(&[("GATEWAY_DRAIN_DELAY", delay)], &[]).await;
+        let began = Instant::now();
+        gateway.signal(signal).await;
+        assert_eq!(gateway.exit(SOON).await.code(), Some(0));
+        if signal == "TERM" {
+            assert!(began.elapsed() >= Duration::from_millis(500));
+        }
+    }
 }
 
 #[tokio::test]
@@ -119,7 +231,7 @@ async fn what_is_cut_is_counted_and_closes_its_upstream() {
 }
 
 #[tokio::test]
-async fn streams_of_http_2_are_cut_with_their_connection() {
+async fn streams_of_http_2_are_cut_with_an_event_too() {
     use http_body_util::{BodyExt, Full};
     use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 
@@ -134,10 +246,13 @@ async fn streams_of_http_2_are_cut_with_their_connection() {
         .body(Full::from(BODY))
         .unwrap();
     let body = client.request(request).await.unwrap().into_body();
-    assert_eq!(gateway.stop().await.cut, 1);
-    eventually("the place is free", async || {
+    let (stopped, body) = tokio::join!(gateway.stop(), within(SOON, body.collect()));
+    assert_eq!(stopped.cut, 1);
+    eventually("the permit is free", async || {
         bulkhead.stats()[0].in_flight == 0
     })
     .await;
-    assert!(within(SOON, body.collect()).await.is_err());
+    let body = body.expect("ended well").to_bytes();
+    let body = String::from_utf8(body.to_vec()).unwrap();
+    assert!(body.contains("overloaded_error"), "{body}");
 }

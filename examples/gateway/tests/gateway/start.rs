@@ -126,7 +126,7 @@ async fn switches_and_empty_values_are_taken_as_people_mean_them() {
         ("OPENAI_BASE_URL", "http://127.0.0.1:1"),
     ];
     let gateway = Binary::start(&envs, &[]).await;
-    let answer = post(gateway.addr, "/v1/messages", "", "{}").await;
+    let answer = post(gateway.addr, "/v1/messages", "", COMPLETE).await;
     assert_eq!(answer.status, 200);
 }
 
