@@ -16,6 +16,7 @@ mod log;
 mod observe;
 mod proxy;
 mod ratelimit;
+mod reuse;
 mod shutdown;
 mod start;
 mod support;
