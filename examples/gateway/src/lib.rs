@@ -1,10 +1,10 @@
 //! A gateway in front of language models: the tower-llm stack as a service.
 //!
-//! The policy is in the crates; here is what a server adds to them: which [upstream](Settings) a request goes to,
-//! what a proxy may not pass on, patience with callers, metrics, and an orderly end.
+//! The policy is in the crates. A server adds to them who may call and [which upstream](Settings) is called, headers that a
+//! proxy must not pass on, timeouts for clients, metrics, a log, and an orderly end.
 //!
 //! ```text
-//! hyper > Refusal > Describe > Monitor > caller's RateLimit > Breaker > provider's RateLimit > Bulkhead > Timeout > hyper-util's client
+//! hyper > gate > Refusal > Describe > Monitor > caller's RateLimit > Breaker > provider's RateLimit > Bulkhead > Timeout > hyper-util's client
 //! ```
 
 mod access;

@@ -1,4 +1,4 @@
-//! The rate limits that the settings ask for: of each provider, and of those who call.
+//! The rate limits that the settings ask for: of each provider, and of each caller.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -17,7 +17,7 @@ use crate::{
     upstream::Upstream,
 };
 
-/// All limits, to look at: by provider, and of callers.
+/// All limits, for the metrics: by provider, and of callers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Limiters {
     pub(crate) callers: Option<RateLimitHandle>,
@@ -26,7 +26,7 @@ pub(crate) struct Limiters {
 
 /// The limits of one provider; `None` if there are none.
 ///
-/// What is set counts for all of the gateway's calls to it, of whichever model and caller. What the provider tells is
+/// Configured limits apply to all calls of the gateway to that provider. What the provider reports is
 /// about one model and one credential: where callers send their own, one that is throttled does not hold up the others.
 pub(crate) fn of_provider(
     upstream: &Upstream,
@@ -100,7 +100,7 @@ pub(crate) async fn of_callers(
 pub(crate) fn or_none(layer: Option<RateLimitLayer>) -> Result<RateLimitLayer, StartError> {
     let nothing = || {
         RateLimitLayer::for_callers()
-            // More than there will ever be: a layer wants a limit.
+            // More than there will ever be, since a layer needs a limit.
             .limit(Limit::requests(1 << 53).per_second())
             .key_by(KeyBy::shared())
             .headers(Headers::None)
@@ -176,7 +176,7 @@ async fn tier_of(
         .enumerate()
         .filter(|(_, entry)| !entry.is_empty())
     {
-        // Which entry, and not what is in it: one that is written wrong may have its key anywhere.
+        // The entry's number, not its text: in one that is malformed the key may stand anywhere.
         let wrong = |what| {
             let number = index + 1;
             let what = format!("entry {number} {what} (the value is not shown)");
@@ -205,7 +205,7 @@ async fn tier_of(
     Ok(tier_of)
 }
 
-/// Whom `describe` takes a caller with `key` for, in either form in which clients send one.
+/// The callers that `describe` makes of `key`, in the two forms in which clients send one.
 async fn callers_with(describe: &DescribeLayer, key: &str) -> [Option<Caller>; 2] {
     const BARE: HeaderName = HeaderName::from_static("x-api-key");
     [
