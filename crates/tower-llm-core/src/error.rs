@@ -12,7 +12,7 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// That a layer refused a call before it was sent, and what the caller can do about it.
 ///
-/// Each layer's own error (`BulkheadFull`, [`TooLarge`], ...) has one as its source, so that whoever answers need
+/// Each layer's own error (`BulkheadFull`, [`TooLarge`], ...) has one as its source, so that whatever answers need
 /// not know the layers:
 ///
 /// ```
@@ -257,7 +257,7 @@ impl TimedOut {
         timed_out_event(dialect, &self.to_string())
     }
 
-    /// Always `None`: nobody knows when the upstream will be faster.
+    /// Always `None`: when the upstream will be faster is not known.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         None

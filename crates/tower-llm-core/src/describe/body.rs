@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{layer::Settings, tokens::Input};
 use crate::{Call, Operation, dialect::Route};
 
-/// Longest model name that is kept; a longer one is somebody's joke.
+/// Longest model name that is kept; a longer one names no model.
 const MAX_MODEL_BYTES: usize = 256;
 
 /// The call that a request is.

@@ -2,8 +2,8 @@
 //!
 //! A response is read while it passes: cut at any byte, minutes apart, and never held. So this is a push
 //! reader: [`Json::feed`] takes the next bytes and tells a [`Sink`] about the members it has asked for; all
-//! others are skipped at the speed of a string search. Nothing is validated: what is not JSON is passed
-//! over, because a scanner has no say in what the caller gets.
+//! others are skipped at the speed of a string search. Nothing is validated: what is not JSON is skipped, because a
+//! scanner does not decide what the caller gets.
 //!
 //! Memory is constant: known members lie at most [`MAX_DEPTH`] deep and their values are at most
 //! [`MAX_CAPTURE`] bytes; what is deeper or longer is of no interest here.
@@ -107,7 +107,7 @@ enum State<P> {
         place: P,
         mode: StringMode,
     },
-    /// In a string nobody wants.
+    /// In a string that does not matter.
     SkipString,
     Number {
         place: P,
@@ -118,7 +118,7 @@ enum State<P> {
     Word {
         place: Option<P>,
     },
-    /// In a container nobody wants. Braces need not be told from brackets: in JSON, an array ends where its
+    /// In a container that does not matter. Braces need not be told from brackets: in JSON, an array ends where its
     /// brackets balance, whatever the braces in it do, and the other way round.
     SkipContainer {
         open: u8,
@@ -568,7 +568,7 @@ impl<P: Copy> Json<P> {
         self.depth.checked_sub(1).map(|top| &mut self.stack[top])
     }
 
-    /// The place of the value that begins now; `None` if nobody wants it.
+    /// The place of the value that begins now; `None` if it does not matter.
     fn value_place(&mut self) -> Option<P> {
         let root = self.root;
         match self.top() {

@@ -3,7 +3,6 @@
 //! A [`Scanner`] is shown the response's headers and then every frame. It copies nothing, holds nothing and changes
 //! nothing; when the end comes, or is made, it says how the call has ended.
 
-mod beginning;
 mod choices;
 mod counters;
 mod error_names;
@@ -15,6 +14,7 @@ mod place;
 mod provider_error;
 mod response_headers;
 mod retry_hint;
+mod shared_prefix;
 mod sse;
 
 use bytes::Bytes;

@@ -9,7 +9,7 @@
 //!
 //! Source: WHATWG HTML, section 9.2.6, "Interpreting an event stream".
 
-use super::{beginning::Beginning, facts::Facts, json::Json, place::Place};
+use super::{facts::Facts, json::Json, place::Place, shared_prefix::SharedPrefix};
 
 /// Longest field name that is told apart, with its colon.
 const LONGEST_NAME: usize = 6;
@@ -17,7 +17,7 @@ const LONGEST_NAME: usize = 6;
 #[derive(Debug)]
 pub(super) struct Sse {
     json: Json<Place>,
-    beginning: Beginning,
+    prefix: SharedPrefix,
     line: Line,
     /// The last line ended with CR: an LF that follows belongs to it.
     after_cr: bool,
@@ -79,7 +79,7 @@ impl Sse {
     pub(super) fn new() -> Self {
         Self {
             json: Json::new(Place::Root),
-            beginning: Beginning::new(),
+            prefix: SharedPrefix::new(),
             line: START,
             after_cr: false,
             in_event: false,
@@ -152,7 +152,7 @@ impl Sse {
             match field {
                 Field::Data if !self.in_event && which == Part::Last => {
                     self.in_event = true;
-                    self.beginning.feed(part, &mut self.json, facts);
+                    self.prefix.feed(part, &mut self.json, facts);
                 }
                 Field::Data => {
                     self.in_event = true;

@@ -1,4 +1,4 @@
-//! A guard that is told of the end on every path.
+//! A guard that ends on every path.
 
 use std::{mem, task::Context};
 
@@ -14,7 +14,7 @@ use crate::{Completion, Failure, Outcome};
 #[derive(Debug)]
 pub struct Armed<G: Guard> {
     guard: Option<G>,
-    /// Set before the guard is told, so that one which panics then is not told again.
+    /// Set before the guard ends, so that one that panics then does not end again.
     has_ended: bool,
     entered: bool,
 }
@@ -29,7 +29,7 @@ impl<G: Guard> Armed<G> {
         }
     }
 
-    /// Runs the inner service's code, so that a panic in it is not taken for the caller's leaving.
+    /// Runs the inner service's code, so that a panic in it does not count as a disconnect of the caller.
     pub fn enter<T>(&mut self, inner: impl FnOnce() -> T) -> T {
         self.entered = true;
         let result = inner();
@@ -37,40 +37,40 @@ impl<G: Guard> Armed<G> {
         result
     }
 
-    /// Tells the guard of the response's head; see [`Guard::response_headers`].
+    /// Calls [`Guard::response_headers`].
     pub fn response_headers(&mut self, head: Option<&mut Parts>) {
         if let Some(guard) = &mut self.guard {
             guard.response_headers(head);
         }
     }
 
-    /// Tells the guard of the first content token.
+    /// Calls [`Guard::first_token`].
     pub fn first_token(&mut self, at: Instant) {
         if let Some(guard) = &mut self.guard {
             guard.first_token(at);
         }
     }
 
-    /// Whether the guard wants to be told of content.
+    /// See [`Guard::follows_content`].
     pub(crate) fn follows_content(&self) -> bool {
         self.guard.as_ref().is_some_and(Guard::follows_content)
     }
 
-    /// Tells the guard how much content has been seen.
+    /// Calls [`Guard::content`].
     pub(crate) fn content(&mut self, seen: Option<u64>) {
         if let Some(guard) = &mut self.guard {
             guard.content(seen);
         }
     }
 
-    /// Tells the guard that nothing has come yet.
+    /// Calls [`Guard::pending`].
     pub fn pending(&mut self, cx: &mut Context<'_>) {
         if let Some(guard) = &mut self.guard {
             guard.pending(cx);
         }
     }
 
-    /// Tells the guard of the end; does nothing the second time.
+    /// Ends the guard; does nothing the second time.
     pub fn end(&mut self, completion: &Completion) {
         if !mem::replace(&mut self.has_ended, true)
             && let Some(guard) = &mut self.guard
@@ -80,13 +80,13 @@ impl<G: Guard> Armed<G> {
         self.guard = None;
     }
 
-    /// Whether the guard was told of the end, or was taken.
+    /// Whether the guard has ended, or was taken out.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.has_ended || self.guard.is_none()
     }
 
-    /// The guard, for whoever holds it next; `None` if it was told of the end.
+    /// Takes the guard out, for its next holder; `None` if it has ended.
     pub fn disarm(&mut self) -> Option<G> {
         self.guard.take()
     }

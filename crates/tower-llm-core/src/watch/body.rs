@@ -19,11 +19,11 @@ use crate::{
 };
 
 pin_project! {
-    /// A response body that tells a [`Guard`] how the call has ended.
+    /// A response body that ends a [`Guard`] when the call ends.
     ///
-    /// Frames pass as they are. The guard is told as soon as the body can have no more frames, which for a body of
-    /// known length is with its last one. When the body is dropped, the upstream's goes first, so that it is
-    /// closed before what the guard holds is given back.
+    /// Frames pass as they are. The guard ends as soon as the body can have no more frames, which for a body of known length
+    /// is with its last one. When the body is dropped, the upstream's body is dropped first, so that it is closed before the
+    /// guard releases what it holds.
     #[derive(Debug)]
     pub struct Watched<B, G: Guard> {
         // `None` once it has ended and nothing more can come of it.
@@ -32,7 +32,7 @@ pin_project! {
         armed: Armed<G>,
         lead: Lead,
         leads: bool,
-        told_first_token: bool,
+        reported_first_token: bool,
     }
 
     impl<B, G: Guard> PinnedDrop for Watched<B, G> {
@@ -71,7 +71,7 @@ impl<B, G: Guard> Watched<B, G> {
             armed,
             lead,
             leads,
-            told_first_token: false,
+            reported_first_token: false,
         };
         watched.end_if_over();
         http::Response::from_parts(parts, watched)
@@ -93,8 +93,8 @@ impl<B, G: Guard> Watched<B, G> {
         self.lead.scanner(|scanner| scanner.is_event_stream())
     }
 
-    /// Whether all has passed that tells its reader how the call has ended: the terminal marker, the whole of a JSON
-    /// document, an error within a stream.
+    /// Whether the reader has all it needs to know how the call has ended: the terminal marker, a whole JSON document, or an
+    /// error within a stream.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.lead.is_over()
@@ -106,7 +106,7 @@ impl<B, G: Guard> Watched<B, G> {
         self.lead.first_token_at()
     }
 
-    /// A body of known length is over with its last frame: whoever reads it may never ask for another.
+    /// A body of known length is over with its last frame: its reader may never poll again.
     fn end_if_over(&mut self)
     where
         B: Body<Data = Bytes>,
@@ -144,10 +144,10 @@ where
                 if *this.leads {
                     this.lead.frame(frame);
                 }
-                if !*this.told_first_token
+                if !*this.reported_first_token
                     && let Some(at) = this.lead.first_token_at()
                 {
-                    *this.told_first_token = true;
+                    *this.reported_first_token = true;
                     this.armed.first_token(at);
                 }
                 if this.armed.follows_content() {

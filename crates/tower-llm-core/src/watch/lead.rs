@@ -23,12 +23,12 @@ pub(super) struct Lead(Arc<Shared>);
 
 /// The way to it for the layers around, in the response's extensions.
 ///
-/// It ends with the body that leads: a head that is kept and answered with again leads nobody astray.
+/// It ends with the body that leads, so headers that are stored and sent again mislead no layer.
 #[derive(Clone)]
 pub(super) struct Led(Weak<Shared>);
 
 struct Shared {
-    // One body is polled by one task, the outer layers around the inner: nobody ever waits for this lock.
+    // One body is polled by one task, the outer layers around the inner: the lock is never contended.
     scanner: Mutex<Scanner>,
     has_first_token: AtomicBool,
     is_over: AtomicBool,
@@ -77,20 +77,20 @@ impl Lead {
         self.scanner(|scanner| scanner.content_bytes())
     }
 
-    /// Settles how the call has ended, unless that is settled already.
+    /// Decides how the call has ended, unless that is decided already.
     pub(super) fn finish(&self, end: End) -> &Completion {
         self.0
             .completion
             .get_or_init(|| self.scanner(|scanner| scanner.finish(end)))
     }
 
-    /// Settles that the call was cut with this verdict, unless how it ended is settled already.
+    /// Decides that the call was cut with this verdict, unless how it ended is decided already.
     pub(super) fn cut(&self, outcome: Outcome) {
         self.finish(End::Cut(outcome));
     }
 
     pub(super) fn scanner<T>(&self, read: impl FnOnce(&mut Scanner) -> T) -> T {
-        // A scanner is never left half changed: poison says nothing here.
+        // A scanner is never left half changed, so a poisoned lock is as good as any.
         read(
             &mut self
                 .0

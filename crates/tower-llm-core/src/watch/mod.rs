@@ -1,12 +1,12 @@
 //! Seeing the end of a response: the one hook that all layers share.
 //!
-//! A response's head says little: errors come inside a 200, usage comes last, and a stream may last for minutes.
-//! So what a layer holds for a call, it holds in a [`Guard`] that travels with the response's body and is told
-//! when the body has ended, or was dropped.
+//! Response headers say little: errors come inside a 200, usage comes last, and a stream may last for minutes. So a layer
+//! puts what it holds for a call into a [`Guard`], which travels with the response's body and runs when the body ends or
+//! is dropped.
 //!
-//! The innermost watching layer *leads*: it alone reads the frames. What it finds it publishes in the response's
-//! extensions, and the layers around it *follow* that instead of reading again. A layer that answers a second reader with
-//! what a first one is still reading must leave the extensions out: what they tell of is the first one's body.
+//! The innermost watching layer *leads*: it alone reads the frames. It publishes what it finds in the response's
+//! extensions, and the layers around it *follow* that instead of reading again. A layer that gives a second reader what a
+//! first is still reading leaves the extensions out: they describe the first one's body.
 
 mod armed;
 mod body;
@@ -36,10 +36,10 @@ pub trait Watch<R>: Clone {
     /// The response, with the guard in it.
     type Out<G: Guard>;
 
-    /// Puts `guard` into `response`, to be told of its end.
+    /// Puts `guard` into `response`, which ends it.
     fn watch<G: Guard>(&self, call: Option<&Call>, response: R, guard: G) -> Self::Out<G>;
 
-    /// The same for the guard in `armed`, which has not ended: for a layer that has it there, and a watch that ends it there.
+    /// The same for a guard in `armed` that has not ended, without moving it where that can be avoided.
     fn watch_armed<G: Guard>(
         &self,
         call: Option<&Call>,
@@ -57,64 +57,63 @@ pub trait Watch<R>: Clone {
         true
     }
 
-    /// The call that a layer keeps for [`watch`](Self::watch) until the response comes; none where it is not read, so
-    /// that no reference to it need be counted.
+    /// The call that a layer holds for [`watch`](Self::watch) until the response comes; `None` where it is not read, which
+    /// saves counting a reference.
     fn keep(&self, call: Option<&Call>) -> Option<Call> {
         call.cloned()
     }
 }
 
-/// What a layer wants to know of a call.
+/// What a layer does as a call goes on, and at its end.
 ///
-/// A guard is told of the end once, on every path: after the last frame, on an error, and when the future or the
-/// body is dropped, which ends it as [`Outcome::Abandoned`] unless what had come tells otherwise. It runs on the
-/// caller's task, within a poll or a drop, and must not block. It should not panic either: one that does in a
-/// drop may abort the process.
+/// A guard ends once, on every path: after the last frame, on an error, and when the future or the body is dropped. A drop
+/// ends it as [`Outcome::Abandoned`] unless what had come says otherwise. A guard runs on the caller's task, within a poll or
+/// a drop, and must not block. It should not panic either: a panic in a drop may abort the process.
 pub trait Guard {
-    /// The response's head has come; `None` where the response is not an [`http::Response`].
+    /// The response headers have arrived; `None` if the response is not an [`http::Response`].
     ///
-    /// Headers may be read and added. What says how the body is written has been read before.
+    /// Headers may be read and added. Those that describe the body were read before.
     fn response_headers(&mut self, head: Option<&mut Parts>) {
         let _ = head;
     }
 
     /// The first content token of a stream has passed, `at`.
     ///
-    /// Role-only frames, empty deltas and keep-alive comments are not content. Never called for a response that
-    /// is not streamed.
+    /// Role-only frames, empty deltas and keep-alive comments are not content. Never called for a response that is not
+    /// streamed.
     fn first_token(&mut self, at: Instant) {
         let _ = at;
     }
 
-    /// Whether it wants to be told of [`content`](Self::content). Asked again for every frame.
+    /// Whether [`content`](Self::content) is to be called. Checked for every frame.
     fn follows_content(&self) -> bool {
         false
     }
 
-    /// A frame has passed, and so much content up to now, in bytes; `None` while content cannot be told from the rest.
+    /// A frame has passed. `seen` is the content so far, in bytes; `None` while it cannot be told from the rest of the body.
     fn content(&mut self, seen: Option<u64>) {
         let _ = seen;
     }
 
-    /// Neither the response nor its next frame is there yet: whoever waits is polled when `cx` is woken.
+    /// Neither the response nor its next frame is there yet. The caller's task is polled again when `cx` is woken.
     ///
-    /// A guard that is to see how long nothing comes may leave the waker with a timer.
+    /// A guard that measures silence may register the waker with a timer.
     fn pending(&mut self, cx: &mut Context<'_>) {
         let _ = cx;
     }
 
-    /// The call has ended: the last that it is told, before it is dropped.
+    /// The call has ended. Nothing is called after this.
     fn end(&mut self, completion: &Completion);
 }
 
 /// Watches an [`http::Response`] to the end of its body.
 ///
-/// A compressed body cannot be read: its usage is not known, and its end is taken for a good one. Send
-/// `accept-encoding: identity` where that matters, or have the client undo the compression underneath.
+/// A compressed body cannot be read: its usage is not known, and a clean end counts as a success. Send
+/// `accept-encoding: identity` where that matters, or let the client decompress underneath.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HttpBody;
 
-/// Takes any response as the end of its call, and as a success.
+/// Takes any response for the end of its call, and for a success.
 ///
 /// It reads no clock and knows no usage.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,10 +1,10 @@
-//! What the events of a stream begin with.
+//! The prefix that the events of a stream share.
 //!
-//! The events of a stream begin alike, many of them with most of their bytes: identifiers, the model, the way down to
-//! the few bytes that are new. Those bytes are remembered, and where they have led the reader; an event that begins
-//! with them is compared, which is done at the speed of memory, and read from where they end.
+//! Most bytes of an event are those of the event before: identifiers, the model, the path down to the few bytes that are
+//! new. This prefix is stored, with the state in which it leaves the reader. An event that starts with it is compared at the
+//! speed of memory, and read from where the prefix ends.
 //!
-//! What is found is the same: the reader goes on as it would have, and what it has told of those bytes it tells again.
+//! What is found is the same: the reader continues in that state, and what it reported of the prefix is reported again.
 
 use super::{
     facts::Facts,
@@ -12,60 +12,60 @@ use super::{
     place::Place,
 };
 
-/// Most bytes that are remembered.
+/// Longest prefix that is stored.
 const LONGEST: usize = 256;
 
-/// Fewest bytes that are worth it.
+/// Shortest prefix that is worth it.
 const SHORTEST: usize = 32;
 
-/// Most that the reader may tell of them.
-const MOST_TOLD: usize = 4;
+/// Most reports about it that are stored.
+const MOST_REPORTS: usize = 4;
 
-/// Longest string that it may tell of.
-const LONGEST_TOLD: usize = 40;
+/// Longest string in such a report.
+const LONGEST_REPORT: usize = 40;
 
-/// What the last events began with.
+/// The prefix of the last events.
 #[derive(Debug)]
-pub(super) struct Beginning {
+pub(super) struct SharedPrefix {
     bytes: [u8; LONGEST],
     len: usize,
-    /// Where these bytes have led the reader; `None` while only one event has begun with them.
+    /// The state in which it leaves the reader; `None` while only one event has started with it.
     after: Option<After>,
 }
 
 #[derive(Debug)]
 struct After {
     json: Json<Place>,
-    told: Log,
+    reports: Log,
 }
 
-/// What the reader tells of an event, but for members and containers: what they change in [`Facts`], it never changes
+/// What the reader reports of the prefix, but for members and containers: what these change in [`Facts`] is never changed
 /// back.
 #[derive(Debug)]
 struct Log {
-    told: [Told; MOST_TOLD],
+    reports: [Report; MOST_REPORTS],
     len: usize,
     has_all: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Told {
+enum Report {
     String {
         place: Place,
-        raw: [u8; LONGEST_TOLD],
+        raw: [u8; LONGEST_REPORT],
         len: usize,
     },
     Text(Place, i64),
     Number(Place, u64),
 }
 
-/// Passes on what the reader tells, and logs it.
+/// Passes on what the reader reports, and logs it.
 struct Logged<'f> {
     facts: &'f mut Facts,
     log: Log,
 }
 
-impl Beginning {
+impl SharedPrefix {
     pub(super) fn new() -> Self {
         Self {
             bytes: [0; LONGEST],
@@ -74,12 +74,12 @@ impl Beginning {
         }
     }
 
-    /// Reads the first line of an event with `json`, which has read nothing of it. The line must be whole: the
-    /// beginning of one says nothing of what events have in common.
+    /// Reads the first line of an event with `json`, which has read nothing of it. The line must be whole: a part of it
+    /// does not show what events share.
     pub(super) fn feed(&mut self, line: &[u8], json: &mut Json<Place>, facts: &mut Facts) {
         let known = &self.bytes[..self.len];
         if let (Some(after), Some(rest)) = (&self.after, line.strip_prefix(known)) {
-            after.told.tell(facts);
+            after.reports.replay(facts);
             *json = after.json;
             json.feed(rest, facts);
             return;
@@ -101,16 +101,16 @@ impl Beginning {
         self.after = None;
     }
 
-    /// Reads what an event has in common with those before.
+    /// Reads what an event shares with those before.
     fn learn(&mut self, beginning: &[u8], json: &mut Json<Place>, facts: &mut Facts) {
         let log = Log::new();
         let mut logged = Logged { facts, log };
         json.feed(beginning, &mut logged);
-        let told = logged.log;
-        // Where more is told than the log holds, there may be less in half of it.
-        (self.len, self.after) = if told.has_all {
+        let reports = logged.log;
+        // If the log cannot hold all reports, half of the prefix may have fewer.
+        (self.len, self.after) = if reports.has_all {
             let json = *json;
-            (beginning.len(), Some(After { json, told }))
+            (beginning.len(), Some(After { json, reports }))
         } else {
             (beginning.len() / 2, None)
         };
@@ -120,28 +120,28 @@ impl Beginning {
 impl Log {
     fn new() -> Self {
         Self {
-            told: [Told::Text(Place::Root, 0); MOST_TOLD],
+            reports: [Report::Text(Place::Root, 0); MOST_REPORTS],
             len: 0,
             has_all: true,
         }
     }
 
-    fn push(&mut self, told: Told) {
-        match self.told.get_mut(self.len) {
+    fn push(&mut self, report: Report) {
+        match self.reports.get_mut(self.len) {
             Some(place) => {
-                *place = told;
+                *place = report;
                 self.len += 1;
             }
             None => self.has_all = false,
         }
     }
 
-    fn tell(&self, facts: &mut Facts) {
-        for told in &self.told[..self.len] {
-            match *told {
-                Told::String { place, raw, len } => facts.string(place, &raw[..len]),
-                Told::Text(place, bytes) => facts.text(place, bytes),
-                Told::Number(place, value) => facts.number(place, value),
+    fn replay(&self, facts: &mut Facts) {
+        for report in &self.reports[..self.len] {
+            match *report {
+                Report::String { place, raw, len } => facts.string(place, &raw[..len]),
+                Report::Text(place, bytes) => facts.text(place, bytes),
+                Report::Number(place, value) => facts.number(place, value),
             }
         }
     }
@@ -184,13 +184,13 @@ impl Sink for Logged<'_> {
 
     fn string(&mut self, place: Place, raw: &[u8]) {
         self.facts.string(place, raw);
-        let mut kept = [0; LONGEST_TOLD];
+        let mut kept = [0; LONGEST_REPORT];
         let len = raw.len();
         match kept.get_mut(..len) {
             Some(kept) => kept.copy_from_slice(raw),
             None => return self.log.has_all = false,
         }
-        self.log.push(Told::String {
+        self.log.push(Report::String {
             place,
             raw: kept,
             len,
@@ -199,12 +199,12 @@ impl Sink for Logged<'_> {
 
     fn text(&mut self, place: Place, bytes: i64) {
         self.facts.text(place, bytes);
-        self.log.push(Told::Text(place, bytes));
+        self.log.push(Report::Text(place, bytes));
     }
 
     fn number(&mut self, place: Place, value: u64) {
         self.facts.number(place, value);
-        self.log.push(Told::Number(place, value));
+        self.log.push(Report::Number(place, value));
     }
 
     fn word(&mut self, place: Place, word: &[u8]) {
@@ -222,7 +222,7 @@ mod tests {
 
     /// Events in turn, read with what they begin with in mind; each must be read as if it were the first.
     fn check(events: &[String]) {
-        let mut beginning = Beginning::new();
+        let mut beginning = SharedPrefix::new();
         let mut json = Json::new(Place::Root);
         let mut facts = Facts::default();
         let mut plain = Facts::default();
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn is_remembered_from_the_third_event_on() {
-        let mut beginning = Beginning::new();
+        let mut beginning = SharedPrefix::new();
         let mut facts = Facts::default();
         for text in ["one", "two", "six"] {
             let mut json = Json::new(Place::Root);
