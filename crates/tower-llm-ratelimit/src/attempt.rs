@@ -14,7 +14,9 @@ use tokio::time::Instant;
 use tower_llm_core::Key;
 
 use crate::{
-    engine::{Blocked, Check, Demand, Engine, Turns, Why},
+    blocked::{Blocked, Turns, Why},
+    demand::Demand,
+    engine::{Check, Engine},
     group::CheckedLimit,
     key_state::KeyStates,
     lease::{Back, Grant},

@@ -178,7 +178,7 @@ impl Pricing {
     /// What `call` needs, whatever it comes to produce: the maximum that it names if that is reserved, and its input, unless
     /// that may turn out to be cached and to cost nothing.
     pub(crate) fn needed(&self, call: Option<&Call>) -> Amounts {
-        let estimate = self.estimate(call, None::<fn() -> u64>);
+        let estimate = self.estimate(call, Some(|| 0));
         if estimate.counts_cached_input {
             return estimate.reserved;
         }

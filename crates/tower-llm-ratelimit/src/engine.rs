@@ -9,19 +9,18 @@ use std::{
 use http::HeaderMap;
 use smallvec::SmallVec;
 use tokio::time::Instant;
-use tower_llm_core::{Caller, Described, Keyed, Registry};
+use tower_llm_core::{Described, Registry};
 
 use crate::{
-    ExceedsLimit, Headers, RateLimited, Unit,
-    cost::{Amounts, Estimate},
+    ExceedsLimit, Headers, RateLimited,
+    blocked::{Blocked, Turns, Why},
+    demand::{Charge, Demand},
     error::Reason,
     group::{CheckedLimit, Clock, LimitGroup, Policy},
     headers::Statuses,
     key_state::{KeyState, KeyStates, State},
-    observed::ObservedOutput,
-    provider_budget::Epoch,
     reservation::Reservation,
-    tier::{Tier, Tiers},
+    tier::Tiers,
 };
 
 /// The limits of a layer, and the state of their keys.
@@ -33,113 +32,6 @@ pub(crate) struct Engine {
     pub(crate) clock: Clock,
     pub(crate) max_waiting: usize,
     pub(crate) max_wait: Duration,
-}
-
-/// What a call demands.
-#[derive(Clone, Debug)]
-pub(crate) struct Demand {
-    pub(crate) estimate: Estimate,
-    pub(crate) tier: Tier,
-    /// Where the length of its output is observed.
-    pub(crate) observed: Option<Arc<Keyed<ObservedOutput>>>,
-    /// Whose call it is; not read before the call is blocked.
-    pub(crate) caller: Option<Caller>,
-}
-
-/// What a call was charged: in each limit, in the order of the keys and their limits.
-#[derive(Debug)]
-pub(crate) struct Charge {
-    /// When each limit's meter was charged.
-    pub(crate) epochs: SmallVec<[u32; 6]>,
-    /// Where the provider's limits are observed, until the call is answered.
-    pub(crate) budget: Option<Epoch>,
-    /// Of shared limits, the lease that was charged; empty if there are none.
-    pub(crate) lease_epochs: SmallVec<[u64; 2]>,
-}
-
-/// Why a call cannot be admitted now.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Blocked {
-    /// The key in whose queue it waits.
-    pub(crate) group: usize,
-    /// How long that key blocks it at most, unless other calls come.
-    pub(crate) here_nanos: u64,
-    /// The longest time that any key blocks it, by what is known to be used.
-    pub(crate) known_nanos: u64,
-    /// What does for that long, and of which key.
-    pub(crate) why: Why,
-    pub(crate) why_group: usize,
-}
-
-/// How long one key blocks a call, in nanoseconds.
-#[derive(Clone, Copy, Debug)]
-struct Waits {
-    /// At most, unless other calls come.
-    nanos: u64,
-    /// By what is known to be used.
-    known_nanos: u64,
-    why: Why,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Why {
-    Limit(usize),
-    Reported(Unit),
-    Closed,
-    Queue,
-    /// The lease of a shared limit is used up.
-    Lease,
-    /// The store of shared limits is unavailable.
-    Store,
-}
-
-// === impl Blocked ===
-
-impl Blocked {
-    /// Both of two keys block the call. It stays in the queue in which it has its turn if that one blocks it, and else waits
-    /// for the one that blocks it longer. The longer of the times is told.
-    fn and(self, other: Self, turns: Turns) -> Self {
-        let stays = Some(self.group) == turns.here;
-        let moves = Some(other.group) == turns.here || other.here_nanos > self.here_nanos;
-        let here = if moves && !stays { other } else { self };
-        let longest = if other.is_known_longer_than(&self) {
-            other
-        } else {
-            self
-        };
-        Self {
-            group: here.group,
-            here_nanos: here.here_nanos,
-            ..longest
-        }
-    }
-
-    fn is_known_longer_than(&self, other: &Self) -> bool {
-        (self.known_nanos, self.here_nanos) > (other.known_nanos, other.here_nanos)
-    }
-}
-
-// === impl Waits ===
-
-impl Waits {
-    /// Blocked, but not for a time.
-    fn none(why: Why) -> Self {
-        Self {
-            nanos: 0,
-            known_nanos: 0,
-            why,
-        }
-    }
-
-    /// Both: the longer of the times, and why for that.
-    fn and(self, other: Self) -> Self {
-        let is_longer = (other.known_nanos, other.nanos) > (self.known_nanos, self.nanos);
-        Self {
-            nanos: self.nanos.max(other.nanos),
-            known_nanos: self.known_nanos.max(other.known_nanos),
-            why: if is_longer { other.why } else { self.why },
-        }
-    }
 }
 
 // === impl Engine ===
@@ -358,46 +250,6 @@ fn known(wait_nanos: u64) -> Option<Duration> {
     (!wait.is_zero() && wait_nanos < u64::MAX).then_some(wait)
 }
 
-/// The queues in which a call has had its turn.
-///
-/// If a call had its turn in one queue and is then blocked by another key, it does not go back behind the calls that joined
-/// the first queue later.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Turns {
-    /// The queue of which it is the head.
-    here: Option<usize>,
-    /// The queues of which it has been the head, a bit for each.
-    had: u64,
-}
-
-impl Turns {
-    /// It is the head of a queue.
-    pub(crate) fn come(&mut self, group: usize) {
-        self.here = Some(group);
-        self.had |= Self::bit(group);
-    }
-
-    /// It waits in no queue, because it has been admitted elsewhere.
-    pub(crate) fn everywhere(self) -> Self {
-        Self {
-            had: u64::MAX,
-            ..self
-        }
-    }
-
-    fn has(self, group: usize) -> bool {
-        self.here == Some(group) || self.had & Self::bit(group) != 0
-    }
-
-    /// None for more kinds of key than there are bits: calls wait there again.
-    fn bit(group: usize) -> u64 {
-        u32::try_from(group)
-            .ok()
-            .and_then(|group| 1_u64.checked_shl(group))
-            .unwrap_or(0)
-    }
-}
-
 /// What can block a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Check {
@@ -414,125 +266,4 @@ fn lock(keys: &KeyStates) -> SmallVec<[MutexGuard<'_, State>; 3]> {
         states.push(key.lock());
     }
     states
-}
-
-// === impl Demand ===
-
-impl Demand {
-    /// What the call reserves of one limit.
-    pub(crate) fn amount(&self, checked: &CheckedLimit) -> u64 {
-        self.estimate.reserved.of(checked.limit.unit())
-    }
-
-    /// How much there must be of a limit; `None` if the call uses none of it.
-    pub(crate) fn needed(&self, checked: &CheckedLimit) -> Option<u64> {
-        self.estimate.needed(checked.limit.unit())
-    }
-
-    /// How long a key blocks the call, and why; `None` if it does not.
-    fn waits(
-        &self,
-        group: &LimitGroup,
-        state: &mut State,
-        has_turn: bool,
-        now: u64,
-        check: Check,
-    ) -> Option<Waits> {
-        let budget = state.budget();
-        let reported = budget.and_then(|budget| budget.wait(&self.estimate, now));
-        let mut longest = reported.map(|wait| Waits {
-            nanos: wait.nanos,
-            known_nanos: wait.known_nanos,
-            why: wait.unit.map_or(Why::Closed, Why::Reported),
-        });
-        if check == Check::Leases && longest.is_none() && !self.has_leases(group, state, now) {
-            longest = Some(Waits::none(Why::Lease));
-        }
-        let (gauges, queue) = state.gauges_and_queue();
-        let queue = queue.filter(|_| !has_turn);
-        let limits = match check {
-            Check::All => &group.limits[..],
-            _ => &[],
-        };
-        let ahead = match queue {
-            // Only these units of what others will use are known.
-            Some(queue) if limits.iter().any(CheckedLimit::is_exact) => {
-                queue.ahead(self.caller.as_ref())
-            }
-            _ => Amounts::NONE,
-        };
-        for (limit, (checked, gauge)) in limits.iter().zip(gauges.iter_mut()).enumerate() {
-            let ahead = ahead.of(checked.limit.unit());
-            let (nanos, known_nanos) = gauge.waits(checked, self, ahead, now);
-            if nanos > 0 {
-                let why = Why::Limit(limit);
-                let waits = Waits {
-                    nanos,
-                    known_nanos,
-                    why,
-                };
-                longest = Some(longest.map_or(waits, |longest| longest.and(waits)));
-            }
-        }
-        match queue {
-            Some(_) => Some(Waits {
-                why: Why::Queue,
-                ..longest.unwrap_or(Waits::none(Why::Queue))
-            }),
-            None => longest,
-        }
-    }
-
-    /// Whether nothing waits, nothing was reported, and all limits have room: nearly always, and found fast.
-    fn is_free(&self, keys: &KeyStates, states: &mut [MutexGuard<'_, State>], now: u64) -> bool {
-        keys.iter().zip(states).all(|(key, state)| {
-            let gauges = state.plain_gauges();
-            gauges.is_some_and(|gauges| {
-                let mut limits = key.group.limits.iter().zip(gauges.iter_mut());
-                limits.all(|(checked, gauge)| gauge.has_room(checked, self, now))
-            })
-        })
-    }
-
-    fn has_leases(&self, group: &LimitGroup, state: &mut State, now: u64) -> bool {
-        let leases = state.leases(group.limits.len()).iter();
-        let mut leases = group.limits.iter().zip(leases);
-        leases.all(|(checked, lease)| {
-            self.needed(checked)
-                .is_none_or(|needed| lease.has(needed, now))
-        })
-    }
-
-    fn take(
-        &self,
-        keys: &KeyStates,
-        states: &mut [MutexGuard<'_, State>],
-        now: u64,
-        check: Check,
-    ) -> Charge {
-        let mut charge = Charge {
-            epochs: SmallVec::new(),
-            budget: None,
-            lease_epochs: SmallVec::new(),
-        };
-        for (key, state) in keys.iter().zip(states) {
-            state.admitted += 1;
-            if check == Check::Leases {
-                let limits = key.group.limits.iter();
-                let leases = state.leases(limits.len()).iter_mut();
-                let spent = limits
-                    .zip(leases)
-                    .map(|(checked, lease)| lease.spend(self.amount(checked)));
-                charge.lease_epochs.extend(spent);
-            }
-            if key.group.observes {
-                // From the first call on, so that the calls in flight are known when a response reports something.
-                charge.budget = Some(state.budget_or_new().take(&self.estimate.reserved, now));
-            }
-            for (checked, gauge) in key.group.limits.iter().zip(state.gauges.iter_mut()) {
-                charge.epochs.push(gauge.charge(checked, self, now));
-            }
-        }
-        charge
-    }
 }

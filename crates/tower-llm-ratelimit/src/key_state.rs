@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use tower_llm_core::{Evictable, Keyed};
 
 use crate::{
-    engine::Demand,
+    demand::Demand,
     group::{CheckedLimit, Clock, LimitGroup},
     lease::Lease,
     meter::Meter,

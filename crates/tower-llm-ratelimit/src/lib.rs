@@ -58,8 +58,10 @@
 #![warn(missing_docs)]
 
 mod attempt;
+mod blocked;
 mod calendar;
 mod cost;
+mod demand;
 mod engine;
 mod error;
 mod future;

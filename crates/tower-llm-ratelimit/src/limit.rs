@@ -123,6 +123,38 @@ impl Limit {
         LimitBuilder::new(Unit::Cost, amount)
     }
 
+    /// A token bucket with the numbers of governor's `quota`: its burst, and one `unit` per replenish interval.
+    ///
+    /// | governor | here |
+    /// |---|---|
+    /// | `burst_size` | the [`bucket`](Self::bucket)'s burst |
+    /// | `replenish_interval` | the rate: as many intervals as the burst are a period, unless that is shorter than a second or longer than 31 days |
+    ///
+    /// It admits what governor's limiter with this quota would, if calls use what they reserve. A quota is exact to the
+    /// nanosecond: seven per minute are seven per 59.999999997 s, because their interval is rounded down.
+    ///
+    /// ```
+    /// use std::num::NonZeroU32;
+    ///
+    /// use governor::Quota;
+    /// use tower_llm_ratelimit::{Limit, Unit};
+    ///
+    /// let ten = NonZeroU32::new(10).expect("it is not zero");
+    /// let quota = Quota::per_second(ten).allow_burst(ten.saturating_add(20));
+    /// let limit = Limit::quota(Unit::Requests, quota);
+    /// assert_eq!(limit, Limit::requests(30).per(std::time::Duration::from_secs(3)).bucket(30));
+    /// ```
+    #[cfg(feature = "governor")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "governor")))]
+    #[must_use]
+    pub fn quota(unit: Unit, quota: governor::Quota) -> Self {
+        let (interval, burst) = (quota.replenish_interval(), quota.burst_size());
+        let amount = replenished(interval, burst);
+        let period = interval.saturating_mul(amount);
+        let limit = LimitBuilder::new(unit, amount.into());
+        limit.per(period).bucket(burst.get().into())
+    }
+
     /// Sets the kind of key to limit by; the layer's [`key_by`](crate::RateLimitBuilder::key_by) unless set.
     ///
     /// Limits with the same kind of key share their state and cost one lookup.
@@ -388,6 +420,16 @@ impl Rate {
     pub(crate) fn slice_nanos(&self) -> u64 {
         self.slice_nanos
     }
+}
+
+/// How many intervals are a period: as many as the burst, or else the nearest number that a period may have.
+#[cfg(feature = "governor")]
+fn replenished(interval: Duration, burst: std::num::NonZeroU32) -> u32 {
+    let interval = interval.as_nanos().max(1);
+    let least = MIN_PERIOD.as_nanos().div_ceil(interval);
+    let most = (MAX_PERIOD.as_nanos() / interval).max(1);
+    let amount = u128::from(burst.get()).clamp(least.min(most), most);
+    u32::try_from(amount).unwrap_or(u32::MAX)
 }
 
 fn check_amount(field: &'static str, amount: u64) -> Result<(), ConfigError> {

@@ -9,7 +9,7 @@ use tower_llm_core::{Completion, Guard, Outcome};
 use crate::{
     Headers,
     cost::Amounts,
-    engine::{Charge, Demand},
+    demand::{Charge, Demand},
     group::{CheckedLimit, Policy},
     headers::Statuses,
     key_state::{KeyState, KeyStates, State},

@@ -9,7 +9,9 @@ use tower_service::Service;
 
 use crate::{
     ResponseFuture,
-    engine::{Check, Demand, Engine, Turns},
+    blocked::Turns,
+    demand::Demand,
+    engine::{Check, Engine},
     key_state::KeyStates,
     reservation::Reservation,
     waiting::{self, Waiting},

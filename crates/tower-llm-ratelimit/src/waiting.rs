@@ -12,7 +12,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tower_llm_core::{BoxError, Call, Described, Keyed};
 
 use crate::{
-    engine::{Blocked, Demand, Engine, Turns},
+    blocked::{Blocked, Turns},
+    demand::Demand,
+    engine::Engine,
     key_state::{KeyState, KeyStates, State},
     queue::{Leaves, Polled, Position},
     reservation::Reservation,

@@ -193,6 +193,7 @@ impl Metrics {
                 Unit::Requests => "requests",
                 Unit::InputTokens => "input_tokens",
                 Unit::OutputTokens => "output_tokens",
+                Unit::Cost => "cost",
                 _ => "tokens",
             };
             let period = match stats.limit.period().as_secs() {

@@ -150,3 +150,17 @@ fn a_cost_is_charged_in_full_or_not_at_all() {
         assert_eq!(charged(outcome), 0, "{outcome:?}");
     }
 }
+
+#[test]
+fn a_maximum_that_is_not_reserved_is_not_needed() {
+    let needed = |reserve| {
+        let pricing = Pricing {
+            reserve,
+            ..pricing()
+        };
+        of_all(&pricing.needed(Some(&chat(4, 100))))
+    };
+    // The provider's cache may have the input.
+    assert_eq!(needed(Reserve::InputAndExpected), [1, 0, 0, 0, 1]);
+    assert_eq!(needed(Reserve::InputAndMaximum), [1, 0, 100, 100, 1]);
+}

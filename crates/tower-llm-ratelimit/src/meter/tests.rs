@@ -288,30 +288,97 @@ proptest! {
     ) {
         let rate = Rate::new(per_period, burst.into(), Duration::from_nanos(interval * per_period));
         let quota = Quota::with_period(Duration::from_nanos(interval)).unwrap();
-        let clock = FakeRelativeClock::default();
         let burst = NonZeroU32::new(burst).unwrap();
-        let governor = RateLimiter::direct_with_clock(quota.allow_burst(burst), clock.clone());
-        let (mut meter, mut now) = (Meter::new(Kind::Bucket), 0);
-        for (gap, amount) in steps {
-            // In parts of what the burst takes to come back.
-            let passed = gap.nanos(interval * u64::from(burst.get()) / 2);
-            now += passed;
-            clock.advance(Duration::from_nanos(passed));
-            let amount = share(&amount, rate.capacity);
-            let theirs = governor.check_n(NonZeroU32::new(amount as u32).unwrap()).unwrap();
-            let wait = meter.wait(&rate, amount, at(now));
-            match theirs {
-                Ok(()) => prop_assert_eq!(wait, 0),
-                Err(until) => {
-                    let earliest = governor::clock::Reference::saturating_sub(&until.earliest_possible(), now.into());
-                    prop_assert_eq!(u128::from(wait), Duration::from(earliest).as_nanos());
-                }
-            }
-            if wait == 0 {
-                meter.take(&rate, amount, at(now));
-            }
+        decides_as_governor(&rate, quota.allow_burst(burst), steps)?;
+    }
+}
+
+/// However a quota was made, also where governor has rounded its interval.
+#[cfg(feature = "governor")]
+mod quotas {
+    use super::*;
+    use crate::{Limit, Unit};
+
+    fn quotas() -> impl Strategy<Value = Quota> {
+        let number = || (1..5_000_u32).prop_map(|number| NonZeroU32::new(number).unwrap());
+        let per = prop_oneof![
+            number().prop_map(Quota::per_second),
+            number().prop_map(Quota::per_minute),
+            number().prop_map(Quota::per_hour),
+            (1..200_000_000_000_u64)
+                .prop_map(|nanos| Quota::with_period(Duration::from_nanos(nanos)).unwrap()),
+        ];
+        let burst = prop_oneof![Just(None), number().prop_map(Some)];
+        (per, burst)
+            .prop_map(|(quota, burst)| burst.map_or(quota, |burst| quota.allow_burst(burst)))
+    }
+
+    proptest! {
+        #[test]
+        fn a_limit_by_quota_decides_as_governor_does(
+            quota in quotas(),
+            steps in prop::collection::vec((gap(), any::<Index>()), 1..120),
+        ) {
+            let rate = Limit::quota(Unit::Tokens, quota).rate(None).unwrap();
+            decides_as_governor(&rate, quota, steps)?;
         }
     }
+
+    #[test]
+    fn a_period_is_one_that_a_limit_may_have() {
+        let number = |number| NonZeroU32::new(number).unwrap();
+        let limit = |quota| Limit::quota(Unit::Requests, quota);
+        let hourly = Quota::per_hour(number(10));
+        // The burst alone would take 41 days to come back.
+        let large = limit(hourly.allow_burst(number(10_000)));
+        assert_eq!(
+            (large.amount(), large.period().as_secs()),
+            (7_440, 31 * 86_400)
+        );
+        let small = limit(Quota::per_second(number(50)).allow_burst(number(10)));
+        assert_eq!(small, Limit::requests(50).per_second().bucket(10));
+        let minute = limit(Quota::per_minute(number(60)));
+        assert_eq!(minute, Limit::requests(60).per_minute().bucket(60));
+        // One that cannot be is refused when the layer is built.
+        let rare = Quota::with_period(Duration::from_secs(32 * 86_400)).unwrap();
+        assert_eq!(limit(rare).rate(None).unwrap_err().field(), "period");
+        let often = Quota::with_period(Duration::from_nanos(1)).unwrap();
+        assert_eq!(limit(often).amount(), 1_000_000_000);
+    }
+}
+
+/// Whether a bucket admits what governor's limiter does, and tells the same times.
+fn decides_as_governor(
+    rate: &Rate,
+    quota: Quota,
+    steps: Vec<(Gap, Index)>,
+) -> Result<(), TestCaseError> {
+    let clock = FakeRelativeClock::default();
+    let governor = RateLimiter::direct_with_clock(quota, clock.clone());
+    let interval = u64::try_from(quota.replenish_interval().as_nanos()).unwrap();
+    let burst = u64::from(quota.burst_size().get());
+    let (mut meter, mut now) = (Meter::new(Kind::Bucket), 0);
+    for (gap, amount) in steps {
+        // In parts of what the burst takes to come back.
+        let passed = gap.nanos(interval * burst / 2);
+        now += passed;
+        clock.advance(Duration::from_nanos(passed));
+        let amount = share(&amount, rate.capacity);
+        let theirs = NonZeroU32::new(amount as u32).unwrap();
+        let wait = meter.wait(rate, amount, at(now));
+        match governor.check_n(theirs).unwrap() {
+            Ok(()) => prop_assert_eq!(wait, 0),
+            Err(until) => {
+                let earliest = until.earliest_possible();
+                let earliest = governor::clock::Reference::saturating_sub(&earliest, now.into());
+                prop_assert_eq!(u128::from(wait), Duration::from(earliest).as_nanos());
+            }
+        }
+        if wait == 0 {
+            meter.take(rate, amount, at(now));
+        }
+    }
+    Ok(())
 }
 
 /// What happens to a meter that is reserved from.

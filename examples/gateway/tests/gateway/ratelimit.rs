@@ -172,17 +172,21 @@ async fn a_stream_that_its_caller_leaves_gives_its_tokens_back() {
     leaves.send("POST", CHAT.0, "", CHAT.1).await;
     leaves.head(false).await.unwrap();
     assert_eq!(sample(gateway.addr, consumed).await, 100.0);
-    assert_eq!(call(gateway.addr, "one", CHAT).await.status, 429);
+    // Another call waits for what the first one does not use.
+    let addr = gateway.addr;
+    let waits = tokio::spawn(async move { call(addr, "one", CHAT).await.status });
+    let waiting = r#"ratelimit_waiting{of="openai",unit="tokens",period="minute"}"#;
+    eventually("it waits", async || sample(addr, waiting).await == 1.0).await;
 
     drop(leaves);
 
+    assert_eq!(waits.await.unwrap(), 200);
     // The input by estimate, and at most a few tokens of what was to be a hundred.
-    eventually("it is settled", async || {
-        let left = sample(gateway.addr, consumed).await;
-        (10.0..=15.0).contains(&left)
+    eventually("both are settled", async || {
+        let used = sample(addr, consumed).await;
+        (20.0..=60.0).contains(&used)
     })
     .await;
-    assert_eq!(call(gateway.addr, "one", CHAT).await.status, 200);
 }
 
 #[tokio::test]
