@@ -25,12 +25,12 @@ pub struct KeyStats {
     pub limit: usize,
     /// Calls that hold permits.
     pub in_flight: usize,
-    /// Permits that these calls hold: one each, or their tokens.
-    pub permits_in_use: u64,
     /// Calls in the queues of all priorities.
     pub waiting: usize,
     /// Calls refused since the key was first seen. The count starts again if the key was forgotten in between.
     pub refused: u64,
+    /// Permits that the calls in flight hold: one each, or their tokens.
+    pub permits_in_use: u64,
     by_priority: ByPriority,
 }
 
@@ -42,12 +42,12 @@ pub struct GlobalStats {
     pub limit: usize,
     /// Calls that hold permits.
     pub in_flight: usize,
-    /// Permits that these calls hold: one each, or their tokens.
-    pub permits_in_use: u64,
     /// Calls in the queues of all keys and priorities.
     pub waiting: usize,
     /// Calls refused, for this limit or for a key's.
     pub refused: u64,
+    /// Permits that the calls in flight hold: one each, or their tokens.
+    pub permits_in_use: u64,
 }
 
 impl BulkheadHandle {

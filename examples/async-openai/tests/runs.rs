@@ -13,7 +13,7 @@ fn assert_complete(printed: &str) {
     for expected in [
         "answer: Some(",
         "usage: Some(",
-        "refused: all 1 places are taken",
+        "refused: bulkhead full for openai: 1/1 in use, queue 0/0",
         "by Some(\"bulkhead\")",
         "part: Some(\" ",
         "in_flight: 0, waiting: 0, refused: 1",

@@ -13,7 +13,7 @@ fn assert_complete(printed: &str) {
     for expected in [
         "answer: {",
         "\"content\":\" ",
-        "refused: all 1 places are taken",
+        "refused: bulkhead full for openai: 1/1 in use, queue 0/0",
         "by Some(\"bulkhead\")",
         "data: [DONE]",
         "outcome: Success, usage: Some(Usage { input: 10, output: 5,",

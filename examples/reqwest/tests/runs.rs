@@ -12,7 +12,7 @@ async fn run(env: HashMap<&str, String>) -> String {
 fn assert_complete(printed: &str) {
     for expected in [
         "answer: {",
-        "refused: all 1 places are taken",
+        "refused: bulkhead full for openai: 1/1 in use, queue 0/0",
         "limit Some(1)",
         "data: [DONE]",
         "outcome: Success, usage: Some(Usage { input: 10, output: 5,",
