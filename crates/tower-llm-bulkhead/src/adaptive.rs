@@ -14,17 +14,17 @@ use tower_llm_core::{Call, Completion, ConfigError, Outcome};
 use crate::permits::MAX_LIMIT;
 use crate::silence::Silence;
 
-/// How a key's limit changes with what its calls meet; see [`BulkheadBuilder::adaptive`].
+/// How a key's limit adapts to its calls; see [`BulkheadBuilder::adaptive`].
 ///
-/// A limit that you know is better than any that is found: an adaptive one can only find it by passing it. What this
-/// buys is fewer refusals by the provider, or a shorter wait for the first token. It does not raise throughput: of a
-/// provider that refuses what is too much, *no* limit gets more, at the price of the refusals.
+/// A limit that is known is better than one that has to be found: an adaptive limit finds it only by exceeding it. It buys
+/// fewer refusals by the provider, or a shorter time to the first token. It does not raise throughput: with a provider that
+/// refuses what is too much, *no* limit gets more, at the price of the refusals.
 ///
-/// - A bad sign multiplies the limit by [`cut_factor`](Self::cut_factor), at most once in
-///   [`cut_interval`](Self::cut_interval). That is our own time: a provider that says to come back in an hour
-///   does not keep the limit from moving for an hour.
-/// - As many good signs as the limit is raise it by one. They count only while at least half of the limit is in use: a
-///   limit that nobody reaches says nothing.
+/// - A bad sign multiplies the limit by [`cut_factor`](Self::cut_factor), at most once per
+///   [`cut_interval`](Self::cut_interval). That is our own time: a provider that says to come back in an hour does not
+///   freeze the limit for an hour.
+/// - As many good signs as the limit raise it by one. They count only while at least half of the limit is in use: a limit
+///   that is never reached says nothing.
 ///
 /// | setting | [`on_throttling`](Self::on_throttling) | [`on_first_token`](Self::on_first_token) |
 /// |---|---|---|
@@ -49,7 +49,7 @@ enum Signal {
     FirstToken { target: Duration },
 }
 
-/// What a call says about the limit.
+/// What a call shows about the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sign {
     Good,
@@ -69,8 +69,8 @@ impl Adaptive {
     /// For providers that refuse what is too much: a call that ends as throttled or overloaded is a bad sign, one that
     /// succeeds a good one.
     ///
-    /// Lowers the number of refusals, which is worth it where they count against a quota or lengthen a ban. It does
-    /// nothing for a provider that queues instead of refusing.
+    /// It lowers the number of refusals, which helps if they count against a quota or extend a ban. It does nothing for a
+    /// provider that queues instead of refusing.
     #[must_use]
     pub const fn on_throttling() -> Self {
         Self {
@@ -82,11 +82,11 @@ impl Adaptive {
         }
     }
 
-    /// For servers that queue: a stream whose first token comes later than `target` after it was let in is a bad sign, one
-    /// whose first token comes by then a good one.
+    /// For servers that queue: a stream is a bad sign if its first token arrives later than `target` after it was admitted,
+    /// and a good one otherwise.
     ///
-    /// A stream that ends without any token after more than `target` is a bad sign too: its caller gave up. Calls
-    /// that are not streamed are no sign: how long they take says how long their answers are.
+    /// A stream that ends without a token after more than `target` is a bad sign too: its caller gave up. Calls that are not
+    /// streamed are no sign: their duration depends on the length of the answer.
     #[must_use]
     pub const fn on_first_token(target: Duration) -> Self {
         Self {
@@ -98,35 +98,35 @@ impl Adaptive {
         }
     }
 
-    /// Sets what the limit never falls below.
+    /// Sets the minimum of the limit.
     #[must_use]
     pub const fn floor(mut self, limit: usize) -> Self {
         self.floor = limit;
         self
     }
 
-    /// Sets what the limit never rises above.
+    /// Sets the maximum of the limit.
     #[must_use]
     pub const fn ceiling(mut self, limit: usize) -> Self {
         self.ceiling = limit;
         self
     }
 
-    /// Sets what a cut multiplies the limit by.
+    /// Sets the factor of a cut.
     #[must_use]
     pub const fn cut_factor(mut self, factor: f64) -> Self {
         self.cut_factor = factor;
         self
     }
 
-    /// Sets how long after a cut the next one may come; at most a day.
+    /// Sets the minimum time between two cuts; at most a day.
     #[must_use]
     pub const fn cut_interval(mut self, interval: Duration) -> Self {
         self.cut_interval = interval;
         self
     }
 
-    /// Takes these rules if they can work.
+    /// Checks these rules.
     pub(crate) fn check(self) -> Result<Self, ConfigError> {
         ConfigError::check_nonzero("floor", self.floor)?;
         if self.floor > self.ceiling {
@@ -148,7 +148,7 @@ impl Adaptive {
         Ok(self)
     }
 
-    /// Takes `limit` if these rules can begin with it.
+    /// Checks that these rules can start with `limit`.
     pub(crate) fn check_limit(&self, field: &'static str, limit: usize) -> Result<(), ConfigError> {
         if (self.floor..=self.ceiling).contains(&limit) {
             return Ok(());
@@ -157,7 +157,7 @@ impl Adaptive {
         Err(ConfigError::new(field, limit, reason))
     }
 
-    /// What begins with `call`, if the time until its first token is a sign.
+    /// What watches `call`, if the time to its first token is a sign.
     pub(crate) fn silence_of(&self, call: Option<&Call>) -> Option<Silence> {
         match self.signal {
             Signal::FirstToken { target } if call.is_some_and(Call::streamed) => {
@@ -167,7 +167,7 @@ impl Adaptive {
         }
     }
 
-    /// What a first token says that came `after` the call was let in.
+    /// What a first token shows that arrived `after` the call was admitted.
     pub(crate) fn first_token(&self, after: Duration) -> Option<Sign> {
         match self.signal {
             Signal::Throttling => None,
@@ -176,7 +176,7 @@ impl Adaptive {
         }
     }
 
-    /// What the end of a call says. `silent_for` is how long a stream had brought no token, if it never brought one.
+    /// What the end of a call shows. `silent_for` is how long a stream had no token, if it never had one.
     pub(crate) fn end(
         &self,
         completion: &Completion,
@@ -188,7 +188,7 @@ impl Adaptive {
             }
             (Signal::Throttling, Outcome::Success) => Some(Sign::Good),
             (Signal::Throttling, _) => None,
-            // A call that was not sent, or was not to go on, says nothing of the provider.
+            // A call that was not sent, or lost a race, shows nothing about the provider.
             (_, Outcome::Refused | Outcome::Superseded) => None,
             (Signal::FirstToken { target }, _) => silent_for
                 .filter(|silent| *silent > target)
@@ -207,12 +207,12 @@ impl Aimd {
         }
     }
 
-    /// Begins anew from `limit`.
+    /// Starts again from `limit`.
     pub(crate) fn reset(&mut self, limit: usize) {
         *self = Self::new(self.rules, limit);
     }
 
-    /// The limit after `sign`, with so many calls `in_flight`, that one included.
+    /// The limit after `sign`, with `in_flight` calls including this one.
     pub(crate) fn observe(&mut self, sign: Sign, in_flight: usize, now: Instant) -> usize {
         match sign {
             Sign::Bad => self.cut(now),

@@ -140,8 +140,8 @@ where
 impl Waiter {
     /// The permit comes first: if it is granted at the moment the wait is over, it is taken.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Permit, Box<BulkheadFull>>> {
-        if let Poll::Ready(turn_came) = self.ticket.poll(cx.waker()) {
-            return Poll::Ready(turn_came);
+        if let Poll::Ready(granted) = self.ticket.poll(cx.waker()) {
+            return Poll::Ready(granted);
         }
         let until = self.until;
         let timer = self

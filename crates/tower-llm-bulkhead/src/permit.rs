@@ -11,7 +11,7 @@ use tower_llm_core::{Call, Completion, Guard, Unsent};
 use crate::{
     Adaptive, BulkheadFull, LimitOf,
     adaptive::Sign,
-    permits::{Evicted, Joined, Permits, Shared, Wanted},
+    permits::{Evicted, Joined, Overtook, Permits, Shared, Wanted},
     silence::Silence,
 };
 
@@ -33,6 +33,7 @@ pub enum ReleaseAt {
 pub(crate) struct Permit {
     permits: Shared,
     weight: u32,
+    overtook: Overtook,
 }
 
 /// A call's entry in the queue; dropping it leaves the queue, or gives back the permits that were granted meanwhile.
@@ -77,7 +78,12 @@ impl Permit {
     /// Takes `weight` permits if they are free; returns `permits` if not.
     pub(crate) fn try_acquire(permits: Shared, weight: u32) -> Result<Self, Shared> {
         if permits.try_acquire(weight) {
-            Ok(Self { permits, weight })
+            let overtook = Overtook::default();
+            Ok(Self {
+                permits,
+                weight,
+                overtook,
+            })
         } else {
             Err(permits)
         }
@@ -99,7 +105,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.permits.release(self.weight);
+        self.permits.release(self.weight, self.overtook);
     }
 }
 
@@ -109,9 +115,10 @@ impl Ticket {
     /// Joins the queue for a permit.
     pub(crate) fn join(permits: Shared, wanted: Wanted, waker: &Waker) -> Admission {
         match Permits::join(&permits, &wanted, waker) {
-            Joined::Admitted => Admission::Admitted(Permit {
+            Joined::Admitted(overtook) => Admission::Admitted(Permit {
                 permits,
                 weight: wanted.weight,
+                overtook,
             }),
             Joined::Waiting(number) => Admission::Waiting(Self {
                 permits,
@@ -130,9 +137,10 @@ impl Ticket {
         polled.map(|granted| {
             self.number = None;
             match granted {
-                Ok(()) => Ok(Permit {
+                Ok(overtook) => Ok(Permit {
                     permits: Arc::clone(&self.permits),
                     weight: self.wanted.weight,
+                    overtook,
                 }),
                 Err(Evicted) => Err(self.full()),
             }
@@ -155,11 +163,8 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if let Some(number) = self.number
-            && !self.permits.leave(&self.wanted.tenant, number)
-        {
-            // It was granted, and is not used.
-            self.permits.release(self.wanted.weight);
+        if let Some(number) = self.number {
+            self.permits.leave(&self.wanted, number);
         }
     }
 }

@@ -1,21 +1,20 @@
 //! The permits of a key, those of all keys together, and the queue for them.
 //!
-//! A permit that is free is taken by one compare-and-swap and given back by one subtraction: a semaphore that keeps
-//! its waiters in a mutex costs more than everything else this crate does. Only when calls wait does a lock come
-//! in:
+//! A free permit is taken by one compare-and-swap and given back by one subtraction; a semaphore that keeps its waiters in a
+//! mutex costs more than everything else in this crate. A lock is needed only while calls wait:
 //!
-//! - While the queue is not empty, it is *closed*, which is a bit in the word that counts what is taken. Nobody takes a
-//!   permit past those who wait, and whoever gives one back sees it.
-//! - While it is set, permits are taken only under the lock. Whoever gives one back subtracts first and then, under
-//!   the lock, hands free permits to those whose tenant it is. Whoever joins sets it first and then, under the same
-//!   lock, looks for a free permit once more. Both change the same word, so one of the two sees the other.
+//! - While the queue is not empty, the counter is *closed*, which is a bit in the word that counts what is in use. No call
+//!   takes permits ahead of those that wait, and a call that gives permits back sees the bit.
+//! - While it is closed, permits are taken only under the lock. A call that gives permits back subtracts first and then, under
+//!   the lock, serves the queue. A call that joins closes the counter first and then, under the same lock, tries once more.
+//!   Both change the same word, so one of the two sees the other.
 //!
-//! With a limit over all keys there are two such words, and one queue for all keys. The bit is in the word of all keys,
-//! which is taken last and given back last, so that the above holds for it. What was taken of a key is given back if
-//! there is no room in all: somebody may have gone to the queue for that, so the queue is looked after then, too.
+//! With a limit for all keys there are two such words, and one queue for all keys. The bit is in the word of all keys, which
+//! is taken last and given back last, so that the above holds for it. If a key has room and all keys together have none, what
+//! was taken of the key is given back. Another call may have joined the queue because of it, so the queue is served then too.
 //!
-//! Wakers are woken and dropped with the lock free. They run code that is not ours: one may be the last that holds a
-//! task, and the task a future that waits here too.
+//! Wakers are woken and dropped without the lock. They run foreign code: one may hold the last reference to a task, and the
+//! task a future that waits here too.
 
 mod counter;
 mod queue;
@@ -40,7 +39,7 @@ use tower_llm_core::{Evictable, Keyed};
 
 use self::{
     counter::Counter,
-    queue::{LaneId, Queue, Room},
+    queue::{LaneId, Queue, Room, Served},
 };
 use crate::{
     Adaptive, LimitOf,
@@ -48,7 +47,10 @@ use crate::{
     priority::ByPriority,
 };
 
-pub(crate) use self::{counter::MAX_LIMIT, queue::Tenant};
+pub(crate) use self::{
+    counter::MAX_LIMIT,
+    queue::{Overtook, Tenant},
+};
 
 /// The permits of one key.
 #[derive(Debug)]
@@ -56,19 +58,19 @@ pub(crate) struct Permits {
     counter: Counter,
     queue: Queues,
     refused: AtomicU64,
-    /// The limit if these permits were made anew.
+    /// The limit that these permits were created with.
     made_with: usize,
-    /// The limit that somebody has set, or else the same.
+    /// The limit that was set since, or else the same.
     set_to: AtomicUsize,
     // Boxed: most have none.
     adaptive: Option<Box<Follows>>,
 }
 
-/// How a limit follows what calls meet.
+/// An adaptive limit.
 #[derive(Debug)]
 struct Follows {
     rules: Adaptive,
-    // Locked where a call observer something, never on admission.
+    // Locked when a call reports, never on admission.
     aimd: StdMutex<Aimd>,
 }
 
@@ -80,16 +82,17 @@ pub(crate) struct GlobalPermits {
     refused: AtomicU64,
 }
 
-/// Where calls wait.
+/// The queue of a key.
 #[derive(Debug)]
 enum Queues {
-    Own(Mutex<Queue<Shared>>),
+    // Boxed: only calls that wait look at it.
+    Own(Box<Mutex<Queue<Shared>>>),
     Common(Arc<GlobalPermits>),
 }
 
 pub(crate) type Shared = Arc<Keyed<Permits>>;
 
-/// What a call needs a permit for.
+/// What a call that has to wait asks for.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) weight: u32,
@@ -98,15 +101,15 @@ pub(crate) struct Wanted {
     pub(crate) max_waiting: usize,
 }
 
-/// That a call which waits has to go, so that another caller's may wait.
+/// A waiting call was refused, so that another caller's can wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Evicted;
 
-/// What became of an attempt to join the queue.
+/// The result of joining the queue.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Joined {
     /// A permit became free just now, and is taken.
-    Admitted,
+    Admitted(Overtook),
     /// In the queue, with this ticket.
     Waiting(u64),
     /// There is no room in the queue.
@@ -114,7 +117,7 @@ pub(crate) enum Joined {
 }
 
 impl Default for Wanted {
-    /// One permit, for nobody in particular.
+    /// One permit, for a call without a caller.
     fn default() -> Self {
         Self {
             weight: 1,
@@ -125,7 +128,7 @@ impl Default for Wanted {
 }
 
 impl GlobalPermits {
-    /// `limit` permits, none taken. At most [`MAX_LIMIT`] of them.
+    /// `limit` permits, none in use. At most [`MAX_LIMIT`] of them.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             counter: Counter::new(limit),
@@ -134,7 +137,7 @@ impl GlobalPermits {
         }
     }
 
-    /// Sets the limit; whoever it lets in is let in.
+    /// Sets the limit, and serves the calls that it admits.
     pub(crate) fn set_limit(&self, limit: usize) {
         self.counter.set_limit(limit);
         while let Some(waker) = hand_over(&self.queue, &self.counter, None) {
@@ -146,7 +149,7 @@ impl GlobalPermits {
         self.counter.limit()
     }
 
-    /// How many calls there are, and what they weigh.
+    /// The calls in flight, and what they weigh.
     pub(crate) fn in_use(&self) -> (usize, u64) {
         self.counter.in_use()
     }
@@ -161,12 +164,12 @@ impl GlobalPermits {
 }
 
 impl Permits {
-    /// `limit` permits, none taken. At most [`MAX_LIMIT`] of them.
+    /// `limit` permits, none in use. At most [`MAX_LIMIT`] of them.
     pub(crate) fn new(limit: usize) -> Self {
-        Self::with_line(limit, Queues::Own(Mutex::default()))
+        Self::with_line(limit, Queues::Own(Box::default()))
     }
 
-    /// The same within `all` permits.
+    /// The same, with a limit for all keys besides.
     pub(crate) fn within(limit: usize, all: Arc<GlobalPermits>) -> Self {
         Self::with_line(limit, Queues::Common(all))
     }
@@ -182,7 +185,7 @@ impl Permits {
         }
     }
 
-    /// With a limit that follows `rules`, if there are any.
+    /// Makes the limit adaptive, if there are rules.
     pub(crate) fn adaptive(mut self, rules: Option<Adaptive>) -> Self {
         let limit = self.limit();
         self.adaptive = rules.map(|rules| {
@@ -192,7 +195,7 @@ impl Permits {
         self
     }
 
-    /// Takes them if there is room and nobody waits for them.
+    /// Takes permits if there is room and no call waits for them.
     pub(crate) fn try_acquire(&self, weight: u32) -> bool {
         match &self.queue {
             Queues::Own(_) => self.counter.try_take(weight),
@@ -201,7 +204,7 @@ impl Permits {
     }
 
     fn try_acquire_both(&self, all: &GlobalPermits, weight: u32) -> bool {
-        // Looked at first, so that where all are taken nothing is taken and given back.
+        // Checked first, so that nothing is taken and given back while all permits are in use.
         if !all.counter.is_open_for(weight) || !self.counter.try_take(weight) {
             return false;
         }
@@ -213,8 +216,8 @@ impl Permits {
         is_taken
     }
 
-    /// Gives permits back, to those whose tenant it is if somebody waits.
-    pub(crate) fn release(&self, weight: u32) {
+    /// Gives permits back, and serves the queue.
+    pub(crate) fn release(&self, weight: u32, overtook: Overtook) {
         let is_closed = match &self.queue {
             Queues::Own(_) => self.counter.give_back(weight),
             Queues::Common(all) => {
@@ -222,13 +225,16 @@ impl Permits {
                 all.counter.give_back(weight)
             }
         };
+        if overtook.is_some() {
+            self.queue().ended(overtook);
+        }
         if is_closed {
             self.serve_waiting();
         }
     }
 
-    /// Joins the queue, unless there is room now; or `max_waiting` others of its class wait for this key, and none of them
-    /// has to go for it.
+    /// Joins the queue, unless there is room now. If `max_waiting` other calls of its priority wait for this key, one of them is
+    /// evicted, or the call does not join.
     pub(crate) fn join(this: &Shared, wanted: &Wanted, waker: &Waker) -> Joined {
         let waker = waker.clone();
         let mut queue = this.queue();
@@ -236,7 +242,7 @@ impl Permits {
         gate.close();
         if queue.is_empty() && take(gate, &this.counter, wanted.weight) == Room::Taken {
             gate.reopen();
-            return Joined::Admitted;
+            return Joined::Admitted(Overtook::default());
         }
         let Wanted {
             weight,
@@ -245,16 +251,16 @@ impl Permits {
         } = wanted;
         let own = queue.join(this.lane(), || Arc::clone(this), tenant, *weight, waker);
         let mut is_admitted = false;
-        // Others, if what an attempt of somebody's took and gave back comes to light only now.
+        // Other calls too, if permits that another attempt took and gave back come to light only now.
         let mut served = Vec::new();
-        while let Some((ticket, waker)) = serve(&mut queue, gate) {
-            is_admitted |= ticket == own;
-            served.push((ticket, waker));
+        while let Some(next) = serve(&mut queue, gate) {
+            is_admitted |= next.ticket == own;
+            served.push(next);
         }
         let (mut left, mut evicted) = (None, None);
         let waiting = queue.waiting_in(this.lane())[tenant.priority.index()];
         let joined = if is_admitted {
-            Joined::Admitted
+            Joined::Admitted(queue.granted(own))
         } else if waiting > *max_waiting {
             this.count_refused();
             evicted = queue.evict(this.lane(), tenant);
@@ -274,7 +280,7 @@ impl Permits {
         if let Some(waker) = evicted {
             waker.wake();
         }
-        for (ticket, waker) in served {
+        for Served { ticket, waker } in served {
             if ticket != own {
                 waker.wake();
             }
@@ -282,17 +288,20 @@ impl Permits {
         joined
     }
 
-    /// Whether the one with `ticket` has been given a permit or was pushed out; if not, `waker` is woken when it has.
+    /// Whether the call with `ticket` was served or evicted; if not, `waker` is woken when it is.
     pub(crate) fn poll_ticket(
         &self,
         tenant: &Tenant,
         ticket: u64,
         waker: &Waker,
-    ) -> Poll<Result<(), Evicted>> {
+    ) -> Poll<Result<Overtook, Evicted>> {
         let mut queue = self.queue();
         let Some(kept) = queue.waker(self.lane(), tenant, ticket) else {
-            let was_evicted = queue.was_evicted(ticket);
-            return Poll::Ready(if was_evicted { Err(Evicted) } else { Ok(()) });
+            return Poll::Ready(if queue.was_evicted(ticket) {
+                Err(Evicted)
+            } else {
+                Ok(queue.granted(ticket))
+            });
         };
         let replaced = (!kept.will_wake(waker)).then(|| mem::replace(kept, waker.clone()));
         drop(queue);
@@ -300,22 +309,23 @@ impl Permits {
         Poll::Pending
     }
 
-    /// Leaves the queue; `false` if a permit had been given already, which is then still taken.
-    pub(crate) fn leave(&self, tenant: &Tenant, ticket: u64) -> bool {
+    /// Leaves the queue. If the call had been served, its permits are given back.
+    pub(crate) fn leave(&self, Wanted { weight, tenant, .. }: &Wanted, ticket: u64) {
         let mut queue = self.queue();
         if queue.was_evicted(ticket) {
-            return true;
+            return;
         }
         let waker = queue.leave(self.lane(), tenant, ticket);
+        let overtook = queue.granted(ticket);
         reopen_if_empty(&queue, self.gate());
         drop(queue);
-        let has_left = waker.is_some();
-        drop(waker);
-        if has_left {
-            // It may have held up lighter ones.
+        if waker.is_some() {
+            drop(waker);
+            // It may have blocked lighter calls.
             self.serve_waiting();
+        } else {
+            self.release(*weight, overtook);
         }
-        has_left
     }
 
     /// Counts a call that was refused.
@@ -326,7 +336,7 @@ impl Permits {
         }
     }
 
-    /// Which limit keeps `weight` out.
+    /// Which limit `weight` exceeds.
     pub(crate) fn full_of(&self, weight: u32) -> LimitOf {
         self.full(&self.queue(), weight)
     }
@@ -341,7 +351,7 @@ impl Permits {
         }
     }
 
-    /// Sets the limit; whoever it lets in is let in.
+    /// Sets the limit, and serves the calls that it admits.
     pub(crate) fn set_limit(&self, limit: usize) {
         let aimd = self.aimd();
         self.set_to.store(limit, Ordering::Relaxed);
@@ -352,14 +362,14 @@ impl Permits {
         self.serve_waiting();
     }
 
-    /// Lets the limit follow a sign.
+    /// Adapts the limit to a sign.
     pub(crate) fn observe(&self, sign: Sign, now: Instant) {
         let Some(mut aimd) = self.aimd() else {
             return;
         };
         let before = self.limit();
         let limit = aimd.observe(sign, self.in_use().0, now);
-        // With the lock held, so that limits are set in the order they were found.
+        // Under the lock, so that limits are set in the order in which they were found.
         self.counter.set_limit(limit);
         drop(aimd);
         if limit > before {
@@ -367,7 +377,7 @@ impl Permits {
         }
     }
 
-    /// The rules that the limit follows, if it follows any.
+    /// The rules of an adaptive limit.
     pub(crate) fn rules(&self) -> Option<&Adaptive> {
         self.adaptive.as_ref().map(|follows| &follows.rules)
     }
@@ -381,7 +391,7 @@ impl Permits {
         self.counter.limit()
     }
 
-    /// How many calls there are, and what they weigh.
+    /// The calls in flight, and what they weigh.
     pub(crate) fn in_use(&self) -> (usize, u64) {
         self.counter.in_use()
     }
@@ -394,7 +404,7 @@ impl Permits {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// The permits of all keys, if there is a limit for them.
+    /// The permits of all keys together, if these have a limit.
     pub(crate) fn all(&self) -> Option<&GlobalPermits> {
         match &self.queue {
             Queues::Own(_) => None,
@@ -402,19 +412,19 @@ impl Permits {
         }
     }
 
-    /// Gives what is free to those whose tenant it is, one at a time, each woken with the lock free.
+    /// Serves the queue, one call at a time, and wakes each without the lock.
     fn serve_waiting(&self) {
         while let Some(waker) = hand_over(self.mutex(), self.gate(), Some(self.lane())) {
             waker.wake();
         }
     }
 
-    /// The word that says whether somebody waits.
+    /// The counter that is closed while calls wait.
     fn gate(&self) -> &Counter {
         self.all().map_or(&self.counter, |all| &all.counter)
     }
 
-    /// Where they are, which is where they stay while somebody holds them.
+    /// The address, which does not change while a call holds or waits for permits.
     fn lane(&self) -> LaneId {
         ptr::from_ref(self).addr()
     }
@@ -433,12 +443,12 @@ impl Permits {
 
 impl Evictable for Permits {
     fn is_evictable(&self) -> bool {
-        // Whoever has a permit or waits for one holds these permits: nobody does.
+        // A call that holds permits or waits for them holds a reference.
         self.set_to.load(Ordering::Relaxed) == self.made_with
     }
 }
 
-/// Gives permits to the one whose tenant it is, who is to be woken. There may be room again in the key of `lane`.
+/// Serves the next call, which is to be woken. There may be room again in the key of `lane`.
 fn hand_over(queue: &Mutex<Queue<Shared>>, gate: &Counter, lane: Option<LaneId>) -> Option<Waker> {
     let mut queue = lock(queue);
     if let Some(lane) = lane {
@@ -446,11 +456,15 @@ fn hand_over(queue: &Mutex<Queue<Shared>>, gate: &Counter, lane: Option<LaneId>)
     }
     let served = serve(&mut queue, gate);
     reopen_if_empty(&queue, gate);
-    served.map(|(_, waker)| waker)
+    served.map(|served| served.waker)
 }
 
-fn serve(queue: &mut Queue<Shared>, gate: &Counter) -> Option<(u64, Waker)> {
-    queue.serve(|permits, weight| take(gate, &permits.counter, weight))
+fn serve(queue: &mut Queue<Shared>, gate: &Counter) -> Option<Served> {
+    queue.serve(
+        gate.limit() as u64,
+        |permits| (permits.counter.free(), gate.free()),
+        |permits, weight| take(gate, &permits.counter, weight),
+    )
 }
 
 /// Takes `weight` of a key and of all keys, together or not at all: under the queue's lock, with the gate closed.
@@ -472,7 +486,7 @@ fn reopen_if_empty(queue: &Queue<Shared>, gate: &Counter) {
 }
 
 fn lock(queue: &Mutex<Queue<Shared>>) -> MutexGuard<'_, Queue<Shared>> {
-    // Nothing that can panic runs while it is held but a waker's clone, which leaves it as it was.
+    // Only a waker's clone can panic while it is held, and leaves it as it was.
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

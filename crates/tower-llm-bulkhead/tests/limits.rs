@@ -164,58 +164,71 @@ async fn permits_are_counted_in_tokens() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_heavier_than_the_limit_runs_alone_and_is_overtaken_by_nobody() {
+async fn a_call_heavier_than_the_limit_runs_alone_and_no_more_than_the_limit_overtakes_it() {
     let layer = by_tokens(100).build().unwrap();
     let (service, mut upstream) = asked(&layer);
-    let mut light: Vec<_> = (0..4).map(|id| start(&service, tokens(id, 25))).collect();
+    let mut running: Vec<_> = (0..4).map(|id| start(&service, tokens(id, 25))).collect();
     for _ in 0..4 {
         arrived(&mut upstream);
     }
     let mut heavy = start(&service, tokens(4, 500_000));
     assert_pending!(heavy.poll());
-    let mut more = Vec::new();
-    for id in 0..4 {
-        // There is room for each that comes, but it is not their tenant.
-        drop(light.pop());
-        let mut call = start(&service, tokens(5 + id, 1));
-        assert_pending!(call.poll());
-        more.push(call);
-        assert_eq!(heavy.is_woken(), id == 3);
+    let mut overtaking = Vec::new();
+    for id in 5..9 {
+        drop(running.pop());
+        overtaking.push(start(&service, tokens(id, 25)));
+        assert_eq!(arrived(&mut upstream).0.id, id);
     }
-    assert_eq!(weight(&layer.handle()), (1, 500_000, 4));
+    // There is room for the next, but the batch is complete.
+    drop(overtaking.pop());
+    let mut next = start(&service, tokens(9, 1));
+    assert_pending!(next.poll());
+    assert!(!heavy.is_woken());
+    assert_eq!(weight(&layer.handle()), (3, 75, 2));
+    drop(overtaking);
+    assert_eq!((heavy.is_woken(), next.is_woken()), (true, false));
+    assert_eq!(weight(&layer.handle()), (1, 500_000, 1));
     assert_pending!(heavy.poll());
     assert_eq!(arrived(&mut upstream).0.id, 4);
     nothing_arrived(&mut upstream);
     drop(heavy);
-    assert!(more.iter().all(|call| call.is_woken()));
-    assert_eq!(weight(&layer.handle()), (4, 4, 0));
+    assert!(next.is_woken());
+    assert_eq!(weight(&layer.handle()), (1, 1, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_heavy_call_that_gives_up_makes_way_for_the_lighter_behind_it() {
+async fn a_heavy_call_that_leaves_makes_way_for_the_lighter_behind_it() {
     let layer = by_tokens(100)
         .max_wait(Duration::from_secs(5))
         .build()
         .unwrap();
     let (service, mut upstream) = asked(&layer);
-    let _running = start(&service, tokens(0, 50));
+    let _running = start(&service, tokens(0, 20));
     arrived(&mut upstream);
     for by_time in [true, false] {
-        let mut heavy = start(&service, tokens(1, 51));
+        let mut heavy = start(&service, tokens(1, 81));
         assert_pending!(heavy.poll());
+        // A batch that is complete, and of which one has ended.
+        let mut overtaking = [2, 3].map(|id| Some(start(&service, tokens(id, 40))));
+        for id in [2, 3] {
+            assert_eq!(arrived(&mut upstream).0.id, id);
+        }
+        overtaking[0] = None;
         advance(Duration::from_secs(2)).await;
-        let mut light = start(&service, tokens(2, 50));
+        let mut light = start(&service, tokens(4, 40));
         assert_pending!(light.poll());
         if by_time {
             advance(Duration::from_secs(3)).await;
             let error = assert_ready_err!(heavy.poll());
             assert_eq!(full(&error).limit(), 100);
+            let text = "bulkhead full for openai: 60/100 in use, 81 needed, waited 5s";
+            assert_eq!(error.to_string(), text);
         } else {
             drop(heavy);
         }
         assert!(light.is_woken());
         assert_pending!(light.poll());
-        assert_eq!(arrived(&mut upstream).0.id, 2);
+        assert_eq!(arrived(&mut upstream).0.id, 4);
     }
 }
 

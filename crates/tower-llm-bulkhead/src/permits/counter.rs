@@ -1,4 +1,4 @@
-//! How much is taken, of how much.
+//! How many permits are in use, and how many there are.
 
 use std::sync::atomic::Ordering;
 
@@ -8,15 +8,15 @@ use std::sync::atomic::AtomicU64;
 #[cfg(all(test, bulkhead_loom))]
 use ::loom::sync::atomic::AtomicU64;
 
-/// Most that a limit can be.
+/// The largest limit.
 pub(crate) const MAX_LIMIT: usize = u32::MAX as usize;
 
-/// Most calls that can be counted, whatever they weigh.
+/// The maximum number of calls, whatever they weigh.
 pub(super) const MAX_CALLS: usize = (1 << 31) - 1;
 
 /// The state, from its low end: 32 bits of what all calls weigh, 31 of how many there are, and `QUEUED`.
 ///
-/// A call weighs something, and what is taken never passes the largest limit, so that neither runs over.
+/// A call weighs at least one, and what is taken never exceeds the largest limit, so that neither overflows.
 const ONE_CALL: u64 = 1 << 32;
 const WEIGHT: u64 = ONE_CALL - 1;
 const QUEUED: u64 = 1 << 63;
@@ -37,12 +37,12 @@ impl Counter {
         }
     }
 
-    /// Takes `weight` for a call if there is room and nobody waits.
+    /// Takes `weight` for a call if there is room and no call waits.
     pub(super) fn try_take(&self, weight: u32) -> bool {
         self.take_unless(QUEUED, weight)
     }
 
-    /// Takes it although others wait: for whoever holds their queue's lock and knows whose tenant it is.
+    /// Takes it although calls wait: only under the queue's lock, for the call that is served.
     pub(super) fn take_in_turn(&self, weight: u32) -> bool {
         self.take_unless(0, weight)
     }
@@ -53,12 +53,12 @@ impl Counter {
         self.state.fetch_sub(taken, Ordering::AcqRel) & QUEUED != 0
     }
 
-    /// Sends everybody to the queue.
+    /// From now on all calls join the queue.
     pub(super) fn close(&self) {
         self.state.fetch_or(QUEUED, Ordering::AcqRel);
     }
 
-    /// Nobody is in the queue any more.
+    /// The queue is empty.
     pub(super) fn reopen(&self) {
         self.state.fetch_and(!QUEUED, Ordering::AcqRel);
     }
@@ -66,6 +66,12 @@ impl Counter {
     /// Whether there is room for `weight`, as of now.
     pub(super) fn has_room(&self, weight: u32) -> bool {
         self.room_in(self.state.load(Ordering::Acquire), weight)
+    }
+
+    /// Permits that are free, as of now.
+    pub(super) fn free(&self) -> u64 {
+        let in_use = self.state.load(Ordering::Acquire) & WEIGHT;
+        self.limit.load(Ordering::Relaxed).saturating_sub(in_use)
     }
 
     /// Whether it would be taken if it were tried now.
@@ -109,7 +115,7 @@ impl Counter {
     fn room_in(&self, state: u64, weight: u32) -> bool {
         let taken = state & WEIGHT;
         let fits = taken + u64::from(weight) <= self.limit.load(Ordering::Relaxed);
-        // What is heavier than the whole limit would wait for ever: it is let in alone.
+        // A call heavier than the whole limit could never be admitted otherwise: it is admitted alone.
         let alone = taken == 0;
         (fits || alone) && (state & !QUEUED) / ONE_CALL < MAX_CALLS as u64
     }

@@ -55,7 +55,7 @@ impl Watched {
 
     fn leave(&self) {
         self.inside.fetch_sub(1, Relaxed);
-        self.permits.release(1);
+        self.permits.release(1, Overtook::default());
     }
 
     /// Waits for a permit, as long as it takes: without a wake-up, loom finds that nobody can go on.
@@ -65,7 +65,7 @@ impl Watched {
             block_on(poll_fn(|cx| {
                 let Some(ticket) = ticket else {
                     return match join_up_to(&self.permits, usize::MAX, cx.waker()) {
-                        Joined::Admitted => Poll::Ready(()),
+                        Joined::Admitted(_) => Poll::Ready(()),
                         Joined::Waiting(new) => {
                             ticket = Some(new);
                             Poll::Pending
@@ -74,7 +74,9 @@ impl Watched {
                     };
                 };
                 let polled = self.permits.poll_ticket(&ANONYMOUS, ticket, cx.waker());
-                polled.map(|turn_came| turn_came.expect("nobody is pushed out"))
+                polled.map(|granted| {
+                    granted.expect("no call is evicted");
+                })
             }));
             self.enter();
         }
@@ -205,7 +207,7 @@ fn no_wake_up_is_lost_between_joining_and_releasing() {
         let joined = join_up_to(&watched.permits, 1, &Waker::from(StdArc::clone(&wakes)));
         leaving.join().unwrap();
         match joined {
-            Joined::Admitted => {}
+            Joined::Admitted(_) => {}
             Joined::Waiting(ticket) => {
                 assert_eq!(wakes.0.load(Relaxed), 1);
                 assert!(
@@ -233,9 +235,7 @@ fn a_permit_for_one_who_leaves_the_queue_goes_to_the_next() {
         let second = join(&watched.permits, &Waker::from(StdArc::clone(&wakes)));
         let leaving = spawn(&watched, Watched::leave);
         // As a dropped ticket does.
-        if !watched.permits.leave(&ANONYMOUS, first) {
-            watched.permits.release(1);
-        }
+        watched.permits.leave(&Wanted::default(), first);
         leaving.join().unwrap();
         assert_eq!(wakes.0.load(Relaxed), 1);
         assert!(
@@ -261,9 +261,7 @@ fn the_last_one_leaves_the_queue_while_a_permit_comes_and_another_wants_it() {
             watched.wait();
             watched.leave();
         });
-        if !watched.permits.leave(&ANONYMOUS, ticket) {
-            watched.permits.release(1);
-        }
+        watched.permits.leave(&Wanted::default(), ticket);
         leaving.join().unwrap();
         wanting.join().unwrap();
         watched.assert_idle();
@@ -301,7 +299,7 @@ fn shedding_leaves_the_permits_open() {
         let watched = Watched::new(1);
         assert!(watched.try_enter());
         let shed = |watched: &Watched| match join_up_to(&watched.permits, 0, Waker::noop()) {
-            Joined::Admitted => {
+            Joined::Admitted(_) => {
                 watched.enter();
                 watched.leave();
             }
@@ -395,9 +393,9 @@ fn a_lowered_limit_holds_for_whoever_comes_after_it() {
         let by_either = permits.try_acquire(1);
         lowering.join().unwrap();
         assert!(!permits.try_acquire(1));
-        permits.release(1);
+        permits.release(1, Overtook::default());
         assert_eq!(permits.try_acquire(1), !by_either);
-        permits.release(1);
+        permits.release(1, Overtook::default());
         assert_eq!(permits.in_use(), (0, 0));
         assert!(permits.try_acquire(1));
         assert!(!permits.try_acquire(1));
@@ -432,7 +430,7 @@ impl Pair {
 
     fn leave(&self, key: usize) {
         self.inside[key].fetch_sub(1, Relaxed);
-        self.keys[key].release(1);
+        self.keys[key].release(1, Overtook::default());
     }
 
     fn wait(&self, key: usize) {
@@ -442,7 +440,7 @@ impl Pair {
             block_on(poll_fn(|cx| {
                 let Some(ticket) = ticket else {
                     return match join_up_to(permits, usize::MAX, cx.waker()) {
-                        Joined::Admitted => Poll::Ready(()),
+                        Joined::Admitted(_) => Poll::Ready(()),
                         Joined::Waiting(new) => {
                             ticket = Some(new);
                             Poll::Pending
@@ -451,7 +449,9 @@ impl Pair {
                     };
                 };
                 let polled = permits.poll_ticket(&ANONYMOUS, ticket, cx.waker());
-                polled.map(|turn_came| turn_came.expect("nobody is pushed out"))
+                polled.map(|granted| {
+                    granted.expect("no call is evicted");
+                })
             }));
         }
         self.enter(key);
@@ -470,7 +470,7 @@ impl Pair {
         for permits in &self.keys {
             assert_eq!(permits.in_use(), (0, 0));
             assert!(permits.try_acquire(1), "it stayed closed");
-            permits.release(1);
+            permits.release(1, Overtook::default());
         }
     }
 }
@@ -547,7 +547,7 @@ fn shedding_by_the_limit_of_all_keys_leaves_no_trace() {
         let shed = thread::spawn({
             let pair = Arc::clone(&pair);
             move || match join_up_to(&pair.keys[1], 0, Waker::noop()) {
-                Joined::Admitted => {
+                Joined::Admitted(_) => {
                     pair.enter(1);
                     pair.leave(1);
                 }
@@ -560,5 +560,40 @@ fn shedding_by_the_limit_of_all_keys_leaves_no_trace() {
         shed.join().unwrap();
         waiting.join().unwrap();
         pair.assert_idle();
+    });
+}
+
+/// A light call overtakes a heavy one, and ends while another call does: the heavy call is served by the last of both.
+#[test]
+fn a_heavy_call_is_served_when_the_one_that_overtook_it_has_ended() {
+    loom::model(|| {
+        let permits = shared(Permits::new(2));
+        assert!(permits.try_acquire(1));
+        let wakes = StdArc::<Wakes>::default();
+        let heavy = Wanted {
+            weight: 2,
+            ..Wanted::default()
+        };
+        let waker = Waker::from(StdArc::clone(&wakes));
+        let Joined::Waiting(ticket) = Permits::join(&permits, &heavy, &waker) else {
+            panic!("there is no room for it");
+        };
+        let Joined::Admitted(overtook) = join_up_to(&permits, 1, Waker::noop()) else {
+            panic!("there is room for it");
+        };
+        assert!(overtook.is_some());
+        let leaving = {
+            let permits = StdArc::clone(&permits);
+            thread::spawn(move || permits.release(1, Overtook::default()))
+        };
+        permits.release(1, overtook);
+        leaving.join().unwrap();
+        assert_eq!(wakes.0.load(Relaxed), 1);
+        let polled = permits.poll_ticket(&ANONYMOUS, ticket, Waker::noop());
+        assert_eq!(polled, Poll::Ready(Ok(Overtook::default())));
+        permits.release(2, Overtook::default());
+        assert_eq!(permits.in_use(), (0, 0));
+        assert!(permits.try_acquire(2), "it stayed closed");
+        permits.release(2, Overtook::default());
     });
 }

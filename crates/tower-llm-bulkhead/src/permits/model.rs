@@ -1,4 +1,4 @@
-//! Permits of several keys, with all that can be set, against a model that is slow and plain to see.
+//! Permits of several keys, with all settings, against a slow and obvious model.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -82,6 +82,10 @@ impl Count {
         self.weight == 0 || self.weight + u64::from(weight) <= self.limit as u64
     }
 
+    fn free(&self) -> usize {
+        self.limit.saturating_sub(self.weight as usize)
+    }
+
     fn add(&mut self, weight: u32) {
         self.calls += 1;
         self.weight += u64::from(weight);
@@ -98,18 +102,42 @@ struct Model {
     all: Option<Count>,
     /// In the order they came.
     waiting: Vec<Waiting>,
-    /// Who has been given a permit and has not taken it up yet.
-    given: Vec<Waiting>,
-    /// Who had to go and has not heard of it yet.
+    /// Served calls that do not know it yet, and whom they have overtaken.
+    given: Vec<(Waiting, Overtaken)>,
+    /// Evicted calls that do not know it yet.
     evicted: Vec<u64>,
-    held: Vec<(usize, u32)>,
-    /// Whose tenant it is in each key, and whose over all: each served caller goes to the end.
+    held: Vec<Held>,
+    /// The order of callers in each key, and over all: a served caller goes to the end.
     rings: [Vec<Tenant>; KEYS],
     ring: Vec<Tenant>,
+    /// The head of each key.
+    heads: [Option<Head>; KEYS],
+    last_head: usize,
+}
+
+/// Permits that a call holds.
+#[derive(Clone, Debug)]
+struct Held {
+    key: usize,
+    weight: u32,
+    overtook: Overtook,
+    overtaken: Overtaken,
+}
+
+/// The heads that a call has overtaken: their keys and numbers.
+type Overtaken = Vec<(usize, usize)>;
+
+/// The first call of a key, and the calls that have overtaken it since it is that.
+#[derive(Clone, Debug)]
+struct Head {
+    ticket: u64,
+    number: usize,
+    batch_weight: u32,
+    batch_in_flight: usize,
 }
 
 impl Model {
-    /// Who waits where `key` waits: all, or those of the same key.
+    /// Whether a call waits in the queue of `key`: that of all keys, or its own.
     fn somebody_waits(&self, key: usize) -> bool {
         self.waiting
             .iter()
@@ -127,11 +155,12 @@ impl Model {
         }
     }
 
-    fn give_back(&mut self, key: usize, weight: u32) {
+    fn give_back(&mut self, key: usize, weight: u32, overtaken: Overtaken) {
         self.keys[key].remove(weight);
         if let Some(all) = &mut self.all {
             all.remove(weight);
         }
+        self.ended(overtaken);
         self.serve();
     }
 
@@ -143,6 +172,54 @@ impl Model {
             }
         }
         self.waiting.push(waiting);
+        self.refresh_heads();
+    }
+
+    /// A call leaves unserved.
+    fn leave(&mut self, ticket: u64) -> Option<Waiting> {
+        let at = self.waiting.iter().position(|of| of.ticket == ticket)?;
+        let Waiting { key, wanted, .. } = self.waiting[at].clone();
+        if self.heads[key]
+            .as_ref()
+            .is_some_and(|of| of.ticket == ticket)
+        {
+            self.end_turn(key, &wanted.tenant);
+        }
+        self.remove(ticket)
+    }
+
+    fn end_turn(&mut self, key: usize, tenant: &Tenant) {
+        for ring in [&mut self.rings[key], &mut self.ring] {
+            ring.retain(|of| of != tenant);
+            ring.push(tenant.clone());
+        }
+    }
+
+    fn refresh_heads(&mut self) {
+        for key in 0..KEYS {
+            let first = self.in_order(key).first().map(|of| of.ticket);
+            if self.heads[key].as_ref().map(|of| of.ticket) != first {
+                self.last_head += 1;
+                self.heads[key] = first.map(|ticket| Head {
+                    ticket,
+                    number: self.last_head,
+                    batch_weight: 0,
+                    batch_in_flight: 0,
+                });
+            }
+        }
+    }
+
+    /// The calls that wait in `key`, in the order they are served.
+    fn in_order(&self, key: usize) -> Vec<Waiting> {
+        let of_key = self.waiting.iter().filter(|of| of.key == key);
+        let mut calls: Vec<_> = of_key.cloned().collect();
+        calls.sort_by_key(|of| {
+            let tenant = &of.wanted.tenant;
+            let comes = self.rings[key].iter().position(|of| of == tenant);
+            (tenant.priority, comes, of.ticket)
+        });
+        calls
     }
 
     fn remove(&mut self, ticket: u64) -> Option<Waiting> {
@@ -157,20 +234,15 @@ impl Model {
         if !self.waiting.iter().any(|of| of.wanted.tenant == *tenant) {
             self.ring.retain(|of| of != tenant);
         }
+        self.refresh_heads();
         Some(gone)
     }
 
-    /// The next of each key.
+    /// The head of each key, in the order they are served.
     fn heads(&self) -> Vec<Waiting> {
-        let head = |key: usize| {
-            let of_key = self.waiting.iter().filter(|of| of.key == key);
-            of_key.min_by_key(|of| {
-                let tenant = &of.wanted.tenant;
-                let comes = self.rings[key].iter().position(|of| of == tenant);
-                (tenant.priority, comes, of.ticket)
-            })
-        };
-        let mut heads: Vec<_> = (0..KEYS).filter_map(head).cloned().collect();
+        let mut heads: Vec<_> = (0..KEYS)
+            .filter_map(|key| self.in_order(key).first().cloned())
+            .collect();
         heads.sort_by_key(|of| {
             let tenant = &of.wanted.tenant;
             let comes = self.ring.iter().position(|of| of == tenant);
@@ -180,27 +252,92 @@ impl Model {
     }
 
     fn serve(&mut self) {
-        while let Some(next) = self.next() {
-            let tenant = next.wanted.tenant.clone();
-            self.take(next.key, next.wanted.weight);
-            for ring in [&mut self.rings[next.key], &mut self.ring] {
-                ring.retain(|of| *of != tenant);
-                ring.push(tenant.clone());
-            }
-            let next = self.remove(next.ticket).expect("it waits");
-            self.given.push(next);
+        loop {
+            // Without a limit over all, each key has a queue of its own.
+            let heads = self.heads();
+            let queues = match self.all {
+                Some(_) => vec![heads],
+                None => heads.into_iter().map(|head| vec![head]).collect(),
+            };
+            let next = queues.iter().find_map(|heads| self.next(heads));
+            let Some((next, overtakes)) = next else {
+                return;
+            };
+            self.grant(next, overtakes);
         }
     }
 
-    fn next(&self) -> Option<Waiting> {
-        let mut heads = self.heads().into_iter();
-        // Without a limit over all, keys have nothing to do with each other.
-        let next = heads.find(|of| self.keys[of.key].has_room(of.wanted.weight))?;
-        let has_room = |all: Count| all.has_room(next.wanted.weight);
-        self.all.is_none_or(has_room).then_some(next)
+    fn grant(&mut self, next: Waiting, overtakes: Vec<usize>) {
+        let Waiting { key, wanted, .. } = &next;
+        self.take(*key, wanted.weight);
+        let mut overtaken = Vec::new();
+        for of in overtakes {
+            let head = self.heads[of].as_mut().expect("it has one");
+            head.batch_weight += wanted.weight;
+            head.batch_in_flight += 1;
+            overtaken.push((of, head.number));
+        }
+        let first = &self.in_order(*key)[0];
+        if first.ticket == next.ticket || first.wanted.tenant != wanted.tenant {
+            self.end_turn(*key, &wanted.tenant);
+        }
+        let next = self.remove(next.ticket).expect("it waits");
+        self.given.push((next, overtaken));
     }
 
-    /// The newest call of the caller who has most, if `tenant`'s own are fewer than average.
+    /// The next call to be served, and the keys whose heads it overtakes.
+    fn next(&self, heads: &[Waiting]) -> Option<(Waiting, Vec<usize>)> {
+        let mut first: Option<usize> = None;
+        for head in heads {
+            let (key, weight) = (head.key, head.wanted.weight);
+            if !first.is_none_or(|first| self.may_overtake(first, weight)) {
+                continue;
+            }
+            let in_key = self.keys[key].has_room(weight);
+            let in_all = self.all.is_none_or(|all| all.has_room(weight));
+            if in_key && in_all {
+                return Some((head.clone(), first.into_iter().collect()));
+            }
+            let free = self.all.map_or(usize::MAX, |all| all.free());
+            let free = free.min(self.keys[key].free());
+            let lighter = self.in_order(key).into_iter().find(|of| {
+                let weight = of.wanted.weight;
+                let mut overtaken = first.into_iter().chain([key]);
+                weight as usize <= free && overtaken.all(|of| self.may_overtake(of, weight))
+            });
+            if let Some(lighter) = lighter {
+                return Some((lighter, first.into_iter().chain([key]).collect()));
+            }
+            if in_key {
+                first = first.or(Some(key));
+            }
+        }
+        None
+    }
+
+    /// Whether the head of `key` may be overtaken by a call of `weight`.
+    fn may_overtake(&self, key: usize, weight: u32) -> bool {
+        let head = self.heads[key].as_ref().expect("it has one");
+        let of_head = self.in_order(key)[0].wanted.weight;
+        let limit = self.all.unwrap_or(self.keys[key]).limit;
+        weight < of_head && head.batch_weight + weight <= of_head.min(limit as u32)
+    }
+
+    /// A call that has overtaken heads has ended.
+    fn ended(&mut self, overtaken: Overtaken) {
+        for (key, number) in overtaken {
+            if let Some(head) = &mut self.heads[key]
+                && head.number == number
+            {
+                head.batch_in_flight -= 1;
+                if head.batch_in_flight == 0 {
+                    head.batch_weight = 0;
+                }
+            }
+        }
+    }
+
+    /// The newest call of the caller with most calls, if `tenant` has fewer than average.
     fn to_evict(&self, key: usize, tenant: &Tenant) -> Option<u64> {
         let of_class = || {
             self.rings[key]
@@ -246,11 +383,11 @@ fn unique(key: usize, ticket: u64) -> u64 {
     ticket * KEYS as u64 + key as u64
 }
 
-fn of_line(ticket: u64) -> u64 {
+fn of_queue(ticket: u64) -> u64 {
     ticket / KEYS as u64
 }
 
-struct Held {
+struct Ticket {
     waiting: Waiting,
     wakes: Arc<Wakes>,
 }
@@ -258,7 +395,7 @@ struct Held {
 struct Run {
     permits: Vec<Shared>,
     all: Option<Arc<GlobalPermits>>,
-    tickets: Vec<Held>,
+    tickets: Vec<Ticket>,
     model: Model,
 }
 
@@ -282,6 +419,8 @@ impl Run {
                 held: vec![],
                 rings: Default::default(),
                 ring: vec![],
+                heads: Default::default(),
+                last_head: 0,
             },
         }
     }
@@ -294,16 +433,21 @@ impl Run {
                 prop_assert_eq!(self.permits[key].try_acquire(weight), free);
                 if free {
                     model.take(key, weight);
-                    model.held.push((key, weight));
+                    model.held.push(Held {
+                        key,
+                        weight,
+                        overtook: Overtook::default(),
+                        overtaken: vec![],
+                    });
                 }
             }
             Step::Join(key, wanted) => self.join(key, wanted)?,
             Step::Poll(i) if i < self.tickets.len() => self.poll(i)?,
             Step::Leave(i) if i < self.tickets.len() => self.leave(i)?,
             Step::Release(i) if i < self.model.held.len() => {
-                let (key, weight) = self.model.held.remove(i);
-                self.permits[key].release(weight);
-                self.model.give_back(key, weight);
+                let held = self.model.held.remove(i);
+                self.permits[held.key].release(held.weight, held.overtook);
+                self.model.give_back(held.key, held.weight, held.overtaken);
             }
             Step::SetLimit(key, limit) => {
                 self.permits[key].set_limit(limit);
@@ -340,42 +484,54 @@ impl Run {
         };
         model.join(waiting.clone());
         model.serve();
-        let given = model.given.iter().position(|of| of.ticket == u64::MAX);
+        let given = model.given.iter().position(|(of, _)| of.ticket == u64::MAX);
         let priority = waiting.wanted.tenant.priority;
         if let Some(given) = given {
-            model.given.remove(given);
-            model.held.push((key, waiting.wanted.weight));
-            prop_assert_eq!(joined, Joined::Admitted);
+            let (_, overtaken) = model.given.remove(given);
+            let Joined::Admitted(overtook) = joined else {
+                return Err(TestCaseError::fail(format!("{joined:?}")));
+            };
+            prop_assert_eq!(overtook.is_some(), !overtaken.is_empty());
+            model.held.push(Held {
+                key,
+                weight: waiting.wanted.weight,
+                overtook,
+                overtaken,
+            });
         } else if model.waiting_of(key)[priority.index()] > most
             && let Some(gone) = model.to_evict(key, &waiting.wanted.tenant)
         {
             prop_assert!(matches!(joined, Joined::Waiting(_)), "{:?}", joined);
-            model.remove(gone);
+            model.leave(gone);
             model.evicted.push(gone);
-            self.tickets.push(Held { waiting, wakes });
+            self.tickets.push(Ticket { waiting, wakes });
         } else if model.waiting_of(key)[priority.index()] > most {
             prop_assert!(matches!(joined, Joined::Full(_)), "{:?}", joined);
             if model.all.is_none() {
                 prop_assert_eq!(joined, Joined::Full(LimitOf::Key));
             }
-            model.remove(ticket);
+            model.leave(ticket);
         } else {
             prop_assert!(matches!(joined, Joined::Waiting(_)), "{:?}", joined);
-            self.tickets.push(Held { waiting, wakes });
+            self.tickets.push(Ticket { waiting, wakes });
         }
         Ok(())
     }
 
     fn poll(&mut self, i: usize) -> Result<(), TestCaseError> {
-        let Held { waiting, wakes } = &self.tickets[i];
+        let Ticket { waiting, wakes } = &self.tickets[i];
         let Waiting {
             ticket,
             key,
             wanted,
         } = waiting.clone();
         let waker = Waker::from(Arc::clone(wakes));
-        let polled = self.permits[key].poll_ticket(&wanted.tenant, of_line(ticket), &waker);
-        let given = self.model.given.iter().position(|of| of.ticket == ticket);
+        let polled = self.permits[key].poll_ticket(&wanted.tenant, of_queue(ticket), &waker);
+        let given = self
+            .model
+            .given
+            .iter()
+            .position(|(of, _)| of.ticket == ticket);
         let evicted = self.model.evicted.iter().position(|of| *of == ticket);
         if let Some(evicted) = evicted {
             prop_assert_eq!(polled, Poll::Ready(Err(Evicted)));
@@ -383,10 +539,16 @@ impl Run {
             self.tickets.remove(i);
             return Ok(());
         }
-        prop_assert_eq!(polled == Poll::Ready(Ok(())), given.is_some());
-        if let Some(given) = given {
-            self.model.given.remove(given);
-            self.model.held.push((key, wanted.weight));
+        prop_assert_eq!(polled.is_ready(), given.is_some());
+        if let (Some(given), Poll::Ready(Ok(overtook))) = (given, polled) {
+            let (_, overtaken) = self.model.given.remove(given);
+            prop_assert_eq!(overtook.is_some(), !overtaken.is_empty());
+            self.model.held.push(Held {
+                key,
+                weight: wanted.weight,
+                overtook,
+                overtaken,
+            });
             self.tickets.remove(i);
         }
         Ok(())
@@ -398,22 +560,17 @@ impl Run {
             key,
             wanted,
         } = self.tickets.remove(i).waiting;
-        let waited = self.model.remove(ticket).is_some();
-        if let Some(gone) = self.model.evicted.iter().position(|of| *of == ticket) {
-            prop_assert!(self.permits[key].leave(&wanted.tenant, of_line(ticket)));
-            self.model.evicted.remove(gone);
-            return Ok(());
-        }
-        prop_assert_eq!(
-            self.permits[key].leave(&wanted.tenant, of_line(ticket)),
-            waited
-        );
-        if waited {
-            self.model.serve();
+        let waited = self.model.leave(ticket).is_some();
+        self.permits[key].leave(&wanted, of_queue(ticket));
+        let model = &mut self.model;
+        if let Some(gone) = model.evicted.iter().position(|of| *of == ticket) {
+            model.evicted.remove(gone);
+        } else if waited {
+            model.serve();
         } else {
-            self.model.given.retain(|of| of.ticket != ticket);
-            self.permits[key].release(wanted.weight);
-            self.model.give_back(key, wanted.weight);
+            let given = model.given.iter().position(|(of, _)| of.ticket == ticket);
+            let (_, overtaken) = model.given.remove(given.expect("it was served"));
+            model.give_back(key, wanted.weight, overtaken);
         }
         Ok(())
     }
@@ -429,8 +586,11 @@ impl Run {
             prop_assert_eq!(all.in_use(), (count.calls, count.weight));
             prop_assert_eq!(all.waiting(), model.waiting.len());
         }
-        for Held { waiting, wakes } in &self.tickets {
-            let is_given = model.given.iter().any(|of| of.ticket == waiting.ticket);
+        for Ticket { waiting, wakes } in &self.tickets {
+            let is_given = model
+                .given
+                .iter()
+                .any(|(of, _)| of.ticket == waiting.ticket);
             let is_evicted = model.evicted.contains(&waiting.ticket);
             prop_assert_eq!(
                 wakes.0.load(Relaxed),
@@ -442,7 +602,7 @@ impl Run {
         Ok(())
     }
 
-    /// Everybody leaves, and nothing is left.
+    /// All calls leave, and nothing is left.
     fn finish(mut self) -> Result<(), TestCaseError> {
         while !self.tickets.is_empty() {
             self.step(Step::Leave(self.tickets.len() - 1))?;
@@ -453,7 +613,7 @@ impl Run {
         for permits in &self.permits {
             prop_assert_eq!(permits.in_use(), (0, 0));
             prop_assert!(permits.try_acquire(1), "it stayed closed");
-            permits.release(1);
+            permits.release(1, Overtook::default());
             // No key of the queue holds them.
             prop_assert_eq!(Arc::strong_count(permits), 1);
         }

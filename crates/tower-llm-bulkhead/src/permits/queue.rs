@@ -1,25 +1,31 @@
-//! Who waits, and whose tenant it is.
+//! The calls that wait, and the order in which they are served.
 //!
-//! All of a [`Priority`] go before any of the next. Within one, callers take turns, and a caller's own calls go in the
-//! order they came: a thousand waiting calls of one tenant do not delay another's first.
+//! All calls of a [`Priority`] go before those of the next. Within one, callers take turns and the calls of one caller keep
+//! their order: a thousand waiting calls of one caller do not delay another's first. If a queue is full and a call comes from
+//! a caller with fewer calls in it than average, the newest call of the caller with most is evicted (longest queue drop, as
+//! in McKenney's stochastic fairness queueing, 1990); otherwise the first caller with many calls would keep out all others.
 //!
-//! A line may be of one key, or of all keys where these share a limit. It therefore has a *lane* for each key with
-//! calls that wait, and turns are taken twice. Inside a lane, the caller who was served goes to the end, and the first
-//! call of the first caller is the lane's *head*. It alone is looked at, so that no lighter call overtakes one for
-//! which there is no room yet. Where a lane is full, one who has fewer calls in it than others on average has the
-//! newest call of the one with most pushed out for his (longest queue drop, as in McKenney's stochastic fairness
-//! queueing, 1990): else who came first with many would keep all others out. Among the heads, the one goes first whose
-//! caller was served longest ago in any lane. A head whose key has no room takes its lane out of the order until
-//! something has changed; one for which there is no room in the limit of all keys holds up all.
+//! A queue is that of one key, or of all keys if these share a limit. It has a *lane* for each key with waiting calls, and
+//! callers take turns twice. In a lane, a caller that was served goes to the end, and so does one whose first call leaves
+//! unserved. The first call of the first caller is the *head* of the lane. Of all heads, the one whose caller was served
+//! longest ago goes first. A head that does not fit in its key's limit takes its lane out of that order until something
+//! changes.
 //!
-//! Every step costs some look-ups in trees; one that serves a caller who is at the head of several lanes costs one for
-//! each of these.
+//! A head that needs more permits than are free may be overtaken by lighter calls: of its lane, and if it waits for the limit
+//! of all keys, of other lanes too. Without that, one heavy call would leave permits unused until enough others have ended.
+//! So that it is not overtaken for ever, the calls that overtake a head come in batches: together they weigh at most as much
+//! as the head (or the limit, if the head is heavier than that), and the next batch begins when all calls of the last one have
+//! ended. If nothing but a batch is in flight, the head is served when it ends, at the latest.
+//!
+//! Each step costs a few lookups in trees; one that serves a caller with heads in several lanes costs one for each of these.
+//! The search for a call that may overtake is bounded.
 //!
 //! There is no lock here, no counter and no service.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt, mem,
+    ops::Bound::{Excluded, Unbounded},
     task::Waker,
 };
 
@@ -27,7 +33,10 @@ use tower_llm_core::Caller;
 
 use crate::{Priority, priority::ByPriority};
 
-/// Who takes turns with whom: callers of a class. Those who are not known share a tenant.
+/// Calls that are looked at in each lane and queue, and lanes, to find one that may overtake.
+const MAX_LOOKED_AT: usize = 16;
+
+/// Calls that share a turn: those of a caller in a priority. All calls without a caller share one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Tenant {
     pub(crate) priority: Priority,
@@ -45,39 +54,57 @@ pub(super) enum Room {
     NotInAll,
 }
 
+/// Identifies a call that was served before a head, until it has ended; none for other calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Overtook(u32);
+
+/// A call that was served.
+pub(super) struct Served {
+    pub(super) ticket: u64,
+    pub(super) waker: Waker,
+}
+
 pub(super) struct Queue<K> {
     lanes: HashMap<LaneId, Lane<K>>,
-    /// The heads of lanes that may have room, in the order they are served.
+    /// The heads that may find room, in the order they are served.
     ready: BTreeMap<Rank, LaneId>,
     standings: HashMap<Tenant, Standing>,
     waiting: usize,
-    /// Tickets that were pushed out and whose holders have not heard of it.
+    /// Evicted tickets whose calls do not know it yet.
     evicted: HashSet<u64>,
-    /// Numbers all that happens, so that what is numbered lower was before.
+    /// Calls in flight that have overtaken heads, and which.
+    overtakers: HashMap<Overtook, Vec<HeadId>>,
+    /// Served tickets whose calls have overtaken a head and do not know it yet.
+    granted: HashMap<u64, Overtook>,
+    last_overtook: u32,
+    /// Numbers all events in their order.
     clock: u64,
 }
 
-/// Which key a lane is of: a number that the key keeps as long as somebody waits for it.
+/// Identifies a lane: a number that its key keeps as long as a call waits for it.
 pub(super) type LaneId = usize;
 
-/// A head's permit in the order: its class, when its caller was last served, and its ticket.
+/// Identifies a head: its lane, and when it became the head.
+type HeadId = (LaneId, u64);
+
+/// A head's position in the order: its priority, when its caller was last served, and its ticket.
 type Rank = (Priority, u64, u64);
 
-/// A caller who waits.
+/// A caller with waiting calls.
 #[derive(Default)]
 struct Standing {
-    /// When he was last served, or else when he came.
+    /// When it was last served, or else when it came.
     served: u64,
     waiting: usize,
-    /// The lanes whose head is his.
+    /// The lanes whose head is its call.
     heads: BTreeSet<LaneId>,
 }
 
 struct Lane<K> {
     key: K,
-    /// What callers wait for, by class and by when their tenant comes.
+    /// The calls of each caller, by priority and by when the caller's turn comes.
     queues: BTreeMap<(Priority, u64), CallerQueue>,
-    /// When the tenant of each caller comes.
+    /// When the turn of each caller comes.
     turns: HashMap<Tenant, u64>,
     waiting: ByPriority,
     callers: ByPriority,
@@ -87,8 +114,14 @@ struct Lane<K> {
 struct Head {
     tenant: Tenant,
     ticket: u64,
-    /// Its permit in the order; `None` while there is no room for it.
+    weight: u32,
+    /// Its position in the order; `None` while its key has no room for it.
     rank: Option<Rank>,
+    /// When it became the head.
+    since: u64,
+    /// The present batch of calls that have overtaken it: what they weigh, and how many are in flight.
+    batch_weight: u64,
+    batch_in_flight: usize,
 }
 
 /// The calls of one caller in one lane, by ticket.
@@ -102,6 +135,21 @@ struct Waiter {
     waker: Waker,
 }
 
+impl Overtook {
+    pub(super) const NONE: Self = Self(0);
+
+    pub(super) fn is_some(self) -> bool {
+        self != Self::NONE
+    }
+}
+
+/// A call that is about to be served.
+struct WaitingCall {
+    tenant: Tenant,
+    ticket: u64,
+    weight: u32,
+}
+
 impl<K> Queue<K> {
     pub(super) fn is_empty(&self) -> bool {
         self.waiting == 0
@@ -111,18 +159,18 @@ impl<K> Queue<K> {
         self.waiting
     }
 
-    /// How many of each class wait in `lane`.
+    /// How many calls of each priority wait in `lane`.
     pub(super) fn waiting_in(&self, lane: LaneId) -> ByPriority {
         self.lanes.get(&lane).map_or([0; 3], |lane| lane.waiting)
     }
 
-    /// Whether the next in `lane` found no room in its key.
+    /// Whether the head of `lane` found no room in its key.
     pub(super) fn is_blocked(&self, lane: LaneId) -> bool {
         let head = self.lanes.get(&lane).and_then(|lane| lane.head.as_ref());
         head.is_some_and(|head| head.rank.is_none())
     }
 
-    /// Joins the line; returns the ticket.
+    /// Adds a call; returns its ticket.
     pub(super) fn join(
         &mut self,
         lane_id: LaneId,
@@ -152,10 +200,12 @@ impl<K> Queue<K> {
         let queue = queue.or_insert_with(|| CallerQueue::new(tenant.clone()));
         queue.calls.insert(ticket, Waiter { weight, waker });
         self.refresh(lane_id);
+        // It may overtake the head.
+        self.open(lane_id);
         ticket
     }
 
-    /// The waker of the one with `ticket`; `None` if he was served.
+    /// The waker of a waiting call; `None` if it was served.
     pub(super) fn waker(
         &mut self,
         lane: LaneId,
@@ -168,16 +218,22 @@ impl<K> Queue<K> {
         queue.calls.get_mut(&ticket).map(|waiter| &mut waiter.waker)
     }
 
-    /// Leaves the line; `None` if he was served.
+    /// Removes a waiting call; `None` if it was served.
     pub(super) fn leave(&mut self, lane_id: LaneId, tenant: &Tenant, ticket: u64) -> Option<Waker> {
+        let now = self.tick();
         let lane = self.lanes.get_mut(&lane_id)?;
         let comes = *lane.turns.get(tenant)?;
         let waiter = lane.remove(tenant, comes, ticket)?;
+        // Otherwise a caller's next call would be the head, and a few heavy calls of one caller would block the lane in turn.
+        if lane.is_head(ticket) {
+            lane.end_turn(tenant, comes, now);
+            self.restamp(tenant, now);
+        }
         self.left(lane_id, tenant);
         Some(waiter.waker)
     }
 
-    /// Makes room for a call of `tenant` that has joined `lane` just now, if that is fair: the waker of the one who had to go.
+    /// Makes room for a call of `tenant` that has just joined `lane`, if that is fair: the waker of the evicted call.
     pub(super) fn evict(&mut self, lane_id: LaneId, tenant: &Tenant) -> Option<Waker> {
         let (most, newest) = self.lanes.get(&lane_id)?.to_evict(tenant)?;
         let waker = self.leave(lane_id, &most, newest)?;
@@ -185,12 +241,17 @@ impl<K> Queue<K> {
         Some(waker)
     }
 
-    /// Whether the one with `ticket` was pushed out; says so once.
+    /// Whether the call with `ticket` was evicted; true once.
     pub(super) fn was_evicted(&mut self, ticket: u64) -> bool {
         self.evicted.remove(&ticket)
     }
 
-    /// Says that there may be room again in the key of `lane`.
+    /// What the call with `ticket` was served with; once.
+    pub(super) fn granted(&mut self, ticket: u64) -> Overtook {
+        self.granted.remove(&ticket).unwrap_or_default()
+    }
+
+    /// The key of `lane` may have room again.
     pub(super) fn open(&mut self, lane_id: LaneId) {
         if let Some(lane) = self.lanes.get_mut(&lane_id)
             && let Some(head) = &mut lane.head
@@ -202,36 +263,169 @@ impl<K> Queue<K> {
         }
     }
 
-    /// Serves the next for whom `take` finds room: his ticket and his waker.
-    pub(super) fn serve(&mut self, mut take: impl FnMut(&K, u32) -> Room) -> Option<(u64, Waker)> {
-        loop {
-            let (&rank, &lane_id) = self.ready.first_key_value()?;
-            let lane = self.lanes.get_mut(&lane_id)?;
-            match take(&lane.key, lane.weight_of_head()?) {
-                Room::Taken => return self.serve_head(lane_id),
-                Room::NotInKey => {
-                    self.ready.remove(&rank);
-                    lane.head.as_mut()?.rank = None;
+    /// A call that has overtaken heads has ended.
+    pub(super) fn ended(&mut self, overtook: Overtook) {
+        for (lane_id, since) in self.overtakers.remove(&overtook).unwrap_or_default() {
+            if let Some(lane) = self.lanes.get_mut(&lane_id)
+                && let Some(head) = &mut lane.head
+                && head.since == since
+            {
+                head.batch_in_flight -= 1;
+                if head.batch_in_flight == 0 {
+                    head.batch_weight = 0;
+                    self.open(lane_id);
                 }
-                Room::NotInAll => return None,
             }
         }
     }
 
-    fn serve_head(&mut self, lane_id: LaneId) -> Option<(u64, Waker)> {
-        let now = self.tick();
-        let lane = self.lanes.get_mut(&lane_id)?;
-        let head = lane.head.as_ref()?;
-        let (tenant, ticket) = (head.tenant.clone(), head.ticket);
-        let comes = *lane.turns.get(&tenant)?;
-        let waiter = lane.remove(&tenant, comes, ticket)?;
-        lane.end_turn(&tenant, comes, now);
-        self.restamp(&tenant, now);
-        self.left(lane_id, &tenant);
-        Some((ticket, waiter.waker))
+    /// Serves the next call for which `take` finds room. `free` is how many permits of a key and of the queue's limit are
+    /// free, `limit` that limit.
+    pub(super) fn serve(
+        &mut self,
+        limit: u64,
+        free: impl Fn(&K) -> (u64, u64),
+        mut take: impl FnMut(&K, u32) -> Room,
+    ) -> Option<Served> {
+        // The head that waits for the limit of all keys: calls that are served after it overtake it.
+        let mut first = None;
+        let mut next = self.ready.first_key_value();
+        for _ in 0..MAX_LOOKED_AT {
+            let (&rank, &lane_id) = next?;
+            let lane = &self.lanes[&lane_id];
+            let head = lane.head.as_ref()?;
+            if self.may_overtake(first, head.weight, limit) {
+                let room = take(&lane.key, head.weight);
+                if room == Room::Taken {
+                    return self.serve_call(lane_id, head.call(), first);
+                }
+                let (in_key, in_all) = free(&lane.key);
+                if let Some(call) = self.lighter(lane_id, first, in_key.min(in_all), limit)
+                    && take(&lane.key, call.weight) == Room::Taken
+                {
+                    return self.serve_call(lane_id, call, first);
+                }
+                if in_all == 0 {
+                    return None;
+                }
+                if room == Room::NotInAll {
+                    first = first.or(Some(lane_id));
+                } else if self.lighter(lane_id, None, in_key, limit).is_none() {
+                    // No call of the lane waits for the limit of all keys alone.
+                    self.ready.remove(&rank);
+                    self.lanes.get_mut(&lane_id)?.head.as_mut()?.rank = None;
+                }
+            }
+            next = self.ready.range((Excluded(rank), Unbounded)).next();
+        }
+        None
     }
 
-    /// A caller was served `now`: his other heads go behind those of others.
+    /// Whether a call of `weight` may overtake the head of a lane; true if there is none.
+    fn may_overtake(&self, lane: Option<LaneId>, weight: u32, limit: u64) -> bool {
+        let lane = lane.and_then(|lane| self.lanes.get(&lane));
+        let head = lane.and_then(|lane| lane.head.as_ref());
+        head.is_none_or(|head| {
+            weight < head.weight
+                && head.batch_weight + u64::from(weight) <= u64::from(head.weight).min(limit)
+        })
+    }
+
+    /// The first call in a lane that fits in `free` and may overtake the lane's head and that of lane `first`.
+    fn lighter(
+        &self,
+        lane_id: LaneId,
+        first: Option<LaneId>,
+        free: u64,
+        limit: u64,
+    ) -> Option<WaitingCall> {
+        if free == 0 {
+            return None;
+        }
+        let lane = self.lanes.get(&lane_id)?;
+        let queues = lane.queues.values().take(MAX_LOOKED_AT);
+        let mut calls = queues.flat_map(|queue| {
+            let calls = queue.calls.iter().take(MAX_LOOKED_AT);
+            calls.map(move |(&ticket, waiter)| (&queue.tenant, ticket, waiter.weight))
+        });
+        let (tenant, ticket, weight) = calls.find(|&(_, _, weight)| {
+            u64::from(weight) <= free
+                && self.may_overtake(Some(lane_id), weight, limit)
+                && self.may_overtake(first, weight, limit)
+        })?;
+        Some(WaitingCall {
+            tenant: tenant.clone(),
+            ticket,
+            weight,
+        })
+    }
+
+    fn serve_call(
+        &mut self,
+        lane_id: LaneId,
+        call: WaitingCall,
+        first: Option<LaneId>,
+    ) -> Option<Served> {
+        let now = self.tick();
+        let WaitingCall {
+            tenant,
+            ticket,
+            weight,
+        } = call;
+        let lane = self.lanes.get_mut(&lane_id)?;
+        let head = lane.head.as_ref()?;
+        let (is_head, is_own) = (head.ticket == ticket, head.tenant == tenant);
+        let of_lane = (!is_head).then_some(lane_id);
+        self.note_overtaking(
+            ticket,
+            weight,
+            [first, of_lane.filter(|_| first != of_lane)],
+        );
+        let lane = self.lanes.get_mut(&lane_id)?;
+        let comes = *lane.turns.get(&tenant)?;
+        let waiter = lane.remove(&tenant, comes, ticket)?;
+        // A call that overtakes another one of its caller does not use up its caller's turn.
+        if is_head || !is_own {
+            lane.end_turn(&tenant, comes, now);
+            self.restamp(&tenant, now);
+        }
+        self.left(lane_id, &tenant);
+        Some(Served {
+            ticket,
+            waker: waiter.waker,
+        })
+    }
+
+    /// A call of `weight` overtakes the heads of `lanes`.
+    fn note_overtaking(&mut self, ticket: u64, weight: u32, lanes: [Option<LaneId>; 2]) {
+        let mut overtaken = Vec::new();
+        for lane_id in lanes.into_iter().flatten() {
+            let lane = self.lanes.get_mut(&lane_id);
+            if let Some(head) = lane.and_then(|lane| lane.head.as_mut()) {
+                head.batch_weight += u64::from(weight);
+                head.batch_in_flight += 1;
+                overtaken.push((lane_id, head.since));
+            }
+        }
+        if !overtaken.is_empty() {
+            let overtook = self.free_number();
+            self.overtakers.insert(overtook, overtaken);
+            self.granted.insert(ticket, overtook);
+        }
+    }
+
+    /// A number that no call in flight has.
+    fn free_number(&mut self) -> Overtook {
+        loop {
+            self.last_overtook = self.last_overtook.wrapping_add(1);
+            let number = Overtook(self.last_overtook);
+            if number.is_some() && !self.overtakers.contains_key(&number) {
+                return number;
+            }
+        }
+    }
+
+    /// A caller had its turn `now`: its heads in other lanes go behind those of other callers.
     fn restamp(&mut self, tenant: &Tenant, now: u64) {
         let Some(standing) = self.standings.get_mut(tenant) else {
             return;
@@ -263,23 +457,28 @@ impl<K> Queue<K> {
         }
     }
 
-    /// Looks who is the head of a lane in which something has changed. A new one may find room.
+    /// Finds the head of a lane in which something has changed. A new one may find room.
     fn refresh(&mut self, lane_id: LaneId) {
+        let since = self.clock;
         let Some(lane) = self.lanes.get_mut(&lane_id) else {
             return;
         };
         let first = lane.first();
-        if first.map(|(_, ticket)| ticket) == lane.head.as_ref().map(|head| head.ticket) {
+        if first.map(|(_, ticket, _)| ticket) == lane.head.as_ref().map(|head| head.ticket) {
             return;
         }
-        let head = first.map(|(tenant, ticket)| {
+        let head = first.map(|(tenant, ticket, weight)| {
             let tenant = tenant.clone();
             let standing = self.standings.entry(tenant.clone()).or_default();
             standing.heads.insert(lane_id);
             let mut head = Head {
                 tenant,
                 ticket,
+                weight,
                 rank: None,
+                since,
+                batch_weight: 0,
+                batch_in_flight: 0,
             };
             let rank = head.rank_of(standing);
             head.rank = Some(rank);
@@ -321,16 +520,14 @@ impl<K> Lane<K> {
         }
     }
 
-    fn first(&self) -> Option<(&Tenant, u64)> {
+    fn first(&self) -> Option<(&Tenant, u64, u32)> {
         let queue = self.queues.values().next()?;
-        let (&ticket, _) = queue.calls.first_key_value()?;
-        Some((&queue.tenant, ticket))
+        let (&ticket, waiter) = queue.calls.first_key_value()?;
+        Some((&queue.tenant, ticket, waiter.weight))
     }
 
-    fn weight_of_head(&self) -> Option<u32> {
-        let queue = self.queues.values().next()?;
-        let (_, waiter) = queue.calls.first_key_value()?;
-        Some(waiter.weight)
+    fn is_head(&self, ticket: u64) -> bool {
+        self.head.as_ref().is_some_and(|head| head.ticket == ticket)
     }
 
     fn remove(&mut self, tenant: &Tenant, comes: u64, ticket: u64) -> Option<Waiter> {
@@ -346,7 +543,7 @@ impl<K> Lane<K> {
         Some(waiter)
     }
 
-    /// The newest call of the caller who has most of `tenant`'s class; `None` if that one's own are not fewer than average.
+    /// The newest call of the caller with most calls in `tenant`'s priority; `None` if `tenant` has the average or more.
     fn to_evict(&self, tenant: &Tenant) -> Option<(Tenant, u64)> {
         let (class, comes) = (tenant.priority, *self.turns.get(tenant)?);
         let own = self.queues.get(&(class, comes))?.calls.len();
@@ -359,7 +556,7 @@ impl<K> Lane<K> {
         Some((most.tenant.clone(), newest))
     }
 
-    /// Puts a caller who has more calls behind all others.
+    /// Puts a caller that has more calls behind all others.
     fn end_turn(&mut self, tenant: &Tenant, comes: u64, now: u64) {
         if let Some(queue) = self.queues.remove(&(tenant.priority, comes)) {
             self.queues.insert((tenant.priority, now), queue);
@@ -369,6 +566,14 @@ impl<K> Lane<K> {
 }
 
 impl Head {
+    fn call(&self) -> WaitingCall {
+        WaitingCall {
+            tenant: self.tenant.clone(),
+            ticket: self.ticket,
+            weight: self.weight,
+        }
+    }
+
     fn rank_of(&self, standing: &Standing) -> Rank {
         (self.tenant.priority, standing.served, self.ticket)
     }
@@ -383,7 +588,7 @@ impl CallerQueue {
     }
 }
 
-// Not derived: a line with no key in it is empty too.
+// Not derived: that would need `K: Default`.
 impl<K> Default for Queue<K> {
     fn default() -> Self {
         Self {
@@ -392,12 +597,15 @@ impl<K> Default for Queue<K> {
             standings: HashMap::new(),
             waiting: 0,
             evicted: HashSet::new(),
+            overtakers: HashMap::new(),
+            granted: HashMap::new(),
+            last_overtook: 0,
             clock: 0,
         }
     }
 }
 
-// A lane's key may hold the line.
+// Not derived: a lane's key may hold the queue.
 impl<K> fmt::Debug for Queue<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Queue")
