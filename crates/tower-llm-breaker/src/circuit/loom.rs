@@ -31,6 +31,7 @@ fn patient() -> BreakerBuilder {
         .window_calls(10)
         .open_for(OPEN_FOR)
         .probe_lease(LEASE)
+        .success_threshold(1)
         .jitter(0.0)
 }
 
@@ -64,7 +65,11 @@ impl Tried {
     }
 
     fn admit(&self, second: u64) -> Option<Pass> {
-        self.circuit.admit(self.at(second)).ok()
+        let admitted = self.circuit.admit(self.at(second));
+        if admitted.is_err() {
+            self.circuit.count_refused();
+        }
+        admitted.ok()
     }
 
     fn record(&self, pass: Pass, verdict: Verdict, second: u64) {
@@ -91,7 +96,7 @@ impl Tried {
     }
 
     fn probes(&self, second: u64) -> usize {
-        self.circuit.probes(self.at(second))
+        self.circuit.probes(self.at(second)).0
     }
 }
 

@@ -566,7 +566,7 @@ fn shedding_by_the_limit_of_all_keys_leaves_no_trace() {
 /// A light call overtakes a heavy one, and ends while another call does: the heavy call is served by the last of both.
 #[test]
 fn a_heavy_call_is_served_when_the_one_that_overtook_it_has_ended() {
-    loom::model(|| {
+    ::loom::model(|| {
         let permits = shared(Permits::new(2));
         assert!(permits.try_acquire(1));
         let wakes = StdArc::<Wakes>::default();
