@@ -180,6 +180,10 @@ async fn what_providers_send_counts_for_what_it_is() {
             Verdict::Throttled { retry_after_ms } if has_time(retry_after_ms) => {
                 (0, 0, State::Closed, State::Throttled)
             }
+            // Its quota is that of a model.
+            Verdict::Exhausted if fixture.name == "gemini_429_day" => {
+                (0, 0, State::Closed, State::Open)
+            }
             Verdict::Exhausted => (0, 0, State::Open, State::Closed),
             Verdict::Overloaded { .. }
             | Verdict::FailedStatus
