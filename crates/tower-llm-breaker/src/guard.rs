@@ -22,6 +22,8 @@ pub struct BreakerGuard {
     /// `None` unless the call is watched while it runs.
     pace: Option<Box<Pace>>,
     has_stalled: bool,
+    /// A rate limit inside acts on the provider's 429.
+    pub(crate) ignores_throttled: bool,
 }
 
 /// How long a call has waited for content: only with settings for slow or stalled calls.
@@ -50,6 +52,7 @@ impl BreakerGuard {
             passes,
             pace,
             has_stalled: false,
+            ignores_throttled: false,
             route,
         }
     }
@@ -97,13 +100,23 @@ impl BreakerGuard {
 
     fn report(&self, completion: &Completion, at: Option<Instant>) {
         let mut now = Now::at(at);
+        if self.ignores_throttled && matches!(completion.outcome, Outcome::Throttled { .. }) {
+            // Without a time it opens nothing and counts as neither success nor failure; a probe is given back.
+            let mut untimed = completion.clone();
+            untimed.outcome = Outcome::Throttled { retry_after: None };
+            return self.count(&untimed, &mut now);
+        }
+        self.count(completion, &mut now);
+    }
+
+    fn count(&self, completion: &Completion, now: &mut Now) {
         let is_slow = self.pace.as_ref().is_some_and(|pace| pace.is_slow);
         if completion.outcome == Outcome::Success && !is_slow {
-            self.route.succeeded(&self.passes, &mut now);
+            self.route.succeeded(&self.passes, now);
             return;
         }
         for (circuit, pass, verdict) in self.route.judged(&self.passes, completion, is_slow) {
-            circuit.record(pass, verdict, &mut now);
+            circuit.record(pass, verdict, now);
         }
     }
 

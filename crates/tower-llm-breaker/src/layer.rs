@@ -37,6 +37,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct BreakerLayer<W = HttpBody> {
     board: Arc<Board>,
+    ignores_throttled: bool,
     watch: W,
 }
 
@@ -111,6 +112,15 @@ impl Default for BreakerLayer {
 }
 
 impl<W> BreakerLayer<W> {
+    /// Leaves the provider's 429 to a rate limit inside of this layer, where calls can wait for it.
+    ///
+    /// A 429 then opens no circuit, whatever [`throttled_opens`](BreakerBuilder::throttled_opens) says. It applies to services
+    /// that this layer makes from now on; clones made before are not changed, and share the circuits. `Stack` of
+    /// `tower-llm-stack` sets it if its provider limit learns from the provider.
+    pub fn ignore_throttled(&mut self) {
+        self.ignores_throttled = true;
+    }
+
     /// A handle that reads the state of the circuits, and opens and closes them.
     #[must_use]
     pub fn handle(&self) -> BreakerHandle {
@@ -341,6 +351,7 @@ impl<W> BreakerBuilder<W> {
         }
         Ok(BreakerLayer {
             board,
+            ignores_throttled: false,
             watch: self.watch,
         })
     }
@@ -488,7 +499,8 @@ impl<S, W: Clone> Layer<S> for BreakerLayer<W> {
     type Service = Breaker<S, W>;
 
     fn layer(&self, inner: S) -> Breaker<S, W> {
-        Breaker::new(inner, Arc::clone(&self.board), self.watch.clone())
+        let board = Arc::clone(&self.board);
+        Breaker::new(inner, board, self.ignores_throttled, self.watch.clone())
     }
 }
 

@@ -16,14 +16,16 @@ use crate::{
 pub struct Breaker<S, W> {
     inner: S,
     board: Arc<Board>,
+    ignores_throttled: bool,
     watch: W,
 }
 
 impl<S, W> Breaker<S, W> {
-    pub(crate) fn new(inner: S, board: Arc<Board>, watch: W) -> Self {
+    pub(crate) fn new(inner: S, board: Arc<Board>, ignores_throttled: bool, watch: W) -> Self {
         Self {
             inner,
             board,
+            ignores_throttled,
             watch,
         }
     }
@@ -55,7 +57,9 @@ where
         let call = self.watch.keep(request.call().as_deref());
         match route.admit() {
             Ok(passes) => {
-                let mut armed = Armed::new(BreakerGuard::new(route, passes, streamed));
+                let mut guard = BreakerGuard::new(route, passes, streamed);
+                guard.ignores_throttled = self.ignores_throttled;
+                let mut armed = Armed::new(guard);
                 let inner = armed.enter(|| self.inner.call(request));
                 ResponseFuture::running(inner, self.watch.clone(), call, armed)
             }

@@ -85,6 +85,12 @@ impl RateLimitLayer {
 }
 
 impl<W> RateLimitLayer<W> {
+    /// Returns whether the layer enforces what the provider's responses report, and so acts on a 429.
+    #[must_use]
+    pub fn enforces_reported_limits(&self) -> bool {
+        self.engine.groups.iter().any(|(group, _)| group.observes)
+    }
+
     /// Returns a handle to read the statistics and to change the tiers.
     #[must_use]
     pub fn handle(&self) -> RateLimitHandle {

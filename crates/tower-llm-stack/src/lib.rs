@@ -50,6 +50,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod adapters;
+mod optional;
 mod slot;
 mod stack;
 
@@ -87,7 +88,10 @@ pub use tower_llm_redis::{self as redis, Redis};
 #[cfg_attr(docsrs, doc(cfg(feature = "timeout")))]
 pub use tower_llm_timeout::{self as timeout, TimeoutLayer};
 
-pub use self::stack::{Stack, StackBuilder};
+pub use self::{
+    optional::OptionalService,
+    stack::{Stack, StackBuilder},
+};
 
 /// The README's example, compiled.
 #[cfg(all(

@@ -1,13 +1,15 @@
-//! Where the layers of a stack stand.
+//! The order of the layers of a stack.
 //!
-//! A stack is a chain of slots, outermost first, each holding a layer and the slots inside of it. A setter replaces what one
-//! slot holds, which changes the chain's type at one place: rust has no struct update across types, and to name all other
-//! slots in each setter would grow with their square.
+//! A stack is a chain of slots, outermost first; each holds a layer and the slots inside of it. A setter replaces the layer
+//! of one slot, which changes the type of the chain at one position. Rust has no struct update across types, and naming
+//! all other slots in each setter would grow with their square.
 
 use std::marker::PhantomData;
 
 use tower_layer::{Identity, Layer};
-use tower_llm_core::DescribeLayer;
+use tower_llm_core::{DescribeLayer, HttpBody, RefusalLayer};
+
+use crate::optional::Optional;
 
 /// A layer, and the slots inside of it.
 #[derive(Clone, Copy, Debug)]
@@ -16,26 +18,63 @@ pub struct Slot<L, I> {
     inside: I,
 }
 
-/// Chains with a slot at `P`.
+/// A chain with a slot at `P`.
 pub trait Replace<P, L> {
     /// The chain with `L` in that slot.
     type Replaced;
 
-    /// Puts `layer` into it, in place of what it holds.
+    /// Puts `layer` into the slot and drops the layer that it held.
     fn replace(self, layer: L) -> Self::Replaced;
 }
 
-/// The place of a chain's first slot.
+/// What the slot at `P` can be set to.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a layer for this position of the stack",
+    note = "each setter takes its layer, or an `Option` of it"
+)]
+pub trait Fill<P> {
+    /// The layer that the slot holds then.
+    type Layer;
+
+    /// Returns the layer for the slot.
+    fn into_layer(self) -> Self::Layer;
+}
+
+/// The layers of a chain, which may have to agree.
+pub trait Chain {
+    /// Makes the layers agree before the stack is built; returns whether one of them acts on the provider's 429.
+    fn agree(&mut self) -> bool;
+}
+
+/// A layer of a chain.
+pub trait Member {
+    /// Makes this layer agree with the ones inside of it; returns whether it acts on the provider's 429.
+    ///
+    /// `throttle_is_handled` says whether a layer inside does so.
+    fn agree(&mut self, throttle_is_handled: bool) -> bool {
+        let _ = throttle_is_handled;
+        false
+    }
+}
+
+/// A layer of the user's own.
+#[derive(Clone, Copy, Debug)]
+pub struct Own<M>(pub(crate) M);
+
+/// The position of a chain's first slot.
 #[derive(Debug)]
 pub enum First {}
 
-/// The place just inside of `P`.
+/// The position just inside of `P`.
 #[derive(Debug)]
 pub struct Inside<P>(PhantomData<P>);
 
-/// The order of the stack: a layer that is added takes its place here, and in [`Unset`].
+/// The order of the stack. A new layer is added here and in [`Slots`].
 pub(crate) mod at {
-    #![allow(dead_code, reason = "a place stands without its layer's feature too")]
+    #![allow(
+        dead_code,
+        reason = "a position exists without its layer's feature too"
+    )]
 
     use super::{First, Inside};
 
@@ -49,21 +88,26 @@ pub(crate) mod at {
     pub(crate) type Timeout = Inside<Bulkhead>;
 }
 
-/// A chain in which nothing was chosen: requests are described, and no more.
-pub(crate) type Unset =
-    Slot<Identity, Slot<DescribeLayer, Empty<Empty<Empty<Empty<Empty<Empty<Identity>>>>>>>>;
+/// A chain with a layer for refusals, one that describes requests and one around the client, and no others.
+pub(crate) type Slots<R, D, C> =
+    Slot<R, Slot<D, Empty<Empty<Empty<Empty<Empty<Empty<Slot<C, Identity>>>>>>>>>;
+
+/// A chain that only describes requests.
+pub(crate) type Unset = Slots<Identity, DescribeLayer, Identity>;
 
 type Empty<I> = Slot<Identity, I>;
 
-pub(crate) fn unset() -> Unset {
-    let client = Identity::new();
+pub(crate) fn slots<R, D, C>(refusal: R, describe: D, client: C) -> Slots<R, D, C> {
+    let client = Slot::new(client, Identity::new());
     let inner = empty(empty(empty(empty(empty(empty(client))))));
-    empty(Slot::new(DescribeLayer::new(), inner))
+    Slot::new(refusal, Slot::new(describe, inner))
 }
 
 fn empty<I>(inside: I) -> Empty<I> {
     Slot::new(Identity::new(), inside)
 }
+
+// === impl Slot ===
 
 impl<L, I> Slot<L, I> {
     fn new(layer: L, inside: I) -> Self {
@@ -90,6 +134,19 @@ where
     }
 }
 
+impl<L: Member, I: Chain> Chain for Slot<L, I> {
+    fn agree(&mut self) -> bool {
+        let is_handled = self.inside.agree();
+        self.layer.agree(is_handled) || is_handled
+    }
+}
+
+impl Chain for Identity {
+    fn agree(&mut self) -> bool {
+        false
+    }
+}
+
 impl<S, L, I> Layer<S> for Slot<L, I>
 where
     I: Layer<S>,
@@ -101,3 +158,100 @@ where
         self.layer.layer(self.inside.layer(client))
     }
 }
+
+// === impl Own ===
+
+impl<S, M: Layer<S>> Layer<S> for Own<M> {
+    type Service = M::Service;
+
+    fn layer(&self, inner: S) -> M::Service {
+        self.0.layer(inner)
+    }
+}
+
+// === impl Member ===
+
+impl Member for Identity {}
+
+impl<M> Member for Own<M> {}
+
+impl Member for DescribeLayer {}
+
+impl<E> Member for RefusalLayer<E> {}
+
+impl<L: Member, W> Member for Optional<L, W> {
+    fn agree(&mut self, throttle_is_handled: bool) -> bool {
+        self.as_mut()
+            .is_some_and(|layer| layer.agree(throttle_is_handled))
+    }
+}
+
+#[cfg(feature = "breaker")]
+impl<W> Member for tower_llm_breaker::BreakerLayer<W> {
+    fn agree(&mut self, throttle_is_handled: bool) -> bool {
+        if throttle_is_handled {
+            self.ignore_throttled();
+        }
+        false
+    }
+}
+
+#[cfg(feature = "bulkhead")]
+impl<W> Member for tower_llm_bulkhead::BulkheadLayer<W> {}
+
+#[cfg(feature = "ratelimit")]
+impl<W> Member for tower_llm_ratelimit::RateLimitLayer<W> {
+    fn agree(&mut self, _: bool) -> bool {
+        self.enforces_reported_limits()
+    }
+}
+
+#[cfg(feature = "timeout")]
+impl<W> Member for tower_llm_timeout::TimeoutLayer<W> {}
+
+#[cfg(feature = "tonic")]
+impl<C> Member for crate::adapters::tonic::StatusLayer<C> {}
+
+#[cfg(feature = "tonic")]
+impl Member for crate::adapters::tonic::ChannelLayer {}
+
+// === impl Fill ===
+
+/// A slot that takes a layer, or an option of it.
+macro_rules! fill {
+    ($($feature:literal)? $position:ident: $layer:ty $(, $param:ident)?; $watch:ty) => {
+        $(#[cfg(feature = $feature)])?
+        impl$(<$param>)? Fill<at::$position> for $layer {
+            type Layer = Self;
+
+            fn into_layer(self) -> Self {
+                self
+            }
+        }
+
+        $(#[cfg(feature = $feature)])?
+        impl$(<$param>)? Fill<at::$position> for Option<$layer> {
+            type Layer = Optional<$layer, $watch>;
+
+            fn into_layer(self) -> Self::Layer {
+                Optional::new(self)
+            }
+        }
+    };
+}
+
+fill!(Refusal: RefusalLayer<E>, E; HttpBody);
+// No option of it: it changes the type of the requests, which the layers inside take.
+impl Fill<at::Describe> for DescribeLayer {
+    type Layer = Self;
+
+    fn into_layer(self) -> Self {
+        self
+    }
+}
+
+fill!("ratelimit" CallerRateLimit: tower_llm_ratelimit::RateLimitLayer<W>, W; W);
+fill!("breaker" Breaker: tower_llm_breaker::BreakerLayer<W>, W; W);
+fill!("ratelimit" ProviderRateLimit: tower_llm_ratelimit::RateLimitLayer<W>, W; W);
+fill!("bulkhead" Bulkhead: tower_llm_bulkhead::BulkheadLayer<W>, W; W);
+fill!("timeout" Timeout: tower_llm_timeout::TimeoutLayer<W>, W; W);

@@ -1,19 +1,15 @@
 use tower_layer::{Identity, Layer};
-#[cfg(feature = "breaker")]
-use tower_llm_breaker::BreakerLayer;
-#[cfg(feature = "bulkhead")]
-use tower_llm_bulkhead::BulkheadLayer;
-use tower_llm_core::{DescribeLayer, RefusalLayer};
-#[cfg(feature = "ratelimit")]
-use tower_llm_ratelimit::RateLimitLayer;
-#[cfg(feature = "timeout")]
-use tower_llm_timeout::TimeoutLayer;
+use tower_llm_core::DescribeLayer;
 
-use crate::slot::{self, Replace, Unset, at};
+#[cfg(feature = "tonic")]
+use crate::adapters::tonic::{ChannelLayer, Refusals, StatusLayer};
+#[cfg(feature = "tonic")]
+use crate::slot::Slots;
+use crate::slot::{self, Chain, Fill, Own, Replace, Unset, at};
 
-/// The chosen layers as one, in their order; made by [`Stack::builder`].
+/// Layers composed in their order; made by [`Stack::builder`].
 ///
-/// A clone, and each service it makes, shares the layers' state.
+/// Clones, and all services that it makes, share the layers' state.
 #[derive(Clone, Copy, Debug)]
 pub struct Stack<L> {
     slots: L,
@@ -21,122 +17,167 @@ pub struct Stack<L> {
 
 /// Chooses the layers of a [`Stack`].
 ///
-/// Each setter takes a layer as its own crate builds it; the order in which they are called does not matter. What is set
-/// twice is what was set last.
+/// Each setter takes a layer as its own crate builds it, or an `Option` of that layer, for one that is left out at run time:
+/// all but [`describe`](Self::describe), which changes the type of the requests.
+/// The order of the calls does not matter. A layer that is set twice is the one that was set last.
+///
+/// ```
+/// use tower_llm_stack::{BulkheadLayer, Stack};
+///
+/// # fn run(concurrency: Option<usize>) -> Result<(), tower_llm_stack::ConfigError> {
+/// let bulkhead = concurrency.map(BulkheadLayer::new).transpose()?;
+/// let stack = Stack::builder().bulkhead(bulkhead).build();
+/// # let _ = stack;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct StackBuilder<L = Unset> {
     slots: L,
 }
 
-/// A builder in whose slot at `P` there is `N` now.
-type With<L, P, N> = StackBuilder<<L as Replace<P, N>>::Replaced>;
+/// A builder whose slot at `P` holds what `N` fills it with.
+type With<L, P, N> = StackBuilder<<L as Replace<P, <N as Fill<P>>::Layer>>::Replaced>;
 
 impl Stack<Unset> {
     /// Starts a stack that only describes requests.
     pub fn builder() -> StackBuilder {
-        let slots = slot::unset();
+        let slots = slot::slots(Identity::new(), DescribeLayer::new(), Identity::new());
+        StackBuilder { slots }
+    }
+
+    /// Starts a stack for gRPC: requests are not described, errors are statuses, and the errors of the channel are told
+    /// apart. See [`adapters::tonic`](crate::adapters::tonic).
+    #[cfg(feature = "tonic")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
+    pub fn grpc() -> StackBuilder<Slots<StatusLayer<Refusals>, Identity, ChannelLayer>> {
+        let slots = slot::slots(
+            StatusLayer::refusals(),
+            Identity::new(),
+            ChannelLayer::new(),
+        );
         StackBuilder { slots }
     }
 }
 
 impl<L> StackBuilder<L> {
-    /// Answers refusals and time-outs with responses, for a server. A client leaves it out and gets them as errors.
-    pub fn refusal<E>(self, layer: RefusalLayer<E>) -> With<L, at::Refusal, RefusalLayer<E>>
+    /// Answers refusals and timeouts with responses; takes a [`RefusalLayer`](crate::RefusalLayer).
+    ///
+    /// For servers. A client leaves it out and gets them as errors.
+    pub fn refusal<N>(self, layer: N) -> With<L, at::Refusal, N>
     where
-        L: Replace<at::Refusal, RefusalLayer<E>>,
+        N: Fill<at::Refusal>,
+        L: Replace<at::Refusal, N::Layer>,
     {
         self.set(layer)
     }
 
-    /// Describes requests by `layer`, in place of one with the defaults.
-    pub fn describe(self, layer: DescribeLayer) -> With<L, at::Describe, DescribeLayer>
+    /// Describes requests by this [`DescribeLayer`] instead of one with the defaults.
+    pub fn describe<N>(self, layer: N) -> With<L, at::Describe, N>
     where
-        L: Replace<at::Describe, DescribeLayer>,
+        N: Fill<at::Describe>,
+        L: Replace<at::Describe, N::Layer>,
     {
         self.set(layer)
     }
 
-    /// Takes requests as they are: for gRPC, and for types that describe themselves.
-    pub fn without_describe(self) -> With<L, at::Describe, Identity>
+    /// Takes requests as they are: for request types that implement [`Described`](crate::Described) themselves.
+    pub fn without_describe(self) -> StackBuilder<<L as Replace<at::Describe, Identity>>::Replaced>
     where
         L: Replace<at::Describe, Identity>,
     {
-        self.set(Identity::new())
+        self.put::<at::Describe, _>(Identity::new())
     }
 
     /// Adds a layer of your own, where requests are described and refusals are still errors: to count, to log, to check.
     ///
-    /// Several are one as a `tower::ServiceBuilder`.
-    pub fn own<M>(self, layer: M) -> With<L, at::Own, M>
+    /// Combine several with a `tower::ServiceBuilder`. For one that is left out at run time, use `tower::util::option_layer`.
+    pub fn own<M>(self, layer: M) -> StackBuilder<<L as Replace<at::Own, Own<M>>>::Replaced>
     where
-        L: Replace<at::Own, M>,
+        L: Replace<at::Own, Own<M>>,
     {
-        self.set(layer)
+        self.put::<at::Own, _>(Own(layer))
     }
 
-    /// Limits what each caller may have: [`RateLimitLayer::for_callers`].
+    /// Limits each caller; takes a [`RateLimitLayer`](crate::RateLimitLayer), usually one
+    /// [`for_callers`](crate::RateLimitLayer::for_callers).
     #[cfg(feature = "ratelimit")]
     #[cfg_attr(docsrs, doc(cfg(feature = "ratelimit")))]
-    pub fn caller_rate_limit<W>(
-        self,
-        layer: RateLimitLayer<W>,
-    ) -> With<L, at::CallerRateLimit, RateLimitLayer<W>>
+    pub fn caller_rate_limit<N>(self, layer: N) -> With<L, at::CallerRateLimit, N>
     where
-        L: Replace<at::CallerRateLimit, RateLimitLayer<W>>,
+        N: Fill<at::CallerRateLimit>,
+        L: Replace<at::CallerRateLimit, N::Layer>,
     {
         self.set(layer)
     }
 
-    /// Stops calling what is failing.
+    /// Stops calling what fails; takes a [`BreakerLayer`](crate::BreakerLayer).
+    ///
+    /// If the stack has a [provider limit](Self::provider_rate_limit) that learns from the provider, a 429 is left to that
+    /// limit, where calls can wait for it, and opens no circuit.
     #[cfg(feature = "breaker")]
     #[cfg_attr(docsrs, doc(cfg(feature = "breaker")))]
-    pub fn breaker<W>(self, layer: BreakerLayer<W>) -> With<L, at::Breaker, BreakerLayer<W>>
+    pub fn breaker<N>(self, layer: N) -> With<L, at::Breaker, N>
     where
-        L: Replace<at::Breaker, BreakerLayer<W>>,
+        N: Fill<at::Breaker>,
+        L: Replace<at::Breaker, N::Layer>,
     {
         self.set(layer)
     }
 
-    /// Keeps to what the provider allows: [`RateLimitLayer::for_providers`].
+    /// Keeps to what the provider allows; takes a [`RateLimitLayer`](crate::RateLimitLayer), usually one
+    /// [`for_providers`](crate::RateLimitLayer::for_providers).
     #[cfg(feature = "ratelimit")]
     #[cfg_attr(docsrs, doc(cfg(feature = "ratelimit")))]
-    pub fn provider_rate_limit<W>(
-        self,
-        layer: RateLimitLayer<W>,
-    ) -> With<L, at::ProviderRateLimit, RateLimitLayer<W>>
+    pub fn provider_rate_limit<N>(self, layer: N) -> With<L, at::ProviderRateLimit, N>
     where
-        L: Replace<at::ProviderRateLimit, RateLimitLayer<W>>,
+        N: Fill<at::ProviderRateLimit>,
+        L: Replace<at::ProviderRateLimit, N::Layer>,
     {
         self.set(layer)
     }
 
-    /// Limits how many calls run at once.
+    /// Limits how many calls run at once; takes a [`BulkheadLayer`](crate::BulkheadLayer).
     #[cfg(feature = "bulkhead")]
     #[cfg_attr(docsrs, doc(cfg(feature = "bulkhead")))]
-    pub fn bulkhead<W>(self, layer: BulkheadLayer<W>) -> With<L, at::Bulkhead, BulkheadLayer<W>>
+    pub fn bulkhead<N>(self, layer: N) -> With<L, at::Bulkhead, N>
     where
-        L: Replace<at::Bulkhead, BulkheadLayer<W>>,
+        N: Fill<at::Bulkhead>,
+        L: Replace<at::Bulkhead, N::Layer>,
     {
         self.set(layer)
     }
 
-    /// Ends calls that take too long.
+    /// Ends calls that take too long; takes a [`TimeoutLayer`](crate::TimeoutLayer).
     #[cfg(feature = "timeout")]
     #[cfg_attr(docsrs, doc(cfg(feature = "timeout")))]
-    pub fn timeout<W>(self, layer: TimeoutLayer<W>) -> With<L, at::Timeout, TimeoutLayer<W>>
+    pub fn timeout<N>(self, layer: N) -> With<L, at::Timeout, N>
     where
-        L: Replace<at::Timeout, TimeoutLayer<W>>,
+        N: Fill<at::Timeout>,
+        L: Replace<at::Timeout, N::Layer>,
     {
         self.set(layer)
     }
 
-    /// The stack.
-    pub fn build(self) -> Stack<L> {
+    /// Builds the stack.
+    pub fn build(mut self) -> Stack<L>
+    where
+        L: Chain,
+    {
+        self.slots.agree();
         Stack { slots: self.slots }
     }
 
     fn set<P, N>(self, layer: N) -> With<L, P, N>
+    where
+        N: Fill<P>,
+        L: Replace<P, N::Layer>,
+    {
+        self.put(layer.into_layer())
+    }
+
+    fn put<P, N>(self, layer: N) -> StackBuilder<L::Replaced>
     where
         L: Replace<P, N>,
     {

@@ -18,7 +18,12 @@ use tonic::{Code, Status};
 use tower::timeout::error::Elapsed;
 use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_llm_stack::adapters::tonic::StatusLayer;
-use tower_llm_stack::{DescribeLayer, RequestBody, TimedOut, TimeoutLayer};
+use tower_llm_stack::{
+    BreakerLayer, BulkheadLayer, Call, DescribeLayer, Limit, Operation, Provider, RateLimitLayer,
+    Refusal, RequestBody, Stack, TimedOut, TimeoutLayer, breaker::CircuitId,
+};
+
+const UNENCODABLE: &[u8] = b"unencodable";
 
 /// Messages are bytes; what they mean is not this test's affair.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +49,9 @@ impl Encoder for Raw {
     type Error = Status;
 
     fn encode(&mut self, item: Bytes, dst: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        if item == UNENCODABLE {
+            return Err(Status::invalid_argument("cannot be encoded"));
+        }
         dst.put(item);
         Ok(())
     }
@@ -255,4 +263,96 @@ async fn a_described_request_goes_into_a_channel_as_tonics_own_body() {
         .body(message)
         .unwrap();
     assert_eq!(service.oneshot(request).await.unwrap().len(), 5);
+}
+
+// === Stack::grpc ===
+
+type Client<S> = tonic::client::Grpc<S>;
+
+/// Asks a model, in a request that says which.
+async fn ask<S, B>(
+    client: &mut Client<S>,
+    message: &'static [u8],
+) -> Result<tonic::Response<Bytes>, Status>
+where
+    S: tonic::client::GrpcService<tonic::body::Body, ResponseBody = B>,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    client
+        .ready()
+        .await
+        .map_err(|_| Status::unavailable("not ready"))?;
+    let path = http::uri::PathAndQuery::from_static("/llm.Chat/Complete");
+    let mut request = tonic::Request::new(Bytes::from_static(message));
+    let call = Call::builder(Provider::OPENAI, Operation::CHAT).model("m");
+    request.extensions_mut().insert(call.build());
+    client.unary(request, path, Raw).await
+}
+
+#[tokio::test]
+async fn a_grpc_stack_answers_refusals_with_a_code() {
+    let server = serve(async |_, _| answer(vec![message(b"pong")], std::future::ready(()))).await;
+    let limit = RateLimitLayer::for_callers().limit(Limit::requests(1).per_minute());
+    let stack = Stack::grpc()
+        .caller_rate_limit(limit.build().unwrap())
+        .build();
+    let mut client = Client::new(ServiceBuilder::new().layer(stack).service(channel(&server)));
+    assert_eq!(
+        ask(&mut client, b"ping").await.unwrap().into_inner(),
+        "pong"
+    );
+    let status = ask(&mut client, b"ping").await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(find::<Refusal>(&status).unwrap().layer(), "ratelimit");
+
+    let full = BulkheadLayer::builder(1).max_waiting(0).build().unwrap();
+    let server = serve(async |_, _| std::future::pending().await).await;
+    let stack = Stack::grpc().bulkhead(full).build();
+    let client = Client::new(ServiceBuilder::new().layer(stack).service(channel(&server)));
+    let mut holder = client.clone();
+    let held = tokio::spawn(async move { ask(&mut holder, b"ping").await });
+    eventually("the first call arrives", || server.seen.open() == 1).await;
+    let status = ask(&mut client.clone(), b"ping").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    held.abort();
+}
+
+/// Failures that the circuits of the model and of the connection to its provider have counted.
+fn failures(breaker: &BreakerLayer) -> (u64, u64) {
+    let handle = breaker.handle();
+    let of = |id| handle.stats_of(&id).map_or(0, |stats| stats.failures);
+    let model = CircuitId::model("openai", "m");
+    (of(model), of(CircuitId::provider("openai")))
+}
+
+/// It was the connection's failure, and `CANCELLED`.
+#[tokio::test]
+async fn a_timeout_of_the_channel_is_the_models() {
+    let server = serve(async |_, _| std::future::pending().await).await;
+    let endpoint = Endpoint::from_shared(server.url("")).unwrap();
+    let channel = endpoint.timeout(Duration::from_millis(50)).connect_lazy();
+    let breaker = BreakerLayer::new();
+    let stack = Stack::grpc().breaker(breaker.clone()).build();
+    let mut client = Client::new(ServiceBuilder::new().layer(stack).service(channel));
+
+    let status = ask(&mut client, b"ping").await.unwrap_err();
+
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_eq!(failures(&breaker), (1, 0));
+}
+
+/// It was the connection's failure.
+#[tokio::test]
+async fn a_message_that_cannot_be_encoded_is_nobodys_failure() {
+    let server = serve(async |_, _| answer(vec![], std::future::ready(()))).await;
+    let breaker = BreakerLayer::new();
+    let stack = Stack::grpc().breaker(breaker.clone()).build();
+    let mut client = Client::new(ServiceBuilder::new().layer(stack).service(channel(&server)));
+
+    let status = ask(&mut client, UNENCODABLE).await.unwrap_err();
+
+    // tonic's own: it takes every error of a codec for an internal one.
+    assert_eq!(status.code(), Code::Internal);
+    assert!(status.message().contains("cannot be encoded"), "{status}");
+    assert_eq!(failures(&breaker), (0, 0));
 }

@@ -43,7 +43,7 @@ pub(crate) const SCOPES: [(Scope, &str); 4] = [
 /// others.
 pub(crate) fn layer(settings: &BreakerSettings, names: &Names) -> Result<BreakerLayer, StartError> {
     let mut builder = BreakerLayer::builder()
-        // The rate limit follows the provider's clock: it lets calls wait out short times.
+        // With `--ratelimit-learn false`, callers act on a 429 themselves; else the rate limit does.
         .throttled_opens(false)
         .window(settings.window)
         .failure_ratio(settings.failure_ratio)

@@ -8,8 +8,7 @@ use http_body_util::Full;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_llm_stack::{
     BoxError, Call, Caller, ConfigError, DescribeLayer, Described, Key, KeyBy, Limit, Provider,
-    RateLimitHandle, RateLimitLayer, RequestBody,
-    ratelimit::{Headers, LimitBuilder},
+    RateLimitHandle, RateLimitLayer, RequestBody, ratelimit::LimitBuilder,
 };
 
 use crate::{
@@ -94,20 +93,6 @@ pub(crate) async fn of_callers(
     }
     let layer = builder.limits(limits).build();
     layer.map(Some).map_err(not_built)
-}
-
-/// `layer`, or one that lets everything through: what is left out would change the stack's type.
-pub(crate) fn or_none(layer: Option<RateLimitLayer>) -> Result<RateLimitLayer, StartError> {
-    let nothing = || {
-        RateLimitLayer::for_callers()
-            // More than there will ever be, since a layer needs a limit.
-            .limit(Limit::requests(1 << 53).per_second())
-            .key_by(KeyBy::shared())
-            .headers(Headers::None)
-            .build()
-            .map_err(not_built)
-    };
-    layer.map_or_else(nothing, Ok)
 }
 
 fn not_built(error: ConfigError) -> StartError {

@@ -35,7 +35,7 @@ use tokio::{
 use tower::{Layer, ServiceExt, util::MapErr};
 use tower_llm_stack::{
     BoxError, BulkheadHandle, BulkheadLayer, ConfigError, DescribeLayer, Dialect, HttpBody, Key,
-    Provider, RateLimitLayer, RefusalLayer, Stack, TimeoutLayer, breaker::Breaker,
+    OptionalService, Provider, RateLimitLayer, RefusalLayer, Stack, TimeoutLayer, breaker::Breaker,
     bulkhead::Bulkhead, core::Describe, ratelimit::RateLimit, timeout::Timeout,
 };
 use tower_llm_testkit::{Behavior, SimulatedProvider};
@@ -69,7 +69,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The layers around the client: each stands inside the one before it.
 type Service = Describe<Monitor<Limited<Breaker<Limited<Target>, HttpBody>>>>;
-type Limited<S> = RateLimit<S, HttpBody>;
+type Limited<S> = OptionalService<RateLimit<S, HttpBody>, S, HttpBody>;
 type Target = Bulkhead<Timeout<Client, HttpBody>, HttpBody>;
 
 /// A gateway that listens, and serves once it is told to.
@@ -142,7 +142,6 @@ impl Gateway {
             callers: callers.as_ref().map(RateLimitLayer::handle),
             ..Limiters::default()
         };
-        let callers = limits::or_none(callers)?;
         let describe = match access {
             Access::Open => describe,
             Access::Keys(_) => {
@@ -172,7 +171,7 @@ impl Gateway {
                 .own(MonitorLayer::new(metrics.clone()))
                 .caller_rate_limit(callers.clone())
                 .breaker(breaker)
-                .provider_rate_limit(limits::or_none(limits)?)
+                .provider_rate_limit(limits)
                 .bulkhead(bulkhead.clone())
                 .timeout(timeout)
                 .build();

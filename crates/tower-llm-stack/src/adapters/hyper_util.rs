@@ -45,7 +45,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::BoxError;
-use super::sent::{ClassifiedFuture, Classify, ResponseBody, SentBody};
+use super::classified::ClassifiedFuture;
+use super::sent::{Classify, ResponseBody, SentBody};
 
 /// The most response headers that a client of [`client`] takes. httparse's default of 100 is less than some proxies send.
 const MAX_HEADERS: usize = 512;

@@ -46,6 +46,8 @@ pub mod reqwest_middleware;
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
 pub mod tonic;
 
+#[cfg(any(feature = "hyper-util", feature = "tonic"))]
+mod classified;
 #[cfg(feature = "reqwest")]
 mod convert;
 #[cfg(any(feature = "reqwest", feature = "hyper-util", feature = "tonic"))]
@@ -53,12 +55,14 @@ mod error;
 #[cfg(any(feature = "reqwest", feature = "hyper-util", feature = "tonic"))]
 mod sent;
 
+#[cfg(any(feature = "hyper-util", feature = "tonic"))]
+pub use self::classified::ClassifiedFuture;
 #[cfg(any(feature = "reqwest-middleware", feature = "async-openai"))]
 pub use self::error::StackError;
 #[cfg(any(feature = "reqwest", feature = "hyper-util", feature = "tonic"))]
 pub use self::{
     error::RequestBodyError,
-    sent::{ClassifiedFuture, ResponseBody, SentBody},
+    sent::{ResponseBody, SentBody},
 };
 
 use tower_llm_core::BoxError;

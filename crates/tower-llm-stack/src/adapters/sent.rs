@@ -4,10 +4,9 @@
 //! ends with "stream error". So the body remembers its own error, and what fails afterwards is that error's consequence.
 
 use std::error::Error;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -141,43 +140,5 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
-    }
-}
-
-pin_project! {
-    /// A client's future, whose error says whose fault it is.
-    #[derive(Debug)]
-    pub struct ClassifiedFuture<F> {
-        #[pin]
-        inner: F,
-        // `None` once it is ready.
-        classify: Option<Classify>,
-    }
-}
-
-impl<F> ClassifiedFuture<F> {
-    pub(super) fn new(inner: F, classify: Classify) -> Self {
-        Self {
-            inner,
-            classify: Some(classify),
-        }
-    }
-}
-
-impl<F, B, E> Future for ClassifiedFuture<F>
-where
-    F: Future<Output = Result<http::Response<B>, E>>,
-    E: Into<BoxError>,
-{
-    type Output = Result<http::Response<ResponseBody<B>>, BoxError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let result = ready!(this.inner.poll(cx));
-        let classify = this.classify.take().expect("polled after it was ready");
-        Poll::Ready(match result {
-            Ok(response) => Ok(classify.received(response)),
-            Err(error) => Err(classify.error(error)),
-        })
     }
 }

@@ -1,79 +1,114 @@
 //! Stacks around tonic channels.
 //!
-//! A `tonic::transport::Channel` is a `Service<http::Request<tonic::body::Body>>`, and a client that tonic generates
-//! takes any service like it: the body of the response may be a layer's own, and the error anything that goes into a
-//! box. So layers need no adapter to go around a channel.
-//!
-//! What they need is a code. tonic makes of an error it does not know the status `UNKNOWN`, which tells no client
-//! whether to try again, and no server what to answer. [`StatusLayer`] goes outermost and chooses one:
+//! A `tonic::transport::Channel` is a `Service<http::Request<tonic::body::Body>>`, and the clients that tonic generates
+//! take any such service. [`Stack::grpc`] starts a stack for one:
 //!
 //! ```
 //! use tower::ServiceBuilder;
-//! use tower_llm_stack::{BulkheadLayer, Stack, adapters::tonic::StatusLayer};
+//! use tower_llm_stack::{BulkheadLayer, Stack};
 //!
 //! # fn run(channel: tonic::transport::Channel) -> Result<(), tower_llm_stack::ConfigError> {
-//! let stack = Stack::builder().without_describe().bulkhead(BulkheadLayer::new(10)?).build();
-//! let service = ServiceBuilder::new()
-//!     .layer(StatusLayer::refusals())
-//!     .layer(stack)
-//!     .service(channel);
+//! let stack = Stack::grpc().bulkhead(BulkheadLayer::new(10)?).build();
+//! let service = ServiceBuilder::new().layer(stack).service(channel);
 //! let client = tonic::client::Grpc::new(service); // or the `::new` of a generated client
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Clone the client, or make one for each call: tonic's clients make the stack ready, and call it, one call at a time.
+//! Such a stack has two layers of this module. [`StatusLayer`] is outermost: it turns refusals and timeouts into statuses
+//! with a code. Without it, tonic makes `UNKNOWN` of every error that it does not know. [`ChannelLayer`] goes
+//! directly around the channel, and attributes the channel's own timeouts and the failures of request messages.
+//!
+//! A gRPC request has no [`Call`](tower_llm_core::Call) unless you give it one: insert it into the extensions of the
+//! `tonic::Request`. Limits by provider, model or caller need it.
+//!
+//! Clone the client, or make one for each call: tonic's clients make one call at a time.
+//!
+//! [`Stack::grpc`]: crate::Stack::grpc
 
 use std::error::Error;
 use std::future::Future;
+use std::iter;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use ::tonic::{Code, Status};
-use http::Response;
+use ::tonic::{Code, Status, TimeoutExpired};
+use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
-use tower_llm_core::{Refusal, RefusalKind, TimedOut};
+use tower_llm_core::{Completion, Failure, Outcome, Refusal, RefusalKind};
 use tower_service::Service;
 
 use super::BoxError;
+use super::classified::ClassifiedFuture;
+use super::sent::{Classify, ResponseBody};
 
-/// Turns errors of the stack, in place of a response or inside its body, into [`Status`] with a code of the caller's
-/// choice.
+/// Turns errors of the stack, in place of a response or inside its body, into a [`Status`] with a code.
 ///
-/// `code_of` is asked about the error and then about each of its sources, until it names a code. If it names none, the
-/// status is what tonic would have made of the error: a status found among its sources, else `UNKNOWN`. In each case the
-/// error is kept as the status' source, for those who look there.
+/// `code_of` is called with the error and then with each of its sources, until it returns a code. If it returns none, the
+/// status is the one that tonic makes of the error: a status found among its sources, else `UNKNOWN`. In both cases the
+/// error is the source of the status.
 ///
-/// The message of the status is the error's text. It goes to the caller of this client only; a server that hands the
-/// status on sends it, and then it should hold nothing private.
+/// The message of the status is the text of the error. A server that forwards the status sends that text to its own
+/// callers, so it should hold nothing private.
 #[derive(Clone, Copy, Debug)]
 pub struct StatusLayer<C> {
     code_of: C,
 }
 
-/// The code of an error, if it has one.
-pub type CodeOf = fn(&(dyn Error + 'static)) -> Option<Code>;
+/// Chooses the code of an error: [`Refusals`], or a closure.
+pub trait CodeOf {
+    /// Returns the code of `error`, if it has one. It is asked about each of the error's sources too.
+    fn code_of(&self, error: &(dyn Error + 'static)) -> Option<Code>;
+}
 
-impl StatusLayer<CodeOf> {
-    /// A layer that knows the errors of these layers: `RESOURCE_EXHAUSTED` for a rate limit, `UNAVAILABLE` if no permit is
-    /// free or a circuit is open, `INVALID_ARGUMENT` if the request is too large, `DEADLINE_EXCEEDED` for a deadline.
+impl<F> CodeOf for F
+where
+    F: Fn(&(dyn Error + 'static)) -> Option<Code>,
+{
+    fn code_of(&self, error: &(dyn Error + 'static)) -> Option<Code> {
+        self(error)
+    }
+}
+
+/// Chooses codes for the errors of the stack: see [`StatusLayer::refusals`].
+// A type of its own: futures that hold a pointer to a function of a trait object cannot be spawned.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusals;
+
+impl CodeOf for Refusals {
+    fn code_of(&self, error: &(dyn Error + 'static)) -> Option<Code> {
+        refusal(error)
+    }
+}
+
+impl StatusLayer<Refusals> {
+    /// Creates a layer that knows the errors of the stack: `RESOURCE_EXHAUSTED` for a rate limit, `UNAVAILABLE` where no
+    /// permit is free or a circuit is open, `INVALID_ARGUMENT` for a body that is too large, `DEADLINE_EXCEEDED` for a timeout.
     #[must_use]
-    pub fn refusals() -> Self {
-        Self { code_of: refusal }
+    pub const fn refusals() -> Self {
+        Self { code_of: Refusals }
     }
 }
 
 fn refusal(error: &(dyn Error + 'static)) -> Option<Code> {
-    if error.is::<TimedOut>() {
-        return Some(Code::DeadlineExceeded);
+    if let Some(refusal) = Refusal::find(error) {
+        return Some(match refusal.kind() {
+            RefusalKind::RateLimited => Code::ResourceExhausted,
+            RefusalKind::TooLarge => Code::InvalidArgument,
+            _ => Code::Unavailable,
+        });
     }
-    match error.downcast_ref::<Refusal>()?.kind() {
-        RefusalKind::RateLimited => Some(Code::ResourceExhausted),
-        RefusalKind::TooLarge => Some(Code::InvalidArgument),
-        _ => Some(Code::Unavailable),
+    match Completion::of_error(error).outcome {
+        Outcome::Failed(Failure::Timeout | Failure::Slow | Failure::Stalled) => {
+            Some(Code::DeadlineExceeded)
+        }
+        Outcome::Throttled { .. } | Outcome::Exhausted => Some(Code::ResourceExhausted),
+        Outcome::Overloaded { .. } | Outcome::Refused => Some(Code::Unavailable),
+        // A codec's error has a status of its own.
+        _ => None,
     }
 }
 
@@ -81,7 +116,7 @@ impl<C> StatusLayer<C>
 where
     C: Fn(&(dyn Error + 'static)) -> Option<Code>,
 {
-    /// A layer that asks `code_of`.
+    /// Creates a layer that chooses codes by the closure `code_of`.
     #[must_use]
     pub fn new(code_of: C) -> Self {
         Self { code_of }
@@ -110,7 +145,7 @@ impl<S, C, R, B> Service<R> for StatusService<S, C>
 where
     S: Service<R, Response = Response<B>>,
     S::Error: Into<BoxError>,
-    C: Fn(&(dyn Error + 'static)) -> Option<Code> + Clone,
+    C: CodeOf + Clone,
 {
     type Response = Response<StatusBody<B, C>>;
     type Error = Status;
@@ -144,7 +179,7 @@ impl<F, C, B, E> Future for ResponseFuture<F, C>
 where
     F: Future<Output = Result<Response<B>, E>>,
     E: Into<BoxError>,
-    C: Fn(&(dyn Error + 'static)) -> Option<Code> + Clone,
+    C: CodeOf + Clone,
 {
     type Output = Result<Response<StatusBody<B, C>>, Status>;
 
@@ -175,7 +210,7 @@ impl<B, C> Body for StatusBody<B, C>
 where
     B: Body,
     B::Error: Into<BoxError>,
-    C: Fn(&(dyn Error + 'static)) -> Option<Code>,
+    C: CodeOf,
 {
     type Data = B::Data;
     type Error = Status;
@@ -201,7 +236,7 @@ where
 
 fn into_status<C>(error: BoxError, code_of: &C) -> Status
 where
-    C: Fn(&(dyn Error + 'static)) -> Option<Code>,
+    C: CodeOf,
 {
     match find_code(&*error, code_of) {
         Some(code) => {
@@ -215,14 +250,72 @@ where
 
 fn find_code<C>(error: &(dyn Error + 'static), code_of: &C) -> Option<Code>
 where
-    C: Fn(&(dyn Error + 'static)) -> Option<Code>,
+    C: CodeOf,
 {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(code) = code_of(error) {
+        if let Some(code) = code_of.code_of(error) {
             return Some(code);
         }
         next = error.source();
     }
     None
+}
+
+/// Attributes errors of a channel: it goes directly around one, and is part of [`Stack::grpc`](crate::Stack::grpc).
+///
+/// `Endpoint::timeout` and `grpc-timeout` become a timeout of the model, and a request message that cannot be encoded
+/// becomes the caller's own error. To the layers, both would otherwise be a failure of the connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ChannelLayer {
+    _private: (),
+}
+
+impl ChannelLayer {
+    /// Creates the layer.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { _private: () }
+    }
+}
+
+impl<S> Layer<S> for ChannelLayer {
+    type Service = ChannelService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        ChannelService { inner }
+    }
+}
+
+/// The service of [`ChannelLayer`].
+#[derive(Clone, Copy, Debug)]
+pub struct ChannelService<S> {
+    inner: S,
+}
+
+impl<S, B> Service<Request<::tonic::body::Body>> for ChannelService<S>
+where
+    S: Service<Request<::tonic::body::Body>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+{
+    type Response = Response<ResponseBody<B>>;
+    type Error = BoxError;
+    type Future = ClassifiedFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request<::tonic::body::Body>) -> Self::Future {
+        let classify = Classify::new(outcome_of);
+        let request = request.map(|body| ::tonic::body::Body::new(classify.sent(body)));
+        ClassifiedFuture::new(self.inner.call(request), classify)
+    }
+}
+
+fn outcome_of(error: &(dyn Error + 'static)) -> Option<Outcome> {
+    let mut errors = iter::successors(Some(error), |&error| error.source());
+    errors
+        .any(|error| error.is::<TimeoutExpired>())
+        .then_some(Outcome::Failed(Failure::Timeout))
 }

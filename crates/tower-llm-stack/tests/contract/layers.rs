@@ -133,13 +133,18 @@ impl Layers {
     }
 
     pub(crate) fn stack(&self) -> Client {
+        self.stack_over(self.model.clone().service())
+    }
+
+    /// The layers around a client other than the model.
+    pub(crate) fn stack_over(&self, client: Attempts) -> Client {
         let stack = Stack::builder()
             .caller_rate_limit(self.callers.clone())
             .breaker(self.breaker.clone())
             .provider_rate_limit(self.providers.clone())
             .bulkhead(self.bulkhead.clone())
             .build();
-        boxed(stack.layer(self.model.clone().service()))
+        boxed(stack.layer(client))
     }
 
     /// The layers in two stacks, with `between` where what calls several times for one call has its place.
@@ -257,7 +262,7 @@ impl Model {
         Self(Arc::new(Mutex::new(answers.into_iter().collect())))
     }
 
-    fn service(self) -> Attempts {
+    pub(crate) fn service(self) -> Attempts {
         Attempts::new(service_fn(move |request: Request<RequestBody>| {
             let behavior = self.0.lock().unwrap().pop_front();
             let reply = request.into_body().collect().map(move |body| {

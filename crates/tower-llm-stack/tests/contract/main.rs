@@ -7,15 +7,20 @@
 //! | caller leaves while an inner layer queues the call | refunded | refunded whole | leaves the queue | neutral |
 //! | 200 with an error inside the stream | by outcome | by outcome | freed at end | failure |
 //! | stream cut without terminal marker | seen | seen | freed | failure |
+//! | the client's own timeout | seen | seen | freed | failure of the model |
+//! | the request's body breaks off | by what was seen | same | freed | neutral |
+//! | 429, with a provider's limit that learns | - | calls wait | freed | neutral |
 //! | retry | once per call | each attempt | each attempt | each attempt |
 //! | branch | once per call | each branch reserves and settles | each its own place | each its own verdict |
 //!
-//! The last two rows are those of `attempts`.
+//! The last two rows are those of `attempts`; the three before them of `client_errors` and `throttled`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod attempts;
+mod client_errors;
 mod layers;
+mod throttled;
 
 use std::time::Duration;
 
