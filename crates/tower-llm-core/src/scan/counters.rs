@@ -32,12 +32,11 @@ const COUNTERS: usize = Counter::BilledOutput as usize + 1;
 pub(super) struct Counters([Option<u64>; COUNTERS]);
 
 impl Counters {
-    /// Takes a value that is reported: the last, but a zero undoes nothing. Some providers end a stream with one.
+    /// Takes a value that is reported. Reports are cumulative, so the largest is the best: some providers end a stream
+    /// with zeros, and others repeat a part of what they had reported.
     pub(super) fn report(&mut self, counter: Counter, value: u64) {
         let slot = &mut self.0[counter as usize];
-        if value > 0 || slot.is_none() {
-            *slot = Some(value);
-        }
+        *slot = (*slot).max(Some(value));
     }
 
     /// Adds a value to those of the same kind.
@@ -160,12 +159,16 @@ mod tests {
     }
 
     #[test]
-    fn a_zero_undoes_nothing_and_stands_where_nothing_else_came() {
+    fn a_smaller_report_undoes_nothing_and_a_zero_stands_where_nothing_else_came() {
         assert_eq!(
             tokens(&[(C::TotalInput, 9), (C::Output, 3), (C::Output, 0)]),
             (9, 3)
         );
         assert_eq!(tokens(&[(C::TotalInput, 9), (C::Output, 0)]), (9, 0));
+        assert_eq!(
+            tokens(&[(C::PlainInput, 500), (C::PlainInput, 3), (C::Output, 20)]),
+            (500, 20)
+        );
         assert_eq!(usage(&[]), None);
     }
 

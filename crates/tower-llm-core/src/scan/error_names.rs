@@ -38,15 +38,23 @@ pub(super) enum ErrorKind {
 const LONGEST: usize = 64;
 
 impl ErrorKind {
-    /// The kind that `name` stands for.
+    /// The kind that `name` stands for: a code, type or status. Those of xAI are sentences.
     pub(super) fn of_name(name: &[u8]) -> Self {
         let mut buffer = [0; LONGEST];
         let plain = plain(name, &mut buffer);
-        // A name with spaces is a message or a status line: only a whole one is known.
-        let is_text = name.contains(&b' ');
         Self::exact(plain)
-            .or_else(|| Self::by_part(plain).filter(|_| !is_text))
+            .or_else(|| Self::by_part(plain))
             .unwrap_or_default()
+    }
+
+    /// The kind that `text` stands for, which may be a name or a message.
+    pub(super) fn of_text(text: &[u8]) -> Self {
+        if !text.contains(&b' ') {
+            return Self::of_name(text);
+        }
+        // A status line is known whole, and nothing is read into a message.
+        let mut buffer = [0; LONGEST];
+        Self::exact(plain(text, &mut buffer)).unwrap_or_default()
     }
 
     fn exact(name: &[u8]) -> Option<Self> {
@@ -118,7 +126,7 @@ impl ErrorKind {
             // DashScope, Azure.
             | b"datainspectionfailed" | b"responsibleaipolicyviolation"
             // OpenAI.
-            | b"failedtodownloadimage" | b"emptyimagefile" | b"conflict"
+            | b"failedtodownloadimage" | b"imagetoosmall" | b"imageparse" | b"emptyimagefile" | b"conflict"
             // By their status lines.
             | b"badrequest"
             | b"forbidden"
@@ -150,7 +158,15 @@ impl ErrorKind {
             "spendlimit",
         ]) {
             Some(Self::Exhausted)
-        } else if has(&["ratelimit", "throttl", "toomanyrequests", "requestlimit"]) {
+        } else if has(&[
+            "ratelimit",
+            "throttl",
+            "toomanyrequests",
+            "requestlimit",
+            "toomanytokens",
+            "tokenquota",
+            "exhausted",
+        ]) {
             Some(Self::Throttled)
         } else if has(&["overload", "capacity", "unavailable"]) {
             Some(Self::Overloaded)
@@ -214,10 +230,10 @@ impl ErrorKind {
     /// The kind of `base_resp.status_code` of `MiniMax`.
     pub(super) fn of_minimax(number: u64) -> Self {
         match number {
-            1002 | 1041 => Self::Throttled,
+            1002 | 1039 | 1041 | 2045 => Self::Throttled,
             1004 | 2049 => Self::Credential,
             1008 | 2056 => Self::Exhausted,
-            1026 | 1027 | 1039 | 1042 | 2013 | 20132 => Self::ClientError,
+            1026 | 1027 | 1042 | 2013 | 20132 => Self::ClientError,
             _ => Self::Unknown,
         }
     }
@@ -348,7 +364,7 @@ mod tests {
             "internal error: invalid state",
         ] {
             assert_eq!(
-                ErrorKind::of_name(name.as_bytes()),
+                ErrorKind::of_text(name.as_bytes()),
                 ErrorKind::Unknown,
                 "{name}"
             );

@@ -48,13 +48,27 @@ pub(super) struct Facts {
     pub(super) speaks: Option<Speaks>,
     pub(super) terminal: Option<Marker>,
     error: Option<ProviderError>,
-    /// What lies at the root and would be an error's if there is one.
-    root: ProviderError,
-    /// The event's type, which is an error's name if there is one. Judged only then: every event has a type.
-    event_type: Name,
+    /// What lies at the root of the document, and is an error's if there is no answer.
+    root: Root,
     hint: RetryHint,
     /// A string in the place of an error: its name or its message.
     error_text: Name,
+}
+
+/// What lies at the root of a document, or of one event.
+#[derive(Debug, Default)]
+struct Root {
+    /// What its members say if they are an error's.
+    error: ProviderError,
+    /// Its type, which is an error's name if there is one. Judged only then: every event has a type.
+    name: Name,
+    has_answer: bool,
+    has_code: bool,
+    has_message: bool,
+    /// A message where only an error has one, such as `error_msg`.
+    has_error_message: bool,
+    /// The code beside that says that all is well.
+    is_fine: bool,
 }
 
 /// The beginning of a string that may be an error's name.
@@ -121,15 +135,10 @@ impl Facts {
 
     /// The error that came, if one did.
     pub(super) fn error(&self) -> Option<ProviderError> {
-        let mut root = self.root;
-        root.name(self.event_type.bytes());
-        if let Some(error) = self.error {
-            return Some(error.and(root));
+        match (self.error, self.root.error()) {
+            (Some(error), _) => Some(error.and(self.root.named())),
+            (None, root) => root,
         }
-        // A number or a name at the root alone, where nothing of an answer is: `{"code": 500, "msg": "..."}`.
-        let is_answer = self.speaks.is_some() || self.has_output || self.finish.is_some();
-        let is_error = !is_answer && root.is_certain() && self.counters.is_empty();
-        is_error.then_some(root)
     }
 
     /// Whether an error came that is one by itself.
@@ -154,15 +163,22 @@ impl Facts {
 
     /// An event has ended. In a dialect that is not known, any is content: there is no telling which is not.
     pub(super) fn end_event(&mut self) {
+        self.error = self.error();
         self.has_output |= !self.is_known && self.speaks.is_none() && self.error.is_none();
         // The event may have ended inside of what it began.
         self.choices.abandon();
         self.error_text.clear();
-        if self.error.is_some() {
-            self.error = self.error();
-        }
-        self.root = ProviderError::default();
-        self.event_type.clear();
+        self.root.reset();
+    }
+
+    /// Whether the document has shown a member of an answer.
+    pub(super) fn has_answer(&self) -> bool {
+        self.root.has_answer
+    }
+
+    /// Notes that it has shown one.
+    pub(super) fn note_answer(&mut self) {
+        self.root.has_answer = true;
     }
 
     fn note_event(&mut self, event: &[u8]) {
@@ -184,13 +200,16 @@ impl Facts {
             }
             _ if event.starts_with(b"response.") || event.starts_with(b"interaction.") => {
                 self.speaks = Some(Speaks::Events);
+                // The `code` of such an event is the interpreter's.
+                self.root.has_answer = true;
             }
+            // The many that streams consist of are no error's.
+            _ if event.starts_with(b"content_") || event.starts_with(b"message_") => {}
             // vLLM's `type: "BadRequestError"`, beside `object: "error"`.
-            _ if event.ends_with(b"rror") || event.ends_with(b"xception") => {
-                self.event_type.clear();
-                self.event_type.push(event);
+            _ => {
+                self.root.name.clear();
+                self.root.name.push(event);
             }
-            _ => {}
         }
     }
 
@@ -210,8 +229,15 @@ impl Sink for Facts {
         match place {
             Place::Choices => {
                 self.speaks.get_or_insert(Speaks::Choices);
+                self.root.has_answer = true;
             }
-            Place::Candidates => self.speaks = Some(Speaks::Events),
+            Place::Candidates => {
+                self.speaks = Some(Speaks::Events);
+                self.root.has_answer = true;
+            }
+            Place::Usage | Place::Delta | Place::Texts | Place::Response => {
+                self.root.has_answer = true;
+            }
             _ => {}
         }
         Some(place)
@@ -231,6 +257,7 @@ impl Sink for Facts {
             Place::Payload => self.has_output = true,
             // Each report has all of them.
             Place::Iterations => self.iterations = Counters::default(),
+            Place::Message => self.root.has_answer = true,
             _ => {}
         }
     }
@@ -275,8 +302,10 @@ impl Sink for Facts {
             Place::RootObject if raw == b"error" => {
                 self.note_error();
             }
-            Place::RootCode => self.root.name(raw),
-            Place::RootErrorName | Place::RootErrorCode => self.note_error().name(raw),
+            Place::RootCode => self.root.code(raw),
+            Place::RootErrorName => self.note_error().name(raw),
+            Place::RootErrorCode if is_fine(raw) => self.root.is_fine = true,
+            Place::RootErrorCode => self.note_error().name(raw),
             Place::RetryDelay => self.note_error().delay(parse_seconds(raw)),
             Place::QuotaId => {
                 // A daily quota is refilled at midnight, whatever the delay beside it says.
@@ -298,9 +327,11 @@ impl Sink for Facts {
         match place {
             Place::Error => self.error_text.push(piece),
             // That there is one makes it an error; what it says may change.
-            Place::ErrorMessage | Place::RootErrorMessage if !piece.is_empty() => {
+            Place::ErrorMessage if !piece.is_empty() => {
                 self.note_error();
             }
+            Place::RootErrorMessage => self.root.has_error_message |= !piece.is_empty(),
+            Place::Message => self.root.has_message |= !piece.is_empty(),
             _ => {}
         }
     }
@@ -309,7 +340,7 @@ impl Sink for Facts {
         if place == Place::Error && !self.error_text.is_empty() {
             let text = self.error_text;
             self.error_text.clear();
-            self.note_error().name(text.bytes());
+            self.note_error().text(text.bytes());
         }
     }
 
@@ -323,6 +354,7 @@ impl Sink for Facts {
             Place::Count(counter) => self.counters.report(counter, value),
             Place::IterationCount(counter) => self.iterations.add(counter, value),
             Place::ChoiceIndex => self.choices.index(value),
+            Place::RootErrorCode if value == 0 => self.root.is_fine = true,
             _ if value == 0 => {}
             Place::ErrorCode | Place::Error => self.note_error().number(value),
             Place::RootCode | Place::ResponseStatus => self.root.number(value),
@@ -344,6 +376,71 @@ impl Sink for Facts {
             _ => {}
         }
     }
+}
+
+impl Root {
+    /// What its members say, its type too.
+    fn named(&self) -> ProviderError {
+        let mut error = self.error;
+        if !self.name.is_empty() {
+            error.name(self.name.bytes());
+        }
+        error
+    }
+
+    /// The error that it is, if it is one and no answer: it has a message where only an error has one, or a message and a
+    /// code, or a name or number that says so.
+    fn error(&self) -> Option<ProviderError> {
+        if self.has_answer || self.is_fine {
+            return None;
+        }
+        let has_one = self.has_error_message || self.has_message && self.has_code;
+        if has_one || self.error.is_certain() {
+            return Some(self.named());
+        }
+        let is_named = self.has_message && self.named().is_certain();
+        is_named.then(|| self.named())
+    }
+
+    fn code(&mut self, code: &[u8]) {
+        match std::str::from_utf8(code)
+            .ok()
+            .and_then(|code| code.parse().ok())
+        {
+            Some(number) => self.number(number),
+            None if is_fine(code) => self.is_fine = true,
+            None => {
+                self.has_code = true;
+                self.error.name(code);
+            }
+        }
+    }
+
+    fn number(&mut self, number: u64) {
+        // HTTP's other statuses.
+        if (100..400).contains(&number) {
+            return;
+        }
+        self.has_code = true;
+        self.error.number(number);
+    }
+
+    fn reset(&mut self) {
+        self.error = ProviderError::default();
+        self.name.clear();
+        self.has_answer = false;
+        self.has_code = false;
+        self.has_message = false;
+        self.has_error_message = false;
+        self.is_fine = false;
+    }
+}
+
+/// Whether a code says that all is well.
+fn is_fine(code: &[u8]) -> bool {
+    [&b"0"[..], b"200", b"ok", b"success", b"null"]
+        .iter()
+        .any(|fine| code.eq_ignore_ascii_case(fine))
 }
 
 impl Name {

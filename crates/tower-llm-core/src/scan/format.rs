@@ -34,6 +34,7 @@ pub(super) enum Format {
 pub(super) enum Label {
     Events,
     Json,
+    Compressed,
     Other,
 }
 
@@ -71,10 +72,13 @@ impl Format {
             return Self::Grpc(Grpc::new(headers));
         }
         let coding = value(http::header::CONTENT_ENCODING).trim_ascii();
-        if !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity") {
+        // Brotli may begin with any byte. Other codings do not begin as text does, and some that are named are none.
+        if coding.eq_ignore_ascii_case(b"br") {
             return Self::Opaque { compressed: true };
         }
-        let label = if is(b"text/event-stream") {
+        let label = if !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity") {
+            Label::Compressed
+        } else if is(b"text/event-stream") {
             Label::Events
         } else if is(b"application/json") || is(b"application/problem+json") {
             Label::Json
@@ -156,6 +160,7 @@ impl Beginning {
         }
         Some(match self.label {
             _ if first == GZIP => Format::Opaque { compressed: true },
+            Label::Compressed => Format::Opaque { compressed: true },
             Label::Events => Format::Sse(Sse::new()),
             // An answer is an object or a list; of what else is JSON, a string alone is more than a word of plain text.
             Label::Json if first == b'"' => json(first),
@@ -260,15 +265,32 @@ mod tests {
             ("identity", "json"),
             ("Identity", "json"),
             ("", "json"),
-            ("gzip", "compressed"),
-            ("GZIP", "compressed"),
             ("br", "compressed"),
+            ("BR", "compressed"),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert("content-encoding", coding.parse().unwrap());
             let mut format = Format::of(&headers);
             format.feed(b"{}", &mut Facts::default());
             assert_eq!(name(&format), expected, "{coding:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_called_compressed_is_read_if_it_is_text() {
+        for coding in ["gzip", "none", "utf-8", "aws-chunked"] {
+            for (body, expected) in [
+                (&b"{}"[..], "json"),
+                (b"data: {}", "sse"),
+                (b"\x1f\x8b\x08", "compressed"),
+                (b"x\x9c\xab", "compressed"),
+            ] {
+                let mut headers = HeaderMap::new();
+                headers.insert("content-encoding", coding.parse().unwrap());
+                let mut format = Format::of(&headers);
+                format.feed(body, &mut Facts::default());
+                assert_eq!(name(&format), expected, "{coding:?} {body:?}");
+            }
         }
     }
 }

@@ -142,7 +142,7 @@ impl Scanner {
             Format::Undecided(beginning) => match beginning.label() {
                 Label::Events => true,
                 Label::Other => self.asked_to_stream,
-                Label::Json => false,
+                Label::Json | Label::Compressed => false,
             },
             _ => false,
         }
@@ -232,7 +232,7 @@ impl Scanner {
             Format::Grpc(_) => false,
             // A proxy's page is no answer of a model. What is compressed cannot be read here.
             Format::Opaque { compressed } => *compressed || !needs_answer,
-            Format::Undecided(_) => !needs_answer,
+            Format::Undecided(beginning) => !needs_answer || beginning.label() == Label::Compressed,
         }
     }
 }

@@ -165,7 +165,7 @@ fn root(key: &[u8]) -> Option<Place> {
         b"error" => P::Error,
         b"candidates" => P::Candidates,
         b"response" | b"interaction" => P::Response,
-        b"message" => P::Message,
+        b"message" | b"msg" | b"title" | b"detail" => P::Message,
         b"content" | b"output" | b"outputs" | b"steps" => P::Texts,
         b"finish_reason" | b"stop_reason" | b"stopReason" => P::Finish,
         b"status" => P::ResponseStatus,

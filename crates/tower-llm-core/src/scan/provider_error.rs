@@ -32,6 +32,11 @@ impl ProviderError {
         }
     }
 
+    /// Adds a text that may be a name or a message.
+    pub(super) fn text(&mut self, text: &[u8]) {
+        self.add(ErrorKind::of_text(text));
+    }
+
     /// Adds a code in digits.
     pub(super) fn number(&mut self, number: u64) {
         match u16::try_from(number) {

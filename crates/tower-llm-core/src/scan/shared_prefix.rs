@@ -36,6 +36,8 @@ pub(super) struct SharedPrefix {
 #[derive(Debug)]
 struct After {
     json: Json<Place>,
+    /// It shows a member of an answer.
+    has_answer: bool,
     reports: Log,
 }
 
@@ -80,6 +82,9 @@ impl SharedPrefix {
         let known = &self.bytes[..self.len];
         if let (Some(after), Some(rest)) = (&self.after, line.strip_prefix(known)) {
             after.reports.replay(facts);
+            if after.has_answer {
+                facts.note_answer();
+            }
             *json = after.json;
             json.feed(rest, facts);
             return;
@@ -110,7 +115,15 @@ impl SharedPrefix {
         // If the log cannot hold all reports, half of the prefix may have fewer.
         (self.len, self.after) = if reports.has_all {
             let json = *json;
-            (beginning.len(), Some(After { json, reports }))
+            let has_answer = facts.has_answer();
+            (
+                beginning.len(),
+                Some(After {
+                    json,
+                    has_answer,
+                    reports,
+                }),
+            )
         } else {
             (beginning.len() / 2, None)
         };

@@ -107,11 +107,19 @@ fn a_body_that_cannot_be_read_here_is_a_success_when_it_ends() {
     );
     assert_eq!((told.outcome, told.usage), (Outcome::Success, None));
 
-    let mut gzip = sse(Script::data([CONTENT]));
+    let mut gzip = sse(Script::data([&b"\x1f\x8b\x08"[..]]));
     gzip.headers_mut()
         .insert("content-encoding", HeaderValue::from_static("gzip"));
     let (told, _) = watch_to_end(None, gzip);
     assert_eq!((told.outcome, told.output_seen), (Outcome::Success, 0));
+
+    // A coding that is named is none if the body is text.
+    let mut named = sse(Script::data([CONTENT, DONE]));
+    named
+        .headers_mut()
+        .insert("content-encoding", HeaderValue::from_static("gzip"));
+    let (told, _) = watch_to_end(None, named);
+    assert_eq!((told.outcome, told.output_seen), (Outcome::Success, 2));
 }
 
 #[test]
