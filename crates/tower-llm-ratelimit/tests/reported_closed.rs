@@ -99,7 +99,7 @@ async fn what_tells_no_time_or_is_no_429_closes_nothing() {
         throttled([("retry-after", "soon")]),
         throttled([("retry-after", "-3")]),
         // Others act on these: a breaker, or a person.
-        json(429, wait, quota),
+        json(429, [], quota),
         json(503, wait, "{}"),
         json(529, wait, "{}"),
         json(500, wait, "{}"),
@@ -113,6 +113,16 @@ async fn what_tells_no_time_or_is_no_429_closes_nothing() {
         timeline.call(chat("m")).await.unwrap();
         assert_eq!(timeline.times(), [0, 0], "{shown}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_that_names_a_time_closes_until_then() {
+    let timeline = timeline(providers());
+    let quota = r#"{"error":{"code":"insufficient_quota"}}"#;
+    timeline.push(json(429, [("retry-after", "9")], quota));
+    timeline.call(chat("m")).await.unwrap();
+    timeline.call(chat("m")).await.unwrap();
+    assert_eq!(timeline.times(), [0, 9_000]);
 }
 
 #[tokio::test(start_paused = true)]
