@@ -57,6 +57,7 @@ mod describe;
 mod dialect;
 mod error;
 mod key;
+mod on_end;
 mod oneshot;
 mod outcome;
 mod refusal;
@@ -74,6 +75,7 @@ pub use self::{
         BoxError, ClassifiedError, ConfigError, Deadline, Refusal, RefusalKind, TimedOut, TooLarge,
     },
     key::{Key, KeyBy},
+    on_end::{OnEnd, OnEndGuard, OnEndLayer},
     oneshot::Oneshot,
     outcome::{Completion, Failure, FinishReason, Outcome, Subject},
     refusal::{RefusalBody, RefusalLayer, Refuse},

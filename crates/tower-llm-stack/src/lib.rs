@@ -1,19 +1,31 @@
-//! The tower-llm layers in one stack, in the one order that works, and adapters to put it into a client.
+//! The tower-llm layers in one stack, in the order that works, and adapters that put it into a client.
 //!
-//! [`Stack::builder`] composes the layers you choose as one typed [`tower_layer::Layer`]: nothing is boxed, and
-//! what you leave out costs nothing. The order is not yours to get wrong:
+//! [`Stack::builder`] composes the layers you choose into one typed [`tower_layer::Layer`]. Nothing is boxed, and a layer that
+//! is left out costs nothing. The stack keeps the order:
 //!
 //! ```text
 //! Refusal > Describe > your own > caller's RateLimit > Breaker > provider's RateLimit > Bulkhead > Timeout > client
 //! ```
 //!
-//! Refusals are answered outermost, where every error passes. A request is described before anything asks what it is.
-//! A caller who has used up what is his takes nothing from the others; one who is refused further in gets all of it back.
-//! Where a circuit is open, no tokens are taken. A call that waits for the provider's tokens holds no place, and one that
-//! waits for a place has not begun, so its deadlines stand inside the bulkhead.
+//! - Refusals are answered outermost, where every error passes.
+//! - A request is described before any other layer asks what it is.
+//! - A caller over its limit uses nothing in the inner layers. A call that an inner layer refuses is refunded.
+//! - An open circuit takes no tokens.
+//! - A call that waits for the provider's tokens holds no permit. A call that waits for a permit has not started, so its
+//!   deadlines are inside the bulkhead.
+//! - Breaker and provider limit do not both act on a 429: calls wait for a limit that learns from the provider, and the
+//!   circuit opens only without one.
 //!
-//! [`adapters`] has what stands under a stack (reqwest, hyper-util, tonic) and what a stack can be put into
-//! (reqwest-middleware, async-openai).
+//! [`adapters`] has clients to put under a stack (reqwest, hyper-util, tonic) and clients to put a stack into
+//! (reqwest-middleware, async-openai). [`guide::typed_services`] is about requests and responses that are not HTTP. To print or
+//! log how calls end, add an [`OnEndLayer`] as your own layer.
+//!
+//! # Beside other layers
+//!
+//! - **One breaker twice**: apply a breaker once per call. A second one inside, even a clone, counts every call again.
+//! - **tower's `Timeout` outside of a breaker** drops the call, which looks like a caller that left: the circuit never opens.
+//!   Put it inside of the breaker, where its error counts as a timeout, or use a [`TimeoutLayer`].
+//! - **tower's `load_shed` inside**: its error counts as a refusal, so the call is refunded and opens no circuit.
 //!
 //! # Example
 //!
@@ -50,6 +62,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod adapters;
+pub mod guide;
 mod optional;
 mod slot;
 mod stack;
@@ -57,9 +70,9 @@ mod stack;
 pub use tower_llm_core as core;
 pub use tower_llm_core::{
     BoxError, Call, Caller, ClassifiedError, Completion, ConfigError, Deadline, DescribeLayer,
-    Described, Dialect, Failure, FinishReason, Guard, HttpBody, Key, KeyBy, Operation, Outcome,
-    Provider, Refusal, RefusalKind, RefusalLayer, RequestBody, TimedOut, TooLarge, Unary, Usage,
-    Watch,
+    Described, Dialect, Failure, FinishReason, Guard, HttpBody, Key, KeyBy, OnEndLayer, Operation,
+    Outcome, Provider, Refusal, RefusalKind, RefusalLayer, RequestBody, TimedOut, TooLarge, Unary,
+    Usage, Watch,
 };
 
 #[cfg(feature = "redis")]

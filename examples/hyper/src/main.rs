@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::connect::HttpConnector;
 use tower::{ServiceBuilder, ServiceExt};
 use tower_llm_stack::{
-    BoxError, BulkheadLayer, Completion, Guard, HttpBody, Refusal, Stack, TimeoutLayer, Watch,
+    BoxError, BulkheadLayer, Completion, OnEndLayer, Refusal, Stack, TimeoutLayer,
     adapters::{
         base_url::{BaseUrl, BaseUrlLayer},
         hyper_util::client,
@@ -19,18 +19,8 @@ use tower_llm_stack::{
 };
 use tower_llm_testkit::SimulatedProvider;
 
-/// A stream tells its usage only if it is asked to.
+/// A stream reports its usage only if the request asks for it.
 const STREAMED: &str = r#","stream":true,"stream_options":{"include_usage":true}"#;
-
-/// Is told how a call has ended.
-struct Report;
-
-impl Guard for Report {
-    fn end(&mut self, completion: &Completion) {
-        let Completion { outcome, usage, .. } = completion;
-        println!("outcome: {outcome:?}, usage: {usage:?}");
-    }
-}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), BoxError> {
@@ -43,10 +33,14 @@ async fn main() -> Result<(), BoxError> {
         }
     };
 
-    // One call at a time, so that a second one can be seen to be refused.
+    // One call at a time, so that the second one is refused.
     let bulkhead = BulkheadLayer::builder(1).max_waiting(0).build()?;
     let handle = bulkhead.handle();
     let stack = Stack::builder()
+        .own(OnEndLayer::new(|_, completion| {
+            let Completion { outcome, usage, .. } = completion;
+            println!("outcome: {outcome:?}, usage: {usage:?}");
+        }))
         .bulkhead(bulkhead)
         .timeout(TimeoutLayer::new())
         .build();
@@ -60,9 +54,9 @@ async fn main() -> Result<(), BoxError> {
     println!("answer: {}", String::from_utf8_lossy(&answer));
 
     let response = service.clone().oneshot(chat(STREAMED)?).await?;
-    let mut stream = HttpBody.watch(None, response, Report).into_body();
+    let mut stream = response.into_body();
 
-    // The stream holds its place until it has ended or is dropped.
+    // The stream holds its permit until it ends or is dropped.
     if let Err(error) = service.oneshot(chat("")?).await {
         let refusal = Refusal::find(&*error);
         println!("refused: {error}; by {:?}", refusal.map(Refusal::layer));

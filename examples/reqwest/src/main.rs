@@ -10,23 +10,13 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use tower::{ServiceBuilder, ServiceExt};
 use tower_llm_stack::{
-    BoxError, BulkheadFull, BulkheadLayer, Completion, Guard, HttpBody, Stack, TimeoutLayer, Watch,
+    BoxError, BulkheadFull, BulkheadLayer, Completion, OnEndLayer, Stack, TimeoutLayer,
     adapters::{base_url::BaseUrl, reqwest::ReqwestService},
 };
 use tower_llm_testkit::SimulatedProvider;
 
-/// A stream tells its usage only if it is asked to.
+/// A stream reports its usage only if the request asks for it.
 const STREAMED: &str = r#","stream":true,"stream_options":{"include_usage":true}"#;
-
-/// Is told how a call has ended.
-struct Report;
-
-impl Guard for Report {
-    fn end(&mut self, completion: &Completion) {
-        let Completion { outcome, usage, .. } = completion;
-        println!("outcome: {outcome:?}, usage: {usage:?}");
-    }
-}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), BoxError> {
@@ -39,25 +29,27 @@ async fn main() -> Result<(), BoxError> {
         }
     };
 
-    // One call at a time, so that a second one can be seen to be refused.
+    // One call at a time, so that the second one is refused.
     let bulkhead = BulkheadLayer::builder(1).max_waiting(0).build()?;
     let handle = bulkhead.handle();
     let stack = Stack::builder()
+        .own(OnEndLayer::new(|_, completion| {
+            let Completion { outcome, usage, .. } = completion;
+            println!("outcome: {outcome:?}, usage: {usage:?}");
+        }))
         .bulkhead(bulkhead)
         .timeout(TimeoutLayer::new())
         .build();
     let client = ReqwestService::new(reqwest::Client::new()).base_url(BaseUrl::new(&base_url)?);
     let service = ServiceBuilder::new().layer(stack).service(client);
 
-    // Watched from outside of the stack, an answer that is not streamed tells its usage too.
     let response = service.clone().oneshot(chat("")?).await?;
-    let response = HttpBody.watch(None, response, Report);
     let answer = response.into_body().collect().await?.to_bytes();
     println!("answer: {}", String::from_utf8_lossy(&answer));
 
     let mut stream = service.clone().oneshot(chat(STREAMED)?).await?.into_body();
 
-    // The stream holds its place until it has ended or is dropped.
+    // The stream holds its permit until it ends or is dropped.
     if let Err(error) = service.oneshot(chat("")?).await {
         let full = error.downcast_ref::<BulkheadFull>();
         println!(
