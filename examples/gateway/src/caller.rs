@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use crate::drain::Rest;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::{body::Incoming, rt::Executor};
@@ -38,15 +39,19 @@ pub(crate) struct PatientSocket {
     patience: Patience,
 }
 
-/// A request's body that fails when nothing of it comes for too long.
+/// A request's body that fails when nothing of it arrives for too long.
+///
+/// When it is dropped before its end, it leaves the [`Rest`].
 #[derive(Debug)]
 pub(crate) struct PatientBody {
-    inner: Incoming,
+    // `None` once it has ended.
+    inner: Option<Incoming>,
     patience: Patience,
     stalled: Stalled,
+    rest: Rest,
 }
 
-/// Whether a request's body was given up: the answer can't tell.
+/// Whether a request's body failed since nothing arrived, which the error that comes back does not tell.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stalled(Arc<AtomicBool>);
 
@@ -141,12 +146,13 @@ impl AsyncWrite for PatientSocket {
 // === impl PatientBody ===
 
 impl PatientBody {
-    pub(crate) fn new(inner: Incoming, limit: Duration) -> (Self, Stalled) {
+    pub(crate) fn new(inner: Incoming, limit: Duration, rest: Rest) -> (Self, Stalled) {
         let stalled = Stalled::default();
         let body = Self {
-            inner,
+            inner: (!inner.is_end_stream()).then_some(inner),
             patience: Patience::new(limit),
             stalled: stalled.clone(),
+            rest,
         };
         (body, stalled)
     }
@@ -160,8 +166,14 @@ impl Body for PatientBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) {
+        let Some(inner) = &mut self.inner else {
+            return Poll::Ready(None);
+        };
+        if let Poll::Ready(frame) = Pin::new(inner).poll_frame(cx) {
             self.patience.timer = None;
+            if !matches!(frame, Some(Ok(_))) {
+                self.inner = None;
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)));
         }
         ready!(self.patience.poll_over(cx));
@@ -170,11 +182,20 @@ impl Body for PatientBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        let ended = || SizeHint::with_exact(0);
+        self.inner.as_ref().map_or_else(ended, Body::size_hint)
+    }
+}
+
+impl Drop for PatientBody {
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner.take() {
+            self.rest.give_up(inner);
+        }
     }
 }
 

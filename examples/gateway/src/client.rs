@@ -8,21 +8,23 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response, header::PROXY_AUTHORIZATION};
+use http::{Request, Response, StatusCode, header::PROXY_AUTHORIZATION};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use pin_project_lite::pin_project;
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use tower::Service;
-use tower_llm_stack::{BoxError, RequestBody, adapters::hyper_util as adapter};
+use tower_llm_stack::{BoxError, Described, RequestBody, adapters::hyper_util as adapter};
 
 use crate::{
     StartError,
     caller::PatientBody,
+    compress::Streamed,
     error::Reason,
-    headers::remove_hop_by_hop,
+    headers::{name_coding, remove_hop_by_hop},
     proxy::{Proxies, ProxyConnector},
+    resend::Resend,
     upstream::{Upstream, Upstreams},
 };
 
@@ -32,10 +34,13 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The body of a request that is sent: held JSON, or the caller's own.
 type Body = RequestBody<PatientBody>;
 
+type Pool = legacy::Client<HttpsConnector<ProxyConnector>, Body>;
+type Sent = <Resend<Pool> as Service<Request<Body>>>::Future;
+
 /// The innermost service: sends a request to the [`Upstream`] in its extensions.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    inner: legacy::Client<HttpsConnector<ProxyConnector>, Body>,
+    inner: Resend<Pool>,
     proxies: Proxies,
 }
 
@@ -68,7 +73,7 @@ impl Client {
         let to_proxy = HttpsConnector::from((http.clone(), Arc::clone(&tls)));
         let connector = ProxyConnector::new(http, to_proxy, proxies.clone());
         Ok(Self {
-            inner: adapter::client(HttpsConnector::from((connector, tls))),
+            inner: Resend::new(adapter::client(HttpsConnector::from((connector, tls)))),
             proxies,
         })
     }
@@ -96,13 +101,14 @@ impl Service<Request<Body>> for Client {
     type Future = ResponseFuture;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Service::<Request<Body>>::poll_ready(&mut self.inner, cx).map_err(Into::into)
+        self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, mut request: Request<Body>) -> ResponseFuture {
         let Some(upstream) = request.extensions_mut().remove::<Arc<Upstream>>() else {
             return ResponseFuture::refused("the request has no upstream".into());
         };
+        let streamed = request.call().is_some_and(|call| call.streamed());
         let prepared = upstream.prepare(&mut request);
         if let Some(authorization) = self.proxies.authorization(upstream.url()) {
             let headers = request.headers_mut();
@@ -110,6 +116,7 @@ impl Service<Request<Body>> for Client {
         }
         match prepared {
             Ok(()) => ResponseFuture {
+                streamed,
                 state: State::Sent {
                     inner: self.inner.call(request),
                 },
@@ -122,6 +129,7 @@ impl Service<Request<Body>> for Client {
 pin_project! {
     /// The upstream's answer, as far as it is for the caller.
     pub(crate) struct ResponseFuture {
+        streamed: bool,
         #[pin]
         state: State,
     }
@@ -130,7 +138,7 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State {
-        Sent { #[pin] inner: legacy::ResponseFuture },
+        Sent { #[pin] inner: Sent },
         Refused { error: Option<BoxError> },
     }
 }
@@ -139,6 +147,7 @@ impl ResponseFuture {
     fn refused(error: BoxError) -> Self {
         let error = Some(error);
         Self {
+            streamed: false,
             state: State::Refused { error },
         }
     }
@@ -150,12 +159,28 @@ impl Future for ResponseFuture {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let answer = match this.state.project() {
-            StateProj::Sent { inner } => ready!(inner.poll(cx)).map_err(Into::into),
+            StateProj::Sent { inner } => ready!(inner.poll(cx))
+                .map_err(Into::into)
+                .and_then(final_answer),
             StateProj::Refused { error } => Err(error.take().expect("polled after completion")),
         };
         Poll::Ready(answer.map(|mut response| {
             remove_hop_by_hop(response.headers_mut());
+            name_coding(response.headers_mut());
+            if *this.streamed {
+                response.extensions_mut().insert(Streamed);
+            }
             response
         }))
+    }
+}
+
+/// `response`, unless it switches to another protocol: none was asked for, so nothing that either side could read would follow.
+fn final_answer<B>(response: Response<B>) -> Result<Response<B>, BoxError> {
+    match response.status() {
+        StatusCode::SWITCHING_PROTOCOLS => {
+            Err("the upstream switched protocols without being asked".into())
+        }
+        _ => Ok(response),
     }
 }

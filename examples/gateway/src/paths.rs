@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, str::FromStr};
 
-use http::Method;
+use http::{Method, Uri};
 use percent_encoding::percent_decode;
 
 /// How often a path is decoded: no honest client encodes more than twice.
@@ -68,6 +68,29 @@ impl Pattern {
             Self::Exact(path)
         })
     }
+}
+
+/// The address with each run of slashes in its path made one; `None` if there is none.
+///
+/// Clients join a base URL that ends in a slash with a path that begins with one.
+pub(crate) fn merge_slashes(uri: &Uri) -> Option<Uri> {
+    let path = uri.path();
+    if !path.contains("//") {
+        return None;
+    }
+    let mut merged = String::with_capacity(path.len());
+    for character in path.chars() {
+        if character != '/' || !merged.ends_with('/') {
+            merged.push(character);
+        }
+    }
+    if let Some(query) = uri.query() {
+        merged.push('?');
+        merged.push_str(query);
+    }
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(merged.parse().ok()?);
+    Uri::from_parts(parts).ok()
 }
 
 /// Whether two servers could read `path` as different places: it has `.` or `..` as a segment, however it is written, or
@@ -191,6 +214,19 @@ fn is_one_segment(id: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slashes_in_a_row_are_one_and_the_query_is_left_alone() {
+        let merged = |uri| merge_slashes(&Uri::from_static(uri)).map(|uri| uri.to_string());
+        assert_eq!(merged("//v1/models").as_deref(), Some("/v1/models"));
+        assert_eq!(
+            merged("/v1///a//b//?x=//y").as_deref(),
+            Some("/v1/a/b/?x=//y")
+        );
+        assert_eq!(merged("http://h//v1/m").as_deref(), Some("http://h/v1/m"));
+        assert_eq!(merged("/v1/models?x=//y"), None);
+        assert_eq!(merged("*"), None);
+    }
 
     #[test]
     fn a_dot_segment_is_found_however_it_is_written() {

@@ -54,6 +54,15 @@ impl Problem {
         anthropic: "not_found_error",
         gemini: "NOT_FOUND",
     };
+    pub(crate) const NO_UPGRADE: Self = Self {
+        status: StatusCode::UPGRADE_REQUIRED,
+        code: "upgrade_not_supported",
+        message: "This gateway does not tunnel WebSocket. Send plain HTTP requests; responses can be streamed as \
+                  server-sent events.",
+        openai: "invalid_request_error",
+        anthropic: "invalid_request_error",
+        gemini: "UNIMPLEMENTED",
+    };
     pub(crate) const STALLED: Self = Self {
         status: StatusCode::REQUEST_TIMEOUT,
         code: "request_timeout",
@@ -104,6 +113,11 @@ impl Problem {
         let may_retry = [StatusCode::REQUEST_TIMEOUT, StatusCode::SERVICE_UNAVAILABLE];
         if !may_retry.contains(&self.status) {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        // A 426 must name what would be spoken instead.
+        if self.status == StatusCode::UPGRADE_REQUIRED {
+            headers.insert(header::UPGRADE, HeaderValue::from_static("HTTP/1.1"));
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

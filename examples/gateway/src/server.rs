@@ -16,7 +16,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header, request::Parts};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
+};
 use http_body_util::{Either, Full};
 use hyper::{
     body::{Body, Incoming},
@@ -33,6 +35,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tower::{Layer, ServiceExt, util::MapErr};
+use tower_http::compression::Compression;
 use tower_llm_stack::{
     BoxError, BulkheadHandle, BulkheadLayer, ConfigError, DescribeLayer, Dialect, HttpBody, Key,
     OptionalService, Provider, RateLimitLayer, RefusalLayer, Stack, TimeoutLayer, breaker::Breaker,
@@ -44,14 +47,18 @@ use crate::{
     BulkheadSettings, Settings, StartError, TimeoutSettings,
     access::{Access, KeyNumber},
     breaker::{self, Breakers},
-    caller::{PatientBody, PatientExecutor, PatientSocket},
+    caller::{PatientBody, PatientExecutor, PatientSocket, Stalled},
     client::Client,
+    compress::Compress,
+    decode::{Decode, decode},
+    drain::{Drained, Rest},
     error::Reason,
     framing::{Ambiguous, Framing},
     gate::Gate,
+    headers::wants_upgrade,
     limits::{self, Limiters},
     monitor::{Metrics, Monitor, MonitorLayer},
-    paths::is_ambiguous,
+    paths::{is_ambiguous, merge_slashes},
     problem::Problem,
     proxy::Proxies,
     report,
@@ -70,7 +77,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// The layers around the client: each stands inside the one before it.
 type Service = Describe<Monitor<Limited<Breaker<Limited<Target>, HttpBody>>>>;
 type Limited<S> = OptionalService<RateLimit<S, HttpBody>, S, HttpBody>;
-type Target = Bulkhead<Timeout<Client, HttpBody>, HttpBody>;
+type Target = Bulkhead<Timeout<Decode, HttpBody>, HttpBody>;
 
 /// A gateway that listens, and serves once it is told to.
 pub struct Gateway {
@@ -101,6 +108,7 @@ struct Shared {
     metrics: Metrics,
     http: auto::Builder<PatientExecutor>,
     caller_timeout: Duration,
+    compress: Compress,
     shutdown: Arc<Shutdown>,
     /// Whether it has stopped listening, so that connections end.
     closing: watch::Sender<bool>,
@@ -118,7 +126,9 @@ impl Gateway {
         let (bulkhead, timeout) = layers(&settings)?;
         let describe = DescribeLayer::new()
             .max_body_bytes(settings.max_body_bytes)
-            .map_err(|error| StartError::setting(settings.names.of("--max-body-bytes"), error))?;
+            .map_err(|error| StartError::setting(settings.names.of("--max-body-bytes"), error))?
+            .max_streamed_bytes(settings.max_upload_bytes)
+            .map_err(|error| StartError::setting(settings.names.of("--max-upload-bytes"), error))?;
         let (simulator, upstreams, proxies) = if Upstreams::are_simulated(&settings) {
             let simulator = SimulatedProvider::start()
                 .await
@@ -149,7 +159,8 @@ impl Gateway {
             }
         };
         let mut breakers = Breakers::new();
-        let client = Client::new(&upstreams, proxies.clone())?;
+        // Under the layers, so that they read what an upstream compressed unasked.
+        let client = decode(Client::new(&upstreams, proxies.clone())?);
         let mut services = HashMap::new();
         for upstream in upstreams.iter() {
             let provider = upstream.provider();
@@ -198,6 +209,9 @@ impl Gateway {
             metrics,
             http: http(&settings),
             caller_timeout: settings.caller_timeout,
+            compress: Compress {
+                enabled: settings.compress,
+            },
             shutdown: Arc::default(),
             closing: watch::Sender::new(false),
         };
@@ -432,7 +446,13 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     let (socket, ambiguous) = Framing::new(socket);
     let service = service_fn(|request| {
         has_asked.store(true, Ordering::Relaxed);
-        answer(Arc::clone(&shared), ambiguous.clone(), request)
+        let (shared, ambiguous) = (Arc::clone(&shared), ambiguous.clone());
+        let compress = shared.compress;
+        let service = tower::service_fn(move |request| {
+            exchange(Arc::clone(&shared), ambiguous.clone(), request)
+        });
+        let service = Compression::new(service).compress_when(compress);
+        service.oneshot(request)
     });
     let io = TokioIo::new(socket);
     let mut serving = pin!(shared.http.serve_connection(io, service));
@@ -459,12 +479,36 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     }
 }
 
-async fn answer(
+/// Answers a request, and reads what the caller still sends of it, so that the caller reads the answer.
+async fn exchange(
     shared: Arc<Shared>,
     ambiguous: Ambiguous,
     request: Request<Incoming>,
 ) -> Result<Response<impl Body<Data = Bytes, Error = BoxError> + Send>, BoxError> {
     let (mut parts, body) = request.into_parts();
+    let rest = Rest::default();
+    let (body, stalled) = PatientBody::new(body, shared.caller_timeout, rest.clone());
+    if let Some(uri) = merge_slashes(&parts.uri) {
+        parts.uri = uri;
+    }
+    let awaits_leave =
+        parts.version < Version::HTTP_2 && parts.headers.contains_key(header::EXPECT);
+    let mut response = answer(shared, ambiguous, parts, body, stalled).await?;
+    // A client that has not been told to go on may send the body or not, so what comes next cannot be told.
+    if awaits_leave && rest.is_given_up() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    Ok(response.map(|body| Drained::new(body, rest)))
+}
+
+async fn answer(
+    shared: Arc<Shared>,
+    ambiguous: Ambiguous,
+    mut parts: Parts,
+    body: PatientBody,
+    stalled: Stalled,
+) -> Result<Response<impl Body<Data = Bytes, Error = BoxError> + Send>, BoxError> {
     if ambiguous.is_set() {
         let mut response = refuse(Problem::TWO_LENGTHS, shared.gate.dialect(&parts), &parts);
         let close = HeaderValue::from_static("close");
@@ -473,6 +517,10 @@ async fn answer(
     }
     if is_ambiguous(parts.uri.path()) {
         let response = refuse(Problem::DOT_SEGMENTS, shared.gate.dialect(&parts), &parts);
+        return Ok(response.map(Either::Right));
+    }
+    if wants_upgrade(&parts.headers) {
+        let response = refuse(Problem::NO_UPGRADE, shared.gate.dialect(&parts), &parts);
         return Ok(response.map(Either::Right));
     }
     let own = matches!(parts.method, Method::GET | Method::HEAD)
@@ -488,7 +536,6 @@ async fn answer(
     };
     let service = shared.services[upstream.name()].clone();
     parts.extensions.insert(upstream);
-    let (body, stalled) = PatientBody::new(body, shared.caller_timeout);
     let calling = call(service, Request::from_parts(parts, body));
     let response = tokio::select! {
         biased;

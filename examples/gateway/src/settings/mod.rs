@@ -46,9 +46,27 @@ pub struct Settings {
     )]
     pub simulate: bool,
 
-    /// Largest request body, in bytes.
+    /// Largest JSON request body, in bytes. It is held in memory.
     #[arg(long, env = "GATEWAY_MAX_BODY_BYTES", value_name = "BYTES", default_value_t = 10 * 1024 * 1024, value_parser = at_least_one)]
     pub max_body_bytes: usize,
+
+    /// Largest upload, in bytes: a request body that is not JSON, such as a form or audio. It is streamed and not held.
+    #[arg(long, env = "GATEWAY_MAX_UPLOAD_BYTES", value_name = "BYTES", default_value_t = 2 << 30, value_parser = at_least_one)]
+    pub max_upload_bytes: usize,
+
+    /// Compress responses for clients that accept it; never streams.
+    #[arg(
+        long,
+        env = "GATEWAY_COMPRESS",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        action = clap::ArgAction::Set,
+        value_parser = switch
+    )]
+    pub compress: bool,
 
     /// Maximum number of open client connections; further ones wait to be accepted.
     #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", value_name = "CONNECTIONS", default_value_t = 1024, value_parser = at_least_one)]

@@ -28,9 +28,6 @@ const INSTALLATION: Duration = Duration::from_secs(300);
 /// Against hangs: a script takes some seconds, and each of its calls has a time-out of its own.
 const SCRIPT: Duration = Duration::from_secs(300);
 
-/// Node's client sees the gateway close the connection while it still writes, instead of the 413.
-const SKIPPED: &str = "tooLarge";
-
 const SCRIPTS: [&str; 3] = ["openai_scenes", "anthropic_scenes", "google_scenes"];
 
 /// A language's SDKs, installed.
@@ -102,8 +99,7 @@ impl Sdks {
             .env_clear()
             .env("PATH", env::var_os("PATH").unwrap_or_default())
             .envs([("GATEWAY_URL", &gateway.url), ("LIMITED_URL", &limited.url)])
-            .env("GATEWAY_KEY", KEY)
-            .env("SCENES_SKIPPED", SKIPPED);
+            .env("GATEWAY_KEY", KEY);
         match finished(command, SCRIPT).await {
             Ok(said) => (true, said),
             Err(said) => (false, said),
