@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn links_to_files_are_found_and_others_left_out() {
         let text = "[a](LICENSE-MIT), [b](benches/README.md#title \"Title\"), [c](https://x.test/y)\n\
-                    [d](#here) ![e](images/e.png) `f](` [g](crate::Call::cost)";
+                    [d](#here) ![e](images/e.png) [g](crate::Call::cost) `f](`";
         let found: Vec<&str> = local_targets(text).collect();
         assert_eq!(
             found,

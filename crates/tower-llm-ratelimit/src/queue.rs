@@ -8,7 +8,7 @@
 //!
 //! A call can be alive without being polled: held in a set whose owner is busy, for one. As head it would hold up all
 //! others. Every call therefore notes until when it should have been polled, because a timer of its own fires or because it
-//! was woken. If it is late by [`PATIENCE`], it is *stalled*: it is passed over until it is polled again, and does not
+//! was woken. If it is late by a second, it is *stalled*: it is passed over until it is polled again, and does not
 //! count as waiting. The others look for that on timers of their own, since no other task would wake them.
 
 use std::{

@@ -8,7 +8,7 @@ use percent_encoding::percent_decode;
 /// How often a path is decoded: no honest client encodes more than twice.
 const MAX_DECODINGS: usize = 8;
 
-/// Paths that callers may use with the owner's credential, beside those of [`is_inference_or_models`].
+/// Paths that callers may use with the owner's credential, beside those of inference and of lists of models.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowPaths(Vec<Pattern>);
 
