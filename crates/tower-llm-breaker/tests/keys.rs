@@ -58,7 +58,7 @@ async fn each_outcome_opens_the_circuit_of_those_whose_fault_it_is() {
         [Closed, Closed, Closed, Throttled],
         [false, true, true, true],
     );
-    let nobody = ([Closed; 4], [true; 4]);
+    let no_circuit = ([Closed; 4], [true; 4]);
     let cases = [
         (Says::Broken, way),
         (Says::Status(500), of_model),
@@ -68,14 +68,14 @@ async fn each_outcome_opens_the_circuit_of_those_whose_fault_it_is() {
         (Says::Later(503, 5), of_model),
         (Says::Status(402), account),
         (Says::Later(429, 5), clock),
-        (Says::Status(429), nobody),
-        (Says::Status(400), nobody),
-        (Says::Status(401), nobody),
-        (Says::Status(403), nobody),
-        (Says::Status(404), nobody),
-        (Says::Status(413), nobody),
-        (Says::Status(422), nobody),
-        (Says::Well, nobody),
+        (Says::Status(429), no_circuit),
+        (Says::Status(400), no_circuit),
+        (Says::Status(401), no_circuit),
+        (Says::Status(403), no_circuit),
+        (Says::Status(404), no_circuit),
+        (Says::Status(413), no_circuit),
+        (Says::Status(422), no_circuit),
+        (Says::Well, no_circuit),
     ];
     for (says, (expected, let_through)) in cases {
         let tested = Tested::new(touchy());

@@ -260,7 +260,7 @@ async fn ten_run_in_all_and_three_of_each_provider() {
     for provider in PROVIDERS {
         assert_eq!(counts_of(&handle, provider), (2, 2, 0));
     }
-    // One permit in all for each that ends, whoever's.
+    // One permit of the global limit for each call that ends, of any key.
     for id in 0..10 {
         let (ask, _) = arrived(&mut upstream);
         assert_eq!(ask.id, id);

@@ -57,7 +57,7 @@ pub(crate) struct Extra {
     pub(crate) queue: Option<Queue>,
     /// Of shared limits, what this process may spend of each; empty before the first.
     pub(crate) leases: Box<[Lease]>,
-    /// Whether somebody looks for what is left when they end.
+    /// Whether a task cleans up what is left when they end.
     is_cleaned_up: bool,
 }
 
@@ -122,7 +122,7 @@ impl Evictable for KeyState {
                 .iter()
                 .zip(state.gauges.iter())
                 .all(|(checked, gauge)| {
-                    // By the slowest rate, and on a copy: nobody knows which tier the caller is in.
+                    // By the slowest rate, and on a copy: which tier the caller is in is not known.
                     let mut meter = gauge.meter.clone();
                     meter.full_in(checked.slowest(), checked.now(now_nanos)) == 0
                 })
@@ -162,7 +162,7 @@ impl State {
         &mut extra.leases
     }
 
-    /// When the next of its shares ends, if nobody looks for what is left then: whoever is told does from now on.
+    /// When the next lease ends, if no task cleans up what is left then: the one that gets this time does from now on.
     pub(crate) fn clean_up_leases(&mut self, now_nanos: u64) -> Option<u64> {
         let extra = self.extra.as_mut()?;
         (!extra.is_cleaned_up)
@@ -170,7 +170,7 @@ impl State {
             .flatten()
     }
 
-    /// Who was told could not.
+    /// That task could not be started.
     pub(crate) fn clean_up_no_more(&mut self) {
         if let Some(extra) = &mut self.extra {
             extra.is_cleaned_up = false;
@@ -406,7 +406,7 @@ mod tests {
     fn shares_are_looked_after_by_one() {
         let mut state = state(&[300, 200]);
         assert_eq!(state.clean_up_leases(100), Some(200));
-        assert_eq!(state.clean_up_leases(150), None, "somebody does");
+        assert_eq!(state.clean_up_leases(150), None, "a task does already");
         state.clean_up_no_more();
         assert_eq!(state.clean_up_leases(250), Some(300), "he could not");
     }

@@ -152,7 +152,7 @@ mod tests {
         let mut lease = lease(0);
         assert!(lease.may_ask(10, 20));
         assert!(!lease.may_ask(19, 29));
-        assert!(lease.may_ask(20, 30), "whoever asked got no answer");
+        assert!(lease.may_ask(20, 30), "the demand got no answer");
         lease.replace(
             Grant {
                 amount: 5,

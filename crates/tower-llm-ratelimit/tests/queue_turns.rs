@@ -1,4 +1,4 @@
-//! Whose turn it is in a queue: callers take turns, and calls that are not polled hold up nobody.
+//! Callers take turns in a queue, and calls that are not polled hold up no others.
 
 mod support;
 

@@ -387,9 +387,9 @@ async fn a_request_body_that_fails_is_not_the_providers_fault() {
 async fn a_call_without_the_requests_extensions_is_refused() {
     let forgets = Calls(async |port: Port, request: InnerRequest| {
         let uri = request.uri().clone();
-        let mut anew = Request::new(request.into_body());
-        *anew.uri_mut() = uri;
-        port.oneshot(anew).await
+        let mut renewed = Request::new(request.into_body());
+        *renewed.uri_mut() = uri;
+        port.oneshot(renewed).await
     });
     let error = layered(forgets)
         .get("http://127.0.0.1:1/")

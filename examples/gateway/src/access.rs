@@ -25,7 +25,7 @@ const MAX_KEY_BYTES: usize = 1024;
 /// Shortest key that is not warned of.
 const SHORT_KEY_BYTES: usize = 16;
 
-/// Who may use the gateway.
+/// The callers that may use the gateway.
 #[derive(Debug)]
 pub(crate) enum Access {
     /// Everybody who reaches it.

@@ -19,7 +19,7 @@ use ::loom::{
 use super::*;
 use crate::Priority;
 
-/// Permits, and who is inside, counted apart: by loom's atomics, so that others run while somebody is.
+/// Permits, and the calls inside counted apart: by loom's atomics, so that other threads run while one call is inside.
 struct Watched {
     permits: Shared,
     most: usize,
@@ -58,7 +58,7 @@ impl Watched {
         self.permits.release(1, Overtook::default());
     }
 
-    /// Waits for a permit, as long as it takes: without a wake-up, loom finds that nobody can go on.
+    /// Waits for a permit, as long as it takes: without a wake-up, loom finds that no thread can go on.
     fn wait(&self) {
         if !self.try_enter() {
             let mut ticket = None;
@@ -344,7 +344,7 @@ fn a_raised_limit_lets_in_who_waits() {
     check(|| {
         let watched = Watched::up_to(1, 2);
         assert!(watched.try_enter());
-        // Nobody leaves: without the new permit, it would wait for ever.
+        // No call leaves: without the new permit, it would never be woken.
         let waiting = spawn(&watched, Watched::wait);
         watched.permits.set_limit(2);
         waiting.join().unwrap();

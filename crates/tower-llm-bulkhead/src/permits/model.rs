@@ -138,7 +138,7 @@ struct Head {
 
 impl Model {
     /// Whether a call waits in the queue of `key`: that of all keys, or its own.
-    fn somebody_waits(&self, key: usize) -> bool {
+    fn has_waiting(&self, key: usize) -> bool {
         self.waiting
             .iter()
             .any(|waiting| self.all.is_some() || waiting.key == key)
@@ -429,7 +429,7 @@ impl Run {
         match step {
             Step::TryAcquire(key, weight) => {
                 let model = &mut self.model;
-                let free = model.has_room(key, weight) && !model.somebody_waits(key);
+                let free = model.has_room(key, weight) && !model.has_waiting(key);
                 prop_assert_eq!(self.permits[key].try_acquire(weight), free);
                 if free {
                     model.take(key, weight);

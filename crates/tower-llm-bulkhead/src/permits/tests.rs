@@ -119,7 +119,7 @@ fn a_light_call_behind_one_that_its_key_blocks_goes_when_the_global_limit_is_rai
 }
 
 #[test]
-fn whoever_joins_finds_a_permit_that_became_free_just_before() {
+fn a_call_that_joins_finds_a_permit_that_became_free_just_before() {
     let permits = in_use(1);
     permits.release(1, Overtook::default());
     for max_waiting in [0, 1] {
@@ -274,7 +274,7 @@ struct Model {
     limit: usize,
     /// Permits that are held and may be released.
     held: usize,
-    /// Who has been given a permit and has not taken it up yet.
+    /// Calls that were given a permit and have not taken it up yet.
     given: Vec<u64>,
     waiting: VecDeque<u64>,
     refused: u64,

@@ -227,7 +227,7 @@ impl ProviderBy {
 }
 
 impl Settings {
-    /// Who calls, and against which account the call counts.
+    /// The caller, and the account that the call counts against.
     pub(super) fn identity(
         &self,
         parts: &Parts,

@@ -229,7 +229,7 @@ fn the_numbers_of_calls_go_round() {
 }
 
 proptest! {
-    /// The provider counts exactly, answers in any order, and nobody else uses the account: it never has to refuse.
+    /// The provider counts exactly, answers in any order, and no one else uses the account: it never has to refuse.
     ///
     /// It only looks when a whole call has come back. A part of one is missing from what remains and not from the time
     /// until it is full, and makes the limit seem to fill up faster than it does until the next answer.

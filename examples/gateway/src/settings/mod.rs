@@ -85,7 +85,7 @@ pub struct Settings {
     #[arg(long, env = "GATEWAY_SHUTDOWN_DEADLINE", value_name = "SECONDS", default_value = "30", value_parser = seconds_or_zero)]
     pub shutdown_deadline: Duration,
 
-    /// Who may use the gateway, and for what.
+    /// The callers that may use the gateway, and what for.
     #[command(flatten)]
     pub access: AccessSettings,
 
@@ -122,7 +122,7 @@ pub struct Settings {
     pub(crate) notices: Vec<String>,
 }
 
-/// Who may use the gateway, and for what.
+/// The callers that may use the gateway, and what for.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Access")]
 pub struct AccessSettings {

@@ -1,4 +1,4 @@
-//! Who may use it, for what, and that a refused request leaves no trace at the provider.
+//! Which callers may use it, and what for; a refused request leaves no trace at the provider.
 
 use std::sync::{Arc, Mutex};
 
@@ -90,7 +90,7 @@ impl Raw {
         String::from_utf8(std::mem::take(&mut seen.bytes)).unwrap()
     }
 
-    /// Nobody has as much as connected.
+    /// No connection was opened.
     fn assert_untouched(&self, what: &str) {
         let seen = self.seen.lock().unwrap();
         let bytes = String::from_utf8_lossy(&seen.bytes);

@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use tower_llm_testkit::{Fault, InBand, RetryAfter, SimulatedProvider, wire};
 
-use crate::support::{Running, SOON, get, nobody, request};
+use crate::support::{Running, SOON, closed_port, get, request};
 
 const PATHS: [(&str, &str); 4] = [
     ("/v1/chat/completions", r#"{"stream":true}"#),
@@ -16,7 +16,7 @@ const POINTERS: [&str; 4] = ["/error/code", "/error/code", "/error/type", "/erro
 
 #[tokio::test]
 async fn an_upstream_that_is_down_is_502_in_the_dialect_and_is_not_named() {
-    let addr = nobody().await;
+    let addr = closed_port().await;
     let url = format!("http://{addr}");
     let mut flags = Vec::new();
     for flag in [

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tower_llm_testkit::{Behavior, Fault, RetryAfter, SimulatedProvider};
 
-use crate::support::{Binary, COMPLETE, Connection, SOON, eventually, nobody, post, within};
+use crate::support::{Binary, COMPLETE, Connection, SOON, closed_port, eventually, post, within};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -20,7 +20,7 @@ fn lines<'a>(said: &'a str, parts: &[&str]) -> Vec<&'a str> {
 async fn what_goes_wrong_is_said_with_its_reason_provider_model_and_path() {
     let provider = SimulatedProvider::start().await.unwrap();
     let url = provider.url();
-    let dead = format!("http://{}", nobody().await);
+    let dead = format!("http://{}", closed_port().await);
     let envs = [
         ("OPENAI_BASE_URL", url.as_str()),
         ("ANTHROPIC_BASE_URL", &dead),
@@ -103,7 +103,7 @@ async fn what_goes_wrong_is_said_with_its_reason_provider_model_and_path() {
 
 #[tokio::test]
 async fn of_many_equal_lines_ten_are_written_and_the_others_counted() {
-    let url = format!("http://{}", nobody().await);
+    let url = format!("http://{}", closed_port().await);
     let envs = [("OPENAI_API_KEY", "owner"), ("OPENAI_BASE_URL", &url)];
     let mut gateway = Binary::start(&envs, &[]).await;
     for _ in 0..200 {

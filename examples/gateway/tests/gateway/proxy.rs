@@ -77,10 +77,10 @@ async fn an_https_upstream_is_reached_through_a_tunnel_that_sees_no_credential()
     let (addr, certificate) = with_tls(provider.addr()).await;
     let file = TrustedFile::new("proxy", &certificate);
     let proxy = Proxy::to(addr).await;
-    // Nobody but the proxy could find it.
+    // Only the proxy could find it.
     let url = format!(
         "https://localhost:{}/v1",
-        crate::support::nobody().await.port()
+        crate::support::closed_port().await.port()
     );
     for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"] {
         let through = format!("http://me:password@{}", proxy.addr);

@@ -354,8 +354,8 @@ pub(crate) async fn within<T>(limit: Duration, future: impl Future<Output = T>) 
     timeout(limit, future).await.expect("in time")
 }
 
-/// An address at which nobody listens.
-pub(crate) async fn nobody() -> SocketAddr {
+/// An address at which nothing listens.
+pub(crate) async fn closed_port() -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     listener.local_addr().unwrap()
 }
