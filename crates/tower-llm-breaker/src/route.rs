@@ -217,12 +217,11 @@ impl Kind {
             return Self::Inference;
         };
         let operation = call.operation();
-        let is_other = *operation == Operation::COUNT_TOKENS
-            || *operation == Operation::OTHER && call.model().is_none();
-        if is_other {
-            Self::Other
-        } else {
+        let names_model = *operation == Operation::OTHER && call.model().is_some();
+        if operation.is_inference() || names_model {
             Self::Inference
+        } else {
+            Self::Other
         }
     }
 }

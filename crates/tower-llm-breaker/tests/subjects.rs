@@ -312,8 +312,12 @@ async fn calls_that_are_no_inference_open_no_circuit_of_a_model_and_pass_an_open
         operation: || Operation::COUNT_TOKENS,
         ..OWN
     };
+    let read = Who {
+        operation: || Operation::RETRIEVE,
+        ..LIST
+    };
     let tested = Tested::new(builder().failure_threshold(1));
-    for other in [LIST, count] {
+    for other in [LIST, count, read, read.model("m")] {
         tested.passes_times(100, other, &failed());
         tested.passes(
             other,

@@ -344,6 +344,13 @@ impl Operation {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether a model is asked to produce something. Reading what is stored, counting tokens and [`OTHER`](Self::OTHER) are no
+    /// inference; every other operation is, those with names of the service's own too.
+    #[must_use]
+    pub fn is_inference(&self) -> bool {
+        ![Self::RETRIEVE, Self::COUNT_TOKENS, Self::OTHER].contains(self)
+    }
 }
 
 // === impl Caller ===

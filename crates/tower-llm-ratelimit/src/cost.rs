@@ -273,10 +273,7 @@ impl Reserve {
 /// Whether a call that names no maximum produces output all the same.
 fn generates(call: &Call) -> bool {
     let operation = call.operation();
-    *operation != Operation::EMBEDDINGS
-        && *operation != Operation::COUNT_TOKENS
-        && *operation != Operation::RETRIEVE
-        && *operation != Operation::OTHER
+    operation.is_inference() && *operation != Operation::EMBEDDINGS
 }
 
 /// Whether the provider had the input and was at work on it, for all that is known.

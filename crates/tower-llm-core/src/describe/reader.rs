@@ -127,8 +127,10 @@ pub(super) enum Held {
 
 /// Whether the layers have to read the body: it says that it is JSON, or the path is one of inference.
 fn is_for_layers(parts: &Parts) -> bool {
-    let route = || Route::of(&parts.method, &parts.uri, &parts.headers);
-    is_json(&parts.headers) || route().operation != Operation::OTHER
+    let operation = || Route::of(&parts.method, &parts.uri, &parts.headers).operation;
+    let is_read =
+        |operation: Operation| operation.is_inference() || operation == Operation::COUNT_TOKENS;
+    is_json(&parts.headers) || is_read(operation())
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

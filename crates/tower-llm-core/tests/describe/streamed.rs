@@ -153,6 +153,13 @@ async fn a_file_that_begins_like_json_is_streamed_when_it_is_over_the_limit_for_
             "{\"custom_id\":1}\n{\"custom_id\":2}\n{}"
         );
     }
+    // A GET asks for what is stored, whatever its path.
+    for path in ["/v1/files", "/v1/chat/completions"] {
+        let mut stored = upload(path, "", lines());
+        *stored.method_mut() = http::Method::GET;
+        let passed = pass(&layer, stored).await.unwrap();
+        assert_eq!(passed.body().as_bytes(), None, "{path}");
+    }
     // Where layers have to read it, it is refused.
     for (path, content_type) in [
         ("/v1/chat/completions", ""),
