@@ -21,6 +21,7 @@ mod headers;
 mod limits;
 mod log;
 mod monitor;
+mod owner;
 mod paths;
 mod problem;
 mod proxy;

@@ -13,16 +13,10 @@ use crate::{
     AllowPaths, Secret, Settings, StartError, UpstreamSettings,
     access::{CREDENTIALS, decoded, without_query},
     headers::remove_hop_by_hop,
+    owner::{remove_choices, without_choices},
     paths::is_inference_or_models,
     settings::Names,
 };
-
-/// Headers by which some servers take a request for one with another method.
-const METHOD_OVERRIDES: [HeaderName; 3] = [
-    HeaderName::from_static("x-http-method-override"),
-    HeaderName::from_static("x-http-method"),
-    HeaderName::from_static("x-method-override"),
-];
 
 /// Where the calls of one provider go.
 #[derive(Clone, Debug)]
@@ -366,14 +360,14 @@ impl Upstream {
         }
         if let Some((name, value)) = &self.credential {
             headers.insert(name, value.clone());
-            // What a caller may do was decided by the request's method.
-            for name in &METHOD_OVERRIDES {
-                headers.remove(name);
-            }
+            remove_choices(headers);
         }
-        if (self.credential.is_some() || self.provider != Provider::GEMINI)
-            && let Some(uri) = without_query(request.uri(), |name, _| decoded(name) == b"key")
-        {
+        let uri = match &self.credential {
+            Some(_) => without_choices(request.uri()),
+            None if self.provider == Provider::GEMINI => None,
+            None => without_query(request.uri(), |name, _| decoded(name) == b"key"),
+        };
+        if let Some(uri) = uri {
             *request.uri_mut() = uri;
         }
         Ok(self.base.apply(request)?)

@@ -364,6 +364,86 @@ async fn more_paths_are_reached_once_they_are_allowed() {
     assert_eq!(post(gateway.addr, "/v1/files", "", "{}").await.status, 401);
 }
 
+/// Headers by which a request chooses an account at a provider, or what is billed.
+const ACCOUNT_HEADERS: [&str; 9] = [
+    "OpenAI-Organization",
+    "openai-project",
+    "anthropic-workspace-id",
+    "anthropic-user-profile-id",
+    "X-Goog-User-Project",
+    "x-goog-quota-user",
+    "Ocp-Apim-Subscription-Key",
+    "ocp-apim-subscription-region",
+    "X-HF-Bill-To",
+];
+
+/// The same in a query.
+const ACCOUNT_QUERY: [&str; 9] = [
+    "key",
+    "$key",
+    "access_token",
+    "oauth_token",
+    "userProject",
+    "%24userProject",
+    "quotaUser",
+    "$quota%55ser",
+    "subscription-key",
+];
+
+#[tokio::test]
+async fn a_caller_does_not_choose_who_pays_beside_the_owner_s_credential() {
+    let provider = Raw::start().await;
+    let flags = ["--keys", KEY, "--allow-paths", "/v1/files/*"];
+    let gateway = provider.with_credentials(&flags).await;
+    let mut headers = bearer(KEY);
+    for name in ACCOUNT_HEADERS {
+        headers += &format!("{name}: {OWN}\r\n{name}: {OWN}\r\n");
+    }
+    headers += "openai-beta: kept=1\r\nanthropic-beta: kept\r\nx-goog-api-client: kept\r\n";
+    let query = ACCOUNT_QUERY.map(|name| format!("{name}={OWN}")).join("&");
+    for (path, ..) in DIALECTS.into_iter().chain([("/v1/files/f", "", "", "")]) {
+        let (path, own_query) = path.split_once('?').unwrap_or((path, "alt=sse"));
+        let target = format!("{path}?{own_query}&{query}");
+        let answer = post(gateway.addr, &target, &headers, "{}").await;
+        assert_eq!(answer.status, 200, "{path}");
+        let sent = provider.take();
+        assert!(
+            sent.starts_with(&format!("POST {path}?{own_query} ")),
+            "{sent}"
+        );
+        let lower = sent.to_lowercase();
+        for name in ACCOUNT_HEADERS {
+            let line = format!("\n{}:", name.to_lowercase());
+            assert!(!lower.contains(&line), "{name} in {sent}");
+        }
+        assert_no_key(&sent.replace(OWNER, ""));
+        assert_eq!(sent.matches("kept").count(), 3, "{sent}");
+    }
+}
+
+#[tokio::test]
+async fn with_its_own_credential_a_caller_chooses_its_account() {
+    let provider = Raw::start().await;
+    for flags in [&[][..], &["--keys", KEY]] {
+        let gateway = provider.without_credentials(flags).await;
+        let mut headers = format!("x-goog-api-key: {KEY}\r\n{}", bearer(OWN));
+        for name in ACCOUNT_HEADERS {
+            headers += &format!("{name}: chosen\r\n");
+        }
+        for (path, ..) in DIALECTS {
+            post(gateway.addr, path, &headers, "{}").await;
+            let sent = provider.take().to_lowercase();
+            for name in ACCOUNT_HEADERS {
+                let line = format!("\n{}: chosen\r\n", name.to_lowercase());
+                assert!(sent.contains(&line), "{name} for {path}: {sent}");
+            }
+        }
+        let path = "/v1beta/models/m:generateContent?$userProject=p&quotaUser=u";
+        post(gateway.addr, path, &headers, "{}").await;
+        assert!(provider.take().starts_with(&format!("POST {path} ")));
+    }
+}
+
 #[tokio::test]
 async fn the_method_that_was_checked_is_the_one_that_is_sent() {
     let provider = Raw::start().await;
