@@ -48,6 +48,10 @@ impl Gate {
         if !upstream.allows(&parts.method, parts.uri.path(), &self.allow_paths) {
             return Err(Problem::NOT_ALLOWED);
         }
+        // An open gateway leaves that to the provider, which may need none.
+        if matches!(self.access, Access::Keys(_)) {
+            upstream.check_credential(parts)?;
+        }
         Ok(upstream)
     }
 }

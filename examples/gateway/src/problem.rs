@@ -81,6 +81,11 @@ impl Problem {
         gemini: "UNAVAILABLE",
     };
 
+    /// For a request with a key of the gateway and no other credential, if the gateway has none for its provider.
+    pub(crate) const fn no_credential(message: &'static str) -> Self {
+        Self::unauthorized(message)
+    }
+
     const fn bad_request(code: &'static str, message: &'static str) -> Self {
         Self {
             status: StatusCode::BAD_REQUEST,

@@ -15,6 +15,7 @@ use crate::{
     headers::remove_hop_by_hop,
     owner::{remove_choices, without_choices},
     paths::is_inference_or_models,
+    problem::Problem,
     settings::Names,
 };
 
@@ -34,6 +35,8 @@ pub(crate) struct Upstream {
     header: HeaderName,
     /// Takes the place of the caller's; `None` passes that on.
     credential: Option<(HeaderName, HeaderValue)>,
+    /// Says which credential is missing.
+    no_credential: Problem,
     simulated: bool,
 }
 
@@ -55,12 +58,25 @@ struct Known {
     official: Option<&'static str>,
     header: HeaderName,
     scheme: &'static str,
+    no_credential: Problem,
 }
 
 /// The two names of a setting.
 struct Setting {
     flag: &'static str,
     variable: &'static str,
+}
+
+macro_rules! no_credential {
+    ($variable:literal, $header:literal) => {
+        Problem::no_credential(concat!(
+            "This gateway has no credential for this provider: its operator must set ",
+            $variable,
+            ", to any value if the server needs none. A request may also bring its caller's own in `",
+            $header,
+            "`, with the gateway key in another header."
+        ))
+    };
 }
 
 const OPENAI: Known = Known {
@@ -77,6 +93,7 @@ const OPENAI: Known = Known {
     official: Some("https://api.openai.com/v1"),
     header: AUTHORIZATION,
     scheme: "Bearer ",
+    no_credential: no_credential!("OPENAI_API_KEY", "authorization"),
 };
 
 const ANTHROPIC: Known = Known {
@@ -93,6 +110,7 @@ const ANTHROPIC: Known = Known {
     official: Some("https://api.anthropic.com"),
     header: HeaderName::from_static("x-api-key"),
     scheme: "",
+    no_credential: no_credential!("ANTHROPIC_API_KEY", "x-api-key"),
 };
 
 const GEMINI: Known = Known {
@@ -109,6 +127,7 @@ const GEMINI: Known = Known {
     official: Some("https://generativelanguage.googleapis.com"),
     header: HeaderName::from_static("x-goog-api-key"),
     scheme: "",
+    no_credential: no_credential!("GEMINI_API_KEY", "x-goog-api-key"),
 };
 
 const AZURE: Known = Known {
@@ -125,6 +144,7 @@ const AZURE: Known = Known {
     official: None,
     header: HeaderName::from_static("api-key"),
     scheme: "",
+    no_credential: no_credential!("AZURE_OPENAI_API_KEY", "api-key"),
 };
 
 // === impl Known ===
@@ -197,6 +217,7 @@ impl Known {
             key_name: self.key.variable.into(),
             header: self.header.clone(),
             credential,
+            no_credential: self.no_credential,
             simulated,
         }
     }
@@ -330,6 +351,43 @@ impl Upstream {
         allowed.allows(path) || is_inference_or_models(method, relative.unwrap_or(path))
     }
 
+    /// Checks that a request, out of which the gateway's key has been taken, would not arrive without any credential.
+    pub(crate) fn check_credential(&self, request: &Parts) -> Result<(), Problem> {
+        if self.simulated || self.credential.is_some() || self.has_own_credential(request) {
+            return Ok(());
+        }
+        Err(self.no_credential)
+    }
+
+    /// Whether the caller's own credential is in a place that its provider reads.
+    fn has_own_credential(&self, request: &Parts) -> bool {
+        let is_credential = |value: &HeaderValue| {
+            let value = value.as_bytes().trim_ascii();
+            !value.is_empty() && !value.eq_ignore_ascii_case(b"Bearer")
+        };
+        let mut headers = CREDENTIALS.into_iter().filter(|name| self.passes(name));
+        headers.any(|name| request.headers.get_all(name).iter().any(is_credential))
+            || self.takes_elsewhere(request)
+    }
+
+    /// Whether a request has a credential where only this provider reads one.
+    fn takes_elsewhere(&self, request: &Parts) -> bool {
+        let query = request.uri.query().unwrap_or_default();
+        if self.provider == Provider::GEMINI {
+            has_pair(query, &["key", "$key", "access_token", "oauth_token"])
+        } else if self.provider == Provider::AZURE_OPENAI {
+            request.headers.contains_key("ocp-apim-subscription-key")
+                || has_pair(query, &["subscription-key"])
+        } else {
+            false
+        }
+    }
+
+    /// Whether the header `name` of [`CREDENTIALS`] is sent as the caller wrote it: never what another provider takes.
+    fn passes(&self, name: &HeaderName) -> bool {
+        self.credential.is_none() && (*name == self.header || *name == AUTHORIZATION)
+    }
+
     /// The dialect of requests whose path and headers name none.
     pub(crate) fn dialect(&self, path: &str) -> Dialect {
         if self.provider == Provider::ANTHROPIC {
@@ -352,10 +410,7 @@ impl Upstream {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         // What another provider takes is none of this one's business; nor is the caller's, where ours takes its place:
         // with two, some providers take the caller's.
-        let passes = |name: &HeaderName| {
-            self.credential.is_none() && (*name == self.header || *name == AUTHORIZATION)
-        };
-        for name in CREDENTIALS.iter().filter(|name| !passes(name)) {
+        for name in CREDENTIALS.iter().filter(|name| !self.passes(name)) {
             headers.remove(name);
         }
         if let Some((name, value)) = &self.credential {
@@ -372,6 +427,17 @@ impl Upstream {
         }
         Ok(self.base.apply(request)?)
     }
+}
+
+/// Whether a query has a value for one of `names`.
+fn has_pair(query: &str, names: &[&str]) -> bool {
+    query
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .any(|(name, value)| {
+            let name = decoded(name);
+            !value.is_empty() && names.iter().any(|known| name == known.as_bytes())
+        })
 }
 
 /// What it is, without its key.

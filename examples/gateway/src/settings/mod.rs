@@ -127,7 +127,8 @@ pub struct Settings {
 #[command(next_help_heading = "Access")]
 pub struct AccessSettings {
     /// Keys for the gateway's own callers. A caller sends one as its client sends a provider's key. Required once a provider's
-    /// key is set: until then every call is answered with 401. `none` lets everybody use the gateway. Prefer the
+    /// key is set: until then every call is answered with 401. `none` lets everybody use the gateway. A provider without a key
+    /// of yours needs the caller's own beside it, or any value as its key if it is a server that needs none. Prefer the
     /// variable: other users of the machine can see flags.
     #[arg(
         long = "keys",

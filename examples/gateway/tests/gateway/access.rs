@@ -599,20 +599,6 @@ async fn with_one_credential_the_other_providers_get_the_caller_s_own() {
     let sent = provider.take();
     assert!(sent.starts_with(&format!("POST {path} ")), "{sent}");
     assert_no_key(&sent.replace(OWN, ""));
-    // The gateway's key alone: the provider is asked with no credential at all.
-    for (path, ..) in &DIALECTS[3..] {
-        for headers in [
-            bearer(KEY),
-            format!("x-api-key: {KEY}\r\napi-key: {KEY}\r\n"),
-        ] {
-            post(gateway.addr, path, &headers, "{}").await;
-            let sent = provider.take();
-            assert_no_key(&sent);
-            for name in ["authorization", "api-key"] {
-                assert!(!sent.contains(&format!("{name}:")), "{sent}");
-            }
-        }
-    }
     // With its own credential a caller may do what it likes.
     let headers = format!("{own}{}anthropic-version: 1\r\n", bearer(KEY));
     let answer = request(gateway.addr, "DELETE", "/v1/files/f", &headers, "").await;
@@ -622,6 +608,73 @@ async fn with_one_credential_the_other_providers_get_the_caller_s_own() {
     let answer = request(gateway.addr, "DELETE", "/v1/files/f", &bearer(KEY), "").await;
     assert_eq!(answer.status, 403);
     assert_eq!(provider.take(), "");
+}
+
+#[tokio::test]
+async fn without_a_credential_for_its_provider_a_key_gets_a_401_that_names_the_variable() {
+    let provider = Raw::start().await;
+    let gateway = provider.without_credentials(&["--keys", KEY]).await;
+    let variables = [
+        "OPENAI_API_KEY",
+        "OPENAI_API_KEY",
+        "OPENAI_API_KEY",
+        "ANTHROPIC_API_KEY",
+        "GEMINI_API_KEY",
+        "AZURE_OPENAI_API_KEY",
+    ];
+    for ((path, name, _, pointer), variable) in DIALECTS.into_iter().zip(variables) {
+        // Of the others, none is this provider's, and none says anything.
+        let others = ["x-api-key", "api-key", "x-goog-api-key"];
+        let others = others.into_iter().filter(|other| *other != name);
+        let others: String = others.map(|other| format!("{other}: {OWN}\r\n")).collect();
+        for headers in [
+            bearer(KEY),
+            format!("x-api-key: {KEY}\r\napi-key: {KEY}\r\n"),
+            format!("{}{others}", bearer(KEY)),
+            format!("{}{name}: \r\n", bearer(KEY)),
+            format!("x-api-key: {KEY}\r\nauthorization: Bearer \r\n"),
+        ] {
+            let answer = post(gateway.addr, path, &headers, "{}").await;
+            assert_unauthorized(&answer, pointer, &format!("{path} {headers}"));
+            assert!(answer.text().contains(variable), "{}", answer.text());
+        }
+    }
+    for path in [
+        format!("/v1beta/models/m:generateContent?key={KEY}"),
+        "/v1/models".to_owned(),
+        "/v1/files".to_owned(),
+        format!("/v1/chat/completions?key={OWN}&access_token={OWN}"),
+    ] {
+        let answer = request(gateway.addr, "GET", &path, &bearer(KEY), "").await;
+        assert_eq!(answer.status, 401, "{path}");
+        assert_no_key(&answer.text());
+    }
+    provider.assert_untouched("401");
+
+    // Wherever a provider takes the caller's own.
+    for (path, headers) in [
+        ("/v1beta/models/m:generateContent?key=own", ""),
+        ("/v1beta/models/m:generateContent?access_token=own", ""),
+        ("/openai/deployments/d/embeddings?subscription-key=own", ""),
+        (
+            "/openai/deployments/d/embeddings",
+            "ocp-apim-subscription-key: own\r\n",
+        ),
+    ] {
+        let headers = format!("{}{headers}", bearer(KEY));
+        let answer = post(gateway.addr, path, &headers, "{}").await;
+        assert_eq!(answer.status, 200, "{path} {headers}");
+        assert!(provider.take().contains("own"));
+    }
+}
+
+#[tokio::test]
+async fn the_simulated_provider_needs_no_credential_beside_a_key() {
+    let gateway = Running::start(&["--keys", KEY]).await;
+    for (path, ..) in DIALECTS {
+        let answer = post(gateway.addr, path, &bearer(KEY), "{}").await;
+        assert_ne!(answer.status, 401, "{path}");
+    }
 }
 
 #[tokio::test]
@@ -645,13 +698,11 @@ async fn keys_are_required_without_any_credential_too() {
             .take()
             .contains(&format!("authorization: Bearer {OWN}\r\n"))
     );
-    // A model server without credentials of its own.
-    assert_eq!(
-        post(gateway.addr, "/v1/chat/completions", &bearer(KEY), "{}")
-            .await
-            .status,
-        200
-    );
+    // A model server that needs no credential: the operator says so by any value.
+    let flags = ["--keys", KEY, "--openai-api-key", "unused"];
+    let gateway = provider.without_credentials(&flags).await;
+    let answer = post(gateway.addr, "/v1/chat/completions", &bearer(KEY), "{}").await;
+    assert_eq!(answer.status, 200);
     assert_no_key(&provider.take());
 }
 
