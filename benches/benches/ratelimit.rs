@@ -215,9 +215,7 @@ fn leased(suite: &mut Suite) {
     let _entered = runtime.enter();
     let builder = || callers().limit(tokens());
     let leased = builder().shared(shared.lease_for(Duration::from_secs(5)));
-    let leased = leased
-        .and_then(RateLimitBuilder::build)
-        .expect("nothing is zero");
+    let leased = leased.build().expect("nothing is zero");
     let own = builder().build().expect("nothing is zero");
     let (leased, own) = (leased.layer(service_fn(echo)), own.layer(service_fn(echo)));
     let call = call("gpt-5.1", "caller-123456");

@@ -5,7 +5,6 @@ use tower_llm_core::{ConfigError, Described, HttpBody, KeyBy, Registry};
 
 use crate::{
     CutShort, Headers, Limit, RateLimit, RateLimitHandle, Reserve,
-    attempt::Shared,
     cost::Pricing,
     engine::Engine,
     group::{CheckedLimit, Clock, LimitGroup, Policy},
@@ -59,7 +58,8 @@ struct Settings {
     observes: bool,
     headers: Headers,
     max_keys: Option<usize>,
-    shared: Option<Shared>,
+    #[cfg(feature = "redis")]
+    shared: Option<crate::SharedLimits>,
 }
 
 // === impl RateLimitLayer ===
@@ -220,15 +220,13 @@ impl<W> RateLimitBuilder<W> {
     /// [`command_timeout`](tower_llm_redis::RedisBuilder::command_timeout). Each process enforces what the provider reports
     /// by itself.
     ///
-    /// # Errors
-    ///
-    /// [`ConfigError`] names the setting: the name is empty or contains braces, the number of replicas is zero, `hold_for`
-    /// is below one second or over one day, or there is no tokio runtime.
+    /// [`build`](Self::build) starts the task that settles. Layers that are built from clones of a builder have tasks of
+    /// their own, and share their limits as two processes do.
     #[cfg(feature = "redis")]
     #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
-    pub fn shared(mut self, shared: crate::SharedLimits) -> Result<Self, ConfigError> {
-        self.settings.shared = Some(shared.start()?);
-        Ok(self)
+    pub fn shared(mut self, shared: crate::SharedLimits) -> Self {
+        self.settings.shared = Some(shared);
+        self
     }
 
     /// Sets how the end of a response is seen: [`Unary`](tower_llm_core::Unary) for types that are not HTTP.
@@ -249,7 +247,9 @@ impl<W> RateLimitBuilder<W> {
     /// - a limit's amount, burst, period or zone is invalid, or it names a tier twice;
     /// - limits have tiers without [`tier_by`](Self::tier_by), or the other way round;
     /// - `output_percentile` is not over 0 and at most 1, `output_weight` is zero or over 1,000, `max_keys` is zero, or
-    ///   `max_wait` is zero or over one day.
+    ///   `max_wait` is zero or over one day;
+    /// - of shared limits, the name is empty or contains braces, the number of replicas is zero, `hold_for` is below one
+    ///   second or over one day, `lease_for` is zero or over one day, or there is no tokio runtime.
     pub fn build(self) -> Result<RateLimitLayer<W>, ConfigError> {
         Ok(RateLimitLayer {
             engine: Arc::new(self.settings.engine()?),
@@ -278,6 +278,7 @@ impl Settings {
             observes: false,
             headers: Headers::OpenAi,
             max_keys: None,
+            #[cfg(feature = "redis")]
             shared: None,
         }
     }
@@ -302,13 +303,17 @@ impl Settings {
         self.check()?;
         let max_wait = ConfigError::check_duration("max_wait", self.max_wait)?;
         let tiers = Tiers::new(&self.limits, self.tier_by)?;
+        #[cfg(feature = "redis")]
+        let shared = self.shared.map(crate::SharedLimits::start).transpose()?;
+        #[cfg(not(feature = "redis"))]
+        let shared = None;
         let policy = Arc::new(Policy {
             pricing: self.pricing,
             observed: Registry::new(KeyBy::provider_and_model(), |_| ObservedOutput::new())
                 .max_keys(OBSERVED_KEYS)?,
             output_percentile: self.output_percentile,
             headers: self.headers,
-            shared: self.shared,
+            shared,
         });
         let clock = Clock::start();
         let mut groups = Vec::new();

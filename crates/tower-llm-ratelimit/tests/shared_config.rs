@@ -11,6 +11,7 @@ mod shared_support;
 use std::time::Duration;
 
 use shared_support::{MARGIN, Setup, timed};
+use tokio::runtime::Handle;
 use tower_llm_core::ConfigError;
 use tower_llm_ratelimit::{Limit, RateLimitLayer, SharedLimits};
 use tower_llm_redis::Redis;
@@ -22,7 +23,7 @@ fn redis() -> Redis {
 
 fn refused(shared: SharedLimits) -> ConfigError {
     let builder = RateLimitLayer::for_callers().limit(Limit::requests(10).per_minute());
-    builder.shared(shared).unwrap_err()
+    builder.shared(shared).build().unwrap_err()
 }
 
 #[tokio::test]
@@ -78,7 +79,7 @@ async fn a_hold_below_a_second_or_over_a_day_is_refused() {
     }
     for time in [Duration::from_secs(1), day] {
         let builder = RateLimitLayer::for_callers().limit(Limit::requests(10).per_minute());
-        builder.shared(held(time)).unwrap().build().unwrap();
+        builder.shared(held(time)).build().unwrap();
     }
 }
 
@@ -88,6 +89,47 @@ async fn a_lease_of_no_time_or_over_a_day_is_refused() {
         let error = refused(SharedLimits::new(redis(), "a name", 2).lease_for(time));
         assert_eq!(error.field(), "lease_for");
         assert_eq!(error.value(), format!("{time:?}"));
+    }
+}
+
+#[tokio::test]
+async fn the_setter_starts_nothing_and_build_starts_one_task() {
+    let redis = redis();
+    let tasks = || Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let shared = SharedLimits::new(redis, "a name", 2);
+    let builder = RateLimitLayer::for_callers().shared(shared);
+    let clone = builder.clone();
+    assert_eq!(tasks(), before);
+
+    // Without a limit.
+    clone.build().unwrap_err();
+    assert_eq!(tasks(), before);
+
+    let limit = Limit::requests(10).per_minute();
+    let layer = builder.limit(limit).build().unwrap();
+    assert_eq!(tasks(), before + 1);
+
+    drop(layer);
+    while tasks() > before {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_limit_that_cannot_be_leaves_no_task() {
+    let tasks = || Handle::current().metrics().num_alive_tasks();
+    let (redis, before) = (redis(), tasks());
+    let builder = || {
+        let shared = SharedLimits::new(redis.clone(), "a name", 2);
+        RateLimitLayer::for_callers().shared(shared)
+    };
+    let impossible = builder().limit(Limit::requests(0).per_minute());
+    impossible.build().unwrap_err();
+    let no_keys = builder().limit(Limit::requests(1).per_minute()).max_keys(0);
+    no_keys.build().unwrap_err();
+    while tasks() > before {
+        tokio::task::yield_now().await;
     }
 }
 

@@ -43,7 +43,6 @@ async fn calls_that_ask_the_store_at_once_take_no_more_than_the_provider_has_lef
     let layer = RateLimitLayer::for_providers()
         .limit(Limit::requests(1_000).per_hour())
         .shared(setup.shared(&redis, 2))
-        .unwrap()
         .build()
         .unwrap();
     let sent = Arc::new(AtomicUsize::new(0));

@@ -81,7 +81,6 @@ async fn a_call_settled_after_its_hold_ran_out_is_charged_what_it_used(setup: &m
     let (redis, others) = (setup.redis().await, setup.redis().await);
     let layer = tokens(1_000)
         .shared(setup.shared(&redis, 2).hold_for(hold_for))
-        .unwrap()
         .build()
         .unwrap();
     let other = unary(tokens(1_000), setup.shared(&others, 2).hold_for(hold_for));
@@ -111,8 +110,7 @@ async fn what_leaked_away_is_not_given_back_of_what_others_took_since(setup: &mu
     let period = Duration::from_secs(3);
     let limits = || RateLimitLayer::for_callers().limit(Limit::tokens(800).per(period).bucket(800));
     let (redis, others) = (setup.redis().await, setup.redis().await);
-    let layer = limits().shared(setup.shared(&redis, 2)).unwrap();
-    let layer = layer.build().unwrap();
+    let layer = limits().shared(setup.shared(&redis, 2)).build().unwrap();
     let other = unary(limits(), setup.shared(&others, 2));
     let held = layer
         .layer(service_fn(answer))
@@ -137,7 +135,7 @@ async fn held(
     redis: &Redis,
 ) -> (RateLimitLayer, Vec<impl Future<Output = ()> + use<>>) {
     let shared = setup.shared(redis, 2);
-    let layer = tokens(10_000).shared(shared).unwrap().build().unwrap();
+    let layer = tokens(10_000).shared(shared).build().unwrap();
     let mut calls = Vec::new();
     for _ in 0..20 {
         let service = layer.layer(service_fn(answer));
@@ -234,11 +232,7 @@ async fn every_body_is_settled_once_wherever_it_is_dropped(setup: &mut Setup) {
     let layers = clients.each_ref().map(|redis| {
         // So that what was left early costs what is known here.
         let builder = tokens(LIMIT).cut_short(CutShort::KeepReserved);
-        builder
-            .shared(setup.shared(redis, 2))
-            .unwrap()
-            .build()
-            .unwrap()
+        builder.shared(setup.shared(redis, 2)).build().unwrap()
     });
     let sent = Arc::new(Sent::default());
     let mut tasks = JoinSet::new();

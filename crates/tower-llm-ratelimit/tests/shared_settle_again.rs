@@ -56,7 +56,7 @@ fn tokens() -> RateLimitBuilder {
 
 /// A layer, which must live on: what ends when it is gone does not wait for the store.
 fn layer(shared: SharedLimits) -> RateLimitLayer {
-    tokens().shared(shared).unwrap().build().unwrap()
+    tokens().shared(shared).build().unwrap()
 }
 
 /// A layer that lets nothing through but what the store does: a machine that pauses is no reason to decide here.

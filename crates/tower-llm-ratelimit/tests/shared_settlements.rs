@@ -41,8 +41,7 @@ async fn calls_are_served_by_what_others_use_and_not_by_what_they_reserve(setup:
         .max_waiting(100)
         .max_wait(Duration::from_secs(30))
         .watch(Twenty)
-        .shared(setup.shared(&redis, 1))
-        .unwrap();
+        .shared(setup.shared(&redis, 1));
     let layer = builder.build().unwrap();
     let service = layer.layer(service_fn(|_: Prompt| async {
         sleep(Duration::from_millis(5)).await;

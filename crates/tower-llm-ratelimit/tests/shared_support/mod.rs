@@ -232,8 +232,7 @@ pub async fn connect(builder: RedisBuilder) -> Redis {
 
 /// The layer, for calls that are no HTTP requests.
 pub fn unary(builder: RateLimitBuilder, shared: SharedLimits) -> RateLimitLayer<Unary> {
-    let builder = builder.watch(Unary).shared(shared).unwrap();
-    builder.build().unwrap()
+    builder.watch(Unary).shared(shared).build().unwrap()
 }
 
 // === calls ===
