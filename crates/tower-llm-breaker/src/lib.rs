@@ -1,12 +1,12 @@
-//! A circuit breaker for calls to language models, which judges a call at the end of its stream.
+//! A circuit breaker for calls to language models that judges each call at the end of its stream.
 //!
 //! Generic breakers decide when the response headers arrive. With language models most failures come later: errors arrive
-//! inside a 200, streams stall and break off, a 429 is a clock and not a failure, and a probe can take ten minutes. This
-//! layer counts a call when its *response body* has ended or was dropped, by its [`Outcome`](tower_llm_core::Outcome).
+//! inside a 200, streams stall and break off, a 429 is a time to wait and not a failure, and a probe can take ten minutes.
+//! This layer counts a call when its *response body* ends or is dropped, by its [`Outcome`](tower_llm_core::Outcome).
 //!
 //! # What opens which circuit
 //!
-//! A call passes up to four circuits, and its end counts for those that it is about ([`Scope`]):
+//! A call passes up to four circuits. Its outcome counts only in the circuits of what failed ([`Scope`]):
 //!
 //! | end of the call | circuit |
 //! |---|---|
@@ -19,19 +19,20 @@
 //! | deadline before the first token of a stream that showed life | none; a slow call ([`SlowCalls`]) |
 //! | client error, dropped call, refusal by another layer, lost race | none |
 //!
-//! The account is the one that the service has named for a credential of its own
-//! ([`Call::account`](tower_llm_core::Call::account)). Otherwise the call carries its caller's credential, and the account is
-//! the caller, so a bad credential closes nothing for other callers. Credential errors of calls with neither open no circuit.
+//! The account is the name that the service gives to a credential of its own
+//! ([`Call::account`](tower_llm_core::Call::account)). A call without such a name carries its caller's credential, so its
+//! account is the caller, and a bad credential opens no circuit for other callers. Credential errors of calls without
+//! account and caller open no circuit.
 //!
-//! Calls that are no inference - lists, files, states of jobs, counting tokens - pass the circuits of provider and account
-//! only: they open no circuit of a model and are not refused by one.
+//! Calls that run no inference, such as lists, files, job states and token counts, pass only the circuits of provider and
+//! account. They open no circuit of a model and are not refused by one.
 //!
 //! # States
 //!
 //! A closed circuit opens after five failures in a row, or when half of at least ten calls within a minute have failed. It
-//! refuses calls for 30 s, and longer each time. Then it is half-open: calls are admitted as *probes*, one at a time. Two
-//! successful probes close it, and one failed probe opens it again. Each probe has a lease, so that one that never ends does
-//! not block the circuit. All figures are [settings](BreakerLayer).
+//! refuses calls for 30 s, and for longer each time it opens again. Then it is half-open: calls are admitted as *probes*,
+//! one at a time. Two successful probes close it, and one failed probe opens it again. Each probe has a lease, so a probe
+//! that never ends does not block the circuit. All these numbers are [settings](BreakerLayer).
 //!
 //! The layer does not retry, and it does not choose another provider.
 //!
@@ -39,13 +40,13 @@
 //!
 //! - A circuit opens when a ratio *reaches* its limit, and only at a failure or a slow call.
 //! - A circuit is open up to the last millisecond of its time, and half-open from then on.
-//! - The result of a call that was admitted before the circuit changed does not count for the new state. A time that the
-//!   provider names in it extends an open circuit and opens no closed one.
-//! - Counts start again with each change of state, except at the end of a ramp. A time that the provider names (429) keeps
-//!   them.
+//! - A call that was admitted before the circuit changed state does not count in the new state. A time to wait in its
+//!   response extends an open circuit but does not open a closed one.
+//! - Counts restart at each change of state, except at the end of a ramp and when a 429 with a time opens the circuit.
 //! - If several circuits refuse a call, the longest of their times is reported.
-//! - One layer applied twice in a stack counts each call twice. A `tower` timeout outside this layer drops the call, which is
-//!   neutral: use `tower-llm-timeout` inside. A `load_shed` of another crate inside this layer counts as a transport error.
+//! - A layer applied twice in one stack counts each call twice. A `tower` timeout outside this layer drops the call, which
+//!   is neutral: use `tower-llm-timeout` inside. The error of another crate's `load_shed` inside this layer counts as a
+//!   transport error.
 //!
 //! # Example
 //!

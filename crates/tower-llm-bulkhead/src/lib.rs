@@ -1,31 +1,31 @@
 //! A bulkhead for calls to language models: limits how many run at once for each provider, to the end of the stream.
 //!
-//! One slow provider must not use up every connection of a service. A call takes a permit when it is admitted and gives
-//! it back when its *response body* has ended or was dropped. The response headers of a streamed answer arrive within a
-//! second and its end after minutes, so a limit that releases at the headers limits nothing.
+//! One slow provider must not use up every connection of a service. A call takes a permit when it is admitted and gives it
+//! back when its *response body* ends or is dropped. The headers of a streamed response arrive within a second and its end
+//! after minutes, so a limit that releases at the headers limits nothing.
 //!
 //! There are two layers:
 //!
 //! - [`BulkheadLayer`] decides in `call`, when the request is known. A call that finds no permit waits in a queue that is
 //!   bounded in length and time. The queue is fair between callers: a thousand waiting calls of one caller do not delay
 //!   another's first. Use it in servers, and in clients of several providers.
-//! - [`ReserveLayer`] takes a permit in `poll_ready`, with one limit for all requests. Use it behind a balancer, which asks
-//!   which service is ready before it chooses one.
+//! - [`ReserveLayer`] takes a permit in `poll_ready`, with one limit for all requests. Use it behind a balancer, which
+//!   chooses among the services that are ready.
 //!
 //! Besides a limit for each key there can be one for all keys together ([`global_limit`](BulkheadBuilder::global_limit)).
 //! A call takes both or none. Limits can count tokens ([`Weigh`]), calls can have a [`Priority`], and limits can be changed
 //! while calls run ([`BulkheadHandle::set_limit`]).
 //!
-//! The layer does not limit rates. A limit stays as it is set: where the provider's limit is known, nothing finds a better
-//! one. [`Adaptive`] limits follow a signal instead. They buy fewer refusals or a shorter time to the first token, not more
-//! throughput.
+//! The layer does not limit rates. A limit stays as it is set: if the provider's limit is known, no algorithm finds a
+//! better one. [`Adaptive`] limits follow a signal instead. They can reduce refusals or the time to the first token; they
+//! do not raise throughput.
 //!
 //! # Fairness
 //!
-//! Calls of a higher priority go first. Within a priority, callers take turns, and the calls of one caller keep their order.
-//! A call that needs more permits than are free waits for them, and lighter calls behind it may overtake it: together they
-//! take at most as many permits as that call needs, and no more overtake it until those have ended. So a heavy call neither
-//! holds up the others while permits are free nor waits without bound. A caller whose first call leaves the queue unserved
+//! Calls of a higher priority go first. Within a priority, callers take turns, and the calls of one caller keep their
+//! order. A call that needs more permits than are free waits for them. Lighter calls behind it may overtake it, until they
+//! hold as many permits together as it needs; no others overtake it before those have ended. So a heavy call does not block
+//! others while permits are free, and its wait is bounded. If a caller's first call leaves the queue unserved, that caller
 //! goes to the end.
 //!
 //! # Example

@@ -1,20 +1,19 @@
-//! What one call to a language model is, how its end is seen, and how a refusal looks.
+//! The types that all `tower-llm` layers share: what a call to a language model is, how it ended, and how it is refused.
 //!
-//! The layers of `tower-llm` - rate limit, cache, bulkhead, circuit breaker, fan-out and the rest - meet here and
-//! nowhere else. This crate has no policy of its own:
+//! The layers know each other only through these types. This crate has no policy of its own:
 //!
-//! - [`DescribeLayer`] reads a request once and says what it is: a [`Call`].
-//! - [`Watch`] and [`Guard`] tell a layer how a call has ended - a [`Completion`] with its [`Outcome`] and
-//!   [`Usage`] - when its response's body has ended, or was dropped.
-//! - [`Refusal`] is what a layer answers with when it does not send a call, and [`RefusalLayer`] makes it a
-//!   response in the dialect of the request.
-//! - [`KeyBy`] and [`Registry`] keep state per provider, model, caller or whatever a policy says, bounded.
+//! - [`DescribeLayer`] reads a request once and describes it as a [`Call`].
+//! - [`Watch`] and [`Guard`] report to a layer how a call ended, as a [`Completion`] with its [`Outcome`] and [`Usage`],
+//!   when the response body ends or is dropped.
+//! - [`Refusal`] is the error of a call that a layer does not send. [`RefusalLayer`] turns it into a response in the
+//!   dialect of the request.
+//! - [`KeyBy`] and [`Registry`] hold bounded state per provider, model, caller or a key of your own.
 //!
-//! What it does not do: it changes no request and no response, and it never holds a response's body.
+//! It never holds a response body in memory.
 //!
 //! # A layer in a few lines
 //!
-//! A guard that counts the tokens of every call, streamed or not, cut or whole:
+//! A guard that counts the tokens of every call, streamed or not, complete or cut off:
 //!
 //! ```
 //! use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,19 +1,20 @@
-//! Scripts on Redis, Valkey or a Redis Cluster, for layers whose state many processes share.
+//! Runs scripts on Redis, Valkey or a Redis Cluster, for layers whose state several processes share.
 //!
-//! A layer that asks Redis on the way of a call must not make the call wait for Redis. So here:
+//! A layer that uses Redis for each call must not make calls wait when Redis is slow or down. Therefore:
 //!
-//! - No call lasts longer than its timeout (100 ms unless set), whatever the server does: dies, freezes, loads, moves.
-//! - An outage costs one timeout, not one per call. After the first, calls are refused at once until the server answers
-//!   a PING again, which one task per server sends about ten times a second.
-//! - A script is sent once. It is sent again only when the server said that it did *not* run it; after a lost answer
-//!   never, because a script that charges would charge twice.
-//! - What waits is bounded, and ends when the last clone of the [`Redis`] is dropped.
+//! - No call takes longer than its timeout (100 ms unless set), even if the server dies, freezes, loads its data or moves
+//!   slots.
+//! - An outage costs one timeout, not one per call. After the first timeout, calls are refused at once until the server
+//!   answers a PING again. One task per server sends about ten a second.
+//! - A script is sent again only if the server reported that it did *not* run it. It is never sent again after a lost
+//!   response, because a script that charges would charge twice.
+//! - The number of waiting calls is bounded, and they end when the last clone of the [`Redis`] is dropped.
 //!
-//! It runs scripts and nothing else: what a layer does with Redis has to be one atomic step anyway. Where its state goes
-//! while Redis is away is the layer's to decide; [`StoreError`] says what is known of the call that failed.
+//! It runs only scripts, because what a layer does with Redis has to be one atomic step. Each layer decides what to do
+//! while Redis is unavailable; [`StoreError`] says what is known about the failed call.
 //!
-//! It speaks RESP3, which Redis has since 6.0 and Valkey always. This is the one crate that knows [fred], and it shows
-//! none of fred's types.
+//! It speaks RESP3, which Redis supports since 6.0 and every Valkey supports. The client underneath is [fred]; none of its
+//! types is public.
 //!
 //! [fred]: https://docs.rs/fred
 //!
@@ -34,7 +35,7 @@
 //!
 //! # let mut server = server;
 //! # server.kill()?;
-//! // Redis dies: this call fails soon, and those after it at once.
+//! // Redis dies: this call fails within its timeout, and later calls fail at once.
 //! redis.run(&ADD, vec!["tokens".into()], vec![3.into()]).await.unwrap_err();
 //! let refused = redis.run(&ADD, vec!["tokens".into()], vec![3.into()]).await.unwrap_err();
 //! assert!(refused.is_down() && !redis.is_up());

@@ -1,4 +1,4 @@
-//! The tower-llm layers in one stack, in the order that works, and adapters that put it into a client.
+//! The tower-llm layers as one stack in a fixed order, and adapters for clients.
 //!
 //! [`Stack::builder`] composes the layers you choose into one typed [`tower_layer::Layer`]. Nothing is boxed, and a layer that
 //! is left out costs nothing. The stack keeps the order:
@@ -7,24 +7,23 @@
 //! Refusal > Describe > your own > caller's RateLimit > Breaker > provider's RateLimit > Bulkhead > Timeout > client
 //! ```
 //!
-//! - Refusals are answered outermost, where every error passes.
-//! - A request is described before any other layer asks what it is.
+//! - The refusal layer is outermost, because every error passes there.
+//! - A request is described next, because all other layers use the description.
 //! - A caller over its limit uses nothing in the inner layers. A call that an inner layer refuses is refunded.
-//! - An open circuit takes no tokens.
-//! - A call that waits for the provider's tokens holds no permit. A call that waits for a permit has not started, so its
-//!   deadlines are inside the bulkhead.
-//! - Breaker and provider limit do not both act on a 429: calls wait for a limit that learns from the provider, and the
-//!   circuit opens only without one.
+//! - A call that an open circuit refuses reserves no tokens of the provider.
+//! - A call that waits for the provider's tokens holds no permit. Deadlines start when the call has its permit.
+//! - The breaker and the provider's limit do not both act on a 429. Calls wait for a limit that observes what the provider
+//!   reports; the circuit opens only without such a limit.
 //!
-//! [`adapters`] has clients to put under a stack (reqwest, hyper-util, tonic) and clients to put a stack into
-//! (reqwest-middleware, async-openai). [`guide::typed_services`] is about requests and responses that are not HTTP. To print or
-//! log how calls end, add an [`OnEndLayer`] as your own layer.
+//! [`adapters`] has clients for the inside of a stack (reqwest, hyper-util, tonic) and clients that take a stack
+//! (reqwest-middleware, async-openai). [`guide::typed_services`] explains stacks whose requests and responses are not HTTP.
+//! To print or log how calls end, add an [`OnEndLayer`] as your own layer.
 //!
-//! # Beside other layers
+//! # With other layers
 //!
 //! - **One breaker twice**: apply a breaker once per call. A second one inside, even a clone, counts every call again.
-//! - **tower's `Timeout` outside of a breaker** drops the call, which looks like a caller that left: the circuit never opens.
-//!   Put it inside of the breaker, where its error counts as a timeout, or use a [`TimeoutLayer`].
+//! - **tower's `Timeout` outside a breaker** drops the call, which looks like a disconnect: the circuit never opens. Put it
+//!   inside the breaker, where its error counts as a timeout, or use a [`TimeoutLayer`].
 //! - **tower's `load_shed` inside**: its error counts as a refusal, so the call is refunded and opens no circuit.
 //!
 //! # Example

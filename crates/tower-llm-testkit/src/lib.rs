@@ -1,12 +1,12 @@
 //! Simulated providers, fault scripts and Redis servers for tests.
 //!
-//! - [`SimulatedProvider`]: an HTTP server that speaks the dialects of OpenAI, Azure, Anthropic and
-//!   Gemini. A [`Behavior`] sets its speed, its answers and its faults; it counts what happens to it.
+//! - [`SimulatedProvider`]: an HTTP server that speaks the dialects of OpenAI, Azure, Anthropic and Gemini. A [`Behavior`]
+//!   sets its speed, its answers and its faults. It counts requests, connections and tokens.
 //! - [`wire`]: the same answers as bytes, without a server.
-//! - [`fixtures`]: recorded response bodies of providers, each with its expected reading.
+//! - [`fixtures`]: recorded response bodies of providers, each with the result expected from reading it.
 //! - [`example`]: runs the workspace's examples as programs.
 //! - [`redis`]: Redis servers and clusters that a test can kill, freeze and restart.
-//! - [`Stopwatch`]: elapsed time, without the time in which the machine ran nothing.
+//! - [`Stopwatch`]: elapsed time, without the time in which the machine did not run the process.
 //!
 //! ```
 //! use http_body_util::{BodyExt, Full};

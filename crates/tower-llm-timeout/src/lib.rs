@@ -1,26 +1,26 @@
-//! Deadlines for calls to language models, which stream: for the first token, between frames, for the whole.
+//! Deadlines for streamed calls to language models: for the first token, between frames, and in total.
 //!
-//! A timeout on the response headers is met by a provider that answers 200 and then says nothing, and one on the whole
-//! call cuts long answers that come along well. So there are three here:
+//! A timeout on the response headers does not catch a provider that answers 200 and then sends nothing. A timeout on the
+//! whole call cuts long answers that make good progress. So this layer has three:
 //!
-//! - **first token**: until the first *content* of a stream has come. Role-only frames, empty deltas and keep-alive
-//!   comments are not content, but signs of life: they extend this deadline up to a second, longer one, because a model
-//!   that searches or reasons out of sight is at work. It does not bear on calls that are not streamed.
-//! - **idle**: between two frames of a response's body, of whatever content, while the body is read. A slow reader is not
-//!   a silent provider. Until the first token of a stream it rests, if there is a deadline for that.
+//! - **first token**: until the first *content* of a stream arrives. Role-only frames, empty deltas and keep-alive comments
+//!   are not content but signs of life: they extend this deadline up to a second, longer one, because the model may be
+//!   searching or reasoning. It does not apply to calls that are not streamed.
+//! - **idle**: between two frames of a response body, whatever they contain. It runs only while the body is polled, because
+//!   a slow reader is not a silent provider. In a stream with a first-token deadline, it starts after the first token.
 //! - **total**: from the call to the end of the body.
 //!
-//! A deadline that passes before the response headers gives the error [`TimedOut`](tower_llm_core::TimedOut). One that
-//! passes in an event stream ends it with an error event in the dialect of the request, and any other body with the same
-//! error; both say which deadline it was. The upstream's body is dropped, and the layers around see
-//! [`Failed`](tower_llm_core::Outcome::Failed): `Timeout` if nothing had come, `Slow` if the stream showed signs of life,
-//! `Stalled` if it fell silent.
+//! If a deadline passes before the response headers arrive, the call fails with [`TimedOut`](tower_llm_core::TimedOut). If
+//! it passes later, an event stream ends with an error event in the dialect of the request, and any other body fails with
+//! the same error. Both name the deadline. The upstream body is dropped, and outer layers see
+//! [`Failed`](tower_llm_core::Outcome::Failed): `Timeout` if nothing had arrived, `Slow` if the stream showed signs of
+//! life, `Stalled` if it fell silent.
 //!
-//! A body ends 250 ms after all has come that its reader needs - the terminal marker, or a whole document - if the
-//! upstream does not end it before: some stay open, and would keep the caller and its permit.
+//! Some upstreams leave a body open after its last content, which would hold the caller and its permit. So a body ends at
+//! most 250 ms after its terminal marker or its whole document has arrived.
 //!
-//! This layer does not retry, and it does not limit how long a call may queue in the layers around it. No deadline passes
-//! in a body that is not polled: a server must itself bound how long a caller may read nothing.
+//! This layer does not retry, and it does not limit how long a call queues in outer layers. No deadline passes in a body
+//! that is not polled, so a server needs its own timeout for callers that stop reading.
 //!
 //! # Example
 //!

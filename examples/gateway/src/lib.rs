@@ -1,7 +1,7 @@
 //! A gateway in front of language models: the tower-llm stack as a service.
 //!
-//! The policy is in the crates. A server adds to them who may call and [which upstream](Settings) is called, headers that a
-//! proxy must not pass on, timeouts for clients, metrics, a log, and an orderly end.
+//! The policy is in the crates. The gateway adds what a server needs: authentication of callers, [upstreams](Settings),
+//! removal of headers that a proxy must not forward, timeouts for clients, metrics, a log and graceful shutdown.
 //!
 //! ```text
 //! hyper > gate > Refusal > Describe > Monitor > caller's RateLimit > Breaker > provider's RateLimit > Bulkhead > Timeout > hyper-util's client

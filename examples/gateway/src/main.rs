@@ -1,4 +1,4 @@
-//! `cargo run --release -p gateway`; `--help` lists what can be set.
+//! `cargo run --release -p gateway`; `--help` lists the settings.
 
 use std::{
     io::{self, Write},
@@ -37,7 +37,7 @@ fn fail(error: &dyn std::error::Error, code: u8) -> ExitCode {
 }
 
 async fn run(settings: Settings, log: &Log) -> Result<ExitCode, StartError> {
-    // Before the address is printed: a signal that follows it must not be missed.
+    // Before the address is printed, so that no signal sent after it is missed.
     let (mut terminate, mut interrupt) = match (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),

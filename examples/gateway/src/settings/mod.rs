@@ -1,4 +1,4 @@
-//! What can be set, by flag or by environment variable.
+//! The gateway's settings, by flag or by environment variable.
 
 mod load;
 mod values;
@@ -16,10 +16,10 @@ use crate::AllowPaths;
 /// and servers that speak their dialects.
 ///
 /// Without a base URL or key of any provider it answers from a built-in simulated provider, so it runs without keys and
-/// without a network. With one, the other providers are reached at their official addresses.
+/// without a network. With at least one, the other providers are called at their official addresses.
 ///
 /// Every setting is a flag and an environment variable; the flag wins, and an empty value counts as not set. RUST_LOG sets
-/// what is logged, such as `warn` or `info,tower_llm_breaker=debug` [default: info].
+/// the log level, such as `warn` or `info,tower_llm_breaker=debug` [default: info].
 #[derive(Clone, Debug, Parser)]
 #[command(name = "gateway", version)]
 pub struct Settings {
@@ -54,7 +54,7 @@ pub struct Settings {
     #[arg(long, env = "GATEWAY_MAX_UPLOAD_BYTES", value_name = "BYTES", default_value_t = 2 << 30, value_parser = at_least_one)]
     pub max_upload_bytes: usize,
 
-    /// Compress responses for clients that accept it; never streams.
+    /// Compress responses for clients that accept it. Streams are never compressed.
     #[arg(
         long,
         env = "GATEWAY_COMPRESS",
@@ -76,12 +76,11 @@ pub struct Settings {
     #[arg(long, env = "GATEWAY_CALLER_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub caller_timeout: Duration,
 
-    /// Time between a SIGTERM, from which on /readyz fails, and the end of listening. Load balancers stop sending requests in
-    /// that time.
+    /// Time to keep listening after a SIGTERM, while /readyz fails and load balancers stop sending requests.
     #[arg(long, env = "GATEWAY_DRAIN_DELAY", value_name = "SECONDS", default_value = "5", value_parser = seconds_or_zero)]
     pub drain_delay: Duration,
 
-    /// Time that calls have to end once the gateway no longer listens; the rest is cut.
+    /// Time for running calls to end after the gateway stops listening. Calls that still run are cut.
     #[arg(long, env = "GATEWAY_SHUTDOWN_DEADLINE", value_name = "SECONDS", default_value = "30", value_parser = seconds_or_zero)]
     pub shutdown_deadline: Duration,
 
@@ -113,11 +112,11 @@ pub struct Settings {
     #[command(flatten)]
     pub timeout: TimeoutSettings,
 
-    /// What each setting was given by.
+    /// The variable that gave each setting.
     #[arg(skip)]
     pub(crate) names: Names,
 
-    /// What the operator should know of the environment.
+    /// Warnings for the operator about the environment.
     #[arg(skip)]
     pub(crate) notices: Vec<String>,
 }
@@ -126,10 +125,10 @@ pub struct Settings {
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Access")]
 pub struct AccessSettings {
-    /// Keys for the gateway's own callers. A caller sends one as its client sends a provider's key. Required once a provider's
-    /// key is set: until then every call is answered with 401. `none` lets everybody use the gateway. A provider without a key
-    /// of yours needs the caller's own beside it, or any value as its key if it is a server that needs none. Prefer the
-    /// variable: other users of the machine can see flags.
+    /// Keys for the gateway's own callers. A caller sends one in place of a provider's key. Required if a provider's key is
+    /// set; without them every call gets a 401. `none` allows calls without a key. For a provider without a key of yours, a
+    /// caller also sends its own; if the provider is a server that needs none, set any value as its key. Prefer the variable:
+    /// other users of the machine can see flags.
     #[arg(
         long = "keys",
         env = "GATEWAY_KEYS",
@@ -137,8 +136,8 @@ pub struct AccessSettings {
         hide_env_values = true
     )]
     pub keys: Option<Secret>,
-    /// Paths that callers may use with a provider key of yours, in addition to inference and lists of models, such as
-    /// `/v1/batches,/v1/files/*`. A `/*` at the end allows everything below. All methods are allowed.
+    /// Paths that callers may use with your provider keys, besides inference and model lists, such as
+    /// `/v1/batches,/v1/files/*`. A trailing `/*` allows everything below. All methods are allowed.
     #[arg(
         long = "allow-paths",
         env = "GATEWAY_ALLOW_PATHS",
@@ -147,11 +146,12 @@ pub struct AccessSettings {
     pub allow_paths: Option<AllowPaths>,
 }
 
-/// Addresses and keys of the providers, named as their own clients name them.
+/// Addresses and keys of the providers, under the names that the providers' own clients use.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Upstreams")]
 pub struct UpstreamSettings {
-    /// OpenAI, or a server that speaks its dialect; usually ends in `/v1` [default: `https://api.openai.com/v1`].
+    /// Base URL of OpenAI, or of a server that speaks its dialect; usually ends in `/v1` [default:
+    /// `https://api.openai.com/v1`].
     #[arg(long, env = "OPENAI_BASE_URL", value_name = "URL")]
     pub openai_base_url: Option<String>,
     /// Sent to OpenAI instead of the caller's key. Prefer the variable.
@@ -163,7 +163,7 @@ pub struct UpstreamSettings {
     )]
     pub openai_api_key: Option<Secret>,
 
-    /// Anthropic [default: `https://api.anthropic.com`].
+    /// Base URL of Anthropic [default: `https://api.anthropic.com`].
     #[arg(long, env = "ANTHROPIC_BASE_URL", value_name = "URL")]
     pub anthropic_base_url: Option<String>,
     /// Sent to Anthropic instead of the caller's key. Prefer the variable.
@@ -175,7 +175,7 @@ pub struct UpstreamSettings {
     )]
     pub anthropic_api_key: Option<Secret>,
 
-    /// Gemini [default: `https://generativelanguage.googleapis.com`].
+    /// Base URL of Gemini [default: `https://generativelanguage.googleapis.com`].
     #[arg(long, env = "GOOGLE_GEMINI_BASE_URL", value_name = "URL")]
     pub gemini_base_url: Option<String>,
     /// Sent to Gemini instead of the caller's key. Prefer the variable.
@@ -187,7 +187,7 @@ pub struct UpstreamSettings {
     )]
     pub gemini_api_key: Option<Secret>,
 
-    /// Azure OpenAI; it has no official address.
+    /// Endpoint of Azure OpenAI; it has no default.
     #[arg(long, env = "AZURE_OPENAI_ENDPOINT", value_name = "URL")]
     pub azure_endpoint: Option<String>,
     /// Sent to Azure OpenAI instead of the caller's key. Prefer the variable.
@@ -204,7 +204,7 @@ pub struct UpstreamSettings {
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Proxy")]
 pub struct ProxySettings {
-    /// Proxy for https upstreams, reached by CONNECT; its URL may hold a user and password.
+    /// Proxy for https upstreams, by CONNECT; its URL may contain a user and password.
     #[arg(
         long = "https-proxy",
         env = "HTTPS_PROXY",
@@ -220,7 +220,7 @@ pub struct ProxySettings {
         hide_env_values = true
     )]
     pub http: Option<Secret>,
-    /// Proxy for upstreams that have none of the two above.
+    /// Proxy for upstreams that neither of the two above covers.
     #[arg(
         long = "all-proxy",
         env = "ALL_PROXY",
@@ -233,7 +233,7 @@ pub struct ProxySettings {
     pub no: Option<String>,
 }
 
-/// Requests and tokens per time. What is not set is not limited.
+/// Limits for requests and tokens. What is not set is not limited.
 ///
 /// A provider's limits apply to all calls of the gateway to that provider together, whatever the model and the caller.
 #[derive(Clone, Debug, clap::Args)]
@@ -291,22 +291,22 @@ pub struct RateLimitSettings {
     #[arg(long = "ratelimit-timeout", env = "RATELIMIT_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub timeout: Duration,
 
-    /// Each caller: requests per minute. Callers are told apart by their gateway key. On a gateway without keys they are told
-    /// apart by the provider key they send, which a caller can change if the gateway replaces it.
+    /// Each caller: requests per minute. A caller is identified by its gateway key. On a gateway without keys it is
+    /// identified by the provider key it sends; if the gateway replaces that key, a caller can send any.
     #[arg(long = "ratelimit-caller-rpm", env = "RATELIMIT_CALLER_RPM", value_name = "REQUESTS", value_parser = amount)]
     pub caller_rpm: Option<u64>,
     /// Each caller: tokens per minute, input and output.
     #[arg(long = "ratelimit-caller-tpm", env = "RATELIMIT_CALLER_TPM", value_name = "TOKENS", value_parser = amount)]
     pub caller_tpm: Option<u64>,
-    /// Tiers of callers, with requests per hour, such as `free:100,pro:1000,enterprise:10000`. Callers without a tier are in
-    /// the first.
+    /// Tiers of callers, with requests per hour, such as `free:100,pro:1000,enterprise:10000`. A caller without a tier is
+    /// in the first.
     #[arg(
         long = "ratelimit-tiers",
         env = "RATELIMIT_TIERS",
         value_name = "TIER:REQUESTS,.."
     )]
     pub tiers: Option<Tiers>,
-    /// Callers that are in another tier, by key: gateway keys, or without these the keys that callers send. Prefer the variable.
+    /// Callers in another tier, by gateway key or, on a gateway without keys, by the key they send. Prefer the variable.
     #[arg(
         long = "ratelimit-caller-tiers",
         env = "RATELIMIT_CALLER_TIERS",
@@ -359,7 +359,7 @@ pub struct BreakerSettings {
         default_value_t = 2
     )]
     pub success_threshold: u32,
-    /// How long a circuit stays open the first time; it doubles each time after. A provider can ask for longer.
+    /// Time a circuit stays open at first; it doubles each time the circuit opens again. A provider can ask for longer.
     #[arg(long = "breaker-timeout", env = "BREAKER_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub open_for: Duration,
     /// Longest time a circuit stays open.
@@ -367,14 +367,14 @@ pub struct BreakerSettings {
     pub max_open_for: Duration,
 }
 
-/// What circuits do.
+/// Whether circuits open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerMode {
     /// They open and close.
     On,
     /// They stay closed and report when they would have opened.
     MetricsOnly,
-    /// Nothing.
+    /// There are no circuits.
     Off,
 }
 
@@ -382,7 +382,7 @@ pub enum BreakerMode {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Bulkhead")]
 pub struct BulkheadSettings {
-    /// Concurrent calls to each provider that has no number of its own.
+    /// Concurrent calls to each provider without a limit of its own.
     #[arg(long = "bulkhead-default-concurrent", env = "BULKHEAD_DEFAULT_CONCURRENT", value_name = "CALLS", default_value_t = 100, value_parser = permits)]
     pub default_concurrent: usize,
     /// Concurrent calls to OpenAI.
@@ -400,7 +400,7 @@ pub struct BulkheadSettings {
     /// Concurrent calls to all providers together [default: no such limit].
     #[arg(long = "bulkhead-global-concurrent", env = "BULKHEAD_GLOBAL_CONCURRENT", value_name = "CALLS", value_parser = permits)]
     pub global_concurrent: Option<usize>,
-    /// Calls to each provider that may wait for a permit; with 0 a call that finds none is refused at once.
+    /// Calls to each provider that may wait for a permit; with 0 a call that finds no free permit is refused at once.
     #[arg(
         long = "bulkhead-default-queue",
         env = "BULKHEAD_DEFAULT_QUEUE",
@@ -420,11 +420,11 @@ pub struct TimeoutSettings {
     /// Time to the first content token of a stream [default: 120].
     #[arg(long = "timeout-first-token", env = "TIMEOUT_FIRST_TOKEN", value_name = "SECONDS", value_parser = seconds)]
     pub first_token: Option<Duration>,
-    /// Time to the first content token of a stream that shows signs of life before, such as events without content and
-    /// comments [default: five times TIMEOUT_FIRST_TOKEN, at most TIMEOUT_TOTAL].
+    /// Time to the first content token if the stream shows signs of life before it, such as comments or events without
+    /// content [default: five times TIMEOUT_FIRST_TOKEN, at most TIMEOUT_TOTAL].
     #[arg(long = "timeout-first-token-max", env = "TIMEOUT_FIRST_TOKEN_MAX", value_name = "SECONDS", value_parser = seconds)]
     pub first_token_max: Option<Duration>,
-    /// Time between two frames after the first token [default: 60].
+    /// Longest time between two frames after the first token [default: 60].
     #[arg(long = "timeout-idle", env = "TIMEOUT_IDLE", value_name = "SECONDS", value_parser = seconds)]
     pub idle: Option<Duration>,
     /// Time for the whole call, to the end of the response body.
