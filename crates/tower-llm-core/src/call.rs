@@ -102,7 +102,7 @@ pub struct Caller(Box<str>);
 /// # assert_eq!(Image { count: 3 }.call().unwrap().cost(), 3);
 /// ```
 ///
-/// A request without a call shares one key with all such requests and costs one request.
+/// All requests without a call share one key, and each costs one request.
 #[diagnostic::on_unimplemented(
     message = "the layers of tower-llm cannot read a call from `{Self}`",
     label = "does not implement `Described`",
@@ -329,7 +329,7 @@ impl Operation {
     pub const EMBEDDINGS: Self = Self(Cow::Borrowed("embeddings"));
     /// Counting tokens, which uses none.
     pub const COUNT_TOKENS: Self = Self(Cow::Borrowed("count_tokens"));
-    /// Reading what is stored: lists, files, an answer of the past. It costs no tokens, and says nothing of a model.
+    /// Reading stored data: lists, files, an earlier answer. It uses no tokens and shows nothing about a model.
     pub const RETRIEVE: Self = Self(Cow::Borrowed("retrieve"));
     /// Anything else.
     pub const OTHER: Self = Self(Cow::Borrowed("_OTHER"));
@@ -345,8 +345,8 @@ impl Operation {
         &self.0
     }
 
-    /// Whether a model is asked to produce something. Reading what is stored, counting tokens and [`OTHER`](Self::OTHER) are no
-    /// inference; every other operation is, those with names of the service's own too.
+    /// Whether the call asks a model to produce something. Reading stored data, counting tokens and [`OTHER`](Self::OTHER)
+    /// are not inference; every other operation is, including those that the service named.
     #[must_use]
     pub fn is_inference(&self) -> bool {
         ![Self::RETRIEVE, Self::COUNT_TOKENS, Self::OTHER].contains(self)

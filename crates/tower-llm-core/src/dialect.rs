@@ -1,12 +1,12 @@
-//! The forms in which providers write requests, responses and errors.
+//! The API formats of requests, responses and errors.
 
 use http::{HeaderMap, Method, Uri};
 
 use crate::{Operation, Provider};
 
-/// A form in which requests, responses and errors are written.
+/// An API format of requests, responses and errors.
 ///
-/// It is not the provider: many speak `OpenAI`'s.
+/// It does not identify the provider: many speak `OpenAI`'s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Dialect {
@@ -20,20 +20,20 @@ pub enum Dialect {
     Gemini,
 }
 
-/// What a request's line and headers say.
+/// What a request's path and headers say.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Route<'a> {
     pub(crate) dialect: Option<Dialect>,
     pub(crate) provider: Provider,
     pub(crate) operation: Operation,
-    /// The model, where it stands in the path.
+    /// The model, if the path names it.
     pub(crate) model: Option<&'a str>,
-    /// Streamed by the path alone.
+    /// The path alone asks for a stream.
     pub(crate) streamed: bool,
 }
 
 impl Dialect {
-    /// The dialect of a request, by its path; else by headers that only one provider's clients send.
+    /// Returns the dialect of a request, by its path, or else by headers that only one provider's clients send.
     #[must_use]
     pub fn of(method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Self> {
         Route::of(method, uri, headers).dialect
@@ -67,10 +67,11 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// Paths are known by how they end: what stands before, `/v1` or a gateway's prefix, is the server's own.
+    /// Only the end of a path is compared: what comes before it, such as `/v1` or a gateway's prefix, differs between
+    /// servers.
     fn by_path(path: &'a str) -> Option<Self> {
         let path = path.strip_suffix('/').unwrap_or(path);
-        // A colon may also stand in a gateway's prefix.
+        // A gateway's prefix may contain a colon too.
         if let Some((path, method)) = path.rsplit_once(':')
             && let Some(route) = Self::gemini(path.rsplit('/').next()?, method)
         {
@@ -131,7 +132,7 @@ impl<'a> Route<'a> {
     }
 }
 
-/// Whether a segment of a path is the root's or a version such as `v1`.
+/// Whether a path segment is the root or a version such as `v1`.
 fn is_root_or_version(segment: &str) -> bool {
     let number = segment.strip_prefix('v').unwrap_or_default();
     segment.is_empty() || number.starts_with(|first: char| first.is_ascii_digit())

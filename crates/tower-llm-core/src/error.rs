@@ -1,4 +1,4 @@
-//! How a refusal looks, and what else a layer may answer with instead of a response.
+//! Refusals, and the other errors of layers.
 
 use std::{error::Error, fmt, io, iter, sync::Arc, time::Duration};
 
@@ -7,13 +7,13 @@ use http::HeaderMap;
 
 use crate::{Dialect, Outcome, refusal::timed_out_event};
 
-/// The error of every layer here: a boxed one, around a leaf that [`Refusal::find`] or [`TimedOut::find`] finds.
+/// The error of every layer; [`Refusal::find`] and [`TimedOut::find`] find the cause in it.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// That a layer refused a call before it was sent, and what the caller can do about it.
+/// A layer refused a call before it was sent; says whether and when to retry.
 ///
-/// Each layer's own error (`BulkheadFull`, [`TooLarge`], ...) has one as its source, so that whatever answers need
-/// not know the layers:
+/// Each layer's own error (`BulkheadFull`, [`TooLarge`], ...) has one as its source, so an error handler need not know the
+/// layers:
 ///
 /// ```
 /// use tower_llm_core::{BoxError, Refusal, TooLarge};
@@ -32,26 +32,26 @@ pub struct Refusal {
     headers: Option<Arc<HeaderMap>>,
 }
 
-/// What a refusal is about.
+/// Why a call was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RefusalKind {
     /// A rate limit, of requests or tokens.
     RateLimited,
-    /// No place is free, or the provider is known to be down.
+    /// No permit is free, or the provider is known to be down.
     Unavailable,
-    /// The request is larger than is ever taken.
+    /// The request is too large to be ever admitted.
     TooLarge,
 }
 
-/// The request's body is larger than the layer that reads it takes.
+/// The request body exceeds the limit of the layer that reads it.
 #[derive(Clone, Debug)]
 pub struct TooLarge {
     limit_bytes: usize,
     refusal: Refusal,
 }
 
-/// A deadline of ours passed while the upstream was at work: its failure, not a refusal.
+/// A deadline of a timeout layer passed while the upstream worked. This is a failure of the upstream, not a refusal.
 #[derive(Clone, Debug)]
 pub struct TimedOut {
     deadline: Deadline,
@@ -70,13 +70,13 @@ pub enum Deadline {
     Total,
 }
 
-/// An error together with the [`Outcome`] that it stands for.
+/// An error with the [`Outcome`] that it stands for.
 ///
-/// Layers take an error that they do not know for a failure of the connection to the provider. A client that knows better
-/// wraps it. The adapters of `tower-llm-stack` do so for a client's own timeout, which is `Failed(Timeout)`, and for an error of
-/// the request's body, which is `ClientError`; do the same for errors of your own clients.
+/// To the layers, an unknown error is a failure of the connection to the provider. Wrap an error in this type to state
+/// another outcome. The adapters of `tower-llm-stack` do so for a client's own timeout, which is `Failed(Timeout)`, and for
+/// an error of the request body, which is `ClientError`; do the same for errors of your own clients.
 ///
-/// It reads as the error that it wraps, which is its [`source`](Error::source).
+/// It displays as the error that it wraps, which is its [`source`](Error::source).
 ///
 /// ```
 /// use std::time::Duration;
@@ -90,15 +90,15 @@ pub enum Deadline {
 /// assert_eq!(Completion::of_error(&error).outcome, throttled);
 /// ```
 ///
-/// In the middle of a response's body, `ClientError` counts as `Abandoned`: the model was at work, so what was seen of
-/// its output is charged.
+/// In the middle of a response body, `ClientError` counts as `Abandoned`: the model was at work, so the output seen is
+/// charged.
 #[derive(Debug)]
 pub struct ClassifiedError {
     outcome: Outcome,
     source: BoxError,
 }
 
-/// A setting has a value that cannot work.
+/// A setting has an invalid value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     field: &'static str,
@@ -109,7 +109,7 @@ pub struct ConfigError {
 // === impl Refusal ===
 
 impl Refusal {
-    /// A refusal by `layer`, worth trying again at a time that is not known.
+    /// Creates a refusal by `layer` that may be retried, at a time that is not known.
     #[must_use]
     pub const fn new(kind: RefusalKind, layer: &'static str) -> Self {
         Self {
@@ -121,34 +121,34 @@ impl Refusal {
         }
     }
 
-    /// Says when the same request could be admitted.
+    /// Sets the time until the same request could be admitted.
     #[must_use]
     pub const fn after(mut self, retry_after: Duration) -> Self {
         self.retry_after = Some(retry_after);
         self
     }
 
-    /// Says that the same request will never be admitted.
+    /// States that the same request will never be admitted.
     #[must_use]
     pub const fn never(mut self) -> Self {
         self.retryable = false;
         self
     }
 
-    /// Says what else the caller should see, such as how a limit stands: headers of the response that tells him.
+    /// Adds headers to the response that reports the refusal, such as the state of a limit.
     #[must_use]
     pub fn with_headers(mut self, headers: HeaderMap) -> Self {
         self.headers = Some(Arc::new(headers));
         self
     }
 
-    /// The refusal among an error and its sources, if there is one.
+    /// Returns the refusal among `error` and its sources, if there is one.
     #[must_use]
     pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
         find(error)
     }
 
-    /// What it is about.
+    /// Why the call was refused.
     #[must_use]
     pub fn kind(&self) -> RefusalKind {
         self.kind
@@ -166,13 +166,13 @@ impl Refusal {
         self.retry_after
     }
 
-    /// Whether the same request could be admitted at all, some time.
+    /// Whether the same request could ever be admitted.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.retryable
     }
 
-    /// What else the caller should see.
+    /// Headers for the response that reports the refusal.
     #[must_use]
     pub fn headers(&self) -> Option<&HeaderMap> {
         self.headers.as_deref()
@@ -190,7 +190,7 @@ impl Error for Refusal {}
 // === impl TooLarge ===
 
 impl TooLarge {
-    /// A body over `limit_bytes`.
+    /// Creates the error of a body over `limit_bytes`.
     #[must_use]
     pub const fn new(limit_bytes: usize) -> Self {
         Self {
@@ -199,7 +199,7 @@ impl TooLarge {
         }
     }
 
-    /// The most bytes that would have been taken.
+    /// The limit that the body exceeds, in bytes.
     #[must_use]
     pub fn limit_bytes(&self) -> usize {
         self.limit_bytes
@@ -227,13 +227,13 @@ impl Error for TooLarge {
 // === impl TimedOut ===
 
 impl TimedOut {
-    /// That `deadline` passed, which was `after` its beginning.
+    /// Creates the error of a `deadline` that passed `after` its start.
     #[must_use]
     pub const fn new(deadline: Deadline, after: Duration) -> Self {
         Self { deadline, after }
     }
 
-    /// The time-out among an error and its sources, if there is one.
+    /// Returns the timeout among `error` and its sources, if there is one.
     #[must_use]
     pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
         find(error)
@@ -245,19 +245,19 @@ impl TimedOut {
         self.deadline
     }
 
-    /// How long the deadline was.
+    /// The length of the deadline.
     #[must_use]
     pub fn after(&self) -> Duration {
         self.after
     }
 
-    /// The server-sent event that tells the reader of a stream in `dialect` what has happened.
+    /// Returns the server-sent event that reports the timeout in a stream in `dialect`.
     #[must_use]
     pub fn event(&self, dialect: Dialect) -> Bytes {
         timed_out_event(dialect, &self.to_string())
     }
 
-    /// Always `None`: when the upstream will be faster is not known.
+    /// Always `None`: it is not known when the upstream will be faster.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         None
@@ -280,7 +280,7 @@ impl Error for TimedOut {}
 // === impl ClassifiedError ===
 
 impl ClassifiedError {
-    /// States that a call which ended with `source` ended with `outcome`.
+    /// Wraps `source` and states `outcome` for the call that it ends.
     pub fn new(outcome: Outcome, source: impl Into<BoxError>) -> Self {
         Self {
             outcome,
@@ -322,7 +322,7 @@ impl Error for ClassifiedError {
 // === impl ConfigError ===
 
 impl ConfigError {
-    /// That `field` cannot be `value`, because `reason`.
+    /// Creates the error of a `field` that cannot be `value`, because of `reason`.
     pub fn new(field: &'static str, value: impl fmt::Debug, reason: &'static str) -> Self {
         Self {
             field,
@@ -331,7 +331,7 @@ impl ConfigError {
         }
     }
 
-    /// Takes `value` if it is a duration that something can wait for: over zero, at most a day.
+    /// Returns `value` if it is over zero and at most a day.
     ///
     /// # Errors
     ///
@@ -347,7 +347,7 @@ impl ConfigError {
         }
     }
 
-    /// Takes `value` if it is not zero.
+    /// Returns `value` if it is not zero.
     ///
     /// # Errors
     ///
@@ -380,17 +380,17 @@ impl fmt::Display for ConfigError {
 
 impl Error for ConfigError {}
 
-/// The first `E` among an error and its sources.
+/// Returns the first `E` among an error and its sources.
 fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
     chain(error).find_map(|error| error.downcast_ref())
 }
 
-/// An error and its sources.
+/// Iterates over an error and its sources.
 pub(crate) fn chain<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     iter::successors(Some(error), |&error| {
-        // An io error that wraps another one leaves it out of its sources.
+        // An I/O error that wraps another one does not name it as its source.
         let wrapped = error
             .downcast_ref::<io::Error>()
             .and_then(io::Error::get_ref);

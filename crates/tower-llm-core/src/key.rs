@@ -20,7 +20,7 @@ const MAX_PART_BYTES: usize = 256;
 /// calls share one key.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Key {
-    // All parts in one string, and the ends of the first and the second.
+    // All parts in one string, and the ends of the first two.
     text: Box<str>,
     ends: [usize; 2],
 }
@@ -132,7 +132,7 @@ impl KeyRef<'_> {
         third: "",
     };
 
-    /// Empties parts that are too long for a name: a client that invents them wants to fill the memory.
+    /// Empties parts that are too long, so that invented keys cannot fill the memory.
     fn bounded(self) -> Self {
         let bounded = |part| {
             if str::len(part) > MAX_PART_BYTES {

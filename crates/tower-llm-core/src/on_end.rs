@@ -65,7 +65,7 @@ impl<F> OnEndLayer<F> {
 }
 
 impl<F, W> OnEndLayer<F, W> {
-    /// Sets how the end of a response is seen; [`HttpBody`] unless set.
+    /// Sets how the end of a response is detected; [`HttpBody`] unless set.
     #[must_use]
     pub fn watch<V>(self, watch: V) -> OnEndLayer<F, V> {
         OnEndLayer {

@@ -1,4 +1,4 @@
-//! Readies a service and calls it, once.
+//! Readies a service and calls it once.
 
 use std::{
     fmt,
@@ -13,11 +13,10 @@ use tower_service::Service;
 use crate::Unsent;
 
 pin_project! {
-    /// Readies a service of its own and then calls it: for a layer that had to wait between `call` and the inner
-    /// call.
+    /// Readies a service and then calls it: for a layer that waits between its own `call` and the inner one.
     ///
-    /// Such a layer must not hold the service it was readied with while it waits: a permit or a connection that this one
-    /// holds would be kept from other calls for as long as the wait lasts.
+    /// Such a layer must not hold the readied service while it waits: no other call could use the permit or connection that
+    /// it holds.
     pub struct Oneshot<S: Service<Req>, Req> {
         #[pin]
         state: State<S, S::Future, Req>,

@@ -1,4 +1,4 @@
-//! How a call has ended, in the words that all layers share.
+//! How a call ended, as all layers see it.
 
 use std::{error::Error, time::Duration};
 
@@ -7,9 +7,9 @@ use tower::{load_shed::error::Overloaded, timeout::error::Elapsed};
 
 use crate::{ClassifiedError, Refusal, TimedOut, Usage, error::chain};
 
-/// How a call has ended: the verdict that every layer reads the same way.
+/// How a call ended. Every layer acts on the same verdict.
 ///
-/// HTTP 200 is not success: errors arrive inside streams, and a stream may break off without one.
+/// A 200 is not yet a success: errors arrive inside streams, and a stream may break off without one.
 ///
 /// | outcome | breaker | rate limit settles |
 /// |---|---|---|
@@ -25,34 +25,34 @@ use crate::{ClassifiedError, Refusal, TimedOut, Usage, error::chain};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// The terminal marker came, or a response that is not streamed ended with a 2xx.
+    /// The terminal marker arrived, or a response that is not streamed ended with a 2xx.
     Success,
-    /// The provider's rate limit: a clock, not a fault.
+    /// The provider's rate limit: a time to wait, not a failure.
     Throttled {
         /// How long the provider asks to wait, if it says.
         retry_after: Option<Duration>,
     },
-    /// Money or a long quota is used up: `insufficient_quota` and its kin. Retrying soon cannot help.
+    /// Money or a long-term quota is used up, such as `insufficient_quota`. Retrying soon does not help.
     Exhausted,
     /// The provider has no capacity.
     Overloaded {
         /// How long the provider asks to wait, if it says.
         retry_after: Option<Duration>,
     },
-    /// The provider or the way to it failed.
+    /// The provider, or the connection to it, failed.
     Failed(Failure),
-    /// The request was at fault: any other 4xx of the provider, in band too, or a request body that failed while it was
-    /// sent.
+    /// The request was at fault: any other 4xx of the provider, also inside a stream, or a request body that failed while
+    /// it was sent.
     ClientError,
     /// A layer refused the call before it was sent; see [`Refusal`].
     Refused,
-    /// The caller dropped it.
+    /// The caller dropped the call.
     Abandoned,
-    /// A branch that lost a race.
+    /// The call lost a race against another one.
     Superseded,
 }
 
-/// What failed.
+/// How a call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Failure {
@@ -60,15 +60,15 @@ pub enum Failure {
     Status,
     /// The connection, or anything below HTTP.
     Transport,
-    /// An error inside a response that had begun well.
+    /// An error inside a response that began as a success.
     InBand,
-    /// The end came without the terminal marker.
+    /// The stream ended without its terminal marker.
     Truncated,
-    /// Nothing came for too long in the middle of a response.
+    /// Nothing arrived for too long in the middle of a response.
     Stalled,
-    /// A deadline passed, and nothing had shown that the provider was at work.
+    /// A deadline passed without a sign that the provider was at work.
     Timeout,
-    /// The deadline for the first content token passed on a stream that showed signs of life: it was slow, not dead.
+    /// The deadline for the first content token passed in a stream that showed signs of life: slow, not dead.
     Slow,
     /// The service panicked.
     Panic,
@@ -78,20 +78,20 @@ pub enum Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// It was done, or met a stop sequence.
+    /// It finished, or reached a stop sequence.
     Stop,
     /// It reached its limit of output tokens.
     Length,
-    /// It wants a tool called.
+    /// It calls a tool.
     ToolCalls,
-    /// The provider's filter cut it.
+    /// The provider's content filter stopped it.
     ContentFilter,
-    /// A reason that is not known here.
+    /// Any other reason.
     Other,
 }
 
 impl FinishReason {
-    /// The reason that a provider's word for it means; `None` if the word says that the model failed.
+    /// Parses a provider's finish reason; `None` if it means that the model failed.
     pub(crate) fn parse(reason: &[u8]) -> Option<Self> {
         Some(match reason {
             b"stop" | b"end_turn" | b"stop_sequence" | b"STOP" | b"COMPLETE" | b"STOP_SEQUENCE"
@@ -121,7 +121,7 @@ impl FinishReason {
     }
 }
 
-/// Whether a finish reason says that the model, or the server it runs on, failed.
+/// Whether a finish reason means that the model, or its server, failed.
 fn is_failure(reason: &[u8]) -> bool {
     let has = |part: &[u8]| {
         let mut windows = reason.windows(part.len());
@@ -139,34 +139,34 @@ fn is_failure(reason: &[u8]) -> bool {
         || has(b"overloaded")
 }
 
-/// What is known of a call when it has ended.
+/// What is known about a call when it has ended.
 ///
-/// Points in time are instants, not durations: each layer counts from its own beginning, which for a layer near
-/// the provider is not when the caller came.
+/// Times are instants, not durations: each layer measures from when the call reached it, which for inner layers is later
+/// than the call's arrival.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Completion {
-    /// The verdict.
+    /// How the call ended.
     pub outcome: Outcome,
-    /// The usage the provider reported, complete or, if the call broke off, as far as it had come.
+    /// The usage that the provider reported; incomplete if the call broke off.
     pub usage: Option<Usage>,
-    /// Output that was seen passing, as an estimate in tokens (bytes / 4): what a call that broke off has
-    /// produced when no usage came.
+    /// The output that was seen passing, estimated in tokens (bytes / 4). It stands for the usage if a call breaks off
+    /// without one.
     pub output_seen: u64,
-    /// When the first content token of a stream passed; none for a response that is not streamed.
+    /// When the first content token of a stream passed; `None` for a response that is not streamed.
     pub first_token_at: Option<Instant>,
-    /// When it ended; none where no response's body came to its end: [`Unary`](crate::Unary) reads no clock, nor does a
-    /// call that failed or was dropped before its head.
+    /// When the response body ended; `None` for a call that failed or was dropped before its response headers, and with
+    /// [`Unary`](crate::Unary), which reads no clock.
     pub ended_at: Option<Instant>,
     /// Why the model stopped, if it said.
     pub finish: Option<FinishReason>,
     /// The response's HTTP status, if there was one.
     pub status: Option<u16>,
-    /// What the provider's error is about, if it says so.
+    /// What the provider's error concerns, if it says so.
     pub subject: Option<Subject>,
 }
 
-/// What an error of the provider is about: no more than that should be closed.
+/// What an error of the provider concerns. A circuit should open for no more than that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Subject {
@@ -179,7 +179,7 @@ pub enum Subject {
 }
 
 impl Completion {
-    /// A completion of which nothing but the outcome is known.
+    /// Creates a completion with nothing but an outcome.
     #[must_use]
     pub const fn new(outcome: Outcome) -> Self {
         Self {
@@ -194,9 +194,9 @@ impl Completion {
         }
     }
 
-    /// The completion of a call that ended with an error instead of a response.
+    /// Returns the completion of a call that ended with an error instead of a response.
     ///
-    /// The first of the error and its sources that is known decides:
+    /// The first known error among it and its sources decides:
     ///
     /// | error | outcome |
     /// |---|---|
@@ -211,7 +211,7 @@ impl Completion {
     }
 }
 
-/// The outcome of an error by its type, without its sources.
+/// Returns the outcome of an error by its type, without its sources.
 fn outcome_of(error: &(dyn Error + 'static)) -> Option<Outcome> {
     if let Some(classified) = error.downcast_ref::<ClassifiedError>() {
         Some(classified.outcome())

@@ -54,7 +54,7 @@ pub struct Registry<T> {
 pub trait Evictable {
     /// Whether nothing is lost if this state is dropped and its key's next call makes a new one.
     ///
-    /// Asked only if the registry holds the last reference to it.
+    /// Called only if the registry holds the last reference to it.
     fn is_evictable(&self) -> bool;
 }
 

@@ -14,11 +14,11 @@ use http_body_util::{Full, LengthLimitError};
 
 use crate::{BoxError, ClassifiedError, Outcome, Refusal, RefusalKind, TooLarge, error::chain};
 
-/// A request's body: bytes held in memory, or a stream that passes through unread.
+/// A request body: bytes held in memory, or a stream that is not read.
 ///
-/// [`DescribeLayer`](crate::DescribeLayer) hands on every request with such a body. JSON, which the layers read, is held: it
-/// can be [cloned](Self::try_clone) and sent again. Anything else, such as an uploaded file, is the caller's own body `B`,
-/// passed on frame by frame: it is sent once, and takes no memory beyond one frame.
+/// [`DescribeLayer`](crate::DescribeLayer) gives every request such a body. JSON, which the layers read, is held: it can be
+/// [cloned](Self::try_clone) and sent again. Anything else, such as an uploaded file, is the caller's own body `B`, passed
+/// on frame by frame: it can be sent once, and takes no memory beyond one frame.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -43,22 +43,22 @@ enum Kind<B> {
 }
 
 struct Stream<B> {
-    /// What was read to see what the body is.
+    /// What was read to detect the kind of body.
     first: Bytes,
     rest: B,
     limit: usize,
-    /// What of the limit is left.
+    /// What is left of the limit.
     left: usize,
 }
 
-/// The body is over a limit of the caller's server, which does not say which.
+/// The body exceeds a limit of the server; the error does not name the limit.
 #[derive(Debug)]
 struct OverServersLimit(Refusal);
 
 // === impl RequestBody ===
 
 impl<B> RequestBody<B> {
-    /// A body that is all in memory.
+    /// Creates a body that is held in memory.
     pub fn held(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         let is_sent = bytes.is_empty();
@@ -67,7 +67,7 @@ impl<B> RequestBody<B> {
         }
     }
 
-    /// A body that is passed on frame by frame, of any length.
+    /// Creates a body of any length that is passed on frame by frame.
     pub fn streamed(body: B) -> Self {
         Self::streamed_after(Bytes::new(), body, usize::MAX)
     }
@@ -85,7 +85,7 @@ impl<B> RequestBody<B> {
         }
     }
 
-    /// The whole body if it is held, even when it has been sent; `None` if it is streamed.
+    /// Returns the whole body if it is held, even after it was sent; `None` if it is streamed.
     pub fn as_bytes(&self) -> Option<&Bytes> {
         match &self.kind {
             Kind::Held { bytes, .. } => Some(bytes),
@@ -93,15 +93,16 @@ impl<B> RequestBody<B> {
         }
     }
 
-    /// The whole body once more, without a copy; `None` if it is streamed, which can be sent only once.
+    /// Clones the body if it is held, without copying the bytes; `None` if it is streamed, because a stream can be sent
+    /// only once.
     #[must_use]
     pub fn try_clone(&self) -> Option<Self> {
         self.as_bytes().cloned().map(Self::held)
     }
 
-    /// The whole request once more, extensions included; `None` if its body is streamed.
+    /// Clones a request with its extensions; `None` if its body is streamed.
     ///
-    /// This is what the `clone_request` of a `tower::retry::Policy` needs.
+    /// Use it in `clone_request` of a `tower::retry::Policy`.
     #[must_use]
     pub fn try_clone_request(request: &Request<Self>) -> Option<Request<Self>> {
         let mut clone = Request::new(request.body().try_clone()?);
@@ -167,7 +168,7 @@ where
 
 impl<B> fmt::Debug for RequestBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A prompt has no business in a log.
+        // A prompt must not end up in a log.
         match &self.kind {
             Kind::Held { bytes, .. } => f.debug_tuple("Held").field(&bytes.len()).finish(),
             Kind::Streamed(_) => f.debug_tuple("Streamed").finish(),
@@ -228,7 +229,7 @@ impl Error for OverServersLimit {
     }
 }
 
-/// States that an error of the request's body is the fault of the caller or of its connection, not of the provider.
+/// States that an error of the request body is the fault of the caller or of its connection, not of the provider.
 pub(crate) fn callers_fault(error: impl Into<BoxError>) -> BoxError {
     let error = error.into();
     let is_known = Refusal::find(&*error).is_some() || ClassifiedError::find(&*error).is_some();

@@ -1,16 +1,16 @@
 //! Tokens that a call has used.
 
-/// Tokens that a call has used, as its provider reports them.
+/// The tokens that a call used, as its provider reports them.
 ///
-/// Providers count differently; here it always means the same. `input` and `output` are totals and the others
-/// are parts of them: Anthropic's cached input, which it reports beside the input, is added to it, and so are
-/// Gemini's thoughts to the output.
+/// Providers count differently; here the numbers always mean the same. `input` and `output` are totals and the others are
+/// parts of them. So Anthropic's cached input, which it reports beside the input, is added to the input, and Gemini's
+/// thoughts are added to the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Usage {
-    /// All input tokens, cached ones too.
+    /// All input tokens, including cached ones.
     pub input: u64,
-    /// All output tokens, reasoning too.
+    /// All output tokens, including reasoning.
     pub output: u64,
     /// The part of the input that was read from the provider's prompt cache.
     pub cached_input: u64,
@@ -21,7 +21,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Usage of `input` and `output` tokens, of which none was cached or reasoning.
+    /// Creates the usage of `input` and `output` tokens, none of them cached or reasoning.
     #[must_use]
     pub const fn new(input: u64, output: u64) -> Self {
         Self {

@@ -1,7 +1,7 @@
-//! What a request's body asks for.
+//! What a request body asks for.
 //!
-//! One pass over the JSON, its strings borrowed. Nothing is demanded of it: what has another type than expected is
-//! passed over, and what was read before a fault is kept.
+//! One pass over the JSON, its strings borrowed. It need not be valid: a member of an unexpected type is skipped, and what
+//! was read before a syntax error is kept.
 
 use std::{borrow::Cow, fmt};
 
@@ -12,10 +12,10 @@ use tokio::time::Instant;
 use super::{layer::Settings, tokens::Input};
 use crate::{Call, Operation, dialect::Route};
 
-/// Longest model name that is kept; a longer one names no model.
+/// Longest model name; a longer one counts as no model.
 const MAX_MODEL_BYTES: usize = 256;
 
-/// The call that a request is.
+/// Describes a request by its body.
 pub(super) fn describe(
     parts: &Parts,
     body: &[u8],
@@ -24,7 +24,7 @@ pub(super) fn describe(
 ) -> Call {
     let route = Route::of(&parts.method, &parts.uri, &parts.headers);
     let facts = Facts::read(body, settings.exact);
-    // The list that a chat has as its input is one input.
+    // In a chat, a list of inputs is one input.
     let takes_lists = [Operation::EMBEDDINGS, Operation::TEXT_COMPLETION];
     let items = match takes_lists.contains(&route.operation) {
         true => facts.input.items.max(1),
@@ -55,20 +55,20 @@ pub(super) fn describe(
     call.build()
 }
 
-/// What is read of a body.
+/// What was read from a body.
 #[derive(Debug, Default)]
 struct Facts<'a> {
     model: Option<Cow<'a, str>>,
     stream: bool,
-    /// Of each answer.
+    /// For each answer.
     max_output_tokens: Option<u64>,
-    /// How many are asked for; zero if it does not say.
+    /// Number of answers requested; zero if the body names none.
     answers: u64,
     input: Input,
     skips_texts: bool,
 }
 
-/// Whose members are read.
+/// The object whose members are read.
 #[derive(Clone, Copy, Debug)]
 enum Level {
     Body,
@@ -76,7 +76,8 @@ enum Level {
 }
 
 impl<'a> Facts<'a> {
-    /// The most output that is allowed, if a maximum is named: each of the answers to each of `items` may have as much.
+    /// Returns the maximum output of the call, if it names one: the maximum applies to each of the answers to each of
+    /// `items`.
     fn most_output(&self, items: u64) -> Option<u64> {
         let answers = self.answers.max(1).saturating_mul(items);
         Some(self.max_output_tokens?.saturating_mul(answers))
@@ -91,21 +92,21 @@ impl<'a> Facts<'a> {
         if facts.parse(body).is_ok() {
             return facts;
         }
-        // Half an emoji in one text, and bytes that are no text, are a fault to who reads it. They must not hide what stands
-        // behind; so the texts are left unread, and all of the body counts as such.
+        // A text with half of a surrogate pair, or with bytes that are not UTF-8, fails to parse. It must not hide what
+        // follows it, so texts are skipped and the whole body counts as text.
         let mut facts = Self {
             skips_texts: true,
             input: Input::of_bytes(body.len()),
             ..Self::default()
         };
-        // A fault elsewhere ends the reading; what was read is still true.
+        // A syntax error ends the reading; what was read before it is kept.
         let _ = facts.parse(body);
         facts
     }
 
     fn parse(&mut self, body: &'a [u8]) -> serde_json::Result<()> {
         let members = self.members(Level::Body);
-        // UTF-8 is checked once where it can be, and else for each string that is read.
+        // UTF-8 is checked once for the whole body if it is valid, otherwise for each string that is read.
         match std::str::from_utf8(body) {
             Ok(body) => members.deserialize(&mut serde_json::Deserializer::from_str(body)),
             Err(_) => members.deserialize(&mut serde_json::Deserializer::from_slice(body)),
@@ -137,7 +138,7 @@ impl<'a> Facts<'a> {
             (Level::Body, "max_tokens" | "max_completion_tokens")
             | (_, "max_output_tokens")
             | (Level::GenerationConfig, "maxOutputTokens") => {
-                // Of several, which one counts is the provider's to say: not less than the largest.
+                // Which of several maxima applies depends on the provider: use the largest.
                 if let Scalar::Number(tokens) = map.next_value_seed(Scalars)? {
                     self.max_output_tokens = self.max_output_tokens.max(Some(tokens));
                 }
@@ -159,7 +160,7 @@ impl<'a> Facts<'a> {
             (Level::Body, key) if is_texts(key) => {
                 map.next_value_seed(self.input.texts())?;
             }
-            // Schemas are shown to the model as they are written, names included.
+            // The model reads schemas as they are written, names included.
             (Level::Body, key) if is_schema(key) => {
                 map.next_value_seed(self.input.schema())?;
             }
@@ -195,7 +196,7 @@ fn is_schema(key: &str) -> bool {
     )
 }
 
-/// Reads an object, member by member; passes over anything else.
+/// Reads an object, member by member; skips anything else.
 struct Members<'f, 'a> {
     facts: &'f mut Facts<'a>,
     level: Level,
@@ -255,7 +256,7 @@ impl<'a> Visitor<'a> for Members<'_, 'a> {
     }
 }
 
-/// A value that is one thing, or [`Other`](Scalar::Other).
+/// A scalar value, or [`Other`](Scalar::Other).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Scalar<'a> {
     Text(Cow<'a, str>),
@@ -264,7 +265,7 @@ pub(super) enum Scalar<'a> {
     Other,
 }
 
-/// Reads a [`Scalar`]; borrows what has no escapes.
+/// Reads a [`Scalar`]; borrows a string without escapes.
 #[derive(Clone, Copy)]
 pub(super) struct Scalars;
 
@@ -370,7 +371,7 @@ mod tests {
             let facts = Facts::read(body, false);
             assert_eq!(facts.model.as_deref(), Some("gpt-5"));
             assert!(facts.stream);
-            // Rather too many than none.
+            // An overestimate is better than none.
             assert!(facts.input.tokens() >= body.len() as u64 / 4);
         }
     }

@@ -83,7 +83,7 @@ where
         let mut this = self.project();
         loop {
             match this.state.as_mut().project() {
-                // Read what has to be read, then describe and call.
+                // Reads as much of the body as is needed, then describes and calls.
                 StateProj::Reading { reading } => {
                     let polled = reading.as_mut().expect("polled after it was ready");
                     let held = ready!(polled.body.poll(&polled.parts, &polled.settings, cx))?;

@@ -14,36 +14,36 @@ use crate::{Caller, ConfigError, Dialect, Provider, dialect::Route};
 /// Default limit for a JSON body, which is held in memory: 10 MB.
 pub const MAX_BODY_BYTES: usize = 10 * 1024 * 1024;
 
-// Headers in which clients of the dialects send their credential, beside `authorization`.
+// Headers in which clients of the dialects send their credential, besides `authorization`.
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const API_KEY: HeaderName = HeaderName::from_static("api-key");
 const X_GOOG_API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 
-/// Reads what each request asks for, and puts it into the request's extensions as a [`Call`](crate::Call).
+/// Reads each request and inserts its description, a [`Call`](crate::Call), into the request's extensions.
 ///
-/// The body is handed on as a [`RequestBody`](crate::RequestBody):
+/// The inner service gets the body as a [`RequestBody`](crate::RequestBody):
 ///
-/// - JSON is read and held in memory, up to [10 MB](Self::max_body_bytes). What is JSON is told by the content type or, where
-///   that says something else or nothing, by the first bytes. A larger body is refused with [`TooLarge`](crate::TooLarge),
-///   before it is read if its length is announced.
-/// - Anything else, such as a multipart form or audio, is streamed: only its first bytes are read before the inner service is
-///   called, and it is never held. The call is described by path and headers alone: no model, no input tokens. It has a
-///   [limit of its own](Self::max_streamed_bytes). A body with another content type, on a path that is no inference, that is
-///   over the JSON limit is streamed even if it begins like JSON.
+/// - JSON is read and held in memory, up to [10 MB](Self::max_body_bytes). A body is JSON if its content type says so or if
+///   its first bytes are JSON. A larger body is refused with [`TooLarge`](crate::TooLarge), before it is read if its length
+///   is announced.
+/// - Anything else, such as a multipart form or audio, is streamed: only its first bytes are read before the inner service
+///   is called, and it is never held. The call is described by path and headers alone: no model, no input tokens. It has a
+///   [limit of its own](Self::max_streamed_bytes). A body that begins like JSON and exceeds the JSON limit is streamed too,
+///   if its content type is another and its path is not one of inference.
 ///
-/// A path or a body that is not understood passes, described by what is known. A body that fails while it is read is the fault of
-/// the caller, not of the provider: it gives a [`ClassifiedError`](crate::ClassifiedError) with the outcome `ClientError`, or, over
-/// a limit of the caller's server (`LengthLimitError`), a refusal as too large.
+/// A request with an unknown path or body passes, with a description of what is known. If a body fails while it is read,
+/// the caller is at fault and not the provider: the error is a [`ClassifiedError`](crate::ClassifiedError) with the outcome
+/// `ClientError`, or a refusal as too large if the body exceeds a limit of the server (`LengthLimitError`).
 ///
-/// The input is estimated at a token for four bytes of its texts, media excluded; the feature `tokenizer` can
-/// [count](Self::count_tokens) it.
+/// Input is estimated at one token for four bytes of text, media excluded; with the feature `tokenizer` it can be
+/// [counted](Self::count_tokens).
 ///
-/// The layer is always ready. It clones the inner service, and makes the clone ready when the body is held or known to be
-/// streamed: while a slow client sends JSON, it holds no permit of an inner layer. A streamed body is sent while the inner call
-/// runs, so its permit is held and its deadlines run while a slow client uploads.
+/// The layer is always ready. It clones the inner service, and readies the clone only when the body is held or known to be
+/// streamed, so a slow client that sends JSON holds no permit of an inner layer. A streamed body is sent while the inner
+/// call runs, so a slow upload holds a permit, and its deadlines run.
 ///
-/// Requests may have any body that is `Unpin`. `service.ready()` therefore has to be told which one:
-/// `ServiceExt::<Request<B>>::ready(&mut service)`; `service.oneshot(request)` does not.
+/// Requests may have any body that is `Unpin`. `service.ready()` therefore cannot infer which one: write
+/// `ServiceExt::<Request<B>>::ready(&mut service)`, or use `service.oneshot(request)`.
 #[derive(Clone)]
 pub struct DescribeLayer {
     pub(super) settings: Arc<Settings>,
@@ -56,7 +56,7 @@ pub(super) struct Settings {
     pub(super) provider: ProviderBy,
     account: AccountBy,
     caller: CallerBy,
-    /// Under which credentials are digested.
+    /// The key of the digest of credentials.
     secret: [u8; 16],
     pub(super) exact: bool,
 }
@@ -82,7 +82,7 @@ enum CallerBy {
 }
 
 impl DescribeLayer {
-    /// A layer with the defaults: 10 MB, callers told apart by a digest of their credential.
+    /// Creates a layer with the defaults: JSON bodies up to 10 MB, callers identified by a digest of their credential.
     #[must_use]
     pub fn new() -> Self {
         let (one, two) = (random(), random());
@@ -102,7 +102,7 @@ impl DescribeLayer {
         }
     }
 
-    /// Sets the largest JSON body that is taken, in bytes; 10 MB unless set.
+    /// Sets the maximum size of a JSON body, in bytes; 10 MB unless set.
     ///
     /// # Errors
     ///
@@ -112,10 +112,10 @@ impl DescribeLayer {
         Ok(self.with(|settings| settings.max_body_bytes = bytes))
     }
 
-    /// Sets the largest streamed body that is taken, in bytes; not limited unless set, since none of it is held.
+    /// Sets the maximum size of a streamed body, in bytes; no limit unless set, since none of it is held.
     ///
-    /// A longer body is refused with [`TooLarge`](crate::TooLarge) before any of it is sent if its length is announced. Otherwise
-    /// it fails with that error at the first frame over the limit, and with it the call.
+    /// A longer body is refused with [`TooLarge`](crate::TooLarge) before any of it is sent if its length is announced.
+    /// Otherwise the body, and with it the call, fails with that error at the first frame over the limit.
     ///
     /// # Errors
     ///
@@ -125,14 +125,15 @@ impl DescribeLayer {
         Ok(self.with(|settings| settings.max_streamed_bytes = bytes))
     }
 
-    /// Sets the provider of all calls. Unless set, the path and headers tell; but many providers speak `OpenAI`'s dialect.
+    /// Sets the provider of all calls. Unless set, it is inferred from path and headers, which is wrong for the many
+    /// providers that speak `OpenAI`'s dialect.
     #[must_use]
     pub fn provider(self, provider: Provider) -> Self {
         self.with(|settings| settings.provider = ProviderBy::Fixed(provider))
     }
 
-    /// Sets a function that names the provider of each call, for a service that calls several. Where it returns `None`, the path
-    /// and headers tell.
+    /// Sets a function that names the provider of each call, for a service that calls several. If it returns `None`, the
+    /// provider is inferred from path and headers.
     #[must_use]
     pub fn provider_by<F>(self, provider: F) -> Self
     where
@@ -141,23 +142,23 @@ impl DescribeLayer {
         self.with(|settings| settings.provider = ProviderBy::Custom(Arc::new(provider)))
     }
 
-    /// Names the account at the provider that the calls count against.
+    /// Sets the account at the provider that all calls count against.
     #[must_use]
     pub fn account(self, account: impl Into<Box<str>>) -> Self {
         let account = account.into();
         self.with(|settings| settings.account = AccountBy::Fixed(account))
     }
 
-    /// Names the account by a digest of the call's credential, for a service that passes on its callers' own: calls with
-    /// the same credential count against the same account, however the [caller](Self::caller_by) is named.
+    /// Uses a digest of the call's credential as the account, for a service that passes on its callers' credentials: calls
+    /// with the same credential count against the same account, whatever their [caller](Self::caller_by) is.
     #[must_use]
     pub fn account_by_credential(self) -> Self {
         self.with(|settings| settings.account = AccountBy::Credential)
     }
 
-    /// Sets the secret with which credentials are digested; random for each layer unless set.
+    /// Sets the key of the digest of credentials; random for each layer unless set.
     ///
-    /// Processes that share limits by caller need the same secret, or each would take a caller for a different one. It undoes
+    /// Processes that share limits by caller need the same key; otherwise a caller is a different one in each. It undoes
     /// [`caller_by`](Self::caller_by).
     #[must_use]
     pub fn caller_secret(self, key: [u8; 16]) -> Self {
@@ -167,7 +168,7 @@ impl DescribeLayer {
         })
     }
 
-    /// Sets a function that names callers, in place of the digest of their credential.
+    /// Sets a function that names callers, instead of the digest of their credential.
     #[must_use]
     pub fn caller_by<F>(self, caller: F) -> Self
     where
@@ -227,7 +228,7 @@ impl ProviderBy {
 }
 
 impl Settings {
-    /// The caller, and the account that the call counts against.
+    /// Returns the caller and the account that the call counts against.
     pub(super) fn identity(
         &self,
         parts: &Parts,
@@ -250,7 +251,7 @@ impl Settings {
     }
 }
 
-/// The credential that the provider looks at: a second one in another header must not change which caller it is.
+/// Returns the credential that the provider checks: a second one in another header must not change the caller.
 fn credential<'a>(parts: &'a Parts, route: &Route<'_>) -> Option<&'a [u8]> {
     let header = |name| parts.headers.get(name).map(HeaderValue::as_bytes);
     let query = || query_key(parts.uri.query()?);
@@ -281,7 +282,7 @@ fn digest(key: &[u8; 16], credential: &[u8]) -> String {
     format!("{:032x}", hasher.finish128().as_u128())
 }
 
-/// The one source of randomness in the standard library: each `RandomState` has keys of its own.
+/// Each `RandomState` has random keys; the standard library has no other source of randomness.
 fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }

@@ -1,4 +1,4 @@
-//! Reading what a request asks for.
+//! Describing requests.
 
 mod body;
 mod future;

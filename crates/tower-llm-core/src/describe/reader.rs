@@ -1,4 +1,4 @@
-//! Reading a request's body as far as the layers need it.
+//! Reading a request body as far as the layers need it.
 
 use std::{
     pin::Pin,
@@ -14,7 +14,7 @@ use crate::{
     BoxError, Operation, RequestBody, TooLarge, dialect::Route, request_body::callers_fault,
 };
 
-/// Reads a body until it is known what it is, and JSON to its end.
+/// Reads a body until its kind is known, and JSON to its end.
 pub(super) struct Reader<B> {
     body: B,
     form: Form,
@@ -25,7 +25,7 @@ pub(super) struct Reader<B> {
 
 /// What a body is.
 ///
-/// Clients send JSON under any content type or none, so where the content type does not say JSON the first bytes decide.
+/// Clients send JSON with any content type or none, so the first bytes decide if the content type is not JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     /// Nothing but white space so far.
@@ -37,7 +37,7 @@ enum Form {
 /// The bytes that have been read.
 #[derive(Default)]
 struct Gathered {
-    // Most bodies come in one frame, which is then handed on as it is.
+    // Most bodies arrive in one frame, which is then passed on as it is.
     first: Bytes,
     more: BytesMut,
 }
@@ -61,12 +61,12 @@ where
         }
     }
 
-    /// Reads on; ready with the body once it is held, or known to be one that is streamed.
+    /// Reads on; ready with the body once it is held or known to be streamed.
     ///
-    /// JSON over the limit is refused where a layer would have to read it. Elsewhere it is a file that begins like JSON, and is
+    /// JSON over the limit is refused if a layer has to read it. Otherwise it is a file that begins like JSON, and is
     /// streamed.
     ///
-    /// It may be polled until it is ready, and not again.
+    /// Must not be polled again after it was ready.
     pub(super) fn poll(
         &mut self,
         parts: &Parts,
@@ -88,7 +88,7 @@ where
             let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else {
                 return Poll::Ready(Ok(Held::Yes));
             };
-            // Trailers of a request mean nothing to any of the dialects.
+            // No dialect uses trailers of a request.
             if let Ok(mut data) = frame.map_err(callers_fault)?.into_data() {
                 let piece = data.copy_to_bytes(data.remaining());
                 if self.form == Form::Unknown {
@@ -100,7 +100,7 @@ where
         }
     }
 
-    /// The body as it is handed on.
+    /// Returns the body to pass on.
     pub(super) fn finish(
         self,
         held: Held,
@@ -125,7 +125,7 @@ pub(super) enum Held {
     No,
 }
 
-/// Whether the layers have to read the body: it says that it is JSON, or the path is one of inference.
+/// Whether the layers have to read the body: its content type is JSON, or its path is one of inference.
 fn is_for_layers(parts: &Parts) -> bool {
     let operation = || Route::of(&parts.method, &parts.uri, &parts.headers).operation;
     let is_read =

@@ -1,4 +1,4 @@
-//! How many tokens a request's input is.
+//! The number of tokens in a request's input.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 
 use super::body::{Scalar, Scalars};
 
-/// Text that is counted exactly; what is beyond it is estimated, so that no request keeps a thread for long.
+/// Maximum amount of text that is counted exactly; the rest is estimated, so that no request occupies a thread for long.
 #[cfg(feature = "tokenizer")]
 const MAX_EXACT_BYTES: u64 = 256 * 1024;
 
@@ -15,7 +15,7 @@ const MAX_EXACT_BYTES: u64 = 256 * 1024;
 pub(super) struct Input {
     /// Text that is estimated, in bytes of UTF-8.
     bytes: u64,
-    /// Tokens that were counted, or came as token numbers.
+    /// Tokens that were counted, or sent as token numbers.
     tokens: u64,
     /// Elements of the list of inputs; one if it is not a list.
     pub(super) items: u64,
@@ -39,15 +39,15 @@ enum Of {
     List,
     /// One of them: a text, or a list of token numbers.
     Item,
-    /// Messages, parts of them, texts.
+    /// Messages, their parts, or texts.
     Texts,
     /// A schema, or a tool's data: its names count too.
     Schema,
-    /// What may be a medium.
+    /// A member that may be a medium.
     Media,
 }
 
-/// What a value was, as far as it matters to the list around it.
+/// The kind of a value, as far as it matters to the enclosing list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Value {
     Number,
@@ -62,7 +62,7 @@ impl Input {
         }
     }
 
-    /// So many bytes of text, unread.
+    /// Input of `bytes` of text that is not read.
     pub(super) fn of_bytes(bytes: usize) -> Self {
         Self {
             bytes: bytes as u64,
@@ -94,9 +94,9 @@ impl Input {
         }
     }
 
-    /// The estimate: a token is four bytes of UTF-8.
+    /// Returns the estimate: one token for four bytes of UTF-8.
     ///
-    /// Bytes and not characters: on mixed text that is 5 % off, where characters are 10 % off and on Chinese 58 %.
+    /// By bytes and not by characters: on mixed text the error is 5 %; by characters it is 10 %, and 58 % on Chinese.
     pub(super) fn tokens(&self) -> u64 {
         self.tokens.saturating_add(self.bytes.div_ceil(4))
     }
@@ -162,7 +162,7 @@ impl<'a> Visitor<'a> for Reader<'_> {
         };
         let mut items = 0;
         while let Some(value) = seq.next_element_seed(self.reader(element))? {
-            // A list of numbers is one input, cut into tokens.
+            // A list of numbers is one input, given as tokens.
             items = if value == Value::Number { 1 } else { items + 1 };
         }
         if self.of == Of::List {
@@ -213,7 +213,7 @@ impl<'a> Visitor<'a> for Reader<'_> {
     }
 }
 
-/// Members that say something of a text or point to a medium, and are not read by the model as text.
+/// Whether a member describes a text or points to a medium: the model does not read it as text.
 fn is_about_text(key: &str) -> bool {
     matches!(
         key,
@@ -240,12 +240,12 @@ fn is_about_text(key: &str) -> bool {
     )
 }
 
-/// Members of a message whose value is a tool's: the model reads all of it, and its names.
+/// Whether a member of a message holds data of a tool: the model reads all of it, names included.
 fn is_data(key: &str) -> bool {
     matches!(key, "args" | "response" | "input" | "arguments" | "output")
 }
 
-/// Members of a message that hold a medium, or what only the provider reads.
+/// Whether a member of a message holds a medium, or data that only the provider reads.
 fn may_be_media(key: &str) -> bool {
     matches!(
         key,
@@ -260,14 +260,14 @@ fn may_be_media(key: &str) -> bool {
     )
 }
 
-/// A medium in a URL.
+/// Whether it is a data URL.
 fn is_data_url(text: &str) -> bool {
     text.strip_prefix("data:")
         .and_then(|url| url.split_once(";base64,"))
         .is_some_and(|(_, data)| is_encoded(data))
 }
 
-/// Whether it is base64 throughout: documents come in the same members as text.
+/// Whether it is all base64: documents are sent in the same members as text.
 fn is_encoded(text: &str) -> bool {
     let looks_encoded = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=-_\r\n".contains(byte);
     !text.is_empty() && text.as_bytes().iter().all(looks_encoded)
@@ -288,7 +288,7 @@ mod tests {
     fn texts_count_by_their_bytes_once_escapes_are_undone() {
         assert_eq!(tokens(r#""12345678""#), 2);
         assert_eq!(tokens(r#""123456789""#), 3);
-        // Twelve bytes, of which JSON makes 24.
+        // Twelve bytes, which JSON writes as 24.
         assert_eq!(tokens(r#""\u4f60\u597d\u4f60\u597d""#), 3);
     }
 
@@ -318,7 +318,7 @@ mod tests {
             200
         );
         assert_eq!(tokens("\"data:,ten\""), 3);
-        // A document in the place of a medium.
+        // A document in a member for media.
         assert_eq!(
             tokens(r#"[{"source":{"type":"text","data":"a document"}}]"#),
             3
@@ -329,7 +329,7 @@ mod tests {
     fn all_of_a_tools_data_counts() {
         let json =
             r#"[{"functionResponse":{"name":"f","response":{"detail":"12345","id":"123"}}}]"#;
-        // The function's name, and names and values of what it answered.
+        // The function's name, and the names and values of its response.
         assert_eq!(tokens(json), (1 + 6 + 5 + 2 + 3_u64).div_ceil(4));
     }
 

@@ -5,9 +5,9 @@ use tower_layer::Layer;
 use super::Refuse;
 use crate::BoxError;
 
-/// Answers refusals and timeouts with a response in the dialect of the request.
+/// Turns refusals and timeouts into responses in the dialect of the request.
 ///
-/// It is for servers and goes outermost. Status and headers are those that the providers' clients act on:
+/// Use it in servers, as the outermost layer. Providers' clients act on these statuses and headers:
 ///
 /// | error | status | headers |
 /// |---|---|---|
@@ -17,8 +17,8 @@ use crate::BoxError;
 /// | the request body failed | 400 | |
 /// | a timeout | 504 | |
 ///
-/// `x-should-retry: false` is set on every refusal that waiting cannot change. An error that
-/// [states an outcome](crate::ClassifiedError) gets the status of that outcome.
+/// `x-should-retry: false` is set on every refusal that a retry cannot change. An error that [states an
+/// outcome](crate::ClassifiedError) gets the status of that outcome.
 ///
 /// Other errors, such as a broken connection, are passed on as [`BoxError`], unless the layer is
 /// [infallible](Self::infallible).
@@ -34,7 +34,7 @@ impl RefusalLayer {
         Self { error: PhantomData }
     }
 
-    /// Answers every other error with 502, so that the service's error is [`Infallible`], as axum wants it.
+    /// Turns every other error into a 502, so that the service's error is [`Infallible`], as axum requires.
     ///
     /// The text of the error is not repeated: it may name internal hosts.
     #[must_use]

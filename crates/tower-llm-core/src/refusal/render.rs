@@ -1,4 +1,4 @@
-//! Errors of the layers, written as the providers write theirs.
+//! Writes errors of the layers in the formats of the providers.
 
 use std::{error::Error, time::Duration};
 
@@ -88,7 +88,7 @@ pub(super) fn render(
         }
         return Some(response);
     }
-    // The text is ours: the error's own may name internal hosts, and keys in their URLs.
+    // A fixed text: the error's own may contain internal hosts, and keys in their URLs.
     let (name, message, wait) = match Completion::of_error(error).outcome {
         Outcome::Failed(Failure::Timeout | Failure::Slow | Failure::Stalled) => {
             (TIMED_OUT, "the upstream did not answer in time", None)
@@ -113,7 +113,7 @@ pub(super) fn render(
     Some(response)
 }
 
-/// The response for any error that [`render`] has none for.
+/// The response for any other error.
 pub(super) fn bad_gateway(dialect: Dialect) -> Response<Full<Bytes>> {
     respond(BAD_GATEWAY, dialect, "the upstream could not be reached")
 }
@@ -125,7 +125,7 @@ fn retry_after(headers: &mut HeaderMap, wait: Duration) {
 
 /// Returns the error of the layer that refused: the last one before the refusal itself.
 ///
-/// Errors that others wrapped around it may name hosts, and keys in their URLs.
+/// Errors that wrap it may contain hosts, and keys in their URLs.
 fn said_by_layer<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     chain(error)
         .take_while(|error| !error.is::<Refusal>())
@@ -133,7 +133,7 @@ fn said_by_layer<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'stat
         .unwrap_or(error)
 }
 
-/// The event that ends a stream after a timeout.
+/// Returns the event that ends a stream after a timeout.
 pub(crate) fn timed_out_event(dialect: Dialect, message: &str) -> Bytes {
     let data = match dialect {
         // In this dialect the error's fields are the event's own.

@@ -17,7 +17,7 @@ use tower_service::Service;
 use super::render::{bad_gateway, render};
 use crate::{BoxError, Dialect};
 
-/// Answers refusals with responses; see [`RefusalLayer`](super::RefusalLayer).
+/// Turns refusals into responses; see [`RefusalLayer`](super::RefusalLayer).
 pub struct Refuse<S, E> {
     inner: S,
     /// The error with which the inner service failed to become ready: the answer to the next call.
@@ -27,9 +27,9 @@ pub struct Refuse<S, E> {
 
 /// The error of a [`Refuse`] service: [`BoxError`], or [`Infallible`] if it answers every error.
 ///
-/// Sealed; these two are all there are.
+/// Sealed: there are only these two.
 pub trait Unanswered: Sized + sealed::Sealed {
-    /// Answers an error that is neither a refusal nor a timeout, or passes it on.
+    /// Turns an error that is neither a refusal nor a timeout into a response, or passes it on.
     #[doc(hidden)]
     fn answer(error: BoxError, dialect: Dialect) -> Result<Response<Full<Bytes>>, Self>;
 }
@@ -111,7 +111,7 @@ where
 }
 
 pin_project! {
-    /// Resolves to the inner response, or to the response that a refusal is answered with.
+    /// Resolves to the inner response, or to the response for a refusal.
     #[derive(Debug)]
     pub struct ResponseFuture<F, E> {
         #[pin]

@@ -1,14 +1,14 @@
 //! Whether every choice of a stream has finished.
 
-/// Choices that are told apart; those beyond share the last place.
+/// Maximum number of distinct choices; further ones count as the last.
 const MOST: u64 = 64;
 
-/// The choices, or Gemini's candidates, that have come.
+/// The choices, or Gemini's candidates, that have arrived.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Choices {
     seen: u64,
     finished: u64,
-    /// The one that is being read: its members come in any order.
+    /// The choice that is being read: its members come in any order.
     index: u64,
     has_finished: bool,
 }
@@ -42,7 +42,7 @@ impl Choices {
         self.seen != 0
     }
 
-    /// Whether there are any, and each has said why it stopped.
+    /// Whether there are any, and each has a finish reason.
     pub(super) fn have_finished(&self) -> bool {
         self.seen != 0 && self.seen & !self.finished == 0
     }

@@ -70,7 +70,7 @@ impl Counters {
         let total = self.or_zero(C::Total);
         let (input, output) = match (input, output) {
             (Some(input), output) => {
-                // A total above its parts is output that the parts forgot: reasoning, in most cases.
+                // A total above its parts contains output that the parts leave out, mostly reasoning.
                 let output = output.unwrap_or(0);
                 (input, output.max(total.saturating_sub(input)))
             }
@@ -122,7 +122,7 @@ impl Counters {
         }
         let visible = visible.unwrap_or(0);
         let reasoning = self.or_zero(C::ReasoningPart);
-        // More reasoning than output: it stands beside it.
+        // More reasoning than output: the output does not include it.
         let beside = if reasoning > visible { reasoning } else { 0 };
         let output = visible.saturating_add(self.or_zero(C::Thoughts));
         Some(output.saturating_add(beside))

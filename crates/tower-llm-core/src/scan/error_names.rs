@@ -1,8 +1,8 @@
 //! What providers call their errors.
 //!
-//! One table for codes, types, statuses and numbers, wherever a provider writes them. A message is never read for its
-//! meaning: it may change. Names are compared without case and punctuation, and without `error` or `exception` at the
-//! end, so `rate_limit_error`, `RateLimitError` and `RateLimitException` are one entry.
+//! One table for codes, types, statuses and numbers, wherever a provider writes them. Messages are never interpreted,
+//! because they may change. Names are compared without case and punctuation, and without `error` or `exception` at the end,
+//! so `rate_limit_error`, `RateLimitError` and `RateLimitException` are one entry.
 //!
 //! | provider | source |
 //! |---|---|
@@ -24,7 +24,7 @@ pub(super) enum ErrorKind {
     /// The provider's own failure, or a name that is not known here.
     #[default]
     Unknown,
-    /// The request: its form, its size, its content, what it may not do or what does not exist.
+    /// The request: its form, size or content, a missing permission or resource.
     ClientError,
     /// The credential.
     Credential,
@@ -52,7 +52,7 @@ impl ErrorKind {
         if !text.contains(&b' ') {
             return Self::of_name(text);
         }
-        // A status line is known whole, and nothing is read into a message.
+        // A status line is compared as a whole, and messages are not interpreted.
         let mut buffer = [0; LONGEST];
         Self::exact(plain(text, &mut buffer)).unwrap_or_default()
     }
@@ -138,14 +138,14 @@ impl ErrorKind {
         })
     }
 
-    /// By a part of the name, for the many that providers form of the same words.
+    /// By a part of the name, because providers form many names of the same words.
     fn by_part(name: &[u8]) -> Option<Self> {
         let has = |parts: &[&str]| {
             parts
                 .iter()
                 .any(|part| memchr::memmem::find(name, part.as_bytes()).is_some())
         };
-        // What the provider got from a server of its own says nothing of the request.
+        // An error of a server behind the provider does not concern the request.
         if has(&[
             "response", "upstream", "gateway", "provider", "timeout", "timedout",
         ]) {

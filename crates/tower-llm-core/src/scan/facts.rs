@@ -1,4 +1,4 @@
-//! What was found in a response.
+//! What was found in a response body.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ pub(super) enum Speaks {
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     counters: Counters,
-    /// The samplings behind an answer of Anthropic's, summed up; its own counters may leave some out.
+    /// The sum over the samplings of one Anthropic response; its own counters may leave some out.
     iterations: Counters,
     text_bytes: i64,
     /// The dialect is known from the request.
@@ -48,14 +48,14 @@ pub(super) struct Facts {
     pub(super) speaks: Option<Speaks>,
     pub(super) terminal: Option<Marker>,
     error: Option<ProviderError>,
-    /// What lies at the root of the document, and is an error's if there is no answer.
+    /// The members at the root of the document; they are an error's if there is no answer.
     root: Root,
     hint: RetryHint,
-    /// A string in the place of an error: its name or its message.
+    /// A string instead of an error object: its name or its message.
     error_text: Name,
 }
 
-/// What lies at the root of a document, or of one event.
+/// The members at the root of a document, or of one event.
 #[derive(Debug, Default)]
 struct Root {
     /// What its members say if they are an error's.
@@ -65,9 +65,9 @@ struct Root {
     has_answer: bool,
     has_code: bool,
     has_message: bool,
-    /// A message where only an error has one, such as `error_msg`.
+    /// A message in a member that only errors have, such as `error_msg`.
     has_error_message: bool,
-    /// The code beside that says that all is well.
+    /// The code beside it means success.
     is_fine: bool,
 }
 
@@ -95,7 +95,7 @@ impl Facts {
             usage = larger(usage, iterations);
         }
         if usage.output == 0 && seen > 0 {
-            // Zeros all along: the provider reports nothing.
+            // Only zeros: the provider reports nothing.
             if usage.input == 0 {
                 return None;
             }
@@ -115,7 +115,7 @@ impl Facts {
         is_known.then(|| u64::try_from(self.text_bytes).unwrap_or(0))
     }
 
-    /// Whether the model has said why it stopped, for each choice that came.
+    /// Whether each choice that arrived has a finish reason.
     pub(super) fn has_finished(&self) -> bool {
         if self.choices.are_any() || self.speaks == Some(Speaks::Choices) {
             self.choices.have_finished()
@@ -128,7 +128,7 @@ impl Facts {
     pub(super) fn has_marker(&self, expected: Option<Speaks>) -> bool {
         match self.speaks.or(expected) {
             Some(Speaks::Choices) => self.terminal == Some(Marker::Done),
-            // Gemini's streams have no other end than the finish of every candidate.
+            // A stream of Gemini ends when every candidate has finished.
             _ => self.terminal.is_some() || self.choices.have_finished(),
         }
     }
@@ -161,11 +161,11 @@ impl Facts {
         self.error.get_or_insert_default()
     }
 
-    /// An event has ended. In a dialect that is not known, any is content: there is no telling which is not.
+    /// An event has ended. In an unknown dialect every event counts as content, since content cannot be recognised.
     pub(super) fn end_event(&mut self) {
         self.error = self.error();
         self.has_output |= !self.is_known && self.speaks.is_none() && self.error.is_none();
-        // The event may have ended inside of what it began.
+        // The event may have ended inside a choice.
         self.choices.abandon();
         self.error_text.clear();
         self.root.reset();
@@ -203,7 +203,7 @@ impl Facts {
                 // The `code` of such an event is the interpreter's.
                 self.root.has_answer = true;
             }
-            // The many that streams consist of are no error's.
+            // The common events of a stream are not errors.
             _ if event.starts_with(b"content_") || event.starts_with(b"message_") => {}
             // vLLM's `type: "BadRequestError"`, beside `object: "error"`.
             _ => {
@@ -253,7 +253,7 @@ impl Sink for Facts {
 
     fn open(&mut self, place: Place) {
         match place {
-            // Not an error's: an empty object is none, and neither is one whose members are null.
+            // Not for an error: an empty object is none, and neither is one whose members are null.
             Place::Payload => self.has_output = true,
             // Each report has all of them.
             Place::Iterations => self.iterations = Counters::default(),
@@ -273,7 +273,7 @@ impl Sink for Facts {
         match place {
             Place::Root if raw == b"[DONE]" => self.terminal = Some(Marker::Done),
             Place::EventType => self.note_event(raw),
-            // What some providers write while there is none.
+            // Some providers write this while there is no reason.
             Place::Finish | Place::ChoiceFinish if matches!(raw, b"" | b"null") => {}
             Place::Finish => self.note_finish(raw),
             Place::ChoiceFinish => {
@@ -326,7 +326,7 @@ impl Sink for Facts {
         self.hint.feed(piece);
         match place {
             Place::Error => self.error_text.push(piece),
-            // That there is one makes it an error; what it says may change.
+            // Its presence makes it an error; its text may change.
             Place::ErrorMessage if !piece.is_empty() => {
                 self.note_error();
             }
@@ -379,7 +379,7 @@ impl Sink for Facts {
 }
 
 impl Root {
-    /// What its members say, its type too.
+    /// The error that its members describe, with its type.
     fn named(&self) -> ProviderError {
         let mut error = self.error;
         if !self.name.is_empty() {
@@ -388,8 +388,8 @@ impl Root {
         error
     }
 
-    /// The error that it is, if it is one and no answer: it has a message where only an error has one, or a message and a
-    /// code, or a name or number that says so.
+    /// The error, if it is one and no answer: it has a message in a member that only errors have, or a message and a code,
+    /// or a name or number of an error.
     fn error(&self) -> Option<ProviderError> {
         if self.has_answer || self.is_fine {
             return None;
@@ -436,7 +436,7 @@ impl Root {
     }
 }
 
-/// Whether a code says that all is well.
+/// Whether a code means success.
 fn is_fine(code: &[u8]) -> bool {
     [&b"0"[..], b"200", b"ok", b"success", b"null"]
         .iter()

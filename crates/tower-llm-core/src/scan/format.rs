@@ -1,35 +1,35 @@
-//! How a body is written, told by its first bytes.
+//! Detects the format of a body by its first bytes.
 //!
-//! A label is not content: proxies send event streams as JSON, JSON as plain text, and error pages as either. The label
-//! decides only what the bytes leave open.
+//! The content type can be wrong: proxies send event streams as JSON, JSON as plain text, and error pages as either. It
+//! decides only what the first bytes leave open.
 
 use http::HeaderMap;
 
 use super::{facts::Facts, grpc::Grpc, json::Json, place::Place, sse::Sse};
 
-/// How a body is written.
+/// The format of a body.
 #[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
     reason = "a response's scanner lies in one allocation"
 )]
 pub(super) enum Format {
-    /// Nothing that tells has come yet.
+    /// Not enough has arrived to decide.
     Undecided(Beginning),
     Sse(Sse),
     Json {
         json: Json<Place>,
-        /// An array, which Gemini streams where SSE was not asked for.
+        /// An array, which Gemini streams if SSE was not requested.
         is_list: bool,
     },
     Grpc(Grpc),
-    /// Nothing that can be read here: audio, a page, a compressed body.
+    /// A body that cannot be read here: audio, a web page, a compressed body.
     Opaque {
         compressed: bool,
     },
 }
 
-/// What the response's headers call the body.
+/// The content type in the response headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Label {
     Events,
@@ -38,7 +38,7 @@ pub(super) enum Label {
     Other,
 }
 
-/// The first bytes of a body, while they leave open how it is written.
+/// The first bytes of a body, while its format is undecided.
 #[derive(Debug)]
 pub(super) struct Beginning {
     label: Label,
@@ -52,10 +52,10 @@ const LONGEST: usize = MARK.len() + 6;
 
 const MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// The names that a line of an event stream begins with, and the one of a comment.
+/// The names with which a line of an event stream begins, and that of a comment.
 const FIELDS: [&[u8]; 6] = [b"data:", b"event:", b"id:", b"retry:", b"error:", b":"];
 
-/// What gzip begins with.
+/// The first byte of gzip.
 const GZIP: u8 = 0x1f;
 
 impl Format {
@@ -72,7 +72,8 @@ impl Format {
             return Self::Grpc(Grpc::new(headers));
         }
         let coding = value(http::header::CONTENT_ENCODING).trim_ascii();
-        // Brotli may begin with any byte. Other codings do not begin as text does, and some that are named are none.
+        // Brotli may begin with any byte. Other codings do not begin like text, and some bodies are not encoded although
+        // the header says so.
         if coding.eq_ignore_ascii_case(b"br") {
             return Self::Opaque { compressed: true };
         }
@@ -121,7 +122,7 @@ impl Beginning {
         self.label
     }
 
-    /// The format, once enough has come to tell, and how much of `piece` was taken for that.
+    /// Returns the format once it is decided, and how much of `piece` was used to decide.
     fn feed(&mut self, piece: &[u8]) -> Option<(Format, usize)> {
         for (at, &byte) in piece.iter().enumerate() {
             if byte.is_ascii_whitespace() && self.text().is_empty() {
@@ -136,7 +137,7 @@ impl Beginning {
         None
     }
 
-    /// What has come, without a byte order mark.
+    /// What has arrived, without a byte order mark.
     fn text(&self) -> &[u8] {
         let bytes = &self.bytes[..self.len];
         bytes.strip_prefix(MARK).unwrap_or(bytes)
@@ -162,7 +163,7 @@ impl Beginning {
             _ if first == GZIP => Format::Opaque { compressed: true },
             Label::Compressed => Format::Opaque { compressed: true },
             Label::Events => Format::Sse(Sse::new()),
-            // An answer is an object or a list; of what else is JSON, a string alone is more than a word of plain text.
+            // An answer is an object or a list. Of other JSON values, only a string cannot be a word of plain text.
             Label::Json if first == b'"' => json(first),
             Label::Json | Label::Other => Format::Opaque { compressed: false },
         })

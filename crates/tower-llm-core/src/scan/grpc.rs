@@ -1,4 +1,4 @@
-//! How a gRPC call has ended: its status stands in the trailers, or in the headers of a response without a body.
+//! How a gRPC call ended: its status is in the trailers, or in the headers of a response without a body.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ impl Grpc {
         self.verdict = verdict(trailers).or(self.verdict);
     }
 
-    /// `None` while the status has not come.
+    /// `None` until the status arrives.
     pub(super) fn verdict(&self) -> Option<Verdict> {
         self.verdict
     }

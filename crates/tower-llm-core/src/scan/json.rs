@@ -1,9 +1,9 @@
-//! A JSON reader that is fed piece by piece and keeps nothing but where it is.
+//! A JSON reader that is fed piece by piece and stores only its position.
 //!
-//! A response is read while it passes: cut at any byte, minutes apart, and never held. So this is a push
-//! reader: [`Json::feed`] takes the next bytes and tells a [`Sink`] about the members it has asked for; all
-//! others are skipped at the speed of a string search. Nothing is validated: what is not JSON is skipped, because a
-//! scanner does not decide what the caller gets.
+//! A response is read while it passes: cut at any byte, minutes apart, and never held. So this is a push reader:
+//! [`Json::feed`] takes the next bytes and reports to a [`Sink`] the members that it asked for; all others are skipped at
+//! the speed of a string search. Nothing is validated: what is not JSON is skipped, because a scanner does not decide what
+//! the caller gets.
 //!
 //! Memory is constant: known members lie at most [`MAX_DEPTH`] deep and their values are at most
 //! [`MAX_CAPTURE`] bytes; what is deeper or longer is of no interest here.
@@ -11,13 +11,13 @@
 #[cfg(test)]
 mod tests;
 
-/// Deepest nesting at which members are still told apart.
+/// Deepest nesting at which members are read.
 const MAX_DEPTH: usize = 12;
 
-/// Longest key or value that is handed out; a longer one is cut here, and so matches nothing.
+/// Longest key or value that is reported; a longer one is cut here, and so matches nothing.
 const MAX_CAPTURE: usize = 64;
 
-/// What the reader asks about members, and tells of their values.
+/// Selects the members to read, and receives their values.
 pub(crate) trait Sink {
     /// A place in the document that matters.
     type Place: Copy;
@@ -37,19 +37,19 @@ pub(crate) trait Sink {
     /// The object or array at `place` has ended.
     fn close(&mut self, place: Self::Place);
 
-    /// A captured string, as it is spelt: escapes are not undone.
+    /// A captured string as written: escapes are not decoded.
     fn string(&mut self, place: Self::Place, raw: &[u8]);
 
-    /// A piece of a string that is passed on, as it is spelt.
+    /// A piece of a string that is passed on, as written.
     fn pass(&mut self, place: Self::Place, piece: &[u8]);
 
     /// A string that was passed on has ended.
     fn passed(&mut self, place: Self::Place);
 
-    /// A piece of a counted string, in bytes of UTF-8 once its escapes are undone.
+    /// A piece of a counted string, in bytes of UTF-8 after its escapes are decoded.
     ///
-    /// Comes once or more for a string. One piece may be negative, their sum is not: an escape is told by its
-    /// difference from how it is spelt.
+    /// Called once or more for a string. A piece may be negative but their sum is not: an escape is reported as its
+    /// difference from the written length.
     fn text(&mut self, place: Self::Place, bytes: i64);
 
     /// A number that counts something: its whole part.
@@ -59,10 +59,10 @@ pub(crate) trait Sink {
     fn word(&mut self, place: Self::Place, word: &[u8]);
 }
 
-/// How a string value is wanted.
+/// How a string value is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StringMode {
-    /// Handed out whole, when it has ended.
+    /// Reported whole, when it has ended.
     Capture,
     /// Only its length, as it passes.
     Count,
@@ -82,7 +82,7 @@ pub(crate) struct Json<P> {
     depth: usize,
     /// A token that the end of a piece has cut.
     capture: Capture,
-    /// The last byte of the piece was a backslash, so that the next one is not what it seems.
+    /// The last byte of the piece was a backslash, which escapes the next one.
     escaped: bool,
     /// The document's one value has begun.
     begun: bool,
@@ -118,8 +118,8 @@ enum State<P> {
     Word {
         place: Option<P>,
     },
-    /// In a container that does not matter. Braces need not be told from brackets: in JSON, an array ends where its
-    /// brackets balance, whatever the braces in it do, and the other way round.
+    /// In a container that does not matter. Braces and brackets need not be distinguished: in JSON, an array ends where its
+    /// brackets balance, whatever braces it contains, and vice versa.
     SkipContainer {
         open: u8,
         close: u8,
@@ -148,13 +148,13 @@ impl<P: Copy> Json<P> {
         }
     }
 
-    /// Forgets the document and waits for the next one, whose value lies at `root`.
+    /// Discards the document and waits for the next one, whose value lies at `root`.
     pub(crate) fn reset_at(&mut self, root: P) {
         self.root = root;
         self.reset();
     }
 
-    /// Forgets the document and waits for the next one.
+    /// Discards the document and waits for the next one.
     pub(crate) fn reset(&mut self) {
         self.state = State::Between;
         self.depth = 0;
@@ -203,7 +203,7 @@ impl<P: Copy> Json<P> {
         }
     }
 
-    /// Reads tokens that are whole in `piece`; one that is not is left to the state it is in.
+    /// Reads tokens that are complete in `piece`; the state continues one that is not.
     fn between<'a, S: Sink<Place = P>>(&mut self, piece: &'a [u8], sink: &mut S) -> &'a [u8] {
         let mut rest = piece;
         while let Some((&byte, after)) = rest.split_first() {
@@ -264,8 +264,8 @@ impl<P: Copy> Json<P> {
         &[]
     }
 
-    /// Reads a string that ends in `text`, and returns what follows it; if it does not end, the state is the
-    /// string's, and what of it is still to be read the error.
+    /// Reads a string that ends in `text` and returns what follows it. If it does not end there, the state is that of the
+    /// string, and the error is the part still to be read.
     #[inline]
     fn whole_string<'a, S: Sink<Place = P>>(
         &mut self,
@@ -297,7 +297,7 @@ impl<P: Copy> Json<P> {
             self.state = State::Between;
             return Ok(after);
         }
-        // Cut as a pieced one is, so that where the pieces end makes no difference.
+        // Cut as a string in several pieces is, so that the result does not depend on where pieces end.
         let raw = &text[..end.min(MAX_CAPTURE)];
         match self.state {
             State::Key => {
@@ -442,7 +442,7 @@ impl<P: Copy> Json<P> {
         after.unwrap_or_default()
     }
 
-    /// Reads on in a string that a piece has cut, into `self.capture`; what follows it, if it ends here.
+    /// Continues a string that the end of a piece has cut, into `self.capture`. Returns what follows it, if it ends here.
     fn captured<'a>(&mut self, rest: &'a [u8]) -> Option<&'a [u8]> {
         let after = self.skip_string(rest);
         let text = match after {
@@ -578,7 +578,7 @@ impl<P: Copy> Json<P> {
     }
 }
 
-/// The beginning of a token whose end has not come yet.
+/// The beginning of a token whose end has not arrived yet.
 #[derive(Clone, Copy, Debug)]
 struct Capture {
     bytes: [u8; MAX_CAPTURE],
@@ -635,7 +635,7 @@ fn whole_scalar<'a, S: Sink>(text: &'a [u8], place: S::Place, sink: &mut S) -> O
 
 /// What a backslash and the byte after it stand for, in bytes of UTF-8.
 ///
-/// `\u` is followed by four digits that are counted as they pass, and stands for about three bytes.
+/// `\u` stands for about three bytes; the four digits after it are counted as they pass.
 fn escape_bytes(escape: u8) -> i64 {
     if escape == b'u' { -1 } else { 1 }
 }
@@ -644,7 +644,7 @@ fn length(text: &[u8]) -> i64 {
     i64::try_from(text.len()).unwrap_or(i64::MAX)
 }
 
-/// Where the string ends whose text begins here.
+/// Returns where the string that begins here ends.
 #[inline]
 fn end_of_string(text: &[u8]) -> Option<usize> {
     let mut from = 0;

@@ -1,7 +1,7 @@
 //! Reading a response while it passes.
 //!
-//! A [`Scanner`] is shown the response's headers and then every frame. It copies nothing, holds nothing and changes
-//! nothing; when the end comes, or is made, it says how the call has ended.
+//! A [`Scanner`] reads the response headers and then every frame, without copying, holding or changing them. When the body
+//! ends or is dropped, it decides how the call ended.
 
 mod choices;
 mod counters;
@@ -40,7 +40,7 @@ pub(crate) struct Scanner {
     asked_to_stream: bool,
     /// The marker that a stream must have, if the dialect is known from the request.
     expects: Option<Speaks>,
-    /// What the request was, as far as it bears on the response.
+    /// What the request asked for, as far as it matters for the response.
     asked: Asked,
     first_token_at: Option<Instant>,
 }
@@ -48,13 +48,13 @@ pub(crate) struct Scanner {
 /// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
-    /// It is not known: the response may be a model's answer.
+    /// Unknown: the response may be a model's answer.
     Unknown,
     /// A model's answer, in a dialect that is known.
     Answer,
     /// Something else of the same server: images, speech, a batch.
     Other,
-    /// What is stored there: files, lists, an answer of the past.
+    /// Stored data: files, lists, an earlier answer.
     Stored,
 }
 
@@ -63,20 +63,20 @@ enum Asked {
 pub(crate) struct Seen {
     /// The first content token was in it.
     pub(crate) first_token: bool,
-    /// All has come that tells its reader how the call has ended.
+    /// Everything has arrived that shows how the call ended.
     pub(crate) is_over: bool,
 }
 
-/// How a body came to its end.
+/// Why a body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// The upstream ended it.
     Ended,
-    /// The upstream broke it off with an error that stands for this verdict.
+    /// The upstream broke it off with an error that stands for this outcome.
     Errored(Outcome),
     /// Its reader dropped it.
     Dropped(Outcome),
-    /// A layer ended it with this verdict.
+    /// A layer ended it with this outcome.
     Cut(Outcome),
 }
 
@@ -127,7 +127,7 @@ impl Scanner {
         self.first_token_at
     }
 
-    /// How much content has passed; `None` where it cannot be told from the rest of the body.
+    /// How much content has passed; `None` if it cannot be told from the rest of the body.
     pub(crate) fn content_bytes(&self) -> Option<u64> {
         match self.format {
             Format::Sse(_) | Format::Json { .. } => self.facts.content_bytes(),
@@ -135,7 +135,7 @@ impl Scanner {
         }
     }
 
-    /// Whether the body is an event stream, or is to be one as far as is known.
+    /// Whether the body is an event stream, or is expected to be one.
     pub(crate) fn is_event_stream(&self) -> bool {
         match &self.format {
             Format::Sse(_) => true,
@@ -148,7 +148,7 @@ impl Scanner {
         }
     }
 
-    /// Whether content tokens come one after another, so that the first one is worth reporting.
+    /// Whether content tokens arrive one after another, so that the first one is worth reporting.
     fn is_streamed(&self) -> bool {
         self.headers.is_success()
             && match &self.format {
@@ -162,7 +162,7 @@ impl Scanner {
     pub(crate) fn finish(&self, end: End) -> Completion {
         let Verdict { outcome, subject } = self.verdict(end);
         let mut completion = Completion::new(outcome);
-        // What is stored was paid for when it was made.
+        // Stored data was charged when it was produced.
         if self.asked != Asked::Stored {
             completion.usage = self.facts.usage();
             completion.output_seen = self.facts.output_seen();
@@ -175,14 +175,14 @@ impl Scanner {
         completion
     }
 
-    /// Whether all has come that tells its reader how the call has ended.
+    /// Whether everything has arrived that shows how the call ended.
     pub(crate) fn is_over(&self) -> bool {
         self.saw_the_end() || matches!(self.format, Format::Sse(_)) && self.facts.has_error()
     }
 
     fn verdict(&self, end: End) -> Verdict {
         let error = self.facts.error();
-        // The status is a verdict by itself, however little of the body was read.
+        // An error status decides, however little of the body was read.
         if let Some(verdict) = self.headers.verdict(error, self.facts.hint()) {
             return verdict;
         }
@@ -192,7 +192,7 @@ impl Scanner {
             return verdict;
         }
         if self.asked == Asked::Answer && !self.headers.is_success() {
-            // A redirect, or another protocol, where a model should have answered.
+            // A redirect or a protocol switch instead of a model's answer.
             return Outcome::Failed(Failure::Status).into();
         }
         if let Some(error) = error
@@ -209,9 +209,9 @@ impl Scanner {
         outcome.into()
     }
 
-    /// Whether what came is a whole response, whatever happens to the rest of the body.
+    /// Whether a whole response has arrived, whatever happens to the rest of the body.
     ///
-    /// Many clients stop reading at the terminal marker, and servers where the content length ends.
+    /// Many clients stop reading at the terminal marker, and servers at the content length.
     fn saw_the_end(&self) -> bool {
         match &self.format {
             Format::Sse(_) => self.facts.has_marker(self.expects),
@@ -220,17 +220,17 @@ impl Scanner {
         }
     }
 
-    /// Whether a clean end is what this body should do next.
+    /// Whether the body may end cleanly now.
     fn may_end_here(&self) -> bool {
         let needs_answer = self.asked == Asked::Answer;
         match &self.format {
-            // Many providers send no marker: a finish reason for every choice does as well.
+            // Many providers send no marker: a finish reason for every choice is enough.
             Format::Sse(_) => {
                 self.facts.has_finished() || self.facts.speaks.or(self.expects).is_none()
             }
             Format::Json { json, .. } => !json.is_open() && !needs_answer,
             Format::Grpc(_) => false,
-            // A proxy's page is no answer of a model. What is compressed cannot be read here.
+            // A proxy's web page is not a model's answer. A compressed body cannot be read here.
             Format::Opaque { compressed } => *compressed || !needs_answer,
             Format::Undecided(beginning) => !needs_answer || beginning.label() == Label::Compressed,
         }

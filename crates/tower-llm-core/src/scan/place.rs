@@ -1,9 +1,8 @@
-//! Where providers put what is read of a response.
+//! Where providers write what the scanner reads.
 //!
-//! One table serves all dialects, so that a stream is understood also where its dialect is not known. That is possible
-//! because names that collide mean the same, or can be told apart by their neighbours: OpenAI's `input_tokens` includes
-//! what was cached and reports the part in `input_tokens_details`, Anthropic's leaves it out and reports it as
-//! `cache_read_input_tokens`.
+//! One table serves all dialects, so that a stream of an unknown dialect can be read. This works because equal names mean
+//! the same, or are distinguished by the members beside them: OpenAI's `input_tokens` includes what was cached and reports
+//! the part in `input_tokens_details`, Anthropic's leaves it out and reports it as `cache_read_input_tokens`.
 
 use super::{counters::Counter, json::StringMode};
 
@@ -31,7 +30,7 @@ pub(super) enum Place {
     ToolCall,
     Finish,
     Blocked,
-    /// What an event of OpenAI's responses, or of Gemini's interactions, is about.
+    /// The object of an event of OpenAI's responses or of Gemini's interactions.
     Response,
     Message,
     ResponseStatus,
@@ -53,10 +52,10 @@ pub(super) enum Place {
     /// A member that only a quota of a model has.
     QuotaModel,
     Errors,
-    /// What of an error's members lies at the root: by itself it is none.
+    /// A member at the root that errors have, but not only they.
     RootObject,
     RootCode,
-    /// What only an error has at the root.
+    /// A member at the root that only errors have.
     RootErrorName,
     RootErrorCode,
     RootErrorMessage,

@@ -1,21 +1,20 @@
-//! What an error of the provider says, and the verdict on it.
+//! The provider's errors, and the verdict on them.
 //!
-//! An error inside a response that had begun well gets the verdict that the same error would get as an HTTP status: one
-//! function judges both.
+//! An error inside a response gets the verdict that the same error would get as an HTTP status: one function judges both.
 
 use std::time::Duration;
 
 use super::{error_names::ErrorKind, retry_hint::RetryHint};
 use crate::{Failure, Outcome, Subject};
 
-/// An error as its body tells it, or an event inside a stream.
+/// An error as described by its body, or by an event inside a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ProviderError {
     kind: ErrorKind,
-    /// A number that it carries, if that is one of HTTP's error statuses.
+    /// A number in it, if that is an HTTP error status.
     status: Option<u16>,
     retry_after: Option<Duration>,
-    /// The quota of a model is used up, or of a day.
+    /// The quota of one model is used up, or that of a day.
     names_model: bool,
     is_daily: bool,
 }
@@ -45,12 +44,12 @@ impl ProviderError {
         }
     }
 
-    /// Adds what a number means to a provider that has numbers of its own.
+    /// Adds the meaning of a number to a provider with error numbers of its own.
     pub(super) fn add(&mut self, kind: ErrorKind) {
         self.kind = self.kind.max(kind);
     }
 
-    /// Adds a wait that stands in a member of its own.
+    /// Adds a wait from a member of its own.
     pub(super) fn delay(&mut self, delay: Option<Duration>) {
         self.retry_after = delay;
     }
@@ -66,7 +65,7 @@ impl ProviderError {
         self.add(ErrorKind::Exhausted);
     }
 
-    /// Whether a number or a name says by itself that this is an error.
+    /// Whether a number or a name alone shows that this is an error.
     pub(super) fn is_certain(&self) -> bool {
         self.status.is_some() || self.kind != ErrorKind::Unknown
     }
@@ -82,13 +81,12 @@ impl ProviderError {
         }
     }
 
-    /// The verdict on an error inside a response that had begun well.
+    /// The verdict on an error inside a response that began as a success.
     pub(super) fn in_band(&self, hint: &RetryHint) -> Verdict {
         self.verdict(None, None, hint)
     }
 
-    /// The verdict on a response with an error's status, of which this is the body. The wait that its headers name is
-    /// `retry_after`.
+    /// The verdict on a response with an error status and this body. `retry_after` is the wait that its headers name.
     pub(super) fn with_status(
         &self,
         status: u16,
@@ -111,12 +109,12 @@ impl ProviderError {
                 Outcome::Overloaded { retry_after }
             }
             (429, _) | (0, ErrorKind::Throttled) => Outcome::Throttled { retry_after },
-            // Azure's API management rejects with 403 what is over a quota that it says will be refilled.
+            // Azure's API management answers 403 when a quota is exceeded, and names the time of its refill.
             (403, _) if told.is_some() => Outcome::Throttled { retry_after },
             (503, ErrorKind::Throttled) => Outcome::Overloaded { retry_after },
             (503, _) if retry_after.is_some() => Outcome::Overloaded { retry_after },
             (0, ErrorKind::ClientError | ErrorKind::Credential) => Outcome::ClientError,
-            // Nothing is wrong with a request that took too long: 408, and Bedrock's 424.
+            // A request that took too long is not at fault: 408, and Bedrock's 424.
             (0 | 408 | 424 | 500.., _) => failed,
             _ => Outcome::ClientError,
         };
@@ -126,9 +124,10 @@ impl ProviderError {
         }
     }
 
-    /// A frightening name, which the provider's own clock beats: what comes back in a second is no lack of money.
+    /// The outcome of an error such as `insufficient_quota`. If the provider names a wait, it counts as throttling: a quota
+    /// that returns in a second is not a lack of money.
     ///
-    /// Only the quota of a day stays used up whatever the delay inside the body says: Gemini sends one of seconds with it.
+    /// Only a daily quota stays used up whatever delay the body names: Gemini names one of seconds.
     fn exhausted(&self, told: Option<Duration>, retry_after: Option<Duration>) -> Outcome {
         let clock = if self.is_daily { told } else { retry_after };
         match clock {
@@ -151,7 +150,7 @@ impl ProviderError {
     }
 }
 
-/// What an error means, and what it is about.
+/// What an error means, and what it concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub(super) outcome: Outcome,

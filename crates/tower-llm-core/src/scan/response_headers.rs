@@ -1,4 +1,4 @@
-//! What a response's status and headers say.
+//! What the status and the headers of a response say.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +9,7 @@ use super::{
     retry_hint::RetryHint,
 };
 
-/// Longest wait that is believed: a month, after which every quota has been refilled.
+/// Longest wait that is accepted: a month, after which every quota has been refilled.
 ///
 /// Added to the current time, it cannot overflow.
 pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(31 * 86_400);
@@ -17,12 +17,12 @@ pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(31 * 86_400);
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const BEDROCK_ERROR: HeaderName = HeaderName::from_static("x-amzn-errortype");
 
-/// The part of a response's status and headers that bears on how the call has ended.
+/// The part of the status and the headers that matters for how the call ended.
 #[derive(Debug)]
 pub(super) struct ResponseHeaders {
     pub(super) status: StatusCode,
     retry_after: Option<Duration>,
-    /// An error's name, where it stands in a header.
+    /// An error's name, if a header has it.
     error: ProviderError,
 }
 
@@ -56,9 +56,9 @@ impl ResponseHeaders {
         is_error(self.status)
     }
 
-    /// The verdict of an error's status; `None` for another.
+    /// The verdict of an error status; `None` for another status.
     ///
-    /// `body` is what was read of its body, which may tell money from rate.
+    /// `body` is what was read of its body, which may distinguish used-up money from a rate limit.
     pub(super) fn verdict(&self, body: Option<ProviderError>, hint: &RetryHint) -> Option<Verdict> {
         if !self.is_error() {
             return None;
@@ -67,7 +67,7 @@ impl ResponseHeaders {
         Some(error.with_status(self.status.as_u16(), self.retry_after, hint))
     }
 
-    /// Whether it is an answer at all: 101 and the redirects are neither that nor an error.
+    /// Whether it is an answer: 101 and redirects are neither that nor an error.
     pub(super) fn is_success(&self) -> bool {
         self.status.is_success()
     }
@@ -77,7 +77,7 @@ fn is_error(status: StatusCode) -> bool {
     status.as_u16() >= 400
 }
 
-/// The time of our own clock, for a date that comes without the server's.
+/// The local time, for a date without the server's own.
 #[expect(
     clippy::disallowed_methods,
     reason = "a date in a header can be compared with nothing else"
@@ -86,9 +86,9 @@ fn system_time() -> SystemTime {
     SystemTime::now()
 }
 
-/// The time a response asks to wait, by `retry-after-ms` or `retry-after`.
+/// The time to wait that a response names in `retry-after-ms` or `retry-after`.
 ///
-/// A date is measured by the response's own `date`, and without one by the clock here.
+/// A date is measured from the response's own `date`, or from the local clock if it has none.
 fn retry_after(headers: &HeaderMap, clock: impl FnOnce() -> SystemTime) -> Option<Duration> {
     let text = |name: &HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
     if let Some(millis) = text(&RETRY_AFTER_MS).and_then(|text| text.parse::<f64>().ok())
@@ -103,7 +103,7 @@ fn retry_after(headers: &HeaderMap, clock: impl FnOnce() -> SystemTime) -> Optio
     let until = httpdate::parse_http_date(value).ok()?;
     let date = text(&header::DATE).and_then(|date| httpdate::parse_http_date(date).ok());
     let now = date.unwrap_or_else(clock);
-    // A date that has passed asks for no wait.
+    // A date that has passed means no wait.
     Some(until.duration_since(now).unwrap_or_default())
 }
 

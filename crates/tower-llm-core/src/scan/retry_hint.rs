@@ -1,13 +1,13 @@
 //! The wait that an error's text names: "Please try again in 6m0s."
 //!
-//! Some providers write the time nowhere else. The text is read while it passes, and nothing of it is kept but the few
-//! bytes behind the words that announce a time.
+//! Some providers write the time nowhere else. The text is read while it passes; only the few bytes after the words that
+//! announce a time are stored.
 
 use std::time::Duration;
 
 use super::response_headers::MAX_RETRY_AFTER;
 
-/// What a time stands behind, in lower case.
+/// The words before a time, in lower case.
 const ANNOUNCEMENTS: [&[u8]; 4] = [b"try again in ", b"retry in ", b"retry after ", b"wait "];
 
 /// The longest of them.
@@ -16,12 +16,12 @@ const LONGEST: usize = 13;
 /// Longest text that names a time: `1 hour 16 minutes 0.667 seconds`.
 const LONGEST_TIME: usize = 40;
 
-/// Most that is read of one text: an error page may be long.
+/// Maximum number of bytes read of one text: an error page may be long.
 const MAX_READ: usize = 4096;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RetryHint {
-    /// The last bytes that passed, while no time was announced.
+    /// The last bytes that passed, until a time is announced.
     recent: [u8; LONGEST],
     time: [u8; LONGEST_TIME],
     len: usize,
@@ -71,7 +71,7 @@ impl RetryHint {
             .any(|words| self.recent.ends_with(words));
     }
 
-    /// The wait, if a time was named.
+    /// Returns the wait, if a time was named.
     pub(super) fn wait(&self) -> Option<Duration> {
         parse(std::str::from_utf8(&self.time[..self.len]).ok()?)
     }

@@ -4,7 +4,7 @@
 //! new. This prefix is stored, with the state in which it leaves the reader. An event that starts with it is compared at the
 //! speed of memory, and read from where the prefix ends.
 //!
-//! What is found is the same: the reader continues in that state, and what it reported of the prefix is reported again.
+//! The result is the same: the reader continues in that state, and what it reported about the prefix is reported again.
 
 use super::{
     facts::Facts,
@@ -15,10 +15,10 @@ use super::{
 /// Longest prefix that is stored.
 const LONGEST: usize = 256;
 
-/// Shortest prefix that is worth it.
+/// Shortest prefix that is worth storing.
 const SHORTEST: usize = 32;
 
-/// Most reports about it that are stored.
+/// Maximum number of reports about it that are stored.
 const MOST_REPORTS: usize = 4;
 
 /// Longest string in such a report.
@@ -41,8 +41,7 @@ struct After {
     reports: Log,
 }
 
-/// What the reader reports of the prefix, but for members and containers: what these change in [`Facts`] is never changed
-/// back.
+/// What the reader reports about the prefix, except members and containers: what these change in [`Facts`] is never undone.
 #[derive(Debug)]
 struct Log {
     reports: [Report; MOST_REPORTS],
@@ -222,7 +221,7 @@ impl Sink for Logged<'_> {
 
     fn word(&mut self, place: Place, word: &[u8]) {
         self.facts.word(place, word);
-        // Those that matter end a stream, or break it.
+        // Other words end a stream, or break it.
         self.log.has_all &= word == b"null";
     }
 }
@@ -233,7 +232,7 @@ mod tests {
 
     use super::*;
 
-    /// Events in turn, read with what they begin with in mind; each must be read as if it were the first.
+    /// Reads events with the shared prefix; each must be read as if it were the first.
     fn check(events: &[String]) {
         let mut beginning = SharedPrefix::new();
         let mut json = Json::new(Place::Root);

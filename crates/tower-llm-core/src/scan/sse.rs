@@ -1,17 +1,17 @@
-//! Lines of an event stream, cut wherever the network likes.
+//! Reads the lines of an event stream, cut anywhere.
 //!
-//! What the specification allows is taken: lines that end with LF, CR or CRLF, comments, a value with or without a
-//! space before it, data over several lines, several events in a frame and an event over several frames. An event
-//! that the end of the stream cuts before its blank line counts too: providers are seen to leave it out.
+//! It accepts what the specification allows: lines that end with LF, CR or CRLF, comments, a value with or without a space
+//! before it, data over several lines, several events in a frame and an event over several frames. The last event counts
+//! even without its blank line, because some providers leave it out.
 //!
-//! What it does not allow, and servers that have to report an error in a hurry send all the same, is read as well: a field
-//! of the name `error`, and JSON that stands in the stream without a field.
+//! It also accepts what some servers send to report an error, although the specification does not allow it: a field named
+//! `error`, and JSON without a field.
 //!
 //! Source: WHATWG HTML, section 9.2.6, "Interpreting an event stream".
 
 use super::{facts::Facts, json::Json, place::Place, shared_prefix::SharedPrefix};
 
-/// Longest field name that is told apart, with its colon.
+/// Longest known field name, with its colon.
 const LONGEST_NAME: usize = 6;
 
 #[derive(Debug)]
@@ -23,9 +23,9 @@ pub(super) struct Sse {
     after_cr: bool,
     /// The event has data.
     in_event: bool,
-    /// The JSON that is read is the value of a field `error`.
+    /// The current JSON is the value of a field `error`.
     in_error: bool,
-    /// Nothing has come on this line of unframed JSON.
+    /// This line of unframed JSON is empty so far.
     is_blank: bool,
     /// How much of a byte order mark the stream began with; `None` once it has begun with something else.
     mark: Option<usize>,
@@ -34,7 +34,7 @@ pub(super) struct Sse {
 /// Where in a line the reader is.
 #[derive(Clone, Copy, Debug)]
 enum Line {
-    /// In the field's name, of which this much came.
+    /// In the field's name, of which this much has arrived.
     Name {
         name: [u8; LONGEST_NAME],
         len: usize,
@@ -57,12 +57,12 @@ enum Field {
     Other,
 }
 
-/// Which part of a line came.
+/// Which part of a line has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     /// Its end, or all of it.
     Last,
-    /// One that more may follow.
+    /// A part that more may follow.
     Open,
 }
 
@@ -116,7 +116,7 @@ impl Sse {
         }
     }
 
-    /// A byte order mark before the first line is no part of it.
+    /// A byte order mark before the first line is not part of it.
     fn skip_mark<'a>(&mut self, mut piece: &'a [u8]) -> &'a [u8] {
         while let (Some(seen), Some((byte, rest))) = (self.mark, piece.split_first()) {
             self.mark = (MARK.get(seen) == Some(byte)).then_some(seen + 1);
@@ -143,7 +143,7 @@ impl Sse {
         if let Line::Space(field) = self.line {
             self.begin_value(field, facts);
             part = part.strip_prefix(b" ").unwrap_or(part);
-            // A value that is empty so far says nothing, however it comes.
+            // A value that is empty so far is not content, in however many pieces it arrives.
             if part.is_empty() {
                 return;
             }
@@ -169,7 +169,7 @@ impl Sse {
         }
     }
 
-    /// Reads the name of a line's field, of which `len` bytes have come, and returns what follows it in `part`.
+    /// Reads the name of a line's field, of which `len` bytes have arrived, and returns what follows it in `part`.
     #[inline]
     fn field_name<'a>(
         &mut self,
@@ -210,7 +210,7 @@ impl Sse {
         part
     }
 
-    /// An event that was cut before it is over.
+    /// The event before it, which was cut, is over.
     fn begin_unframed(&mut self, facts: &mut Facts) {
         self.end_of_event(facts);
         self.line = Line::Unframed;
@@ -234,7 +234,8 @@ impl Sse {
 
     fn end_of_line(&mut self, facts: &mut Facts) {
         match self.line {
-            // It goes on until it is whole. A blank line ends it too, or one that never is would swallow the stream.
+            // It continues until it is complete. A blank line ends it too: otherwise JSON that never is complete would
+            // swallow the stream.
             Line::Unframed if self.json.is_open() && !self.is_blank => {
                 self.json.feed(b"\n", facts);
                 self.is_blank = true;

@@ -10,7 +10,7 @@ use crate::{Completion, Failure, Outcome};
 
 /// Holds a [`Guard`] from the moment a call is admitted until it has ended, and ends it when dropped.
 ///
-/// What runs inside [`enter`](Self::enter) and panics has failed; what is dropped outside of it was abandoned.
+/// A panic inside [`enter`](Self::enter) ends the call as failed; a drop outside of it ends it as abandoned.
 #[derive(Debug)]
 pub struct Armed<G: Guard> {
     guard: Option<G>,
@@ -86,12 +86,12 @@ impl<G: Guard> Armed<G> {
         self.has_ended || self.guard.is_none()
     }
 
-    /// Takes the guard out, for its next holder; `None` if it has ended.
+    /// Takes the guard out; `None` if it has ended.
     pub fn disarm(&mut self) -> Option<G> {
         self.guard.take()
     }
 
-    /// What dropping it now means.
+    /// The outcome of dropping it now.
     pub(crate) fn dropped(&self) -> Outcome {
         if self.entered {
             Outcome::Failed(Failure::Panic)

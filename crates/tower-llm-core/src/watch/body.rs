@@ -1,4 +1,4 @@
-//! A response body, with a guard in it.
+//! A response body with a guard.
 
 use std::{
     pin::Pin,
@@ -21,9 +21,9 @@ use crate::{
 pin_project! {
     /// A response body that ends a [`Guard`] when the call ends.
     ///
-    /// Frames pass as they are. The guard ends as soon as the body can have no more frames, which for a body of known length
-    /// is with its last one. When the body is dropped, the upstream's body is dropped first, so that it is closed before the
-    /// guard releases what it holds.
+    /// Frames pass as they are. The guard ends as soon as the body can have no more frames; with a known length, that is
+    /// with the last one. On drop, the upstream body is dropped first, so that it is closed before the guard releases what
+    /// it holds.
     #[derive(Debug)]
     pub struct Watched<B, G: Guard> {
         // `None` once it has ended and nothing more can come of it.
@@ -48,7 +48,7 @@ pin_project! {
 }
 
 impl<B, G: Guard> Watched<B, G> {
-    /// Watches `response`, reading it unless a layer inside does so already.
+    /// Watches `response`, and reads it unless an inner layer already does.
     pub(super) fn response(
         call: Option<&Call>,
         response: http::Response<B>,
@@ -77,9 +77,10 @@ impl<B, G: Guard> Watched<B, G> {
         http::Response::from_parts(parts, watched)
     }
 
-    /// Ends the call with `outcome` and drops the upstream's body, so that nothing more comes of it.
+    /// Ends the call with `outcome` and drops the upstream body.
     ///
-    /// What came may have told the verdict already: an error status, an error inside, the terminal marker. That stands.
+    /// If an error status, an error in the body or the terminal marker has already decided how the call ended, that outcome
+    /// stands.
     pub fn cut(self: Pin<&mut Self>, outcome: Outcome) {
         let mut this = self.project();
         this.lead.cut(outcome);
@@ -93,7 +94,7 @@ impl<B, G: Guard> Watched<B, G> {
         self.lead.scanner(|scanner| scanner.is_event_stream())
     }
 
-    /// Whether the reader has all it needs to know how the call has ended: the terminal marker, a whole JSON document, or an
+    /// Whether everything has arrived that shows how the call ended: the terminal marker, a whole JSON document, or an
     /// error within a stream.
     #[must_use]
     pub fn is_over(&self) -> bool {
@@ -182,9 +183,9 @@ where
 /// The outcome of a call whose response had begun and then broke off with `error`.
 fn outcome(error: &BoxError) -> Outcome {
     match Completion::of_error(&**error).outcome {
-        // The model was at work, so what was seen of its output is charged, as when the caller leaves.
+        // The model was at work, so the output seen is charged, as after a disconnect.
         Outcome::ClientError => Outcome::Abandoned,
-        // This call was sent: what was refused is another one.
+        // This call was sent: the refusal is of another one.
         Outcome::Refused => Outcome::Failed(Failure::Transport),
         outcome => outcome,
     }

@@ -1,4 +1,4 @@
-//! The inner service's future, with a guard in it.
+//! The inner service's future with a guard.
 
 use std::{
     future::Future,
@@ -12,7 +12,7 @@ use super::{Armed, Guard, Watch, unsent};
 use crate::{BoxError, Call, Completion, Outcome};
 
 pin_project! {
-    /// Drives an admitted call to its response, and then has the response watched to its end.
+    /// Drives an admitted call to its response, which is then watched to its end.
     ///
     /// A failed future ends the guard as [`Completion::of_error`] says. A dropped one ends it as abandoned, or as refused if
     /// the call was still waiting in an inner layer (see [`Unsent`](crate::Unsent)). The inner future is
@@ -44,7 +44,7 @@ pin_project! {
 }
 
 impl<F, W, G: Guard> Guarded<F, W, G> {
-    /// Watches what `inner` answers to `call` by `watch`, for the guard in `armed`.
+    /// Watches the response of `inner` to `call` with `watch`, for the guard in `armed`.
     pub fn new(inner: F, watch: W, call: Option<Call>, armed: Armed<G>) -> Self {
         Self {
             inner: Some(inner),

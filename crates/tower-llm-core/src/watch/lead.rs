@@ -1,4 +1,4 @@
-//! What the leading layer has found, where the others see it.
+//! What the leading layer has found, shared with the outer ones.
 
 use std::{
     fmt,
@@ -21,14 +21,14 @@ use crate::{
 #[derive(Clone)]
 pub(super) struct Lead(Arc<Shared>);
 
-/// The way to it for the layers around, in the response's extensions.
+/// The reference to it for outer layers, in the response's extensions.
 ///
-/// It ends with the body that leads, so headers that are stored and sent again mislead no layer.
+/// It ends with the leading body, so stored headers that are sent again do not mislead a layer.
 #[derive(Clone)]
 pub(super) struct Led(Weak<Shared>);
 
 struct Shared {
-    // One body is polled by one task, the outer layers around the inner: the lock is never contended.
+    // A body and its outer layers are polled by one task, so the lock is never contended.
     scanner: Mutex<Scanner>,
     has_first_token: AtomicBool,
     is_over: AtomicBool,
@@ -59,7 +59,7 @@ impl Lead {
         }
     }
 
-    /// Whether all has come that tells its reader how the call has ended.
+    /// Whether everything has arrived that shows how the call ended.
     pub(super) fn is_over(&self) -> bool {
         self.0.is_over.load(Ordering::Acquire)
     }
@@ -72,19 +72,19 @@ impl Lead {
         self.scanner(|scanner| scanner.first_token_at())
     }
 
-    /// How much content has passed, in bytes, if that can be told.
+    /// How much content has passed, in bytes, if that is known.
     pub(super) fn content_bytes(&self) -> Option<u64> {
         self.scanner(|scanner| scanner.content_bytes())
     }
 
-    /// Decides how the call has ended, unless that is decided already.
+    /// Decides how the call ended, unless that is decided already.
     pub(super) fn finish(&self, end: End) -> &Completion {
         self.0
             .completion
             .get_or_init(|| self.scanner(|scanner| scanner.finish(end)))
     }
 
-    /// Decides that the call was cut with this verdict, unless how it ended is decided already.
+    /// Decides that the call was cut with this outcome, unless how it ended is decided already.
     pub(super) fn cut(&self, outcome: Outcome) {
         self.finish(End::Cut(outcome));
     }

@@ -1,12 +1,12 @@
-//! Seeing the end of a response: the one hook that all layers share.
+//! Detecting the end of a response: the hook that all layers share.
 //!
-//! Response headers say little: errors come inside a 200, usage comes last, and a stream may last for minutes. So a layer
-//! puts what it holds for a call into a [`Guard`], which travels with the response's body and runs when the body ends or
-//! is dropped.
+//! Response headers say little: errors arrive inside a 200, usage arrives last, and a stream may last for minutes. So a
+//! layer puts what it holds for a call into a [`Guard`], which travels with the response body and runs when the body ends
+//! or is dropped.
 //!
 //! The innermost watching layer *leads*: it alone reads the frames. It publishes what it finds in the response's
-//! extensions, and the layers around it *follow* that instead of reading again. A layer that gives a second reader what a
-//! first is still reading leaves the extensions out: they describe the first one's body.
+//! extensions, and the layers around it *follow* that instead of reading again. A layer that gives several readers copies
+//! of one response must leave the extensions out: they describe the body of the first reader.
 
 mod armed;
 mod body;
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 pub use self::{armed::Armed, body::Watched, future::Guarded, unsent::Unsent};
 
-/// How the end of a response is seen: [`HttpBody`] for [`http::Response`], [`Unary`] for any other type.
+/// How the end of a response is detected: [`HttpBody`] for [`http::Response`], [`Unary`] for any other type.
 ///
 /// Implement it for response types of your own that are streams, or that know their usage.
 #[diagnostic::on_unimplemented(
@@ -39,7 +39,7 @@ pub trait Watch<R>: Clone {
     /// Puts `guard` into `response`, which ends it.
     fn watch<G: Guard>(&self, call: Option<&Call>, response: R, guard: G) -> Self::Out<G>;
 
-    /// The same for a guard in `armed` that has not ended, without moving it where that can be avoided.
+    /// The same for a guard in `armed` that has not ended, without moving it if that can be avoided.
     fn watch_armed<G: Guard>(
         &self,
         call: Option<&Call>,
@@ -52,27 +52,27 @@ pub trait Watch<R>: Clone {
 
     /// Returns whether a response can report what its call used.
     ///
-    /// If it cannot, layers charge a call what was estimated, without a guess of its output.
+    /// If it cannot, layers charge a call its estimate, without a guess of its output.
     fn reports_usage(&self) -> bool {
         true
     }
 
-    /// The call that a layer holds for [`watch`](Self::watch) until the response comes; `None` where it is not read, which
-    /// saves counting a reference.
+    /// The call that a layer holds for [`watch`](Self::watch) until the response arrives; `None` if `watch` does not read
+    /// it, which saves a reference count.
     fn keep(&self, call: Option<&Call>) -> Option<Call> {
         call.cloned()
     }
 }
 
-/// What a layer does as a call goes on, and at its end.
+/// What a layer does during a call and at its end.
 ///
 /// A guard ends once, on every path: after the last frame, on an error, and when the future or the body is dropped. A drop
-/// ends it as [`Outcome::Abandoned`] unless what had come says otherwise. A guard runs on the caller's task, within a poll or
-/// a drop, and must not block. It should not panic either: a panic in a drop may abort the process.
+/// ends it as [`Outcome::Abandoned`] unless what has arrived shows another outcome. A guard runs on the caller's task,
+/// within a poll or a drop, and must not block. It should not panic either: a panic in a drop may abort the process.
 pub trait Guard {
     /// The response headers have arrived; `None` if the response is not an [`http::Response`].
     ///
-    /// Headers may be read and added. Those that describe the body were read before.
+    /// Headers may be read and added. Those that describe the body have been read already.
     fn response_headers(&mut self, head: Option<&mut Parts>) {
         let _ = head;
     }
@@ -90,7 +90,8 @@ pub trait Guard {
         false
     }
 
-    /// A frame has passed. `seen` is the content so far, in bytes; `None` while it cannot be told from the rest of the body.
+    /// A frame has passed. `seen` is the content so far, in bytes; `None` while it cannot be distinguished from the rest of
+    /// the body.
     fn content(&mut self, seen: Option<u64>) {
         let _ = seen;
     }
@@ -113,7 +114,7 @@ pub trait Guard {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HttpBody;
 
-/// Takes any response for the end of its call, and for a success.
+/// Counts any response as the end of its call, and as a success.
 ///
 /// It reads no clock and knows no usage.
 #[derive(Clone, Copy, Debug, Default)]
@@ -146,7 +147,7 @@ impl<R> Watch<R> for Unary {
         false
     }
 
-    // Where the guard lies: moving it costs more than ending it.
+    // Ends the guard where it is: moving it costs more than ending it.
     fn watch_armed<G: Guard>(&self, _: Option<&Call>, response: R, armed: &mut Armed<G>) -> R {
         armed.response_headers(None);
         armed.end(&Completion::new(Outcome::Success));

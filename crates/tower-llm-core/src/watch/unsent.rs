@@ -1,9 +1,8 @@
 //! Whether a call that is dropped was ever sent.
 //!
-//! A call that is dropped while it waits in an inner layer's queue cost the provider nothing, and every layer around it
-//! must know. The drop itself carries the news outwards: a layer's future drops what is inside first, and what was
-//! inside leaves its answer in a thread-local for the guard around it. No request type, and no state shared between
-//! layers, is needed for that.
+//! A call that is dropped while it waits in an inner layer's queue cost the provider nothing, and every outer layer must
+//! know. The drop itself reports it: a layer's future drops the inner future first, and that leaves its report in a
+//! thread-local for the guard around it. This needs no request type and no state shared between layers.
 
 use std::cell::Cell;
 
@@ -11,12 +10,12 @@ thread_local! {
     static DROPPED: Cell<Dropped> = const { Cell::new(Dropped::Unknown) };
 }
 
-/// What the drops within the current one have told.
+/// What the drops within the current one have reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Dropped {
     Unknown,
     Unsent,
-    /// Wins over [`Unsent`](Self::Unsent): of several branches, one that was sent is enough.
+    /// Wins over [`Unsent`](Self::Unsent): one branch that was sent is enough.
     Sent,
 }
 
@@ -32,15 +31,15 @@ impl Dropped {
 
 /// Held by a layer's future as long as its call waits and was not sent on.
 ///
-/// If the future is dropped meanwhile, the guards of the layers around end as
-/// [`Outcome::Refused`](crate::Outcome::Refused), which refunds everything, and not as
-/// [`Outcome::Abandoned`](crate::Outcome::Abandoned). Dropped at any other time, it has no effect.
+/// If the future is dropped meanwhile, the guards of outer layers end as [`Outcome::Refused`](crate::Outcome::Refused),
+/// which refunds everything, and not as [`Outcome::Abandoned`](crate::Outcome::Abandoned). Dropped at any other time, it
+/// has no effect.
 #[derive(Debug, Default)]
 #[must_use = "a call counts as sent as soon as this is dropped"]
 pub struct Unsent(());
 
 impl Unsent {
-    /// A call that was not sent yet.
+    /// Creates the report of a call that was not sent yet.
     pub const fn new() -> Self {
         Self(())
     }
@@ -56,7 +55,7 @@ impl Drop for Unsent {
 pub(super) fn while_dropping(drop: impl FnOnce()) -> bool {
     let around = DROPPED.replace(Dropped::Unknown);
     drop();
-    // A client, or a layer of another crate, reports nothing: what it was given counts as sent.
+    // A client, or a layer of another crate, reports nothing: its calls count as sent.
     let inner = match DROPPED.get() {
         Dropped::Unsent => Dropped::Unsent,
         Dropped::Unknown | Dropped::Sent => Dropped::Sent,

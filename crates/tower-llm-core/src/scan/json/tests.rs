@@ -115,7 +115,7 @@ fn is_passed(path: &[u8]) -> bool {
     path.starts_with(b"/+")
 }
 
-/// What should be told of `value`: slow and obvious.
+/// What should be reported of `value`: slow and obvious.
 fn walk(value: &Value, path: &[u8], depth: usize, expected: &mut Recorder) {
     match value {
         Value::Null | Value::Bool(_) => {
@@ -162,7 +162,7 @@ fn walk(value: &Value, path: &[u8], depth: usize, expected: &mut Recorder) {
     }
 }
 
-/// A string between its quotes, as far as one is kept.
+/// A string between its quotes, up to the length that is stored.
 fn spelt(text: &str) -> Vec<u8> {
     let mut raw = quoted(text);
     raw.truncate(MAX_CAPTURE);
@@ -194,7 +194,7 @@ fn read(document: &[u8], lengths: &[usize]) -> (Recorder, Json<usize>) {
         rest = after;
     }
     json.feed(rest, &mut recorder);
-    // Ends a number or a word at the root.
+    // Ends a number or a bare word at the root.
     json.feed(b"\n", &mut recorder);
     recorder.paths.clear();
     (recorder, json)
