@@ -1,8 +1,8 @@
-//! One circuit: whether a call is admitted, and what its end changes.
+//! One circuit: which calls it admits, and how their outcomes change it.
 //!
 //! While a circuit is closed, a call reads one word to be admitted, and its success changes one bucket of a window.
-//! Opening, probing and closing happen under a lock, and only its holder writes the word. No code of the user runs under
-//! the lock: events are sent after it is released.
+//! Opening, probing and closing happen under a lock, and only its holder writes the word. No user code runs under the lock:
+//! events are sent after it is released.
 
 mod held;
 mod judged;
@@ -32,11 +32,11 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Circuit {
     group: Arc<Group>,
-    /// `None` for the circuit that keys beyond the maximum share: it is always disabled.
+    /// `None` for the circuit that all keys beyond the maximum share; it is always disabled.
     key: Option<Key>,
     /// A packed [`Word`]; written under the lock.
     word: AtomicU64,
-    /// `None` for a circuit without windows, which opens for what single calls say and for credential errors in a row.
+    /// `None` for a circuit without windows, which opens at single calls and at credential errors in a row.
     judged: Option<Judged>,
     /// Failures in a row; credential errors in a row if there are no windows.
     run: Run,
@@ -45,13 +45,13 @@ pub(crate) struct Circuit {
     stale: AtomicU64,
     /// When it last changed or counted something bad, in milliseconds.
     last_event: AtomicU64,
-    /// One once it is a member of its group; written under the lock.
+    /// 1 once it is a member of its group; written under the lock.
     is_member: AtomicU64,
 }
 
 /// An admitted call: the generation it was admitted in, and in the upper bits a probe's lease.
 ///
-/// One number, since a call carries one for each of its circuits and is moved around.
+/// Packed into one number, because a call carries one for each of its circuits and is moved often.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pass(u32);
 
@@ -70,7 +70,7 @@ pub(crate) struct Shut {
     pub(crate) retry_after: Option<Duration>,
 }
 
-/// What a call's end means for one circuit.
+/// What the outcome of a call means for one circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Success,
@@ -79,7 +79,7 @@ pub(crate) enum Verdict {
         retry_after: Option<Duration>,
     },
     Neutral,
-    /// The provider's rate limit, with its clock if it shows one.
+    /// The provider's rate limit, with a time to wait if it names one.
     Throttled {
         retry_after: Option<Duration>,
     },
@@ -93,7 +93,7 @@ impl Circuit {
     pub(crate) fn new(group: Arc<Group>, key: Option<Key>) -> Self {
         let policy = &group.policy;
         let judged = group.counts().then(|| Judged::new(policy));
-        // Calls that share the overflow circuit have nothing in common: it refuses none of them.
+        // The overflow circuit refuses no calls, because they have nothing in common.
         let phase = match &key {
             Some(_) => policy.initial_state,
             None => Phase::Disabled,
@@ -145,7 +145,7 @@ impl Circuit {
         }
     }
 
-    /// Whether it would refuse a call now; it admits none.
+    /// Whether it would refuse a call now, without admitting one.
     pub(crate) fn refusal(&self, now: Instant) -> Option<Shut> {
         let word = self.word();
         if self.is_shut(word, now) {
@@ -157,12 +157,12 @@ impl Circuit {
             .flatten()
     }
 
-    /// Counts a call that it has refused.
+    /// Counts a refused call.
     pub(crate) fn count_refused(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether no call is admitted, whatever it is.
+    /// Whether it refuses every call.
     fn is_shut(&self, word: Word, now: Instant) -> bool {
         match word.phase {
             Phase::ForcedOpen => true,
@@ -188,7 +188,7 @@ impl Circuit {
 
     // === a call ends ===
 
-    /// Counts a call's end, and opens or closes the circuit if that is due.
+    /// Counts the outcome of a call, and opens or closes the circuit if that is due.
     pub(crate) fn record(&self, pass: Pass, verdict: Verdict, now: &mut Now) {
         match verdict {
             Verdict::Exhausted => self.exhausted(pass, Reason::Exhausted, now),
@@ -218,7 +218,7 @@ impl Circuit {
         });
     }
 
-    /// Counts a credential error; a probe's opens the circuit at once.
+    /// Counts a credential error; that of a probe opens the circuit at once.
     fn credential_refused(&self, pass: Pass, now: &mut Now) {
         let is_current = self.is_current(pass);
         if !is_current {
@@ -230,7 +230,7 @@ impl Circuit {
         }
     }
 
-    /// Counts a success: what almost every call's end means for each of its circuits.
+    /// Counts a success, the most common outcome.
     pub(crate) fn succeeded(&self, pass: Pass, now: &mut Now) {
         if pass.is_probe() {
             self.change(now.get(), |held| held.probed(pass, Verdict::Success));
@@ -245,7 +245,7 @@ impl Circuit {
         if word.generation != pass.generation() {
             self.stale.fetch_add(1, Ordering::Relaxed);
             if let (Phase::Open, Some(Some(time))) = (word.phase, failure) {
-                // The result is from before, but the provider's clock still runs.
+                // The call is of an earlier generation, but the provider's time has not passed yet.
                 self.change(now.get(), |held| held.told_late(time));
             }
             return;
@@ -286,7 +286,7 @@ impl Circuit {
         }
     }
 
-    /// A circuit is a member of its group once something was counted in it, so invented names are not.
+    /// A circuit joins its group when it counts its first call, so circuits of invented names do not.
     fn enter_group(&self, now: &mut Now) {
         if !self.is_member() {
             self.change(now.get(), |held| held.enter_group());
@@ -333,7 +333,7 @@ impl Circuit {
         self.last_event.store(millis, Ordering::Relaxed);
     }
 
-    /// Whether a failure that was just counted opens the circuit. A success never does: it makes no ratio larger.
+    /// Whether a failure that was just counted opens the circuit. A success never does, because it raises no ratio.
     fn judge_failures(
         &self,
         judged: &Judged,
@@ -367,7 +367,7 @@ impl Circuit {
             }
             held.probed(pass, Verdict::Success);
             match held.word() {
-                // It has closed the circuit, and its end is judged like that of other calls.
+                // It has closed the circuit, and its outcome counts like that of other calls.
                 word if word.phase.is_judged() => Pass::of(word),
                 _ => pass.with_lease(0),
             }
@@ -399,7 +399,7 @@ impl Circuit {
         self.change(now, |held| held.go(phase, None, Reason::Manual));
     }
 
-    /// Whether it has a name; the overflow circuit has none.
+    /// Whether it has a key; the overflow circuit has none.
     pub(crate) fn has_key(&self) -> bool {
         self.key.is_some()
     }
@@ -477,7 +477,7 @@ impl Circuit {
         let result = change(&mut held);
         let happened = held.release();
         if !self.has_key() {
-            // The overflow circuit has no name to report.
+            // The overflow circuit has no key to report.
             return result;
         }
         for kind in happened {
@@ -505,7 +505,7 @@ impl Pass {
         self.0 & MAX_GENERATION
     }
 
-    /// Of a probe; zero for other calls.
+    /// The lease of a probe; zero for other calls.
     fn lease(self) -> u32 {
         self.0 >> GENERATION_BITS
     }
@@ -516,7 +516,7 @@ impl Pass {
 }
 
 impl Shut {
-    /// How long it refuses; a time that is not known is the longest.
+    /// How long it refuses; an unknown time counts as the longest.
     pub(crate) fn lasts(self) -> Duration {
         self.retry_after.unwrap_or(Duration::MAX)
     }
@@ -530,8 +530,8 @@ impl Shut {
 }
 
 impl Evictable for Circuit {
-    /// A circuit that is closed and has counted nothing bad for a while, or is open and was not probed for long. A forced
-    /// state is kept: a new circuit would have the initial state again.
+    /// A circuit that is closed and has counted nothing bad for a while, or that is open and was not probed for long. A
+    /// forced circuit is not evictable: a new one would start in the initial state.
     fn is_evictable(&self) -> bool {
         let policy = self.policy();
         let word = self.word();
@@ -553,7 +553,7 @@ impl Drop for Circuit {
     }
 }
 
-// Loom's types work inside its models only, so that it is one or the other.
+// Loom's types work only inside its models, so these tests replace the others.
 #[cfg(all(test, breaker_loom))]
 mod loom;
 #[cfg(all(test, not(breaker_loom)))]

@@ -43,8 +43,8 @@ impl CircuitOpen {
         self.state
     }
 
-    /// Time until a call may be admitted: the rest of the open time, or a few seconds while the circuit is probed or closes
-    /// gradually. `None` if it is not known, as for a circuit that was forced open.
+    /// Time until a call may be admitted: the rest of the open time, or a few seconds while the circuit is half-open or
+    /// ramping. `None` if it is not known, as for a circuit that was forced open.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.refusal.retry_after()

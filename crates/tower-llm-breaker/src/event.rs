@@ -56,9 +56,9 @@ pub enum EventKind {
         /// For how long.
         duration: Duration,
     },
-    /// The circuit should have opened, or has in another process, but too many of its group are open already.
+    /// The circuit would have opened, here or after another process, but too many circuits of its scope are open already.
     KeptClosed {
-        /// Why it should have opened.
+        /// Why it would have opened.
         reason: Reason,
     },
     /// The provider throttled a call, and the circuit stays as it is: no time was named, or
@@ -88,7 +88,7 @@ pub enum Reason {
     ProbeFailed,
     /// Enough probes succeeded.
     ProbesSucceeded,
-    /// The handle was used.
+    /// It was changed through the handle.
     Manual,
     /// Another process changed it.
     Shared,
@@ -100,8 +100,8 @@ pub(crate) struct Events(broadcast::Sender<Event>);
 
 /// Receives the events since the call of [`subscribe`](crate::BreakerHandle::subscribe).
 ///
-/// A receiver that is more than 1,024 events behind learns
-/// [how many it has missed](broadcast::error::RecvError::Lagged).
+/// A receiver that is more than 1,024 events behind gets the [number of missed
+/// events](broadcast::error::RecvError::Lagged).
 pub type EventReceiver = broadcast::Receiver<Event>;
 
 impl Events {
@@ -122,7 +122,7 @@ impl Events {
 }
 
 impl EventKind {
-    /// Whether anything has changed: a circuit that is closed once more has only lost its counts.
+    /// Whether the state has changed: a closed circuit that is closed again only loses its counts.
     pub(crate) fn is_change(&self) -> bool {
         !matches!(self, Self::Transition { from, to, .. } if from == to)
     }

@@ -13,7 +13,7 @@ use crate::{BreakerGuard, CircuitOpen};
 pin_project! {
     /// Resolves when the inner service has answered, or at once if a circuit is open.
     ///
-    /// Dropping it is neutral; a probe's lease is free again.
+    /// Dropping it is neutral, and frees a probe's lease.
     pub struct ResponseFuture<F, W> {
         #[pin]
         state: State<Guarded<F, W, BreakerGuard>>,
@@ -23,7 +23,7 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F> {
-        // Boxed: only a call that is refused has one, and the others need not be larger for it.
+        // Boxed, because only a refused call has one.
         Refused { error: Option<Box<CircuitOpen>> },
         Running { #[pin] future: F },
     }

@@ -1,9 +1,9 @@
-//! Circuits of one kind: what they go by, and how many of them are open.
+//! The circuits of one scope: their policy, and how many of them are open.
 //!
-//! Where no more than a share of them may open, it is a share of the members: of those circuits in which something was
-//! counted. Neither names that somebody invents make it larger, nor what was opened by hand and is called by nobody fills
-//! it. An open member counts until it closes, or until its time has been over for long and nobody has probed it: what is
-//! not called any more must not keep all others closed for ever.
+//! The maximum ratio of open circuits is a ratio of the members: the circuits that have counted a call. So neither circuits
+//! of invented names nor circuits that were opened manually and get no calls change it. An open member counts until it
+//! closes, or until its time passed long ago without a probe: a circuit that gets no more calls must not keep all others
+//! closed without end.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -19,7 +19,7 @@ use crate::{
 pub(crate) struct Group {
     pub(crate) scope: Scope,
     pub(crate) policy: Arc<Policy>,
-    // A mutex within a circuit's: it is taken when one opens, closes or is probed, and for each failure that would open one.
+    // Locked inside a circuit's lock: when a circuit opens, closes or is probed, and for each failure that would open one.
     members: Mutex<Members>,
 }
 
@@ -30,7 +30,7 @@ struct Members {
     last_number: u64,
 }
 
-/// That a member counts as open: until when, in the clock's milliseconds, and which one it is.
+/// An open member: until when it counts, in the clock's milliseconds, and its number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct OpenSlot {
     until: u64,
@@ -46,7 +46,7 @@ impl Group {
         }
     }
 
-    /// Whether the ends of calls are counted, or single ones open its circuits.
+    /// Whether its circuits count calls; if not, single calls open them.
     pub(crate) fn counts(&self) -> bool {
         match self.scope {
             Scope::Key | Scope::Provider | Scope::ProviderAndModel => true,
@@ -54,7 +54,7 @@ impl Group {
         }
     }
 
-    /// A place for one more member that opens; `None` if too many are open.
+    /// Returns a slot for one more open member; `None` if too many are open.
     pub(crate) fn may_open(&self, now: Instant) -> Option<OpenSlot> {
         let Some(share) = self.policy.max_open_ratio else {
             return Some(OpenSlot::default());
@@ -62,12 +62,12 @@ impl Group {
         let now = self.policy.clock.millis(now);
         let mut members = lock(&self.members);
         members.forget_until(now);
-        // A quotient, as of failures: 29 of 100 are 0.29, and 0.29 of 100 are not quite 29.
+        // A quotient, as for failures: 29 of 100 is 0.29, but 0.29 times 100 is slightly less than 29.
         let with_one_more = (members.open.len() + 1) as f64 / members.all as f64;
         (with_one_more <= share).then(|| members.add(self.counts_until(now)))
     }
 
-    /// The place of a member that is open until `until`, or is probed then; it may have had one before.
+    /// Returns the slot of a member that is open, or half-open, until `until`; it may have had one before.
     pub(crate) fn is_open(&self, had: Option<OpenSlot>, until: u64) -> OpenSlot {
         if self.policy.max_open_ratio.is_none() {
             return OpenSlot::default();
@@ -77,7 +77,7 @@ impl Group {
         members.add(self.counts_until(until))
     }
 
-    /// A member is closed that may have had a place.
+    /// A member that may have had a slot is closed.
     pub(crate) fn is_closed(&self, had: Option<OpenSlot>) {
         if had.is_some() {
             lock(&self.members).remove(had);

@@ -12,9 +12,9 @@ use crate::{
     window::Now,
 };
 
-/// Counts how an admitted call ends: its guard.
+/// The guard of an admitted call: counts how it ends.
 ///
-/// It counts once: when the response body has ended or was dropped, or as soon as the stream stalls.
+/// It counts once: when the response body ends or is dropped, or as soon as the stream stalls.
 #[derive(Debug)]
 pub struct BreakerGuard {
     route: Arc<Keyed<Route>>,
@@ -22,14 +22,14 @@ pub struct BreakerGuard {
     /// `None` unless the call is watched while it runs.
     pace: Option<Box<Pace>>,
     has_stalled: bool,
-    /// A rate limit inside acts on the provider's 429.
+    /// An inner rate limit acts on the provider's 429.
     pub(crate) ignores_throttled: bool,
 }
 
-/// How long a call has waited for content: only with settings for slow or stalled calls.
+/// How long a call has waited for content; only with settings for slow or stalled calls.
 ///
-/// Only the silence of the upstream counts: up to the response headers, and then while the body was polled and had nothing.
-/// How long content lay unread before its reader polled cannot be known.
+/// Only silence of the upstream counts: the time to the response headers, and then the time in which the body was polled
+/// and was pending. How long content waited for its reader cannot be known.
 #[derive(Debug)]
 struct Pace {
     streamed: bool,
@@ -37,7 +37,7 @@ struct Pace {
     content_seen: Option<u64>,
     /// Of the response.
     status: Option<u16>,
-    /// Time waited since the last content before the present wait, which began at `waiting_since`.
+    /// Time waited since the last content before the current wait, which began at `waiting_since`.
     waited: Duration,
     waiting_since: Option<Instant>,
     is_slow: bool,
@@ -57,7 +57,7 @@ impl BreakerGuard {
         }
     }
 
-    /// Checks whether content was waited for for too long, as of `now`.
+    /// Checks whether the wait for content is too long as of `now`.
     fn look(&mut self, now: Instant) {
         let (policy, Some(pace)) = (&self.route.policy, &mut self.pace) else {
             return;
@@ -80,7 +80,7 @@ impl BreakerGuard {
         }
     }
 
-    /// A deadline cut a stream that showed life: it was slow, whatever the settings say of its times.
+    /// A deadline cut a stream that showed signs of life: it was slow, whatever the settings.
     fn note_slow(&mut self, completion: &Completion) {
         if let Some(pace) = &mut self.pace
             && self.route.policy.slow.is_some()
@@ -101,7 +101,7 @@ impl BreakerGuard {
     fn report(&self, completion: &Completion, at: Option<Instant>) {
         let mut now = Now::at(at);
         if self.ignores_throttled && matches!(completion.outcome, Outcome::Throttled { .. }) {
-            // Without a time it opens nothing and counts as neither success nor failure; a probe is given back.
+            // Without a time it opens no circuit and is neither success nor failure; a probe's lease is given back.
             let mut untimed = completion.clone();
             untimed.outcome = Outcome::Throttled { retry_after: None };
             return self.count(&untimed, &mut now);
@@ -140,7 +140,7 @@ impl Guard for BreakerGuard {
         if self.pace.is_none() {
             return;
         }
-        // Up to here there was nothing to read: the upstream alone was the cause.
+        // There was nothing to read until here: the upstream alone was the cause.
         let now = Instant::now();
         self.look(now);
         if let Some(pace) = &mut self.pace {
@@ -205,7 +205,7 @@ impl Guard for BreakerGuard {
 }
 
 impl BreakerGuard {
-    /// Fires when the next content has been waited for for too long.
+    /// Fires when the wait for the next content is too long.
     fn timer(&mut self) -> Option<&mut Pin<Box<Sleep>>> {
         let policy = &self.route.policy;
         let pace = self.pace.as_mut()?;
@@ -250,8 +250,9 @@ impl Pace {
         }
     }
 
-    /// Whether a call that was not slow counts as such if it ends with `outcome`. A slow call is counted by a timer even if its
-    /// caller leaves; if calls that are dropped after their first token did not count, a few slow ones would look like many.
+    /// Whether a call that was not slow counts as such if it ends with `outcome`. A timer counts a slow call even if its
+    /// caller disconnects. If calls that are dropped after their first token did not count, a few slow ones would look like
+    /// many.
     fn has_kept_time(&self, outcome: Outcome) -> bool {
         match outcome {
             Outcome::Success => true,
@@ -270,7 +271,7 @@ impl Pace {
         self.waited + since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
-    /// The wait is over until the body is polled again.
+    /// The wait pauses until the body is polled again.
     fn pause(&mut self, now: Instant) {
         self.waited = self.waited_at(now);
         self.waiting_since = None;

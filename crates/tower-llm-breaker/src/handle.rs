@@ -40,9 +40,10 @@ pub struct CircuitStats {
     pub probe_successes: u64,
     /// Probes that failed since the circuit was created.
     pub probe_failures: u64,
-    /// Calls refused since the circuit was created. If several circuits refuse a call, it counts for the one it is told of.
+    /// Calls refused since the circuit was created. If several circuits refuse a call, it counts for the one that the error
+    /// names.
     pub refused: u64,
-    /// Calls whose end was not counted, since the circuit opened, closed or was changed manually after they were admitted.
+    /// Calls that were not counted, because the circuit opened, closed or was changed manually after they were admitted.
     pub stale: u64,
 }
 
@@ -81,7 +82,7 @@ impl BreakerHandle {
         })
     }
 
-    /// Opens a circuit for `time`, at most a year; then it is probed. If it is open for longer already, that stays.
+    /// Opens a circuit for `time`, at most a year; then it is half-open. A longer opening is not shortened.
     pub fn trip(&self, circuit: &CircuitId, time: Duration) {
         if let Some(circuit) = self.board.circuit(circuit) {
             circuit.trip(time.min(MAX_TRIP), Instant::now());

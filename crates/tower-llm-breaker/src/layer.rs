@@ -14,7 +14,7 @@ use crate::{
     word::{Clock, Phase},
 };
 
-/// Stops calls to what is failing, and probes until it is well again.
+/// Stops calls to a provider, model or account that fails, and probes until it has recovered.
 ///
 /// State is shared by all clones of a layer and all services it makes.
 ///
@@ -80,12 +80,12 @@ pub(crate) struct Settings {
 const MINUTE: Duration = Duration::from_secs(60);
 /// A ratio of fewer calls means little.
 const MINIMUM_CALLS: usize = 10;
-/// What most guides and breakers start with.
+/// The usual default of guides and breakers.
 const FAILURE_THRESHOLD: u32 = 5;
 const SUCCESS_THRESHOLD: u32 = 2;
 /// A tenth of it is a whole millisecond.
 const SHORTEST_WINDOW: Duration = Duration::from_millis(10);
-/// Two megabytes for each circuit.
+/// Two megabytes per circuit.
 const LONGEST_WINDOW: usize = 1 << 24;
 
 impl BreakerLayer {
@@ -112,16 +112,16 @@ impl Default for BreakerLayer {
 }
 
 impl<W> BreakerLayer<W> {
-    /// Leaves the provider's 429 to a rate limit inside of this layer, where calls can wait for it.
+    /// Leaves the provider's 429 to an inner rate limit, where calls can wait for it.
     ///
-    /// A 429 then opens no circuit, whatever [`throttled_opens`](BreakerBuilder::throttled_opens) says. It applies to services
-    /// that this layer makes from now on; clones made before are not changed, and share the circuits. `Stack` of
-    /// `tower-llm-stack` sets it if its provider limit learns from the provider.
+    /// A 429 then opens no circuit, whatever [`throttled_opens`](BreakerBuilder::throttled_opens) says. It applies to
+    /// services that this layer makes from now on. Earlier clones are not changed, and share the circuits. `Stack` of
+    /// `tower-llm-stack` sets it if its provider limit enforces reported limits.
     pub fn ignore_throttled(&mut self) {
         self.ignores_throttled = true;
     }
 
-    /// A handle that reads the state of the circuits, and opens and closes them.
+    /// Returns a handle that reads the state of the circuits, and opens and closes them.
     #[must_use]
     pub fn handle(&self) -> BreakerHandle {
         BreakerHandle::new(Arc::clone(&self.board))
@@ -151,7 +151,7 @@ impl<W> BreakerBuilder<W> {
         self
     }
 
-    /// Opens no circuit for the ratio of its failures, and keeps no window of them.
+    /// Opens no circuit for its failure ratio, and counts no window of failures.
     pub fn without_failure_ratio(mut self) -> Self {
         self.settings.failure_ratio = None;
         self
@@ -182,8 +182,8 @@ impl<W> BreakerBuilder<W> {
         self
     }
 
-    /// Counts a stream as failed as soon as no content has arrived for `time` after the first token; how it goes on does not
-    /// matter then. The stream is not cut: that is what a timeout does.
+    /// Counts a stream as failed as soon as no content has arrived for `time` after the first token, whatever follows. The
+    /// stream is not cut: use a timeout for that.
     pub fn stalled_after(mut self, time: Duration) -> Self {
         self.settings.stalled_after = Some(time);
         self
@@ -191,22 +191,22 @@ impl<W> BreakerBuilder<W> {
 
     /// Sets how long a circuit is open the first time.
     ///
-    /// It is open for longer if the provider says that it is overloaded (503, 529 or an error of that meaning) and names a time
-    /// (`Retry-After`). A 429 is not a failure but [a clock](Self::throttled_opens). A time named with any other failure, such as
-    /// 500 or 502, is ignored.
+    /// It is open for longer if the provider says that it is overloaded (503, 529 or an error of that meaning) and names a
+    /// time (`Retry-After`). A 429 is not a failure but [a time to wait](Self::throttled_opens). A time named with any
+    /// other failure, such as 500 or 502, is ignored.
     pub fn open_for(mut self, time: Duration) -> Self {
         self.settings.open_for = time;
         self
     }
 
-    /// Sets the factor by which each opening lasts longer than the one before; at least 1. It starts again when the circuit has
+    /// Sets the factor by which each opening lasts longer than the one before; at least 1. It restarts when the circuit has
     /// stayed closed for as long as [`open_for`](Self::open_for).
     pub fn open_factor(mut self, factor: f64) -> Self {
         self.settings.open_factor = factor;
         self
     }
 
-    /// Sets how long a circuit is open at most, unless the provider asks for more.
+    /// Sets the maximum time that a circuit is open, unless the provider asks for more.
     pub fn max_open_for(mut self, time: Duration) -> Self {
         self.settings.max_open_for = time;
         self
@@ -218,17 +218,17 @@ impl<W> BreakerBuilder<W> {
         self
     }
 
-    /// Sets whether a circuit is open while the provider's rate limit says to wait; on unless set. If a rate limit inside this
-    /// layer follows the provider's clock, switch it off here: the rate limit lets calls wait out short times.
+    /// Sets whether a 429 opens the circuit until the time that the provider names; on unless set. If an inner rate limit
+    /// enforces reported limits, switch it off here: the rate limit lets calls wait out short times.
     ///
-    /// After such a time the circuit goes on as before: the counts stay, failures of calls in flight still count and may open it,
-    /// and a [ramp](Self::ramp) that is not over goes on.
+    /// After that time the circuit continues as before: counts are kept, failures of calls in flight still count and may
+    /// open it, and an unfinished [ramp](Self::ramp) continues.
     pub fn throttled_opens(mut self, opens: bool) -> Self {
         self.settings.throttled_opens = opens;
         self
     }
 
-    /// Sets the maximum of the times that the provider asks to wait.
+    /// Sets the longest time to wait that is accepted from the provider.
     pub fn max_retry_after(mut self, time: Duration) -> Self {
         self.settings.max_retry_after = time;
         self
@@ -253,7 +253,7 @@ impl<W> BreakerBuilder<W> {
         self
     }
 
-    /// Sets how many probes must succeed to close the circuit. One that fails opens it again.
+    /// Sets how many probes must succeed to close the circuit. One failed probe opens it again.
     pub fn success_threshold(mut self, probes: u32) -> Self {
         self.settings.success_threshold = probes;
         self
@@ -272,13 +272,13 @@ impl<W> BreakerBuilder<W> {
         self
     }
 
-    /// Keeps a circuit closed if failures would open it while more than this ratio of the layer's circuits of its scope would then
-    /// be open; 0 to 1. Only circuits count by which calls have succeeded, failed or been slow. For pools: where all fail, some
-    /// must still be called.
+    /// Keeps a circuit closed if failures would open it while more than this ratio of the layer's circuits of its scope
+    /// would then be open; 0 to 1. Only circuits whose calls have succeeded, failed or been slow count. Use it for pools:
+    /// if all members fail, some must still be called.
     ///
-    /// Manual control, the provider's clock and exhausted accounts open a circuit in any case, and so does a failed probe. An open
-    /// circuit counts until it closes, or until its time has been over for the window or [`max_open_for`](Self::max_open_for),
-    /// whichever is longer, without a probe; with the next probe it counts again.
+    /// Manual control, a 429 with a time, exhausted accounts and failed probes open a circuit in any case. An open circuit
+    /// counts until it closes. It also stops counting if it gets no probe after its time for as long as the window or
+    /// [`max_open_for`](Self::max_open_for), whichever is longer; with the next probe it counts again.
     ///
     /// If processes share circuits (feature `redis`), each applies its own ratio. A circuit that another process has opened counts
     /// here too; it opens here if the ratio allows it, and stays closed otherwise. Circuits of accounts open in any case.
@@ -293,8 +293,8 @@ impl<W> BreakerBuilder<W> {
         self
     }
 
-    /// Sets how a provider's accounts are told apart. Unless set, by the credential that a call carries: the account if the service
-    /// has named one, else the caller ([`KeyBy::credential`]). Has no effect with [`key_by`](Self::key_by).
+    /// Sets what identifies an account of a provider. Unless set, it is the credential that a call carries: the account if
+    /// the service has named one, else the caller ([`KeyBy::credential`]). Has no effect with [`key_by`](Self::key_by).
     pub fn account_by(mut self, account_by: KeyBy) -> Self {
         if let RouteBy::Fault { account } = &mut self.settings.route_by {
             *account = account_by;
@@ -302,15 +302,15 @@ impl<W> BreakerBuilder<W> {
         self
     }
 
-    /// Sets the maximum number of circuits of each scope, rounded up to a multiple of 16. A new circuit replaces one that is
-    /// closed and has counted nothing bad lately; if there is none, its calls pass without.
+    /// Sets the maximum number of circuits of each scope, rounded up to a multiple of 16. A new circuit replaces one that
+    /// is closed and has counted nothing bad lately; if there is none, calls of the new key pass without a circuit.
     pub fn max_keys(mut self, max_keys: usize) -> Self {
         self.settings.max_keys = Some(max_keys);
         self
     }
 
-    /// Sets the state in which all circuits start, until manual control ends it ([`close`](crate::BreakerHandle::close)): to
-    /// measure before anything is refused. A circuit that was set to another state is never evicted.
+    /// Sets the state in which all circuits start, until manual control ends it ([`close`](crate::BreakerHandle::close)).
+    /// Use it to measure before calls are refused. A circuit that was set to another state is never evicted.
     pub fn initial_state(mut self, force: Force) -> Self {
         self.settings.initial_state = force.phase();
         self
@@ -324,7 +324,7 @@ impl<W> BreakerBuilder<W> {
         self
     }
 
-    /// Sets how the end of a response is seen: [`Unary`](tower_llm_core::Unary) for types that are not HTTP.
+    /// Sets how the end of a response is detected: [`Unary`](tower_llm_core::Unary) for types that are not HTTP.
     pub fn watch<V>(self, watch: V) -> BreakerBuilder<V> {
         BreakerBuilder {
             settings: self.settings,
@@ -448,7 +448,7 @@ impl Settings {
         })
     }
 
-    /// The window, and the minimum number of calls.
+    /// Returns the window and the minimum number of calls.
     fn window(&self) -> Result<(Over, u64), ConfigError> {
         let minimum = self.minimum_calls.unwrap_or(MINIMUM_CALLS);
         let minimum = ConfigError::check_nonzero("minimum_calls", minimum)?;

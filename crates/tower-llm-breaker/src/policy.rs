@@ -44,15 +44,15 @@ pub(crate) struct Policy {
 
 /// Which calls are slow, and at what ratio of slow calls a circuit opens.
 ///
-/// Times start when the call is admitted and include waits in inner layers, such as a bulkhead's queue: set them beyond the
-/// longest wait there. The time in which a client leaves the response unread does not count.
+/// Times start when the call is admitted and include waits in inner layers, such as a bulkhead's queue: set them above the
+/// longest wait there. The time in which a client does not read the response does not count.
 ///
-/// A slow call counts as soon as it is slow, even if its caller leaves then; a slow probe whose caller leaves has failed. A
-/// call that is not slow counts when it succeeds, or when its caller leaves after the first token. A stream that a deadline
-/// cuts before its first token although it showed life ([`Failure::Slow`](tower_llm_core::Failure::Slow)) is slow, and not a
-/// failure.
+/// A slow call counts as soon as it is slow, even if its caller then disconnects; a slow probe whose caller disconnects has
+/// failed. A call that is not slow counts when it succeeds, or when its caller disconnects after the first token. A stream
+/// that a deadline cuts before its first token although it showed signs of life
+/// ([`Failure::Slow`](tower_llm_core::Failure::Slow)) is slow, and not a failure.
 ///
-/// A slow call that succeeds is a success for the failure ratio. A kind of time that is not set makes no call slow.
+/// A slow call that succeeds is a success for the failure ratio. A time that is not set makes no call slow.
 ///
 /// ```
 /// use std::time::Duration;
@@ -97,7 +97,7 @@ impl SlowCalls {
         self
     }
 
-    /// A call that is not streamed is slow if it takes longer than `over`. The length of a stream means nothing.
+    /// A call that is not streamed is slow if it takes longer than `over`. The total time of a stream is not judged.
     pub fn total(mut self, over: Duration) -> Self {
         self.total = Some(over);
         self
@@ -105,8 +105,8 @@ impl SlowCalls {
 }
 
 impl Policy {
-    /// Sends `event` to the subscribers, and to other processes. These are to know of a manual close even if the circuit was
-    /// closed here; for subscribers nothing has changed.
+    /// Sends `event` to the subscribers and to other processes. A manual close of a closed circuit goes only to other
+    /// processes, where it may be open; for subscribers nothing has changed.
     pub(crate) fn tell(&self, event: Event) {
         #[cfg(feature = "redis")]
         if let Some(publisher) = self.publisher.get() {
@@ -127,8 +127,8 @@ impl Policy {
         Window::new(self.over, self.clock)
     }
 
-    /// How long a circuit is open that has opened `times` before without staying closed, if the provider asks for
-    /// `at_least` that time.
+    /// How long a circuit opens that has opened `times` before without staying closed; at least for the time that the
+    /// provider named.
     pub(crate) fn open_time(&self, times: u32, at_least: Option<Duration>) -> Duration {
         let grown = self.open_for.as_secs_f64() * self.open_factor.powi(times.min(1_000) as i32);
         let most = self.max_open_for.as_secs_f64();
@@ -137,13 +137,13 @@ impl Policy {
         self.jittered(grown.max(self.told(at_least.unwrap_or_default())))
     }
 
-    /// The time the provider asks for, up to the maximum.
+    /// The time that the provider named, up to the maximum.
     pub(crate) fn told(&self, time: Duration) -> Duration {
         time.min(self.max_retry_after)
     }
 
-    /// How long a client should wait while a circuit is probed. A probe that fails opens it for `open_for` or longer, and a
-    /// client that comes back after a tenth of that learns the result soon and asks seldom.
+    /// How long a client should wait while a circuit is half-open. A failed probe opens it for `open_for` or longer; a
+    /// retry after a tenth of that is soon enough, and not too frequent.
     pub(crate) fn probe_wait(&self) -> Duration {
         (self.open_for / 10).clamp(Duration::from_secs(1), Duration::from_secs(5))
     }

@@ -1,4 +1,4 @@
-//! Which circuits a call passes, and what its end means for each.
+//! Which circuits a call passes, and what its outcome means for each.
 
 use std::{iter, sync::Arc};
 
@@ -25,7 +25,7 @@ pub(crate) struct Board {
     pub(crate) policy: Arc<Policy>,
     /// All circuits of a call, found by one lookup.
     routes: Registry<Route>,
-    /// The same for calls that are no inference; `None` if circuits go by a key of the user's.
+    /// The same for calls that run no inference; `None` with [`RouteBy::Key`].
     other_routes: Option<Registry<Route>>,
     circuits: Arc<Circuits>,
 }
@@ -34,11 +34,11 @@ pub(crate) struct Board {
 #[derive(Debug)]
 struct Circuits(Vec<(Scope, Registry<Circuit>)>);
 
-/// Whether a call's end says something about a model.
+/// Whether the outcome of a call shows something about a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Inference,
-    /// Lists, files, states of jobs, counting tokens: such calls neither open a model's circuit nor are refused by it.
+    /// Lists, files, job states, token counts: such calls neither open a model's circuit nor are refused by it.
     Other,
 }
 
@@ -48,9 +48,9 @@ pub(crate) struct Route {
     pub(crate) policy: Arc<Policy>,
     circuits: [Option<(Scope, Arc<Keyed<Circuit>>)>; MOST],
     scopes: &'static [Scope],
-    /// Whether it is known whose credential these calls carry.
+    /// Whether the owner of the credential of these calls is known.
     has_account: bool,
-    /// Whether there was room for each of its circuits.
+    /// Whether the registries had room for each of its circuits.
     is_whole: bool,
     /// Whether a call is watched while it runs.
     pub(crate) is_watched: bool,
@@ -59,10 +59,10 @@ pub(crate) struct Route {
 /// The passes of an admitted call, one for each circuit of its route.
 pub(crate) type Passes = [Pass; MOST];
 
-/// Which circuits there are.
+/// How circuits are chosen.
 #[derive(Clone, Debug)]
 pub(crate) enum RouteBy {
-    /// One for each scope, with accounts told apart by this.
+    /// One for each scope, with this key of the account.
     Fault { account: KeyBy },
     /// One for each key.
     Key(KeyBy),
@@ -75,7 +75,7 @@ const SCOPES: [Scope; MOST] = [
     Scope::AccountAndModel,
 ];
 
-/// The scopes of calls that are no inference.
+/// The scopes of calls that run no inference.
 const OTHER_SCOPES: [Scope; 2] = [Scope::Provider, Scope::Account];
 
 impl Board {
@@ -121,7 +121,7 @@ impl Board {
         if route.is_whole {
             return route;
         }
-        // There was no room for it, or for one of its circuits: there may be now, and for the others there is.
+        // There was no room for it, or for one of its circuits. There may be now.
         let scopes = route.scopes;
         let key = routes.key_of(request);
         let route = self
@@ -144,7 +144,7 @@ impl Board {
     #[cfg(feature = "redis")]
     pub(crate) fn observe(&self, id: &CircuitId, change: crate::shared::Change, now: Instant) {
         let circuit = match change {
-            // One that no call has used is closed.
+            // A circuit that no call has used is closed anyway.
             crate::shared::Change::Closed => self.peek(id),
             _ => self.circuit(id),
         };
@@ -176,7 +176,7 @@ impl Circuits {
         found.map(|(_, circuits)| circuits)
     }
 
-    /// The circuits of calls with `key`; none for the overflow route, which is not used.
+    /// Returns the circuits of calls with `key`; none for the overflow route, which is not used.
     fn route(&self, scopes: &'static [Scope], policy: Arc<Policy>, key: Option<&Key>) -> Route {
         let [provider, account, model] = key.map(Key::parts).unwrap_or_default();
         let mut circuits = key.into_iter().flat_map(|key| {
@@ -211,7 +211,7 @@ impl Circuits {
 }
 
 impl Kind {
-    /// A request that is not described is taken for inference, and so is one of an unknown operation that names a model.
+    /// A request that is not described counts as inference, and so does an unknown operation that names a model.
     pub(crate) fn of(call: Option<&Call>) -> Self {
         let Some(call) = call else {
             return Self::Inference;
@@ -249,7 +249,7 @@ impl Route {
         self.admit_at(Instant::now())
     }
 
-    /// The same if one of them needs the time.
+    /// The same, if a circuit needs the time.
     fn admit_at(&self, now: Instant) -> Result<Passes, CircuitOpen> {
         let mut passes = Passes::default();
         for (index, (_, circuit)) in self.circuits().enumerate() {
@@ -264,8 +264,8 @@ impl Route {
         Ok(passes)
     }
 
-    /// The circuit at `index` refuses with `shut`, and later ones may too. The one that refuses for longest is told: a client
-    /// that waits for another one's time would be refused again.
+    /// The circuit at `index` refuses with `shut`, and later ones may too. The error names the one that refuses for
+    /// longest: a client that waits for a shorter time would be refused again.
     fn refusal(&self, index: usize, shut: Shut, now: Instant) -> CircuitOpen {
         let refusing = self
             .circuits()
@@ -287,7 +287,7 @@ impl Route {
         CircuitOpen::new(circuit.id(), shut)
     }
 
-    /// A call that some circuits have admitted is not sent after all.
+    /// A call that some circuits have admitted is not sent.
     fn give_back(&self, passes: &[Pass], now: Instant) {
         for ((_, circuit), &pass) in self.circuits().zip(passes) {
             circuit.give_back(pass, now);
@@ -343,13 +343,13 @@ impl Evictable for Route {
     }
 }
 
-/// Whether a circuit of that scope counts what a model does.
+/// Whether a circuit of that scope counts the outcomes of a model.
 fn is_of_model(scope: Scope) -> bool {
     matches!(scope, Scope::ProviderAndModel | Scope::Key)
 }
 
-/// Whether a slow probe that ends like this has failed. One whose caller leaves has: if all callers leave slow probes, nothing
-/// else would ever be decided.
+/// Whether a slow probe with this outcome has failed. A disconnect counts as failed: if callers abandon all slow probes,
+/// the circuit would never decide.
 fn shows_slowness(outcome: Outcome) -> bool {
     matches!(
         outcome,
@@ -360,7 +360,7 @@ fn shows_slowness(outcome: Outcome) -> bool {
     )
 }
 
-/// What a call's end means for a circuit: nothing, unless it is about what that circuit is about.
+/// What the outcome of a call means for a circuit: nothing, unless it concerns the scope of the circuit.
 fn verdict(scope: Scope, completion: &Completion, has_account: bool, is_probe: bool) -> Verdict {
     use Verdict::{Credential, Exhausted, Failure as Failed, Neutral, Success, Throttled};
     let fault = Failed { retry_after: None };
@@ -371,11 +371,11 @@ fn verdict(scope: Scope, completion: &Completion, has_account: bool, is_probe: b
     match (completion.outcome, scope) {
         (Outcome::Success, _) => Success,
 
-        // It showed life: it was slow, which is counted apart.
+        // It showed signs of life: it was slow, which is counted separately.
         (Outcome::Failed(Failure::Slow), Scope::Provider) => Success,
         (Outcome::Failed(Failure::Slow), _) => Neutral,
 
-        // Where a response breaks off, the way to the provider was good.
+        // If a response breaks off, the connection to the provider had worked.
         (Outcome::Failed(Failure::Panic), Scope::Provider) => fault,
         (Outcome::Failed(Failure::Panic), Scope::ProviderAndModel) => Neutral,
         (Outcome::Failed(Failure::Transport), Scope::Provider) if !was_answered => fault,
@@ -392,17 +392,17 @@ fn verdict(scope: Scope, completion: &Completion, has_account: bool, is_probe: b
         (Outcome::Exhausted, Scope::AccountAndModel) if is_of_one_model => Exhausted,
         (Outcome::Exhausted, Scope::Account) if !is_of_one_model => Exhausted,
         (Outcome::Exhausted, Scope::Key) => Exhausted,
-        // If it is not known whose credential it was, the circuit is shared by callers with credentials of their own.
+        // If the owner of the credential is unknown, callers with different credentials share the circuit.
         (Outcome::ClientError, _) if has_account && refused_as == Some(scope) => Credential,
 
-        // Whatever it answered, the provider was reached.
+        // Whatever the answer, the provider was reached.
         (Outcome::Failed(_), Scope::Provider) if was_answered => Success,
         (
             Outcome::Overloaded { .. } | Outcome::Throttled { .. } | Outcome::Exhausted,
             Scope::Provider,
         ) => Success,
-        // A client error means nothing, except for a probe of what it shows to be well: the way to the provider, or an account
-        // whose credential was accepted. A rate limit comes after that check too.
+        // A client error means nothing, except as a probe of what it shows to work: the connection to the provider, or an
+        // account whose credential was accepted. A rate limit also comes after that check.
         (Outcome::ClientError, Scope::Provider) if is_probe && was_answered => Success,
         (Outcome::ClientError, Scope::Account)
             if is_probe && was_answered && !is_forbidden && refused_as.is_none() =>
@@ -414,7 +414,8 @@ fn verdict(scope: Scope, completion: &Completion, has_account: bool, is_probe: b
     }
 }
 
-/// What the provider refuses the credential for, if it does: everything, or with a 403 what the call asked for.
+/// The scope for which the provider refuses the credential, if it does: the account, or with a 403 the model that the call
+/// asked for.
 fn refused_credential(completion: &Completion) -> Option<Scope> {
     match (completion.subject, completion.status) {
         (Some(Subject::Credential), Some(403)) => Some(Scope::AccountAndModel),

@@ -11,7 +11,7 @@ use crate::{
     route::{Board, Kind},
 };
 
-/// Stops calling what is failing; see [`BreakerLayer`](crate::BreakerLayer).
+/// Stops calls to what is failing; see [`BreakerLayer`](crate::BreakerLayer).
 #[derive(Clone, Debug)]
 pub struct Breaker<S, W> {
     inner: S,
@@ -47,7 +47,7 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        // All code of the user runs before the call is admitted: a panic in it would keep a probe's lease otherwise.
+        // All user code runs before the call is admitted: otherwise a panic in it would hold a probe's lease.
         let (streamed, kind) = {
             let call = request.call();
             let streamed = call.as_deref().is_some_and(Call::streamed);

@@ -16,7 +16,7 @@ pub enum State {
     Ramping,
     /// Refuses all calls until its time is over.
     Open,
-    /// Refuses all calls until the time that the provider named; then it goes on as before, closed or ramping.
+    /// Refuses all calls until the time that the provider named; then it continues as before, closed or ramping.
     Throttled,
     /// Admits probes, to find out whether it can close.
     HalfOpen,
@@ -40,11 +40,11 @@ pub enum Force {
     MetricsOnly,
 }
 
-/// What the failures of a circuit are about.
+/// What the failures of a circuit concern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Scope {
-    /// The way to a provider: transport errors before there is a response.
+    /// The connection to a provider: transport errors before a response.
     Provider,
     /// A model at a provider: overload, 5xx, errors in streams, truncated and stalled streams, timeouts.
     ProviderAndModel,
@@ -68,7 +68,7 @@ impl CircuitId {
         Self { scope, key }
     }
 
-    /// The circuit of the way to `provider`.
+    /// The circuit of the connection to `provider`.
     #[must_use]
     pub fn provider(provider: impl AsRef<str>) -> Self {
         Self::new(Scope::Provider, Key::new(provider))
@@ -105,7 +105,7 @@ impl CircuitId {
         Self::new(Scope::Key, key)
     }
 
-    /// What its failures are about.
+    /// What its failures concern.
     #[must_use]
     pub fn scope(&self) -> Scope {
         self.scope

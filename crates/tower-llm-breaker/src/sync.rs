@@ -1,4 +1,4 @@
-//! The locks and atomics of a circuit, as they are and as loom tries them.
+//! The locks and atomics of a circuit, either real or loom's.
 
 use std::sync::PoisonError;
 
@@ -14,7 +14,7 @@ pub(crate) use ::loom::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// Nothing of the user's runs while one of these locks is held: poison says nothing.
+/// No user code runs while one of these locks is held, so poison is ignored.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

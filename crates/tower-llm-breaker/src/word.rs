@@ -1,14 +1,14 @@
-//! What a circuit is, in one word: its phase, its generation, and until when.
+//! The state of a circuit in one word: its phase, its generation, and its end.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A circuit's phase and generation, and until when it duration if that is set: 3, 20 and 41 bits.
+/// A circuit's phase and generation, and the end of the phase if it has one: 3, 20 and 41 bits.
 ///
-/// Each transition begins a generation, but those to and from a pause and the end of a ramp; and a call carries the one
-/// it was let through in. So what a call has to tell of an earlier generation is known by one comparison, and is never
-/// counted in the present one. They are counted round after a million transitions.
+/// Each transition begins a generation, except those to and from a pause and the end of a ramp. A call carries the
+/// generation in which it was admitted, so one comparison finds outcomes of earlier generations, which are not counted in
+/// the current one. Generations wrap around after a million transitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Word {
     pub(crate) phase: Phase,
@@ -17,14 +17,14 @@ pub(crate) struct Word {
     pub(crate) until: u64,
 }
 
-/// What a circuit does.
+/// The phase of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Closed,
-    /// Closed, but not for all of the calls yet.
+    /// Closed, but it does not admit all calls yet.
     Ramping,
     Open,
-    /// Open by the provider's clock: when that has run down, what it was before.
+    /// Open until the time that the provider named; then it continues as before.
     Paused,
     HalfOpen,
     ForcedOpen,
@@ -32,7 +32,7 @@ pub(crate) enum Phase {
     MetricsOnly,
 }
 
-/// The time that words are in: milliseconds since the layer was built.
+/// The clock of the words: milliseconds since the layer was built.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     epoch: Instant,
@@ -63,7 +63,7 @@ impl Word {
         }
     }
 
-    /// The next generation, in `phase`.
+    /// Begins the next generation in `phase`.
     pub(crate) fn next(self, phase: Phase, until: u64) -> Self {
         Self {
             phase,
@@ -96,12 +96,12 @@ impl Word {
 }
 
 impl Phase {
-    /// Whether every call is let through.
+    /// Whether every call is admitted.
     pub(crate) fn is_free(self) -> bool {
         matches!(self, Self::Closed | Self::Disabled | Self::MetricsOnly)
     }
 
-    /// Whether calls' ends are counted.
+    /// Whether outcomes are counted.
     pub(crate) fn is_judged(self) -> bool {
         matches!(
             self,
@@ -109,12 +109,12 @@ impl Phase {
         )
     }
 
-    /// Whether somebody has chosen it by hand: nothing but a hand ends it.
+    /// Whether it was set manually; only manual control ends it.
     pub(crate) fn is_by_hand(self) -> bool {
         matches!(self, Self::ForcedOpen | Self::Disabled | Self::MetricsOnly)
     }
 
-    /// Whether calls are kept out because of failures.
+    /// Whether calls are refused because of failures.
     pub(crate) fn is_ejected(self) -> bool {
         matches!(self, Self::Open | Self::HalfOpen)
     }
@@ -131,7 +131,7 @@ impl Clock {
         u64::try_from(since.as_millis()).unwrap_or(MAX_UNTIL)
     }
 
-    /// The first whole millisecond that is not before `at`: nothing ends too early.
+    /// The first whole millisecond that is not before `at`, so that no phase ends too early.
     pub(crate) fn until(self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.epoch);
         u64::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(MAX_UNTIL)
@@ -143,7 +143,7 @@ impl Clock {
         since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos())
     }
 
-    /// How long it is from `now` until `millis`.
+    /// The time from `now` until `millis`.
     pub(crate) fn left(self, millis: u64, now: Instant) -> Duration {
         let until = Duration::from_millis(millis);
         until.saturating_sub(now.saturating_duration_since(self.epoch))

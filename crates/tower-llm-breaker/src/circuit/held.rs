@@ -14,7 +14,7 @@ use crate::{
     word::{Phase, Word},
 };
 
-/// What only changes together.
+/// State that changes together.
 #[derive(Debug, Default)]
 pub(super) struct Core {
     /// How often it has opened without staying closed in between.
@@ -23,22 +23,22 @@ pub(super) struct Core {
     /// Probes in flight.
     leases: Vec<Lease>,
     next_lease: u32,
-    /// Probes that have succeeded since it is half-open.
+    /// Probes that have succeeded since it became half-open.
     successes: u32,
     /// Probes that have succeeded and failed since the circuit was created.
     probe_successes: u64,
     probe_failures: u64,
-    /// The part of a call that is due while it is ramping: each call adds the present ratio.
+    /// The part of a call that is due while ramping: each call adds the current ratio.
     due: f64,
-    /// The latest time that the provider has asked to wait for, with one of the failures that count.
+    /// The latest time that the provider named with one of the failures that count.
     not_before: Option<Instant>,
     /// Whether it was reported that too many others are open.
     kept_closed: bool,
-    /// While it only measures: when it would be half-open again.
+    /// In metrics-only mode: when it would be half-open again.
     would_open_until: Option<Instant>,
-    /// When the ramp ends that a pause has interrupted.
+    /// The end of the ramp that a pause has interrupted.
     ramp_until: Option<u64>,
-    /// While its group counts it as open.
+    /// Set while its group counts it as open.
     slot: Option<OpenSlot>,
 }
 
@@ -48,7 +48,7 @@ struct Lease {
     until: Instant,
 }
 
-/// The circuit with its lock held, and the events to send when it is released.
+/// A circuit with its lock held, and the events to send when it is released.
 pub(super) struct Held<'a> {
     circuit: &'a Circuit,
     core: MutexGuard<'a, Core>,
@@ -88,7 +88,7 @@ impl<'a> Held<'a> {
         match word.phase {
             Phase::HalfOpen => self.probe(),
             Phase::Ramping if self.circuit.is_over(word, self.now) => {
-                // The counts stay.
+                // Counts are kept.
                 let closed = Word {
                     phase: Phase::Closed,
                     until: 0,
@@ -116,9 +116,9 @@ impl<'a> Held<'a> {
         Ok(Pass::of(self.word()).with_lease(number))
     }
 
-    /// Admits a ratio of the calls that grows with time, from a tenth to all.
+    /// Admits a growing ratio of the calls, from a tenth to all.
     fn ramp(&mut self, word: Word) -> Result<Pass, Shut> {
-        /// A call that is refused on the ramp may well be admitted a second later.
+        /// A call that is refused on the ramp has a good chance a second later.
         const RETRY_AFTER: Duration = Duration::from_secs(1);
 
         let length = self.policy().ramp.unwrap_or_default().as_secs_f64();
@@ -136,9 +136,9 @@ impl<'a> Held<'a> {
         Ok(Pass::of(word))
     }
 
-    /// An admitted call is not sent: its lease is free again, and another call goes on the ramp.
+    /// An admitted call is not sent: its lease is free again, or the ramp admits another call instead.
     pub(super) fn was_not_sent(&mut self, pass: Pass) {
-        /// Calls that another circuit refuses add to what is due as well, and must not pile up to a burst.
+        /// Calls that another circuit refuses are added too, and must not accumulate to a burst.
         const MOST_DUE: f64 = 2.0;
 
         self.give_back(pass);
@@ -153,7 +153,7 @@ impl<'a> Held<'a> {
         self.happened.push(EventKind::Throttled);
     }
 
-    /// Starts again in `phase`, with nothing counted.
+    /// Restarts in `phase` with empty counts.
     pub(super) fn restart(&mut self, phase: Phase) {
         self.core.openings = 0;
         self.core.closed_at = None;
@@ -169,7 +169,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// A probe has ended. Its result counts even if its lease has expired, unless the circuit has changed since.
+    /// A probe has ended. Its result counts even if its lease has expired, unless the circuit has changed state since.
     pub(super) fn probed(&mut self, pass: Pass, verdict: Verdict) {
         self.give_back(pass);
         if !self.circuit.is_current(pass) {
@@ -195,7 +195,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// A call has failed that had counted as a probe's success, and the circuit is still being probed.
+    /// A call that had counted as a successful probe has failed, and the circuit is still half-open.
     pub(super) fn fail(&mut self, pass: Pass) {
         if self.circuit.is_current(pass) {
             self.reopen(None);
@@ -222,7 +222,7 @@ impl<'a> Held<'a> {
     pub(super) fn trip(&mut self, pass: Pass, reason: Reason, retry_after: Option<Duration>) {
         let word = self.word();
         if word.generation != pass.generation() || !word.phase.is_judged() {
-            // Another call has opened it meanwhile.
+            // Another call has opened the circuit meanwhile.
             return;
         }
         if word.phase == Phase::MetricsOnly {
@@ -240,8 +240,8 @@ impl<'a> Held<'a> {
         self.open(until, reason);
     }
 
-    /// A circuit that only measures would have opened until `until`. Reported once until then: had it opened, the calls
-    /// that failed meanwhile would not have been sent.
+    /// A metrics-only circuit would have opened until `until`. Reported once until then: an open circuit would not have
+    /// sent the calls that fail meanwhile.
     fn would_open(&mut self, until: Instant, reason: Reason) {
         if self
             .core
@@ -266,7 +266,7 @@ impl<'a> Held<'a> {
         may_open
     }
 
-    /// Something is counted, maybe for the first time: the circuit is a member of its group from now on.
+    /// A call is counted, maybe the first one: the circuit is a member of its group from now on.
     pub(super) fn enter_group(&mut self) {
         if !self.circuit.is_member() {
             self.circuit.is_member.store(1, Ordering::Relaxed);
@@ -275,7 +275,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Has its group count it as open while it is.
+    /// Reports to its group whether it is open.
     fn update_slot(&mut self) {
         if !self.circuit.is_member() {
             return;
@@ -290,7 +290,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// The end of an opening by failures: later each time, until the circuit has stayed closed.
+    /// Returns until when failures open it: for longer each time, until the circuit has stayed closed.
     fn next_opening(&mut self, retry_after: Option<Duration>) -> Instant {
         self.leave_closed();
         let time = self.policy().open_time(self.core.openings, retry_after);
@@ -299,7 +299,8 @@ impl<'a> Held<'a> {
         self.core.not_before.map_or(until, |at| until.max(at))
     }
 
-    /// The provider has asked to wait, with a failure: the circuit is not open for less, whichever failure opens it.
+    /// The provider named a time to wait with a failure: the circuit opens for at least that time, whichever failure opens
+    /// it.
     pub(super) fn told(&mut self, time: Duration) {
         let until = self.now + self.policy().told(time);
         self.core.not_before = self.core.not_before.max(Some(until));
@@ -314,7 +315,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Ends a state whose time is over.
+    /// Ends a state whose time has passed.
     fn lapse(&mut self) {
         let word = self.word();
         if self.circuit.is_over(word, self.now) {
@@ -330,7 +331,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// The next opening is a first one again if the circuit has stayed closed for as long as that.
+    /// The next opening is as short as the first, if the circuit has stayed closed for that time.
     fn leave_closed(&mut self) {
         let (now, open_for) = (self.now, self.policy().open_for);
         let closed_at = self.core.closed_at.take();
@@ -363,8 +364,8 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Refuses calls until `until`, and then goes on as before. The generation and the counts stay: otherwise the failures
-    /// between two throttled calls would never be enough.
+    /// Refuses calls until `until`, then continues as before. Generation and counts are kept: otherwise the failures
+    /// between two throttled calls would never open it.
     fn pause(&mut self, until: Instant, reason: Reason) {
         let word = self.word();
         self.core.ramp_until = (word.phase == Phase::Ramping).then_some(word.until);
@@ -376,8 +377,8 @@ impl<'a> Held<'a> {
         self.set(paused, reason);
     }
 
-    /// Whether what one call says may open the circuit until `until`, or keep it open for longer. A call of an earlier
-    /// generation does not open a circuit that has closed since.
+    /// Whether one call may open the circuit until `until`, or extend its opening. A call of an earlier generation does not
+    /// open a circuit that has closed since.
     fn is_about_now(&mut self, pass: Pass, until: Instant, reason: Reason) -> bool {
         self.lapse();
         match self.word().phase {
@@ -395,7 +396,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Opens until `until`, or until the end of the present state if that is later.
+    /// Opens until `until`, or until the end of the current state if that is later.
     pub(super) fn open(&mut self, until: Instant, reason: Reason) {
         let word = self.word();
         match word.phase {
@@ -408,7 +409,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// The later of two ends wins. The generation stays: nothing else has changed.
+    /// The later of two ends wins. The generation is kept, because nothing else changes.
     fn extend(&mut self, until: Instant, reason: Reason) {
         let word = self.word();
         let longer = word.lasting_until(self.policy().clock.until(until));
@@ -424,11 +425,11 @@ impl<'a> Held<'a> {
         });
     }
 
-    /// What another process reports counts as if it had happened here.
+    /// A change that another process reports is applied as if it had happened here.
     #[cfg(feature = "redis")]
     pub(super) fn observe(&mut self, change: crate::shared::Change) {
         use crate::shared::Change;
-        /// What this process published comes back later by its time on the way.
+        /// What this process published comes back later, by the time of the round trip.
         const ECHO: Duration = Duration::from_millis(50);
 
         let word = self.word();
@@ -447,7 +448,7 @@ impl<'a> Held<'a> {
                 self.pause(until, Reason::Shared);
             }
             (Phase::HalfOpen, _, Some(_)) => self.go(Phase::Open, until, Reason::Shared),
-            // A pause too: after it, no call would probe what others have found to be failing.
+            // A pause too: after it, no call would probe a circuit that failed in another process.
             (_, _, Some(until)) => {
                 if self.may_follow() {
                     self.open(until, Reason::Shared);
@@ -463,10 +464,10 @@ impl<'a> Held<'a> {
     #[cfg(feature = "redis")]
     fn may_follow(&mut self) -> bool {
         if !self.circuit.group.counts() {
-            // Failures open none of this kind.
+            // Failures open no circuit of this kind.
             return true;
         }
-        // It is in use, though maybe not in this process.
+        // The circuit is in use, though maybe not in this process.
         self.enter_group();
         self.may_open(Reason::Shared)
     }
@@ -480,7 +481,7 @@ impl<'a> Held<'a> {
         let word = self.word().next(phase, until);
         self.core.leases.clear();
         self.core.successes = 0;
-        // The first call is admitted.
+        // The ramp admits its first call.
         self.core.due = 1.0;
         self.core.not_before = None;
         self.core.kept_closed = false;
@@ -518,9 +519,9 @@ impl Core {
         (in_flight, self.probe_successes, self.probe_failures)
     }
 
-    /// Why no further probe is admitted, if the leases are all taken.
+    /// Why no further probe is admitted, if all leases are taken.
     ///
-    /// The lease is how long a probe may take at most. Most end much sooner, so a client is not told to wait for that.
+    /// Reports a shorter wait than the lease: most probes end much sooner.
     pub(super) fn busy(&self, policy: &Policy, now: Instant) -> Option<Shut> {
         if self.leased(now).count() < policy.probes {
             return None;
@@ -536,7 +537,7 @@ impl Core {
         self.leases.iter().filter(move |lease| lease.until > now)
     }
 
-    /// The state after a pause: the ramp that it has interrupted, or closed if that is over too.
+    /// The state after a pause: the ramp that it interrupted, or closed if that has ended too.
     pub(super) fn after_pause(&self, paused: Word, now: u64) -> Word {
         let (phase, until) = match self.ramp_until {
             Some(until) if now < until => (Phase::Ramping, until),
@@ -558,7 +559,7 @@ impl Core {
         self.openings
     }
 
-    /// A number that no probe has, and none had lately.
+    /// A lease number that is free and was not used lately.
     fn free_number(&mut self) -> u32 {
         loop {
             self.next_lease = self.next_lease % MOST_PROBES as u32 + 1;

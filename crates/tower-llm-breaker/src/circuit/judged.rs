@@ -7,7 +7,7 @@ use crate::{
     window::Window,
 };
 
-/// What the ends of calls are counted in.
+/// Counts outcomes of calls.
 #[derive(Debug)]
 pub(super) struct Judged {
     /// `None` if no ratio of failures opens a circuit.
@@ -15,7 +15,7 @@ pub(super) struct Judged {
     pub(super) slow: Option<Window>,
 }
 
-/// Failures in a row: the generation, and in the lower half how many.
+/// Failures in a row: the generation in the upper half, their number in the lower.
 #[derive(Debug)]
 pub(super) struct Run(AtomicU64);
 
@@ -39,13 +39,13 @@ impl Run {
         Self(AtomicU64::new(0))
     }
 
-    /// Counts a success or a failure; the number of failures in a row after it.
+    /// Counts a success or a failure; returns the number of failures in a row after it.
     pub(super) fn count(&self, pass: Pass, is_bad: bool, is_current: impl Fn() -> bool) -> u32 {
         let mut seen = self.0.load(Ordering::Acquire);
         loop {
             let is_of = seen >> 32 == u64::from(pass.generation());
             if !is_of && !is_current() {
-                // A result of an earlier generation does not change the run of a later one.
+                // An outcome of an earlier generation does not change the run of a later one.
                 return 0;
             }
             let before = if is_of { seen as u32 } else { 0 };

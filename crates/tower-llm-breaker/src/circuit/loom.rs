@@ -14,7 +14,7 @@ const OPEN_FOR: Duration = Duration::from_secs(30);
 const LEASE: Duration = Duration::from_secs(60);
 const FAILURE: Verdict = Verdict::Failure { retry_after: None };
 
-/// A circuit, and when its time began.
+/// A circuit, and the start of its clock.
 struct Tried {
     circuit: Circuit,
     epoch: Instant,
@@ -52,7 +52,7 @@ impl Tried {
         Arc::new(Self { circuit, epoch })
     }
 
-    /// One that has opened once.
+    /// A circuit that has opened once.
     fn open(builder: &BreakerBuilder) -> Arc<Self> {
         let tried = Self::new(builder);
         tried.record(tried.admit(0).expect("it is closed"), FAILURE, 0);
@@ -129,7 +129,7 @@ fn one_comes_while_another_opens_it() {
             pass
         });
         tried.record(failed, FAILURE, 0);
-        // Whoever comes after that is refused.
+        // Later calls are refused.
         assert_eq!(tried.admit(0), None);
         let pass = comes.join().unwrap();
         assert_eq!(tried.state(0), State::Open);
@@ -176,7 +176,7 @@ fn of_two_clocks_at_once_the_later_wins() {
     });
 }
 
-/// A failure that came while the clock ran was lost.
+/// A failure during a pause was lost.
 #[test]
 fn of_a_clock_and_a_failure_at_once_both_are_heard() {
     for seconds in [5, 60] {
@@ -309,7 +309,7 @@ fn a_lease_runs_out_while_its_probe_is_given_back() {
         let late = tried.admit(30).unwrap();
         let comes = spawn(&tried, |tried| tried.admit(90));
         tried.record(late, Verdict::Neutral, 90);
-        // Its place was free for that one, and for nobody else.
+        // Its lease was free for exactly one probe.
         let probe = comes.join().unwrap().unwrap();
         assert_eq!((tried.probes(90), tried.admit(90)), (1, None));
         tried.record(probe, Verdict::Success, 90);
@@ -319,11 +319,11 @@ fn a_lease_runs_out_while_its_probe_is_given_back() {
 
 // === transitions and what is told late ===
 
-/// A call of the generation that ends is counted in it or not at all.
+/// A call of the ending generation counts in it or not at all.
 #[test]
 fn what_is_told_while_a_generation_ends_is_not_counted_in_the_next() {
     let [by_count, by_time] = windows(patient());
-    // Not a failure where the window is by time: looking through its tenths adds nothing here but interleavings.
+    // No failure with a window by time: searching its buckets would only add interleavings.
     let cases = [
         (by_count.clone(), Verdict::Success),
         (by_count, FAILURE),
@@ -345,7 +345,7 @@ fn what_is_told_while_a_generation_ends_is_not_counted_in_the_next() {
     }
 }
 
-/// A late failure wrote its own row over that of the generation which had begun.
+/// A late failure overwrote the run of failures of the next generation.
 #[test]
 fn a_late_failure_does_not_break_the_row_of_the_next_generation() {
     check(|| {
@@ -373,7 +373,7 @@ fn two_fail(share: f64, members: usize) -> usize {
         .map(|_| Tried::of(StdArc::clone(&group), epoch))
         .collect();
     let tried = [(); 2].map(|()| Tried::of(StdArc::clone(&group), epoch));
-    // Only those of which something was heard are of the group.
+    // Only circuits that have counted a call are members of the group.
     for one in others.iter().chain(&tried) {
         one.record(one.admit(0).expect("it is closed"), Verdict::Success, 0);
     }
@@ -388,7 +388,7 @@ fn two_fail(share: f64, members: usize) -> usize {
         .count()
 }
 
-/// A circuit of three that a hand opens while something is counted in it for the first time.
+/// One circuit of three is opened manually while it counts its first call.
 #[test]
 fn one_that_enters_its_group_while_it_opens_counts_as_open_if_it_is_of_the_group() {
     check(|| {

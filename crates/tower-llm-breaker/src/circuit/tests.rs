@@ -1,4 +1,4 @@
-//! Against a slow, obvious breaker: a list of all that has ended, looked through each time.
+//! Tests against a slow and obvious breaker: a list of all ended calls, searched each time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,10 +35,10 @@ const EXHAUSTED_FOR: u64 = 20_000;
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Call,
-    /// Ends the call of that index, among those under way.
+    /// Ends the call of that index among the calls in flight.
     End(usize, Verdict),
     Advance(u64),
-    /// To the moment at which it ends what it does now, or a millisecond before.
+    /// Advances to the end of the current state, or to a millisecond before it.
     AdvanceToEnd(u64),
     Trip(u64),
     Reset,
@@ -106,7 +106,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What a circuit should be, by its documentation and without a thought for speed.
+/// What a circuit should do by its documentation, without regard to speed.
 struct Reference {
     settings: Settings,
     now: u64,
@@ -120,7 +120,7 @@ struct Reference {
     leases: Vec<(u32, u64)>,
     successes: u32,
     openings: u32,
-    /// Until when the provider has asked to wait with one of the failures that count.
+    /// The latest time that the provider named with one of the failures that count.
     not_before: u64,
     closed_since: Option<u64>,
     calls: u32,
@@ -184,7 +184,7 @@ impl Reference {
         self.not_before = 0;
     }
 
-    /// It begins anew if it has stayed closed for as long as it is open the first time.
+    /// It starts again if it has stayed closed for as long as the first opening.
     fn leave_closed(&mut self) {
         let since = self.closed_since.take();
         if since.is_some_and(|since| self.now - since >= self.settings.open_for) {
@@ -222,7 +222,7 @@ impl Reference {
             self.state,
             State::ForcedOpen | State::Disabled | State::MetricsOnly
         );
-        // What is closed for a time may be so for longer, whoever says so; and opens by those of the present alone.
+        // Any call may extend a timed state; only calls of the current generation open one.
         let is_timed = matches!(self.state, State::Open | State::Throttled);
         let is_heard = !is_by_hand && (is_current || is_timed);
         match verdict {
@@ -279,7 +279,7 @@ impl Reference {
         )
     }
 
-    /// Those that count: how many, and how many of them bad.
+    /// The calls that count, and how many of them were bad.
     fn counts(&self) -> (u64, u64) {
         let counts: Vec<_> = match self.settings.over {
             Over::Calls(calls) => self.ended.iter().rev().take(calls).collect(),
@@ -309,7 +309,7 @@ impl Reference {
                 || ratio.is_some_and(|ratio| failures as f64 / calls as f64 >= ratio))
     }
 
-    /// Opens it for failures: for longer each time.
+    /// Opens for failures, for longer each time.
     fn fail(&mut self, retry_after: Option<Duration>) {
         self.leave_closed();
         let Settings {
@@ -383,7 +383,7 @@ fn circuit(settings: &Settings) -> (Circuit, Instant) {
     (Circuit::new(Arc::new(group), Some(Key::new("k"))), epoch)
 }
 
-/// What both are seen to be.
+/// What can be observed of both.
 #[derive(Debug, PartialEq)]
 struct Seen {
     state: State,
@@ -411,7 +411,7 @@ impl Seen {
         Self {
             state: reference.state,
             duration: is_timed.then(|| Duration::from_millis(reference.until - reference.now)),
-            // Where no share of them opens it, they are not counted.
+            // Without a failure ratio they are not counted.
             counts: match reference.settings.failure_ratio {
                 Some(_) => reference.counts(),
                 None => (0, 0),
@@ -521,7 +521,7 @@ mod learned {
         Change::Open { until }
     }
 
-    /// What it is, and for how many seconds.
+    /// Its state, and for how many seconds.
     fn standing(circuit: &Circuit, now: Instant) -> (State, Option<u64>) {
         let standing = circuit.standing(now);
         let duration = standing.retry_after;
@@ -529,7 +529,7 @@ mod learned {
         (standing.state, duration.map(|duration| duration.as_secs()))
     }
 
-    /// It stayed paused for the longer of both times, and then let all through.
+    /// It stayed paused for the longer of both times, and then admitted all calls.
     #[test]
     fn what_others_have_opened_is_open_until_both_times_are_over_and_probed_then() {
         for (seconds, longer) in [(5, 10), (20, 20)] {
@@ -551,7 +551,7 @@ mod learned {
         assert_eq!(standing(&circuit, now + 21 * SECOND), (State::Closed, None));
     }
 
-    /// The pause became as long as the others' opening.
+    /// The pause was extended to the opening of the other process.
     #[test]
     fn where_too_many_are_open_a_pause_stays_what_it_is() {
         let (circuit, now, mut events) = paused(BreakerLayer::builder().max_open_ratio(0.5));
@@ -561,14 +561,14 @@ mod learned {
             circuit.observe(open_for(40 * SECOND, now), now);
             assert_eq!(standing(&circuit, now), before);
         }
-        // That is told once.
+        // Reported once.
         let reason = Reason::Shared;
         let kept = events.try_recv().expect("it was kept closed").kind;
         assert_eq!(kept, EventKind::KeptClosed { reason });
         assert!(events.try_recv().is_err());
     }
 
-    /// What one has told comes back.
+    /// What one process published comes back.
     #[test]
     fn hearing_the_same_again_changes_nothing() {
         let (circuit, now, mut events) = paused(BreakerLayer::builder().jitter(0.0));

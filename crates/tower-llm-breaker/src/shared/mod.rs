@@ -1,12 +1,12 @@
-//! Circuits that many processes share, through Redis, Valkey or a Cluster.
+//! Circuits that several processes share, through Redis, Valkey or a Cluster.
 //!
-//! What is shared is a hint, not a lock: that a circuit was opened, until when, and that it was closed. Each process
-//! decides by its own copy, and nothing is asked or held for a call. One task for a layer tells what has happened here as
-//! soon as it has, and asks twice in a copy's age what has happened elsewhere; both are one script, by the server's clock.
-//! While the server is away, each process has circuits of its own.
+//! Processes share hints, not locks: that a circuit was opened, until when, and that it was closed. Each process decides by
+//! its own copy, so a call never waits for Redis. One task per layer publishes changes at once, and fetches the changes of
+//! other processes twice within the maximum age; both are one script, by the server's clock. While Redis is unavailable,
+//! each process has its own circuits.
 //!
-//! All circuits of one name lie in two keys: a new process, and one that was away, asks for the changes since the last
-//! one it knows, and not for each circuit that there may be.
+//! All circuits of one name are in two Redis keys. A process, even a new one or one that was disconnected, fetches the
+//! changes since the last one that it knows instead of every circuit.
 
 mod name;
 mod outbox;
@@ -36,21 +36,22 @@ use crate::{
 
 static SYNC: Script = Script::new(include_str!("sync.lua"));
 
-/// Circuits that are told of in one script.
+/// Maximum number of circuits that one script publishes.
 const AT_ONCE: usize = 100;
 
-/// As long as the store keeps anything.
+/// Longest time for which the store holds data.
 const LONGEST: Duration = Duration::from_secs(30 * 86_400);
 
-/// Has many processes share the circuits of a layer; see [`BreakerBuilder::shared`](crate::BreakerBuilder::shared).
+/// Shares the circuits of a layer between processes; see [`BreakerBuilder::shared`](crate::BreakerBuilder::shared).
 ///
-/// A circuit that opens in one process opens in all of them, for the rest of its time, within the
-/// [age](Self::max_age) that their copies may have; one that closes closes in all. Each process probes by itself. Where it
-/// opens while it is [throttled](State::Throttled), it is open until both times are over, and then probed. What was forced
-/// by hand is forced in one process alone.
+/// A circuit that opens in one process opens in all within the [maximum age](Self::max_age) of their copies, for the rest
+/// of its time; a circuit that closes in one closes in all. Each process probes by itself. If a process receives an opening
+/// while its circuit is [throttled](State::Throttled), the circuit is open until both times have passed, and then
+/// half-open. A forced state applies in one process only.
 ///
-/// While Redis is away, nothing but the sharing is missing: what happened meanwhile is told when it is back, of each circuit
-/// the last, if that is not over by then. Of more than 65,536 circuits at once nothing is told.
+/// While Redis is unavailable, only the sharing stops. When Redis is back, each process publishes the last change of each
+/// circuit, unless its time has passed. It holds changes of at most 65,536 circuits; changes of further circuits are not
+/// published.
 #[derive(Clone, Debug)]
 pub struct SharedCircuits {
     redis: Redis,
@@ -58,7 +59,7 @@ pub struct SharedCircuits {
     max_age: Duration,
 }
 
-/// What a circuit has become.
+/// The new state of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     Closed,
@@ -71,7 +72,7 @@ struct Task {
     keys: [String; 2],
     board: Weak<Board>,
     outbox: Outbox,
-    /// Rings when something is outbox.
+    /// Wakes the task when something is pending.
     rings: Receiver<()>,
     every: Duration,
     epoch: Option<Vec<u8>>,
@@ -79,7 +80,7 @@ struct Task {
 }
 
 impl SharedCircuits {
-    /// Shares the circuits with all processes whose layers have this `name`. Their settings may differ.
+    /// Shares circuits with all processes whose layers have the same `name`. Their settings may differ.
     pub fn new(redis: Redis, name: impl Into<String>) -> Self {
         Self {
             redis,
@@ -88,8 +89,8 @@ impl SharedCircuits {
         }
     }
 
-    /// Sets how old a process' copy may be: within this time, and what a script takes, it learns what has happened in
-    /// another. A second unless set; 10 ms to a day.
+    /// Sets the maximum age of a process's copy: changes in other processes arrive within this time plus the time of one
+    /// script. One second unless set; 10 ms to a day.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = age;
@@ -167,7 +168,7 @@ impl Change {
         }
     }
 
-    /// As the script has it: what it is, and for how many milliseconds still.
+    /// The format of the script: the state, and its remaining time in milliseconds.
     fn written(self, now: Instant) -> (u32, u64) {
         let left = |until: Instant| {
             let left = until.saturating_duration_since(now).min(LONGEST);
@@ -195,13 +196,13 @@ impl Change {
 impl Task {
     async fn run(mut self) {
         while let Err(_) | Ok(Some(())) = timeout(self.every, self.rings.recv()).await {
-            // A script tells of so many and no more: the others are not to wait for the next ring. What fails is tried again
-            // with that.
+            // One script publishes a limited number of changes; the rest must not wait for the next wake-up. After an
+            // error, the next wake-up tries again.
             while self.sync().await.is_ok() && !self.outbox.is_empty() {}
         }
     }
 
-    /// Tells what has happened here, and learns what has happened elsewhere.
+    /// Publishes the changes of this process and fetches those of others.
     async fn sync(&mut self) -> Result<(), StoreError> {
         let now = Instant::now();
         let told = self.outbox.some(AT_ONCE, now);
@@ -254,9 +255,9 @@ impl Task {
             let name = name.into_bytes()?.unwrap_or_default();
             let change = Change::read(kind.into_integer()?, left.into_integer()?, now);
             if let (Some(circuit), Some(change)) = (name::read(&name), change)
-                // What has happened here meanwhile is newer: the others are to observe that.
+                // A pending change of this process is newer: the others will receive that.
                 && !self.outbox.has(&circuit)
-                // It may be half-open here since, and is to be probed then.
+                // The circuit may be half-open here since then, and must be probed.
                 && !(change == Change::Closed && told_closed.contains(&circuit))
             {
                 board.observe(&circuit, change, now);
@@ -265,7 +266,7 @@ impl Task {
         Ok(())
     }
 
-    /// The store has forgotten all: it is told again which circuits are open here.
+    /// The store has lost its data: publish again which circuits are open here.
     fn publish_all(&self, board: &Board) {
         let now = Instant::now();
         board.for_each(|_, circuit| {

@@ -1,4 +1,4 @@
-//! What a circuit is called in the store: its scope, the lengths of its key's first parts, and the parts.
+//! The name of a circuit in the store: its scope, the lengths of the first parts of its key, and the parts.
 
 use tower_llm_core::Key;
 
@@ -11,7 +11,7 @@ pub(super) fn of(circuit: &CircuitId) -> String {
     format!("{scope}:{}:{}:{first}{second}{third}", ends.0, ends.1)
 }
 
-/// The circuit with that name; `None` if it was given by somebody who knows other circuits.
+/// Returns the circuit with that name; `None` if the name is in an unknown format, such as that of a later version.
 pub(super) fn read(name: &[u8]) -> Option<CircuitId> {
     let name = std::str::from_utf8(name).ok()?;
     let mut fields = name.splitn(4, ':');

@@ -1,4 +1,4 @@
-//! What has happened here and is not told yet.
+//! Changes of this process that are not published yet.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,25 +14,25 @@ use crate::{
     sync::{Mutex, lock},
 };
 
-/// Circuits of which something may be outbox: what happens to others meanwhile is not told. So many change only while
-/// the store is away for long.
+/// Maximum number of circuits with a pending change; changes of further ones are not published. So many change only in a
+/// long outage of the store.
 const MOST: usize = 65_536;
 
-/// What has happened to a circuit here.
+/// The pending change of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pending {
     change: Change,
     at: Instant,
-    /// When it was closed before that, if this is outbox too: what it was before then is over.
+    /// When it was closed before that, if this is pending too: it ends what the store still has.
     closed_at: Option<Instant>,
 }
 
-/// Of each circuit that has changed, its last news: a circuit that changes often is told of once.
+/// The last change of each circuit: a circuit that changes often is published once.
 // A std mutex: it is held to note one change, or to copy a hundred.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outbox(Arc<Mutex<HashMap<CircuitId, Pending>>>);
 
-/// The way to the task; it ends when this is gone.
+/// The connection to the task, which ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     outbox: Outbox,
@@ -40,18 +40,18 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    /// A way for news, and what rings when there are some. One ring that waits is as good as many.
+    /// Creates a publisher, and the receiver that wakes its task. One pending wake-up is enough.
     pub(super) fn new(outbox: Outbox) -> (Self, Receiver<()>) {
         let (bell, rings) = mpsc::channel(1);
         (Self { outbox, bell }, rings)
     }
 
-    /// Tells of `event`, if it is something that others should know.
+    /// Publishes `event`, if it concerns other processes.
     pub(crate) fn tell(&self, event: &Event) {
         if let Some(change) = Change::of(event) {
             let news = Pending::new(change, event.at);
             self.outbox.note(&event.circuit, news);
-            // Full: it has rung already.
+            // Full: a wake-up is pending already.
             let _ = self.bell.try_send(());
         }
     }
@@ -66,18 +66,18 @@ impl Pending {
         }
     }
 
-    /// Whether it is closed, for all that there is to tell.
+    /// Whether the circuit is closed after all pending changes.
     pub(super) fn is_closed(self) -> bool {
         self.change == Change::Closed
     }
 
-    /// What there is to tell, one after the other, and when it was.
+    /// The changes to publish in order, with their times.
     pub(super) fn changes(self) -> impl Iterator<Item = (Change, Instant)> {
         let closed = self.closed_at.map(|at| (Change::Closed, at));
         closed.into_iter().chain([(self.change, self.at)])
     }
 
-    /// The same, where what was `earlier` is outbox.
+    /// The same change, while `earlier` is still pending.
     fn after(mut self, earlier: Self) -> Self {
         if self.change != Change::Closed {
             let closed_at = match earlier.change {
@@ -94,7 +94,7 @@ impl Outbox {
     fn note(&self, circuit: &CircuitId, news: Pending) {
         let mut outbox = lock(&self.0);
         if let Some(last) = outbox.get_mut(circuit) {
-            // Told after the circuit's lock is free: what happened later may come first.
+            // Events are sent after the circuit's lock is released, so a later one may arrive first.
             *last = if news.at >= last.at {
                 news.after(*last)
             } else {
@@ -105,7 +105,7 @@ impl Outbox {
         }
     }
 
-    /// Notes what a circuit is, unless something of it is outbox anyway.
+    /// Notes the current state of a circuit, unless a change of it is pending anyway.
     pub(super) fn note_current(&self, circuit: &CircuitId, news: Pending) {
         if !self.has(circuit) {
             self.note(circuit, news);
@@ -120,8 +120,8 @@ impl Outbox {
         lock(&self.0).is_empty()
     }
 
-    /// At most so many of them. What was over before it could be told is forgotten: it says nothing to anybody. That it was
-    /// closed before does.
+    /// Returns at most `most` of the pending changes. A state that ended before it could be published is dropped; a close
+    /// before it is not.
     pub(super) fn some(&self, most: usize, now: Instant) -> Vec<(CircuitId, Pending)> {
         let mut outbox = lock(&self.0);
         let (mut some, mut over) = (Vec::new(), Vec::new());
@@ -144,7 +144,7 @@ impl Outbox {
         some
     }
 
-    /// Those have been told; what has happened to one of them meanwhile has not.
+    /// Removes published changes, except those of circuits that have changed again meanwhile.
     pub(super) fn published(&self, told: &[(CircuitId, Pending)]) {
         let mut outbox = lock(&self.0);
         for (circuit, news) in told {

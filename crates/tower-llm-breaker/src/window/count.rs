@@ -1,9 +1,9 @@
-//! The last so many calls.
+//! A window over a number of calls.
 
 use super::{Entry, Tally};
 use crate::sync::{Mutex, lock};
 
-/// A bit for each of the last calls, round and round, under a lock: as fast as without one, and easier to get right.
+/// A ring with a bit for each of the last calls, under a lock: as fast as a lock-free one, and easier to get right.
 #[derive(Debug)]
 pub(crate) struct Counts {
     calls: usize,
@@ -13,7 +13,7 @@ pub(crate) struct Counts {
 #[derive(Debug, Default)]
 struct Bits {
     generation: u32,
-    /// Set for a bad call. Grows to the window's length.
+    /// A set bit is a bad call. Grows to the length of the window.
     words: Vec<u64>,
     next: usize,
     total: usize,
@@ -59,7 +59,7 @@ impl Counts {
 
 impl Bits {
     fn clear(&mut self) {
-        // The room is kept; what was in it is written over before it is read.
+        // The capacity is kept; old bits are overwritten before they are read.
         self.words.clear();
         (self.next, self.total, self.bad) = (0, 0, 0);
     }
@@ -80,7 +80,7 @@ impl Bits {
         } else {
             self.words[word] &= !bit;
         }
-        // Not by a division, which costs more than all of the above.
+        // Not a division, which costs more than all of the above.
         self.next = if self.next + 1 == calls {
             0
         } else {

@@ -1,7 +1,7 @@
-//! The last calls: how many there were, and how many of them were bad.
+//! Sliding windows: how many calls there were, and how many of them were bad.
 //!
-//! Both windows really slide, and cost the same however long they are. Each count belongs to a generation of its circuit:
-//! a count of an earlier generation is never part of the present one.
+//! Both windows slide, and their cost does not depend on their length. Each count belongs to a generation of its circuit;
+//! counts of an earlier generation are never part of the current one.
 
 mod count;
 mod time;
@@ -13,12 +13,12 @@ use tokio::time::Instant;
 use self::{count::Counts, time::Ring};
 use crate::word::Clock;
 
-/// The calls that a circuit is judged by.
+/// The length of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Over {
-    /// The last calls, by number.
+    /// The last calls, up to a number.
     Calls(usize),
-    /// The calls that ended within a time.
+    /// The calls that ended within the last time.
     Time(Duration),
 }
 
@@ -35,11 +35,11 @@ pub(crate) struct Tally {
     pub(crate) total: u64,
 }
 
-/// One call's end, for a window.
+/// The outcome of one call, for a window.
 pub(crate) struct Entry<'a> {
     pub(crate) bad: bool,
     pub(crate) generation: u32,
-    /// Whether that is still the circuit's generation.
+    /// Whether this is still the generation of the circuit.
     pub(crate) is_current: &'a dyn Fn() -> bool,
 }
 
@@ -59,7 +59,7 @@ impl Window {
         }
     }
 
-    /// Counts a call's end; `false` if it belongs to an earlier generation.
+    /// Counts the outcome of a call; `false` if it belongs to an earlier generation.
     pub(crate) fn record(&self, entry: &Entry<'_>, now: &mut Now) -> bool {
         match self {
             Self::Calls(counts) => counts.record(entry),
@@ -87,7 +87,7 @@ impl Window {
 impl Tally {
     /// Whether at least `ratio` of the calls are bad. Below `minimum` calls no ratio is judged.
     pub(crate) fn reaches(self, ratio: f64, minimum: u64) -> bool {
-        // A quotient rounds as the ratio's literal does, which a product would not: 7 of 100 are 0.07.
+        // A quotient rounds like the literal of the ratio, a product does not: 7 of 100 must reach 0.07.
         self.total >= minimum.max(1) && self.bad as f64 / self.total as f64 >= ratio
     }
 }

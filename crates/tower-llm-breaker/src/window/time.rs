@@ -1,4 +1,4 @@
-//! The calls that ended within so long.
+//! A window over a time.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use crate::{
     word::Clock,
 };
 
-/// So many parts of the window are counted apart, and leave it one by one.
+/// Number of buckets of the window; the oldest one leaves it at a time.
 const BUCKETS: usize = 10;
 
-/// A ring of counts, one word each: the generation's low bits, the tick's, the bad calls and all of them.
+/// A ring of buckets, one word each: low bits of the generation, low bits of the tick, bad calls and all calls.
 ///
-/// A writer who finds an earlier tick in its bucket replaces the word, so that counting and making room are one
-/// compare-and-swap. What lies in a bucket of another generation is as good as nothing. Whoever is the first in a tick
-/// empties the buckets that were passed over, so that no tick is so old that it comes round and looks like a new one.
+/// A writer that finds an earlier tick in its bucket replaces the word, so counting and clearing are one compare-and-swap.
+/// A bucket of another generation counts as empty. The first writer in a tick clears the buckets of skipped ticks, so that
+/// no old tick wraps around and looks like a new one.
 #[derive(Debug)]
 pub(crate) struct Ring {
     clock: Clock,
@@ -38,7 +38,7 @@ const TICK_BITS: u32 = 12;
 const GENERATION_BITS: u32 = 12;
 const MAX_COUNT: u64 = (1 << COUNT_BITS) - 1;
 const MAX_TICK: u64 = (1 << TICK_BITS) - 1;
-/// After so many ticks of rest nothing counts any more.
+/// After so many ticks without a call, no bucket counts any more.
 const LONG_REST: u64 = BUCKETS as u64;
 
 impl Ring {
@@ -59,7 +59,7 @@ impl Ring {
         }
         let stamp = stamp(entry.generation, tick);
         let bucket = self.bucket(tick);
-        // Acquire: whoever sees a bucket of a later generation sees too that his own is over.
+        // Acquire: a thread that sees a bucket of a later generation also sees that its own has ended.
         let mut seen = bucket.load(Ordering::Acquire);
         loop {
             let was = Bucket::unpack(seen);
@@ -98,19 +98,19 @@ impl Ring {
 
     pub(crate) fn clear(&self) {
         for bucket in &self.buckets {
-            // Not a store: loom puts one in no order with what is exchanged.
+            // Not a store: loom does not order stores with compare-exchanges.
             bucket.swap(0, Ordering::AcqRel);
         }
     }
 
-    /// Notes that something is counted in `tick`; `false` if that is past.
+    /// Notes that a call is counted in `tick`; `false` if that has passed.
     fn note(&self, tick: u64) -> bool {
         let last = self.last.load(Ordering::Acquire);
         if tick <= last {
             return last - tick < LONG_REST;
         }
         if tick - last >= LONG_REST {
-            // Emptied by one; who comes meanwhile waits.
+            // One thread clears the buckets; others wait for it.
             let _waking = lock(&self.waking);
             if tick.saturating_sub(self.last.load(Ordering::Acquire)) >= LONG_REST {
                 self.clear();
@@ -124,12 +124,12 @@ impl Ring {
         true
     }
 
-    /// Empties the bucket of `tick`, unless somebody has counted in that tick after all.
+    /// Clears the bucket of `tick`, unless a call was counted in that tick meanwhile.
     fn empty(&self, tick: u64) {
         let bucket = self.bucket(tick);
         let seen = bucket.load(Ordering::Relaxed);
         if Bucket::unpack(seen).age_at(tick) != 0 {
-            // Whoever changes it meanwhile counts in that tick.
+            // If the exchange fails, another thread has counted in that tick.
             let _ = bucket.compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
@@ -140,7 +140,7 @@ impl Ring {
 
     fn tick_at(&self, now: &mut Now) -> u64 {
         let nanos = now.nanos(self.clock);
-        // Most likely the last one is still current, which is known without a division.
+        // Most likely the last tick is still current, which is checked without a division.
         let last = self.last.load(Ordering::Relaxed);
         if nanos.wrapping_sub(last.wrapping_mul(self.tick_nanos)) < self.tick_nanos {
             last
@@ -159,8 +159,7 @@ impl Bucket {
         }
     }
 
-    /// With one more call. When there is room for no more, a million of them, those that are in count for half: their
-    /// share is what matters.
+    /// Adds one call. A full bucket, with a million calls, halves its counts first: only their ratio matters.
     fn with(self, bad: bool) -> Self {
         let halved = u32::from(self.total == MAX_COUNT);
         Self {
@@ -174,12 +173,12 @@ impl Bucket {
         self.stamp >> TICK_BITS == u64::from(generation) & ((1 << GENERATION_BITS) - 1)
     }
 
-    /// How many ticks `tick` is after this one's, which counts round.
+    /// How many ticks `tick` is after this one's, which wraps around.
     fn age_at(self, tick: u64) -> u64 {
         tick.wrapping_sub(self.stamp) & MAX_TICK
     }
 
-    /// Whether it counts at `tick`; one that somebody has begun since does.
+    /// Whether it counts at `tick`; a later bucket of another thread does.
     fn is_within(self, tick: u64) -> bool {
         !(LONG_REST..=MAX_TICK - LONG_REST).contains(&self.age_at(tick))
     }
