@@ -1,10 +1,9 @@
-//! A limit that follows a signal: more by one at a time, less by a factor.
+//! A limit that follows a signal: it grows by one at a time and shrinks by a factor.
 //!
-//! Additive increase and multiplicative decrease (AIMD), with a signal that has a name. Limiters that compare durations
-//! with the shortest they have seen (Vegas, Gradient2) are right where all calls cost about the same. A model's answers
-//! are ten tokens or ten thousand: the shortest ever seen is a very short answer, and everything else looks like a queue.
-//! Simulated with such lengths at the settings of their libraries, they shed half to nine tenths of a load that the
-//! provider could serve.
+//! Additive increase and multiplicative decrease (AIMD), with an explicit signal. Limiters that compare durations with the
+//! shortest one seen (Vegas, Gradient2) work if all calls cost about the same. A model's answers have ten tokens or ten
+//! thousand: the shortest is a very short answer, and everything else looks like queueing. In simulations with such lengths
+//! and the default settings of their libraries, they refused half to nine tenths of a load that the provider could serve.
 
 use std::time::Duration;
 
@@ -14,17 +13,17 @@ use tower_llm_core::{Call, Completion, ConfigError, Outcome};
 use crate::permits::MAX_LIMIT;
 use crate::silence::Silence;
 
-/// How a key's limit adapts to its calls; see [`BulkheadBuilder::adaptive`].
+/// How the limit of a key adapts to its calls; see [`BulkheadBuilder::adaptive`].
 ///
-/// A limit that is known is better than one that has to be found: an adaptive limit finds it only by exceeding it. It buys
-/// fewer refusals by the provider, or a shorter time to the first token. It does not raise throughput: with a provider that
-/// refuses what is too much, *no* limit gets more, at the price of the refusals.
+/// A known limit is better than an adaptive one, which finds the limit only by exceeding it. An adaptive limit can reduce
+/// refusals by the provider, or the time to the first token. It does not raise throughput: with a provider that refuses
+/// excess calls, having *no* limit gives the most, at the price of the refusals.
 ///
 /// - A bad sign multiplies the limit by [`cut_factor`](Self::cut_factor), at most once per
-///   [`cut_interval`](Self::cut_interval). That is our own time: a provider that says to come back in an hour does not
-///   freeze the limit for an hour.
-/// - As many good signs as the limit raise it by one. They count only while at least half of the limit is in use: a limit
-///   that is never reached says nothing.
+///   [`cut_interval`](Self::cut_interval). The interval does not depend on the provider's `Retry-After`, which could be an
+///   hour.
+/// - As many good signs as the limit raise it by one. They count only while at least half of the limit is in use, because a
+///   limit that is not reached shows nothing.
 ///
 /// | setting | [`on_throttling`](Self::on_throttling) | [`on_first_token`](Self::on_first_token) |
 /// |---|---|---|
@@ -66,8 +65,8 @@ pub(crate) struct Aimd {
 }
 
 impl Adaptive {
-    /// For providers that refuse what is too much: a call that ends as throttled or overloaded is a bad sign, one that
-    /// succeeds a good one.
+    /// For providers that refuse excess calls: a call that ends as throttled or overloaded is a bad sign, one that succeeds
+    /// a good one.
     ///
     /// It lowers the number of refusals, which helps if they count against a quota or extend a ban. It does nothing for a
     /// provider that queues instead of refusing.
@@ -85,8 +84,8 @@ impl Adaptive {
     /// For servers that queue: a stream is a bad sign if its first token arrives later than `target` after it was admitted,
     /// and a good one otherwise.
     ///
-    /// A stream that ends without a token after more than `target` is a bad sign too: its caller gave up. Calls that are not
-    /// streamed are no sign: their duration depends on the length of the answer.
+    /// A stream that ends without a token after more than `target` is a bad sign too. Calls that are not streamed give no
+    /// sign, because their duration depends on the length of the answer.
     #[must_use]
     pub const fn on_first_token(target: Duration) -> Self {
         Self {
@@ -157,7 +156,7 @@ impl Adaptive {
         Err(ConfigError::new(field, limit, reason))
     }
 
-    /// What watches `call`, if the time to its first token is a sign.
+    /// Returns what watches `call`, if the time to its first token is a sign.
     pub(crate) fn silence_of(&self, call: Option<&Call>) -> Option<Silence> {
         match self.signal {
             Signal::FirstToken { target } if call.is_some_and(Call::streamed) => {
@@ -167,7 +166,7 @@ impl Adaptive {
         }
     }
 
-    /// What a first token shows that arrived `after` the call was admitted.
+    /// The sign of a first token that arrives `after` the call was admitted.
     pub(crate) fn first_token(&self, after: Duration) -> Option<Sign> {
         match self.signal {
             Signal::Throttling => None,
@@ -176,7 +175,7 @@ impl Adaptive {
         }
     }
 
-    /// What the end of a call shows. `silent_for` is how long a stream had no token, if it never had one.
+    /// The sign of the end of a call. `silent_for` is how long a stream had no token, if it never had one.
     pub(crate) fn end(
         &self,
         completion: &Completion,
@@ -207,7 +206,7 @@ impl Aimd {
         }
     }
 
-    /// Starts again from `limit`.
+    /// Restarts from `limit`.
     pub(crate) fn reset(&mut self, limit: usize) {
         *self = Self::new(self.rules, limit);
     }

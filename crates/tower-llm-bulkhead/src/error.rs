@@ -34,20 +34,20 @@ pub enum LimitOf {
 impl BulkheadFull {
     pub(crate) const REFUSAL: Refusal = Refusal::new(RefusalKind::Unavailable, "bulkhead");
 
-    /// The call's key; `None` if it goes by the limit that keys beyond
+    /// The call's key; `None` if it counts against the limit that keys beyond
     /// [`max_keys`](crate::BulkheadBuilder::max_keys) share.
     #[must_use]
     pub fn key(&self) -> Option<&Key> {
         self.key.as_ref()
     }
 
-    /// The permits that there are: one for each call, or what calls [weigh](crate::Weigh).
+    /// The limit: a number of calls, or of tokens if calls are [weighed](crate::Weigh).
     #[must_use]
     pub fn limit(&self) -> usize {
         self.limit
     }
 
-    /// Which limit that is.
+    /// Which limit the call exceeds.
     #[must_use]
     pub fn limit_of(&self) -> LimitOf {
         self.limit_of
@@ -59,7 +59,7 @@ impl BulkheadFull {
         self.in_use
     }
 
-    /// The priority of the call, and so of the queue in which it waited or found no room.
+    /// The priority of the call, and of the queue in which it waited or that was full.
     #[must_use]
     pub fn priority(&self) -> Priority {
         self.priority
@@ -71,7 +71,7 @@ impl BulkheadFull {
         self.waited
     }
 
-    /// Always `None`: a permit is free when some stream ends, and when that is cannot be known.
+    /// Always `None`: a permit is free when some stream ends, and that time cannot be known.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         None

@@ -31,7 +31,7 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<S, Req, W, F, L> {
-        // Boxed: the others need not be larger for it.
+        // Boxed to keep the other states small.
         Refused { error: Option<Box<BulkheadFull>> },
         Waiting { waiter: Waiter, call: Option<Waiting<S, Req, W>> },
         // A permit was free: the readied service has been called.
@@ -45,7 +45,7 @@ pin_project! {
 struct Waiter {
     ticket: Ticket,
     until: Instant,
-    // Created by the first poll, since only then there is a runtime. Boxed: only a call that waits has one.
+    // Created by the first poll, because there is no runtime before. Boxed: only a call that waits has one.
     timer: Option<Pin<Box<Sleep>>>,
     max_wait: Duration,
     release_at: ReleaseAt,
@@ -127,7 +127,7 @@ where
                         let future = call.start(permit, waiter.release_at);
                         this.state.set(State::Late { future });
                     }
-                    // The ticket goes with the state: the call has left the queue before its caller is told.
+                    // This drops the ticket: the call leaves the queue before its caller gets the error.
                     Err(error) => this.state.set(State::Refused { error: Some(error) }),
                 },
                 StateProj::Running { future } => return future.poll(cx),
@@ -138,7 +138,7 @@ where
 }
 
 impl Waiter {
-    /// The permit comes first: if it is granted at the moment the wait is over, it is taken.
+    /// The permit comes first: if it is granted at the moment the wait ends, it is taken.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Permit, Box<BulkheadFull>>> {
         if let Poll::Ready(granted) = self.ticket.poll(cx.waker()) {
             return Poll::Ready(granted);

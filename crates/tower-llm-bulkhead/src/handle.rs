@@ -21,13 +21,13 @@ pub struct BulkheadHandle {
 pub struct KeyStats {
     /// The key; `None` for the limit that keys beyond [`max_keys`](crate::BulkheadBuilder::max_keys) share.
     pub key: Option<Key>,
-    /// The permits that there are: one for each call, or what calls [weigh](crate::Weigh).
+    /// The limit: a number of calls, or of tokens if calls are [weighed](crate::Weigh).
     pub limit: usize,
     /// Calls that hold permits.
     pub in_flight: usize,
     /// Calls in the queues of all priorities.
     pub waiting: usize,
-    /// Calls refused since the key was first seen. The count starts again if the key was forgotten in between.
+    /// Calls refused since the key was first seen. The count restarts if the key was evicted in between.
     pub refused: u64,
     /// Permits that the calls in flight hold: one each, or their tokens.
     pub permits_in_use: u64,
@@ -38,7 +38,7 @@ pub struct KeyStats {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GlobalStats {
-    /// The permits that there are: one for each call, or what calls [weigh](crate::Weigh).
+    /// The limit: a number of calls, or of tokens if calls are [weighed](crate::Weigh).
     pub limit: usize,
     /// Calls that hold permits.
     pub in_flight: usize,
@@ -58,15 +58,15 @@ impl BulkheadHandle {
     /// Sets the limit of one key, whether it has been seen or not.
     ///
     /// A raised limit admits waiting calls at once. A lowered limit cuts no call: nothing is admitted until enough calls
-    /// have ended. A call that is being admitted at this moment may still go by the old limit.
+    /// have ended. A call that is being admitted at this moment may still use the old limit.
     ///
-    /// A key whose limit differs from the one the layer was built with is not forgotten, so it uses one of
-    /// [`max_keys`](crate::BulkheadBuilder::max_keys). An [adaptive](crate::Adaptive) limit goes on from there.
+    /// A key whose limit differs from the one that the layer was built with is never evicted, so it permanently uses one of
+    /// [`max_keys`](crate::BulkheadBuilder::max_keys). An [adaptive](crate::Adaptive) limit continues from the new value.
     ///
     /// # Errors
     ///
     /// [`ConfigError`] naming `limit` if it is zero, over 4,294,967,295 or not between the floor and the ceiling of an
-    /// adaptive limit; naming `key` if there are as many keys as there may be, all in use.
+    /// adaptive limit; naming `key` if the maximum number of keys is reached and all are in use.
     pub fn set_limit(&self, key: &Key, limit: usize) -> Result<(), ConfigError> {
         let limit = check_limit("limit", limit)?;
         if let Some(rules) = self.shared.adaptive {
@@ -85,8 +85,7 @@ impl BulkheadHandle {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] naming `global_limit` if it is zero or over 4,294,967,295, or if the layer was built without one:
-    /// its keys have nothing in common that could be limited.
+    /// [`ConfigError`] naming `global_limit` if it is zero or over 4,294,967,295, or if the layer was built without one.
     pub fn set_global_limit(&self, limit: usize) -> Result<(), ConfigError> {
         let limit = check_limit("global_limit", limit)?;
         let Some(all) = &self.shared.all else {

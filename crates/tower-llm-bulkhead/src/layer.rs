@@ -14,10 +14,10 @@ use crate::{
 ///
 /// State is shared by all clones of a layer and all services it makes.
 ///
-/// Permits are given back when our side of the upstream body is dropped; if the connection has to be closed for that, it may
-/// close a little later. A call holds its permits from the moment they are granted, even if its future is not polled: poll or
-/// drop what you have called. A response body that is not read holds them too: a server must bound how long a client may
-/// stop reading. The same layer applied twice in one stack waits for itself.
+/// Permits are given back when the upstream body is dropped; if its connection has to be closed, that may happen a little
+/// later. A call holds its permits from the moment they are granted, even if its future is not polled, so poll or drop
+/// every future. A response body that is not read holds permits too, so a server needs a timeout for clients that stop
+/// reading. A layer applied twice in one stack waits for itself.
 ///
 /// | setting | default |
 /// |---|---|
@@ -68,7 +68,7 @@ pub(crate) struct Shared {
 }
 
 impl BulkheadLayer {
-    /// A layer with `limit` permits for each provider, and defaults for the rest.
+    /// Creates a layer with `limit` permits for each provider, and defaults for the rest.
     ///
     /// # Errors
     ///
@@ -97,7 +97,7 @@ impl BulkheadLayer {
 }
 
 impl<W> BulkheadLayer<W> {
-    /// A handle that reads the state and changes limits.
+    /// Returns a handle that reads the state and changes limits.
     #[must_use]
     pub fn handle(&self) -> BulkheadHandle {
         BulkheadHandle::new(Arc::clone(&self.shared))
@@ -113,17 +113,17 @@ impl<W> BulkheadBuilder<W> {
 
     /// Sets a limit for all keys together, besides their own.
     ///
-    /// A call takes permits of both limits or waits for both, so a call that waits for its key does not block calls of other
-    /// keys. Callers take turns over all keys.
+    /// A call takes permits of both limits or waits for both, so a call that waits for its key does not block calls of
+    /// other keys. Callers take turns across all keys.
     pub fn global_limit(mut self, limit: usize) -> Self {
         self.global_limit = Some(limit);
         self
     }
 
-    /// Adapts each key's limit to how its calls go, starting with the limit that is set; see [`Adaptive`] for what that is
-    /// worth. The limit for all keys together stays as it is set.
+    /// Adapts each key's limit to its calls, starting with the limit that is set; see [`Adaptive`] for when that helps. The
+    /// limit for all keys together stays as it is set.
     ///
-    /// The adapted limit is forgotten with its key; see [`max_keys`](Self::max_keys).
+    /// The adapted limit is lost when its key is evicted; see [`max_keys`](Self::max_keys).
     pub fn adaptive(mut self, rules: Adaptive) -> Self {
         self.adaptive = Some(rules);
         self
@@ -137,7 +137,7 @@ impl<W> BulkheadBuilder<W> {
 
     /// Sets how the priority of a call that has to wait is chosen; [`Priority::Normal`] unless set.
     ///
-    /// Callers can set any header: give a high priority only to callers you know.
+    /// Callers can send any header: give a high priority only to callers that you trust.
     pub fn priority_by<F>(mut self, choose: F) -> Self
     where
         F: Fn(&dyn Described) -> Priority + Send + Sync + 'static,
@@ -152,8 +152,8 @@ impl<W> BulkheadBuilder<W> {
         self
     }
 
-    /// Sets the maximum number of keys, rounded up to a multiple of 16. A key beyond that replaces one that is not in use; if
-    /// all are in use, it shares one limit with all other keys that found no room.
+    /// Sets the maximum number of keys, rounded up to a multiple of 16. A key beyond that replaces one that is not in use;
+    /// if all are in use, it shares one limit with all other such keys.
     pub fn max_keys(mut self, max_keys: usize) -> Self {
         self.max_keys = Some(max_keys);
         self
@@ -161,8 +161,8 @@ impl<W> BulkheadBuilder<W> {
 
     /// Sets how many calls of each priority may wait for each key; at zero, a call that finds no permit is refused at once.
     ///
-    /// If the queue is full and a call comes from a caller with fewer calls in it than the average, the newest call of the
-    /// caller with most is refused instead. Otherwise the call itself is refused.
+    /// If the queue is full and a call arrives from a caller with fewer waiting calls than average, the newest call of the
+    /// caller with the most is refused instead. Otherwise the new call is refused.
     pub fn max_waiting(mut self, calls: usize) -> Self {
         self.max_waiting = [calls; 3];
         self
@@ -186,7 +186,7 @@ impl<W> BulkheadBuilder<W> {
         self
     }
 
-    /// Sets how the end of a response is seen: [`Unary`](tower_llm_core::Unary) for types that are not HTTP.
+    /// Sets how the end of a response is detected: [`Unary`](tower_llm_core::Unary) for types that are not HTTP.
     pub fn watch<V>(self, watch: V) -> BulkheadBuilder<V> {
         BulkheadBuilder {
             limit: self.limit,
@@ -204,7 +204,7 @@ impl<W> BulkheadBuilder<W> {
         }
     }
 
-    /// The layer that decides in `call`.
+    /// Builds the layer that decides in `call`.
     ///
     /// # Errors
     ///
@@ -272,10 +272,10 @@ impl<W> BulkheadBuilder<W> {
         Ok(Some(rules))
     }
 
-    /// The layer that takes a permit in `poll_ready`.
+    /// Builds the layer that takes a permit in `poll_ready`.
     ///
-    /// There is no request yet at that point, so it has one limit for all requests, and its queue is as long as the number of
-    /// services that wait. Only the limit, [`release_at`](Self::release_at) and [`watch`](Self::watch) apply to it.
+    /// There is no request at that point, so it has one limit for all requests, and its queue is not bounded: each waiting
+    /// service is in it. Only the limit, [`release_at`](Self::release_at) and [`watch`](Self::watch) apply to it.
     ///
     /// # Errors
     ///
@@ -302,7 +302,7 @@ impl Shared {
             Ok(permit) => Admission::Admitted(permit),
             Err(permits) => {
                 let wanted = self.wanted(request, weight);
-                // No task polls yet; the future registers its waker when it is polled first.
+                // No task polls yet; the first poll of the future registers its waker.
                 Ticket::join(permits, wanted, Waker::noop())
             }
         }

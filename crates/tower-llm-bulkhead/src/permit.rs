@@ -19,11 +19,11 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReleaseAt {
-    /// When the response headers arrive: limits calls that are starting, not streams that run.
+    /// When the response headers arrive: limits calls that start, not streams that run.
     ResponseHeaders,
     /// With the first content token of a stream, or at the end if there is none.
     FirstToken,
-    /// When the response body has ended or was dropped.
+    /// When the response body ends or is dropped.
     #[default]
     End,
 }
@@ -63,12 +63,12 @@ pub struct BulkheadGuard {
     observer: Option<Observer>,
 }
 
-/// Observer an adaptive limit what a call meets.
+/// Reports to an adaptive limit how a call goes.
 #[derive(Debug)]
 struct Observer {
     // Held beyond the release of the permits.
     permits: Shared,
-    // Of a stream without a token yet, if the limit follows that.
+    // For a stream without a token so far, if the limit follows that.
     silence: Option<Silence>,
 }
 
@@ -89,7 +89,7 @@ impl Permit {
         }
     }
 
-    /// This permit as the guard of `call`.
+    /// Turns this permit into the guard of `call`.
     pub(crate) fn hold(self, release_at: ReleaseAt, call: Option<&Call>) -> BulkheadGuard {
         let observer = self.permits.rules().map(|rules| Observer {
             permits: Arc::clone(&self.permits),
@@ -130,7 +130,7 @@ impl Ticket {
         }
     }
 
-    /// The permit once it is granted; why not, if the call was evicted for another caller's.
+    /// Returns the permit once it is granted, or an error if the call was evicted for another caller's.
     pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<Result<Permit, Box<BulkheadFull>>> {
         let number = self.number.expect("polled after it was ready");
         let polled = self.permits.poll_ticket(&self.wanted.tenant, number, waker);
@@ -147,7 +147,7 @@ impl Ticket {
         })
     }
 
-    /// Why it is refused after waiting for too long.
+    /// The error of a call that waited for too long.
     pub(crate) fn refuse(&self, waited: Duration) -> Box<BulkheadFull> {
         self.permits.count_refused();
         let mut full = self.full();
@@ -221,7 +221,7 @@ impl Guard for BulkheadGuard {
     }
 
     fn end(&mut self, completion: &Completion) {
-        // Before the permits are free, so that they are granted by the new limit.
+        // Reported before the permits are free, so that they are granted by the new limit.
         if let Some(observer) = &self.observer {
             observer.end(completion);
         }

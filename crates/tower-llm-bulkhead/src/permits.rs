@@ -1,7 +1,7 @@
 //! The permits of a key, those of all keys together, and the queue for them.
 //!
-//! A free permit is taken by one compare-and-swap and given back by one subtraction; a semaphore that keeps its waiters in a
-//! mutex costs more than everything else in this crate. A lock is needed only while calls wait:
+//! A free permit is taken by one compare-and-swap and given back by one subtraction; a semaphore with its waiters in a
+//! mutex would cost more than everything else in this crate. A lock is needed only while calls wait:
 //!
 //! - While the queue is not empty, the counter is *closed*, which is a bit in the word that counts what is in use. No call
 //!   takes permits ahead of those that wait, and a call that gives permits back sees the bit.
@@ -9,12 +9,13 @@
 //!   the lock, serves the queue. A call that joins closes the counter first and then, under the same lock, tries once more.
 //!   Both change the same word, so one of the two sees the other.
 //!
-//! With a limit for all keys there are two such words, and one queue for all keys. The bit is in the word of all keys, which
-//! is taken last and given back last, so that the above holds for it. If a key has room and all keys together have none, what
-//! was taken of the key is given back. Another call may have joined the queue because of it, so the queue is served then too.
+//! With a limit for all keys there are two such words, and one queue for all keys. The bit is in the word of all keys,
+//! which is taken last and given back last, so that the above holds for it. If a key has room but the limit for all keys
+//! does not, what was taken from the key is given back. Another call may have joined the queue because of that, so the
+//! queue is served then too.
 //!
-//! Wakers are woken and dropped without the lock. They run foreign code: one may hold the last reference to a task, and the
-//! task a future that waits here too.
+//! Wakers are woken and dropped without the lock, because they run foreign code: a waker may hold the last reference to a
+//! task, and that task a future that waits here too.
 
 mod counter;
 mod queue;
@@ -92,23 +93,23 @@ enum Queues {
 
 pub(crate) type Shared = Arc<Keyed<Permits>>;
 
-/// What a call that has to wait asks for.
+/// What a waiting call needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) weight: u32,
     pub(crate) tenant: Tenant,
-    /// How many calls of its class may wait for its key.
+    /// How many calls of its priority may wait for its key.
     pub(crate) max_waiting: usize,
 }
 
-/// A waiting call was refused, so that another caller's can wait.
+/// A waiting call was refused so that another caller's can wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Evicted;
 
 /// The result of joining the queue.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Joined {
-    /// A permit became free just now, and is taken.
+    /// A permit became free just now and is taken.
     Admitted(Overtook),
     /// In the queue, with this ticket.
     Waiting(u64),
@@ -251,7 +252,7 @@ impl Permits {
         } = wanted;
         let own = queue.join(this.lane(), || Arc::clone(this), tenant, *weight, waker);
         let mut is_admitted = false;
-        // Other calls too, if permits that another attempt took and gave back come to light only now.
+        // Other calls too, if permits that another attempt took and gave back are visible only now.
         let mut served = Vec::new();
         while let Some(next) = serve(&mut queue, gate) {
             is_admitted |= next.ticket == own;
@@ -443,7 +444,7 @@ impl Permits {
 
 impl Evictable for Permits {
     fn is_evictable(&self) -> bool {
-        // A call that holds permits or waits for them holds a reference.
+        // A call that holds or waits for permits holds a reference.
         self.set_to.load(Ordering::Relaxed) == self.made_with
     }
 }
@@ -490,7 +491,7 @@ fn lock(queue: &Mutex<Queue<Shared>>) -> MutexGuard<'_, Queue<Shared>> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-// Loom's types work inside its models only, so that it is one or the other.
+// Loom's types work only inside its models, so these tests replace the others.
 #[cfg(all(test, bulkhead_loom))]
 mod loom;
 #[cfg(all(test, not(bulkhead_loom)))]

@@ -2,10 +2,10 @@ use std::{fmt, sync::Arc};
 
 use tower_llm_core::Described;
 
-/// The order of calls that wait: all of a higher priority go before any of a lower one.
+/// The order of waiting calls: all calls of a higher priority go before any of a lower one.
 ///
-/// While calls of a priority keep waiting, those of a lower priority wait too, until their
-/// [`max_wait`](crate::BulkheadBuilder::max_wait) is over.
+/// While calls of a higher priority wait, those of a lower priority wait too, up to their
+/// [`max_wait`](crate::BulkheadBuilder::max_wait).
 // Complete: operators tell three priorities apart, and each costs every key a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {

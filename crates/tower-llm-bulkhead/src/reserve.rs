@@ -17,9 +17,9 @@ use crate::{
 
 /// Limits how many calls run at once, with one limit for all; decides in `poll_ready`.
 ///
-/// For clients behind a balancer, which asks which service is ready before it chooses one. A ready service holds a permit
-/// until it is called or dropped, even while it is idle. A server readies a service for each connection before there is a
-/// request: there, use [`BulkheadLayer`](crate::BulkheadLayer).
+/// For clients behind a balancer, which chooses among the services that are ready. A ready service holds a permit until it
+/// is called or dropped, even while it is idle. A server readies a service for each connection before there is a request,
+/// so use [`BulkheadLayer`](crate::BulkheadLayer) there.
 ///
 /// Services are served in the order in which they began to wait. A service keeps its position if it is no longer polled, and
 /// loses it when it is dropped. State is shared by all clones of a layer and all services it makes.

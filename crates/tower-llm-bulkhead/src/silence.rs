@@ -1,4 +1,4 @@
-//! How long a stream brings no token, as far as the provider is the cause.
+//! How long a stream has no token, as far as the provider is the cause.
 
 use std::{
     future::Future,
@@ -9,14 +9,14 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A stream that has brought no token yet.
+/// A stream without a token so far.
 ///
-/// After the response headers a slow reader may leave a token unread. From then on only the time counts in which the stream
-/// was polled and had nothing.
+/// After the response headers a slow reader may leave a token unread. From then on, only the time in which the stream was
+/// polled and was pending counts.
 #[derive(Debug)]
 pub(crate) struct Silence {
     target: Duration,
-    /// Time waited before the present wait, which began at `since`.
+    /// Time waited before the current wait, which began at `since`.
     waited: Duration,
     since: Option<Instant>,
     has_headers: bool,
@@ -35,7 +35,7 @@ impl Silence {
         }
     }
 
-    /// The response headers arrived at `now`; what follows may lie unread.
+    /// The response headers arrived at `now`; what follows may be unread.
     pub(crate) fn response_headers(&mut self, now: Instant) {
         self.waited = self.lasted(now);
         self.since = None;
@@ -53,7 +53,7 @@ impl Silence {
         timer.as_mut().poll(cx).map(|()| Instant::now())
     }
 
-    /// How long the stream was seen silent.
+    /// How long the stream was silent.
     pub(crate) fn seen(&self, now: Instant) -> Duration {
         if self.has_headers && self.timer.is_some() {
             // The timer has not fired, or that would have been reported.

@@ -18,7 +18,7 @@ pub enum Weigh {
 }
 
 impl Weigh {
-    /// What `call` weighs: at least one, at most the largest limit.
+    /// The weight of `call`: at least one, at most the largest limit.
     pub(crate) fn weight(self, call: Option<&Call>) -> u32 {
         let (Self::Tokens { default_output }, Some(call)) = (self, call) else {
             return 1;

@@ -19,7 +19,7 @@ use crate::{
 };
 
 pin_project! {
-    /// A response body that ends when it takes too long.
+    /// A response body that ends when a deadline passes.
     #[derive(Debug)]
     pub struct TimeoutBody<B> {
         #[pin]
@@ -28,12 +28,12 @@ pin_project! {
         deadlines: Deadlines,
         progress: Progress,
         dialect: Dialect,
-        // Nothing can be added to a body whose length or encoding is settled.
+        // Nothing can be added to a body of fixed length or with an encoding.
         is_open: bool,
     }
 }
 
-/// The body is watched to be read, and its end is of no interest here.
+/// The body is watched only to be read; this layer does not use its end.
 #[derive(Debug)]
 pub(crate) struct Ignore;
 
@@ -79,8 +79,8 @@ where
     type Data = Bytes;
     type Error = BoxError;
 
-    /// A frame comes first: one that is there when time is up is handed on. But a body that always has one is bound by
-    /// the total all the same, unless this one is the last.
+    /// A frame comes first: one that is ready when the time is up is passed on. But a body that always has one is still
+    /// bound by the total deadline, unless this frame is the last.
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -91,7 +91,7 @@ where
         if let Poll::Ready(frame) = this.inner.as_mut().poll_frame(cx) {
             this.progress.hand_on(now);
             if this.progress.awaits_token() {
-                // A body that is no event stream is not read for tokens: its first data stands for one.
+                // A body that is not an event stream is not read for tokens: its first data counts as one.
                 if this.inner.first_token_at().is_some() || !this.inner.is_event_stream() {
                     this.progress.had_token();
                 } else {
@@ -125,7 +125,7 @@ where
         match due {
             Some(due) if due.at == next => Poll::Ready(self.cut(due)),
             _ => {
-                // All has been said; only the end of the body does not come.
+                // Everything has arrived except the end of the body.
                 this.inner.cut(Outcome::Success);
                 Poll::Ready(None)
             }
@@ -142,9 +142,9 @@ where
 }
 
 impl<B: Body<Data = Bytes>> TimeoutBody<B> {
-    /// Drops the upstream and says why, in the stream if that is possible.
+    /// Drops the upstream body and reports why, in the stream if that is possible.
     ///
-    /// Nothing is missing where the upstream has said all, and only the end of the body does not come.
+    /// If everything has arrived except the end of the body, the call is a success.
     fn cut(self: Pin<&mut Self>, due: Due) -> Option<Result<Frame<Bytes>, BoxError>> {
         let this = self.project();
         let is_over = this.inner.is_over();
@@ -164,7 +164,7 @@ impl<B: Body<Data = Bytes>> TimeoutBody<B> {
 
 /// The event that ends a stream.
 fn last_event(error: &TimedOut, dialect: Dialect) -> Bytes {
-    // The reader may stand within an event, or within a line's end. Blank lines end both: a broken event reaches the
-    // reader before this one then, for what has passed cannot be taken back. Elsewhere they say nothing.
+    // The stream may have been cut within an event or a line end. Blank lines end both, so the reader gets a broken event
+    // before this one; what has passed cannot be taken back. Elsewhere blank lines mean nothing.
     [&b"\n\n"[..], &error.event(dialect)].concat().into()
 }

@@ -5,15 +5,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tower_llm_core::{Deadline, Failure, Outcome, TimedOut};
 
-/// How long a body may stay open once all that its reader needs has come: the terminal marker, or a whole document.
+/// How long a body may stay open after everything that its reader needs has arrived: the terminal marker, or a whole
+/// document.
 ///
 /// Long enough for the upstream's own end to arrive, after which its connection can be used again.
 pub(crate) const LINGER: Duration = Duration::from_millis(250);
 
-/// How many times the first-token timeout a stream may take that shows signs of life, unless that is set.
+/// Default of the longer first-token deadline of a stream that shows signs of life, as a multiple of the first-token
+/// timeout.
 pub(crate) const SIGNS_OF_LIFE: u32 = 5;
 
-/// How long things may take; `None` without a limit.
+/// The deadlines; `None` for no limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Deadlines {
     pub(crate) first_token: Option<Duration>,
@@ -27,19 +29,20 @@ pub(crate) struct Deadlines {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Progress {
     started: Instant,
-    /// Since when the first token of a stream is awaited, if it still is; later by the time in which the body was not read.
+    /// Start of the wait for the first token of a stream, if it has not arrived; moved later by the time in which the body
+    /// was not read.
     token_since: Option<Instant>,
-    /// When the stream showed before its first token that the model is at work; later by the same time.
+    /// The last sign of life before the first token; moved later by the same time.
     life_at: Option<Instant>,
-    /// Since when the reader waits for the next frame.
+    /// Start of the reader's wait for the next frame.
     idle_since: Option<Instant>,
-    /// When the response headers or the last frame were handed on.
+    /// When the response headers or the last frame were passed on.
     handed_on_at: Instant,
-    /// When all had come that the reader needs.
+    /// When everything that the reader needs had arrived.
     over_at: Option<Instant>,
 }
 
-/// A point in time, and what passes with it.
+/// A point in time, and the deadline that passes then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Due {
     pub(crate) at: Instant,
@@ -49,9 +52,9 @@ pub(crate) struct Due {
 }
 
 impl Deadlines {
-    /// The deadline that passes first, if nothing comes before it.
+    /// The deadline that passes first, if nothing arrives before it.
     ///
-    /// A stream may be silent until its first token for as long as that may take: models reason.
+    /// Until its first token, a stream may be silent for the whole first-token deadline, because models reason.
     pub(crate) fn next(&self, progress: &Progress) -> Option<Due> {
         let first_token = self.first_token(progress);
         let idle = Due::since(progress.idle_since, self.idle, Deadline::Idle, progress);
@@ -65,7 +68,7 @@ impl Deadlines {
         .min_by_key(|due| due.at)
     }
 
-    /// The deadline for the first token: it starts again with every sign of life, up to a bound.
+    /// The deadline for the first token: every sign of life restarts it, up to a bound.
     fn first_token(&self, progress: &Progress) -> Option<Due> {
         let since = progress.token_since;
         let life_at = since.and(progress.life_at);
@@ -102,7 +105,7 @@ impl Progress {
         }
     }
 
-    /// It is known to be a stream, so that there will be a first token.
+    /// The response is known to be a stream, so there will be a first token.
     pub(crate) fn await_token(&mut self) {
         self.token_since.get_or_insert(self.started);
     }
@@ -121,17 +124,17 @@ impl Progress {
         self.life_at = Some(now);
     }
 
-    /// All has come that the reader needs.
+    /// Everything that the reader needs has arrived.
     pub(crate) fn be_over(&mut self, now: Instant) {
         self.over_at.get_or_insert(now);
     }
 
-    /// When a body ends whose upstream does not end it.
+    /// When a body ends that the upstream leaves open.
     pub(crate) fn linger_until(&self) -> Option<Instant> {
         self.over_at.map(|over_at| over_at + LINGER)
     }
 
-    /// The reader asks for a frame. The time in which it did not is its own, and does not count.
+    /// The reader polls for a frame. The time in which it did not poll does not count.
     pub(crate) fn ask(&mut self, now: Instant) {
         if self.idle_since.is_some() {
             return;
@@ -146,7 +149,7 @@ impl Progress {
         }
     }
 
-    /// The response headers or a frame are handed on.
+    /// The response headers or a frame are passed on.
     pub(crate) fn hand_on(&mut self, now: Instant) {
         self.idle_since = None;
         self.handed_on_at = now;
@@ -227,9 +230,9 @@ mod tests {
         progress.await_token();
         progress.hand_on(now + SECOND);
         progress.ask(now + 11 * SECOND);
-        // Asking again is waiting still.
+        // Another poll continues the wait.
         progress.ask(now + 12 * SECOND);
-        // A second went before the head; of five, four are left.
+        // A second passed before the response headers; of five, four are left.
         assert_eq!(next(&progress), Some((15 * SECOND, Deadline::FirstToken)));
         progress.hand_on(now + 12 * SECOND);
         progress.ask(now + 32 * SECOND);

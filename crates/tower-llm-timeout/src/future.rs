@@ -16,10 +16,10 @@ use crate::{
     timer::Timer,
 };
 
-/// How a response is bound by the deadlines that are left when its head has come.
+/// Binds a response to the deadlines that remain when its headers have arrived.
 ///
-/// Implemented for the strategies of the core, and sealed: [`HttpBody`] goes on to the end of the body, [`Unary`] has
-/// nothing left to bind.
+/// Sealed: implemented for [`HttpBody`], whose deadlines continue to the end of the body, and for [`Unary`], which has none
+/// left.
 pub trait Bound<R>: sealed::Bind<R> {
     /// The response, bound.
     type Out;
@@ -32,7 +32,7 @@ mod sealed {
     pub trait Bind<R> {}
 }
 
-/// What the future hands on to the body.
+/// What the future passes on to the body.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Rest {
@@ -62,10 +62,10 @@ impl<R> Bound<R> for Unary {
 }
 
 pin_project! {
-    /// Answers with the inner response, or with [`TimedOut`](tower_llm_core::TimedOut).
+    /// Resolves to the inner response, or to [`TimedOut`](tower_llm_core::TimedOut).
     #[derive(Debug)]
     pub struct ResponseFuture<F, W> {
-        // `None` once it has timed out: the upstream goes before the caller hears of it.
+        // `None` once it has timed out: the inner future is dropped before the caller gets the error.
         #[pin]
         inner: Option<F>,
         timer: Timer,
@@ -103,7 +103,7 @@ where
 {
     type Output = Result<W::Out, BoxError>;
 
-    /// The response comes first: one that is there when time is up is taken.
+    /// The response comes first: one that is ready when the time is up is used.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let inner = this.inner.as_mut().as_pin_mut();

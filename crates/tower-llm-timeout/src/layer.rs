@@ -24,9 +24,10 @@ pub struct TimeoutBuilder<W = HttpBody> {
 }
 
 impl TimeoutLayer {
-    /// A layer for hosted models: first token 120 s, or 600 s while the stream shows signs of life; idle 60 s, total 600 s.
+    /// Creates a layer for hosted models: first token 120 s, or 600 s while the stream shows signs of life; idle 60 s,
+    /// total 600 s.
     ///
-    /// The total is what the providers' own clients wait for; the first token leaves time to reason.
+    /// The total is the default of the providers' own clients; the first-token timeout leaves time to reason.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -58,21 +59,22 @@ impl Default for TimeoutLayer {
 impl<W> TimeoutBuilder<W> {
     /// Sets how long a stream may take from the call to its first content token; no limit unless set.
     ///
-    /// Signs of life extend it, up to [`first_token_max`](Self::first_token_max): an event without content, such as one of
-    /// hidden reasoning, a search or a place in the provider's queue, and a comment.
+    /// Signs of life extend it, up to [`first_token_max`](Self::first_token_max): comments, and events without content,
+    /// such as those of hidden reasoning, a search or the provider's queue.
     ///
-    /// Once the response headers have come, only the time counts in which the body is read. Of a stream that cannot be
-    /// read, since it is compressed or not of server-sent events, the first data counts as the token, and so does the first
-    /// event of a stream in a dialect that is not known here.
+    /// After the response headers, only the time in which the body is polled counts. In a stream that is compressed or not
+    /// of server-sent events, the first data counts as the first token. In a stream of an unknown dialect, the first event
+    /// does.
     pub fn first_token(mut self, timeout: Duration) -> Self {
         self.deadlines.first_token = Some(timeout);
         self
     }
 
     /// Sets how long the first token may take while the stream shows signs of life; five times
-    /// [`first_token`](Self::first_token) unless set, and never more than the total. Equal to it, they extend nothing.
+    /// [`first_token`](Self::first_token) unless set, and never more than the total. If it equals `first_token`, signs of
+    /// life extend nothing.
     ///
-    /// A stream that is cut then, or by the total, ends as [`Failure::Slow`](tower_llm_core::Failure::Slow).
+    /// A stream that is cut by it, or by the total, ends as [`Failure::Slow`](tower_llm_core::Failure::Slow).
     pub fn first_token_max(mut self, deadline: Duration) -> Self {
         self.deadlines.first_token_max = Some(deadline);
         self
@@ -84,14 +86,14 @@ impl<W> TimeoutBuilder<W> {
         self
     }
 
-    /// Sets how long the whole may take, from the call to the end of the body; no limit unless set.
+    /// Sets how long the call may take in total, to the end of the body; no limit unless set.
     pub fn total(mut self, timeout: Duration) -> Self {
         self.deadlines.total = Some(timeout);
         self
     }
 
-    /// Sets how the end of a response is seen: [`Unary`](tower_llm_core::Unary) for types that are not HTTP, for which
-    /// only the total means anything.
+    /// Sets how the end of a response is detected: [`Unary`](tower_llm_core::Unary) for types that are not HTTP; only the
+    /// total applies to them.
     pub fn watch<V>(self, watch: V) -> TimeoutBuilder<V> {
         TimeoutBuilder {
             deadlines: self.deadlines,
@@ -99,12 +101,12 @@ impl<W> TimeoutBuilder<W> {
         }
     }
 
-    /// The layer.
+    /// Builds the layer.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] naming the setting, if a deadline is zero or over a day, if the first token or a frame may take
-    /// longer than the whole, if `first_token_max` is less than `first_token` or set without it, or if no deadline is set.
+    /// [`ConfigError`] naming the setting, if a deadline is zero or over a day, if `first_token` or `idle` exceeds the
+    /// total, if `first_token_max` is less than `first_token` or set without it, or if no deadline is set.
     pub fn build(self) -> Result<TimeoutLayer<W>, ConfigError> {
         let Deadlines {
             first_token,

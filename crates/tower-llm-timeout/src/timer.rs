@@ -8,13 +8,13 @@ use std::{
 
 use tokio::time::{Instant, Sleep};
 
-/// A timer that is set when something is first waited for, and moved only when it must be.
+/// A timer that is created with the first wait, and moved only when it must be.
 ///
-/// Deadlines mostly move away while it runs, with every frame. It is left to fire then, and set anew for what is
-/// left: moving it costs more than reading a frame.
+/// Every frame moves most deadlines later. The timer is left to fire and is then set again for the rest, because moving it
+/// costs more than reading a frame.
 #[derive(Debug)]
 pub(crate) struct Timer {
-    // Boxed: only what waits has one, and a body with it stays `Unpin` for those who read it frame by frame.
+    // Boxed: only a wait needs one, and the body stays `Unpin` for readers that take it frame by frame.
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
@@ -23,7 +23,7 @@ impl Timer {
         Self { sleep: None }
     }
 
-    /// Ready once `at` has come.
+    /// Ready from `at` on.
     pub(crate) fn poll_until(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let sleep = self
             .sleep

@@ -16,12 +16,12 @@ pub(super) const MAX_CALLS: usize = (1 << 31) - 1;
 
 /// The state, from its low end: 32 bits of what all calls weigh, 31 of how many there are, and `QUEUED`.
 ///
-/// A call weighs at least one, and what is taken never exceeds the largest limit, so that neither overflows.
+/// A call weighs at least one, and the total never exceeds the largest limit, so neither field overflows.
 const ONE_CALL: u64 = 1 << 32;
 const WEIGHT: u64 = ONE_CALL - 1;
 const QUEUED: u64 = 1 << 63;
 
-/// What calls hold of a limit, and whether others wait.
+/// How much of a limit is in use, and whether calls wait.
 #[derive(Debug)]
 pub(super) struct Counter {
     state: AtomicU64,
@@ -29,7 +29,7 @@ pub(super) struct Counter {
 }
 
 impl Counter {
-    /// Nothing taken of `limit`, which is at most [`MAX_LIMIT`].
+    /// Creates a counter with nothing in use; `limit` is at most [`MAX_LIMIT`].
     pub(super) fn new(limit: usize) -> Self {
         Self {
             state: AtomicU64::new(0),
@@ -42,23 +42,23 @@ impl Counter {
         self.take_unless(QUEUED, weight)
     }
 
-    /// Takes it although calls wait: only under the queue's lock, for the call that is served.
+    /// Takes `weight` although calls wait; only under the queue's lock, for the call that is served.
     pub(super) fn take_in_turn(&self, weight: u32) -> bool {
         self.take_unless(0, weight)
     }
 
-    /// Gives it back; whether others wait.
+    /// Gives `weight` back; returns whether calls wait.
     pub(super) fn give_back(&self, weight: u32) -> bool {
         let taken = ONE_CALL + u64::from(weight);
         self.state.fetch_sub(taken, Ordering::AcqRel) & QUEUED != 0
     }
 
-    /// From now on all calls join the queue.
+    /// Makes all calls join the queue from now on.
     pub(super) fn close(&self) {
         self.state.fetch_or(QUEUED, Ordering::AcqRel);
     }
 
-    /// The queue is empty.
+    /// Ends that: the queue is empty.
     pub(super) fn reopen(&self) {
         self.state.fetch_and(!QUEUED, Ordering::AcqRel);
     }
@@ -74,7 +74,7 @@ impl Counter {
         self.limit.load(Ordering::Relaxed).saturating_sub(in_use)
     }
 
-    /// Whether it would be taken if it were tried now.
+    /// Whether `try_take` would succeed now.
     pub(super) fn is_open_for(&self, weight: u32) -> bool {
         let state = self.state.load(Ordering::Relaxed);
         state & QUEUED == 0 && self.room_in(state, weight)
@@ -115,7 +115,7 @@ impl Counter {
     fn room_in(&self, state: u64, weight: u32) -> bool {
         let taken = state & WEIGHT;
         let fits = taken + u64::from(weight) <= self.limit.load(Ordering::Relaxed);
-        // A call heavier than the whole limit could never be admitted otherwise: it is admitted alone.
+        // A call heavier than the whole limit is admitted when it is alone; otherwise it could never be admitted.
         let alone = taken == 0;
         (fits || alone) && (state & !QUEUED) / ONE_CALL < MAX_CALLS as u64
     }

@@ -19,7 +19,8 @@ use ::loom::{
 use super::*;
 use crate::Priority;
 
-/// Permits, and the calls inside counted apart: by loom's atomics, so that other threads run while one call is inside.
+/// Permits, with a separate count of admitted calls in loom's atomics, so that other threads run while a call holds a
+/// permit.
 struct Watched {
     permits: Shared,
     most: usize,
@@ -31,7 +32,7 @@ impl Watched {
         Self::up_to(limit, limit)
     }
 
-    /// `limit` permits now, and `most` at any time: who is inside may not know yet of a limit that let in another.
+    /// `limit` permits now, and `most` at any time: an admitted call may not see a newer limit that admitted another.
     fn up_to(limit: usize, most: usize) -> Arc<Self> {
         Arc::new(Self {
             permits: shared(Permits::new(limit)),
@@ -82,7 +83,7 @@ impl Watched {
         }
     }
 
-    /// Nobody is inside or waits, and the next one gets in.
+    /// No call holds a permit or waits, and the next one is admitted.
     fn assert_idle(&self) {
         assert_eq!(self.permits.in_use().0, 0);
         assert_eq!(self.permits.waiting(), [0; 3]);
@@ -315,7 +316,7 @@ fn shedding_leaves_the_permits_open() {
     });
 }
 
-/// The one who comes out happens before the one who then goes in: what it did inside is seen.
+/// A release happens before the next admission: the next call sees what the last one did.
 #[test]
 fn what_was_done_inside_is_seen_by_the_next() {
     check(|| {
@@ -344,7 +345,7 @@ fn a_raised_limit_lets_in_who_waits() {
     check(|| {
         let watched = Watched::up_to(1, 2);
         assert!(watched.try_enter());
-        // No call leaves: without the new permit, it would never be woken.
+        // No call ends: without the new permit, this one would never be woken.
         let waiting = spawn(&watched, Watched::wait);
         watched.permits.set_limit(2);
         waiting.join().unwrap();
@@ -386,7 +387,7 @@ fn a_lowered_limit_holds_for_whoever_comes_after_it() {
             let permits = StdArc::clone(&permits);
             move || {
                 permits.set_limit(1);
-                // The one from before is in, so that this one was let in by nothing.
+                // The earlier call still holds its permit, so nothing admits this one.
                 assert!(!permits.try_acquire(1), "by the old limit");
             }
         });
@@ -404,7 +405,7 @@ fn a_lowered_limit_holds_for_whoever_comes_after_it() {
 
 // === a limit of all keys ===
 
-/// Two keys, and who is inside of each, counted apart.
+/// Two keys, with a separate count of the admitted calls of each.
 struct Pair {
     keys: [Shared; 2],
     all: StdArc<GlobalPermits>,
@@ -496,7 +497,7 @@ fn one_whose_key_is_full_holds_up_no_other_key() {
         pair.wait(0);
         let waiting = Pair::in_and_out(&pair, 0);
         let other = Pair::in_and_out(&pair, 1);
-        // Nobody leaves before it is through.
+        // No call ends before the other is admitted.
         other.join().unwrap();
         pair.leave(0);
         waiting.join().unwrap();

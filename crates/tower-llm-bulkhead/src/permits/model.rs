@@ -61,7 +61,7 @@ struct Waiting {
     wanted: Wanted,
 }
 
-/// A limit and what is taken of it.
+/// A limit and how much of it is in use.
 #[derive(Clone, Copy, Debug)]
 struct Count {
     limit: usize,
@@ -100,11 +100,11 @@ impl Count {
 struct Model {
     keys: [Count; KEYS],
     all: Option<Count>,
-    /// In the order they came.
+    /// In the order of their arrival.
     waiting: Vec<Waiting>,
-    /// Served calls that do not know it yet, and whom they have overtaken.
+    /// Served calls that have not been polled since, and the heads that they have overtaken.
     given: Vec<(Waiting, Overtaken)>,
-    /// Evicted calls that do not know it yet.
+    /// Evicted calls that have not been polled since.
     evicted: Vec<u64>,
     held: Vec<Held>,
     /// The order of callers in each key, and over all: a served caller goes to the end.
@@ -471,7 +471,7 @@ impl Run {
         let waker = Waker::from(Arc::clone(&wakes));
         let most = wanted.max_waiting;
         let joined = Permits::join(&self.permits[key], &wanted, &waker);
-        // The model's tickets need only be told apart, but for those that were given.
+        // The model's tickets need only be distinct, except those that were granted.
         let ticket = match joined {
             Joined::Waiting(ticket) => unique(key, ticket),
             _ => u64::MAX,
@@ -602,7 +602,7 @@ impl Run {
         Ok(())
     }
 
-    /// All calls leave, and nothing is left.
+    /// All calls end, and no state remains.
     fn finish(mut self) -> Result<(), TestCaseError> {
         while !self.tickets.is_empty() {
             self.step(Step::Leave(self.tickets.len() - 1))?;

@@ -1,21 +1,22 @@
 //! The calls that wait, and the order in which they are served.
 //!
 //! All calls of a [`Priority`] go before those of the next. Within one, callers take turns and the calls of one caller keep
-//! their order: a thousand waiting calls of one caller do not delay another's first. If a queue is full and a call comes from
-//! a caller with fewer calls in it than average, the newest call of the caller with most is evicted (longest queue drop, as
-//! in McKenney's stochastic fairness queueing, 1990); otherwise the first caller with many calls would keep out all others.
+//! their order: a thousand waiting calls of one caller do not delay another's first. If a queue is full and a call comes
+//! from a caller with fewer calls in it than average, the newest call of the caller with most is evicted (longest queue
+//! drop, as in McKenney's stochastic fairness queueing, 1990); otherwise the first caller with many calls would block all
+//! others.
 //!
-//! A queue is that of one key, or of all keys if these share a limit. It has a *lane* for each key with waiting calls, and
+//! A queue belongs to one key, or to all keys if they share a limit. It has a *lane* for each key with waiting calls, and
 //! callers take turns twice. In a lane, a caller that was served goes to the end, and so does one whose first call leaves
 //! unserved. The first call of the first caller is the *head* of the lane. Of all heads, the one whose caller was served
 //! longest ago goes first. A head that does not fit in its key's limit takes its lane out of that order until something
 //! changes.
 //!
-//! A head that needs more permits than are free may be overtaken by lighter calls: of its lane, and if it waits for the limit
-//! of all keys, of other lanes too. Without that, one heavy call would leave permits unused until enough others have ended.
-//! So that it is not overtaken for ever, the calls that overtake a head come in batches: together they weigh at most as much
-//! as the head (or the limit, if the head is heavier than that), and the next batch begins when all calls of the last one have
-//! ended. If nothing but a batch is in flight, the head is served when it ends, at the latest.
+//! A head that needs more permits than are free may be overtaken by lighter calls: of its lane, and if it waits for the
+//! limit of all keys, of other lanes too. Without that, one heavy call would leave permits unused until enough others have
+//! ended. To bound this, the calls that overtake a head come in batches: together they weigh at most as much as the head
+//! (or the limit, if the head is heavier than that), and the next batch begins when all calls of the last one have ended.
+//! If nothing but a batch is in flight, the head is served when it ends, at the latest.
 //!
 //! Each step costs a few lookups in trees; one that serves a caller with heads in several lanes costs one for each of these.
 //! The search for a call that may overtake is bounded.
@@ -33,7 +34,7 @@ use tower_llm_core::Caller;
 
 use crate::{Priority, priority::ByPriority};
 
-/// Calls that are looked at in each lane and queue, and lanes, to find one that may overtake.
+/// Maximum number of calls per lane and queue, and of lanes, that are searched for a call that may overtake.
 const MAX_LOOKED_AT: usize = 16;
 
 /// Calls that share a turn: those of a caller in a priority. All calls without a caller share one.
@@ -46,7 +47,7 @@ pub(crate) struct Tenant {
 /// Whether there is room for a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
-    /// There was, and it is taken.
+    /// There was room, and it is taken.
     Taken,
     /// Not in its key's limit.
     NotInKey,
@@ -70,11 +71,11 @@ pub(super) struct Queue<K> {
     ready: BTreeMap<Rank, LaneId>,
     standings: HashMap<Tenant, Standing>,
     waiting: usize,
-    /// Evicted tickets whose calls do not know it yet.
+    /// Evicted tickets whose calls have not been polled since.
     evicted: HashSet<u64>,
     /// Calls in flight that have overtaken heads, and which.
     overtakers: HashMap<Overtook, Vec<HeadId>>,
-    /// Served tickets whose calls have overtaken a head and do not know it yet.
+    /// Served tickets whose calls have overtaken a head and have not been polled since.
     granted: HashMap<u64, Overtook>,
     last_overtook: u32,
     /// Numbers all events in their order.
@@ -93,7 +94,7 @@ type Rank = (Priority, u64, u64);
 /// A caller with waiting calls.
 #[derive(Default)]
 struct Standing {
-    /// When it was last served, or else when it came.
+    /// When it was last served, or else when it arrived.
     served: u64,
     waiting: usize,
     /// The lanes whose head is its call.
@@ -119,7 +120,7 @@ struct Head {
     rank: Option<Rank>,
     /// When it became the head.
     since: u64,
-    /// The present batch of calls that have overtaken it: what they weigh, and how many are in flight.
+    /// The current batch of calls that have overtaken it: their weight, and how many are in flight.
     batch_weight: u64,
     batch_in_flight: usize,
 }
@@ -425,7 +426,7 @@ impl<K> Queue<K> {
         }
     }
 
-    /// A caller had its turn `now`: its heads in other lanes go behind those of other callers.
+    /// A caller was served `now`: its heads in other lanes go behind those of other callers.
     fn restamp(&mut self, tenant: &Tenant, now: u64) {
         let Some(standing) = self.standings.get_mut(tenant) else {
             return;

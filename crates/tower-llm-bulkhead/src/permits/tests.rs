@@ -99,7 +99,7 @@ fn so_many_permits_and_no_more() {
     assert!(!permits.try_acquire(1));
 }
 
-/// The lane of the head was out of the order because of its key, so that the light call behind it was not looked at.
+/// The lane of the head was out of the order because of its key, so the light call behind it was not considered.
 #[test]
 fn a_light_call_behind_one_that_its_key_blocks_goes_when_the_global_limit_is_raised() {
     let all = Arc::new(GlobalPermits::new(2));
@@ -166,7 +166,7 @@ fn a_waker_may_use_the_permits_it_is_woken_for() {
     });
 }
 
-/// A waker may be the last that holds a task, and the task a future that waits here.
+/// A waker may hold the last reference to a task, and the task a future that waits here.
 #[test]
 fn a_waker_may_use_the_permits_when_it_is_dropped() {
     let leaves: [(fn(&Permits, u64), usize); 2] = [
@@ -174,7 +174,7 @@ fn a_waker_may_use_the_permits_when_it_is_dropped() {
             |permits, ticket| permits.leave(&Wanted::default(), ticket),
             0,
         ),
-        // What its waker releases when it is replaced comes to the one who waits.
+        // Permits that a replaced waker releases go to the waiting call.
         (
             |permits, ticket| {
                 assert!(
@@ -229,7 +229,7 @@ fn a_waker_that_panics_loses_no_permit() {
     assert_eq!(counts(&permits), (0, 0, 0));
 }
 
-/// Runs `test`, which may wait for itself for ever.
+/// Runs `test`, which may deadlock.
 fn in_time(test: impl FnOnce() + Send + 'static) {
     let (done, is_done) = mpsc::channel();
     let test = thread::spawn(move || {
@@ -269,12 +269,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What permits are, without a thought for speed or threads.
+/// A model of permits, without regard to speed or threads.
 struct Model {
     limit: usize,
     /// Permits that are held and may be released.
     held: usize,
-    /// Calls that were given a permit and have not taken it up yet.
+    /// Calls that were granted a permit and have not taken it yet.
     given: Vec<u64>,
     waiting: VecDeque<u64>,
     refused: u64,
