@@ -1,4 +1,4 @@
-//! Admitting calls whose limits many processes share: by asking the store for each, or by spending shares it granted.
+//! Admits calls whose limits several processes share: by a claim in the store for each call, or by leases.
 
 use std::{
     pin::Pin,
@@ -25,16 +25,16 @@ use crate::{
     tier::Tier,
 };
 
-/// Limits that many processes share.
+/// Limits that several processes share.
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
     pub(crate) store: Arc<dyn Store>,
-    /// Calls that were decided without it.
+    /// Number of calls that were decided without the store.
     pub(crate) without_store: Arc<AtomicU64>,
     pub(crate) store_fallback: StoreFallback,
-    /// Among how many.
+    /// Number of processes.
     pub(crate) parts: u64,
-    /// For how long at most shares are had from the store; `None` if it is asked for every call.
+    /// Maximum duration of a lease; `None` if every call claims from the store.
     pub(crate) lease: Option<Duration>,
 }
 
@@ -43,11 +43,10 @@ pub(crate) struct Shared {
 #[non_exhaustive]
 pub enum StoreFallback {
     /// Each process enforces its share of every limit: the limit divided by the number of processes. Together they admit at
-    /// most the limit while the store is unavailable.
+    /// most the limit.
     ///
-    /// Each process counts what it admitted before. But in a period in which the store fails or recovers, more than the limit
-    /// can be admitted: a process does not know what the others admitted before, and the store does not learn what was
-    /// admitted meanwhile.
+    /// In a period in which the store fails or recovers, they can admit more than the limit: each process counts only what
+    /// it admitted itself before the failure, and the store does not count what was admitted without it.
     LocalShare,
     /// All calls are admitted.
     FailOpen,
@@ -55,7 +54,7 @@ pub enum StoreFallback {
     FailClosed,
 }
 
-/// A request for shares that the store may grant although nobody waits for them any more: then they go back.
+/// A request for leases. If it is dropped before the store answers, granted leases are given back.
 struct LeaseRequest<'a> {
     store: &'a dyn Store,
     terms: Arc<[Terms]>,
@@ -63,21 +62,22 @@ struct LeaseRequest<'a> {
     leasing: Option<Leasing>,
 }
 
-/// That somebody asks for shares of these cells, so that others ask only for what they need: until he has an answer, gets
-/// none or leaves.
+/// A call that renews the leases of these keys. Until it gets an answer or is dropped, other calls claim only what they
+/// need.
 struct Renewal<'a> {
     keys: &'a KeyStates,
-    /// Of each limit, until when he is taken to; `None` where another asks.
+    /// For each limit, when the renewal expires; `None` if another call renews it.
     until_nanos: Vec<Option<u64>>,
 }
 
-/// How soon the first in a line looks again at what other processes may have given back, or whether the store is there.
+/// How soon the head of a queue checks again whether other processes have given something back, or whether the store has
+/// recovered.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 // === impl Engine ===
 
 impl Engine {
-    /// Admits a call, if need be by asking the store of shared limits.
+    /// Admits a call, if necessary with the store of shared limits.
     pub(crate) async fn attempt(
         &self,
         keys: &KeyStates,
@@ -88,7 +88,7 @@ impl Engine {
         let Some(shared) = &self.policy.shared else {
             return self.attempt_alone(keys, demand, turns, now);
         };
-        // Who waits here already, and what the provider has told this process, comes first.
+        // Calls that wait in this process, and what the provider reported to it, come first.
         self.look(keys, demand, now, turns, Check::AllButLimits)?;
         if shared.lease.is_some() {
             self.attempt_by_lease(shared, keys, demand, turns, now)
@@ -114,7 +114,7 @@ impl Engine {
         match holding.take().await {
             Ok(Verdict::Granted(stored)) => {
                 holding.stored = stored;
-                // The provider may have told something meanwhile; what was granted goes back then.
+                // The provider may have reported something meanwhile; then the claim is given back.
                 let turns = turns.everywhere();
                 let charge =
                     self.admit(keys, demand, Instant::now(), turns, Check::AllButLimits)?;
@@ -152,7 +152,7 @@ impl Engine {
         let store = &*shared.store;
         match LeaseRequest::new(store, Arc::clone(&terms)).await {
             Ok(Verdict::Granted(grants)) => {
-                // The provider may have told something meanwhile; what was granted is kept for others then.
+                // The provider may have reported something meanwhile; then other calls use the lease.
                 let turns = turns.everywhere();
                 let charge = self.admit(keys, demand, Instant::now(), turns, Check::AllButLimits);
                 let spent = charge.as_ref().ok().map(|_| demand);
@@ -188,7 +188,7 @@ impl Engine {
         };
         match self.admit(keys, demand, Instant::now(), turns, check) {
             Ok(charge) => Ok(Reservation::new(keys.clone(), demand.clone(), charge)),
-            // The share may be used up for long, or too small: the store may be back before.
+            // This process's share may be too small, or used up for longer than the store is unavailable.
             Err(blocked) => Err(Blocked {
                 here_nanos: blocked.here_nanos.min(nanos(LOOK_AGAIN)),
                 known_nanos: blocked.known_nanos.min(nanos(LOOK_AGAIN)),
@@ -197,8 +197,8 @@ impl Engine {
         }
     }
 
-    /// What is asked of the store for a share of each limit, and that it is until there is an answer. What was left of the
-    /// shares before goes back with it.
+    /// The terms on which the store is asked for a lease of each limit, and the renewal until it answers. What is left of
+    /// the earlier leases goes back with them.
     fn terms<'a>(
         &self,
         shared: &Shared,
@@ -214,7 +214,8 @@ impl Engine {
             let limits = &key.group.limits;
             let leases = state.leases(limits.len()).iter_mut();
             asked.extend(limits.iter().zip(leases).map(|(checked, lease)| {
-                // Many find the share spent at once: each of them would have one of its own, and nobody else would.
+                // Many calls find the lease spent at the same moment; only one may renew it, or this process would starve
+                // the others.
                 let until = now_nanos.saturating_add(nanos(checked.lease_time(now_nanos)));
                 let asks = lease.may_ask(now_nanos, until);
                 until_nanos.push(asks.then_some(until));
@@ -239,7 +240,7 @@ impl Engine {
         (terms, Renewal { keys, until_nanos })
     }
 
-    /// Keeps of the shares what the call that asked for them has not `spent` itself.
+    /// Stores the granted leases, less what the call that asked for them `spent` itself.
     fn keep_what_is_left(
         &self,
         shared: &Shared,
@@ -266,9 +267,9 @@ impl Engine {
                 if left.amount == 0 {
                     continue;
                 }
-                // From when it was asked for: the store has not granted it before.
+                // Counted from the request, because the store cannot have granted it earlier.
                 let until = asked_at_nanos.saturating_add(nanos(time));
-                // Somebody else may have asked meanwhile.
+                // Another call may have renewed the lease meanwhile.
                 let before = lease.replace(left, until, tier);
                 back.extend(checked.give_back(key.key(), before, asked_at_nanos));
             }
@@ -314,11 +315,11 @@ fn blocked_by_store(keys: &KeyStates, demand: &Demand, limit: usize, wait: Durat
             let mut state = key.lock();
             let mut gauges = state.gauges.iter_mut();
             let gauge = gauges.nth(index);
-            // What this process has in flight may be refunded; what others have is known to the store alone.
+            // What calls of this process reserved may be refunded; only the store knows what calls of others reserved.
             let alone = gauge.and_then(|gauge| gauge.settled_wait_in_flight(checked, demand, now));
             return Blocked {
                 group,
-                // Other processes may give something back before, without a notice.
+                // Other processes may give something back earlier, without notice.
                 here_nanos: nanos(wait.min(LOOK_AGAIN)),
                 known_nanos: nanos(wait).min(alone.unwrap_or(u64::MAX)),
                 why: Why::Limit(index),
@@ -347,7 +348,7 @@ impl Blocked {
 // === impl Demand ===
 
 impl Demand {
-    /// What is asked of one limit of one key in a store.
+    /// The claim on one limit of one key in a store.
     fn claim(&self, checked: &CheckedLimit, key: Option<&Key>, now: u64) -> Claim {
         Claim {
             room: self.needed(checked).unwrap_or(0),
@@ -373,7 +374,7 @@ impl CheckedLimit {
         }
     }
 
-    /// What gives `back` to the store, if it is anything.
+    /// The terms that give `back` to the store; `None` if there is nothing to give back.
     pub(crate) fn give_back(&self, key: Option<&Key>, back: Back, now: u64) -> Option<Terms> {
         (back.amount > 0).then(|| Terms {
             claim: self.claim(key, back.tier, now),
@@ -417,7 +418,7 @@ impl Future for LeaseRequest<'_> {
     type Output = Result<Verdict<Grant>, StoreUnavailable>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // Not there meanwhile: one that panics, as outside a runtime, is polled by nobody again.
+        // Taken out meanwhile, because a future that panics, as outside a runtime, must not be polled again.
         let mut leasing = self.leasing.take().expect("polled after it was ready");
         let polled = leasing.as_mut().poll(cx);
         if polled.is_pending() {

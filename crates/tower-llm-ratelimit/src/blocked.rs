@@ -11,7 +11,7 @@ pub(crate) struct Blocked {
     pub(crate) here_nanos: u64,
     /// The longest time that any key blocks it, by what is known to be used.
     pub(crate) known_nanos: u64,
-    /// What does for that long, and of which key.
+    /// What blocks it for that long, and at which key.
     pub(crate) why: Why,
     pub(crate) why_group: usize,
 }
@@ -57,7 +57,7 @@ impl Turns {
         self.had |= Self::bit(group);
     }
 
-    /// It waits in no queue, because it has been admitted elsewhere.
+    /// The call waits in no queue, because it was admitted elsewhere.
     pub(crate) fn everywhere(self) -> Self {
         Self {
             had: u64::MAX,
@@ -81,8 +81,8 @@ impl Turns {
 // === impl Blocked ===
 
 impl Blocked {
-    /// Both of two keys block the call. It stays in the queue in which it has its turn if that one blocks it, and else waits
-    /// for the one that blocks it longer. The longer of the times is told.
+    /// Both of two keys block the call. It stays in the queue of which it is the head if that key blocks it, and otherwise
+    /// waits for the key that blocks it longer. The longer of the times is reported.
     pub(crate) fn and(self, other: Self, turns: Turns) -> Self {
         let stays = Some(self.group) == turns.here;
         let moves = Some(other.group) == turns.here || other.here_nanos > self.here_nanos;

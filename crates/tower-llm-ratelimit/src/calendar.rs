@@ -1,4 +1,4 @@
-//! Which day it is in a place, and when it ends.
+//! The calendar day of a time zone, and when it ends.
 
 use std::{
     fmt,
@@ -12,19 +12,19 @@ use tower_llm_core::ConfigError;
 /// A calendar day.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Today {
-    /// Larger than yesterday's.
+    /// Larger than that of the day before.
     pub(crate) number: u32,
-    /// When it ends, since the limiter's beginning.
+    /// When it ends, since the limiter was built.
     pub(crate) ends_nanos: u64,
 }
 
 /// The days of a time zone.
 ///
-/// The wall clock is read only once a day: between, a clock that is set does not move midnight.
+/// The wall clock is read only once a day, so setting it in between does not move midnight.
 pub(crate) struct Calendar {
     zone: TimeZone,
     wall_clock: fn() -> Timestamp,
-    // A lock: two threads that saw a day end must not find two different ends of the next.
+    // A lock, because two threads that see a day end must not compute different ends of the next.
     today: Mutex<Today>,
 }
 
@@ -46,13 +46,13 @@ impl Calendar {
         })
     }
 
-    /// The day that it is at `now_nanos`.
+    /// The day at `now_nanos`.
     pub(crate) fn today(&self, now_nanos: u64) -> Today {
         let mut today = self.today.lock().unwrap_or_else(PoisonError::into_inner);
         if now_nanos >= today.ends_nanos {
             let (number, left) = self.read();
-            // The clocks may not agree on when a day ends: it is the same one until its date has changed. A date that is
-            // further back is one of a clock that was wrong before, and every midnight is one.
+            // The two clocks may disagree on when a day ends: the day continues until its date has changed. An earlier date
+            // by more than a day means that the wall clock was wrong before; it begins a new day.
             let is_same = number + 1 == today.number || number == today.number;
             if !is_same {
                 today.number = number.max(today.number + 1);
@@ -62,7 +62,7 @@ impl Calendar {
         *today
     }
 
-    /// The date as a number, and how long it still is today.
+    /// The date as a number, and the time left of it.
     fn read(&self) -> (u32, Duration) {
         let now = (self.wall_clock)().to_zoned(self.zone.clone());
         let days = now

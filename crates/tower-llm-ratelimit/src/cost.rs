@@ -1,4 +1,4 @@
-//! What a call is charged: an estimate before it is sent, and what it used when it has ended.
+//! What a call is charged: an estimate before it is sent, and its actual use when it has ended.
 
 use tower_llm_core::{Call, Completion, Failure, Operation, Outcome, Provider, Usage};
 
@@ -33,7 +33,7 @@ pub enum Reserve {
     InputAndExpected,
     /// Only the estimated input, as Gemini does. Output is charged when the call has ended.
     Input,
-    /// Whichever of these the call's provider does; [`InputAndMaximum`](Self::InputAndMaximum) for providers not named here.
+    /// As the call's provider does; [`InputAndMaximum`](Self::InputAndMaximum) for providers not named here.
     LikeProvider,
 }
 
@@ -60,7 +60,7 @@ pub(crate) struct Pricing {
     pub(crate) output_weight: u32,
 }
 
-/// What was estimated of a call, for when nothing better comes.
+/// The estimate of a call, for when its actual use is not reported.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Estimate {
     pub(crate) reserved: Amounts,
@@ -72,8 +72,8 @@ pub(crate) struct Estimate {
     counts_cached_input: bool,
 }
 
-/// The most that is believed of what one call has used: ten times what any model takes or gives. Who reports more would
-/// have the key it counts for closed for years.
+/// Maximum use that is accepted for one call: ten times what any model takes or gives. A larger report would block its key
+/// for years.
 const MAX_USED: u64 = 100_000_000;
 
 // === impl Amounts ===
@@ -82,7 +82,7 @@ impl Amounts {
     pub(crate) const NONE: Self = Self([0; 5]);
     const REQUEST: Self = Self([1, 0, 0, 0, 0]);
 
-    /// One request of so many tokens and so much cost.
+    /// The amounts of one request.
     fn new(input: u64, output: u64, tokens: u64, cost: u64) -> Self {
         Self([1, input, output, tokens, cost])
     }
@@ -175,8 +175,8 @@ impl Pricing {
         }
     }
 
-    /// What `call` needs, whatever it comes to produce: the maximum that it names if that is reserved, and its input, unless
-    /// that may turn out to be cached and to cost nothing.
+    /// What `call` needs at least: the maximum that it names if that is reserved, and its input, unless that may be cached
+    /// and cost nothing.
     pub(crate) fn needed(&self, call: Option<&Call>) -> Amounts {
         let estimate = self.estimate(call, Some(|| 0));
         if estimate.counts_cached_input {
@@ -189,7 +189,7 @@ impl Pricing {
         Amounts::new(0, output, output, cost)
     }
 
-    /// What a call has cost that has ended so; see the table of [`Outcome`].
+    /// What a call with this completion is charged; see the table of [`Outcome`].
     pub(crate) fn settle(&self, estimate: &Estimate, completion: &Completion) -> Amounts {
         match completion.outcome {
             Outcome::Exhausted | Outcome::Overloaded { .. } | Outcome::Refused => Amounts::NONE,
@@ -197,7 +197,7 @@ impl Pricing {
             _ if estimate.uses_no_tokens => estimate.reserved,
             Outcome::Success => match self.seen(estimate, completion) {
                 Some(used) => used,
-                // Nothing reports what it used, as for a type that is no HTTP response.
+                // No report of its use, as for a response that is not HTTP.
                 None => estimate.reserved,
             },
             _ => self.settle_cut_short(estimate, completion),
@@ -219,16 +219,16 @@ impl Pricing {
         }
     }
 
-    /// What the provider reported or, where it did not, the output that came.
+    /// What the provider reported or, without a report, the output that was seen.
     fn seen(&self, estimate: &Estimate, completion: &Completion) -> Option<Amounts> {
         let ended_well = completion.outcome == Outcome::Success;
-        // Once the model has said why it stopped, so has its provider how much there was, if it does so at all.
+        // A provider that reports usage has done so once the finish reason has arrived.
         let has_finished = completion.finish.is_some();
         match completion.usage {
             Some(usage) if ended_well || has_finished && usage.output > 0 => {
                 Some(self.used(estimate, &usage))
             }
-            // What is reported at the beginning of a stream knows its input, and little of its output.
+            // A report at the beginning of a stream contains its input, and little of its output.
             Some(mut usage) => {
                 usage.output = usage.output.max(completion.output_seen);
                 Some(self.used(estimate, &usage))
@@ -270,17 +270,17 @@ impl Reserve {
     }
 }
 
-/// Whether a call that names no maximum produces output all the same.
+/// Whether a call that names no maximum produces output.
 fn generates(call: &Call) -> bool {
     let operation = call.operation();
     operation.is_inference() && *operation != Operation::EMBEDDINGS
 }
 
-/// Whether the provider had the input and was at work on it, for all that is known.
+/// Whether the provider probably had the input and worked on it.
 fn was_at_work(completion: &Completion) -> bool {
     match completion.status {
         Some(status) => (200..300).contains(&status),
-        // A connection that failed before a response came has most likely carried no request.
+        // A connection that failed before a response has most likely carried no request.
         None => completion.outcome != Outcome::Failed(Failure::Transport),
     }
 }

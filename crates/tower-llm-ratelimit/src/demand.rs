@@ -23,7 +23,7 @@ pub(crate) struct Demand {
     pub(crate) tier: Tier,
     /// Where the length of its output is observed.
     pub(crate) observed: Option<Arc<Keyed<ObservedOutput>>>,
-    /// Whose call it is; not read before the call is blocked.
+    /// The caller; not read before the call is blocked.
     pub(crate) caller: Option<Caller>,
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct Charge {
     pub(crate) epochs: SmallVec<[u32; 6]>,
     /// Where the provider's limits are observed, until the call is answered.
     pub(crate) budget: Option<Epoch>,
-    /// Of shared limits, the lease that was charged; empty if there are none.
+    /// The leases that were charged for shared limits; empty if there are none.
     pub(crate) lease_epochs: SmallVec<[u64; 2]>,
 }
 
@@ -46,7 +46,7 @@ impl Demand {
         self.estimate.reserved.of(checked.limit.unit())
     }
 
-    /// How much there must be of a limit; `None` if the call uses none of it.
+    /// How much of a limit must be available; `None` if the call uses none of it.
     pub(crate) fn needed(&self, checked: &CheckedLimit) -> Option<u64> {
         self.estimate.needed(checked.limit.unit())
     }
@@ -77,7 +77,7 @@ impl Demand {
             _ => &[],
         };
         let ahead = match queue {
-            // Only these units of what others will use are known.
+            // Only in exact units is the use of other calls known.
             Some(queue) if limits.iter().any(CheckedLimit::is_exact) => {
                 queue.ahead(self.caller.as_ref())
             }
@@ -105,7 +105,7 @@ impl Demand {
         }
     }
 
-    /// Whether nothing waits, nothing was reported, and all limits have room: nearly always, and found fast.
+    /// The fast path: whether no call waits, nothing was reported, and all limits have room.
     pub(crate) fn is_free(
         &self,
         keys: &KeyStates,

@@ -41,7 +41,7 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// If a limit never admits as much.
+    /// If the call exceeds a limit even when that is unused.
     pub(crate) fn demand(
         &self,
         request: &dyn Described,
@@ -105,7 +105,7 @@ impl Engine {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Reserves what is demanded of all keys, or nothing of any.
+    /// Reserves the demand in all keys, or nothing in any.
     ///
     /// The keys are locked together, always in the same order, so that two calls cannot each reserve a part. Calls in the
     /// queue of a key go first, unless `turns` say that the call has had its turn there.
@@ -210,7 +210,7 @@ impl Engine {
         self.with_statuses(refused, keys, demand)
     }
 
-    /// The error for a call that other calls were ahead of for as long as it could wait, at the key of `group`.
+    /// The error for a call that waited as long as it may, behind other calls at the key of `group`.
     pub(crate) fn waited(
         &self,
         keys: &KeyStates,
@@ -244,7 +244,7 @@ impl Engine {
     }
 }
 
-/// A time that is known: if nothing that is known blocks a call, only reservations do, or other calls are ahead of it.
+/// The wait, if it is known. It is not if only reservations block the call, or other calls ahead of it.
 fn known(wait_nanos: u64) -> Option<Duration> {
     let wait = Duration::from_nanos(wait_nanos);
     (!wait.is_zero() && wait_nanos < u64::MAX).then_some(wait)

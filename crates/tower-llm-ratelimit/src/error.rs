@@ -19,7 +19,7 @@ pub struct RateLimited {
 /// The text may change; the getters will not.
 #[derive(Clone, Debug)]
 pub struct ExceedsLimit {
-    // Boxed, as in `Reason`: a result is no larger for it.
+    // Boxed, as in `Reason`, to keep results small.
     limit: Box<Limit>,
     amount: u64,
     capacity: u64,
@@ -35,9 +35,9 @@ pub(crate) enum Reason {
     Reported(Unit),
     /// The provider asked to wait.
     Closed,
-    /// As many calls wait as may.
+    /// The queue is full.
     QueueFull,
-    /// Other calls were ahead of it for as long as it could wait.
+    /// Other calls were ahead of it for the longest wait allowed.
     Waited(Duration),
     /// The store of a shared limit is unavailable.
     Store,

@@ -25,7 +25,7 @@ pin_project! {
     #[project = StateProj]
     enum State<S, Req, W, F> {
         Refused { error: Option<BoxError> },
-        // Boxed, so that calls that need not wait are no larger for it.
+        // Boxed to keep calls that do not wait small.
         Waiting { waiting: Box<Waiting>, call: Option<NotSent<S, Req, W>> },
         // Admitted after a wait: a service of its own is readied. Nothing was sent yet, so dropping it refunds everything.
         Readying { call: Option<NotSent<S, Req, W>>, reservation: Option<Reservation> },
@@ -38,7 +38,7 @@ struct NotSent<S, Req, W> {
     inner: S,
     request: Req,
     watch: W,
-    /// If it is dropped while it waits, it was not sent: the layers around it refund it too.
+    /// A drop while it waits reports that it was not sent, so outer layers refund it too.
     _unsent: Unsent,
 }
 

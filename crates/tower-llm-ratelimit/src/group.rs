@@ -33,7 +33,7 @@ pub(crate) struct LimitGroup {
     pub(crate) observes: bool,
     /// Whether every limit is of an [exact](crate::Unit::is_exact) unit.
     pub(crate) is_exact: bool,
-    /// What was counted for keys that are gone.
+    /// The counts of evicted keys.
     pub(crate) evicted: Evicted,
 }
 
@@ -42,13 +42,13 @@ pub(crate) struct LimitGroup {
 pub(crate) struct CheckedLimit {
     pub(crate) limit: Limit,
     pub(crate) kind: Kind,
-    /// Without a tier, and then for each.
+    /// The rate without a tier, then that of each tier.
     rates: Box<[Rate]>,
-    /// The same as this process keeps them by itself: a share of those that many processes keep together.
+    /// The rates that this process enforces by itself: its share of those that several processes share.
     own_rates: Box<[Rate]>,
     calendar: Option<Calendar>,
     store_name: String,
-    /// For how long a share of it is had from a store.
+    /// Duration of a lease from the store.
     lease: Duration,
     pub(crate) counts: Counts,
 }
@@ -67,7 +67,7 @@ pub(crate) struct Evicted {
     consumed: Box<[AtomicU64]>,
 }
 
-/// How calls are charged, and what they are shown.
+/// How calls are charged, and which headers their responses get.
 #[derive(Debug)]
 pub(crate) struct Policy {
     pub(crate) pricing: Pricing,
@@ -77,7 +77,7 @@ pub(crate) struct Policy {
     pub(crate) shared: Option<Shared>,
 }
 
-/// Time since the limiter's beginning.
+/// Time since the limiter was built.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock(Instant);
 
@@ -127,7 +127,7 @@ impl CheckedLimit {
         let lease = shared.and_then(|shared| shared.lease).unwrap_or_default();
         let lease = lease.min(longest_lease(kind, &rates));
         if kind == Kind::Bucket {
-            // A share is spent while what it was taken from leaks: so much less may be taken at once.
+            // A bucket leaks while a lease of it is spent, so its burst is lowered by that much.
             rates.iter_mut().for_each(|rate| rate.leave_out(lease));
         }
         let parts = shared.map_or(1, |shared| shared.parts);
@@ -143,7 +143,7 @@ impl CheckedLimit {
         })
     }
 
-    /// Tells it apart in a store from those before it on its layer, of which `names` are: two closures are called the same.
+    /// Makes its name in a store unique among the `names` of its layer: all closures have the same name.
     pub(crate) fn tell_apart(&mut self, names: &mut Vec<String>) {
         let same = names.iter().filter(|name| **name == self.store_name);
         let before = same.count();
@@ -163,12 +163,12 @@ impl CheckedLimit {
         &self.rates[tier.index()]
     }
 
-    /// The limit as this process keeps it by itself.
+    /// The limit as this process enforces it by itself.
     pub(crate) fn own_rate(&self, tier: Tier) -> &Rate {
         &self.own_rates[tier.index()]
     }
 
-    /// How large a share of it is to be had from a store: so small that one process does not keep it from the others.
+    /// The size of a lease: so small that one process does not starve the others.
     pub(crate) fn lease_size(&self, tier: Tier, parts: u64) -> u64 {
         if self.lease.is_zero() {
             return 0;
@@ -176,7 +176,7 @@ impl CheckedLimit {
         self.rate(tier).capacity / parts.saturating_mul(8)
     }
 
-    /// For how long a share is had that is asked for at `now`: not beyond the day.
+    /// The duration of a lease that is requested at `now`: not beyond the end of the day.
     pub(crate) fn lease_time(&self, now: u64) -> Duration {
         match &self.calendar {
             Some(calendar) => {
@@ -202,7 +202,8 @@ impl CheckedLimit {
 
     /// The name of the limit and a key in a store.
     ///
-    /// It does not name the amount: one that is changed counts on. A key's parts are told apart by their lengths.
+    /// It does not contain the amount, so counts survive a change of the amount. The lengths of a key's parts make it
+    /// unambiguous.
     pub(crate) fn store_key(&self, key: Option<&Key>) -> String {
         match key {
             Some(key) => {
@@ -222,8 +223,7 @@ impl CheckedLimit {
     }
 }
 
-/// For how long a share of a limit can be had: a window charges it in the slice to come, and what leaks of a bucket
-/// meanwhile must not be much.
+/// The maximum duration of a lease: a window charges it in the next slice, and a bucket must not leak much meanwhile.
 fn longest_lease(kind: Kind, rates: &[Rate]) -> Duration {
     let of_rate = |rate: &Rate| match kind {
         Kind::Bucket => rate.tenth_leaks_in(),
@@ -242,7 +242,7 @@ fn kind(limit: &Limit, rates: &[Rate]) -> Kind {
     }
 }
 
-/// What is counted by what, over how long and how.
+/// The unit, kind of key, period and algorithm of a limit.
 fn store_name(limit: &Limit, key_by: &KeyBy) -> String {
     let algorithm = match &limit.algorithm {
         Algorithm::Window => "window",
@@ -289,7 +289,7 @@ impl Policy {
             let percentile = of_key.percentile(self.output_percentile);
             let expected = percentile.unwrap_or(UNTIL_OBSERVED);
             let maximum = call.and_then(Call::max_output_tokens);
-            // One that is to be cut off before says nothing of how long the others are.
+            // An output whose maximum is below the expected length shows nothing about the length of others.
             if maximum.is_none_or(|maximum| expected <= maximum) {
                 observed = Some(of_key);
             }

@@ -41,7 +41,7 @@ struct LimitStatus {
 }
 
 impl Statuses {
-    /// As this process knows them, unless `shared` knows better.
+    /// As known to this process, or as `shared` reports.
     pub(crate) fn of(keys: &KeyStates, tier: Tier, shared: &[StoredStatus]) -> Self {
         let mut statuses = Vec::new();
         for key in keys {
@@ -149,7 +149,7 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     headers.insert(name, value);
 }
 
-/// A number as large as one in a structured field may be (RFC 9651, 3.3.1).
+/// Limits a number to the maximum in a structured field (RFC 9651, 3.3.1).
 fn integer(amount: u64) -> u64 {
     amount.min(999_999_999_999_999)
 }

@@ -1,4 +1,4 @@
-//! What one key has taken of the limits that share it.
+//! What one key has used of its limits.
 
 use std::{
     mem,
@@ -22,30 +22,30 @@ use crate::{
 #[cfg(feature = "redis")]
 use {crate::store::Terms, tokio::time::Instant};
 
-/// One key's state, and the scope it is of.
+/// The state of one key, and its group.
 pub(crate) struct KeyState {
     pub(crate) group: Arc<LimitGroup>,
     // A std mutex, not tokio's: it is held for a few additions and never across an await.
     state: Mutex<State>,
 }
 
-/// The cells of a call, in the order of their scopes: also the order in which they are locked.
+/// The key states of a call, in the order of their groups, which is also the order in which they are locked.
 pub(crate) type KeyStates = SmallVec<[Arc<Keyed<KeyState>>; 3]>;
 
 pub(crate) struct State {
     pub(crate) gauges: Gauges,
     pub(crate) admitted: u64,
-    /// What few keys have.
+    /// State that few keys have.
     extra: Option<Box<Extra>>,
 }
 
-/// A gauge for each limit; one that is alone lies in place.
+/// A gauge for each limit; a single one is not allocated.
 pub(crate) enum Gauges {
     One(Gauge),
     Many(Box<[Gauge]>),
 }
 
-/// A meter, and all that was ever taken by it.
+/// A meter, and totals since its creation.
 pub(crate) struct Gauge {
     pub(crate) meter: Meter,
     pub(crate) consumed: u64,
@@ -55,9 +55,9 @@ pub(crate) struct Gauge {
 pub(crate) struct Extra {
     pub(crate) budget: Option<ProviderBudget>,
     pub(crate) queue: Option<Queue>,
-    /// Of shared limits, what this process may spend of each; empty before the first.
+    /// The lease of each shared limit; empty before the first.
     pub(crate) leases: Box<[Lease]>,
-    /// Whether a task cleans up what is left when they end.
+    /// Whether a task gives back what is left when they end.
     is_cleaned_up: bool,
 }
 
@@ -82,7 +82,7 @@ impl KeyState {
     }
 }
 
-/// What goes back to the store of shared limits, and when to look for more if shares were granted meanwhile.
+/// What goes back to the store of shared limits, and when to check again if leases were granted meanwhile.
 #[cfg(feature = "redis")]
 pub(crate) fn left_of_leases(key: &Keyed<KeyState>) -> (Vec<Terms>, Option<Instant>) {
     let clock = key.group.clock;
@@ -122,7 +122,7 @@ impl Evictable for KeyState {
                 .iter()
                 .zip(state.gauges.iter())
                 .all(|(checked, gauge)| {
-                    // By the slowest rate, and on a copy: which tier the caller is in is not known.
+                    // At the slowest rate and on a copy, because the tier of the caller is not known.
                     let mut meter = gauge.meter.clone();
                     meter.full_in(checked.slowest(), checked.now(now_nanos)) == 0
                 })
@@ -139,7 +139,7 @@ impl Drop for KeyState {
 // === impl State ===
 
 impl State {
-    /// The gauges, if a call need heed nothing else.
+    /// The gauges, if a call need check nothing else.
     pub(crate) fn plain_gauges(&mut self) -> Option<&mut Gauges> {
         self.extra.is_none().then_some(&mut self.gauges)
     }
@@ -153,7 +153,7 @@ impl State {
         extra.budget.get_or_insert_default()
     }
 
-    /// What may be spent of each of the cell's limits, as many as `limits`.
+    /// The leases of the key's limits, as many as `limits`.
     pub(crate) fn leases(&mut self, limits: usize) -> &mut [Lease] {
         let extra = self.extra.get_or_insert_default();
         if extra.leases.len() != limits {
@@ -162,7 +162,8 @@ impl State {
         &mut extra.leases
     }
 
-    /// When the next lease ends, if no task cleans up what is left then: the one that gets this time does from now on.
+    /// Returns when the next lease ends, unless a task is already scheduled to give back what is left. The caller must
+    /// schedule one.
     pub(crate) fn clean_up_leases(&mut self, now_nanos: u64) -> Option<u64> {
         let extra = self.extra.as_mut()?;
         (!extra.is_cleaned_up)
@@ -170,7 +171,7 @@ impl State {
             .flatten()
     }
 
-    /// That task could not be started.
+    /// Records that this task could not be scheduled.
     pub(crate) fn clean_up_no_more(&mut self) {
         if let Some(extra) = &mut self.extra {
             extra.is_cleaned_up = false;
@@ -196,7 +197,7 @@ impl State {
         Self::wake(this, head);
     }
 
-    /// Wakes a call. Its waker runs foreign code: it is woken without the lock.
+    /// Wakes a call, without the lock because its waker runs foreign code.
     pub(crate) fn wake(this: MutexGuard<'_, Self>, waker: Option<Waker>) {
         drop(this);
         if let Some(waker) = waker {
@@ -204,7 +205,8 @@ impl State {
         }
     }
 
-    /// The wakers of all calls that wait, which are to see whether they wait in vain: to be woken without the lock.
+    /// The wakers of all waiting calls, so that they check whether they can still be admitted; to be woken without the
+    /// lock.
     pub(crate) fn wake_all(&mut self, clock: Clock) -> Vec<Waker> {
         let queue = self.queue();
         queue.map_or_else(Vec::new, |queue| queue.wake_all(clock.now_nanos()))
@@ -283,13 +285,13 @@ impl Gauge {
     pub(crate) fn has_room(&mut self, checked: &CheckedLimit, demand: &Demand, now: u64) -> bool {
         let rate = checked.own_rate(demand.tier);
         demand.needed(checked).is_none_or(|needed| {
-            // More than there ever is: what the call needs is never zero, but may be just above the capacity.
+            // False if the call needs more than the capacity: its need may be just above it.
             needed <= rate.capacity && self.meter.wait(rate, needed, checked.now(now)) == 0
         })
     }
 
-    /// How long a limit blocks the call, in nanoseconds, behind `ahead` that calls before it need: by what is reserved, and
-    /// by what is known to be used.
+    /// How long a limit blocks the call, in nanoseconds, behind calls that need `ahead`: by what is reserved, and by what
+    /// is known to be used.
     pub(crate) fn waits(
         &mut self,
         checked: &CheckedLimit,
@@ -305,7 +307,7 @@ impl Gauge {
             let wait = self.meter.wait_behind(rate, ahead, needed, now);
             return (wait, wait);
         }
-        // Neither what the calls before it use is known, nor what those in flight do.
+        // The use of calls ahead of it and of calls in flight is not known.
         let wait = self.meter.wait_behind(rate, 0, needed, now);
         match wait {
             0 => (0, 0),
@@ -385,7 +387,7 @@ mod tests {
     use super::*;
     use crate::lease::Grant;
 
-    /// The state of a key that has been granted shares until then.
+    /// The state of a key with leases that end at `untils`.
     fn state(untils: &[u64]) -> State {
         let mut state = State {
             gauges: Gauges::Many([].into()),

@@ -216,7 +216,7 @@ impl<W> RateLimitBuilder<W> {
 
     /// Shares these limits with other processes.
     ///
-    /// Every call that is not refused at once then asks Redis, and waits for its answer no longer than its
+    /// Every call that is not refused at once then asks Redis, and waits for the answer for at most its
     /// [`command_timeout`](tower_llm_redis::RedisBuilder::command_timeout). Each process enforces what the provider reports
     /// by itself.
     ///
@@ -229,7 +229,7 @@ impl<W> RateLimitBuilder<W> {
         self
     }
 
-    /// Sets how the end of a response is seen: [`Unary`](tower_llm_core::Unary) for types that are not HTTP.
+    /// Sets how the end of a response is detected: [`Unary`](tower_llm_core::Unary) for types that are not HTTP.
     pub fn watch<V>(self, watch: V) -> RateLimitBuilder<V> {
         RateLimitBuilder {
             settings: self.settings,

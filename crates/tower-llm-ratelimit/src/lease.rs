@@ -1,24 +1,24 @@
-//! A share of a limit that this process has from the store for a short time, and spends by itself.
+//! A lease: a part of a limit that the store grants this process for a short time, to spend by itself.
 //!
-//! The store charges a share when it grants it, as if it were spent when the lease ends: so whatever of it is spent, and
-//! whenever, the limit holds over all processes. What is left goes back.
+//! The store charges a lease when it grants it, as if all of it were spent at the end of the lease. So the limit holds over
+//! all processes, however much is spent and when. What is left goes back.
 
 use crate::tier::Tier;
 
-/// What is left of a share.
+/// What is left of a lease.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Lease {
     left: u64,
-    /// Where the store has charged it.
+    /// The epoch in which the store charged it.
     epoch: u64,
     until_nanos: u64,
-    /// Whose rate it is of.
+    /// The tier whose rate it was granted at.
     tier: Tier,
-    /// Until when somebody is taken to be asking for another.
+    /// Until when a call is expected to renew it.
     asking_until_nanos: u64,
 }
 
-/// A share as the store has granted it.
+/// A lease as the store granted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Grant {
     pub(crate) amount: u64,
@@ -34,19 +34,19 @@ pub(crate) struct Back {
 }
 
 impl Lease {
-    /// Whether there is `amount` to spend now.
+    /// Whether `amount` can be spent now.
     pub(crate) fn has(&self, amount: u64, now_nanos: u64) -> bool {
         now_nanos < self.until_nanos && amount <= self.left
     }
 
-    /// Spends `amount`, which it must have. Returns the mark by which it can be given back.
+    /// Spends `amount`, which must be left. Returns the epoch, for giving it back.
     pub(crate) fn spend(&mut self, amount: u64) -> u64 {
         self.left -= amount.min(self.left);
         self.epoch
     }
 
-    /// Takes `less` back that was spent of what was granted with `mark`, and spends `more`; `false`, and nothing is done, if
-    /// that share is over or has not as much.
+    /// Takes back `less` that was spent in `epoch`, and spends `more`. Returns `false` and changes nothing if that lease
+    /// has ended or has too little left.
     pub(crate) fn settle(&mut self, epoch: u64, less: u64, more: u64, now_nanos: u64) -> bool {
         let is_same = epoch == self.epoch && now_nanos < self.until_nanos;
         let can_settle = is_same && more <= self.left;
@@ -56,7 +56,8 @@ impl Lease {
         can_settle
     }
 
-    /// Whether to ask for a new share, or only for what is needed, because somebody else does ask until `until_nanos`.
+    /// Whether the call may renew the lease, until `until_nanos`; otherwise another call does, and it asks only for what it
+    /// needs.
     pub(crate) fn may_ask(&mut self, now_nanos: u64, until_nanos: u64) -> bool {
         let may_ask = now_nanos >= self.asking_until_nanos;
         if may_ask {
@@ -65,14 +66,14 @@ impl Lease {
         may_ask
     }
 
-    /// Who was taken to be asking for another until then does no more; somebody else may.
+    /// The renewal until then has ended; another call may renew.
     pub(crate) fn was_asked_for(&mut self, until_nanos: u64) {
         if self.asking_until_nanos == until_nanos {
             self.asking_until_nanos = 0;
         }
     }
 
-    /// Puts a new share in its place; what was left goes back.
+    /// Replaces it with a new lease; what was left goes back.
     pub(crate) fn replace(&mut self, grant: Grant, until_nanos: u64, tier: Tier) -> Back {
         let back = self.clear();
         *self = Self {
@@ -85,7 +86,7 @@ impl Lease {
         back
     }
 
-    /// What is left, which goes back.
+    /// Takes what is left, to give it back.
     pub(crate) fn clear(&mut self) -> Back {
         Back {
             amount: std::mem::take(&mut self.left),
@@ -94,13 +95,13 @@ impl Lease {
         }
     }
 
-    /// What is left of a lease that has ended, which goes back.
+    /// Takes what is left if the lease has ended, to give it back.
     pub(crate) fn clear_if_over(&mut self, now_nanos: u64) -> Option<Back> {
         let is_over = self.left > 0 && now_nanos >= self.until_nanos;
         is_over.then(|| self.clear())
     }
 
-    /// When it ends, if it has not yet: until then more may be left of it than now.
+    /// When it ends, if it has not ended; until then settlements may increase what is left.
     pub(crate) fn ends(&self, now_nanos: u64) -> Option<u64> {
         (now_nanos < self.until_nanos).then_some(self.until_nanos)
     }

@@ -72,7 +72,7 @@ mod key_state;
 mod layer;
 #[cfg_attr(
     not(feature = "redis"),
-    allow(dead_code, reason = "the one store there is comes with the feature")
+    allow(dead_code, reason = "the only store comes with the feature `redis`")
 )]
 mod lease;
 mod limit;
@@ -87,7 +87,7 @@ mod service;
 mod shared;
 #[cfg_attr(
     not(feature = "redis"),
-    allow(dead_code, reason = "the one store there is comes with the feature")
+    allow(dead_code, reason = "the only store comes with the feature `redis`")
 )]
 mod store;
 mod tier;

@@ -68,7 +68,7 @@ pub(crate) enum Algorithm {
     Window,
     Bucket {
         burst: u64,
-        /// Whether it was a calendar day before, which has no burst.
+        /// Whether the period was a calendar day, which has no burst.
         of_day: bool,
     },
     Day {
@@ -76,17 +76,17 @@ pub(crate) enum Algorithm {
     },
 }
 
-/// A limit's numbers, checked: those of one tier.
+/// The checked numbers of a limit for one tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rate {
     pub(crate) amount: u64,
-    /// The most that can be taken at once.
+    /// Maximum that can be taken at once.
     pub(crate) capacity: u64,
     pub(crate) period_nanos: u64,
     slice_nanos: u64,
 }
 
-/// Most that a limit can be: sums of a few of them do not overflow, and Redis' numbers hold them exactly.
+/// Maximum amount of a limit: sums of a few do not overflow, and Redis represents it exactly.
 const MAX_AMOUNT: u64 = 1 << 53;
 const NO_AMOUNT: &str = "must be at least 1 and at most 2^53";
 const MIN_PERIOD: Duration = Duration::from_secs(1);
@@ -329,7 +329,7 @@ impl LimitBuilder {
 // === impl Unit ===
 
 impl Unit {
-    /// In the order in which costs are kept.
+    /// In the order in which costs are stored.
     #[cfg(test)]
     pub(crate) const ALL: [Self; 5] = [
         Self::Requests,
@@ -351,7 +351,8 @@ impl Unit {
         self as usize
     }
 
-    /// Whether what a call reserves of it is what the call uses, unless it is refused. Of tokens, most may be refunded.
+    /// Whether a call uses exactly what it reserves of the unit, unless it is refused. Most reserved tokens may be
+    /// refunded.
     pub(crate) fn is_exact(self) -> bool {
         matches!(self, Self::Requests | Self::Cost)
     }
@@ -383,11 +384,11 @@ impl Rate {
         }
     }
 
-    /// One part in `parts` of it, rounded down. Too small a limit lets nothing through then.
+    /// One of `parts` equal parts of it, rounded down. A part of a limit that is too small admits nothing.
     pub(crate) fn divided(&self, parts: u64) -> Self {
         let amount = self.amount / parts;
         Self {
-            // What was taken must leak all the same.
+            // At least 1, so that what was taken still leaks.
             amount: amount.max(1),
             capacity: if amount == 0 {
                 0
@@ -398,13 +399,13 @@ impl Rate {
         }
     }
 
-    /// How long it takes for a tenth of what can be taken at once to leak; zero if a tenth is less than one.
+    /// The time in which a tenth of the capacity leaks; zero if a tenth is less than one.
     pub(crate) fn tenth_leaks_in(&self) -> Duration {
         let nanos = self.scaled(self.capacity / 10) / u128::from(self.amount);
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
-    /// Lowers what can be taken at once by what leaks in `time`.
+    /// Lowers the capacity by what leaks in `time`.
     pub(crate) fn leave_out(&mut self, time: Duration) {
         let leaks = u128::from(self.amount) * time.as_nanos();
         let leaks = leaks.div_ceil(u128::from(self.period_nanos));

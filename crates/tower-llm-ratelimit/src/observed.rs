@@ -1,4 +1,4 @@
-//! How long the output of a provider's model usually is, for calls that name no maximum.
+//! The usual output length of a provider's model, for calls that name no maximum.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,13 +7,13 @@ use tower_llm_core::Evictable;
 /// Steps of a factor of the square root of two, from 4 to 2^27 tokens.
 const STEPS: usize = 48;
 
-/// Fewer than these say nothing.
+/// Minimum number of observations.
 const ENOUGH: u32 = 20;
 
-/// When so many were counted, all counts are halved: what was long ago weighs less and less.
+/// At this many observations all counts are halved, so that older ones weigh less and less.
 const HALVED_AT: u32 = 1_000;
 
-/// What is expected before enough was seen: a quarter of the 4,096 tokens that used to be a common maximum.
+/// The expected length before enough observations: a quarter of the 4,096 tokens that used to be a common maximum.
 pub(crate) const UNTIL_OBSERVED: u64 = 1_024;
 
 /// A histogram of output lengths.
@@ -34,13 +34,14 @@ impl ObservedOutput {
         }))
     }
 
-    /// Learns that an output was so long.
+    /// Records the length of an output.
     pub(crate) fn record(&self, tokens: u64) {
         let mut lengths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         lengths.record(tokens);
     }
 
-    /// The length below which `ratio` of the outputs are, rounded up to the next step; `None` before enough was seen.
+    /// The length that `ratio` of the outputs do not exceed, rounded up to the next step; `None` before enough
+    /// observations.
     pub(crate) fn percentile(&self, ratio: f64) -> Option<u64> {
         let lengths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         lengths.percentile(ratio)
@@ -49,7 +50,7 @@ impl ObservedOutput {
 
 impl Evictable for ObservedOutput {
     fn is_evictable(&self) -> bool {
-        // It is learned again, and a guess does until then.
+        // It is observed again, and the default is used until then.
         true
     }
 }

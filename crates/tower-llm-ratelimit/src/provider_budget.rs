@@ -1,4 +1,4 @@
-//! What the provider has said of its own limits, and what that lets through.
+//! The limits that a provider reported, and which calls they admit.
 
 use std::time::Duration;
 
@@ -11,19 +11,19 @@ use crate::{
     provider_headers::{LimitStatus, ProviderHeaders},
 };
 
-/// A provider's limits for one key as it told them last.
+/// A provider's limits for one key, as last reported.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ProviderBudget {
-    /// Nothing is let through before.
+    /// No call is admitted before.
     closed_until_nanos: u64,
     buckets: [Option<ReportedBudget>; 4],
-    /// All that was let through so far.
+    /// Everything admitted so far.
     let_through: Counter,
-    /// Of that, what was answered, or ended without an answer.
+    /// The part of it that was answered, or ended without an answer.
     answered: Counter,
-    /// The last call of those that were told anything.
+    /// The last call whose response reported something.
     told_last: u32,
-    /// When the last call was let through.
+    /// When the last call was admitted.
     sent_at_nanos: u64,
 }
 
@@ -37,40 +37,40 @@ pub(crate) struct BudgetWait {
     pub(crate) unit: Option<Unit>,
 }
 
-/// A sum by unit, of which only differences matter: it wraps.
+/// A sum by unit. Only differences matter, so it wraps.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counter([u32; 4]);
 
-/// One of the provider's limits: as much as remained when it was told, filling up as it was told.
+/// One of the provider's limits: what remained at the last report, refilling at the reported rate.
 #[derive(Clone, Copy, Debug)]
 struct ReportedBudget {
     bucket: Bucket,
     rate: Rate,
-    /// What stays taken in the bucket when calls from before the last telling turn out never to have been sent: what was
-    /// told, which cannot have them in it, and what was let through since.
+    /// What stays taken if calls from before the last report turn out never to have been sent: what was reported, which
+    /// cannot include them, and what was admitted since.
     floor: Bucket,
-    /// The number of the first call that can be given back of the floor too: it and all after it are in that.
+    /// The number of the first call that is part of the floor; it and all later ones can be refunded from the floor too.
     first_in_floor: u32,
 }
 
-/// A call that was let through, and what its provider has counted for certain when it answers it.
+/// An admitted call, and what the provider has certainly counted when it answers the call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Epoch {
-    /// Its number among those that were let through.
+    /// Its number among admitted calls.
     number: u32,
     /// What was answered before it was sent, and the call itself.
     counted: Counter,
 }
 
-/// What the provider told is a hint, and only an answer can correct it: after so long without a call, one is let through to
-/// ask. Not while the provider has asked to wait.
+/// Reports are hints that only a response can correct: after this time without a call, one is admitted to get a new report.
+/// Not while the provider has asked to wait.
 const ASK_AGAIN: Duration = MINUTE;
 
-/// The period of a limit that does not say how fast it fills: the commonest.
+/// The period of a limit that does not report its refill rate: the most common one.
 const MINUTE: Duration = Duration::from_secs(60);
 
 impl ProviderBudget {
-    /// How long until a call may be sent; `None` if it may be now.
+    /// How long until a call may be sent; `None` if it may be sent now.
     pub(crate) fn wait(&mut self, estimate: &Estimate, now_nanos: u64) -> Option<BudgetWait> {
         let asks_again_at = self.sent_at_nanos.saturating_add(nanos(ASK_AGAIN));
         let asks_again_in = asks_again_at.saturating_sub(now_nanos);
@@ -117,8 +117,8 @@ impl ProviderBudget {
         Epoch { number, counted }
     }
 
-    /// Gives back what a call of `cost` has taken that was never sent, but nothing of what the provider told meanwhile that
-    /// is taken: it cannot have counted this call.
+    /// Refunds a call of `cost` that was never sent, but nothing of what the provider reported as used meanwhile, because
+    /// it cannot have counted this call.
     pub(crate) fn never_sent(&mut self, cost: &Amounts, epoch: Epoch, now_nanos: u64) {
         self.answered.add(cost);
         for unit in Unit::REPORTED {
@@ -128,12 +128,12 @@ impl ProviderBudget {
         }
     }
 
-    /// Notes that the call of `cost` was answered, or never will be, and learns what it was told.
+    /// Notes that the call of `cost` was answered, or never will be, and applies what its response reported.
     ///
-    /// Calls that were under way at the same time may or may not be in that. So it gives two bounds of what remains: as it
-    /// was told, and less by all of those. Within them, what was counted here stands; before anything was, all of those are
-    /// taken as not in it. A call that was sent before another that was told already raises nothing: somebody else may have
-    /// taken it between the two.
+    /// The report may or may not include other calls in flight. So it gives two bounds of what remains: the reported
+    /// amount, and that less all calls in flight. Within these bounds the local count is kept; before there is one, no call
+    /// in flight is assumed to be included. The report of a call that was sent before an already reported one does not
+    /// raise what remains, because other users of the account may have used it in between.
     pub(crate) fn answered(
         &mut self,
         cost: &Amounts,
@@ -153,7 +153,7 @@ impl ProviderBudget {
             let rate = status.rate(before.map(|reported| reported.rate));
             let least = status.limit.saturating_sub(status.remaining);
             let most = least.saturating_add(not_in_it[unit.index()]);
-            // However much is under way, and whatever size it says it has.
+            // Bounds it, however much is in flight and whatever size it reports.
             let at_most = status.limit.saturating_mul(2);
             let most = most.min(at_most);
             let (of_bucket, of_floor) = match (before, is_later) {
@@ -168,19 +168,19 @@ impl ProviderBudget {
                 bucket: refilled(reported.bucket, of_bucket),
                 rate,
                 floor: refilled(reported.floor, of_floor),
-                // An earlier call's answer leaves in the floor what was let through before it came: how much of that it
-                // counts is not known. It stays there until a later one's answer sets it right.
+                // A report from an earlier call keeps in the floor what was admitted before it arrived, because how much of
+                // that it includes is not known. The report of a later call corrects it.
                 first_in_floor: self.let_through.number().wrapping_add(1),
             });
         }
     }
 
-    /// Lets nothing through before `nanos`; the later of two such times wins.
+    /// Admits nothing before `nanos`; the later of two such times wins.
     pub(crate) fn close_until(&mut self, nanos: u64) {
         self.closed_until_nanos = self.closed_until_nanos.max(nanos);
     }
 
-    /// Whether all has passed that was told.
+    /// Whether everything that was reported has expired.
     pub(crate) fn is_over(&mut self, now_nanos: u64) -> bool {
         self.closed_until_nanos <= now_nanos
             && self.buckets.iter_mut().flatten().all(|reported| {
@@ -203,9 +203,9 @@ impl ReportedBudget {
     }
 
     fn take(&mut self, cost: u64, number: u32, now_nanos: u64) {
-        // No more than there is: one call of an absurd size is no reason to hold up all others.
+        // At most the capacity: one call of an absurd size must not block all others.
         let amount = cost.min(self.rate.capacity);
-        // What those before it have taken has leaked away: what there is from now on is not theirs to give back.
+        // What earlier calls took has leaked: they can no longer be refunded from the floor.
         if self.floor.is_empty(&self.rate, now_nanos) {
             self.first_in_floor = number;
         }
@@ -213,7 +213,7 @@ impl ReportedBudget {
         self.bucket.take(&self.rate, amount, now_nanos);
     }
 
-    /// Gives back what a call took, down to the floor; one that is in the floor lowers that as well.
+    /// Refunds what a call took, down to the floor; a call that is part of the floor lowers the floor as well.
     fn never_sent(&mut self, cost: u64, number: u32, now_nanos: u64) {
         let amount = cost.min(self.rate.capacity);
         let in_floor = match is_before(number, self.first_in_floor) {
@@ -251,14 +251,14 @@ impl Counter {
     }
 }
 
-/// Whether a call has a lower number than another. Numbers go round: of two that lie further apart than half of them, the
-/// higher one is taken for the lower.
+/// Whether a call has a lower number than another. Numbers wrap around: of two that are more than half the range apart, the
+/// higher one counts as the lower.
 fn is_before(number: u32, other: u32) -> bool {
     number.wrapping_sub(other) > u32::MAX / 2
 }
 
 impl LimitStatus {
-    /// The speed at which it fills up. One that is full does not show it: then as before, or within its period.
+    /// The refill rate. A full limit does not show it: then the earlier rate, or its period.
     fn rate(&self, before: Option<Rate>) -> Rate {
         let missing = self.limit.saturating_sub(self.remaining);
         match self.full_in {

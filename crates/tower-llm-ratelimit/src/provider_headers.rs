@@ -1,6 +1,6 @@
-//! What a provider's response headers say of its limits.
+//! The limits in a provider's response headers.
 //!
-//! A name is a prefix, a field and a family, which is what is counted, in which scope and over which period:
+//! A name consists of a prefix, a field and a family. The family is what is counted, in which scope and over which period:
 //!
 //! | provider | example | its reset |
 //! |---|---|---|
@@ -10,12 +10,12 @@
 //! | Mistral | `x-ratelimit-limit-req-minute` | none |
 //! | Anthropic | `anthropic-ratelimit-input-tokens-reset` | RFC 3339 |
 //!
-//! Not read, because they do not bound the next ordinary call: Anthropic's `anthropic-priority-*` (capacity bought
-//! ahead; who has used it up is served at the standard tier) and `anthropic-fast-*` (calls in fast mode alone), and
-//! `anthropic-ratelimit-unified-*`, which gives shares used and no amounts. Nor the bare `x-ratelimit-limit` of
-//! gateways, which does not say what it counts.
+//! Not read, because they do not bound the next ordinary call: Anthropic's `anthropic-priority-*` (capacity bought in
+//! advance; calls beyond it use the standard tier), `anthropic-fast-*` (only calls in fast mode),
+//! `anthropic-ratelimit-unified-*` (ratios, not amounts), and the bare `x-ratelimit-limit` of gateways (which does not say
+//! what it counts).
 //!
-//! The headers are another party's: whatever is not understood is left out, and the most that is believed is bounded.
+//! The headers are foreign input: whatever is not understood is ignored, and accepted values are bounded.
 
 use std::{
     cell::LazyCell,
@@ -26,39 +26,39 @@ use std::{
 use http::{HeaderMap, HeaderValue, header};
 use jiff::Timestamp;
 
-/// Longest time that is believed: a month, after which every quota has been refilled.
+/// Longest time that is accepted: a month, after which every quota has been refilled.
 ///
-/// Whoever adds it to the time that it is must not overflow.
+/// Added to the current time, it cannot overflow.
 const MAX_WAIT: Duration = Duration::from_secs(31 * 86_400);
 
-/// A bare number above this is seconds since the Unix epoch: as a moment it is 2001, as a wait 31 years.
+/// A larger bare number is a time in seconds since the Unix epoch: as a time it is in 2001, as a wait it is 31 years.
 const MAX_BARE_WAIT: Duration = Duration::from_secs(1_000_000_000);
 
-/// Families that are kept of one response: twice Anthropic's four, the most that a provider was seen to send.
+/// Maximum number of families read from one response: twice the four of Anthropic, the most that a known provider sends.
 const MAX_FAMILIES: usize = 8;
 
 const SECOND_NANOS: u64 = 1_000_000_000;
 
-/// What a provider says of its limits in a response's headers.
+/// The limits that a provider reports in response headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ProviderHeaders {
     pub(crate) requests: Option<LimitStatus>,
-    /// Tokens of either kind; with Anthropic whichever limit is the most restrictive just then.
+    /// Tokens of either kind; with Anthropic, the currently most restrictive limit.
     pub(crate) tokens: Option<LimitStatus>,
     pub(crate) input_tokens: Option<LimitStatus>,
     pub(crate) output_tokens: Option<LimitStatus>,
 }
 
-/// How one limit stood when the response was sent.
+/// The status of one limit when the response was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LimitStatus {
     /// Never zero.
     pub(crate) limit: u64,
     /// At most `limit`; Anthropic rounds tokens to the nearest thousand.
     pub(crate) remaining: u64,
-    /// Time until all of `limit` remains again, at most 31 days; `None` if not told.
+    /// Time until all of `limit` remains again, at most 31 days; `None` if it is not reported.
     pub(crate) full_in: Option<Duration>,
-    /// What `limit` is counted over, more than zero and at most 31 days; `None` if not told.
+    /// What `limit` is counted over, more than zero and at most 31 days; `None` if it is not reported.
     ///
     /// Groq's requests are counted by the day under the names that OpenAI uses for the minute, so no name without a
     /// period is given one.
@@ -76,7 +76,7 @@ impl ProviderHeaders {
                 family.keep(field, value);
             }
         }
-        // Read once if at all: most providers write how long, not when.
+        // Read lazily and once: most providers send a duration, not a time.
         let date = LazyCell::new(|| moment(text(headers.get(header::DATE)?)?));
         let mut reported = Self::default();
         for family in families.iter().flatten() {
@@ -99,11 +99,11 @@ impl ProviderHeaders {
 }
 
 impl LimitStatus {
-    /// The one of two limits on the same thing that the next calls meet first.
+    /// The one of two limits on the same unit that the next calls reach first.
     ///
-    /// A call is refused by the smaller amount that remains, however small a share of its own limit that is. Between
-    /// equals the one that is full again later holds longer. One of the two is taken whole: a limit and an amount of
-    /// different scopes do not belong together.
+    /// That is the one with the smaller amount remaining, whatever its ratio to its own limit. Of equal amounts, it is the
+    /// one that is full again later. The result is one of the two as a whole, because a limit and an amount of different
+    /// scopes do not belong together.
     fn tighter(self, other: Self) -> Self {
         cmp::min_by_key(self, other, |status| {
             (status.remaining, Reverse(status.full_in))
@@ -122,10 +122,10 @@ enum Counts {
 
 /// A family's prefix and name.
 ///
-/// The prefix tells apart a gateway's headers and those that it passes on from the provider behind it.
+/// The prefix distinguishes a gateway's own headers from those that it passes on.
 type FamilyName<'a> = (&'static str, &'a str);
 
-/// The headers of one limit, as they came.
+/// The raw headers of one limit.
 #[derive(Clone, Copy, Debug)]
 struct Family<'a> {
     name: FamilyName<'a>,
@@ -138,7 +138,7 @@ struct Family<'a> {
 }
 
 impl<'a> Family<'a> {
-    /// `None` if the name says nothing that is known.
+    /// Returns `None` if the name is unknown.
     fn named(name: FamilyName<'a>) -> Option<Self> {
         let (scoped, period) = match name.1.rsplit_once('-') {
             Some((scoped, "second")) => (scoped, Some(1)),
@@ -165,7 +165,7 @@ impl<'a> Family<'a> {
         })
     }
 
-    /// Keeps a header's value if it is the first of its name.
+    /// Stores the value of a header if it is the first of its name.
     fn keep(&mut self, field: &str, value: &'a HeaderValue) {
         let kept = match field {
             "limit" => &mut self.limit,
@@ -177,9 +177,9 @@ impl<'a> Family<'a> {
         kept.get_or_insert(value);
     }
 
-    /// How the limit stands; `None` without both a limit and what remains of it.
+    /// The status of the limit; `None` unless both the limit and the remaining amount are known.
     ///
-    /// Azure has sent -1 of -1, which is neither. An amount alone is no use: it could be of anything.
+    /// Azure has sent -1 of -1, which is neither. A remaining amount without a limit means nothing.
     fn status(&self, date: impl Fn() -> Option<Duration>) -> Option<LimitStatus> {
         let limit = amount(self.limit?).filter(|&limit| limit > 0)?;
         let remaining = amount(self.remaining?)?.min(limit);
@@ -193,7 +193,7 @@ impl<'a> Family<'a> {
     }
 }
 
-/// Splits a header's name into its family and its field; `None` for one that is of no limit.
+/// Splits a header's name into its family and its field; `None` for other headers.
 fn split(name: &str) -> Option<(FamilyName<'_>, &str)> {
     const COMMON: &str = "x-ratelimit-";
     const ANTHROPIC: &str = "anthropic-ratelimit-";
@@ -205,7 +205,7 @@ fn split(name: &str) -> Option<(FamilyName<'_>, &str)> {
     Some(((ANTHROPIC, family), field))
 }
 
-/// The family of that name, begun if it is the first header of it; `None` if it is unknown or one too many.
+/// Finds or creates the family of that name; `None` if it is unknown or there are too many.
 fn find<'f, 'a>(
     families: &'f mut [Option<Family<'a>>],
     name: FamilyName<'a>,
@@ -233,9 +233,9 @@ fn period(value: &HeaderValue) -> Option<Duration> {
     (!period.is_zero()).then(|| period.min(MAX_WAIT))
 }
 
-/// The time until a reset, whichever way it is written.
+/// The time until a reset, in any format.
 ///
-/// A moment is read against `date`, the response's own, so that no clock of ours, right or wrong, comes into it.
+/// A point in time is compared with `date`, the response's own, so the local clock does not matter.
 fn wait(value: &HeaderValue, date: impl Fn() -> Option<Duration>) -> Option<Duration> {
     let value = text(value)?;
     let at = match duration(value) {
@@ -246,9 +246,9 @@ fn wait(value: &HeaderValue, date: impl Fn() -> Option<Duration>) -> Option<Dura
     Some(at.saturating_sub(date()?).min(MAX_WAIT))
 }
 
-/// A moment in RFC 3339 or as an HTTP date, as the time since the Unix epoch; zero if it is before that.
+/// A point in time in RFC 3339 or as an HTTP date, as the time since the Unix epoch; zero if it is before that.
 fn moment(text: &str) -> Option<Duration> {
-    // Looked at first, because jiff allocates to say what is wrong with anything else.
+    // Checked first, because jiff allocates an error for anything else.
     if text.as_bytes().get(4) == Some(&b'-') {
         let since_epoch = text.parse::<Timestamp>().ok()?.as_duration();
         return Some(since_epoch.try_into().unwrap_or_default());
@@ -285,7 +285,7 @@ fn unit_nanos(unit: &str) -> Option<u64> {
     })
 }
 
-/// `number` units of `unit` nanoseconds, less any part of a nanosecond; exact, where a float would not be.
+/// `number` units of `unit` nanoseconds, rounded down; exact, unlike a float.
 fn nanos(number: &str, unit: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let mut total = whole.parse::<u64>().ok()?.checked_mul(unit)?;
@@ -305,7 +305,7 @@ fn is_numeric(byte: u8) -> bool {
     byte.is_ascii_digit() || byte == b'.'
 }
 
-/// Splits before the first byte that `stop` holds for.
+/// Splits before the first byte for which `stop` is true.
 fn split_where(text: &str, stop: impl Fn(u8) -> bool) -> (&str, &str) {
     let at = text.bytes().position(stop).unwrap_or(text.len());
     text.split_at(at)

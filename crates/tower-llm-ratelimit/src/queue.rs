@@ -1,15 +1,15 @@
-//! The calls that wait for the limits of one key: plain data, which takes `now`.
+//! The calls that wait for the limits of one key: plain data with `now` as an argument.
 //!
-//! Each caller has a *lane*, in which its calls go in the order in which they were made. Lanes take turns: one that was
+//! Each caller has a *lane*, in which its calls go in the order in which they were made. Lanes take turns: a lane that was
 //! served goes to the end. So a caller with a thousand calls delays another caller's first one by a single call.
 //!
 //! Only the *head* tries: it sleeps until the limits have room for it, or until it is woken because something was settled.
 //! So a large call is not starved by a flow of small ones.
 //!
-//! A call can be alive without being polled: held in a set whose owner is busy, for one. As head it would hold up all
-//! others. Every call therefore notes until when it should have been polled, because a timer of its own fires or because it
-//! was woken. If it is late by a second, it is *stalled*: it is passed over until it is polled again, and does not
-//! count as waiting. The others look for that on timers of their own, since no other task would wake them.
+//! A call can be alive without being polled, for example in a set whose owner is busy. As head it would block all others.
+//! Every call therefore has a time by which it should be polled, because its timer fires or because it was woken. If it is
+//! late by a second, it is *stalled*: it is skipped until it is polled again, and does not count as waiting. The other
+//! calls check for that on their own timers, because no other task would wake them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,7 +21,7 @@ use tower_llm_core::Caller;
 
 use crate::cost::Amounts;
 
-/// How late a call may be polled before it is passed over.
+/// How late a call may be polled before it is skipped.
 pub(crate) const PATIENCE_NANOS: u64 = 1_000_000_000;
 
 /// The calls that wait; it exists only while there are any.
@@ -46,7 +46,7 @@ struct Lane {
     calls: BTreeMap<u64, Entry>,
 }
 
-/// Where a call is in the queue.
+/// The position of a call in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Position {
     lane: LaneId,
@@ -56,29 +56,29 @@ pub(crate) struct Position {
 #[derive(Debug)]
 struct Entry {
     reserves: Amounts,
-    /// `None` before it was polled for the first time.
+    /// `None` before its first poll.
     waker: Option<Waker>,
-    /// Whether it is to try again, or to see whether it waits in vain.
+    /// Whether it was woken to try again, or to check whether it can still be admitted.
     is_woken: bool,
-    /// When it is polled at the latest, unless it is stalled.
+    /// The latest time of its next poll, unless it is stalled.
     due_nanos: u64,
 }
 
-/// What a call that is polled is to do.
+/// What a polled call should do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Polled {
     /// Nothing has changed.
     Sleep,
     /// It is the head: it tries.
     Try,
-    /// It looks whether it waits in vain, and sleeps until then at the latest.
+    /// It checks whether it can still be admitted, and sleeps until then at the latest.
     Look { until_nanos: u64 },
 }
 
-/// How a call leaves.
+/// Why a call leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leaves {
-    /// It was served: its caller's turn is over.
+    /// It was served: its lane goes to the end.
     Served,
     Unserved,
 }
@@ -181,13 +181,13 @@ impl Queue {
         !entry.is_woken
     }
 
-    /// Has the head try again; returns its waker.
+    /// Makes the head try again; returns its waker.
     pub(crate) fn wake_head(&mut self, now_nanos: u64) -> Option<Waker> {
         let head = self.head(now_nanos)?;
         self.entry(head)?.wake(now_nanos)
     }
 
-    /// Has every call see whether it waits in vain; returns their wakers.
+    /// Makes every call check whether it can still be admitted; returns their wakers.
     pub(crate) fn wake_all(&mut self, now_nanos: u64) -> Vec<Waker> {
         let lanes = self.lanes.values_mut();
         let calls = lanes.flat_map(|lane| lane.calls.values_mut());
@@ -203,8 +203,8 @@ impl Queue {
         })
     }
 
-    /// What the calls reserve that a new one of `caller` would be behind: all of its caller's, and as many of each other
-    /// caller's, and one more where the other's turn comes first.
+    /// What the calls ahead of a new one of `caller` reserve: all calls of that caller, as many of each other caller, and
+    /// one more of callers whose lane comes first.
     pub(crate) fn ahead(&self, caller: Option<&Caller>) -> Amounts {
         let caller = caller.cloned();
         let own = self.ids.get(&caller).and_then(|id| self.lanes.get(id));

@@ -56,7 +56,7 @@ impl Reservation {
     }
 
     fn policy(&self) -> Option<&Policy> {
-        // A layer without any limit has no cells, and nothing to settle.
+        // A layer without any limit has no keys, and nothing to settle.
         self.keys.first().map(|key| &*key.group.policy)
     }
 
@@ -104,16 +104,16 @@ impl Reservation {
             let (reserved, used) = (self.demand.amount(checked), used.of(checked.limit.unit()));
             gauge.settle(checked, tier, epoch, reserved, used);
             if used > reserved {
-                // Seldom, so that the clock is seldom read.
+                // Rarely needed, so the clock is rarely read.
                 let now = ended_at.unwrap_or_else(Instant::now);
                 gauge.charge_more(checked, tier, used - reserved, group.clock.nanos(now));
             }
         }
-        // There is room for the next call now, or it is known that there will be none in time.
+        // The next call may have room now, or may know that there will be none in time.
         State::wake_head(state, group.clock);
     }
 
-    /// Changes what was taken of shares to what was used; what is not of a present one is for the store.
+    /// Changes what was spent of leases to what was used; the store settles what belongs to earlier leases.
     fn settle_leases(&self, epochs: &[u64], used: &Amounts) {
         let policy = self.policy();
         let Some(shared) = policy.and_then(|policy| policy.shared.as_ref()) else {
@@ -153,7 +153,7 @@ impl Reservation {
         }
     }
 
-    /// What was used of a limit, beside what was reserved.
+    /// How the use of a limit differs from the reservation.
     fn change(&self, checked: &CheckedLimit, used: &Amounts) -> Change {
         let (reserved, used) = (self.demand.amount(checked), used.of(checked.limit.unit()));
         match used.cmp(&reserved) {
@@ -189,7 +189,7 @@ impl Reservation {
         let cost = &self.demand.estimate.reserved;
         let mut state = key.lock();
         state.budget_or_new().answered(cost, epoch, &reported, now);
-        // There may be room earlier than the head of the queue knew.
+        // There may be room earlier than the head of the queue expects.
         if reported != ProviderHeaders::default() {
             State::wake_head(state, key.group.clock);
         }
@@ -216,12 +216,12 @@ impl Reservation {
             return;
         };
         if let Some(key) = self.observing() {
-            // It may be any time, of a foreign `Watch`.
+            // A foreign `Watch` may name any time.
             let wait = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
             let until = key.group.clock.now_nanos().saturating_add(wait);
             let mut state = key.lock();
             state.budget_or_new().close_until(until);
-            // Those that cannot be sent in time now are refused at once.
+            // Calls that can no longer be sent in time are refused at once.
             let wakers = state.wake_all(key.group.clock);
             drop(state);
             wakers.into_iter().for_each(Waker::wake);

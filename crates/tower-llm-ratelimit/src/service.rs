@@ -25,7 +25,7 @@ pub struct RateLimit<S, W> {
     watch: W,
 }
 
-/// What becomes of a call.
+/// The decision on a call.
 enum Decision {
     Admitted(Reservation),
     Waits(Box<Waiting>),
@@ -60,7 +60,7 @@ impl<S, W> RateLimit<S, W> {
         };
         let mut admitted = admit(&demand);
         if admitted.is_err() && shared.is_none() {
-            // What is ahead of it depends on whose call it is, which is not read where nothing blocks.
+            // What is ahead of it depends on its caller, which is read only if something blocks the call.
             demand.caller = waiting::caller(request);
             admitted = admit(&demand);
         }
@@ -88,7 +88,7 @@ impl<S, W> RateLimit<S, W> {
         Decision::Waits(Box::new(waiting))
     }
 
-    /// Gives up what the inner service was readied with: a call that need not wait may want it.
+    /// Gives up what the inner service reserved when it became ready: a call that need not wait may need it.
     fn unready(&mut self)
     where
         S: Clone,

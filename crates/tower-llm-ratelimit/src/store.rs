@@ -1,4 +1,4 @@
-//! Where limits are kept that many processes share.
+//! The store of limits that several processes share.
 
 use std::{
     fmt,
@@ -18,36 +18,35 @@ use crate::{
     meter::{Kind, Now},
 };
 
-/// A store that many processes share. One atomic step over all limits of a call is its whole contract.
+/// A store that several processes share. Its contract is one atomic step over all limits of a call.
 ///
-/// Ours, so that another client can take the place of the one there is; not public before there is one.
+/// A trait, so that another client can replace the current one; private until there is a second.
 pub(crate) trait Store: Send + Sync + fmt::Debug {
-    /// Takes what `claims` say from all limits, or nothing from any, under `id`.
+    /// Takes `claims` from all limits, or nothing from any, under `id`.
     ///
-    /// It answers soon, whatever becomes of the store. If nobody waits for the answer, or it does not come, the caller
-    /// settles `id` all the same.
+    /// It resolves soon, whatever the state of the store. If the future is dropped or fails, the caller must still settle
+    /// `id`.
     fn take(&self, id: u64, claims: Arc<[Claim]>) -> Taking;
 
-    /// An id that was not used before.
+    /// A new, unique id.
     fn next_id(&self) -> u64;
 
-    /// Changes what was taken under an id to what was used; later, and without waiting.
+    /// Changes what was taken under an id to what was used, in the background.
     fn settle(&self, settlement: Settlement);
 
-    /// Grants shares of all limits, or of none, and takes back what is left of others.
+    /// Grants leases of all limits, or of none, and takes back what is left of earlier ones.
     fn lease(&self, terms: Arc<[Terms]>) -> Leasing;
 
-    /// Waits for an answer in a caller's place, and gives back what it grants.
+    /// Waits for the answer to a dropped request, and gives back what it grants.
     fn forsake(&self, leasing: Leasing, terms: Arc<[Terms]>);
 
-    /// Gives back and charges, later, and without waiting.
+    /// Refunds and charges, in the background.
     fn adjust(&self, terms: Vec<Terms>);
 
-    /// Gives back what is left of a cell's shares when their leases have ended, `at` that time; `false` if there is no room
-    /// for it.
+    /// Gives back what is left of a key's leases when they end `at` that time; `false` if there is no room for the job.
     fn clear_at(&self, key: Weak<Keyed<KeyState>>, at: Instant) -> bool;
 
-    /// How often something that was to be done later was not, or nobody knows whether it was.
+    /// How many background jobs were not done, or may not have been done.
     fn unsettled(&self) -> u64;
 }
 
@@ -57,7 +56,7 @@ pub(crate) type Taking =
 pub(crate) type Leasing =
     Pin<Box<dyn Future<Output = Result<Verdict<Grant>, StoreUnavailable>> + Send>>;
 
-/// What a call asks of one limit of one key.
+/// What a call claims of one limit of one key.
 #[derive(Clone, Debug)]
 pub(crate) struct Claim {
     /// The limit and the key, as text.
@@ -65,60 +64,60 @@ pub(crate) struct Claim {
     pub(crate) kind: Kind,
     pub(crate) rate: Rate,
     pub(crate) now: Now,
-    /// What there must be room for; zero if the call uses none of it.
+    /// How much must be available; zero if the call uses none of it.
     pub(crate) room: u64,
     pub(crate) amount: u64,
-    /// Whether it is refunded when the process is gone: tokens are, but requests were most likely sent.
+    /// Whether it is refunded if its process is gone: tokens are, but requests were most likely sent.
     pub(crate) returns: bool,
 }
 
-/// On what terms a share of one limit of one key is asked for.
+/// The terms of a lease of one limit of one key.
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
-    /// What is needed at once.
+    /// What is needed now.
     pub(crate) claim: Claim,
-    /// As much is wanted as that, for a while.
+    /// The size of the lease.
     pub(crate) want: u64,
-    /// What is left of a share before.
+    /// What is left of the lease before.
     pub(crate) back: Back,
-    /// What was spent besides, whether there is room or not.
+    /// What to charge in addition, whether there is room or not.
     pub(crate) charge: u64,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) enum Verdict<T> {
-    /// What all limits say.
+    /// The answers of all limits.
     Granted(Vec<T>),
-    /// This limit has to be waited for longest.
+    /// The limit with the longest wait.
     Blocked { limit: usize, wait: Duration },
 }
 
-/// How a shared limit stands.
+/// The status of a shared limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StoredStatus {
     pub(crate) remaining: u64,
     pub(crate) full_in: Duration,
 }
 
-/// What a call has used of what it had claimed, in the order of its claims.
+/// What a call used of its claims, in their order.
 #[derive(Clone, Debug)]
 pub(crate) struct Settlement {
     pub(crate) id: u64,
-    /// When it was asked for.
+    /// The time of the claim.
     pub(crate) since: Instant,
     pub(crate) claims: Arc<[Claim]>,
     pub(crate) used: Vec<u64>,
 }
 
-/// The store cannot be reached.
+/// The store is unavailable.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StoreUnavailable {
-    /// Whether it may have done what it was asked all the same.
+    /// Whether it may have run the command.
     pub(crate) may_have_run: bool,
 }
 
-/// What a call has taken from a store. It is given back when this is dropped before it was settled, and so also when
-/// nobody knows whether it was taken at all.
+/// What a call has taken from a store. If it is dropped before it is settled, everything is given back, even if it is not
+/// known whether the store granted it.
 #[derive(Debug)]
 pub(crate) struct Holding {
     store: Arc<dyn Store>,
@@ -129,7 +128,7 @@ pub(crate) struct Holding {
 // === impl Terms ===
 
 impl Terms {
-    /// Only what goes back.
+    /// The part that goes back.
     pub(crate) fn without_need(&self) -> Self {
         let mut terms = self.clone();
         terms.claim.room = 0;
@@ -137,12 +136,12 @@ impl Terms {
         terms
     }
 
-    /// Whether nothing goes back, and nothing is charged.
+    /// Whether nothing is given back or charged.
     pub(crate) fn is_nothing(&self) -> bool {
         self.back.amount == 0 && self.charge == 0
     }
 
-    /// What gives a grant back.
+    /// The terms that give back a grant.
     pub(crate) fn undo(&self, grant: Grant) -> Self {
         let mut terms = self.without_need();
         terms.charge = 0;
@@ -176,12 +175,12 @@ impl Holding {
             .take(settlement.id, Arc::clone(&settlement.claims))
     }
 
-    /// Nothing was taken.
+    /// Records that nothing was taken.
     pub(crate) fn release(&mut self) {
         self.settlement = None;
     }
 
-    /// Sets what each limit is charged in the end.
+    /// Settles each limit to what was used.
     pub(crate) fn settle(mut self, used: impl Iterator<Item = u64>) {
         if let Some(settlement) = &mut self.settlement {
             for (to, used) in settlement.used.iter_mut().zip(used) {

@@ -10,7 +10,7 @@ use tower_llm_core::{ConfigError, Described};
 
 use crate::Limit;
 
-/// Says which tier a call is in.
+/// Chooses the tier of a call.
 pub(crate) type TierBy = Arc<dyn Fn(&dyn Described) -> Cow<'static, str> + Send + Sync>;
 
 /// The index of a tier among the tiers of a layer; zero is for callers without a tier.
@@ -34,7 +34,7 @@ impl Tier {
 }
 
 impl Tiers {
-    /// The tiers that `limits` name; tiers and a policy that chooses among them go together.
+    /// Collects the tiers that `limits` name; tiers and a policy that chooses among them require each other.
     pub(crate) fn new(limits: &[Limit], by: Option<TierBy>) -> Result<Self, ConfigError> {
         let mut names: Vec<String> = Vec::new();
         for (name, _) in limits.iter().flat_map(|limit| &limit.tiers) {

@@ -29,14 +29,14 @@ pub(crate) struct Waiting {
     until: Instant,
     turns: Turns,
     place: Option<Place>,
-    /// The store of shared limits is asked.
+    /// The request to the store of shared limits.
     asking: Option<Asking>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
 type Asking = Pin<Box<dyn Future<Output = Result<Reservation, Blocked>> + Send>>;
 
-/// A place in the queue of a key; dropping it leaves.
+/// An entry in the queue of a key; dropping it leaves the queue.
 struct Place {
     group: usize,
     key: Arc<Keyed<KeyState>>,
@@ -44,7 +44,7 @@ struct Place {
     leaves: Leaves,
 }
 
-/// However little it is told to wait, a call does not try again without a pause.
+/// Minimum pause between two attempts of a call.
 const PAUSE_NANOS: u64 = 1_000_000;
 
 // === impl Waiting ===
@@ -97,7 +97,7 @@ impl Waiting {
         }
     }
 
-    /// Ready when the call is admitted, or cannot be any more.
+    /// Ready when the call is admitted, or can no longer be.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -113,7 +113,7 @@ impl Waiting {
             };
             let now = Instant::now();
             match attempted {
-                // The store is asked.
+                // The request to the store is pending.
                 None => {}
                 Some(Ok(reservation)) => {
                     self.leave(Leaves::Served);
@@ -124,7 +124,7 @@ impl Waiting {
         }
     }
 
-    /// Ready when the call has tried, or has begun to ask the store.
+    /// Ready when the call has tried, or has sent a request to the store.
     fn poll_turn(
         &mut self,
         cx: &mut Context<'_>,
@@ -162,7 +162,7 @@ impl Waiting {
         })
     }
 
-    /// Tries to be admitted, as the head of its queue; `None` if the store has to be asked for that.
+    /// Tries to be admitted, as the head of its queue; `None` if that needs the store.
     fn try_now(&mut self, now: Instant) -> Option<Result<Reservation, Blocked>> {
         if let Some(place) = &self.place {
             self.turns.come(place.group);
@@ -183,7 +183,7 @@ impl Waiting {
         Box::pin(async move { engine.attempt(&keys, &demand, turns).await })
     }
 
-    /// Looks whether it waits in vain, though it is not the head.
+    /// Checks whether it can still be admitted, although it is not the head.
     fn look(&self, now: Instant) -> Result<(), BoxError> {
         let group = self.place.as_ref().map_or(0, |place| place.group);
         if let Some(blocked) = self.engine.known_wait(&self.keys, &self.demand, now)
@@ -203,7 +203,7 @@ impl Waiting {
         Ok(())
     }
 
-    /// Goes on to wait where it is blocked now.
+    /// Continues to wait at the key that blocks it now.
     fn wait_on(
         &mut self,
         blocked: &Blocked,
@@ -215,7 +215,7 @@ impl Waiting {
             .as_ref()
             .is_none_or(|place| place.group != blocked.group)
         {
-            // Its turn in the queue before is over.
+            // It was served in the earlier queue.
             self.leave(Leaves::Served);
             if self.demand.caller.is_none() {
                 self.demand.caller = caller(request);
@@ -254,7 +254,7 @@ impl Waiting {
         }
     }
 
-    /// Sleeps until `at`, or as long as it may wait.
+    /// Sleeps until `at`, or for the rest of its maximum wait.
     fn sleep_until(&mut self, at: Instant) {
         let Some(place) = &self.place else { return };
         let at = at.min(self.until);
@@ -266,7 +266,7 @@ impl Waiting {
         match &mut self.sleep {
             Some(sleep) if sleeps => sleep.as_mut().reset(at),
             None if sleeps => self.sleep = Some(Box::pin(sleep_until(at))),
-            // It was woken meanwhile.
+            // The call was woken meanwhile.
             _ => {}
         }
     }
@@ -277,7 +277,7 @@ impl Waiting {
             .map_or(Poll::Pending, |sleep| sleep.as_mut().poll(cx))
     }
 
-    /// The tier may be another one than when the call was made.
+    /// The tier may have changed since the call was made.
     fn choose_tier(&mut self, request: &dyn Described) -> Result<(), BoxError> {
         if self.engine.tiers.of(request) == self.demand.tier {
             return Ok(());
@@ -300,7 +300,7 @@ impl Waiting {
     }
 }
 
-/// Whose call it is.
+/// The caller of a request.
 pub(crate) fn caller(request: &dyn Described) -> Option<tower_llm_core::Caller> {
     request.call().as_deref().and_then(Call::caller).cloned()
 }

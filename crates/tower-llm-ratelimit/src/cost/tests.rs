@@ -40,7 +40,7 @@ fn what_is_asked_for_or_reported_beyond_all_measure_does_not_wrap_around() {
     );
     assert_eq!(of_all(&estimate.reserved), [1, most, most, most, 1]);
 
-    // What a provider reports is believed up to a bound.
+    // A report of a provider is accepted up to a maximum.
     let used = MAX_USED * u64::from(pricing.output_weight);
     let mut completion = Completion::new(Outcome::Success);
     completion.usage = Some(Usage::new(most, most));

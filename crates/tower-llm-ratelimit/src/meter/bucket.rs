@@ -1,9 +1,9 @@
-//! A token bucket: what was taken leaks away at a steady rate, and never stands over the burst.
+//! A token bucket: what was taken leaks at a steady rate, and never exceeds the burst.
 //!
-//! This is the generic cell rate algorithm (ITU-T I.371, as `governor` has it) with one difference: it keeps how much
-//! was taken, and not the time at which it will have leaked away, so that a reservation can be given back or added to
-//! later, and the rate can be another one at the next call. Amounts are kept times the period, so that what leaks
-//! within a nanosecond is a whole number and nothing is ever rounded.
+//! This is the generic cell rate algorithm (ITU-T I.371, as `governor` has it) with one difference: it stores how much was
+//! taken and not the time at which that will have leaked, so that a reservation can be refunded or increased later, and the
+//! rate can change between calls. Amounts are stored times the period, so what leaks within a nanosecond is a whole number
+//! and nothing is rounded.
 
 use std::ops::RangeInclusive;
 
@@ -12,12 +12,12 @@ use crate::limit::Rate;
 /// One bucket, empty when new.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bucket {
-    /// What was taken and has not leaked yet, times the period in nanoseconds; high and low word, which lie closer
-    /// together than a `u128` would with what is around them.
+    /// What was taken and has not leaked yet, times the period in nanoseconds; as high and low word, which need less
+    /// padding than a `u128`.
     taken: [u64; 2],
-    /// When that was so.
+    /// The time of that value.
     at_nanos: u64,
-    /// How often something was taken when nothing was left of what was before; it goes round.
+    /// How often something was taken from the empty bucket; wraps around.
     fillings: u32,
     /// Reservations of this filling that are not settled yet.
     unsettled: u64,
@@ -31,12 +31,12 @@ impl Bucket {
         self.wait_without(rate, amount, 0, now_nanos)
     }
 
-    /// The same if all that is not settled were given back now.
+    /// The same if all unsettled reservations were refunded now.
     pub(crate) fn settled_wait(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u64 {
         self.wait_without(rate, amount, self.unsettled, now_nanos)
     }
 
-    /// The same if `less` were given back now.
+    /// The same if `less` were refunded now.
     pub(crate) fn wait_without(
         &mut self,
         rate: &Rate,
@@ -54,8 +54,8 @@ impl Bucket {
         u64::try_from(over.div_ceil(u128::from(rate.amount))).unwrap_or(u64::MAX)
     }
 
-    /// Takes `amount`, whether there is room or not: what is over is debt, and waited for. Returns a mark for giving it
-    /// back: in which filling it was.
+    /// Takes `amount`, whether there is room or not: the excess is debt, which later calls wait for. Returns the filling,
+    /// for giving it back.
     pub(crate) fn take(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u32 {
         self.leak(rate, now_nanos);
         if self.taken() == 0 {
@@ -66,13 +66,13 @@ impl Bucket {
         self.fillings
     }
 
-    /// Gives `amount` back of what was taken with `mark`, never more than there is; nothing if the bucket has been empty
-    /// since: then all of it has leaked away, and what there is now is others'.
+    /// Gives back `amount` of what was taken in the filling `epoch`, at most what is left; nothing if the bucket has been
+    /// empty since, because all of it has leaked and what is left belongs to other calls.
     ///
-    /// As long as it was not, who has leaked and who has not cannot be told: had this call taken less, what it left would
-    /// have leaked of the others. So it is the whole that comes back, whichever of several calls ends first. Between, so
-    /// little may have been left that not all of it would have; for that, more would have to be kept of each key.
-    /// It needs no clock: what leaks until now leaves the same, before or after.
+    /// Within a filling, leaks cannot be assigned to calls: if this call had taken less, more of the other calls would have
+    /// leaked. So the whole amount comes back, whichever of several calls ends first. If the bucket was nearly empty in
+    /// between, that is slightly too much; to avoid it, more state per key would be needed. It needs no clock: the result
+    /// is the same before and after a leak.
     pub(crate) fn give_back(&mut self, rate: &Rate, epoch: u32, amount: u64) {
         if epoch == self.fillings {
             self.set(self.taken().saturating_sub(rate.scaled(amount)));
@@ -95,14 +95,14 @@ impl Bucket {
         self.unsettled > 0
     }
 
-    /// What could be taken now.
+    /// How much could be taken now.
     pub(crate) fn remaining(&mut self, rate: &Rate, now_nanos: u64) -> u64 {
         self.leak(rate, now_nanos);
         let free = rate.scaled(rate.capacity).saturating_sub(self.taken());
         u64::try_from(free / u128::from(rate.period_nanos)).unwrap_or(u64::MAX)
     }
 
-    /// Has as much taken as another of the same rate and time, at least.
+    /// Raises what was taken to at least that of another bucket of the same rate and time.
     pub(crate) fn raise_to(&mut self, other: Self) {
         self.set(self.taken().max(other.taken()));
     }
@@ -119,7 +119,7 @@ impl Bucket {
         u64::try_from(self.taken().div_ceil(u128::from(rate.amount))).unwrap_or(u64::MAX)
     }
 
-    /// The bucket when it fills up by another rate from now on, of which so much is taken at least and at most.
+    /// The bucket at another rate from now on, with what was taken bounded by a minimum and a maximum.
     pub(crate) fn refilled_by(
         mut self,
         old: &Rate,
@@ -129,8 +129,7 @@ impl Bucket {
     ) -> Self {
         self.leak(old, now_nanos);
         let (old_period, new_period) = (u128::from(old.period_nanos), u128::from(new.period_nanos));
-        // The part of one that has not leaked yet keeps its size: whole numbers alone would never leak, if this were done
-        // often enough.
+        // The fraction that has not leaked yet is kept: if it were rounded up, frequent changes would stop the leak.
         let (whole, part) = (self.taken() / old_period, self.taken() % old_period);
         let kept = whole.saturating_mul(new_period) + part * new_period / old_period;
         self.set(kept.clamp(new.scaled(*taken.start()), new.scaled(*taken.end())));
@@ -138,7 +137,7 @@ impl Bucket {
     }
 
     fn leak(&mut self, rate: &Rate, now_nanos: u64) {
-        // A clock that another thread read earlier leaks nothing.
+        // A time that another thread read earlier leaks nothing.
         let elapsed = now_nanos.saturating_sub(self.at_nanos);
         if elapsed == 0 {
             return;

@@ -1,10 +1,10 @@
-//! A calendar day's quota: all of it at midnight, and no more until the next.
+//! The quota of a calendar day: all of it at midnight, and no more until the next.
 //!
-//! Some providers' daily quotas are not any 24 hours but a day in a place: Gemini's begins at midnight in California.
+//! Some providers' daily quotas are for a calendar day in a time zone: Gemini's begins at midnight in California.
 
 use crate::{calendar::Today, limit::Rate};
 
-/// What was taken in the present day.
+/// What was taken on the current day.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Day {
     taken: u64,
@@ -20,7 +20,7 @@ impl Day {
         wait_with(self.taken, rate, amount, now_nanos, today)
     }
 
-    /// The same if all that is not settled were given back now.
+    /// The same if all unsettled reservations were refunded now.
     pub(crate) fn settled_wait(
         &mut self,
         rate: &Rate,
@@ -33,7 +33,7 @@ impl Day {
         wait_with(settled, rate, amount, now_nanos, today)
     }
 
-    /// Takes `amount`, whether there is room or not. Says on which day, for giving it back.
+    /// Takes `amount`, whether there is room or not. Returns the day, for giving it back.
     pub(crate) fn take(&mut self, amount: u64, today: Today) -> u32 {
         self.turn(today);
         self.taken = self.taken.saturating_add(amount);
@@ -63,7 +63,7 @@ impl Day {
         self.unsettled > 0
     }
 
-    /// What could be taken now.
+    /// How much could be taken now.
     pub(crate) fn remaining(&mut self, rate: &Rate, today: Today) -> u64 {
         self.turn(today);
         rate.capacity.saturating_sub(self.taken)
@@ -79,7 +79,7 @@ impl Day {
     }
 
     fn turn(&mut self, today: Today) {
-        // Who asked for the date before midnight does not turn the day back.
+        // A call that read the date before midnight does not turn the day back.
         if today.number > self.number {
             *self = Self {
                 taken: 0,

@@ -1,4 +1,4 @@
-//! How much of a limit is taken: plain data, which takes `now`.
+//! How much of a limit is used: plain data with `now` as an argument.
 
 mod bucket;
 mod day;
@@ -20,7 +20,7 @@ pub(crate) enum Meter {
     Day(Day),
 }
 
-/// What is counted how.
+/// The algorithm of a meter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Bucket,
@@ -29,7 +29,7 @@ pub(crate) enum Kind {
     Day,
 }
 
-/// The time, as a meter needs it: since the limiter's beginning.
+/// The time since the limiter was built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Now {
     pub(crate) nanos: u64,
@@ -59,7 +59,7 @@ impl Meter {
         }
     }
 
-    /// The same if every reservation that is not settled yet used nothing: what is known to be used, and no more.
+    /// The same if every unsettled reservation were refunded: by what is known to be used.
     pub(crate) fn settled_wait(&mut self, rate: &Rate, amount: u64, now: Now) -> u64 {
         if amount > rate.capacity {
             return u64::MAX;
@@ -72,7 +72,7 @@ impl Meter {
         }
     }
 
-    /// How long it takes at least until `ahead` has been taken by others and then `amount` can be, in nanoseconds.
+    /// The minimum time until other calls have taken `ahead` and then `amount` can be taken, in nanoseconds.
     pub(crate) fn wait_behind(&mut self, rate: &Rate, ahead: u64, amount: u64, now: Now) -> u64 {
         if amount > rate.capacity {
             return u64::MAX;
@@ -84,18 +84,18 @@ impl Meter {
         let whole_periods = both.saturating_sub(1) / rate.amount;
         let at_least = whole_periods.saturating_mul(rate.period_nanos);
         match self {
-            // The first of them ends at midnight, which may be soon.
+            // The first period ends at midnight, which may be soon.
             Self::Day(_) => self.wait(rate, rate.amount, now),
             _ => self.wait(rate, amount, now).max(at_least),
         }
     }
 
-    /// Whether more was taken than the limit is: what was reserved did not suffice.
+    /// Whether more was taken than the limit, because reservations were too small.
     pub(crate) fn is_over(&mut self, rate: &Rate, now: Now) -> bool {
         self.wait(rate, 0, now) > 0
     }
 
-    /// Takes `amount`, whether there is room or not. Returns the mark by which it can be given back.
+    /// Takes `amount`, whether there is room or not. Returns the epoch, for giving it back.
     pub(crate) fn take(&mut self, rate: &Rate, amount: u64, now: Now) -> u32 {
         match self {
             Self::Bucket(bucket) => bucket.take(rate, amount, now.nanos),
@@ -127,7 +127,7 @@ impl Meter {
         }
     }
 
-    /// Settles what was reserved with `epoch`: `refund` of it is given back.
+    /// Settles what was reserved in `epoch`: `refund` of it is given back.
     pub(crate) fn settle(&mut self, rate: &Rate, epoch: u32, reserved: u64, refund: u64) {
         match self {
             Self::Bucket(bucket) => bucket.remove_unsettled(epoch, reserved),
@@ -148,7 +148,7 @@ impl Meter {
         }
     }
 
-    /// What could be taken now.
+    /// How much could be taken now.
     pub(crate) fn remaining(&mut self, rate: &Rate, now: Now) -> u64 {
         match self {
             Self::Bucket(bucket) => bucket.remaining(rate, now.nanos),

@@ -1,4 +1,4 @@
-//! Meters beside slow ones that are obviously right: lists of what was taken, and when.
+//! Tests meters against slow ones that are obviously right: lists of what was taken, and when.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -16,7 +16,7 @@ struct Step {
     what: What,
 }
 
-/// A part of a period, and some nanoseconds more or less: boundaries are where mistakes are.
+/// A part of a period, plus or minus some nanoseconds, because mistakes are at boundaries.
 #[derive(Clone, Copy, Debug)]
 struct Gap {
     twelfths: u64,
@@ -25,9 +25,9 @@ struct Gap {
 
 #[derive(Clone, Debug)]
 enum What {
-    /// A call of a tier asks for a share of its limit.
+    /// A call of a tier demands a part of its limit.
     Ask { tier: usize, amount: Index },
-    /// A call that was let through has used so much of what it took; of more than it took, the rest is charged.
+    /// An admitted call has used a part of what it took; use beyond that is charged.
     Settle {
         call: Index,
         used: Index,
@@ -35,12 +35,12 @@ enum What {
     },
 }
 
-/// What was taken at a time: what is known of it now.
+/// What was taken at a time, by what is known now.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     at: u64,
     amount: u64,
-    /// As long as it can be settled: what was reserved, its mark and its tier.
+    /// While it can be settled: what was reserved, its epoch and its tier.
     open: Option<(u64, u32, usize)>,
 }
 
@@ -54,7 +54,7 @@ impl Log {
         recent.map(|entry| entry.amount).sum()
     }
 
-    /// One of the calls that can be settled still.
+    /// One of the calls that can still be settled.
     fn open(&mut self, index: &Index) -> Option<&mut Entry> {
         let mut open: Vec<_> = self.0.iter_mut().filter(|one| one.open.is_some()).collect();
         (!open.is_empty()).then(|| open.remove(index.index(open.len())))
@@ -116,7 +116,7 @@ fn share(index: &Index, limit: u64) -> u64 {
     1 + share % range
 }
 
-/// Changes a charge by what `used` says, in the log and, as the cell does, in the meter.
+/// Changes a charge to what was `used`, in the log and, as the key state does, in the meter.
 fn settle(meter: &mut Meter, log: &mut Log, rates: &[Rate; 2], now: u64, what: &What) {
     let What::Settle {
         call,
@@ -143,7 +143,7 @@ fn settle(meter: &mut Meter, log: &mut Log, rates: &[Rate; 2], now: u64, what: &
     }
 }
 
-/// Whatever the rates: what a wait promises is kept, and what the getters say fits.
+/// For all rates: a call is admitted after the wait, and the getters agree.
 fn check_promises(meter: &Meter, rate: &Rate, amount: u64, now: u64) -> Result<(), TestCaseError> {
     let wait = |amount, now| meter.clone().wait(rate, amount, at(now));
     let for_it = wait(amount, now);
@@ -173,7 +173,7 @@ fn check_window(kind: Kind, rates: &[Rate; 2], steps: &[Step]) -> Result<(), Tes
         let amount = share(amount, rate.amount);
         check_promises(&meter, rate, amount, now)?;
         if meter.wait(rate, amount, at(now)) == 0 {
-            // Both ends belong to the period: not even a call just a period ago may be forgotten.
+            // Both ends belong to the period: a call exactly one period ago still counts.
             let in_period = log.since(now.saturating_sub(period));
             prop_assert!(in_period + amount <= rate.amount, "over in a period");
             let epoch = meter.take(rate, amount, at(now));
@@ -184,7 +184,7 @@ fn check_window(kind: Kind, rates: &[Rate; 2], steps: &[Step]) -> Result<(), Tes
                 open,
             });
         } else {
-            // A twelfth more than the period, and no more, is what being strict may cost.
+            // Strictness may cost a twelfth more than the period, and no more.
             let strict = log.since((now + 1).saturating_sub(13 * period.div_ceil(12)));
             prop_assert!(strict + amount > rate.amount, "needlessly strict");
         }
@@ -192,8 +192,8 @@ fn check_window(kind: Kind, rates: &[Rate; 2], steps: &[Step]) -> Result<(), Tes
     Ok(())
 }
 
-/// How much stands in a bucket by what is known of each call: the most that any stretch of time until now holds more
-/// than leaks in it.
+/// The level of a bucket by what is known of each call: the maximum over all stretches of time until now of what was taken
+/// less what leaked.
 fn level(log: &Log, rate: &Rate, now: u64) -> u128 {
     let since = |from: &Entry| {
         let leaked = u128::from(now - from.at) * u128::from(rate.amount);
@@ -236,8 +236,8 @@ proptest! {
         }
     }
 
-    /// What a call did not use comes back, and no more: never over burst and rate in any stretch, if what comes back is
-    /// counted when it does; and never stricter than if each call's use had been known beforehand.
+    /// What a call did not use comes back, and no more. If refunds count when they arrive, no stretch exceeds burst and
+    /// rate; and the bucket is never stricter than if each call's use had been known beforehand.
     #[test]
     fn a_bucket_takes_back_what_a_call_did_not_use(rate in bucket_rates(), steps in steps()) {
         let rates = [rate; 2];
@@ -293,7 +293,7 @@ proptest! {
     }
 }
 
-/// However a quota was made, also where governor has rounded its interval.
+/// For every quota, also if governor has rounded its interval.
 #[cfg(feature = "governor")]
 mod quotas {
     use super::*;
@@ -339,7 +339,7 @@ mod quotas {
         assert_eq!(small, Limit::requests(50).per_second().bucket(10));
         let minute = limit(Quota::per_minute(number(60)));
         assert_eq!(minute, Limit::requests(60).per_minute().bucket(60));
-        // One that cannot be is refused when the layer is built.
+        // An invalid period is refused when the layer is built.
         let rare = Quota::with_period(Duration::from_secs(32 * 86_400)).unwrap();
         assert_eq!(limit(rare).rate(None).unwrap_err().field(), "period");
         let often = Quota::with_period(Duration::from_nanos(1)).unwrap();
@@ -347,7 +347,7 @@ mod quotas {
     }
 }
 
-/// Whether a bucket admits what governor's limiter does, and tells the same times.
+/// Whether a bucket admits what governor's limiter does, and reports the same times.
 fn decides_as_governor(
     rate: &Rate,
     quota: Quota,
@@ -359,7 +359,7 @@ fn decides_as_governor(
     let burst = u64::from(quota.burst_size().get());
     let (mut meter, mut now) = (Meter::new(Kind::Bucket), 0);
     for (gap, amount) in steps {
-        // In parts of what the burst takes to come back.
+        // In parts of the time in which the burst refills.
         let passed = gap.nanos(interval * burst / 2);
         now += passed;
         clock.advance(Duration::from_nanos(passed));
@@ -401,7 +401,7 @@ fn held() -> impl Strategy<Value = Vec<Held>> {
 }
 
 proptest! {
-    /// By what is settled, a meter is as if every call in flight had used nothing.
+    /// The settled wait is as if every call in flight had used nothing.
     #[test]
     fn what_is_not_settled_does_not_count_as_used(
         rates in rates(100), steps in held(), day_nanos in 1..200_000_000_000_u64

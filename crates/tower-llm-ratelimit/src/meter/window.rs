@@ -1,8 +1,8 @@
-//! A sliding window: never over the limit in any stretch of time of its length.
+//! A sliding window: never more than the limit in any stretch of time of its length.
 //!
-//! The period is cut into `SLICES` parts and one more is kept than it has. So the sum always covers at least a whole
-//! period, wherever it begins, and the limit holds for every one; what that costs is at most one part in
-//! `SLICES + 1` of the throughput. Counting only as many as the period has would let nearly twice the limit through.
+//! The period is cut into `SLICES` slices, and one more is stored. So the sum always covers at least a whole period,
+//! wherever it begins, and the limit holds in each one. That costs at most one part in `SLICES + 1` of the throughput. With
+//! only `SLICES` slices, nearly twice the limit could be admitted.
 
 use crate::limit::Rate;
 
@@ -11,9 +11,9 @@ pub(crate) const SLICES: u32 = 12;
 
 const KEPT: u32 = SLICES + 1;
 
-/// What was taken in each of the last slices.
+/// How much was taken in each of the last slices.
 ///
-/// `C` is what one slice is counted in: `u32` for nearly every limit, since a key should be small.
+/// `C` is the counter of a slice: `u32` for nearly every limit, because a key should be small.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Window<C> {
     taken: [C; KEPT as usize],
@@ -23,7 +23,7 @@ pub(crate) struct Window<C> {
     newest: u32,
 }
 
-/// A number that a slice is counted in. Beyond its largest value it stays there.
+/// The counter of a slice; saturates.
 pub(crate) trait Count: Copy + Default {
     fn from_amount(amount: u64) -> Self;
     fn amount(self) -> u64;
@@ -66,7 +66,7 @@ impl<C: Count> Window<C> {
         self.wait_for(rate, amount, now_nanos, |slot| self.taken[slot].amount())
     }
 
-    /// The same if all that is not settled were given back now.
+    /// The same if all unsettled reservations were refunded now.
     pub(crate) fn settled_wait(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u64 {
         self.slide(rate, now_nanos);
         self.wait_for(rate, amount, now_nanos, |slot| {
@@ -88,7 +88,7 @@ impl<C: Count> Window<C> {
         if over == 0 {
             return 0;
         }
-        // The oldest slices go first, each when the one that takes its place begins.
+        // The oldest slices expire first, each when the slice that replaces it begins.
         for number in self.newest.saturating_sub(SLICES)..=self.newest {
             over = over.saturating_sub(counted(index(number)));
             if over == 0 {
@@ -99,7 +99,7 @@ impl<C: Count> Window<C> {
         u64::MAX
     }
 
-    /// Takes `amount`, whether there is room or not. Says in which slice, for giving it back.
+    /// Takes `amount`, whether there is room or not. Returns the slice, for giving it back.
     pub(crate) fn take(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u32 {
         self.slide(rate, now_nanos);
         let slot = &mut self.taken[index(self.newest)];
@@ -135,7 +135,7 @@ impl<C: Count> Window<C> {
         self.unsettled.iter().any(|slice| slice.amount() > 0)
     }
 
-    /// What could be taken now.
+    /// How much could be taken now.
     pub(crate) fn remaining(&mut self, rate: &Rate, now_nanos: u64) -> u64 {
         self.slide(rate, now_nanos);
         rate.capacity.saturating_sub(self.sum())
@@ -161,7 +161,8 @@ impl<C: Count> Window<C> {
     }
 
     fn slide(&mut self, rate: &Rate, now_nanos: u64) {
-        // A clock that another thread read earlier slides nothing, and most calls come in the newest slice: no division then.
+        // A time that another thread read earlier moves nothing, and most calls are in the newest slice: neither needs a
+        // division.
         if now_nanos < (u64::from(self.newest) + 1).saturating_mul(rate.slice_nanos()) {
             return;
         }

@@ -1,4 +1,4 @@
-//! What was told, and what it lets through.
+//! What was reported, and which calls that admits.
 
 use proptest::prelude::*;
 
@@ -29,7 +29,7 @@ fn wait(budget: &mut ProviderBudget, now: u64) -> (u64, Option<Unit>) {
     wait.map_or((0, None), |wait| (wait.nanos, wait.unit))
 }
 
-/// Lets a call through that asks, is answered at once, and is told what remains of ten, which come back in 100 s.
+/// Admits a call whose response arrives at once and reports what remains of ten, which refill in 100 s.
 fn asks(budget: &mut ProviderBudget, remaining: u64, now: u64) {
     let epoch = budget.take(&one(), now);
     tells(budget, epoch, remaining, now);
@@ -40,7 +40,7 @@ fn tells(budget: &mut ProviderBudget, epoch: Epoch, remaining: u64, now: u64) {
     budget.answered(&one(), epoch, &requests(10, remaining, Some(full_in)), now);
 }
 
-/// Lets so many calls through, which wait inside.
+/// Admits `calls` calls, which stay in flight.
 fn inside(budget: &mut ProviderBudget, calls: u64, now: u64) -> Vec<Epoch> {
     (0..calls).map(|_| budget.take(&one(), now)).collect()
 }
@@ -51,7 +51,7 @@ fn never_sent(budget: &mut ProviderBudget, calls: Vec<Epoch>, now: u64) {
     }
 }
 
-/// How many calls are let through at `now`, none of which is answered.
+/// How many calls are admitted at `now` without any response.
 fn let_through(budget: &ProviderBudget, now: u64) -> u64 {
     let mut budget = budget.clone();
     let calls = std::iter::from_fn(|| {
@@ -92,7 +92,7 @@ fn it_fills_up_as_it_was_told_and_is_over_when_it_is_full() {
     let reported = requests(100, 60, Some(Duration::from_secs(20)));
     budget.answered(&one(), epoch, &reported, 0);
     assert_eq!(let_through(&budget, 0), 60);
-    // Forty are missing, which come within twenty seconds.
+    // Forty are used, which refill within twenty seconds.
     assert_eq!(let_through(&budget, 10 * SECOND), 80);
     assert!(!budget.is_over(20 * SECOND - 1));
     assert!(budget.is_over(20 * SECOND));
@@ -104,7 +104,7 @@ fn an_earlier_call_that_was_never_sent_gives_back_nothing_of_what_was_told() {
     let mut budget = ProviderBudget::default();
     asks(&mut budget, 10, 0);
     let shed = inside(&mut budget, 5, 0);
-    // Others have used up the rest.
+    // Other users of the account have used up the rest.
     asks(&mut budget, 0, 0);
     never_sent(&mut budget, shed, 5 * SECOND);
     assert_eq!(let_through(&budget, 10 * SECOND - 1), 0);
@@ -113,7 +113,7 @@ fn an_earlier_call_that_was_never_sent_gives_back_nothing_of_what_was_told() {
 
 #[test]
 fn an_earlier_call_that_was_never_sent_gives_back_what_was_held_against_it() {
-    // Before anything was told, all three are taken as not in it; then as many as were counted here beyond what was told.
+    // Before any report, none of the three counts as included; after one, as many as were counted here beyond the report.
     for (is_known, held) in [(false, 3), (true, 1)] {
         let mut budget = ProviderBudget::default();
         if is_known {
@@ -133,7 +133,7 @@ fn a_later_call_that_was_never_sent_gives_back_all_it_took() {
     asks(&mut budget, 10, 0);
     let earlier = inside(&mut budget, 2, 0);
     asks(&mut budget, 5, 0);
-    // What was counted here is less than what was told: nothing is held against the two.
+    // The local count is lower than the report: the two calls are not charged again.
     let later = inside(&mut budget, 5, 0);
     assert_eq!(let_through(&budget, 0), 0);
     never_sent(&mut budget, earlier, 0);
@@ -160,7 +160,7 @@ fn of_two_tellings_the_last_is_what_calls_from_before_it_leave_taken() {
     let first = inside(&mut budget, 4, 0);
     asks(&mut budget, 2, 0);
     let second = inside(&mut budget, 2, 0);
-    // Two that were taken before are free again.
+    // Two that were taken before have refilled.
     asks(&mut budget, 3, 20 * SECOND);
     let third = inside(&mut budget, 1, 20 * SECOND);
     assert_eq!(let_through(&budget, 20 * SECOND), 0);
@@ -183,7 +183,7 @@ fn what_an_earlier_call_was_told_lowers_nothing_that_a_later_one_was() {
         never_sent(&mut budget, shed, 0);
         assert_eq!(let_through(&budget, 0), 3);
     }
-    // It can only have been counted after the later one.
+    // The provider can only have counted it after the later one.
     let mut budget = ProviderBudget::default();
     asks(&mut budget, 10, 0);
     let shed = inside(&mut budget, 4, 0);
@@ -229,10 +229,10 @@ fn the_numbers_of_calls_go_round() {
 }
 
 proptest! {
-    /// The provider counts exactly, answers in any order, and no one else uses the account: it never has to refuse.
+    /// If the provider counts exactly, answers in any order, and the account has no other users, it never has to refuse.
     ///
-    /// It only looks when a whole call has come back. A part of one is missing from what remains and not from the time
-    /// until it is full, and makes the limit seem to fill up faster than it does until the next answer.
+    /// Reports are taken only when whole calls have refilled. A part of a call lowers what remains but not the time until
+    /// it is full, so the limit would seem to refill faster than it does, until the next report.
     #[test]
     fn a_provider_that_tells_its_limit_is_never_sent_more_than_that(
         limit in prop::sample::select(vec![1_u64, 2, 5, 12, 60]),
@@ -241,7 +241,7 @@ proptest! {
         let rate = Rate::new(limit, limit, MINUTE);
         let (mut budget, mut provider, mut now) = (ProviderBudget::default(), Bucket::default(), 0);
         let mut under_way = Vec::new();
-        // It tells the first call alone, as if all others had waited for it.
+        // It reports to the first call alone, as if all others had waited for it.
         let epoch = budget.take(&one(), now);
         provider.take(&rate, 1, now);
         let tell = |provider: &mut Bucket, now| {

@@ -1,4 +1,4 @@
-//! What is told is bounded, whatever the bytes of the headers.
+//! What is read is bounded, whatever the bytes of the headers.
 
 use http::HeaderName;
 use proptest::prelude::*;

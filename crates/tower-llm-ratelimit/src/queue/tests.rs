@@ -81,7 +81,7 @@ fn a_call_that_is_late_is_passed_over_until_it_is_polled_again() {
         assert!(queue.sleep(position, until_nanos));
     }
     assert_eq!(poll(&mut queue, second, until_nanos - 1), Polled::Sleep);
-    // The first should have been polled at 50: the next that is polled takes its turn.
+    // The first should have been polled at 50: the next polled call replaces it as head.
     assert_eq!(poll(&mut queue, second, until_nanos), Polled::Try);
     assert!(queue.is_full(2, until_nanos) && !queue.is_full(3, until_nanos));
     // It was only late.
@@ -135,7 +135,7 @@ fn what_is_ahead_is_what_goes_before() {
 }
 
 proptest! {
-    /// Between two calls of one caller, each other caller that waits all the time is served once.
+    /// Between two calls of one caller, each other waiting caller is served once.
     #[test]
     fn no_caller_is_served_twice_before_another_that_waits(
         steps in prop::collection::vec((any::<bool>(), 0..4_usize, any::<Index>()), 1..200)
@@ -143,7 +143,7 @@ proptest! {
         let names = ["a", "b", "c", "d"];
         let mut queue = Queue::default();
         let mut waiting: [Vec<Position>; 4] = Default::default();
-        // How often others were served since a caller that waits was.
+        // How often others were served since a waiting caller was.
         let mut passed = [[0_u32; 4]; 4];
         for (joins, of, index) in steps {
             if joins {

@@ -2,13 +2,13 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
-/// Things to be seen to at a time each, the earliest first.
+/// A queue of items, each due at a time, the earliest first.
 #[derive(Debug)]
 pub(super) struct Later<T> {
-    /// The number tells those of one instant apart.
+    /// The number distinguishes items of one instant.
     things: BTreeMap<(Instant, u64), T>,
     next: u64,
-    /// How many there may be before it is looked for those that are of no use any more.
+    /// The number of items at which useless ones are removed next.
     prune_at: usize,
 }
 
@@ -36,15 +36,15 @@ impl<T> Later<T> {
         self.next += 1;
     }
 
-    /// Has a thing seen to before all others, and at once.
+    /// Adds an item that is due now, before all others.
     pub(super) fn push_first(&mut self, now: Instant, thing: T) {
         let first = self.first_at().map_or(now, |at| at.min(now));
         let before = first.checked_sub(Duration::from_nanos(1));
         self.push(before.unwrap_or(first), thing);
     }
 
-    /// Now and then, so that it costs each thing next to nothing, drops those that are not `of_use`. So there are at most twice
-    /// as many as those that are, and a thousand.
+    /// Occasionally, so that the amortised cost is low, drops items that are not `of_use`. So there are at most a thousand
+    /// more than twice the useful items.
     pub(super) fn prune(&mut self, of_use: impl Fn(&T) -> bool) {
         if self.things.len() >= self.prune_at {
             self.things.retain(|_, thing| of_use(thing));
@@ -52,12 +52,12 @@ impl<T> Later<T> {
         }
     }
 
-    /// When the first is to be seen to.
+    /// When the first item is due.
     pub(super) fn first_at(&self) -> Option<Instant> {
         self.things.first_key_value().map(|(&(at, _), _)| at)
     }
 
-    /// The first, if its time has come.
+    /// The first item, if it is due.
     pub(super) fn pop(&mut self, now: Instant) -> Option<T> {
         let first = self.things.first_entry()?;
         (first.key().0 <= now).then(|| first.remove())
@@ -74,7 +74,7 @@ mod tests {
         let now = Instant::now();
         for number in 0..100_000_u32 {
             later.push(now + Duration::from_secs(number.into()), number);
-            // The last hundred are.
+            // The last hundred are of use.
             later.prune(|&other| other + 100 > number);
             assert!(later.len() <= PRUNE_AT);
         }

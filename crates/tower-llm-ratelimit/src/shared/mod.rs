@@ -28,11 +28,11 @@ use crate::attempt::{Shared, StoreFallback};
 /// one round trip, or when the store has recovered. [`RateLimitHandle::unsettled`](crate::RateLimitHandle::unsettled) counts
 /// what could not be settled.
 ///
-/// The store's times count every reservation as used, those of other processes too. A call that it refuses waits all the same
-/// while calls of its own process are in flight for that limit, unless what this process has used blocks it for longer than
-/// it may wait. If only other processes have calls in flight, it waits if the store's time is within its wait, and is refused
-/// otherwise. While it waits, the head of a queue asks again every 250 ms, and after each settlement of its own process.
-/// Callers take turns within a process, not across processes.
+/// The store's wait times count every reservation of every process as used. If calls of its own process are in flight for
+/// the limit, a blocked call waits, unless what this process has used blocks it for longer than it may wait. If only other
+/// processes have calls in flight, it waits if the store's time is within its maximum wait, and is refused otherwise. The
+/// head of a queue asks the store again every 250 ms, and after each settlement of its own process. Callers take turns
+/// within a process, not across processes.
 ///
 /// | setting | default |
 /// |---|---|

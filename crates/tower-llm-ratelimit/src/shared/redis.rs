@@ -1,4 +1,4 @@
-//! The scripts, and what they are asked.
+//! The scripts and their arguments.
 
 use std::{
     fmt,
@@ -41,7 +41,7 @@ static SETTLE: Script = Script::new(concat!(
 pub(crate) struct RedisStore {
     scripts: Scripts,
     settler: Settler,
-    /// Tells this process' ids from those of others.
+    /// Distinguishes the ids of this process from those of others.
     next_id: AtomicU64,
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct RedisStore {
 #[derive(Clone, Debug)]
 pub(crate) struct Scripts {
     redis: Redis,
-    /// What all keys begin with: the hash tag.
+    /// The prefix of all keys: the hash tag.
     prefix: Arc<str>,
     process: u64,
     hold_for: Duration,
@@ -60,7 +60,7 @@ impl RedisStore {
         let scripts = Scripts {
             redis,
             prefix: format!("{{tower-llm:{name}}}:limit:").into(),
-            // The hasher's keys are random: so is what it makes of anything.
+            // The hasher has random keys, so its output is random.
             process: RandomState::new().hash_one(name),
             hold_for,
         };
@@ -140,7 +140,8 @@ impl Scripts {
         }))
     }
 
-    /// Settles calls; `again` if that may have been done already. Returns of how many nobody knows whether it was.
+    /// Settles calls; `again` if that may have been done already. Returns the number of calls of which it is not known
+    /// whether they are settled.
     pub(super) async fn settle(
         &self,
         settlements: &[Settlement],
@@ -155,7 +156,7 @@ impl Scripts {
                 claims,
                 used,
             } = settlement;
-            // What cannot have run out when this arrives, and is not held, was settled before.
+            // A reservation that is not held and cannot have expired was settled before.
             let may_run_out = now.saturating_duration_since(*since) >= self.hold_for / 2;
             args.push(self.id(*id).into());
             args.push((u32::from(again) + u32::from(again && may_run_out)).into());
@@ -174,7 +175,7 @@ impl Scripts {
         let prefix = &self.prefix;
         let keys = claims.flat_map(|claim| {
             let key = format!("{prefix}{}", claim.key);
-            // Not behind the key, which may be of anything: of a model named so, for one.
+            // Not after the key, which may contain anything.
             let holds = format!("{prefix}holds:{}", claim.key);
             let epochs = format!("{prefix}marks:{}", claim.key);
             [key, holds, epochs]
@@ -196,7 +197,7 @@ impl Scripts {
         args
     }
 
-    /// What no other process calls any call.
+    /// An id that is unique across processes.
     fn id(&self, id: u64) -> String {
         format!("{:016x}-{id}", self.process)
     }
@@ -228,7 +229,7 @@ fn limit(claim: &Claim) -> [u64; 7] {
     ]
 }
 
-/// What a script has answered: a number that says which, and then numbers in pairs.
+/// Reads the reply of a script: a code, and then pairs of numbers.
 fn verdict<T>(reply: &[i64], read: impl Fn(i64, i64) -> T) -> Verdict<T> {
     match *reply {
         [1, ref limits @ ..] => {
@@ -239,7 +240,7 @@ fn verdict<T>(reply: &[i64], read: impl Fn(i64, i64) -> T) -> Verdict<T> {
             limit: limit.try_into().unwrap_or_default(),
             wait: from_micros(wait),
         },
-        // Never: another process has set the limit lower than this one knows.
+        // Never admitted: another process has a lower limit than this one.
         _ => Verdict::Blocked {
             limit: reply
                 .get(1)
@@ -414,7 +415,7 @@ mod tests {
             claim.key = format!("{kind:?}");
             claim.rate = Rate::new(10, 10, Duration::from_secs(86_400));
             assert!(fixture.takes(1, &claim).await);
-            // The server was frozen: it reads the connection of the second first.
+            // The server was frozen, and reads the second connection first.
             fixture.settle_once(1, &claim, 4, true).await;
             fixture.settle_once(1, &claim, 4, false).await;
             fixture.settle_once(1, &claim, 4, true).await;
@@ -431,7 +432,7 @@ mod tests {
             claim.key = format!("{kind:?}");
             for (id, used, unknown) in [(1, 0, 0), (2, 1, 1)] {
                 assert!(fixture.takes(id, &claim).await);
-                // Sees what has run out, and takes nothing.
+                // Expires old reservations, and takes nothing.
                 claim.amount = 0;
                 assert!(fixture.takes(9, &claim).await);
                 claim.amount = 2;

@@ -1,20 +1,18 @@
-//! The task that settles calls: one for a layer, not one for a call.
+//! The task that settles calls: one per layer, not one per call.
 //!
-//! A call ends where nobody can wait: in a drop. So what it has used goes into a bounded channel, and one task takes it to
-//! the store: up to [`AT_ONCE`] scripts at a time, each with what waits then, up to [`TOGETHER`] calls. In what order they
-//! come there makes no difference: each call is of an id of its own, which is settled once, and what is given back or
-//! charged besides is only added up.
+//! A call may end in a drop, which cannot wait. So what it used goes into a bounded channel, and one task sends it to the
+//! store: up to [`AT_ONCE`] scripts at a time, each with up to [`TOGETHER`] waiting calls. Their order does not matter:
+//! each call has its own id, which is settled once, and refunds and charges are only added up.
 //!
-//! So a call is settled a round trip after it has ended, unless more than 2,048 end in one; of those that end together, the
-//! last is settled after as many round trips as there are times 2,048 of them. With a store 10 ms away that is 200,000 per
-//! second: what a node can decide is less. And the more wait, the fewer scripts does it take for each.
+//! So a call is settled one round trip after its end, unless more than 2,048 calls end within one round trip: each further
+//! 2,048 calls take another. With a round trip of 10 ms that is 200,000 calls per second, which is more than a node can
+//! decide.
 //!
-//! While the store is away, one after the other looks for it, and the others wait for as long as it takes; then they go on
-//! as many at a time as ever. What the server answers with an error is tried a few times more, and takes no other's place
-//! in between.
+//! While the store is unavailable, one job at a time tries it, and the others wait until it has recovered. A job that the
+//! server answers with an error is tried a few more times; between the attempts it does not count against [`AT_ONCE`].
 //!
-//! What finds no room in the channel is not settled, nor what the server always answers with an error: the store gives back
-//! what such calls had reserved when they have run out. It is counted.
+//! A job that finds the channel full is not settled, nor is one that the server always answers with an error. The store
+//! refunds such reservations when they expire. Both are counted.
 
 use std::{
     pin::Pin,
@@ -42,16 +40,17 @@ use crate::{
     store::{Leasing, Settlement, Terms, Verdict},
 };
 
-/// Jobs that may wait: those of a minute's outage at a few hundred calls per second. As many may wait to be tried again.
+/// Maximum number of waiting jobs: those of a minute's outage at a few hundred calls per second. As many may wait for
+/// another attempt.
 const WAITING: usize = 20_000;
 
-/// Scripts that may be on their way at once: few beside the calls that may wait for one server's answers.
+/// Maximum number of scripts in flight: few compared to the calls that may wait for one server.
 const AT_ONCE: usize = 32;
 
-/// Calls that one script settles at most: a millisecond or two, in which the server does nothing else.
+/// Maximum number of calls that one script settles: a millisecond or two, in which the server does nothing else.
 const TOGETHER: usize = 64;
 
-/// The way to the task; it ends when this is gone and all is settled.
+/// The connection to the task, which ends when this is dropped and everything is settled.
 #[derive(Debug)]
 pub(super) struct Settler {
     jobs: Sender<Job>,
@@ -62,32 +61,32 @@ pub(super) struct Settler {
 pub(super) enum Job {
     Settle(Settlement),
     Adjust(Vec<Terms>),
-    /// A cell whose leases end then.
+    /// A key whose leases end at that time.
     ClearAt(Weak<Keyed<KeyState>>, Instant),
 }
 
-/// A lease that nobody waits for any more.
+/// A lease request that was dropped before it was answered.
 type Forsaken = (Leasing, Arc<[Terms]>);
 
 /// The task.
 ///
-/// It begins what comes until as much as may be is on its way. When one finds the store away, `look_at` is set: then
-/// nothing is begun but at that time one thing, which sets it anew, until the store has answered any.
+/// It starts jobs as they arrive, up to the maximum in flight. If a job finds the store unavailable, it sets `look_at`.
+/// Then only one job is started, at that time; it sets `look_at` again, until the store answers a job.
 struct Task {
     scripts: Scripts,
-    // `None` once all is in that ever comes.
+    // `None` once the channel is closed and empty.
     jobs: Option<Receiver<Job>>,
-    // Taken at any time, also while the store is away: each has a place among those that wait for it until it is seen to,
-    // and without a place nobody can look for the store.
+    // Received at any time, also while the store is unavailable: each occupies one of the connection's pending calls until
+    // it is handled, and the store cannot be tried without one.
     forsaken: Option<Receiver<Forsaken>>,
     unsettled: Arc<AtomicU64>,
     running: FuturesUnordered<Running<Tried>>,
-    /// Leases that nobody waits for. Not among what is running: they were sent before they came here, and the number of
-    /// those that wait for a server is bounded.
+    /// Dropped lease requests. Not counted as running: they were sent before they arrived here, and the number of pending
+    /// calls of a server is bounded.
     undoing: FuturesUnordered<Running<Option<Vec<Terms>>>>,
-    /// What is to be tried again.
+    /// Jobs to try again.
     failed: Later<Work>,
-    /// KeyStates whose leases end, each once.
+    /// Keys whose leases end, each once.
     leases: Later<Weak<Keyed<KeyState>>>,
     look_at: Option<Instant>,
 }
@@ -124,7 +123,7 @@ impl Settler {
         })
     }
 
-    /// Whether there was room for it.
+    /// Returns whether there was room for the job.
     pub(super) fn send(&self, job: Job) -> bool {
         self.sent(self.jobs.try_send(job).is_ok())
     }
@@ -133,7 +132,7 @@ impl Settler {
         self.sent(self.forsaken.try_send((leasing, terms)).is_ok());
     }
 
-    /// Counts what was not: there is no room, or the runtime is shutting down.
+    /// Counts a job that was not sent, because there is no room or the runtime is shutting down.
     fn sent(&self, was_sent: bool) -> bool {
         if !was_sent {
             self.unsettled.fetch_add(1, Ordering::Relaxed);
@@ -141,7 +140,7 @@ impl Settler {
         was_sent
     }
 
-    /// How often something did not come to the store, or nobody knows whether it did.
+    /// How many jobs did not reach the store, or may not have reached it.
     pub(super) fn unsettled(&self) -> u64 {
         self.unsettled.load(Ordering::Relaxed)
     }
@@ -161,7 +160,7 @@ impl Task {
                 TOGETHER
             };
             let (mut taken, mut forsaken) = (Vec::new(), Vec::new());
-            // In no order: neither what is new nor what failed before is to wait for all of the other.
+            // In random order, so that neither new jobs nor failed ones wait for all of the others.
             tokio::select! {
                 Some(tried) = self.running.next() => self.tried(tried),
                 Some(undone) = self.undoing.next() => self.undo(undone),
@@ -176,7 +175,7 @@ impl Task {
 
     fn accept(&mut self, jobs: Vec<Job>) {
         if jobs.is_empty() {
-            // All that was sent is here.
+            // Everything that was sent has been received.
             self.jobs = None;
         }
         let mut settlements = Vec::new();
@@ -186,7 +185,7 @@ impl Task {
                 Job::Adjust(terms) => self.begin(Work::adjust(terms)),
                 Job::ClearAt(key, at) => {
                     self.leases.push(at, key);
-                    // KeyStates that were evicted since: each would keep its memory until its lease ends.
+                    // Removes keys that were evicted since, which would hold memory until their lease ends.
                     self.leases.prune(|key| key.strong_count() > 0);
                 }
             }
@@ -213,8 +212,8 @@ impl Task {
         self.running.push(Box::pin(work.tried(scripts)));
     }
 
-    /// Begins what failed before: of many settlements, while the store is away, only one. For whatever looks for the store,
-    /// in the end nobody may know whether it was settled.
+    /// Starts a job that failed before; while the store is unavailable, only one of its settlements, because the outcome of
+    /// the attempt may remain unknown.
     fn begin_again(&mut self, now: Instant, work: Work) {
         if self.looks_at().is_none() {
             return self.begin(work);
@@ -226,33 +225,33 @@ impl Task {
         self.begin(one);
     }
 
-    /// Sees to what came of one.
+    /// Handles the result of an attempt.
     fn tried(&mut self, tried: Tried) {
         let now = Instant::now();
         match tried {
             Tried::StoreUnavailable(_) | Tried::Unknown => {
-                // Who looks for it already has said when the next one does.
+                // If an attempt is scheduled already, its time stands.
                 self.look_at.get_or_insert(now + PAUSE);
             }
             Tried::Done(_) | Tried::Failed(..) | Tried::GivenUp => self.look_at = None,
         }
         match tried {
             Tried::Done(unknown) => self.lost(unknown),
-            // Nobody is left who would wait for the store.
+            // The layer was dropped, so nothing waits for the store any longer.
             Tried::StoreUnavailable(work) if self.is_closed() => self.lost(work.len()),
-            // The same looks again.
+            // The same job tries again.
             Tried::StoreUnavailable(work) => self.failed.push_first(now, work),
             Tried::Failed(work, pause) => {
                 for work in work {
                     self.try_at(now + pause, work);
                 }
             }
-            // What is tried for the last time is by itself.
+            // The last attempt is always with a single settlement.
             Tried::GivenUp | Tried::Unknown => self.lost(1),
         }
     }
 
-    /// Gives back what a lease has granted that nobody waited for.
+    /// Gives back the grant of a dropped lease request.
     fn undo(&mut self, undone: Option<Vec<Terms>>) {
         match undone {
             Some(terms) if terms.is_empty() => {}
@@ -269,13 +268,13 @@ impl Task {
         }
     }
 
-    /// Begins one thing whose time has come.
+    /// Starts one job that is due.
     fn wake(&mut self) {
         let now = Instant::now();
         if !self.may_begin(now) {
             return;
         }
-        // Leases first: others want what is left of them.
+        // Leases first, because other processes can use what is left of them.
         if let Some(key) = self.leases.pop(now) {
             let Some(of_cell) = key.upgrade() else {
                 return;
@@ -306,7 +305,7 @@ impl Task {
         has_all && is_done && self.failed.is_empty()
     }
 
-    /// When the store is to be looked for, while it is away and somebody waits for it.
+    /// When to try the store next, while it is unavailable and jobs wait for it.
     fn looks_at(&self) -> Option<Instant> {
         self.look_at.filter(|_| !self.is_closed())
     }
@@ -316,12 +315,12 @@ impl Task {
     }
 
     fn takes_jobs(&self, now: Instant) -> bool {
-        // What has failed looks for the store, as long as there is any of it: so not all that comes has to wait in here.
+        // Failed jobs try the store as long as there are any, so that new ones need not be received.
         let is_needed = self.looks_at().is_none() || self.failed.is_empty();
         self.jobs.is_some() && is_needed && self.may_begin(now)
     }
 
-    /// When there is next something to begin; `None` if that depends on something else.
+    /// When the next job is due; `None` if nothing is scheduled.
     fn wake_at(&self, now: Instant) -> Option<Instant> {
         if self.running.len() >= AT_ONCE {
             return None;
@@ -332,21 +331,21 @@ impl Task {
     }
 }
 
-/// Waits for jobs, and takes those that wait; none if there never will be any.
+/// Waits for jobs and receives those that wait; returns none if the channel is closed.
 async fn some<T>(jobs: &mut Option<Receiver<T>>, taken: &mut Vec<T>, most: usize) {
     if let Some(jobs) = jobs {
         jobs.recv_many(taken, most).await;
     }
 }
 
-/// What gives back what a lease was granted and not needed; `None` if nobody knows what became of what went back with it.
+/// The terms that give back an unneeded grant; `None` if it is not known whether the terms of the request were applied.
 async fn undone(leasing: Leasing, terms: Arc<[Terms]>) -> Option<Vec<Terms>> {
     let back: Vec<_> = match leasing.await {
         Ok(Verdict::Granted(grants)) => {
             let grants = terms.iter().zip(grants);
             grants.map(|(terms, grant)| terms.undo(grant)).collect()
         }
-        // What was left of others' shares went back all the same.
+        // What was left of earlier leases was still given back.
         Ok(Verdict::Blocked { .. }) => Vec::new(),
         Err(away) if !away.may_have_run => terms.iter().map(Terms::without_need).collect(),
         Err(_) => return terms.iter().all(Terms::is_nothing).then(Vec::new),
@@ -365,7 +364,7 @@ mod tests {
     async fn what_finds_no_room_is_counted() {
         let redis = Redis::builder("redis://127.0.0.1:1").build().unwrap();
         let settler = Settler::start(Scripts::of(redis)).unwrap();
-        // On this thread the task does nothing meanwhile.
+        // The task does not run meanwhile on this thread.
         for _ in 0..WAITING + 3 {
             settler.send(Job::Adjust(Vec::new()));
         }

@@ -1,4 +1,4 @@
-//! What has to reach the store, and what to do when it does not at once.
+//! The jobs of the settler, and their retries.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use tower_llm_redis::StoreError;
 use super::redis::Scripts;
 use crate::store::{Settlement, Terms};
 
-/// How long to wait before trying again: for the store to be back, and at first for one that answers with an error.
+/// How long to wait before another attempt while the store is unavailable, and before the first one after an error.
 pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
-/// How often more what the server has answered with an error is tried, after pauses that double: for three seconds in all.
+/// Number of further attempts after an error of the server, with pauses that double: three seconds in total.
 const RETRIES: u32 = 6;
 
-/// One change of what the store has.
+/// One change of the store.
 pub(super) struct Work {
     change: Change,
     /// Whether it may have been done already.
@@ -27,17 +27,18 @@ enum Change {
     Adjust(Vec<Terms>),
 }
 
-/// What became of it.
+/// The result of an attempt.
 pub(super) enum Tried {
-    /// Of so many calls nobody knows whether they are settled.
+    /// Done; the number of calls of which it is not known whether they are settled.
     Done(u64),
-    /// The store is away: again when it is back.
+    /// The store is unavailable: try again later.
     StoreUnavailable(Work),
-    /// The server has answered with an error: each by itself after a pause, since it may be for one of them.
+    /// The server has answered with an error: try each settlement by itself after a pause, since the error may be of one of
+    /// them.
     Failed(Vec<Work>, Duration),
     /// The server has answered with errors too often.
     GivenUp,
-    /// The store is away, and may have done what must not be done twice.
+    /// The store is unavailable, and may have run a change that must not run twice.
     Unknown,
 }
 
@@ -67,10 +68,10 @@ impl Work {
             return Tried::StoreUnavailable(self);
         }
         if !error.is_script() && matches!(self.change, Change::Adjust(_)) {
-            // It would be given back or charged twice.
+            // A second run would refund or charge twice.
             return Tried::Unknown;
         }
-        // It may have run, and with an error in part: what is still held tells.
+        // It may have run, perhaps partially; what is still held shows which part.
         self.again = true;
         if !error.is_script() {
             return Tried::StoreUnavailable(self);
@@ -104,7 +105,7 @@ impl Work {
         }
     }
 
-    /// One of its settlements, and the others.
+    /// Splits off one of its settlements.
     pub(super) fn one(self) -> (Self, Option<Self>) {
         let Self {
             change,
@@ -126,7 +127,7 @@ impl Work {
         }
     }
 
-    /// How many settlements it is.
+    /// The number of settlements.
     pub(super) fn len(&self) -> u64 {
         match &self.change {
             Change::Settle(settlements) => u64::try_from(settlements.len()).unwrap_or(u64::MAX),

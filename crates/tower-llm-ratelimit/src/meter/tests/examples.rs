@@ -1,4 +1,4 @@
-//! Each rule by an example, on both sides of its boundary.
+//! An example for each rule, on both sides of its boundary.
 
 use super::*;
 
@@ -30,7 +30,7 @@ fn a_long_call_gets_back_what_it_did_not_use_from_a_bucket_that_others_keep_full
     bucket.take(&rate, 30, at(30 * SECOND));
     bucket.take(&rate, 30, at(60 * SECOND));
     assert_eq!(bucket.remaining(&rate, at(60 * SECOND)), 0);
-    // Without it, thirty would have been there all the time.
+    // Without it, thirty would have been available all the time.
     bucket.give_back(&rate, long, 30);
     assert_eq!(bucket.remaining(&rate, at(60 * SECOND)), 30);
 }
@@ -66,7 +66,7 @@ fn a_window_forgets_a_slice_when_the_thirteenth_after_it_begins() {
 fn what_a_window_has_forgotten_is_not_given_back() {
     let (mut window, rate) = (Meter::new(Kind::Window), minute(10));
     let old = window.take(&rate, 4, at(0));
-    // It lies in the same place now.
+    // It uses the same slot now.
     window.take(&rate, 10, at(65 * SECOND));
     window.give_back(&rate, old, 4);
     assert_eq!(window.remaining(&rate, at(65 * SECOND)), 0);
@@ -113,7 +113,7 @@ fn who_waits_behind_others_waits_at_least_until_they_fit() {
     bucket.take(&rate, 60, at(0));
     assert_eq!(bucket.wait_behind(&rate, 0, 10, at(0)), 10 * SECOND);
     assert_eq!(bucket.wait_behind(&rate, 50, 10, at(0)), 60 * SECOND);
-    // More than the burst, one after the other.
+    // More than the burst in total.
     assert_eq!(bucket.wait_behind(&rate, 170, 10, at(0)), 180 * SECOND);
 
     let mut window = Meter::new(Kind::Window);
@@ -124,7 +124,7 @@ fn who_waits_behind_others_waits_at_least_until_they_fit() {
     assert_eq!(wait(0, 31), 65 * SECOND);
     assert_eq!(wait(29, 1), 35 * SECOND);
     assert_eq!(wait(30, 1), 65 * SECOND);
-    // All that is ahead fills the limit once or twice: as many periods at least.
+    // The calls ahead fill the limit once or twice: at least as many periods.
     assert_eq!(wait(60, 1), 60 * SECOND);
     assert_eq!(wait(120, 1), 120 * SECOND);
     assert_eq!(wait(119, 1), 60 * SECOND);

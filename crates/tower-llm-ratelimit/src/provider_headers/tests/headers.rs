@@ -1,8 +1,8 @@
-//! Which headers are read, provider by provider, and which amounts are believed.
+//! Which headers are read, by provider, and which amounts are accepted.
 
 use super::*;
 
-/// A standing whose times are in milliseconds.
+/// A status with times in milliseconds.
 fn status(
     limit: u64,
     remaining: u64,
@@ -60,12 +60,12 @@ fn of_a_project_and_its_organisation_the_tighter_binds() {
         assert_eq!(in_order, read(&[project, organisation].concat()));
         in_order.tokens
     };
-    // Nine tenths of the project's are left and a twentieth of the organisation's: the amount decides.
+    // The project has nine tenths left and the organisation a twentieth: the amount decides.
     assert_eq!(reported("8999"), status(10_000, 8_999, Some(250), None));
     assert_eq!(reported("9001"), status(200_000, 9_000, Some(57_300), None));
-    // Of equal amounts, the one that is full again later.
+    // Of equal amounts, the limit that is full again later.
     assert_eq!(reported("9000"), status(200_000, 9_000, Some(57_300), None));
-    // One that is not understood binds nothing.
+    // A limit that is not understood does not apply.
     assert_eq!(reported("few"), status(200_000, 9_000, Some(57_300), None));
 }
 
@@ -443,7 +443,7 @@ fn more_families_than_are_kept_are_left_out() {
             }
         }
     }
-    // The eighth is the tightest that was kept; the ninth and tenth have 91 and 90 left.
+    // The eighth is the tightest that was read; the ninth and tenth have 91 and 90 left.
     assert_eq!(
         ProviderHeaders::read(&headers)
             .requests

@@ -1,4 +1,4 @@
-//! Periods and resets, in every spelling of a time that a provider uses.
+//! Periods and resets, in every format of a time that a provider uses.
 
 use std::time::SystemTime;
 
@@ -7,7 +7,7 @@ use super::*;
 /// `DATE`, since the Unix epoch.
 const DATE_UNIX: u64 = 1_795_341_600;
 
-/// What a limit of requests is told to be full in, by a response of `DATE`.
+/// The time until a limit of requests is full, in a response of `DATE`.
 fn full_in(reset: &str) -> Option<Duration> {
     dated(reset, Some(DATE))
 }
