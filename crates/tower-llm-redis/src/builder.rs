@@ -35,37 +35,37 @@ impl RedisBuilder {
         }
     }
 
-    /// Sets how long a call may last in all, whatever happens meanwhile: 100 ms unless set, at most a day.
+    /// Sets how long a call may take in total; 100 ms unless set, at most a day.
     ///
-    /// It is what the first calls of an outage cost. Scripts that take longer count as an outage.
+    /// The first calls of an outage take this long. A script that takes longer counts as an outage.
     pub fn command_timeout(mut self, timeout: Duration) -> Self {
         self.command_timeout = timeout;
         self
     }
 
     /// Sets how long an attempt to connect may take, until the first PING is answered: 1 s unless set, at most a day. No
-    /// call waits that long, only what brings the server back, and [`connect`](Self::connect).
+    /// call waits that long: only reconnecting and [`connect`](Self::connect) do.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// Sets how many calls may wait for one server's answers; 10,000 unless set. Calls beyond are refused at once.
+    /// Sets how many calls may wait for the responses of one server; 10,000 unless set. Further calls are refused at once.
     pub fn max_pending(mut self, calls: usize) -> Self {
         self.max_pending = calls;
         self
     }
 
-    /// A connection that is made in the background: Redis need not be up, now or ever.
+    /// Builds a client that connects in the background: Redis need not be up.
     ///
-    /// Calls wait for it, within their timeout, until it is found that Redis is away. Its tasks belong to the tokio
-    /// runtime in which this is called and end with it; a `Redis` that outlives its runtime fails every call. Its timeouts
-    /// are tokio's too: a test that pauses the clock will see them pass.
+    /// Until it has connected or found Redis unavailable, calls wait within their timeout. Its tasks run in the current
+    /// tokio runtime and end with it; a `Redis` that outlives its runtime fails every call. Its timeouts use tokio's clock
+    /// too: in a test with a paused clock they pass at once.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] naming the setting, if the URL is not one of those that [`Redis::builder`] takes, a timeout is
-    /// zero or over a day, or `max_pending` is zero; and `runtime` if there is no tokio runtime.
+    /// [`ConfigError`] naming the setting, if [`Redis::builder`] does not support the URL, a timeout is zero or over a day,
+    /// or `max_pending` is zero; and `runtime` if there is no tokio runtime.
     pub fn build(self) -> Result<Redis, ConfigError> {
         let settings = Settings {
             command_timeout: ConfigError::check_duration("command_timeout", self.command_timeout)?,
@@ -74,18 +74,18 @@ impl RedisBuilder {
             target: Target::parse(&self.url)?,
         };
         if Handle::try_current().is_err() {
-            let reason = "it must be built inside a tokio runtime, which its connection lives in";
+            let reason = "it must be built inside a tokio runtime, in which its tasks run";
             return Err(ConfigError::new("runtime", format_args!("missing"), reason));
         }
         Ok(Redis::start(settings))
     }
 
-    /// Builds it, and waits until Redis has answered a PING; of a Cluster, every node.
+    /// Builds a client and waits until Redis, or every node of a Cluster, has answered a PING.
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] if a setting cannot work, the server refuses our credentials or a right that connecting needs, or it
-    /// did not answer within [`connect_timeout`](Self::connect_timeout).
+    /// [`ConnectError`] if a setting is invalid, if the server refuses the credentials or a right that connecting needs, or
+    /// if it does not answer within [`connect_timeout`](Self::connect_timeout).
     pub async fn connect(self) -> Result<Redis, ConnectError> {
         let redis = self.build()?;
         redis.answered().await?;
@@ -95,7 +95,7 @@ impl RedisBuilder {
 
 impl fmt::Debug for RedisBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the URL: it can hold a password.
+        // Without the URL, which can contain a password.
         f.debug_struct("RedisBuilder")
             .field("command_timeout", &self.command_timeout)
             .field("connect_timeout", &self.connect_timeout)

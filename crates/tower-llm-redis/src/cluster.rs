@@ -1,11 +1,11 @@
-//! A Redis Cluster: one [`Node`] for each primary, and who has which slot.
+//! A Redis Cluster: a [`Node`] for each primary, and the owner of each slot.
 //!
-//! Each node has its own gate, so that one that is away fails its own slots and no others. Who has a slot is learned
-//! from CLUSTER SLOTS, by one task that asks when a node is found away or back, and again and again while one is away or
-//! a slot is nobody's: that is how a replica that took over is found. A MOVED is followed at once.
+//! Each node has its own gate, so an unavailable node fails only its own slots. One task reads the owners of slots by
+//! CLUSTER SLOTS: when a node becomes unavailable or recovers, and repeatedly while a node is unavailable or a slot has no
+//! owner. That is how it finds a replica that took over. A MOVED is followed at once.
 //!
-//! fred has a client for clusters, which this is instead of: with one node of three dead and the slots of the others
-//! served, it failed every call to them too until the dead one was back, because it connects to all or to none.
+//! This replaces fred's client for clusters. With one of three nodes dead and the slots of the others served, that failed
+//! every call to them too until the dead node was back, because it connects to all nodes or to none.
 //!
 //! Redis itself answers CLUSTERDOWN for all slots, after its own timeout, if one has no owner; unless it is configured
 //! with `cluster-require-full-coverage no`.
@@ -32,13 +32,13 @@ use crate::{
     url::Address,
 };
 
-/// How long to leave a node alone that has a part of the keys, while the others are on their way.
+/// How long to wait before asking a node again that has only some of the keys, while a slot is being moved.
 const UNTIL_MOVED: Duration = Duration::from_millis(10);
-/// How often a call is passed on before it is given up; a move takes one or two.
+/// Maximum number of redirects of a call; a move takes one or two.
 const MAX_REDIRECTS: usize = 4;
-/// How long to wait before asking for the slots again while a node is away.
+/// How long to wait before reading the slots again while a node is unavailable.
 const REFRESH: Duration = Duration::from_millis(200);
-/// How long to wait before asking again in any case, so that a storm of MOVED asks no oftener.
+/// Minimum time between two reads of the slots, so that a storm of MOVED causes no more of them.
 const GAP: Duration = Duration::from_millis(20);
 
 pub(crate) struct Cluster {
@@ -57,9 +57,9 @@ struct Shared {
 
 struct Known {
     slots: Slots<Arc<Node>>,
-    /// Whether the cluster has ever said who has which slot.
-    told: bool,
-    /// What a node said that is none of a cluster.
+    /// Whether the owners of slots were ever read.
+    is_loaded: bool,
+    /// The reply of a node that is not part of a cluster.
     complaint: Option<(Address, String)>,
 }
 
@@ -72,7 +72,7 @@ impl Cluster {
         let shared = Arc::new(Shared {
             slots: RwLock::new(Known {
                 slots: Slots::new([]),
-                told: false,
+                is_loaded: false,
                 complaint: None,
             }),
             seeds,
@@ -85,7 +85,7 @@ impl Cluster {
         Self { shared, refresher }
     }
 
-    /// Runs a script where its keys are; while they are being moved, one after the other, it waits for them.
+    /// Runs a script on the node of its keys; while their slot is being moved, it waits until all of them are on one node.
     pub(crate) async fn run(
         &self,
         request: &Request<'_>,
@@ -135,12 +135,12 @@ impl Cluster {
         self.shared.read().slots.nodes().all(|node| node.is_up())
     }
 
-    /// Whether it is known who has which slot.
+    /// Whether the owners of slots are known.
     pub(crate) fn is_known(&self) -> bool {
-        self.shared.read().told
+        self.shared.read().is_loaded
     }
 
-    /// A node that is none of a cluster, and what it said.
+    /// A node that is not part of a cluster, and its reply.
     pub(crate) fn complaint(&self) -> Option<(Address, String)> {
         self.shared.read().complaint.clone()
     }
@@ -148,18 +148,18 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // The nodes end when it lets go of them.
+        // The task holds the nodes, which end with it.
         self.refresher.abort();
     }
 }
 
 impl Shared {
-    /// The node that has a slot; one that is up, if nobody knows yet or it makes no difference.
+    /// The node that owns a slot; any node that is up, if the owner is not known yet or does not matter.
     fn node_for(&self, slot: Option<u16>) -> Result<Arc<Node>, StoreError> {
         let known = self.read();
         let node = match slot {
-            // A node that is asked for a slot of nobody's answers CLUSTERDOWN, and would be taken for away itself.
-            Some(slot) if known.told => known.slots.owner(slot),
+            // A node that is asked for a slot without owner answers CLUSTERDOWN, and would count as unavailable itself.
+            Some(slot) if known.is_loaded => known.slots.owner(slot),
             _ => known.slots.nodes().find(|node| node.is_up()),
         };
         node.cloned().ok_or_else(StoreError::down)
@@ -173,7 +173,7 @@ impl Shared {
         })
     }
 
-    /// Takes note that a slot is at an address, and has all others looked up too.
+    /// Notes the address of a slot, and has all others read again.
     fn moved(&self, slot: Option<u16>, address: &Address) -> Arc<Node> {
         self.news.notify_one();
         let Some(slot) = slot else {
@@ -191,20 +191,20 @@ impl Shared {
         self.read().slots.nodes().cloned().collect()
     }
 
-    /// Whether there is nothing that could change for the better.
+    /// Whether all nodes are up and all slots have an owner.
     fn is_well(&self) -> bool {
         let known = self.read();
         known.slots.is_complete() && known.slots.nodes().all(|node| node.is_up())
     }
 
-    /// Asks one node after the other until one says who has which slot.
+    /// Asks one node after the other until one returns the owners of slots.
     async fn refresh(&self) -> bool {
         for node in self.nodes() {
             if self.learn_from(&node).await {
                 return true;
             }
         }
-        // None that we know: the whole cluster may have moved, and only its first addresses still be right.
+        // No known node answered: the whole cluster may have moved, and only its configured addresses may still be valid.
         self.add_seeds();
         false
     }
@@ -215,7 +215,7 @@ impl Shared {
             .await
         {
             Ok(reply) => match Range::all(reply, node.address()) {
-                // A node that was just reset knows of nobody.
+                // A node that was just reset returns nothing.
                 Some(ranges) if !ranges.is_empty() => {
                     self.install(&ranges);
                     true
@@ -234,7 +234,7 @@ impl Shared {
     fn install(&self, ranges: &[Range]) {
         let mut known = self.write();
         known.slots.install(ranges, |address| self.node(address));
-        known.told = true;
+        known.is_loaded = true;
     }
 
     fn add_seeds(&self) {
@@ -262,7 +262,7 @@ impl Shared {
     }
 }
 
-/// Keeps up with who has which slot.
+/// Keeps the owners of slots up to date.
 async fn keep_up(shared: Arc<Shared>) {
     loop {
         let learned = shared.refresh().await;
@@ -271,7 +271,7 @@ async fn keep_up(shared: Arc<Shared>) {
         if well {
             shared.news.notified().await;
         } else {
-            // Something new sooner is welcome, and not needed.
+            // Wakes earlier if a node changes.
             let _ = timeout(REFRESH, shared.news.notified()).await;
         }
     }

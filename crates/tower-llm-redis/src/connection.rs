@@ -1,9 +1,8 @@
-//! One connection to one server: all that fred is asked for.
+//! One connection to one server: all that fred is used for.
 //!
-//! fred can reconnect by itself, and follow a cluster. Neither is used, because its one task for all of a client's
-//! connections reads no commands while it connects to any of them, nor while a write does not get through. Here a
-//! connection that is lost or silent is given up and another opened, so that nothing which waited on the old one is sent
-//! later, on the new one.
+//! fred can reconnect by itself, and follow a cluster. Neither is used, because its single task for all connections of a
+//! client reads no commands while it connects to any of them, or while a write is blocked. Here a connection that is lost
+//! or silent is dropped and another is opened, so that no command that waited on the old one is sent later on the new one.
 
 use std::time::Duration;
 
@@ -23,40 +22,40 @@ use futures_util::future::{Either, join, select};
 
 use crate::{settings::Settings, url::Address};
 
-/// After so much silence the system asks whether the other side is there, so that what stands between forgets neither.
+/// The time of TCP keep-alive, so that no middlebox drops an idle connection.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// More than ever wait, and less than tokio's channels panic at.
+/// More than can ever wait, and less than the size at which tokio's channels panic.
 const MAX_BUFFER: usize = 1 << 28;
 
-/// A connection, which ends with its value.
+/// A connection, which ends on drop.
 pub(crate) struct Connection {
-    line: Line,
+    sender: Sender,
     task: ConnectHandle,
 }
 
-/// What to send on; cheap to clone.
+/// The sending half of a connection; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Line(Client);
+pub(crate) struct Sender(Client);
 
-/// Why no answer came.
+/// Why there was no response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Silence {
     TimedOut,
-    /// The connection ended; what the server had said before, if it was over that.
+    /// The connection ended; the server's error, if that was the reason.
     Lost(Option<String>),
 }
 
 /// Why there is no connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Complaint {
-    /// The server answered, and wants other credentials or one who may do more.
+    /// The server answered, and requires other credentials or a user with more rights.
     Refused(String),
     Unreachable(String),
 }
 
 impl Connection {
-    /// Begins to connect. What is sent meanwhile waits, within its timeout.
+    /// Starts to connect. Commands that are sent meanwhile wait, within their timeout.
     pub(crate) fn open(settings: &Settings, address: &Address) -> Self {
         let client = Client::new(
             config(&settings.target.config, address),
@@ -70,18 +69,18 @@ impl Connection {
         );
         let task = client.connect();
         Self {
-            line: Line(client),
+            sender: Sender(client),
             task,
         }
     }
 
-    pub(crate) fn line(&self) -> Line {
-        self.line.clone()
+    pub(crate) fn sender(&self) -> Sender {
+        self.sender.clone()
     }
 
-    /// Waits until the server has answered a PING. Not to be asked of a connection that did not.
+    /// Waits until the server has answered a PING. Must not be called again after it failed.
     pub(crate) async fn answers(&mut self, within: Duration) -> Result<(), Complaint> {
-        let ping = std::pin::pin!(self.line.ask("PING", Vec::new(), within));
+        let ping = std::pin::pin!(self.sender.ask("PING", Vec::new(), within));
         match select(ping, &mut self.task).await {
             Either::Left((Ok(answer), _)) => match server_error(&answer) {
                 None => Ok(()),
@@ -94,22 +93,22 @@ impl Connection {
         }
     }
 
-    /// Waits until the connection is lost. Only for one that has answered.
+    /// Waits until the connection is lost. Only for a connection that has answered.
     pub(crate) async fn lost(&mut self) {
-        // Why does not matter: another will be opened, and will tell if that can't be.
+        // The reason does not matter: another connection will be opened, and will report if that fails.
         let _ = (&mut self.task).await;
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // The task holds the socket, and fred's client does not end it. Who waits for an answer learns at once.
+        // The task holds the socket, and fred's client does not end it. Waiting calls fail at once.
         self.task.abort();
     }
 }
 
-impl Line {
-    /// Sends a command and waits for its answer, be it an error.
+impl Sender {
+    /// Sends a command and waits for its response, which may be an error.
     pub(crate) async fn ask(
         &self,
         command: &'static str,
@@ -129,7 +128,8 @@ impl Line {
             .await;
         asked.map_err(|error| match error.kind() {
             ErrorKind::Timeout => Silence::TimedOut,
-            // fred ends a connection over a CLUSTERDOWN, and hands it to all who wait, whether it was theirs or not.
+            // fred ends a connection after a CLUSTERDOWN, and returns that error to all waiting calls, whether it was
+            // theirs or not.
             ErrorKind::Cluster => Silence::Lost(Some(error.details().to_owned())),
             _ => Silence::Lost(None),
         })
@@ -142,8 +142,8 @@ impl Line {
         args: Vec<Value>,
         within: Duration,
     ) -> Result<Resp3Frame, Silence> {
-        // Both are sent before either is waited for. Should another's command come between, ours is answered with a MOVED
-        // and goes round once more.
+        // Both are sent before either is awaited. If another command comes between them, this one is answered with a MOVED
+        // and tried again.
         let asking = self.ask("ASKING", Vec::new(), within);
         join(asking, self.ask(command, args, within)).await.1
     }
@@ -157,7 +157,7 @@ impl Complaint {
         }
     }
 
-    /// By the words, since fred takes a right that is missing for any error.
+    /// By the text, because fred reports a missing right as a general error.
     fn said(error: &str) -> Self {
         match error.split(' ').next() {
             Some("NOAUTH" | "NOPERM" | "WRONGPASS") => Self::Refused(error.to_owned()),
@@ -166,7 +166,7 @@ impl Complaint {
     }
 }
 
-/// The text of an error that the server answered with.
+/// The text of the server's error.
 pub(crate) fn server_error(answer: &Resp3Frame) -> Option<&str> {
     match answer {
         Resp3Frame::SimpleError { data, .. } => Some(data),
@@ -181,7 +181,7 @@ fn config(target: &Config, address: &Address) -> Config {
             server: Server::new(address.host.as_str(), address.port),
         },
         version: RespVersion::RESP3,
-        // The task ends when it can't connect, and says why.
+        // The task ends with an error if it cannot connect.
         fail_fast: true,
         ..target.clone()
     }
@@ -193,7 +193,7 @@ fn limits(settings: &Settings) -> ConnectionConfig {
         internal_command_timeout: settings.connect_timeout,
         // A script that charges must not be sent again because its answer was lost.
         max_command_attempts: 1,
-        // Those that wait are counted before they come here. This is for what is left of those that gave up.
+        // Waiting calls are counted before they reach the client. This leaves room for commands whose calls have timed out.
         max_command_buffer_len: settings.max_pending.saturating_mul(2).min(MAX_BUFFER),
         tcp: TcpConfig {
             nodelay: Some(true),
@@ -204,7 +204,7 @@ fn limits(settings: &Settings) -> ConnectionConfig {
     }
 }
 
-/// What a person would read in the debug text of an I/O error, which is all that fred keeps of it.
+/// The readable part of the debug text of an I/O error, which is all that fred stores of it.
 fn plain(details: &str) -> &str {
     ["message: \"", "error: \""]
         .iter()

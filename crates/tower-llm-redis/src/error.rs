@@ -4,9 +4,9 @@ use tower_llm_core::ConfigError;
 
 use crate::url::Address;
 
-/// A script could not be run, or its answer did not come.
+/// A script could not be run, or its response did not arrive.
 ///
-/// The text may change; what the getters say will not.
+/// The text may change; the getters will not.
 #[derive(Clone, Debug)]
 pub struct StoreError {
     reason: Reason,
@@ -14,25 +14,25 @@ pub struct StoreError {
 
 #[derive(Clone, Debug)]
 enum Reason {
-    /// Known to be away: not sent.
+    /// Known to be unavailable: not sent.
     Down,
-    /// Too many calls wait already: not sent.
+    /// Too many calls are waiting: not sent.
     Full {
         max_pending: usize,
     },
     TimedOut {
         after: Duration,
     },
-    /// The connection ended before the answer came, perhaps over something that the server said to another call.
+    /// The connection ended before the response arrived, perhaps because of the server's response to another call.
     Lost {
         over: Option<String>,
     },
-    /// The server can't serve now: it loads, has no primary or too few replicas, can't write to its disk, is stuck in a
-    /// script.
+    /// The server cannot serve now: it is loading its data, has no primary or too few replicas, cannot write to its disk,
+    /// or is busy with a script.
     NotServing {
         message: String,
     },
-    /// A slot is being moved, with some of the keys.
+    /// A slot is being moved, and some of the keys have moved already.
     OnTheMove {
         message: String,
     },
@@ -45,9 +45,9 @@ enum Reason {
     },
 }
 
-/// The server could not be reached, or would not have us.
+/// The server could not be reached, or refused the connection.
 ///
-/// The text may change; what the getters say will not.
+/// The text may change; the getters will not.
 #[derive(Clone, Debug)]
 pub struct ConnectError {
     reason: Unconnected,
@@ -109,16 +109,16 @@ impl StoreError {
         Reason::Unexpected { what }.into()
     }
 
-    /// Whether no answer came in time. The script may have run, or may yet.
+    /// Whether no response arrived in time. The script may have run, or may still run.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         matches!(self.reason, Reason::TimedOut { .. })
     }
 
-    /// Whether Redis is away and the script did not run: it was refused at once, because the server is known to be away
-    /// or [`max_pending`](crate::RedisBuilder::max_pending) calls wait already; or the server said that it can't serve
-    /// now: that it loads, is no primary, has too few replicas, can't write to its disk, is stuck in a script, or moves a
-    /// slot of which it has a part of the keys.
+    /// Whether Redis is unavailable and the script did not run. Either it was refused at once, because the server is known
+    /// to be unavailable or [`max_pending`](crate::RedisBuilder::max_pending) calls are waiting. Or the server reported
+    /// that it cannot serve now: it is loading its data, is no primary, has too few replicas, cannot write to its disk, is
+    /// busy with a script, or has only some of the keys of a slot that is being moved.
     #[must_use]
     pub fn is_down(&self) -> bool {
         match self.reason {
@@ -134,8 +134,8 @@ impl StoreError {
         }
     }
 
-    /// Whether the server answered, with an error: of the script, of a type, of its memory. It is up, and the same call
-    /// is likely to fail again. What the script did before the error is done.
+    /// Whether the server answered with an error: of the script, of a type, or of its memory. The server is up, and the
+    /// same call is likely to fail again. What the script did before the error is not undone.
     #[must_use]
     pub fn is_script(&self) -> bool {
         matches!(self.reason, Reason::Server { .. })
@@ -146,7 +146,7 @@ impl StoreError {
         matches!(self.reason, Reason::OnTheMove { .. })
     }
 
-    /// Whether the script may have run although no answer came: it timed out, or the connection was lost.
+    /// Whether the script may have run although no response arrived: it timed out, or the connection was lost.
     #[must_use]
     pub fn may_have_run(&self) -> bool {
         matches!(self.reason, Reason::TimedOut { .. } | Reason::Lost { .. })
@@ -162,18 +162,23 @@ impl From<Reason> for StoreError {
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.reason {
-            Reason::Down => write!(f, "redis is away"),
-            Reason::Full { max_pending } => write!(f, "{max_pending} calls wait for redis already"),
+            Reason::Down => write!(f, "redis is unavailable"),
+            Reason::Full { max_pending } => {
+                write!(f, "{max_pending} calls are already waiting for redis")
+            }
             Reason::TimedOut { after } => write!(f, "redis did not answer within {after:?}"),
             Reason::Lost { over: None } => write!(f, "the connection to redis was lost"),
             Reason::Lost { over: Some(over) } => {
                 write!(f, "the connection to redis was lost: {over}")
             }
             Reason::NotServing { message } | Reason::OnTheMove { message } => {
-                write!(f, "redis does not serve now: {message}")
+                write!(f, "redis cannot serve now: {message}")
             }
             Reason::Server { message } => write!(f, "redis answered: {message}"),
-            Reason::Redirects => write!(f, "the nodes of the cluster don't agree whose key it is"),
+            Reason::Redirects => write!(
+                f,
+                "the nodes of the cluster disagree on the owner of the key"
+            ),
             Reason::Unexpected { what } => write!(f, "the script's answer is {what}"),
         }
     }
@@ -198,12 +203,12 @@ impl ConnectError {
         timed_out.into()
     }
 
-    /// Of a cluster whose nodes answer, and don't say who has which slot.
+    /// The error of a cluster whose nodes answer, but do not return the owners of slots.
     pub(crate) fn no_slots(within: Duration) -> Self {
         Unconnected::NoSlots { within }.into()
     }
 
-    /// The setting that cannot work, if it was that.
+    /// The invalid setting, if that is the reason.
     #[must_use]
     pub fn config(&self) -> Option<&ConfigError> {
         match &self.reason {
@@ -212,8 +217,8 @@ impl ConnectError {
         }
     }
 
-    /// Whether the server answered and refused us: wrong credentials, none where some are needed, a user without the rights
-    /// to connect, or no Cluster where one was expected.
+    /// Whether the server answered and refused: wrong or missing credentials, a user without the rights to connect, or a
+    /// server that is no Cluster although one was expected.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         matches!(self.reason, Unconnected::Refused { .. })
@@ -244,9 +249,9 @@ impl From<Unconnected> for ConnectError {
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.reason {
-            Unconnected::Config(_) => write!(f, "a setting of redis cannot work"),
+            Unconnected::Config(_) => write!(f, "a setting of redis is invalid"),
             Unconnected::Refused { address, message } => {
-                write!(f, "redis at {address} refused us: {message}")
+                write!(f, "redis at {address} refused the connection: {message}")
             }
             Unconnected::TimedOut {
                 address,
@@ -265,7 +270,7 @@ impl fmt::Display for ConnectError {
             Unconnected::NoSlots { within } => {
                 write!(
                     f,
-                    "no node of the cluster said within {within:?} who has which slot"
+                    "no node of the cluster returned the owners of slots within {within:?}"
                 )
             }
         }

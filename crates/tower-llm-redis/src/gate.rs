@@ -1,8 +1,8 @@
-//! Whether a server is asked at all: the small breaker.
+//! Whether calls to a server are sent: a small circuit breaker.
 //!
-//! State and generation are one word, odd while the server is away. A call remembers the word it was let in with, and
-//! only a failure of that same generation shuts the gate: of sixty-four calls that time out together, the first does,
-//! and one that comes late cannot shut it against a server that is back already.
+//! State and generation are one word, which is odd while the server is unavailable. A call stores the word at its
+//! admission, and only a failure in the same generation shuts the gate. So of sixty-four calls that time out together only
+//! the first shuts it, and a late failure cannot shut it against a server that has recovered.
 
 use std::{
     sync::{
@@ -14,23 +14,23 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-/// What is counted of all servers together.
+/// Counters of all servers together.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) failures: AtomicU64,
     pub(crate) outages: AtomicU64,
 }
 
-/// What a call was let in with.
+/// The generation in which a call was admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pass(u64);
 
-/// What is thought of the connection that a call failed on.
+/// The state of the connection on which a call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Connection {
-    /// It may be fine, and only the answer late.
+    /// It may be fine, and only the response late.
     Doubtful,
-    /// It is gone, or leads to a server that can't serve: only another may do better.
+    /// It is lost, or leads to a server that cannot serve: it must be replaced.
     Useless,
 }
 
@@ -38,9 +38,9 @@ pub(crate) enum Connection {
 pub(crate) struct Gate {
     state: AtomicU64,
     shut: Mutex<Option<Shut>>,
-    /// For the one task that opens it again.
+    /// Wakes the task that opens it again.
     tripped: Notify,
-    /// For whoever looks after several gates.
+    /// Wakes the owner of several gates.
     news: Option<Arc<Notify>>,
     counters: Arc<Counters>,
 }
@@ -52,7 +52,7 @@ struct Shut {
 }
 
 impl Gate {
-    /// A gate that is open, though nobody has seen the server yet: the first calls wait for it.
+    /// Creates an open gate, although the server has not answered yet: the first calls wait for it.
     pub(crate) fn new(counters: Arc<Counters>, news: Option<Arc<Notify>>) -> Self {
         Self {
             state: AtomicU64::new(0),
@@ -63,7 +63,7 @@ impl Gate {
         }
     }
 
-    /// Lets a call in, unless the server is away.
+    /// Admits a call, unless the server is unavailable.
     pub(crate) fn enter(&self) -> Option<Pass> {
         let state = self.state.load(Ordering::Acquire);
         state.is_multiple_of(2).then_some(Pass(state))
@@ -79,18 +79,18 @@ impl Gate {
         Some(now.saturating_duration_since(shut.since))
     }
 
-    /// A call got no answer: shuts the gate, if it is still the one that the call came through.
+    /// A call got no response: shuts the gate, if the call was admitted in this generation.
     pub(crate) fn fail(&self, Pass(state): Pass, connection: Connection, now: Instant) {
         self.count_failure();
         self.shut_from(state, connection, now);
     }
 
-    /// A call was answered that it can't be served now, though others can: shuts nothing.
+    /// The server cannot serve this call now, but can serve others: does not shut the gate.
     pub(crate) fn count_failure(&self) {
         self.counters.failures.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The connection broke, with no call on it to tell.
+    /// The connection was lost without a call on it.
     pub(crate) fn broke(&self, now: Instant) {
         if let Some(Pass(state)) = self.enter() {
             self.shut_from(state, Connection::Useless, now);
@@ -107,7 +107,7 @@ impl Gate {
         }
     }
 
-    /// Waits until it is shut, and says what is thought of the connection.
+    /// Waits until it is shut, and returns the state of the connection.
     pub(crate) async fn shut_down(&self) -> Connection {
         loop {
             let tripped = self.tripped.notified();
@@ -120,7 +120,7 @@ impl Gate {
 
     fn shut_from(&self, state: u64, connection: Connection, now: Instant) {
         let mut shut = self.shut();
-        // Under the lock, so that `open` finds both or neither.
+        // Under the lock, so that `open` sees both or neither.
         let first =
             self.state
                 .compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed);
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_waits_for_it_to_shut_learns_why_however_late() {
+    async fn a_late_waiter_still_gets_the_reason() {
         let (gate, _) = gate();
         gate.fail(gate.enter().unwrap(), Connection::Useless, Instant::now());
         assert_eq!(gate.shut_down().await, Connection::Useless);

@@ -1,4 +1,4 @@
-//! One server: its connection, its gate, and the task that brings it back.
+//! One server: its connection, its gate, and the task that reconnects.
 
 use std::{
     sync::{
@@ -18,14 +18,14 @@ use tokio::{
 
 use crate::{
     Reply, StoreError,
-    connection::{Complaint, Connection, Line, Silence, server_error},
+    connection::{Complaint, Connection, Sender, Silence, server_error},
     gate::{self, Counters, Gate, Pass},
     request::Request,
     settings::Settings,
     url::Address,
 };
 
-/// How long to leave a server alone after connecting to it, before connecting again.
+/// Minimum time between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// A server, connected to until it is dropped.
@@ -34,17 +34,17 @@ pub(crate) struct Node {
     supervisor: AbortHandle,
 }
 
-/// What a server said to a script.
+/// The response of a server to a script.
 #[derive(Debug)]
 pub(crate) enum Answer {
     Reply(Reply),
-    /// Not run: the key is that one's. Of a cluster only.
+    /// Not run: the node at that address owns the key. Only in a cluster.
     Moved(Address),
-    /// Not run: that one may have the key already, if it is asked with ASKING. Of a cluster only.
+    /// Not run: the node at that address may have the key already, if it is asked with ASKING. Only in a cluster.
     Moving(Address),
 }
 
-/// What a call is sent with.
+/// How a call is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asking {
     No,
@@ -55,18 +55,18 @@ struct Shared {
     address: Address,
     settings: Arc<Settings>,
     gate: Gate,
-    // A std lock: it is held to clone what it holds, and never across an await.
-    line: RwLock<Line>,
+    // A std lock: it is held for a clone, and never across an await.
+    sender: RwLock<Sender>,
     pending: AtomicUsize,
     answered: AtomicBool,
     complaint: Mutex<Option<Complaint>>,
 }
 
-/// One of `max_pending` places.
-struct Place<'a>(&'a AtomicUsize);
+/// One of `max_pending` permits.
+struct PendingPermit<'a>(&'a AtomicUsize);
 
 impl Node {
-    /// Begins to connect. `news` is told whenever the server is found away or back.
+    /// Starts to connect. `news` is notified when the server becomes unavailable or recovers.
     pub(crate) fn start(
         address: Address,
         settings: Arc<Settings>,
@@ -78,7 +78,7 @@ impl Node {
             address,
             settings,
             gate: Gate::new(counters, news),
-            line: RwLock::new(connection.line()),
+            sender: RwLock::new(connection.sender()),
             pending: AtomicUsize::new(0),
             answered: AtomicBool::new(false),
             complaint: Mutex::new(None),
@@ -104,13 +104,13 @@ impl Node {
         self.shared.answered.load(Ordering::Acquire)
     }
 
-    /// What was wrong when it was last tried to connect.
+    /// Why the last attempt to connect failed.
     pub(crate) fn complaint(&self) -> Option<Complaint> {
         let complaint = self.shared.complaint.lock();
         complaint.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Runs a script, unless the server is known to be away.
+    /// Runs a script, unless the server is known to be unavailable.
     pub(crate) async fn run(
         &self,
         request: &Request<'_>,
@@ -118,15 +118,15 @@ impl Node {
         deadline: Instant,
     ) -> Result<Answer, StoreError> {
         let (pass, _place) = self.enter()?;
-        let line = self.shared.line();
-        let mut answer = send(&line, asking, "EVALSHA", request.by_name(), deadline).await;
+        let sender = self.shared.sender();
+        let mut answer = send(&sender, asking, "EVALSHA", request.by_name(), deadline).await;
         if matches!(&answer, Ok(frame) if code(frame) == Some("NOSCRIPT")) {
-            answer = send(&line, asking, "EVAL", request.by_text(), deadline).await;
+            answer = send(&sender, asking, "EVAL", request.by_text(), deadline).await;
         }
         self.judge(answer, pass)
     }
 
-    /// Asks for anything that can't be redirected.
+    /// Sends any command that cannot be redirected.
     pub(crate) async fn ask(
         &self,
         command: &'static str,
@@ -134,21 +134,21 @@ impl Node {
     ) -> Result<Reply, StoreError> {
         let (pass, _place) = self.enter()?;
         let within = self.shared.settings.command_timeout;
-        let answer = self.shared.line().ask(command, args, within).await;
+        let answer = self.shared.sender().ask(command, args, within).await;
         match self.judge(answer, pass)? {
             Answer::Reply(reply) => Ok(reply),
             Answer::Moved(_) | Answer::Moving(_) => Err(StoreError::redirects()),
         }
     }
 
-    fn enter(&self) -> Result<(Pass, Place<'_>), StoreError> {
+    fn enter(&self) -> Result<(Pass, PendingPermit<'_>), StoreError> {
         let pass = self.shared.gate.enter().ok_or_else(StoreError::down)?;
         let max_pending = self.shared.settings.max_pending;
-        let place = Place::take(&self.shared.pending, max_pending);
-        Ok((pass, place.ok_or_else(|| StoreError::full(max_pending))?))
+        let permit = PendingPermit::take(&self.shared.pending, max_pending);
+        Ok((pass, permit.ok_or_else(|| StoreError::full(max_pending))?))
     }
 
-    /// Tells the gate what an answer means for it, and the caller what it means.
+    /// Reports a response to the gate, and interprets it for the caller.
     fn judge(&self, answer: Result<Resp3Frame, Silence>, pass: Pass) -> Result<Answer, StoreError> {
         let fail = |connection| self.shared.gate.fail(pass, connection, Instant::now());
         let frame = match answer {
@@ -168,24 +168,24 @@ impl Node {
         match code(&frame) {
             Some("MOVED") => Ok(Answer::Moved(self.redirected(error)?)),
             Some("ASK") => Ok(Answer::Moving(self.redirected(error)?)),
-            // Alive, and of no use until it has loaded, is rid of a script, or the address leads to a primary.
+            // Alive, but useless until it has loaded its data, the script has ended, or the address leads to a primary.
             Some("LOADING" | "MASTERDOWN" | "READONLY" | "BUSY") => {
                 fail(gate::Connection::Useless);
                 Err(StoreError::not_serving(error.to_owned()))
             }
-            // It takes no writes while its replicas or its disk are away. It says so at once, and scripts that only read are
-            // served: so the gate stays open.
+            // It refuses writes while its replicas or its disk are unavailable. It answers at once, and serves scripts that
+            // only read, so the gate stays open.
             Some("NOREPLICAS" | "MISCONF") => {
                 self.shared.gate.count_failure();
                 Err(StoreError::not_serving(error.to_owned()))
             }
-            // Of the keys, some are here and some where their slot is being moved to.
+            // Some of the keys are here, and some where their slot is being moved to.
             Some("TRYAGAIN") => Err(StoreError::on_the_move(error.to_owned())),
             _ => Err(StoreError::server(error.to_owned())),
         }
     }
 
-    /// Of `MOVED 3999 host:6381`, the address; a host left out is ours.
+    /// The address in `MOVED 3999 host:6381`; a missing host is this server's.
     fn redirected(&self, error: &str) -> Result<Address, StoreError> {
         let address = error.split(' ').nth(2);
         let parts = address.and_then(|address| address.rsplit_once(':'));
@@ -203,15 +203,15 @@ impl Drop for Node {
 }
 
 impl Shared {
-    fn line(&self) -> Line {
-        let line = self.line.read().unwrap_or_else(PoisonError::into_inner);
-        line.clone()
+    fn sender(&self) -> Sender {
+        let sender = self.sender.read().unwrap_or_else(PoisonError::into_inner);
+        sender.clone()
     }
 
-    /// Connects until the server answers, for calls from then on.
+    /// Connects until the server answers, for later calls.
     ///
-    /// The first time at once, so that a connection that was merely closed costs next to nothing; not so one that is of
-    /// no use again and again.
+    /// The first attempt is at once, so that a connection that was merely closed costs almost nothing; repeated ones wait
+    /// in between.
     async fn connect(&self, mut last: Instant) -> (Connection, Instant) {
         loop {
             sleep_until(last + PAUSE).await;
@@ -226,8 +226,8 @@ impl Shared {
 
     fn reopen(&self) -> Connection {
         let connection = Connection::open(&self.settings, &self.address);
-        let mut line = self.line.write().unwrap_or_else(PoisonError::into_inner);
-        *line = connection.line();
+        let mut sender = self.sender.write().unwrap_or_else(PoisonError::into_inner);
+        *sender = connection.sender();
         connection
     }
 
@@ -247,22 +247,22 @@ impl Shared {
     }
 }
 
-impl<'a> Place<'a> {
+impl<'a> PendingPermit<'a> {
     fn take(pending: &'a AtomicUsize, limit: usize) -> Option<Self> {
-        // The place is given back below, whether it may be kept or not.
-        let place = Self(pending);
+        // Dropped below if there are too many, which gives it back.
+        let permit = Self(pending);
         let before = pending.fetch_add(1, Ordering::AcqRel);
-        (before < limit).then_some(place)
+        (before < limit).then_some(permit)
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for PendingPermit<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// Keeps a server connected, for as long as anybody wants it.
+/// Keeps a server connected until the node is dropped.
 async fn supervise(shared: Arc<Shared>, mut connection: Connection) {
     let mut opened = Instant::now();
     if let Err(complaint) = connection.answers(shared.settings.connect_timeout).await {
@@ -300,7 +300,7 @@ async fn watch(shared: &Shared, connection: &mut Connection) -> gate::Connection
 }
 
 async fn send(
-    line: &Line,
+    sender: &Sender,
     asking: Asking,
     command: &'static str,
     args: Vec<Value>,
@@ -308,8 +308,8 @@ async fn send(
 ) -> Result<Resp3Frame, Silence> {
     let within = deadline.saturating_duration_since(Instant::now());
     match asking {
-        Asking::No => line.ask(command, args, within).await,
-        Asking::Yes => line.ask_moving(command, args, within).await,
+        Asking::No => sender.ask(command, args, within).await,
+        Asking::Yes => sender.ask_moving(command, args, within).await,
     }
 }
 
@@ -323,7 +323,7 @@ fn tell(address: &Address, up: bool) {
     if up {
         tracing::info!(%address, "redis answers");
     } else {
-        tracing::warn!(%address, "redis is away");
+        tracing::warn!(%address, "redis is unavailable");
     }
 }
 

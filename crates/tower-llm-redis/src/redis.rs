@@ -17,31 +17,31 @@ use crate::{
     url::Shape,
 };
 
-/// A connection to Redis, Valkey or a Redis Cluster; cheap to clone, one for a process.
+/// A client of Redis, Valkey or a Redis Cluster; cheap to clone, and one per process is enough.
 ///
-/// Its calls share one connection to each server, on which they are sent one after the other without waiting for answers.
-/// When the last clone is dropped, the connections end, and the tasks that drive them.
+/// Its calls share one pipelined connection to each server. When the last clone is dropped, the connections and their tasks
+/// end.
 ///
 /// # A Cluster
 ///
-/// Each node is up or away for itself: if one dies, its slots fail and the others don't, until Redis itself says that the
-/// cluster is down or a replica has taken over. Slots that move are followed. Only primaries are asked.
+/// Each node is judged by itself: if one dies, only its slots fail, until a replica takes over or Redis itself reports that
+/// the cluster is down. Moved slots are followed. Only primaries are used.
 #[derive(Clone)]
 pub struct Redis {
     shared: Arc<Shared>,
 }
 
-/// How Redis is, as of now; see [`Redis::health`].
+/// The state of Redis, as of now; see [`Redis::health`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Health {
-    /// Whether it is thought to be up; of a Cluster, whether all nodes are.
+    /// Whether it is up as far as is known; for a Cluster, whether all nodes are.
     pub up: bool,
-    /// How long it has been away; `None` while it is up. Of a Cluster's nodes, the longest.
+    /// How long it has been unavailable; `None` while it is up. For a Cluster, the longest time of its nodes.
     pub down_for: Option<Duration>,
-    /// Calls that got no answer, or one that the server can't serve now. Refused calls are not among them.
+    /// Calls without a response, or that the server could not serve. Refused calls do not count.
     pub failures: u64,
-    /// How often a server was found away.
+    /// How often a server became unavailable.
     pub outages: u64,
 }
 
@@ -57,7 +57,7 @@ enum Deployment {
 }
 
 impl Redis {
-    /// Starts one for a server or Cluster.
+    /// Starts a builder of a client for a server or a Cluster.
     ///
     /// | URL | is |
     /// |---|---|
@@ -66,8 +66,9 @@ impl Redis {
     /// | `rediss://host` | over TLS (feature `rustls`) |
     /// | `redis-cluster://host:7000?node=other:7000` | a Cluster, found by any of these nodes; `rediss-cluster` over TLS |
     ///
-    /// `valkey` may stand for `redis` in each. The URL is shown nowhere, in no error either. The user must be allowed to
-    /// PING, EVAL and EVALSHA, what the scripts do, on a Cluster CLUSTER SLOTS, and SELECT for any database but 0.
+    /// Each scheme may begin with `valkey` instead of `redis`. The URL is never shown, not even in errors. The user needs
+    /// the rights for PING, EVAL, EVALSHA and the commands of the scripts, on a Cluster for CLUSTER SLOTS, and for a
+    /// database other than 0 for SELECT.
     pub fn builder(url: impl Into<String>) -> RedisBuilder {
         RedisBuilder::new(url.into())
     }
@@ -89,15 +90,16 @@ impl Redis {
         }
     }
 
-    /// Runs a script, and returns what it returns.
+    /// Runs a script and returns its result.
     ///
-    /// It lasts no longer than [`command_timeout`](RedisBuilder::command_timeout). On a Cluster all keys must be in one
-    /// slot: give them the same hash tag. While a slot is being moved, a script waits that long for all its keys to be on one node. Dropping the future does not take the script back.
+    /// It takes at most [`command_timeout`](RedisBuilder::command_timeout). On a Cluster all keys must be in one slot: give
+    /// them the same hash tag. While a slot is being moved, a script waits within its timeout until all its keys are on one
+    /// node. Dropping the future does not cancel a script that was sent.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] if the server is away, does not answer in time, or answers with an error. Whether the script may
-    /// have run is in [`may_have_run`](StoreError::may_have_run).
+    /// [`StoreError`] if the server is unavailable, does not answer in time, or answers with an error.
+    /// [`may_have_run`](StoreError::may_have_run) says whether the script may have run.
     pub async fn run(
         &self,
         script: &Script,
@@ -117,7 +119,7 @@ impl Redis {
         }
     }
 
-    /// Whether calls are sent at all: `false` from the first that got no answer until the server answers again. Of a
+    /// Whether calls are sent: `false` from the first call without a response until the server answers again. For a
     /// Cluster, whether all nodes are up.
     #[must_use]
     pub fn is_up(&self) -> bool {
@@ -127,7 +129,7 @@ impl Redis {
         }
     }
 
-    /// How it is, and what was counted since it was built.
+    /// Returns the state of Redis, and counters since the client was built.
     #[must_use]
     pub fn health(&self) -> Health {
         let now = Instant::now();
@@ -146,7 +148,7 @@ impl Redis {
         }
     }
 
-    /// Waits until it has answered, for as long as connecting may take.
+    /// Waits until every server has answered, within the connect timeout.
     pub(crate) async fn answered(&self) -> Result<(), ConnectError> {
         let within = self.shared.settings.connect_timeout;
         let until = Instant::now() + within;
@@ -157,7 +159,7 @@ impl Redis {
             if Instant::now() >= until {
                 return Err(self.shared.unreachable(within));
             }
-            // Once in a process's life, and for a moment: not worth a channel.
+            // Only at start and only for a moment: not worth a channel.
             sleep(Duration::from_millis(2)).await;
         }
         Ok(())
@@ -211,7 +213,7 @@ impl Shared {
 
 impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not where it connects to: that is told with the password.
+        // Without the URL, which can contain a password.
         f.debug_struct("Redis")
             .field("health", &self.health())
             .finish_non_exhaustive()

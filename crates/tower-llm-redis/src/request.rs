@@ -3,7 +3,7 @@ use fred::{types::Value, util::redis_keyslot};
 
 use crate::{Arg, Script};
 
-/// A script with its keys and arguments, to be sent as often as the server says that it did not run.
+/// A script with its keys and arguments, which is sent again if the server reports that it did not run.
 pub(crate) struct Request<'a> {
     script: &'a Script,
     /// The number of keys, the keys, the arguments.
@@ -15,7 +15,7 @@ impl<'a> Request<'a> {
     pub(crate) fn new(script: &'a Script, keys: Vec<String>, args: Vec<Arg>) -> Self {
         let slot = keys.first().map(|key| redis_keyslot(key.as_bytes()));
         let mut rest = Vec::with_capacity(1 + keys.len() + args.len());
-        // No machine holds as many keys as would not fit.
+        // No machine holds so many keys that their number would not fit.
         rest.push(Value::Integer(
             i64::try_from(keys.len()).unwrap_or(i64::MAX),
         ));
@@ -24,17 +24,17 @@ impl<'a> Request<'a> {
         Self { script, rest, slot }
     }
 
-    /// The slot of the first key; the server makes sure that the others are in it. None without keys.
+    /// The slot of the first key; the server checks that the others are in it too. `None` without keys.
     pub(crate) fn slot(&self) -> Option<u16> {
         self.slot
     }
 
-    /// What follows EVALSHA.
+    /// The arguments of EVALSHA.
     pub(crate) fn by_name(&self) -> Vec<Value> {
         self.after(self.script.name())
     }
 
-    /// What follows EVAL.
+    /// The arguments of EVAL.
     pub(crate) fn by_text(&self) -> Vec<Value> {
         self.after(Bytes::from_static(self.script.text().as_bytes()))
     }
@@ -42,7 +42,7 @@ impl<'a> Request<'a> {
     fn after(&self, script: Bytes) -> Vec<Value> {
         let mut all = Vec::with_capacity(1 + self.rest.len());
         all.push(Value::Bytes(script));
-        // Counted references, all but a few: nothing large is copied.
+        // Almost all are reference-counted: nothing large is copied.
         all.extend_from_slice(&self.rest);
         all
     }

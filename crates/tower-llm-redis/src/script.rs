@@ -3,14 +3,14 @@ use std::{fmt, sync::OnceLock};
 use bytes::Bytes;
 use sha1_smol::Sha1;
 
-/// A Lua script, named as Redis names it.
+/// A Lua script with its SHA-1.
 ///
-/// Made once, best as a `static`, so that the hash of its text is taken once.
+/// Create it once, preferably as a `static`, so that its text is hashed once.
 ///
-/// Redis keeps a script until it restarts or somebody says `SCRIPT FLUSH`, each node its own. [`Redis::run`] asks for it
-/// by name, and sends the text when the server does not have it.
+/// Each Redis node stores a script until it restarts or gets a `SCRIPT FLUSH`. [`Redis::run`] sends the hash, and the text
+/// only if the server does not have the script.
 ///
-/// All keys that a script touches are to be given as keys, and on a Cluster they must share a hash tag (`{..}`).
+/// All keys that a script uses must be passed as keys, and on a Cluster they must share a hash tag (`{..}`).
 ///
 /// ```
 /// use tower_llm_redis::Script;
@@ -25,7 +25,7 @@ pub struct Script {
 }
 
 impl Script {
-    /// A script of this text, which may come from a file: `include_str!("take.lua")`.
+    /// Creates a script from its text, which may come from a file: `include_str!("take.lua")`.
     #[must_use]
     pub const fn new(text: &'static str) -> Self {
         Self {

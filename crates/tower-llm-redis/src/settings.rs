@@ -2,13 +2,13 @@ use std::time::Duration;
 
 use crate::url::Target;
 
-/// What was built, checked.
+/// The checked settings.
 pub(crate) struct Settings {
     pub(crate) target: Target,
-    /// For a call, all in all.
+    /// The total time of a call.
     pub(crate) command_timeout: Duration,
-    /// For an attempt to connect, the first PING included.
+    /// The time of an attempt to connect, including the first PING.
     pub(crate) connect_timeout: Duration,
-    /// Calls that wait for one server.
+    /// Maximum number of calls that wait for one server.
     pub(crate) max_pending: usize,
 }

@@ -1,16 +1,16 @@
-//! Which node of a cluster has which slot.
+//! The owner of each slot of a cluster.
 
 use crate::{Reply, url::Address};
 
 pub(crate) const SLOTS: usize = 16_384;
 const NOBODY: u16 = u16::MAX;
 
-/// Owners of slots, and what is kept for each.
+/// The owners of slots, and a value for each owner.
 ///
-/// A table of all slots: 32 KB, and one step to look up.
+/// A table of all slots: 32 KB, and a lookup in one step.
 pub(crate) struct Slots<N> {
     nodes: Vec<(Address, N)>,
-    /// For each slot, the place in `nodes`.
+    /// For each slot, the index in `nodes`.
     owners: Box<[u16; SLOTS]>,
 }
 
@@ -23,7 +23,7 @@ pub(crate) struct Range {
 }
 
 impl<N> Slots<N> {
-    /// Nodes of which nobody knows yet what they have.
+    /// Creates a table of nodes whose slots are not known yet.
     pub(crate) fn new(nodes: impl IntoIterator<Item = (Address, N)>) -> Self {
         Self {
             nodes: nodes.into_iter().collect(),
@@ -32,8 +32,8 @@ impl<N> Slots<N> {
     }
 
     pub(crate) fn owner(&self, slot: u16) -> Option<&N> {
-        let place = *self.owners.get(usize::from(slot))?;
-        self.nodes.get(usize::from(place)).map(|(_, node)| node)
+        let index = *self.owners.get(usize::from(slot))?;
+        self.nodes.get(usize::from(index)).map(|(_, node)| node)
     }
 
     /// Whether every slot has an owner.
@@ -50,10 +50,10 @@ impl<N> Slots<N> {
         nodes.find_map(|(of, node)| (of == address).then_some(node))
     }
 
-    /// The node at an address, made if it is new.
+    /// Returns the node at an address, made if it is new.
     pub(crate) fn add(&mut self, address: &Address, make: impl FnOnce(&Address) -> N) -> &N {
-        let place = self.place(address, make);
-        &self.nodes[place].1
+        let index = self.index(address, make);
+        &self.nodes[index].1
     }
 
     /// Gives one slot to the node at an address.
@@ -63,27 +63,27 @@ impl<N> Slots<N> {
         address: &Address,
         make: impl FnOnce(&Address) -> N,
     ) -> &N {
-        let place = self.place(address, make);
+        let index = self.index(address, make);
         if let Some(owner) = self.owners.get_mut(usize::from(slot)) {
-            *owner = to_u16(place);
+            *owner = to_u16(index);
         }
-        &self.nodes[place].1
+        &self.nodes[index].1
     }
 
-    /// Takes over what the cluster says. Nodes that it does not name are dropped; the others stay as they are.
+    /// Replaces the table with what the cluster reports. Nodes that it does not name are dropped; the others are kept.
     pub(crate) fn install(&mut self, ranges: &[Range], mut make: impl FnMut(&Address) -> N) {
         self.nodes
             .retain(|(address, _)| ranges.iter().any(|range| range.owner == *address));
         self.owners.fill(NOBODY);
         for range in ranges {
-            let place = to_u16(self.place(&range.owner, &mut make));
+            let index = to_u16(self.index(&range.owner, &mut make));
             if let Some(owners) = self.owners.get_mut(range.first..=range.last) {
-                owners.fill(place);
+                owners.fill(index);
             }
         }
     }
 
-    fn place(&mut self, address: &Address, make: impl FnOnce(&Address) -> N) -> usize {
+    fn index(&mut self, address: &Address, make: impl FnOnce(&Address) -> N) -> usize {
         let known = self.nodes.iter().position(|(of, _)| of == address);
         known.unwrap_or_else(|| {
             let node = make(address);
@@ -94,7 +94,7 @@ impl<N> Slots<N> {
 }
 
 impl Range {
-    /// Reads the answer to CLUSTER SLOTS of the node at `asked`; `None` if it is not one.
+    /// Parses the reply of the node at `asked` to CLUSTER SLOTS; `None` if it is malformed.
     pub(crate) fn all(reply: Reply, asked: &Address) -> Option<Vec<Self>> {
         let ranges = array(reply)?.into_iter();
         ranges.map(|range| Self::one(range, asked)).collect()
@@ -129,9 +129,9 @@ fn integer(reply: Reply) -> Option<u16> {
     reply.into_integer().ok()?.try_into().ok()
 }
 
-fn to_u16(place: usize) -> u16 {
-    // A cluster has at most a thousand or so nodes; slots of more would be nobody's.
-    u16::try_from(place).unwrap_or(NOBODY)
+fn to_u16(index: usize) -> u16 {
+    // A cluster has at most about a thousand nodes; slots of further ones would have no owner.
+    u16::try_from(index).unwrap_or(NOBODY)
 }
 
 #[cfg(test)]
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_go_to_whom_the_cluster_says_and_the_rest_to_nobody() {
+    fn slots_belong_to_their_reported_owners_and_the_rest_to_none() {
         let mut slots = Slots::new([(at(1), "first")]);
         assert_eq!(slots.owner(0), None);
         slots.install(&[range(0, 99, 1), range(100, 16_000, 2)], |_| "made");
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_a_node_says() {
+    fn reads_the_reply_of_a_node() {
         let said = Reply::Array(vec![reply(0, 5, "there", 7000), reply(6, 16_383, "", 7001)]);
         let ranges = Range::all(said, &at(1)).unwrap();
         let there = Address {
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_list_of_slots_is_not_read() {
+    fn a_reply_that_is_not_a_list_of_slots_is_not_read() {
         for wrong in [
             Reply::Nil,
             Reply::Array(vec![Reply::Nil]),

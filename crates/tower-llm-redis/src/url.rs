@@ -1,15 +1,15 @@
-//! What a URL says, without ever showing it.
+//! Parses URLs without ever showing them.
 
 use std::fmt;
 
 use fred::types::config::{Config, Server};
 use tower_llm_core::ConfigError;
 
-/// Where to connect, and as whom.
+/// Where to connect, and with which credentials.
 ///
 /// Not `Debug`: it holds the password.
 pub(crate) struct Target {
-    /// Credentials, database and TLS; which server is set for each connection.
+    /// Credentials, database and TLS; the server is set for each connection.
     pub(crate) config: Config,
     pub(crate) shape: Shape,
 }
@@ -17,11 +17,11 @@ pub(crate) struct Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
     Single(Address),
-    /// Some of the nodes, enough to learn of the others.
+    /// Some of the nodes, from which the others are found.
     Cluster(Vec<Address>),
 }
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Address {
     pub(crate) host: String,
@@ -31,7 +31,7 @@ pub(crate) struct Address {
 impl Target {
     pub(crate) fn parse(url: &str) -> Result<Self, ConfigError> {
         let scheme = Scheme::parse(url)?;
-        // Its errors quote the URL, and with it the password: none of their text is passed on.
+        // Its errors quote the URL with the password, so their text is not passed on.
         let invalid = |_| error("it must look like redis://user:password@host:6379/0");
         let config = if scheme.cluster {
             Config::from_url_clustered(url)
@@ -39,7 +39,7 @@ impl Target {
             Config::from_url_centralized(url)
         };
         let mut config = config.map_err(invalid)?;
-        // Every connection begins in it: asking for it would need a right that is of no other use.
+        // Every connection starts in database 0: selecting it would need a right that is otherwise unnecessary.
         config.database = config.database.filter(|&database| database != 0);
         let addresses: Vec<_> = config.server.hosts().iter().map(Address::from).collect();
         let shape = match (scheme.cluster, addresses.first()) {
@@ -55,7 +55,7 @@ impl Target {
 }
 
 impl Address {
-    /// An address that this server spoke of; a host that it left out is its own.
+    /// An address in a reply of this server; a missing host is its own.
     pub(crate) fn beside(&self, host: &str, port: u16) -> Self {
         let host = if host.is_empty() { &self.host } else { host };
         Self {
@@ -106,7 +106,7 @@ impl Scheme {
     }
 }
 
-/// The value is never the URL: even a part of one that can't be read may be the password.
+/// The value is never the URL: any part of a malformed one may be the password.
 fn error(reason: &'static str) -> ConfigError {
     ConfigError::new("url", format_args!("not shown"), reason)
 }
@@ -116,7 +116,7 @@ mod tls {
     use super::{Config, ConfigError, error};
 
     pub(super) fn secure(_: &mut Config) -> Result<(), ConfigError> {
-        // fred would take the scheme and connect in the clear.
+        // fred would accept the scheme and connect without TLS.
         Err(error("TLS needs the feature `rustls`"))
     }
 }
@@ -133,10 +133,10 @@ mod tls {
 
     use super::{Config, ConfigError, error};
 
-    /// TLS by ring whatever provider the process has chosen, or has not: rustls panics where it can't tell.
+    /// Uses ring for TLS, whatever the process's default provider: rustls panics if there is no unique one.
     pub(super) fn secure(config: &mut Config) -> Result<(), ConfigError> {
         let mut roots = RootCertStore::empty();
-        // A certificate that can't be read is one less to trust.
+        // A certificate that cannot be parsed is skipped.
         roots.add_parsable_certificates(load_native_certs().certs);
         if roots.is_empty() {
             return Err(error(
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_database_is_not_asked_for() {
+    fn the_first_database_is_not_selected() {
         for url in ["redis://store", "redis://store/", "redis://store/0"] {
             let target = Target::parse(url).map(|target| target.config.database);
             assert_eq!(target.unwrap(), None, "{url}");
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_told_without_a_word_of_it() {
+    fn an_invalid_url_is_refused_without_showing_it() {
         for url in [
             "",
             "hunter2",
@@ -243,7 +243,7 @@ mod tests {
             ("rediss-cluster://host:1", true),
             ("redis://host", false),
         ] {
-            // Without certificates in the system, as in some containers, it says so instead.
+            // Without system certificates, as in some containers, it reports that instead.
             match Target::parse(url) {
                 Ok(target) => assert_eq!(target.config.tls.is_some(), secured),
                 Err(error) => assert!(error.to_string().contains("certificates"), "{error}"),

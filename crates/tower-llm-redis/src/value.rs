@@ -7,10 +7,10 @@ use crate::StoreError;
 #[derive(Clone, Debug)]
 pub struct Arg(pub(crate) Value);
 
-/// What a script returned.
+/// The result of a script.
 ///
-/// Lua's tables come as arrays, which end at the first `nil` in them. Numbers come as integers: Redis cuts off what is
-/// behind the point. A script that has to return a fraction returns it as text.
+/// Lua tables are arrays, which end at their first `nil`. Numbers are integers: Redis truncates fractions, so a script must
+/// return a fraction as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reply {
@@ -20,7 +20,7 @@ pub enum Reply {
     Integer(i64),
     /// A string, or the `OK` of a command.
     Bytes(Bytes),
-    /// A table. What a script takes from RESP3 as a map is a key, its value, the next key, in any order.
+    /// A table. A RESP3 map is an array of keys, each followed by its value, in any order.
     Array(Vec<Self>),
 }
 
@@ -46,7 +46,7 @@ impl From<u32> for Arg {
 
 impl From<u64> for Arg {
     fn from(integer: u64) -> Self {
-        // As text, which all arguments are to Lua: beyond 2^53 it rounds whatever type they had here.
+        // As text, as Lua gets all arguments. Lua rounds numbers beyond 2^53.
         integer.to_string().into()
     }
 }
@@ -78,11 +78,11 @@ impl From<Bytes> for Arg {
 // === impl Reply ===
 
 impl Reply {
-    /// The integers of a flat array, or the one that was returned alone.
+    /// Returns the integers of a flat array, or a single integer.
     ///
     /// # Errors
     ///
-    /// If there is anything else, `nil` included: a script that means "none" by it is better read by hand.
+    /// If there is anything else, including `nil`: match on the reply if a script uses `nil` for "none".
     pub fn into_integers(self) -> Result<Vec<i64>, StoreError> {
         match self {
             Self::Array(items) => items.into_iter().map(Self::into_integer).collect(),
@@ -90,7 +90,7 @@ impl Reply {
         }
     }
 
-    /// The one integer that was returned.
+    /// Returns a single integer.
     ///
     /// # Errors
     ///
@@ -102,7 +102,7 @@ impl Reply {
         }
     }
 
-    /// The bytes that were returned; `None` for `nil`.
+    /// Returns the bytes; `None` for `nil`.
     ///
     /// # Errors
     ///
@@ -115,7 +115,7 @@ impl Reply {
         }
     }
 
-    /// What a server sent; its errors are not for here. What only RESP3 has becomes what RESP2 would have sent for it.
+    /// Converts a frame, which must not be an error. Types that only RESP3 has become what RESP2 would have sent.
     pub(crate) fn from_frame(frame: Resp3Frame) -> Result<Self, StoreError> {
         Ok(match frame {
             Resp3Frame::Null => Self::Nil,

@@ -1,4 +1,4 @@
-//! Three nodes: all slots, slots that move, nodes that are away.
+//! A cluster of three nodes: all slots, slots that move, nodes that are unavailable.
 
 #![expect(
     clippy::unwrap_used,
@@ -22,7 +22,7 @@ const FIRST: &str = "bar";
 const LAST: &str = "foo";
 const SLOT_OF_FIRST: u16 = 5_061;
 
-/// So long that no machine pauses for it in tests that also have calls which are not to time out.
+/// Longer than the pauses of any machine, for tests that also have calls that must not time out.
 const HASTY: Duration = Duration::from_secs(2);
 
 async fn connect_hastily(cluster: &RedisCluster) -> Redis {
@@ -30,8 +30,8 @@ async fn connect_hastily(cluster: &RedisCluster) -> Redis {
     redis.connect().await.unwrap()
 }
 
-/// Calls for this long and a hundred times at least, and says how many succeeded, how many did not, and how long the longest
-/// took.
+/// Calls for `period`, but at least a hundred times. Returns how many calls succeeded, how many failed, and how long the
+/// longest took.
 async fn calls(redis: &Redis, key: &str, period: Duration) -> (u32, u32, Duration) {
     let (mut well, mut failed, mut longest) = (0, 0, Duration::ZERO);
     let until = Instant::now() + period;
@@ -48,7 +48,7 @@ async fn calls(redis: &Redis, key: &str, period: Duration) -> (u32, u32, Duratio
 }
 
 #[tokio::test]
-async fn a_script_works_on_every_node_and_after_all_have_forgotten_it() {
+async fn a_script_works_on_every_node_even_after_a_flush() {
     let cluster = RedisCluster::start(3).await.unwrap();
     let redis = connect_patiently(cluster.url()).await;
     for round in 1..=3 {
@@ -70,7 +70,7 @@ async fn a_script_works_on_every_node_and_after_all_have_forgotten_it() {
 }
 
 #[tokio::test]
-async fn keys_of_one_tag_go_together_and_others_are_an_error() {
+async fn keys_with_one_tag_work_and_keys_of_several_slots_are_an_error() {
     let cluster = RedisCluster::start(3).await.unwrap();
     let redis = connect_patiently(cluster.url()).await;
     let both = Script::new("return redis.call('INCR', KEYS[1]) + redis.call('INCR', KEYS[2])");
@@ -93,7 +93,7 @@ async fn a_slot_that_has_moved_is_followed_at_once() {
         let (result, took) = timed(count(&redis, FIRST)).await;
         assert_eq!(result.unwrap(), 1, "node {to} has seen it before");
         assert!(took < MARGIN, "{took:?}");
-        // A slot is given away without keys.
+        // A node gives away a slot without its keys.
         cluster.command(to, &["DEL", FIRST]).await.unwrap();
     }
     assert_eq!(redis.health().outages, 0);
@@ -104,11 +104,11 @@ async fn a_slot_on_the_move_is_served_where_its_key_is() {
     let cluster = RedisCluster::start(3).await.unwrap();
     let redis = connect_patiently(cluster.url()).await;
     count(&redis, FIRST).await.unwrap();
-    // Known to the first node alone: to the other, the script's text has to be sent as well.
+    // Only the first node has the script: the other needs its text.
     let moving = Moving::begin(&cluster).await;
     // The key is still here.
     assert_eq!(count(&redis, FIRST).await.unwrap(), 2);
-    // Now it is there.
+    // Now it has moved.
     moving.key(FIRST).await;
     for n in 3..=5 {
         assert_eq!(count(&redis, FIRST).await.unwrap(), n);
@@ -143,7 +143,7 @@ async fn a_script_whose_keys_are_moved_one_by_one_waits_for_the_last() {
     assert_eq!(waiting.await.unwrap().unwrap().into_integer().unwrap(), 4);
 }
 
-/// The first slot, on its way from the first node to the last.
+/// The first slot, while it moves from the first node to the last.
 struct Moving<'a>(&'a RedisCluster);
 
 impl<'a> Moving<'a> {
@@ -174,7 +174,7 @@ async fn a_node_that_dies_fails_its_own_slots_and_no_others() {
     let redis = connect_patiently(cluster.url()).await;
     cluster.kill(0).unwrap();
     until(|| !redis.is_up()).await;
-    // Over the time in which the others find out.
+    // For as long as the others need to notice.
     let healthy = calls(&redis, LAST, Duration::from_secs(1));
     let away = calls(&redis, FIRST, Duration::from_secs(1));
     let ((well, failed, longest), (none, refused, slowest)) = tokio::join!(healthy, away);
@@ -209,7 +209,7 @@ async fn a_node_that_freezes_costs_one_timeout_and_the_others_nothing() {
 }
 
 #[tokio::test]
-async fn another_that_takes_over_a_dead_nodes_slots_is_found() {
+async fn a_node_that_takes_over_the_slots_of_a_dead_one_is_found() {
     let mut cluster = RedisCluster::start(3).await.unwrap();
     let redis = connect(cluster.url()).await;
     cluster.kill(0).unwrap();
@@ -227,7 +227,7 @@ async fn another_that_takes_over_a_dead_nodes_slots_is_found() {
 }
 
 #[tokio::test]
-async fn a_cluster_that_says_it_is_down_is_away_until_it_is_not() {
+async fn a_cluster_that_reports_that_it_is_down_is_unavailable_until_it_recovers() {
     let cluster = RedisCluster::start(3).await.unwrap();
     let redis = connect(cluster.url()).await;
     for node in 0..3 {
@@ -244,9 +244,9 @@ async fn a_cluster_that_says_it_is_down_is_away_until_it_is_not() {
         sleep(Duration::from_millis(1)).await;
     };
     assert!(error.to_string().contains("CLUSTERDOWN"), "{error}");
-    // It is not known whether it was said to this call or to another on the same connection.
+    // It is not known whether the error was for this call or for another on the same connection.
     assert!(error.may_have_run() && !error.is_script() && !error.is_down());
-    // One node after the other says so, and each is tried now and then.
+    // One node after the other reports it, and each is tried again occasionally.
     let (before, from) = (redis.health().outages, Instant::now());
     let (well, failed, longest) = calls(&redis, LAST, Duration::from_millis(500)).await;
     let tried = redis.health().outages - before;
@@ -255,14 +255,14 @@ async fn a_cluster_that_says_it_is_down_is_away_until_it_is_not() {
     assert!(longest < TIMEOUT + MARGIN, "{longest:?}");
 
     cluster.thaw(0).unwrap();
-    // The nodes themselves take a while to agree that all is well.
+    // The nodes take a while to agree that the cluster is up.
     let took = until_served(&redis, LAST).await;
     assert!(took < Duration::from_secs(5), "{took:?}");
     until_served(&redis, FIRST).await;
 }
 
 #[tokio::test]
-async fn a_slot_of_nobodys_is_refused_and_takes_no_node_down() {
+async fn a_slot_without_owner_fails_and_takes_no_node_down() {
     let cluster = RedisCluster::start(3).await.unwrap();
     let redis = connect_patiently(cluster.url()).await;
     let slot = SLOT_OF_FIRST.to_string();
@@ -270,7 +270,7 @@ async fn a_slot_of_nobodys_is_refused_and_takes_no_node_down() {
         let words = ["CLUSTER", "DELSLOTS", &slot];
         cluster.command(node, &words).await.unwrap();
     }
-    // Nobody told us, so the first call asks.
+    // The client has not noticed, so the first call is sent.
     let error = count(&redis, FIRST).await.unwrap_err();
     assert!(error.to_string().contains("CLUSTERDOWN"), "{error}");
     let from = Stopwatch::start();

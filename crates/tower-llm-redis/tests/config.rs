@@ -1,4 +1,4 @@
-//! What is refused before anything is asked, and what must not be shown.
+//! Settings that are refused before connecting, and what must not be shown.
 
 mod support;
 
@@ -16,7 +16,7 @@ fn local() -> RedisBuilder {
 }
 
 #[tokio::test]
-async fn settings_that_cannot_work_are_named() {
+async fn invalid_settings_are_named() {
     let zero = Duration::ZERO;
     let over = DAY + Duration::from_nanos(1);
     for (builder, field) in [
@@ -64,11 +64,11 @@ async fn a_password_is_shown_nowhere() {
     let error = support::run(&redis, "error('no')").await.unwrap_err();
     shown += &format!("{error} {error:?}");
 
-    // Refused, with a password that is wrong.
+    // Refused because of a wrong password.
     let wrong = Redis::builder(url("hunter22")).connect();
     let error = timeout(PATIENCE, wrong).await.unwrap().unwrap_err();
     shown += &format!("{error} {error:?}");
-    // Nobody there.
+    // No server at that address.
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr();
     let nobody = format!("redis://:hunter2@{}", free.unwrap());
     let error = Redis::builder(nobody).connect().await.unwrap_err();

@@ -1,4 +1,4 @@
-//! From nothing to a connection, and to nothing again.
+//! Connecting and disconnecting.
 
 #![expect(
     clippy::unwrap_used,
@@ -38,7 +38,7 @@ async fn an_unreachable_server_is_an_error_within_the_timeout() {
 }
 
 #[tokio::test]
-async fn a_server_that_takes_connections_and_says_nothing_is_one_too() {
+async fn a_server_that_accepts_connections_and_never_answers_is_an_error_too() {
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", mute.local_addr().unwrap());
     let patience = Duration::from_millis(200);
@@ -49,9 +49,9 @@ async fn a_server_that_takes_connections_and_says_nothing_is_one_too() {
 }
 
 #[tokio::test]
-async fn wrong_credentials_are_refused_soon_and_right_ones_taken() {
+async fn wrong_credentials_are_refused_soon_and_right_ones_accepted() {
     let server = RedisServer::start().await.unwrap();
-    // No more rights than are needed.
+    // Only the rights that are needed.
     let rights = ["+ping", "+eval", "+evalsha", "+incr"];
     let user = ["ACL", "SETUSER", "me", "on", ">p@ss", "~*"];
     server
@@ -77,7 +77,7 @@ async fn wrong_credentials_are_refused_soon_and_right_ones_taken() {
 }
 
 #[tokio::test]
-async fn no_right_is_needed_for_the_first_database_and_one_that_is_missing_is_told_at_once() {
+async fn the_first_database_needs_no_right_and_a_missing_right_is_reported_at_once() {
     let server = RedisServer::start().await.unwrap();
     let rights = ["+ping", "+eval", "+evalsha", "+incr"];
     for (user, more) in [("some", "-select"), ("all", "+select"), ("none", "-ping")] {
@@ -110,7 +110,7 @@ async fn no_right_is_needed_for_the_first_database_and_one_that_is_missing_is_to
 }
 
 #[tokio::test]
-async fn a_server_is_no_cluster_and_a_clusters_node_is_not_alone() {
+async fn a_server_is_no_cluster_and_a_node_of_a_cluster_is_no_server() {
     let server = RedisServer::start().await.unwrap();
     let url = format!("redis-cluster://{}", server.addr());
     let connecting = Redis::builder(url).connect_timeout(PATIENCE).connect();
@@ -132,7 +132,7 @@ async fn a_server_is_no_cluster_and_a_clusters_node_is_not_alone() {
 }
 
 #[tokio::test]
-async fn built_before_the_server_is_up_it_finds_it() {
+async fn a_client_built_before_the_server_connects_once_it_is_up() {
     let mut server = RedisServer::start().await.unwrap();
     server.kill().unwrap();
     let redis = Redis::builder(server.url()).build().unwrap();
@@ -148,7 +148,7 @@ async fn built_before_the_server_is_up_it_finds_it() {
 }
 
 #[tokio::test]
-async fn the_first_calls_of_one_just_built_wait_for_the_connection() {
+async fn the_first_calls_of_a_new_client_wait_for_the_connection() {
     let server = RedisServer::start().await.unwrap();
     let redis = Redis::builder(server.url())
         .command_timeout(RECOVERY)
@@ -203,7 +203,7 @@ async fn clones_share_one_connection_which_ends_with_the_last() {
 }
 
 #[tokio::test]
-async fn nothing_is_left_when_it_is_dropped_while_the_server_is_away() {
+async fn a_client_dropped_during_an_outage_leaves_nothing_behind() {
     let tasks = Handle::current().metrics();
     let before = tasks.num_alive_tasks();
     let mut server = RedisServer::start().await.unwrap();

@@ -1,7 +1,7 @@
 //! Sixty-four tasks at once while the server dies, freezes, restarts and forgets its scripts.
 //!
-//! Each adds one to the same key, over and over. What the key says at the end proves that no script ran twice: it is at
-//! least the number of calls that succeeded, and at most that and those of which nobody knows.
+//! Each adds one to the same key, over and over. The value at the end proves that no script ran twice: it is at least the
+//! number of successful calls, and at most that plus the calls of unknown outcome.
 
 #![expect(
     clippy::unwrap_used,
@@ -44,7 +44,7 @@ struct Load {
 }
 
 impl Load {
-    /// A load of which a hundred calls have succeeded, however busy the machine is.
+    /// Starts a load and waits until a hundred calls have succeeded, however busy the machine is.
     async fn start(redis: &Redis, server: &RedisServer) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
@@ -89,7 +89,7 @@ impl Tally {
             Err(error) => {
                 assert!(!error.is_script(), "{error:?}");
                 self.refused += 1;
-                // As a caller would do something else; and so that the others get a turn.
+                // Yields to the other tasks, as a caller with other work does.
                 sleep(Duration::from_millis(1)).await;
             }
         }
@@ -113,7 +113,7 @@ async fn counted(server: &RedisServer) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frozen_and_thawed_nothing_is_counted_twice() {
     let server = RedisServer::start().await.unwrap();
-    // So long that it is not the machine whose pauses are counted.
+    // Longer than the pauses of the machine, so that these do not count.
     let hasty = Duration::from_secs(1);
     let redis = Redis::builder(server.url()).command_timeout(hasty);
     let redis = redis.connect().await.unwrap();
@@ -121,7 +121,7 @@ async fn frozen_and_thawed_nothing_is_counted_twice() {
     for _ in 0..3 {
         sleep(Duration::from_millis(200)).await;
         server.freeze().unwrap();
-        // Longer than any call may take: none waits for it to go on.
+        // Longer than any call may take: none waits for the server to continue.
         sleep(hasty + MARGIN + Duration::from_millis(100)).await;
         server.thaw().unwrap();
         let took = until_served(&redis, "other").await;
@@ -141,7 +141,7 @@ async fn killed_and_restarted_nothing_is_counted_twice() {
     for _ in 0..3 {
         let load = Load::start(&redis, &server).await;
         sleep(Duration::from_millis(200)).await;
-        // What it has counted dies with it: so first nothing is served, and it can still be asked.
+        // The count dies with the server. So it first stops serving writes, and the count can still be read.
         let pause = server.command(&["CLIENT", "PAUSE", "10000", "WRITE"]);
         pause.await.unwrap();
         sleep(Duration::from_millis(50)).await;
@@ -153,7 +153,7 @@ async fn killed_and_restarted_nothing_is_counted_twice() {
         server.restart().await.unwrap();
         let took = until_served(&redis, "other").await;
         assert!(took < RECOVERY, "{took:?}");
-        // Nothing that waited for the old server was sent to the new one.
+        // No command that waited for the old server was sent to the new one.
         assert_eq!(counted(&server).await, 0);
     }
 }

@@ -1,4 +1,4 @@
-//! One call after the other while the server dies, freezes, comes back, or can't serve.
+//! Sequential calls while the server dies, freezes, recovers, or cannot serve.
 
 #![expect(
     clippy::unwrap_used,
@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tower_llm_redis::Redis;
 use tower_llm_testkit::redis::RedisServer;
 
-/// A thousand calls that are refused take no longer than a busy machine pauses: none of them waits.
+/// A thousand refused calls take no longer than a pause of a busy machine: none of them waits.
 async fn refused_at_once(redis: &Redis) {
     let (_, took) = timed(async {
         for _ in 0..1_000 {
@@ -30,7 +30,7 @@ async fn refused_at_once(redis: &Redis) {
 }
 
 #[tokio::test]
-async fn a_frozen_server_costs_one_timeout_and_is_back_when_it_is() {
+async fn a_frozen_server_costs_one_timeout_and_is_used_again_once_it_thaws() {
     let server = RedisServer::start().await.unwrap();
     let redis = connect(server.url()).await;
     server.freeze().unwrap();
@@ -41,7 +41,7 @@ async fn a_frozen_server_costs_one_timeout_and_is_back_when_it_is() {
     assert!(error.is_timeout() && error.may_have_run() && !error.is_script());
     assert!(took < TIMEOUT + MARGIN, "{took:?}");
     refused_at_once(&redis).await;
-    // Long enough for the old connection to be given up and others to be tried.
+    // Long enough for the old connection to be dropped and others to be tried.
     sleep(Duration::from_millis(1_500)).await;
     refused_at_once(&redis).await;
     let health = redis.health();
@@ -57,7 +57,7 @@ async fn a_frozen_server_costs_one_timeout_and_is_back_when_it_is() {
 }
 
 #[tokio::test]
-async fn a_killed_server_is_noticed_without_a_call_and_is_back_when_it_is() {
+async fn a_killed_server_is_noticed_without_a_call_and_used_again_after_a_restart() {
     let mut server = RedisServer::start().await.unwrap();
     let redis = connect_patiently(server.url()).await;
     server.kill().unwrap();
@@ -71,13 +71,13 @@ async fn a_killed_server_is_noticed_without_a_call_and_is_back_when_it_is() {
     let took = until_served(&redis, "a").await;
     assert!(took < RECOVERY, "{took:?}");
     let health = redis.health();
-    // No call was lost: none was on its way.
+    // No call was lost: none was in flight.
     assert_eq!((health.failures, health.outages), (0, 1));
     println!("killed: served {took:?} after it was back");
 }
 
 #[tokio::test]
-async fn calls_on_their_way_when_the_server_dies_fail_together_and_early() {
+async fn calls_in_flight_when_the_server_dies_fail_together_and_early() {
     let mut server = RedisServer::start().await.unwrap();
     let redis = Redis::builder(server.url()).command_timeout(PATIENCE);
     let redis = redis.connect().await.unwrap();
@@ -114,14 +114,14 @@ async fn one_slow_script_costs_the_others_next_to_nothing() {
     assert!(error.is_timeout());
     let took = until_served(&redis, "a").await;
     assert!(took < TIMEOUT + MARGIN, "{took:?}");
-    // The connection was kept, for those whose answers were only late.
+    // The connection was kept for calls whose responses were only late.
     let list = server.command(&["CLIENT", "LIST"]).await.unwrap();
     assert!(list.contains("cmd=evalsha"), "{list}");
     assert_eq!(redis.health().outages, 1);
 }
 
 #[tokio::test]
-async fn no_more_calls_wait_than_may() {
+async fn no_more_than_max_pending_calls_wait() {
     let server = RedisServer::start().await.unwrap();
     let redis = Redis::builder(server.url()).max_pending(10);
     let redis = redis.connect().await.unwrap();
@@ -139,7 +139,7 @@ async fn no_more_calls_wait_than_may() {
     }
     assert_eq!((waited, refused), (10, 54));
     server.thaw().unwrap();
-    // Every place was given back.
+    // Every permit was given back.
     until_served(&redis, "a").await;
     for _ in 0..20 {
         count(&redis, "a").await.unwrap();
@@ -147,16 +147,16 @@ async fn no_more_calls_wait_than_may() {
 }
 
 #[tokio::test]
-async fn a_server_that_can_only_read_is_away_until_it_is_a_primary_again() {
+async fn a_read_only_server_is_unavailable_until_it_is_a_primary_again() {
     let server = RedisServer::start().await.unwrap();
     let redis = connect(server.url()).await;
-    // Of nobody there, so that it stays what it is.
+    // Its primary does not exist, so that it remains a replica.
     let replica = ["REPLICAOF", "127.0.0.1", "1"];
     server.command(&replica).await.unwrap();
     let error = count(&redis, "a").await.unwrap_err();
     assert!(error.is_down() && !error.is_script() && !error.may_have_run());
     assert!(error.to_string().contains("READONLY"), "{error}");
-    // It answers PINGs, so it is tried now and then, on a new connection, and no oftener.
+    // It answers PINGs, so it is tried on a new connection, but only occasionally.
     let before = redis.health().outages;
     let mut refused = 0;
     let from = Instant::now();
@@ -175,7 +175,7 @@ async fn a_server_that_can_only_read_is_away_until_it_is_a_primary_again() {
 }
 
 #[tokio::test]
-async fn a_server_that_takes_no_writes_for_now_serves_what_only_reads() {
+async fn a_server_that_refuses_writes_serves_scripts_that_only_read() {
     let server = RedisServer::start().await.unwrap();
     let redis = connect_patiently(server.url()).await;
     let replicas = async |number| {
@@ -186,7 +186,7 @@ async fn a_server_that_takes_no_writes_for_now_serves_what_only_reads() {
     let error = count(&redis, "a").await.unwrap_err();
     assert!(error.is_down() && !error.is_script() && !error.may_have_run());
     assert!(error.to_string().contains("NOREPLICAS"), "{error}");
-    // As a server says whose disk is full.
+    // The error of a server whose disk is full.
     let error = run(&redis, "return redis.error_reply('MISCONF no disk')").await;
     let error = error.unwrap_err();
     assert!(error.is_down() && !error.is_script(), "{error}");
@@ -198,7 +198,7 @@ async fn a_server_that_takes_no_writes_for_now_serves_what_only_reads() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_busy_or_stuck_in_a_script_is_away_until_it_is_killed() {
+async fn a_server_stuck_in_a_script_is_unavailable_until_the_script_is_killed() {
     let server = RedisServer::start_with(&["--busy-reply-threshold", "20"])
         .await
         .unwrap();

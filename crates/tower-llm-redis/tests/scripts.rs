@@ -1,4 +1,4 @@
-//! What goes to a script, and what comes back.
+//! Arguments and results of scripts.
 
 mod support;
 
@@ -111,7 +111,7 @@ async fn a_script_is_sent_by_name_and_its_text_only_when_it_is_not_known() {
 }
 
 #[tokio::test]
-async fn errors_that_the_server_answers_with_are_told_and_do_not_take_it_down() {
+async fn errors_of_the_server_are_returned_and_do_not_shut_the_gate() {
     let server = RedisServer::start_with(&["--maxmemory", "1"])
         .await
         .unwrap();
@@ -135,7 +135,7 @@ async fn errors_that_the_server_answers_with_are_told_and_do_not_take_it_down() 
 }
 
 #[tokio::test]
-async fn an_error_among_other_things_is_an_error() {
+async fn an_error_inside_a_reply_is_an_error() {
     let server = RedisServer::start().await.unwrap();
     let redis = connect_patiently(server.url()).await;
     let error = run(&redis, "return {1, redis.error_reply('MINE')}")

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Shared by the tests.
 
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 #![expect(
@@ -17,15 +17,15 @@ pub(crate) static COUNT: Script = Script::new("return redis.call('INCR', KEYS[1]
 
 /// Far more than anything here takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-/// What a call may last beyond its timeout: busy machines have paused for 700 ms, and what waits for a server that is
-/// away waits far longer.
+/// How much longer than its timeout a call may take: busy machines have paused for 700 ms, and a call that waits for an
+/// unavailable server takes far longer.
 pub(crate) const MARGIN: Duration = Duration::from_secs(1);
 /// The command timeout unless set.
 pub(crate) const TIMEOUT: Duration = Duration::from_millis(100);
-/// How soon a server that is back must be in use: within a second, and what the machine may pause.
+/// How soon a recovered server must be in use: within a second, plus a pause of the machine.
 pub(crate) const RECOVERY: Duration = Duration::from_secs(2);
 
-/// With a timeout that no pause of a busy machine comes near, for tests in which nothing is to time out.
+/// With a timeout far longer than any pause of a busy machine, for tests in which nothing must time out.
 pub(crate) async fn connect_patiently(url: impl Into<String>) -> Redis {
     let redis = Redis::builder(url).command_timeout(PATIENCE).connect();
     timeout(PATIENCE, redis).await.unwrap().unwrap()
@@ -52,13 +52,13 @@ pub(crate) async fn timed<F: Future>(future: F) -> (F::Output, Duration) {
     (output, from.elapsed())
 }
 
-/// How often at most a server that is away is tried in such a time: every 100 ms, at the beginning, and at the end.
+/// Maximum number of attempts on an unavailable server in that time: every 100 ms, at the beginning, and at the end.
 pub(crate) fn most_tries(within: Duration) -> u64 {
     let tries = within.as_millis() / 100;
     2 + u64::try_from(tries).unwrap()
 }
 
-/// Waits until `condition` holds, and says how long that took.
+/// Waits until `condition` holds; returns how long that took.
 pub(crate) async fn until(mut condition: impl FnMut() -> bool) -> Duration {
     let from = Stopwatch::start();
     while !condition() {
@@ -68,7 +68,7 @@ pub(crate) async fn until(mut condition: impl FnMut() -> bool) -> Duration {
     from.elapsed()
 }
 
-/// Waits until a call succeeds, and says how long that took.
+/// Waits until a call succeeds; returns how long that took.
 pub(crate) async fn until_served(redis: &Redis, key: &str) -> Duration {
     let from = Stopwatch::start();
     while let Err(error) = count(redis, key).await {

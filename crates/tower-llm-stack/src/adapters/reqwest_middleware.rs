@@ -202,7 +202,7 @@ pin_project! {
 
 /// An inner call that could not reach the rest of the chain.
 ///
-/// The text may change; what the getters tell will not.
+/// The text may change; the getters will not.
 #[derive(Debug)]
 pub struct PortError {
     reason: Unreachable,
