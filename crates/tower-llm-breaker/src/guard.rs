@@ -100,6 +100,10 @@ impl BreakerGuard {
 
     fn report(&self, completion: &Completion, at: Option<Instant>) {
         let mut now = Now::at(at);
+        if completion.served.is_some() {
+            // A cache's answer shows nothing about the provider; a probe is given back.
+            return self.count(&Completion::new(Outcome::Superseded), &mut now);
+        }
         if self.ignores_throttled && matches!(completion.outcome, Outcome::Throttled { .. }) {
             // Without a time it opens no circuit and is neither success nor failure; a probe's lease is given back.
             let mut untimed = completion.clone();

@@ -181,6 +181,10 @@ impl Adaptive {
         completion: &Completion,
         silent_for: Option<Duration>,
     ) -> Option<Sign> {
+        // What a cache answers shows nothing about the provider.
+        if completion.served.is_some() {
+            return None;
+        }
         match (self.signal, completion.outcome) {
             (Signal::Throttling, Outcome::Throttled { .. } | Outcome::Overloaded { .. }) => {
                 Some(Sign::Bad)

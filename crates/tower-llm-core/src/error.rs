@@ -42,6 +42,8 @@ pub enum RefusalKind {
     Unavailable,
     /// The request is too large to be ever admitted.
     TooLarge,
+    /// The request takes only a cached answer, and there is none.
+    NotCached,
 }
 
 /// The request body exceeds the limit of the layer that reads it.

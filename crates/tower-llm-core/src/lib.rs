@@ -63,6 +63,7 @@ mod refusal;
 mod registry;
 mod request_body;
 mod scan;
+mod served;
 mod usage;
 mod watch;
 
@@ -80,6 +81,7 @@ pub use self::{
     refusal::{RefusalBody, RefusalLayer, Refuse},
     registry::{Evictable, Keyed, Registry},
     request_body::RequestBody,
+    served::Served,
     usage::Usage,
     watch::{Armed, Guard, Guarded, HttpBody, Unary, Unsent, Watch, Watched},
 };

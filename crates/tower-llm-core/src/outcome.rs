@@ -5,7 +5,7 @@ use std::{error::Error, time::Duration};
 use tokio::time::Instant;
 use tower::{load_shed::error::Overloaded, timeout::error::Elapsed};
 
-use crate::{ClassifiedError, Refusal, TimedOut, Usage, error::chain};
+use crate::{ClassifiedError, Refusal, Served, TimedOut, Usage, error::chain};
 
 /// How a call ended. Every layer acts on the same verdict.
 ///
@@ -164,6 +164,8 @@ pub struct Completion {
     pub status: Option<u16>,
     /// What the provider's error concerns, if it says so.
     pub subject: Option<Subject>,
+    /// Where the response came from if no call was made for it; its usage is that of the call that was made once.
+    pub served: Option<Served>,
 }
 
 /// What an error of the provider concerns. A circuit should open for no more than that.
@@ -191,6 +193,7 @@ impl Completion {
             finish: None,
             status: None,
             subject: None,
+            served: None,
         }
     }
 

@@ -194,6 +194,8 @@ impl Pricing {
         match completion.outcome {
             Outcome::Exhausted | Outcome::Overloaded { .. } | Outcome::Refused => Amounts::NONE,
             Outcome::Throttled { .. } | Outcome::ClientError => Amounts::REQUEST,
+            // Its tokens are paid for by the call that a cache answers it from.
+            _ if completion.served.is_some() => Amounts::REQUEST,
             _ if estimate.uses_no_tokens => estimate.reserved,
             Outcome::Success => match self.seen(estimate, completion) {
                 Some(used) => used,

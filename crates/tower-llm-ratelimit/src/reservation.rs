@@ -248,6 +248,7 @@ impl Guard for Reservation {
         let Some(policy) = self.policy() else { return };
         if let (Some(observed), Outcome::Success, Some(usage)) =
             (&self.demand.observed, completion.outcome, completion.usage)
+            && completion.served.is_none()
         {
             observed.record(usage.output);
         }

@@ -63,6 +63,14 @@ const BAD_GATEWAY: Name = Name {
     gemini: "UNAVAILABLE",
 };
 
+/// RFC 9111, section 5.2.1.7.
+const NOT_CACHED: Name = Name {
+    status: StatusCode::GATEWAY_TIMEOUT,
+    openai: "not_cached",
+    anthropic: "not_found_error",
+    gemini: "NOT_FOUND",
+};
+
 /// The response for a refusal, a timeout or an error that states an outcome; `None` for any other error.
 pub(super) fn render(
     error: &(dyn Error + 'static),
@@ -76,6 +84,7 @@ pub(super) fn render(
             RefusalKind::RateLimited => RATE_LIMITED,
             RefusalKind::Unavailable => UNAVAILABLE,
             RefusalKind::TooLarge => TOO_LARGE,
+            RefusalKind::NotCached => NOT_CACHED,
         };
         let mut response = respond(name, dialect, &said_by_layer(error).to_string());
         let headers = response.headers_mut();

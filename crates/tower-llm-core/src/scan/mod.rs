@@ -28,7 +28,7 @@ use self::{
     provider_error::Verdict,
     response_headers::ResponseHeaders,
 };
-use crate::{Call, Completion, Dialect, Failure, Operation, Outcome};
+use crate::{Call, Completion, Dialect, Failure, Operation, Outcome, Served};
 
 /// Reads one response from its headers to its end.
 #[derive(Debug)]
@@ -43,6 +43,7 @@ pub(crate) struct Scanner {
     /// What the request asked for, as far as it matters for the response.
     asked: Asked,
     first_token_at: Option<Instant>,
+    served: Option<Served>,
 }
 
 /// What was asked for.
@@ -95,7 +96,14 @@ impl Scanner {
                 .map(marker_of),
             asked,
             first_token_at: None,
+            served: None,
         }
+    }
+
+    /// Says that the response came from a cache.
+    pub(crate) fn served(mut self, served: Option<Served>) -> Self {
+        self.served = served;
+        self
     }
 
     /// Reads a frame.
@@ -172,6 +180,7 @@ impl Scanner {
         completion.finish = self.facts.finish;
         completion.status = Some(self.headers.status.as_u16());
         completion.subject = subject;
+        completion.served = self.served;
         completion
     }
 

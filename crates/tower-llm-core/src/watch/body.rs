@@ -61,7 +61,8 @@ impl<B, G: Guard> Watched<B, G> {
         let followed = parts.extensions.get::<Led>().and_then(Led::lead);
         let leads = followed.is_none();
         let lead = followed.unwrap_or_else(|| {
-            let lead = Lead::new(Scanner::new(call, parts.status, &parts.headers));
+            let scanner = Scanner::new(call, parts.status, &parts.headers);
+            let lead = Lead::new(scanner.served(parts.extensions.get().copied()));
             parts.extensions.insert(lead.led());
             lead
         });

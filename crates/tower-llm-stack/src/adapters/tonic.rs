@@ -98,6 +98,7 @@ fn refusal(error: &(dyn Error + 'static)) -> Option<Code> {
         return Some(match refusal.kind() {
             RefusalKind::RateLimited => Code::ResourceExhausted,
             RefusalKind::TooLarge => Code::InvalidArgument,
+            RefusalKind::NotCached => Code::NotFound,
             _ => Code::Unavailable,
         });
     }
