@@ -194,6 +194,9 @@ impl Facts {
             | b"interaction.complete" => {
                 self.terminal = Some(Marker::Event);
                 self.speaks.get_or_insert(Speaks::Events);
+                if event == b"response.completed" {
+                    self.finish.get_or_insert(FinishReason::Stop);
+                }
             }
             b"error" | b"response.failed" => {
                 self.note_error();
@@ -215,8 +218,21 @@ impl Facts {
 
     fn note_finish(&mut self, reason: &[u8]) {
         match FinishReason::parse(reason) {
-            Some(reason) => self.finish = Some(reason),
+            Some(reason) => self.finished(reason),
             None => self.note_error().name(reason),
+        }
+    }
+
+    /// Notes why a choice has ended. Of several, the one that is least an answer counts: it must not look whole.
+    fn finished(&mut self, reason: FinishReason) {
+        let rank = |reason| match reason {
+            FinishReason::ContentFilter => 3,
+            FinishReason::Length => 2,
+            FinishReason::ToolCalls => 1,
+            FinishReason::Stop | FinishReason::Other => 0,
+        };
+        if self.finish.is_none_or(|known| rank(reason) >= rank(known)) {
+            self.finish = Some(reason);
         }
     }
 }
@@ -281,7 +297,7 @@ impl Sink for Facts {
                 self.choices.finish();
             }
             Place::Blocked => {
-                self.finish = Some(FinishReason::ContentFilter);
+                self.finished(FinishReason::ContentFilter);
                 self.speaks = Some(Speaks::Events);
                 self.terminal = Some(Marker::Event);
             }
@@ -344,7 +360,10 @@ impl Sink for Facts {
         }
     }
 
-    fn text(&mut self, _: Place, bytes: i64) {
+    fn text(&mut self, place: Place, bytes: i64) {
+        if place == Place::Refusal && bytes > 0 {
+            self.finished(FinishReason::ContentFilter);
+        }
         self.text_bytes = self.text_bytes.saturating_add(bytes);
         self.has_output |= bytes > 0;
     }

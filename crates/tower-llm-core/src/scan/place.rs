@@ -14,6 +14,8 @@ pub(super) enum Place {
     EventType,
     /// A text whose bytes are output; or an object that holds one.
     Text,
+    /// Text by which the model declines, in place of an answer.
+    Refusal,
     /// A list of things that hold text.
     Texts,
     /// Output that is not text, such as a function call that comes as an object.
@@ -130,7 +132,7 @@ impl Place {
     /// How a string at this place is read.
     pub(super) fn string_mode(self) -> StringMode {
         match self {
-            Self::Text | Self::Delta => StringMode::Count,
+            Self::Text | Self::Refusal | Self::Delta => StringMode::Count,
             Self::Error | Self::ErrorMessage | Self::Message | Self::RootErrorMessage => {
                 StringMode::Pass
             }
@@ -217,7 +219,8 @@ fn delta(key: &[u8]) -> Option<Place> {
     use Place as P;
     Some(match key {
         b"content" | b"text" | b"thinking" | b"partial_json" | b"reasoning_content"
-        | b"reasoning" | b"refusal" | b"transcript" => P::Text,
+        | b"reasoning" | b"transcript" => P::Text,
+        b"refusal" => P::Refusal,
         b"tool_calls" => P::ToolCalls,
         b"function_call" => P::ToolCall,
         b"audio" | b"message" => P::Delta,

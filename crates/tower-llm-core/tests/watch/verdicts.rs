@@ -211,3 +211,66 @@ fn no_wait_is_longer_than_a_month() {
     let retry_after = Some(Duration::from_secs(31 * 86_400));
     assert_eq!(told.outcome, Outcome::Throttled { retry_after });
 }
+
+/// The finish reason of a body that is read to its end.
+fn finish(response: Response<Script>) -> Option<FinishReason> {
+    let log = Log::new();
+    let mut body = HttpBody
+        .watch(None, response, log.probe("only"))
+        .into_body();
+    while next_frame(&mut body).is_some() {}
+    log.completion().finish
+}
+
+#[test]
+fn of_several_choices_the_one_that_is_least_an_answer_says_how_all_ended() {
+    let choice = |reason| format!(r#"{{"index":0,"delta":{{}},"finish_reason":"{reason}"}}"#);
+    for (reasons, expected) in [
+        (["length", "stop"], FinishReason::Length),
+        (["stop", "length"], FinishReason::Length),
+        (["content_filter", "length"], FinishReason::ContentFilter),
+        (["tool_calls", "stop"], FinishReason::ToolCalls),
+        (["stop", "stop"], FinishReason::Stop),
+    ] {
+        let [first, second] = reasons.map(choice);
+        let whole = format!(r#"{{"choices":[{first},{second}]}}"#);
+        assert_eq!(
+            finish(json(Script::data([whole.leak() as &str]))),
+            Some(expected)
+        );
+        let events =
+            format!("data: {{\"choices\":[{first}]}}\n\ndata: {{\"choices\":[{second}]}}\n\n");
+        assert_eq!(
+            finish(sse(Script::data([events.leak() as &str]))),
+            Some(expected)
+        );
+    }
+}
+
+#[test]
+fn a_refusal_is_no_stop_even_if_the_provider_calls_it_one() {
+    let message =
+        r#"{"choices":[{"message":{"content":null,"refusal":"No."},"finish_reason":"stop"}]}"#;
+    assert_eq!(
+        finish(json(Script::data([message]))),
+        Some(FinishReason::ContentFilter)
+    );
+    let delta = "data: {\"choices\":[{\"delta\":{\"refusal\":\"No.\"}}]}\n\n";
+    let stop = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    assert_eq!(
+        finish(sse(Script::data([delta, stop]))),
+        Some(FinishReason::ContentFilter)
+    );
+    let none =
+        r#"{"choices":[{"message":{"content":"Yes.","refusal":null},"finish_reason":"stop"}]}"#;
+    assert_eq!(finish(json(Script::data([none]))), Some(FinishReason::Stop));
+}
+
+#[test]
+fn a_stream_of_responses_says_why_it_ended() {
+    let completed = "data: {\"type\":\"response.completed\",\"response\":{}}\n\n";
+    assert_eq!(
+        finish(sse(Script::data([completed]))),
+        Some(FinishReason::Stop)
+    );
+}
