@@ -1,0 +1,150 @@
+//! The body of a response that passed, is shared, or was stored.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    vec,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tower_llm_core::BoxError;
+
+use crate::{flight::Participant, memory::Entry};
+
+pin_project! {
+    /// A response body: of a call that passed the cache, of a call in flight, or of a stored answer.
+    #[derive(Debug)]
+    pub struct CacheBody<B> {
+        #[pin]
+        kind: Kind<B>,
+    }
+}
+
+pin_project! {
+    #[project = KindProj]
+    #[derive(Debug)]
+    enum Kind<B> {
+        Passed { #[pin] body: B },
+        // `None` once it has ended.
+        Shared { participant: Option<Participant> },
+        Stored { replay: Replay },
+        Converted { frames: vec::IntoIter<Bytes>, left: u64 },
+    }
+}
+
+/// A stored answer, as far as it was read.
+#[derive(Debug)]
+struct Replay {
+    entry: Entry,
+    index: u32,
+    offset: usize,
+}
+
+impl<B> CacheBody<B> {
+    pub(crate) fn passed(body: B) -> Self {
+        Self {
+            kind: Kind::Passed { body },
+        }
+    }
+
+    pub(crate) fn shared(participant: Participant) -> Self {
+        Self {
+            kind: Kind::Shared {
+                participant: Some(participant),
+            },
+        }
+    }
+
+    /// The answer as it was recorded, frame for frame.
+    pub(crate) fn stored(entry: Entry) -> Self {
+        let replay = Replay {
+            entry,
+            index: 0,
+            offset: 0,
+        };
+        Self {
+            kind: Kind::Stored { replay },
+        }
+    }
+
+    /// The answer in another form than the recorded one.
+    pub(crate) fn converted(frames: Vec<Bytes>) -> Self {
+        let left = frames.iter().map(|frame| frame.len() as u64).sum();
+        Self {
+            kind: Kind::Converted {
+                frames: frames.into_iter(),
+                left,
+            },
+        }
+    }
+}
+
+impl Replay {
+    fn next(&mut self) -> Option<Bytes> {
+        let frame = self.entry.0.record.frame(self.index, self.offset)?;
+        self.index += 1;
+        self.offset += frame.len();
+        Some(frame)
+    }
+
+    fn left(&self) -> usize {
+        self.entry.0.record.body_len() - self.offset
+    }
+}
+
+impl<B> Body for CacheBody<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.project().kind.project() {
+            KindProj::Passed { body } => body
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+            KindProj::Shared { participant } => {
+                let Some(reading) = participant else {
+                    return Poll::Ready(None);
+                };
+                let frame = ready!(reading.poll_frame(cx));
+                if !matches!(frame, Some(Ok(_))) {
+                    *participant = None;
+                }
+                Poll::Ready(frame)
+            }
+            KindProj::Stored { replay } => {
+                Poll::Ready(replay.next().map(|frame| Ok(Frame::data(frame))))
+            }
+            KindProj::Converted { frames, left } => Poll::Ready(frames.next().map(|frame| {
+                *left -= frame.len() as u64;
+                Ok(Frame::data(frame))
+            })),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Passed { body } => body.is_end_stream(),
+            Kind::Shared { participant } => participant.as_ref().is_none_or(Participant::is_read),
+            Kind::Stored { replay } => replay.left() == 0,
+            Kind::Converted { left, .. } => *left == 0,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Passed { body } => body.size_hint(),
+            Kind::Shared { .. } => SizeHint::default(),
+            Kind::Stored { replay } => SizeHint::with_exact(replay.left() as u64),
+            Kind::Converted { left, .. } => SizeHint::with_exact(*left),
+        }
+    }
+}

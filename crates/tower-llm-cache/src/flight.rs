@@ -1,0 +1,239 @@
+//! One upstream call, shared by all callers that ask the same meanwhile.
+//!
+//! A flight keeps what has come of its answer in a log. Each participant reads the log by an index of its own, so that a late
+//! one starts with the first frame and a slow one loses nothing. None of them owns the upstream: the poll of *any*
+//! participant drives it, one step at a time. A caller that leaves, or reads slowly, or not at all, so holds up no other, and
+//! no task is needed.
+//!
+//! # Who polls the upstream
+//!
+//! The upstream is polled with a waker of the flight's own. When it wakes, all participants that wait are woken. The first
+//! one that polls takes the driver's lock and clears `is_woken`, so the others do not poll an upstream that has nothing for
+//! them. A participant that finds the lock taken returns `Pending`: its waker is in the log already, and the one that holds
+//! the lock checks `is_woken` once more after it let go.
+//!
+//! # Locks
+//!
+//! In this order: the table's shard, the log, and never the driver's inside of one of them. Wakers run, and the upstream is
+//! dropped, outside of all.
+
+mod log;
+mod participant;
+mod table;
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+use bytes::Bytes;
+use http::response::Parts;
+use http_body::Frame;
+use tower_llm_core::{BoxError, Completion};
+
+use self::log::{Ended, Log};
+pub(crate) use self::{
+    log::{Head, Recorded},
+    participant::Participant,
+    table::{FlightKey, Flights, Join},
+};
+use crate::error::FlightFailed;
+
+/// The upstream of a flight: first the response headers, then frames, then the end.
+pub(crate) trait Drive: Send {
+    fn poll_step(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step>;
+
+    /// The end, if the last frame is known to have been the last: its readers may not ask for more.
+    fn end(&self) -> Option<End>;
+
+    /// Drops the upstream; returns how that ends the call.
+    fn give_up(self: Pin<Box<Self>>) -> Option<End>;
+}
+
+/// How a call has ended.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) completion: Completion,
+    pub(crate) is_event_stream: bool,
+}
+
+/// What has come from upstream.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Head(Box<Parts>),
+    Frame(Frame<Bytes>),
+    /// A clean end, and the verdict on the whole.
+    End(End),
+    Failed(BoxError),
+}
+
+/// Is told of the whole answer, before it leaves the table of flights.
+pub(crate) trait Recorder: Send + Sync {
+    fn record(&self, answer: &Recorded, end: &End);
+}
+
+pub(crate) struct Flight {
+    key: FlightKey,
+    table: Arc<Flights>,
+    /// `None` once the call has ended, or was given up.
+    driver: Mutex<Option<Pin<Box<dyn Drive>>>>,
+    is_woken: AtomicBool,
+    log: Mutex<Log>,
+    recorder: Box<dyn Recorder>,
+}
+
+impl Flight {
+    fn new(
+        key: FlightKey,
+        table: Arc<Flights>,
+        driver: Pin<Box<dyn Drive>>,
+        recorder: Box<dyn Recorder>,
+        max_recording: usize,
+    ) -> Self {
+        Self {
+            key,
+            table,
+            driver: Mutex::new(Some(driver)),
+            is_woken: AtomicBool::new(true),
+            log: Mutex::new(Log::new(max_recording)),
+            recorder,
+        }
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        // Each change of the log is whole before anything in it could panic.
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Polls the upstream if it may have something; returns whether the log has changed.
+    fn drive(self: &Arc<Self>) -> bool {
+        while self.is_woken.load(Ordering::Acquire) {
+            let mut driver = match self.driver.try_lock() {
+                Ok(driver) => driver,
+                // Its holder looks at `is_woken` again when it is done.
+                Err(TryLockError::WouldBlock) => return false,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            };
+            if !self.is_woken.swap(false, Ordering::AcqRel) {
+                continue;
+            }
+            let Some(upstream) = driver.as_mut() else {
+                return false;
+            };
+            let waker = Waker::from(Arc::clone(self));
+            let polled = catch_unwind(AssertUnwindSafe(|| {
+                upstream
+                    .as_mut()
+                    .poll_step(&mut Context::from_waker(&waker))
+            }));
+            match polled {
+                Ok(Poll::Pending) => {}
+                Ok(Poll::Ready(step)) => {
+                    let end = match &step {
+                        Step::Frame(_) => upstream.end(),
+                        _ => None,
+                    };
+                    let over = end.is_some() || matches!(step, Step::End(_) | Step::Failed(_));
+                    let upstream = if over { driver.take() } else { None };
+                    drop(driver);
+                    // There may be more at once.
+                    self.is_woken.store(!over, Ordering::Release);
+                    // Closed before its callers hear of the end.
+                    drop(upstream);
+                    self.apply(step);
+                    if let Some(end) = end {
+                        self.apply(Step::End(end));
+                    }
+                    return true;
+                }
+                Err(panic) => {
+                    let upstream = driver.take();
+                    drop(driver);
+                    drop(upstream);
+                    self.apply(Step::Failed(FlightFailed::panicked().into()));
+                    resume_unwind(panic);
+                }
+            }
+        }
+        false
+    }
+
+    /// Notes what came, and wakes the participants that wait for it.
+    fn apply(self: &Arc<Self>, step: Step) {
+        let wakers = match step {
+            Step::Head(head) => {
+                // Callers that come after a failure start afresh.
+                if !head.status.is_success() {
+                    self.table.remove(self);
+                }
+                self.log().head(*head)
+            }
+            Step::Frame(frame) => {
+                let (wakers, is_over_cap) = self.log().frame(frame);
+                if is_over_cap {
+                    self.table.remove(self);
+                }
+                wakers
+            }
+            Step::End(end) => {
+                self.record(&end);
+                // Stored first: a caller that finds no flight finds the answer.
+                self.table.remove(self);
+                self.log().end(Ended::Whole)
+            }
+            Step::Failed(error) => {
+                self.table.remove(self);
+                self.log().end(Ended::Failed(error.into()))
+            }
+        };
+        wake(wakers);
+    }
+
+    /// Drops the upstream: the last participant has left.
+    ///
+    /// Many clients stop reading at a stream's terminal marker. What came until then is a whole answer.
+    fn give_up(&self) {
+        let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+        let upstream = driver.take();
+        drop(driver);
+        if let Some(end) = upstream.and_then(Drive::give_up) {
+            self.record(&end);
+        }
+    }
+
+    fn record(&self, end: &End) {
+        let recorded = self.log().recorded();
+        if let Some(recorded) = recorded {
+            self.recorder.record(&recorded, end);
+        }
+    }
+}
+
+fn wake(wakers: Vec<Waker>) {
+    wakers.into_iter().for_each(Waker::wake);
+}
+
+/// Wakes every participant that waits: one of them alone might never poll again.
+impl Wake for Flight {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.is_woken.store(true, Ordering::Release);
+        let wakers = self.log().waiting();
+        wake(wakers);
+    }
+}
+
+impl fmt::Debug for Flight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flight").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,94 @@
+//! One caller's part in a flight.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::Frame;
+use tower_llm_core::{BoxError, Unsent};
+
+use super::{
+    Flight,
+    log::{Head, Read},
+};
+use crate::error::FlightFailed;
+
+/// Reads a flight's answer, and drives its upstream while it waits.
+///
+/// Dropping it leaves the flight; the last one to leave drops the upstream.
+#[derive(Debug)]
+pub(crate) struct Participant {
+    flight: Arc<Flight>,
+    reader: usize,
+    is_leader: bool,
+    /// A follower that leaves before it has an answer has cost nothing.
+    unsent: Option<Unsent>,
+}
+
+impl Participant {
+    pub(super) fn new(flight: Arc<Flight>, reader: usize, is_leader: bool) -> Self {
+        Self {
+            flight,
+            reader,
+            is_leader,
+            unsent: (!is_leader).then(Unsent::new),
+        }
+    }
+
+    /// Whether it is the caller that the upstream was called for.
+    pub(crate) fn is_leader(&self) -> bool {
+        self.is_leader
+    }
+
+    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, BoxError>> {
+        loop {
+            let read = self.flight.log().read_head(self.reader, cx.waker());
+            match read {
+                Read::Found(head) => {
+                    self.unsent = None;
+                    return Poll::Ready(Ok(head));
+                }
+                Read::Failed(error) => return Poll::Ready(Err(error.into())),
+                Read::End | Read::Lost => {
+                    return Poll::Ready(Err(FlightFailed::no_answer().into()));
+                }
+                Read::Waiting(_) => {}
+            }
+            if !self.flight.drive() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        loop {
+            let read = self.flight.log().read_frame(self.reader, cx.waker());
+            return Poll::Ready(match read {
+                Read::Found(frame) => Some(Ok(frame)),
+                Read::End => None,
+                Read::Failed(error) => Some(Err(error.into())),
+                Read::Lost => Some(Err(FlightFailed::behind().into())),
+                Read::Waiting(_) if self.flight.drive() => continue,
+                Read::Waiting(_) => return Poll::Pending,
+            });
+        }
+    }
+
+    /// Whether all was read, and it ended well.
+    pub(crate) fn is_read(&self) -> bool {
+        self.flight.log().is_read(self.reader)
+    }
+}
+
+impl Drop for Participant {
+    fn drop(&mut self) {
+        if self.flight.table.leave(&self.flight, self.reader) {
+            self.flight.give_up();
+        }
+    }
+}

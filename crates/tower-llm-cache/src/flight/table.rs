@@ -1,0 +1,134 @@
+//! The flights that can be joined.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use hashbrown::{HashMap, hash_map::Entry};
+
+use super::{Drive, Flight, Participant, Recorder};
+use crate::form::Form;
+
+/// Shards of the table, each with a lock of its own.
+const SHARDS: usize = 16;
+
+/// What calls must have in common to share a flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FlightKey {
+    pub(crate) digest: [u8; 32],
+    /// A streamed call does not wait for the whole of an unstreamed one.
+    pub(crate) form: Form,
+}
+
+type Shard = HashMap<FlightKey, Arc<Flight>, foldhash::fast::RandomState>;
+
+/// All flights that can be joined, by key.
+#[derive(Default)]
+pub(crate) struct Flights {
+    shards: [Mutex<Shard>; SHARDS],
+}
+
+/// The part that a call has in a flight.
+pub(crate) enum Join {
+    Leader(Participant),
+    Follower(Participant),
+}
+
+impl Flights {
+    fn shard(&self, key: &FlightKey) -> MutexGuard<'_, Shard> {
+        // A digest's bits are as random as any.
+        let shard = &self.shards[usize::from(key.digest[0]) % SHARDS];
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of flights.
+    pub(crate) fn len(&self) -> usize {
+        let shards = self.shards.iter();
+        shards
+            .map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len())
+            .sum()
+    }
+
+    /// Joins the flight for `key`, or starts one with `upstream`.
+    pub(crate) fn join_or_start(
+        self: &Arc<Self>,
+        key: FlightKey,
+        max_recording: usize,
+        recorder: Box<dyn Recorder>,
+        upstream: impl FnOnce() -> Pin<Box<dyn Drive>>,
+    ) -> Join {
+        let mut shard = self.shard(&key);
+        let entry = shard.entry(key);
+        if let Entry::Occupied(flight) = &entry
+            && let Some(follower) = Self::join(flight.get())
+        {
+            return Join::Follower(follower);
+        }
+        let flight = Flight::new(key, Arc::clone(self), upstream(), recorder, max_recording);
+        let flight = Arc::new(flight);
+        let leader = flight.log().join();
+        entry.insert(Arc::clone(&flight));
+        drop(shard);
+        Join::Leader(Participant::new(flight, leader, true))
+    }
+
+    /// Starts a flight that no other call joins: its caller wants an answer that was asked for now.
+    pub(crate) fn start_alone(
+        self: &Arc<Self>,
+        key: FlightKey,
+        max_recording: usize,
+        recorder: Box<dyn Recorder>,
+        upstream: Pin<Box<dyn Drive>>,
+    ) -> Participant {
+        let flight = Flight::new(key, Arc::clone(self), upstream, recorder, max_recording);
+        let leader = flight.log().join();
+        Participant::new(Arc::new(flight), leader, true)
+    }
+
+    fn join(flight: &Arc<Flight>) -> Option<Participant> {
+        let mut log = flight.log();
+        let reader = log.is_open.then(|| log.join())?;
+        drop(log);
+        Some(Participant::new(Arc::clone(flight), reader, false))
+    }
+
+    /// Removes `flight`, unless another one has taken its key.
+    pub(super) fn remove(&self, flight: &Arc<Flight>) {
+        Self::remove_from(&mut self.shard(&flight.key), flight);
+    }
+
+    /// Takes `reader` out of `flight`; returns whether it was the last one of a call that still runs.
+    ///
+    /// The flight is out of the table before its upstream is dropped, so no new caller joins a call that is being given up.
+    pub(super) fn leave(&self, flight: &Arc<Flight>, reader: usize) -> bool {
+        let mut shard = self.shard(&flight.key);
+        let mut log = flight.log();
+        let (is_last, _waker) = log.leave(reader);
+        let is_last = is_last && !log.has_ended();
+        if is_last {
+            log.is_open = false;
+        }
+        drop(log);
+        if is_last {
+            Self::remove_from(&mut shard, flight);
+        }
+        drop(shard);
+        is_last
+    }
+
+    fn remove_from(shard: &mut Shard, flight: &Arc<Flight>) {
+        if let Entry::Occupied(entry) = shard.entry(flight.key)
+            && Arc::ptr_eq(entry.get(), flight)
+        {
+            entry.remove();
+        }
+    }
+}
+
+impl fmt::Debug for Flights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flights").field("len", &self.len()).finish()
+    }
+}

@@ -1,0 +1,113 @@
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tower_llm_core::{BoxError, Oneshot};
+use tower_service::Service;
+
+use crate::{
+    body::CacheBody,
+    headers::{Did, StatusHeader, Why},
+    key::Bypass,
+    shared::Boarded,
+};
+
+pin_project! {
+    /// Resolves with a stored answer, with that of a call in flight, or with the inner service's.
+    pub struct ResponseFuture<S, ReqB, ResB>
+    where
+        S: Service<Request<ReqB>>,
+    {
+        #[pin]
+        state: State<Oneshot<S, Request<ReqB>>, ResB>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F, B> {
+        // `None` once it was handed out.
+        Known { result: Option<Result<Response<CacheBody<B>>, BoxError>> },
+        Passing { #[pin] future: F, status: StatusHeader, reason: Bypass },
+        // `None` once the response headers were handed out.
+        Flying { boarded: Option<Boarded> },
+    }
+}
+
+impl<S, ReqB, ResB> ResponseFuture<S, ReqB, ResB>
+where
+    S: Service<Request<ReqB>>,
+{
+    pub(crate) fn known(result: Result<Response<CacheBody<ResB>>, BoxError>) -> Self {
+        let result = Some(result);
+        Self {
+            state: State::Known { result },
+        }
+    }
+
+    pub(crate) fn passing(
+        future: Oneshot<S, Request<ReqB>>,
+        status: StatusHeader,
+        reason: Bypass,
+    ) -> Self {
+        Self {
+            state: State::Passing {
+                future,
+                status,
+                reason,
+            },
+        }
+    }
+
+    pub(crate) fn flying(boarded: Boarded) -> Self {
+        let boarded = Some(boarded);
+        Self {
+            state: State::Flying { boarded },
+        }
+    }
+}
+
+impl<S, ReqB, ResB> Future for ResponseFuture<S, ReqB, ResB>
+where
+    S: Service<Request<ReqB>, Response = Response<ResB>>,
+    S::Error: Into<BoxError>,
+{
+    type Output = Result<Response<CacheBody<ResB>>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(match self.project().state.project() {
+            StateProj::Known { result } => result.take().expect("polled after it was ready"),
+            StateProj::Passing {
+                future,
+                status,
+                reason,
+            } => {
+                let response = ready!(future.poll(cx)).map_err(Into::into)?;
+                let mut response = response.map(CacheBody::passed);
+                let did = Did::Forwarded(Why::Bypass(*reason));
+                status.write(did, || unreachable!(), response.headers_mut());
+                Ok(response)
+            }
+            StateProj::Flying { boarded } => {
+                let waiting = boarded.as_mut().expect("polled after it was ready");
+                let head = ready!(waiting.participant.poll_head(cx));
+                let boarded = boarded.take().expect("it was polled just now");
+                head.map(|head| boarded.response(head))
+            }
+        })
+    }
+}
+
+impl<S, ReqB, ResB> fmt::Debug for ResponseFuture<S, ReqB, ResB>
+where
+    S: Service<Request<ReqB>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,111 @@
+//! The headers of answers that are shared, and what a cache says of itself in them.
+
+use std::{fmt::Write as _, time::Duration};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{self, CACHE_CONTROL},
+};
+
+use crate::key::{Bypass, CacheKey};
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// Whether responses say what the cache did, in a `cache-status` header (RFC 9211).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StatusHeader {
+    /// They do not.
+    Omitted,
+    /// They do: `hit`, or why the call was forwarded.
+    #[default]
+    Plain,
+    /// They also name the key, by which the answer can be [invalidated](crate::CacheHandle::invalidate).
+    WithKey,
+}
+
+/// What the cache did with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Did {
+    Hit { age: Duration, ttl: Duration },
+    Forwarded(Why),
+    Collapsed,
+}
+
+/// Why a request was forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    Miss,
+    /// The request asked for a new answer, or for none as old as the one stored.
+    Request,
+    Bypass(Bypass),
+}
+
+/// The headers of an answer that another caller may see: without those about one connection or one call.
+pub(crate) fn shareable(headers: &HeaderMap) -> HeaderMap {
+    let mut shared = HeaderMap::with_capacity(headers.len() + 2);
+    for (name, value) in headers {
+        if !is_of_one_call(name) {
+            shared.append(name.clone(), value.clone());
+        }
+    }
+    shared
+}
+
+fn is_of_one_call(name: &HeaderName) -> bool {
+    const NAMES: [HeaderName; 17] = [
+        // Of the connection: RFC 9110, section 7.6.1.
+        header::CONNECTION,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+        header::PROXY_AUTHENTICATE,
+        header::TE,
+        header::TRAILER,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        header::ALT_SVC,
+        // Of the message as it was sent.
+        header::AGE,
+        header::CONTENT_LENGTH,
+        header::DATE,
+        CACHE_CONTROL,
+        // Of the caller it was sent to.
+        header::RETRY_AFTER,
+        header::SET_COOKIE,
+        HeaderName::from_static("retry-after-ms"),
+        HeaderName::from_static("x-should-retry"),
+    ];
+    // The state of one account's limits.
+    const PREFIXES: [&str; 3] = ["x-ratelimit-", "anthropic-ratelimit-", "ratelimit"];
+    NAMES.contains(name)
+        || PREFIXES
+            .iter()
+            .any(|prefix| name.as_str().starts_with(prefix))
+}
+
+impl StatusHeader {
+    /// Adds what the cache did to what caches nearer to the provider have said.
+    pub(crate) fn write(self, did: Did, key: impl FnOnce() -> CacheKey, headers: &mut HeaderMap) {
+        if let Did::Hit { age, .. } = did {
+            headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
+        }
+        if self == Self::Omitted {
+            return;
+        }
+        let mut status = String::from("tower-llm-cache; ");
+        let written = match did {
+            Did::Hit { ttl, .. } => write!(status, "hit; ttl={}", ttl.as_secs()),
+            Did::Collapsed => write!(status, "fwd=miss; collapsed"),
+            Did::Forwarded(Why::Miss) => write!(status, "fwd=miss"),
+            Did::Forwarded(Why::Request) => write!(status, "fwd=request"),
+            Did::Forwarded(Why::Bypass(reason)) => write!(status, "fwd=bypass; detail={reason}"),
+        };
+        if self == Self::WithKey && !matches!(did, Did::Forwarded(Why::Bypass(_))) {
+            // A quoted string: RFC 8941, section 3.3.3. A key has neither quotes nor backslashes.
+            let _ = write!(status, "; key=\"{}\"", key());
+        }
+        if let (Ok(()), Ok(status)) = (written, HeaderValue::from_str(&status)) {
+            headers.append(CACHE_STATUS, status);
+        }
+    }
+}

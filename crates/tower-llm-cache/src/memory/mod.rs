@@ -1,0 +1,142 @@
+//! Answers in this process's memory.
+
+mod fifo;
+mod moka;
+
+use std::{fmt, sync::Arc};
+
+use tokio::time::Instant;
+use tower_llm_core::ConfigError;
+
+use crate::{key::CacheKey, record::Record};
+
+/// The memory that answers are held in: its size, and which answer goes first when it is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "it does nothing until a builder takes it"]
+pub struct Memory {
+    eviction: Eviction,
+    max_bytes: u64,
+    max_entries: u64,
+}
+
+/// Which answer is evicted first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Eviction {
+    Lru,
+    TinyLfu,
+    Fifo,
+}
+
+/// A stored answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry(pub(crate) Arc<Stored>);
+
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) key: CacheKey,
+    pub(crate) record: Record,
+    pub(crate) stored_at: Instant,
+    pub(crate) fresh_until: Instant,
+}
+
+/// Where answers are held.
+pub(crate) trait Store: Send + Sync + fmt::Debug {
+    fn get(&self, digest: &[u8; 32]) -> Option<Entry>;
+    fn insert(&self, entry: Entry);
+    fn remove(&self, digest: &[u8; 32]) -> bool;
+    /// Removes the entries for which `matches` returns true; returns how many.
+    fn remove_if(&self, matches: &dyn Fn(&Stored) -> bool) -> u64;
+    fn size(&self) -> Size;
+}
+
+/// What a store holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+    pub(crate) evicted: u64,
+}
+
+impl Memory {
+    /// Evicts the answer that was used longest ago. The right choice for chats: most answers are never asked for again, and
+    /// those that are, soon.
+    pub const fn lru() -> Self {
+        Self::new(Eviction::Lru)
+    }
+
+    /// Evicts by frequency: moka's `TinyLFU`, an approximate LFU with admission. A new answer is stored only if it was asked for
+    /// more often than the one it would replace, so a scan of one-time requests displaces nothing. For skewed traffic, such
+    /// as a list of common questions; in a chat it rejects what is new.
+    pub const fn tiny_lfu() -> Self {
+        Self::new(Eviction::TinyLfu)
+    }
+
+    /// Evicts the answer that was stored first, however often it was used.
+    pub const fn fifo() -> Self {
+        Self::new(Eviction::Fifo)
+    }
+
+    const fn new(eviction: Eviction) -> Self {
+        Self {
+            eviction,
+            max_bytes: 256 << 20,
+            max_entries: u64::MAX,
+        }
+    }
+
+    /// Sets the maximum size of all answers together, in bytes; 256 MiB unless set. An answer counts its headers, its body and
+    /// 512 bytes for what holds it.
+    pub const fn max_bytes(mut self, bytes: u64) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    /// Sets the maximum number of answers; no limit unless set.
+    pub const fn max_entries(mut self, entries: u64) -> Self {
+        self.max_entries = entries;
+        self
+    }
+
+    pub(crate) fn build(self) -> Result<Box<dyn Store>, ConfigError> {
+        for (field, value) in [
+            ("max_bytes", self.max_bytes),
+            ("max_entries", self.max_entries),
+        ] {
+            if value == 0 {
+                let reason = "leave the memory out to hold nothing";
+                return Err(ConfigError::new(field, value, reason));
+            }
+        }
+        let Self {
+            eviction,
+            max_bytes,
+            max_entries,
+        } = self;
+        Ok(match eviction {
+            Eviction::Lru => Box::new(moka::Moka::lru(max_bytes, max_entries)),
+            Eviction::TinyLfu => Box::new(moka::Moka::tiny_lfu(max_bytes, max_entries)),
+            Eviction::Fifo => Box::new(fifo::Fifo::new(max_bytes, max_entries)),
+        })
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::lru()
+    }
+}
+
+impl Entry {
+    pub(crate) fn digest(&self) -> &[u8; 32] {
+        self.0.key.digest()
+    }
+
+    /// What it counts for.
+    fn weight(&self) -> u64 {
+        const OVERHEAD: u64 = 512;
+        OVERHEAD + self.0.record.bytes().len() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,77 @@
+//! Least recently and least frequently used first: moka, with weights.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use moka::{notification::RemovalCause, policy::EvictionPolicy, sync::Cache};
+
+use super::{Entry, Size, Store, Stored};
+
+#[derive(Debug)]
+pub(super) struct Moka {
+    cache: Cache<[u8; 32], Entry, foldhash::fast::RandomState>,
+    evicted: Arc<AtomicU64>,
+}
+
+impl Moka {
+    pub(super) fn lru(max_bytes: u64, max_entries: u64) -> Self {
+        Self::new(max_bytes, max_entries, EvictionPolicy::lru())
+    }
+
+    pub(super) fn tiny_lfu(max_bytes: u64, max_entries: u64) -> Self {
+        Self::new(max_bytes, max_entries, EvictionPolicy::tiny_lfu())
+    }
+
+    fn new(max_bytes: u64, max_entries: u64, policy: EvictionPolicy) -> Self {
+        let evicted = Arc::new(AtomicU64::new(0));
+        let evictions = Arc::clone(&evicted);
+        // Moka has one capacity. Where answers are counted, each weighs at least its part of all bytes.
+        let least = max_bytes / max_entries;
+        let cache = Cache::builder()
+            .max_capacity(max_bytes)
+            .weigher(move |_, entry: &Entry| {
+                u32::try_from(entry.weight().max(least)).unwrap_or(u32::MAX)
+            })
+            .eviction_policy(policy)
+            .eviction_listener(move |_, _, cause| {
+                if cause == RemovalCause::Size {
+                    evictions.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+            .build_with_hasher(foldhash::fast::RandomState::default());
+        Self { cache, evicted }
+    }
+}
+
+impl Store for Moka {
+    fn get(&self, digest: &[u8; 32]) -> Option<Entry> {
+        self.cache.get(digest)
+    }
+
+    fn insert(&self, entry: Entry) {
+        self.cache.insert(*entry.digest(), entry);
+    }
+
+    fn remove(&self, digest: &[u8; 32]) -> bool {
+        self.cache.remove(digest).is_some()
+    }
+
+    fn remove_if(&self, matches: &dyn Fn(&Stored) -> bool) -> u64 {
+        // Not moka's own predicates: those run later, for what is asked for, and must live as long.
+        let found = self.cache.iter().filter(|(_, entry)| matches(&entry.0));
+        let digests: Vec<_> = found.map(|(digest, _)| *digest).collect();
+        let removed = digests.iter().filter(|digest| self.remove(digest));
+        removed.count() as u64
+    }
+
+    fn size(&self) -> Size {
+        self.cache.run_pending_tasks();
+        Size {
+            entries: self.cache.entry_count(),
+            bytes: self.cache.weighted_size(),
+            evicted: self.evicted.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! A stored answer as a response, in the form that is asked for.
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Response,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+};
+use tower_llm_core::Dialect;
+
+use crate::{
+    assemble::{self, StreamForm},
+    body::CacheBody,
+    form::Form,
+    memory::Entry,
+    record::Record,
+    shared::Lookup,
+};
+
+/// The response with a stored answer; `None` if the answer cannot be told for certain in the form that is asked for.
+pub(crate) fn response<B>(entry: Entry, lookup: &Lookup) -> Option<Response<CacheBody<B>>> {
+    let record = &entry.0.record;
+    let mut headers = record.headers();
+    let (body, length) = if is_as_recorded(record, lookup) {
+        let length = record.body_len();
+        (CacheBody::stored(entry), length)
+    } else {
+        let frames = converted(record, lookup)?;
+        let label = match lookup.form {
+            Form::Events => "text/event-stream; charset=utf-8",
+            Form::Object | Form::List => "application/json",
+        };
+        if record.form() != lookup.form {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(label));
+        }
+        let length = frames.iter().map(Bytes::len).sum();
+        (CacheBody::converted(frames), length)
+    };
+    if lookup.form == Form::Object {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    let mut response = Response::new(body);
+    *response.headers_mut() = headers;
+    Some(response)
+}
+
+/// Whether the caller gets what was recorded, frame for frame.
+fn is_as_recorded(record: &Record, lookup: &Lookup) -> bool {
+    let is_same_usage = || record.includes_usage() == lookup.asked.include_usage;
+    record.form() == lookup.form
+        && (lookup.form != Form::Events || !has_usage_option(lookup) || is_same_usage())
+}
+
+fn has_usage_option(lookup: &Lookup) -> bool {
+    lookup.call.dialect() == Some(Dialect::OpenAi)
+}
+
+/// The answer in another form than the recorded one.
+fn converted(record: &Record, lookup: &Lookup) -> Option<Vec<Bytes>> {
+    let (dialect, operation) = (lookup.call.dialect()?, lookup.call.operation());
+    let include_usage = lookup.asked.include_usage;
+    match (record.form(), lookup.form) {
+        (Form::Events, Form::Events) => assemble::with_usage(&frames(record), include_usage),
+        (Form::Events | Form::List, Form::Object) => {
+            assemble::whole(dialect, operation, &record.body()).map(|whole| vec![whole])
+        }
+        (Form::Object, Form::Events) => {
+            let form = StreamForm::Events { include_usage };
+            assemble::events(dialect, operation, &record.body(), form)
+        }
+        (Form::Object, Form::List) => {
+            assemble::events(dialect, operation, &record.body(), StreamForm::JsonArray)
+        }
+        // From one stream to another: by way of the object.
+        (Form::Events, Form::List) | (Form::List, Form::Events) => {
+            let whole = assemble::whole(dialect, operation, &record.body())?;
+            let form = match lookup.form {
+                Form::List => StreamForm::JsonArray,
+                Form::Events | Form::Object => StreamForm::Events { include_usage },
+            };
+            assemble::events(dialect, operation, &whole, form)
+        }
+        (Form::Object, Form::Object) | (Form::List, Form::List) => None,
+    }
+}
+
+fn frames(record: &Record) -> Vec<Bytes> {
+    let mut offset = 0;
+    let next = |index| {
+        let frame = record.frame(index, offset)?;
+        offset += frame.len();
+        Some(frame)
+    };
+    (0..).map_while(next).collect()
+}

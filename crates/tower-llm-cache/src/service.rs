@@ -1,0 +1,73 @@
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tower_llm_core::{BoxError, Call, Oneshot, RequestBody};
+use tower_service::Service;
+
+use crate::{
+    body::CacheBody, error::NotCached, future::ResponseFuture, key::Bypass, shared::Shared,
+    upstream::Upstream,
+};
+
+/// Answers from the cache what it can; see [`CacheLayer`](crate::CacheLayer).
+#[derive(Clone, Debug)]
+pub struct Cache<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S> Cache<S> {
+    pub(crate) fn new(inner: S, shared: Arc<Shared>) -> Self {
+        Self { inner, shared }
+    }
+}
+
+impl<S, ReqB, ResB> Service<Request<RequestBody<ReqB>>> for Cache<S>
+where
+    S: Service<Request<RequestBody<ReqB>>, Response = Response<ResB>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    ReqB: Send + 'static,
+    ResB: Body<Data = Bytes> + Send + 'static,
+    ResB::Error: Into<BoxError>,
+{
+    type Response = Response<CacheBody<ResB>>;
+    type Error = BoxError;
+    type Future = ResponseFuture<S, RequestBody<ReqB>, ResB>;
+
+    /// Always ready: a stored answer does not wait for the inner service, and a call that is sent waits for it in its future.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<RequestBody<ReqB>>) -> Self::Future {
+        let shared = &self.shared;
+        let (parts, body) = request.into_parts();
+        let read = match parts.extensions.get::<Call>() {
+            Some(call) => shared.read(&parts, body.as_bytes(), call),
+            None => Err(Bypass::Operation),
+        };
+        let send = || Oneshot::new(self.inner.clone(), Request::from_parts(parts, body));
+        let lookup = match read {
+            Ok(lookup) => lookup,
+            Err(reason) => {
+                shared.bypassed(reason);
+                return ResponseFuture::passing(send(), shared.status, reason);
+            }
+        };
+        if let Some(response) = shared.hit(&lookup) {
+            return ResponseFuture::known(Ok(response));
+        }
+        if lookup.only_if_cached() {
+            return ResponseFuture::known(Err(NotCached::new().into()));
+        }
+        let call = lookup.call.clone();
+        let boarded = shared.board(lookup, || Box::pin(Upstream::new(send(), call)));
+        ResponseFuture::flying(boarded)
+    }
+}

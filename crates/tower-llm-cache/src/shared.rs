@@ -1,0 +1,274 @@
+//! What all clones of a cache have in common, and what it does with a request.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http::{
+    Response, StatusCode,
+    header::{CONTENT_ENCODING, CONTENT_LENGTH},
+    request::Parts,
+};
+use tokio::time::Instant;
+use tower_llm_core::{Call, Completion, Outcome, Served};
+
+use crate::{
+    body::CacheBody,
+    directives::Directives,
+    flight::{Drive, End, FlightKey, Flights, Head, Join, Participant, Recorded, Recorder},
+    form::Form,
+    headers::{Did, StatusHeader, Why, shareable},
+    key::{self, Asked, Bypass, CacheKey, KeySettings},
+    memory::{Entry, Store, Stored},
+    policy::{Policies, Policy, is_completion},
+    record::Record,
+    replay,
+};
+
+/// The settings and the state of a cache.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) keys: KeySettings,
+    pub(crate) policies: Policies,
+    pub(crate) status: StatusHeader,
+    pub(crate) memory: Option<Box<dyn Store>>,
+    pub(crate) flights: Arc<Flights>,
+    pub(crate) counters: Counters,
+}
+
+/// What has happened to requests.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) hits: AtomicU64,
+    pub(crate) misses: AtomicU64,
+    pub(crate) collapsed: AtomicU64,
+    pub(crate) stored: AtomicU64,
+    pub(crate) not_stored: AtomicU64,
+    bypassed: [AtomicU64; Bypass::ALL.len()],
+}
+
+/// A request whose answer may be cached.
+pub(crate) struct Lookup {
+    pub(crate) call: Call,
+    pub(crate) asked: Asked,
+    pub(crate) form: Form,
+    policy: Policy,
+    directives: Directives,
+}
+
+/// A caller's part in a flight, and what to tell it of the cache.
+pub(crate) struct Boarded {
+    pub(crate) participant: Participant,
+    did: Did,
+    status: StatusHeader,
+    key: CacheKey,
+}
+
+/// Stores what a flight has brought.
+struct Keep {
+    shared: Arc<Shared>,
+    key: CacheKey,
+    policy: Policy,
+    says_why_it_ended: bool,
+    includes_usage: bool,
+}
+
+impl Shared {
+    /// Reads what a request asks for; an error if it has nothing to do with the cache.
+    pub(crate) fn read(
+        &self,
+        request: &Parts,
+        body: Option<&Bytes>,
+        call: &Call,
+    ) -> Result<Lookup, Bypass> {
+        let policy = self.policies.of(call.operation());
+        let (Some(policy), Some(body)) = (policy, body) else {
+            return Err(Bypass::Operation);
+        };
+        let directives = Directives::read(&request.headers);
+        if directives.no_store {
+            return Err(Bypass::NoStore);
+        }
+        let asked = key::read(&self.keys, request, body, call)?;
+        if policy.deterministic_only && !asked.is_deterministic {
+            return Err(Bypass::NotDeterministic);
+        }
+        Ok(Lookup {
+            asked,
+            form: Form::asked(call, &request.uri),
+            policy: policy.clone(),
+            directives,
+            call: call.clone(),
+        })
+    }
+
+    /// The stored answer, if there is one that the caller can be given.
+    pub(crate) fn hit<B>(&self, lookup: &Lookup) -> Option<Response<CacheBody<B>>> {
+        let now = Instant::now();
+        let entry = self.memory.as_ref()?.get(lookup.asked.key.digest())?;
+        let Stored {
+            stored_at,
+            fresh_until,
+            ..
+        } = *entry.0;
+        let age = now.saturating_duration_since(stored_at);
+        if now >= fresh_until || !lookup.directives.allows(age) {
+            return None;
+        }
+        let ttl = fresh_until.saturating_duration_since(now);
+        let mut response = replay::response(entry, lookup)?;
+        let did = Did::Hit { age, ttl };
+        let key = || lookup.asked.key.clone();
+        self.status.write(did, key, response.headers_mut());
+        response.extensions_mut().insert(Served::Hit);
+        self.counters.hits.fetch_add(1, Ordering::Relaxed);
+        Some(response)
+    }
+
+    /// Joins the call in flight for the same answer, or makes it.
+    pub(crate) fn board(
+        self: &Arc<Self>,
+        lookup: Lookup,
+        upstream: impl FnOnce() -> Pin<Box<dyn Drive>>,
+    ) -> Boarded {
+        let key = lookup.asked.key;
+        let flight = FlightKey {
+            digest: *key.digest(),
+            form: lookup.form,
+        };
+        let max_bytes = lookup.policy.max_answer_bytes;
+        let keep = Box::new(Keep {
+            shared: Arc::clone(self),
+            key: key.clone(),
+            says_why_it_ended: is_completion(lookup.call.operation()),
+            includes_usage: lookup.asked.include_usage,
+            policy: lookup.policy,
+        });
+        let wants_new = lookup.directives.no_cache || lookup.directives.max_age.is_some();
+        let (participant, did) = if wants_new {
+            let leader = self
+                .flights
+                .start_alone(flight, max_bytes, keep, upstream());
+            (leader, Did::Forwarded(Why::Request))
+        } else {
+            match self
+                .flights
+                .join_or_start(flight, max_bytes, keep, upstream)
+            {
+                Join::Leader(leader) => (leader, Did::Forwarded(Why::Miss)),
+                Join::Follower(follower) => (follower, Did::Collapsed),
+            }
+        };
+        let count = match did {
+            Did::Collapsed => &self.counters.collapsed,
+            _ => &self.counters.misses,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        Boarded {
+            participant,
+            did,
+            status: self.status,
+            key,
+        }
+    }
+
+    /// Counts a request that has nothing to do with the cache.
+    pub(crate) fn bypassed(&self, reason: Bypass) {
+        self.counters.bypassed[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Counters {
+    pub(crate) fn bypassed(&self) -> impl Iterator<Item = (Bypass, u64)> {
+        let counts = self.bypassed.iter();
+        let counts = counts.map(|count| count.load(Ordering::Relaxed));
+        Bypass::ALL.into_iter().zip(counts)
+    }
+}
+
+impl Lookup {
+    pub(crate) fn only_if_cached(&self) -> bool {
+        self.directives.only_if_cached
+    }
+}
+
+impl Boarded {
+    /// The response that begins with `head`.
+    pub(crate) fn response<B>(self, head: Head) -> Response<CacheBody<B>> {
+        let is_leader = self.participant.is_leader();
+        let mut response = Response::new(CacheBody::shared(self.participant));
+        *response.status_mut() = head.status;
+        *response.version_mut() = head.version;
+        let headers = response.headers_mut();
+        if is_leader {
+            *headers = head.headers;
+        } else {
+            *headers = shareable(&head.headers);
+            // The body is the same.
+            if let Some(length) = head.headers.get(CONTENT_LENGTH) {
+                headers.insert(CONTENT_LENGTH, length.clone());
+            }
+        }
+        self.status.write(self.did, || self.key, headers);
+        if !is_leader {
+            response.extensions_mut().insert(Served::Follower);
+        }
+        response
+    }
+}
+
+impl Recorder for Keep {
+    fn record(&self, answer: &Recorded, end: &End) {
+        let count = match self.store(answer, end) {
+            Some(()) => &self.shared.counters.stored,
+            None => &self.shared.counters.not_stored,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Keep {
+    fn store(&self, answer: &Recorded, end: &End) -> Option<()> {
+        let memory = self.shared.memory.as_ref()?;
+        if !self.may_store(&answer.head, &end.completion) {
+            return None;
+        }
+        let first = answer.frames.first().map_or(&[][..], |frame| frame);
+        let record = Record::new(
+            Form::of_body(end.is_event_stream, first),
+            self.includes_usage,
+            &shareable(&answer.head.headers),
+            &answer.frames,
+        )?;
+        let now = Instant::now();
+        memory.insert(Entry(Arc::new(Stored {
+            key: self.key.clone(),
+            record,
+            stored_at: now,
+            fresh_until: now + self.policy.ttl,
+        })));
+        Some(())
+    }
+
+    /// Whether others may be given this answer: it is whole, and not one that another try would better.
+    fn may_store(&self, head: &Head, completion: &Completion) -> bool {
+        let has_ended_well = match completion.finish {
+            Some(finish) => self.policy.allows(finish),
+            None => !self.says_why_it_ended,
+        };
+        // What is compressed was not read: its verdict is a guess.
+        let is_readable = head
+            .headers
+            .get(CONTENT_ENCODING)
+            .is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+        head.status == StatusCode::OK
+            && completion.outcome == Outcome::Success
+            && has_ended_well
+            && is_readable
+    }
+}

@@ -1,0 +1,8 @@
+//! The layer from outside: what is sent, what is shared, what is found again.
+
+#![allow(clippy::unwrap_used, reason = "tests fail by panics")]
+
+mod flights;
+mod hits;
+mod stored;
+mod support;
