@@ -4,12 +4,13 @@
 //! is left out costs nothing. The stack keeps the order:
 //!
 //! ```text
-//! Refusal > Describe > your own > caller's RateLimit > Breaker > provider's RateLimit > Bulkhead > Timeout > client
+//! Refusal > Describe > your own > caller's RateLimit > Cache > Breaker > provider's RateLimit > Bulkhead > Timeout > client
 //! ```
 //!
 //! - The refusal layer is outermost, because every error passes there.
 //! - A request is described next, because all other layers use the description.
 //! - A caller over its limit uses nothing in the inner layers. A call that an inner layer refuses is refunded.
+//! - A cached answer costs the caller one request and no tokens, and uses nothing in the inner layers.
 //! - A call that an open circuit refuses reserves no tokens of the provider.
 //! - A call that waits for the provider's tokens holds no permit. Deadlines start when the call has its permit.
 //! - The breaker and the provider's limit do not both act on a 429. Calls wait for a limit that observes what the provider
@@ -85,6 +86,9 @@ pub use tower_llm_breaker::{self as breaker, BreakerHandle, BreakerLayer, Circui
 pub use tower_llm_bulkhead::{
     self as bulkhead, BulkheadFull, BulkheadHandle, BulkheadLayer, ReleaseAt, ReserveLayer,
 };
+#[cfg(feature = "cache")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
+pub use tower_llm_cache::{self as cache, CacheHandle, CacheLayer, Policy, Scope};
 #[cfg(feature = "ratelimit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "ratelimit")))]
 pub use tower_llm_ratelimit::{
@@ -111,6 +115,7 @@ pub use self::{
     feature = "reqwest",
     feature = "breaker",
     feature = "bulkhead",
+    feature = "cache",
     feature = "ratelimit",
     feature = "timeout"
 ))]

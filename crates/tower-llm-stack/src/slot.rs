@@ -82,7 +82,8 @@ pub(crate) mod at {
     pub(crate) type Describe = Inside<Refusal>;
     pub(crate) type Own = Inside<Describe>;
     pub(crate) type CallerRateLimit = Inside<Own>;
-    pub(crate) type Breaker = Inside<CallerRateLimit>;
+    pub(crate) type Cache = Inside<CallerRateLimit>;
+    pub(crate) type Breaker = Inside<Cache>;
     pub(crate) type ProviderRateLimit = Inside<Breaker>;
     pub(crate) type Bulkhead = Inside<ProviderRateLimit>;
     pub(crate) type Timeout = Inside<Bulkhead>;
@@ -90,7 +91,7 @@ pub(crate) mod at {
 
 /// A chain with a layer for refusals, one that describes requests and one around the client, and no others.
 pub(crate) type Slots<R, D, C> =
-    Slot<R, Slot<D, Empty<Empty<Empty<Empty<Empty<Empty<Slot<C, Identity>>>>>>>>>;
+    Slot<R, Slot<D, Empty<Empty<Empty<Empty<Empty<Empty<Empty<Slot<C, Identity>>>>>>>>>>;
 
 /// A chain that only describes requests.
 pub(crate) type Unset = Slots<Identity, DescribeLayer, Identity>;
@@ -99,7 +100,7 @@ type Empty<I> = Slot<Identity, I>;
 
 pub(crate) fn slots<R, D, C>(refusal: R, describe: D, client: C) -> Slots<R, D, C> {
     let client = Slot::new(client, Identity::new());
-    let inner = empty(empty(empty(empty(empty(empty(client))))));
+    let inner = empty(empty(empty(empty(empty(empty(empty(client)))))));
     Slot::new(refusal, Slot::new(describe, inner))
 }
 
@@ -199,6 +200,9 @@ impl<W> Member for tower_llm_breaker::BreakerLayer<W> {
 #[cfg(feature = "bulkhead")]
 impl<W> Member for tower_llm_bulkhead::BulkheadLayer<W> {}
 
+#[cfg(feature = "cache")]
+impl Member for tower_llm_cache::CacheLayer {}
+
 #[cfg(feature = "ratelimit")]
 impl<W> Member for tower_llm_ratelimit::RateLimitLayer<W> {
     fn agree(&mut self, _: bool) -> bool {
@@ -251,6 +255,7 @@ impl Fill<at::Describe> for DescribeLayer {
 }
 
 fill!("ratelimit" CallerRateLimit: tower_llm_ratelimit::RateLimitLayer<W>, W; W);
+fill!("cache" Cache: tower_llm_cache::CacheLayer; HttpBody);
 fill!("breaker" Breaker: tower_llm_breaker::BreakerLayer<W>, W; W);
 fill!("ratelimit" ProviderRateLimit: tower_llm_ratelimit::RateLimitLayer<W>, W; W);
 fill!("bulkhead" Bulkhead: tower_llm_bulkhead::BulkheadLayer<W>, W; W);

@@ -112,6 +112,20 @@ impl<L> StackBuilder<L> {
         self.set(layer)
     }
 
+    /// Answers repeated calls from memory, and shares calls in flight; takes a [`CacheLayer`](crate::CacheLayer).
+    ///
+    /// Its answers count as one request of the caller's limit and use no tokens. It needs a client that is `Clone`, and futures
+    /// and bodies that are `Send` and own what they hold.
+    #[cfg(feature = "cache")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
+    pub fn cache<N>(self, layer: N) -> With<L, at::Cache, N>
+    where
+        N: Fill<at::Cache>,
+        L: Replace<at::Cache, N::Layer>,
+    {
+        self.set(layer)
+    }
+
     /// Stops calling what fails; takes a [`BreakerLayer`](crate::BreakerLayer).
     ///
     /// If the stack has a [provider limit](Self::provider_rate_limit) that learns from the provider, a 429 is left to that

@@ -13,8 +13,8 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_llm_stack::{
-    BoxError, BreakerHandle, BreakerLayer, BulkheadHandle, BulkheadLayer, Limit, RateLimitHandle,
-    RateLimitLayer, RequestBody, Stack,
+    BoxError, BreakerHandle, BreakerLayer, BulkheadHandle, BulkheadLayer, CacheLayer, Limit,
+    RateLimitHandle, RateLimitLayer, RequestBody, Scope, Stack,
     breaker::{CircuitId, CircuitStats, State},
 };
 use tower_llm_testkit::{
@@ -79,6 +79,7 @@ pub(crate) struct Layers {
     breaker: BreakerLayer,
     providers: RateLimitLayer,
     bulkhead: BulkheadLayer,
+    cache: Option<CacheLayer>,
     model: Model,
 }
 
@@ -119,7 +120,17 @@ impl Layers {
             breaker: BreakerLayer::new(),
             providers: providers.build().unwrap(),
             bulkhead: bulkhead.build().unwrap(),
+            cache: None,
             model: Model::new(answers),
+        }
+    }
+
+    /// The same with a cache whose answers all callers share.
+    pub(crate) fn with_cache(answers: impl IntoIterator<Item = Behavior>) -> Self {
+        let cache = CacheLayer::builder(Scope::shared());
+        Self {
+            cache: Some(cache.build().unwrap()),
+            ..Self::new(answers)
         }
     }
 
@@ -140,6 +151,7 @@ impl Layers {
     pub(crate) fn stack_over(&self, client: Attempts) -> Client {
         let stack = Stack::builder()
             .caller_rate_limit(self.callers.clone())
+            .cache(self.cache.clone())
             .breaker(self.breaker.clone())
             .provider_rate_limit(self.providers.clone())
             .bulkhead(self.bulkhead.clone())

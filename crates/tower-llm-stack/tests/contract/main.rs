@@ -2,6 +2,8 @@
 //!
 //! | event | caller's limit | provider's limit | bulkhead | breaker |
 //! |---|---|---|---|---|
+//! | cached answer | one request, no tokens | nothing | nothing | nothing |
+//! | follower of a call in flight | one request, no tokens | nothing | nothing | nothing |
 //! | refusal by any layer | refunded | refunded whole | freed | neutral |
 //! | caller leaves, before or inside the body | settled by what was seen | same | freed at once | neutral; a probe is given back |
 //! | caller leaves while an inner layer queues the call | refunded | refunded whole | leaves the queue | neutral |
@@ -13,11 +15,13 @@
 //! | retry | once per call | each attempt | each attempt | each attempt |
 //! | branch | once per call | each branch reserves and settles | each its own place | each its own verdict |
 //!
-//! The last two rows are those of `attempts`; the three before them of `client_errors` and `throttled`.
+//! The first two rows are those of `cached`, the last two of `attempts`; the three before them of `client_errors` and
+//! `throttled`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod attempts;
+mod cached;
 mod client_errors;
 mod layers;
 mod throttled;
@@ -38,7 +42,7 @@ use layers::{
     verdicts,
 };
 use tower::{ServiceExt, layer::layer_fn, retry, service_fn};
-use tower_llm_stack::{BoxError, Refusal, RequestBody, breaker::State};
+use tower_llm_stack::{BoxError, Key, Refusal, RequestBody, breaker::State};
 use tower_llm_testkit::{Behavior, Fault, InBand, wire};
 
 /// Calls, and reads to the end.

@@ -1,0 +1,120 @@
+//! Answers that cost no call of their own.
+
+use super::*;
+
+mod cached_answer {
+    use super::*;
+
+    /// A call, and the same again.
+    async fn event() -> Stand {
+        let layers = Layers::with_cache([]);
+        let client = layers.stack();
+        read(&client).await;
+        read(&client).await;
+        layers.stand()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_callers_limit_is_charged_a_request_and_no_tokens() {
+        assert_eq!(event().await.of_caller(), taken(2, USED.tokens));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_providers_limit_is_charged_nothing() {
+        assert_eq!(event().await.of_provider(), USED);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_permit_is_taken() {
+        let layers = Layers::with_cache([]);
+        let client = layers.stack();
+        read(&client).await;
+        layers
+            .stand()
+            .bulkhead
+            .set_limit(&Key::new("openai"), 1)
+            .unwrap();
+        // The only permit is in use.
+        let other = Request::post("/v1/chat/completions")
+            .body("{}".into())
+            .unwrap();
+        let holder = client.clone().oneshot(other).await.unwrap();
+        read(&client).await;
+        drop(holder);
+        assert_eq!(layers.stand().bulkhead.stats()[0].refused, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_nothing() {
+        assert_eq!(event().await.verdicts(), verdicts(1, 0));
+    }
+}
+
+mod follower_of_a_call_in_flight {
+    use super::*;
+
+    /// Two calls at once, both read to their end.
+    async fn event() -> Stand {
+        let layers = Layers::with_cache([]);
+        let client = layers.stack();
+        future::join(read(&client), read(&client)).await;
+        layers.stand()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_callers_limit_is_charged_a_request_and_no_tokens() {
+        assert_eq!(event().await.of_caller(), taken(2, USED.tokens));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_providers_limit_is_charged_once() {
+        assert_eq!(event().await.of_provider(), USED);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_holds_no_permit() {
+        let layers = Layers::with_cache([answer().head_delay(Duration::from_secs(1))]);
+        let client = layers.stack();
+        let mut calls = [client.clone().oneshot(request()), client.oneshot(request())];
+        for call in &mut calls {
+            assert!(poll!(call).is_pending());
+        }
+        assert_eq!(layers.stand().places_held(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_circuit_counts_one_call() {
+        assert_eq!(event().await.verdicts(), verdicts(1, 0));
+    }
+
+    /// It has cost nothing, and the call it waited for goes on.
+    #[tokio::test(start_paused = true)]
+    async fn it_is_refunded_if_it_leaves_before_there_is_an_answer() {
+        let layers = Layers::with_cache([answer().head_delay(Duration::from_secs(1))]);
+        let client = layers.stack();
+        let mut leader = client.clone().oneshot(request());
+        assert!(poll!(&mut leader).is_pending());
+        let mut follower = client.oneshot(request());
+        assert!(poll!(&mut follower).is_pending());
+        drop(follower);
+        assert_eq!(layers.stand().of_caller(), RESERVED_OF_CALLER);
+        leader.await.unwrap().into_body().collect().await.unwrap();
+        assert_eq!(layers.stand().of_caller(), USED);
+    }
+
+    /// The leader pays for what it saw, and the call goes on for those that follow.
+    #[tokio::test(start_paused = true)]
+    async fn it_outlives_a_leader_that_leaves() {
+        let layers = Layers::with_cache([answer().head_delay(Duration::from_secs(1))]);
+        let client = layers.stack();
+        let mut leader = client.clone().oneshot(request());
+        assert!(poll!(&mut leader).is_pending());
+        let mut follower = client.oneshot(request());
+        assert!(poll!(&mut follower).is_pending());
+        drop(leader);
+        let followed = follower.await.unwrap().into_body().collect().await.unwrap();
+        assert!(followed.to_bytes().ends_with(b"data: [DONE]\n\n"));
+        assert_eq!(layers.stand().of_provider(), USED);
+        assert_eq!(layers.stand().verdicts(), verdicts(1, 0));
+    }
+}
