@@ -4,11 +4,12 @@
 //! removal of headers that a proxy must not forward, timeouts for clients, metrics, a log and graceful shutdown.
 //!
 //! ```text
-//! hyper > gate > Refusal > Describe > Monitor > caller's RateLimit > Breaker > provider's RateLimit > Bulkhead > Timeout > hyper-util's client
+//! hyper > gate > Refusal > Describe > Monitor > caller's RateLimit > Cache > Breaker > provider's RateLimit > Bulkhead > Timeout > hyper-util's client
 //! ```
 
 mod access;
 mod breaker;
+mod cache;
 mod caller;
 mod client;
 mod compress;
@@ -38,8 +39,9 @@ pub use self::{
     paths::AllowPaths,
     server::{Gateway, Stopped},
     settings::{
-        AccessSettings, BreakerMode, BreakerSettings, BulkheadSettings, ProxySettings,
-        RateLimitSettings, Secret, Settings, Tiers, TimeoutSettings, UpstreamSettings,
+        AccessSettings, BreakerMode, BreakerSettings, BulkheadSettings, CacheCompletions,
+        CacheSettings, ProxySettings, RateLimitSettings, Secret, Settings, Tiers, TimeoutSettings,
+        UpstreamSettings,
     },
     shutdown::Drain,
 };

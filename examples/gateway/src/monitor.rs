@@ -20,8 +20,9 @@ use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower::{Layer, Service};
 use tower_llm_stack::{
-    BoxError, BreakerHandle, BulkheadHandle, Call, Completion, Described, Failure, Guard, HttpBody,
-    Operation, Outcome, Provider, RateLimitHandle,
+    BoxError, BreakerHandle, BulkheadHandle, CacheHandle, Call, Completion, Described, Failure,
+    Guard, HttpBody, Operation, Outcome, Provider, RateLimitHandle,
+    cache::CacheStats,
     core::{Armed, Guarded, Watched},
     ratelimit::Unit,
 };
@@ -40,6 +41,12 @@ const IN_FLIGHT: &str = "bulkhead_in_flight";
 const WAITING: &str = "bulkhead_waiting";
 const LIMIT: &str = "bulkhead_limit";
 const REFUSED: &str = "bulkhead_refused_total";
+const CACHE_CALLS: &str = "cache_calls_total";
+const CACHE_BYPASSED: &str = "cache_bypassed_total";
+const CACHE_STORED: &str = "cache_stored_total";
+const CACHE_EVICTED: &str = "cache_evicted_total";
+const CACHE_ENTRIES: &str = "cache_entries";
+const CACHE_BYTES: &str = "cache_bytes";
 const CIRCUITS: &str = "breaker_circuits";
 const CIRCUITS_REFUSED: &str = "breaker_refused_total";
 const LIMIT_ADMITTED: &str = "ratelimit_admitted_total";
@@ -128,6 +135,15 @@ impl Metrics {
             describe_gauge!(WAITING, "Calls that wait for a permit.");
             describe_gauge!(LIMIT, "Permits in all.");
             describe_counter!(REFUSED, "Calls refused because no permit was free.");
+            describe_counter!(
+                CACHE_CALLS,
+                "Cacheable calls, by where their answer came from."
+            );
+            describe_counter!(CACHE_BYPASSED, "Calls that were not looked up, by reason.");
+            describe_counter!(CACHE_STORED, "Answers stored.");
+            describe_counter!(CACHE_EVICTED, "Answers evicted to make room.");
+            describe_gauge!(CACHE_ENTRIES, "Answers held.");
+            describe_gauge!(CACHE_BYTES, "Size of all answers held.");
             describe_gauge!(CIRCUITS, "Circuits by scope and state.");
             describe_counter!(
                 CIRCUITS_REFUSED,
@@ -161,6 +177,7 @@ impl Metrics {
         &self,
         bulkhead: &BulkheadHandle,
         limiters: &Limiters,
+        cache: Option<&CacheHandle>,
         breakers: &Breakers,
     ) -> String {
         for stats in bulkhead.stats() {
@@ -179,6 +196,9 @@ impl Metrics {
         }
         if let Some(handle) = &limiters.callers {
             self.note_limits("caller", handle);
+        }
+        if let Some(handle) = cache {
+            self.note_cache(&handle.stats());
         }
         for (provider, handle) in breakers {
             let providers = PROVIDERS.iter().map(Provider::as_str);
@@ -211,6 +231,21 @@ impl Metrics {
                 counter!(LIMIT_VIOLATIONS, &labels).absolute(stats.violations);
             });
         }
+    }
+
+    fn note_cache(&self, stats: &CacheStats) {
+        metrics::with_local_recorder(&*self.recorder, || {
+            counter!(CACHE_CALLS, "result" => "hit").absolute(stats.hits);
+            counter!(CACHE_CALLS, "result" => "miss").absolute(stats.misses);
+            counter!(CACHE_CALLS, "result" => "collapsed").absolute(stats.collapsed);
+            for (reason, calls) in stats.bypassed() {
+                counter!(CACHE_BYPASSED, "reason" => reason.as_str()).absolute(calls);
+            }
+            counter!(CACHE_STORED).absolute(stats.stored);
+            counter!(CACHE_EVICTED).absolute(stats.evicted);
+            gauge!(CACHE_ENTRIES).set(gauged(stats.entries));
+            gauge!(CACHE_BYTES).set(gauged(stats.bytes));
+        });
     }
 
     fn note_circuits(&self, provider: &'static str, handle: &BreakerHandle) {
@@ -339,7 +374,8 @@ impl Guard for Watching {
             counter!(CALLS, "provider" => provider, "operation" => self.operation, "outcome" => outcome)
                 .increment(1);
             histogram!(DURATION, "provider" => provider).record(seconds);
-            if let Some(usage) = completion.usage {
+            // The tokens of a cached answer were counted when it was made.
+            if let (Some(usage), None) = (completion.usage, completion.served) {
                 counter!(TOKENS, "provider" => provider, "direction" => "input")
                     .increment(usage.input);
                 counter!(TOKENS, "provider" => provider, "direction" => "output")

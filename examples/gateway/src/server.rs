@@ -37,9 +37,10 @@ use tokio::{
 use tower::{Layer, ServiceExt, util::MapErr};
 use tower_http::compression::Compression;
 use tower_llm_stack::{
-    BoxError, BulkheadHandle, BulkheadLayer, ConfigError, DescribeLayer, Dialect, HttpBody, Key,
-    OptionalService, Provider, RateLimitLayer, RefusalLayer, Stack, TimeoutLayer, breaker::Breaker,
-    bulkhead::Bulkhead, core::Describe, ratelimit::RateLimit, timeout::Timeout,
+    BoxError, BulkheadHandle, BulkheadLayer, CacheHandle, CacheLayer, ConfigError, DescribeLayer,
+    Dialect, HttpBody, Key, OptionalService, Provider, RateLimitLayer, RefusalLayer, Stack,
+    TimeoutLayer, breaker::Breaker, bulkhead::Bulkhead, cache::Cache, core::Describe,
+    ratelimit::RateLimit, timeout::Timeout,
 };
 use tower_llm_testkit::{Behavior, SimulatedProvider};
 
@@ -47,6 +48,7 @@ use crate::{
     BulkheadSettings, Settings, StartError, TimeoutSettings,
     access::{Access, KeyNumber},
     breaker::{self, Breakers},
+    cache,
     caller::{PatientBody, PatientExecutor, PatientSocket, Stalled},
     client::Client,
     compress::Compress,
@@ -75,7 +77,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The layers around the client: each stands inside the one before it.
-type Service = Describe<Monitor<Limited<Breaker<Limited<Target>, HttpBody>>>>;
+type Service = Describe<Monitor<Limited<Cached<Breaker<Limited<Target>, HttpBody>>>>>;
+type Cached<S> = OptionalService<Cache<S>, S, HttpBody>;
 type Limited<S> = OptionalService<RateLimit<S, HttpBody>, S, HttpBody>;
 type Target = Bulkhead<Timeout<Decode, HttpBody>, HttpBody>;
 
@@ -104,6 +107,7 @@ struct Shared {
     proxies: Proxies,
     bulkhead: BulkheadHandle,
     limiters: Limiters,
+    cache: Option<CacheHandle>,
     breakers: Breakers,
     metrics: Metrics,
     http: auto::Builder<PatientExecutor>,
@@ -158,6 +162,7 @@ impl Gateway {
                 describe.caller_by(|parts| parts.extensions.get().copied().map(KeyNumber::caller))
             }
         };
+        let cache = cache::layer(&settings.cache, &settings.names)?;
         let mut breakers = Breakers::new();
         // Under the layers, so that they read what an upstream compressed unasked.
         let client = decode(Client::new(&upstreams, proxies.clone())?);
@@ -181,6 +186,7 @@ impl Gateway {
                 .describe(describe)
                 .own(MonitorLayer::new(metrics.clone()))
                 .caller_rate_limit(callers.clone())
+                .cache(cache.clone())
                 .breaker(breaker)
                 .provider_rate_limit(limits)
                 .bulkhead(bulkhead.clone())
@@ -205,6 +211,7 @@ impl Gateway {
             proxies,
             bulkhead: handle,
             limiters,
+            cache: cache.as_ref().map(CacheLayer::handle),
             breakers,
             metrics,
             http: http(&settings),
@@ -611,8 +618,12 @@ impl Shared {
             "/metrics" => text(
                 StatusCode::OK,
                 "text/plain; version=0.0.4; charset=utf-8",
-                self.metrics
-                    .render(&self.bulkhead, &self.limiters, &self.breakers),
+                self.metrics.render(
+                    &self.bulkhead,
+                    &self.limiters,
+                    self.cache.as_ref(),
+                    &self.breakers,
+                ),
             ),
             _ => None,
         }

@@ -17,7 +17,8 @@ use super::Settings;
 const ALSO_IN_LOWER_CASE: [&str; 4] = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"];
 
 /// What the variables of the gateway's own settings begin with.
-const OURS: [&str; 5] = [
+const OURS: [&str; 6] = [
+    "CACHE_",
     "GATEWAY_",
     "RATELIMIT_",
     "BULKHEAD_",

@@ -9,7 +9,10 @@ use clap::Parser;
 
 pub(crate) use self::load::Names;
 pub use self::values::{Secret, Tiers};
-use self::values::{amount, at_least_one, breaker_mode, permits, seconds, seconds_or_zero, switch};
+use self::values::{
+    amount, at_least_one, breaker_mode, cache_completions, permits, seconds, seconds_or_zero,
+    switch, ttl,
+};
 use crate::AllowPaths;
 
 /// A gateway in front of language models: limits, a circuit breaker and timeouts for OpenAI, Azure OpenAI, Anthropic, Gemini
@@ -99,6 +102,10 @@ pub struct Settings {
     /// Requests and tokens per time.
     #[command(flatten)]
     pub ratelimit: RateLimitSettings,
+
+    /// Which answers are repeated.
+    #[command(flatten)]
+    pub cache: CacheSettings,
 
     /// When calls to a failing provider stop.
     #[command(flatten)]
@@ -314,6 +321,58 @@ pub struct RateLimitSettings {
         hide_env_values = true
     )]
     pub caller_tiers: Option<Secret>,
+}
+
+/// Which answers are repeated, from this process's memory. A caller gets only answers to its own earlier calls; calls without a
+/// credential are not cached.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Cache")]
+pub struct CacheSettings {
+    /// Completions to cache: `all`, `deterministic` (temperature 0, or a seed), or `off`.
+    #[arg(
+        long = "cache-completions",
+        env = "CACHE_COMPLETIONS",
+        value_name = "WHICH",
+        default_value = "deterministic",
+        value_parser = cache_completions
+    )]
+    pub completions: CacheCompletions,
+    /// Whether embeddings are cached.
+    #[arg(
+        long = "cache-embeddings",
+        env = "CACHE_EMBEDDINGS",
+        value_name = "SWITCH",
+        default_value = "on",
+        action = clap::ArgAction::Set,
+        value_parser = switch
+    )]
+    pub embeddings: bool,
+    /// Time an answer is repeated, for completions and embeddings that have no time of their own.
+    #[arg(long = "cache-ttl", env = "CACHE_TTL", value_name = "SECONDS", value_parser = ttl)]
+    pub ttl: Option<Duration>,
+    /// Time a completion is repeated [default: 1800].
+    #[arg(long = "cache-completions-ttl", env = "CACHE_COMPLETIONS_TTL", value_name = "SECONDS", value_parser = ttl)]
+    pub completions_ttl: Option<Duration>,
+    /// Time embeddings are repeated [default: 86400].
+    #[arg(long = "cache-embeddings-ttl", env = "CACHE_EMBEDDINGS_TTL", value_name = "SECONDS", value_parser = ttl)]
+    pub embeddings_ttl: Option<Duration>,
+    /// Memory for all answers, in bytes. The answers used longest ago go first.
+    #[arg(long = "cache-max-bytes", env = "CACHE_MAX_BYTES", value_name = "BYTES", default_value_t = 256 << 20, value_parser = amount)]
+    pub max_bytes: u64,
+    /// Maximum number of answers; no limit unless set.
+    #[arg(long = "cache-max-entries", env = "CACHE_MAX_ENTRIES", value_name = "ANSWERS", value_parser = amount)]
+    pub max_entries: Option<u64>,
+}
+
+/// Which completions are cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheCompletions {
+    /// All, whatever their temperature.
+    All,
+    /// Those that ask for determinism: a temperature of 0, or a seed.
+    Deterministic,
+    /// None.
+    Off,
 }
 
 /// When circuits open and close. The connection to a provider, each model and each account have a circuit of their own.

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, fmt, str::FromStr, time::Duration};
 
-use super::BreakerMode;
+use super::{BreakerMode, CacheCompletions};
 
 /// A value that is never shown: a key, or something with one in it.
 #[derive(Clone)]
@@ -77,6 +77,18 @@ pub(super) fn breaker_mode(text: &str) -> Result<BreakerMode, String> {
     }
 }
 
+pub(super) fn cache_completions(text: &str) -> Result<CacheCompletions, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "all" => Ok(CacheCompletions::All),
+        "deterministic" => Ok(CacheCompletions::Deterministic),
+        text => match switch(text) {
+            Ok(false) => Ok(CacheCompletions::Off),
+            // `on` does not say which.
+            _ => Err("it must be all, deterministic or off".to_owned()),
+        },
+    }
+}
+
 pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("it must be at least one".to_owned()),
@@ -111,6 +123,15 @@ pub(super) fn seconds(text: &str) -> Result<Duration, String> {
         return Err("it must be longer than zero".to_owned());
     }
     Ok(duration)
+}
+
+/// How long an answer is repeated, which may be longer than any deadline.
+pub(super) fn ttl(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(0) => Err("it must be longer than zero".to_owned()),
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => Err("it must be a whole number of seconds".to_owned()),
+    }
 }
 
 pub(super) fn seconds_or_zero(text: &str) -> Result<Duration, String> {

@@ -5,6 +5,7 @@
 mod access;
 mod breaker;
 mod bulkhead;
+mod cache;
 mod callers;
 mod cancel;
 mod client;

@@ -1,0 +1,57 @@
+//! The answers that are repeated.
+
+use std::time::Duration;
+
+use tower_llm_stack::{
+    CacheLayer, Policy, Scope,
+    cache::{Memory, StatusHeader},
+};
+
+use crate::{
+    CacheSettings, StartError,
+    settings::{CacheCompletions, Names},
+};
+
+/// The cache of all upstreams; `None` if nothing is to be cached.
+///
+/// A caller is its credential, or the gateway's key that it sends: each has answers of its own.
+pub(crate) fn layer(
+    settings: &CacheSettings,
+    names: &Names,
+) -> Result<Option<CacheLayer>, StartError> {
+    let lasts = |policy: Policy, own: Option<Duration>| match own.or(settings.ttl) {
+        Some(ttl) => policy.ttl(ttl),
+        None => policy,
+    };
+    let completions = lasts(Policy::completions(), settings.completions_ttl);
+    let completions = match settings.completions {
+        CacheCompletions::All => Some(completions),
+        CacheCompletions::Deterministic => Some(completions.deterministic_only()),
+        CacheCompletions::Off => None,
+    };
+    let embeddings = settings
+        .embeddings
+        .then(|| lasts(Policy::embeddings(), settings.embeddings_ttl));
+    if completions.is_none() && embeddings.is_none() {
+        return Ok(None);
+    }
+    let mut memory = Memory::lru().max_bytes(settings.max_bytes);
+    if let Some(entries) = settings.max_entries {
+        memory = memory.max_entries(entries);
+    }
+    let layer = CacheLayer::builder(Scope::caller())
+        .completions(completions)
+        .embeddings(embeddings)
+        .memory(memory)
+        .status_header(StatusHeader::Plain)
+        .build();
+    let layer = layer.map_err(|error| {
+        let name = match error.field() {
+            "max_bytes" => "--cache-max-bytes",
+            "max_entries" => "--cache-max-entries",
+            _ => "--cache-ttl",
+        };
+        StartError::setting(names.of(name), error)
+    })?;
+    Ok(Some(layer))
+}
