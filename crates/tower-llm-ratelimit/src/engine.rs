@@ -206,7 +206,7 @@ impl Engine {
         if !matches!(blocked.why, Why::Limit(_)) {
             limits.iter().for_each(CheckedLimit::refused);
         }
-        let refused = RateLimited::new(reason, known(blocked.known_nanos));
+        let refused = RateLimited::new(reason, told(blocked.known_nanos));
         self.with_statuses(refused, keys, demand)
     }
 
@@ -219,7 +219,7 @@ impl Engine {
         now: Instant,
     ) -> RateLimited {
         let wait = self.known_wait(keys, demand, now);
-        let wait = wait.and_then(|blocked| known(blocked.known_nanos));
+        let wait = told(wait.map_or(0, |blocked| blocked.known_nanos));
         let limits = &keys[group].group.limits;
         limits.iter().for_each(CheckedLimit::refused);
         let waited = Reason::Waited(self.max_wait);
@@ -244,10 +244,17 @@ impl Engine {
     }
 }
 
-/// The wait, if it is known. It is not if only reservations block the call, or other calls ahead of it.
-fn known(wait_nanos: u64) -> Option<Duration> {
-    let wait = Duration::from_nanos(wait_nanos);
-    (!wait.is_zero() && wait_nanos < u64::MAX).then_some(wait)
+/// Stated if no time is known: only reservations block the call, or other calls are ahead of it. They may end at any time, and
+/// without a time most clients would try again within milliseconds.
+const SOON: Duration = Duration::from_secs(1);
+
+/// The wait that a refused call is told; `None` if it can never be admitted.
+fn told(known_nanos: u64) -> Option<Duration> {
+    match known_nanos {
+        0 => Some(SOON),
+        u64::MAX => None,
+        nanos => Some(Duration::from_nanos(nanos)),
+    }
 }
 
 /// What can block a call.

@@ -77,10 +77,10 @@ impl RateLimited {
         matches!(self.reason, Reason::Reported(_) | Reason::Closed)
     }
 
-    /// Returns the time until the same request could be admitted, by what is known to be used; `None` if it is not known.
+    /// Returns the time until the same request could be admitted, by what is known to be used; `None` if it never can.
     ///
     /// Tokens that calls in flight have reserved do not count, because most of them may be refunded. If only these block the
-    /// request, the time is not known: they may end at any time.
+    /// request, or calls that wait before it, the time is not known: they may end at any time. Then it is one second.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.refusal.retry_after()

@@ -2,10 +2,11 @@
 
 mod http_support;
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, fmt::Debug, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Response};
+use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use tokio::time::advance;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
@@ -37,6 +38,18 @@ impl Server {
 
     /// The answer's status, headers and text.
     async fn call(&self, request: Request) -> (u16, HeaderMap, String) {
+        let response = self.response(request).await;
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.expect("a whole body").to_bytes();
+        let text = String::from_utf8(body.to_vec()).expect("text");
+        (parts.status.as_u16(), parts.headers, text)
+    }
+
+    /// The answer, whose body is not read yet.
+    async fn response(
+        &self,
+        request: Request,
+    ) -> Response<impl Body<Data = Bytes, Error: Debug> + use<>> {
         let answer = self.answer;
         let service = ServiceBuilder::new()
             .layer(RefusalLayer::new())
@@ -45,11 +58,7 @@ impl Server {
             .service(service_fn(move |_: http::Request<_>| async move {
                 Ok::<_, Infallible>(answer())
             }));
-        let response = service.oneshot(request).await.expect("let through");
-        let (parts, body) = response.into_parts();
-        let body = body.collect().await.expect("a whole body").to_bytes();
-        let text = String::from_utf8(body.to_vec()).expect("text");
-        (parts.status.as_u16(), parts.headers, text)
+        service.oneshot(request).await.expect("let through")
     }
 }
 
@@ -129,6 +138,22 @@ async fn what_is_larger_than_its_limit_is_not_to_be_tried_again() {
         assert_header(&headers, "retry-after", None);
         assert_header(&headers, "retry-after-ms", None);
         assert!(body.contains("120 tokens"), "{body}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_for_want_of_reserved_tokens_is_retried_after_a_second() {
+    for api in APIS {
+        let limit = Limit::tokens(200).per_minute();
+        let server = Server::new(RateLimitLayer::for_callers().limit(limit));
+        let request = request(api).await;
+        let running = server.response(request.clone()).await;
+        let (status, headers, _) = server.call(request).await;
+        assert_eq!(status, 429, "{api:?}");
+        assert_header(&headers, "retry-after", Some("1"));
+        assert_header(&headers, "retry-after-ms", Some("1000"));
+        assert_header(&headers, "x-should-retry", None);
+        drop(running);
     }
 }
 

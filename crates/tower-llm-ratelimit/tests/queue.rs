@@ -184,7 +184,7 @@ async fn a_wait_has_a_deadline_and_is_counted_from_the_call() {
         assert!(call.is_woken());
         let error = assert_ready!(call.poll()).map(drop).unwrap_err();
         assert!(limited(&error).limit().is_some());
-        assert_eq!(limited(&error).retry_after(), None);
+        assert_eq!(limited(&error).retry_after(), Some(SECOND));
     }
     assert_eq!(waiting(&layer.handle()), [1]);
     drop(third);
@@ -212,6 +212,7 @@ async fn a_call_that_others_were_ahead_of_is_refused_when_its_time_is_over() {
     advance(2 * SECOND).await;
     let error = assert_ready!(large.poll()).map(drop).unwrap_err();
     assert!(limited(&error).limit().is_some());
+    assert_eq!(limited(&error).retry_after(), Some(SECOND));
     drop(large);
     assert!(small.is_woken());
     assert_pending!(small.poll());
