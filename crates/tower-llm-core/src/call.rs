@@ -329,7 +329,8 @@ impl Operation {
     pub const EMBEDDINGS: Self = Self(Cow::Borrowed("embeddings"));
     /// Counting tokens, which uses none.
     pub const COUNT_TOKENS: Self = Self(Cow::Borrowed("count_tokens"));
-    /// Reading stored data: lists, files, an earlier answer. It uses no tokens and shows nothing about a model.
+    /// Reading or changing stored data: lists, files, an earlier answer, the cancellation of a batch. It uses no tokens and shows
+    /// nothing about a model.
     pub const RETRIEVE: Self = Self(Cow::Borrowed("retrieve"));
     /// Anything else.
     pub const OTHER: Self = Self(Cow::Borrowed("_OTHER"));
@@ -345,8 +346,8 @@ impl Operation {
         &self.0
     }
 
-    /// Whether the call asks a model to produce something. Reading stored data, counting tokens and [`OTHER`](Self::OTHER)
-    /// are not inference; every other operation is, including those that the service named.
+    /// Whether the call asks a model to produce something. Reading or changing stored data, counting tokens and
+    /// [`OTHER`](Self::OTHER) are not inference; every other operation is, including those that the service named.
     #[must_use]
     pub fn is_inference(&self) -> bool {
         ![Self::RETRIEVE, Self::COUNT_TOKENS, Self::OTHER].contains(self)

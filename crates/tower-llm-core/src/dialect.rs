@@ -55,7 +55,8 @@ impl<'a> Route<'a> {
             (None, Provider::OTHER)
         };
         let operation = match *method {
-            Method::GET | Method::HEAD => Operation::RETRIEVE,
+            Method::GET | Method::HEAD | Method::DELETE => Operation::RETRIEVE,
+            Method::POST if is_of_stored_object(uri.path()) => Operation::RETRIEVE,
             _ => Operation::OTHER,
         };
         Route {
@@ -130,6 +131,34 @@ impl<'a> Route<'a> {
             streamed: method == "streamGenerateContent",
         })
     }
+}
+
+/// Whether a POST is about an object that is stored, such as the cancellation of a batch. It is answered with that object, and
+/// so with what was used when it was made.
+///
+/// That is what cancels anything, what stands below an object of a collection, and a completion that is named: its
+/// metadata is changed. `/v1/responses/compact` is none, nor is a name below `/v1/batches`.
+fn is_of_stored_object(path: &str) -> bool {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let mut before = "";
+    let mut segments = path.split('/').peekable();
+    while let Some(segment) = segments.next() {
+        let is_last = segments.peek().is_none();
+        if is_last && (segment == "cancel" || segment.ends_with(":cancel")) {
+            return true;
+        }
+        let below = segments.clone().count();
+        let is_stored = match (before, segment) {
+            ("fine_tuning", "jobs") | (_, "batches" | "responses" | "interactions") => below >= 2,
+            ("chat", "completions") => below >= 1,
+            _ => false,
+        };
+        if is_stored {
+            return true;
+        }
+        before = segment;
+    }
+    false
 }
 
 /// Whether a path segment is the root or a version such as `v1`.
@@ -235,6 +264,57 @@ mod tests {
     fn gemini_streams_by_its_path() {
         let route = route("/v1beta/models/gemini-2.5-pro:streamGenerateContent").unwrap();
         assert!(route.streamed);
+    }
+
+    #[test]
+    fn a_post_about_a_stored_object_is_known_from_one_that_makes_it() {
+        let operation = |method: &Method, path: &'static str| {
+            let uri = Uri::from_static(path);
+            Route::of(method, &uri, &HeaderMap::new()).operation
+        };
+        for path in [
+            "/v1/responses/resp_1/cancel",
+            "/v1/responses/resp_1/cancel/",
+            "/openai/v1/responses/resp_1/cancel?api-version=1",
+            "/v1/batches/batch_1/cancel",
+            "/v1/messages/batches/msgbatch_1/cancel",
+            "/v1/chat/completions/chatcmpl-1",
+            "/v1/fine_tuning/jobs/ftjob-1/pause",
+            "/v1/threads/t/runs/run_1/cancel",
+            "/v1/uploads/upload_1/cancel",
+            "/v1beta/batches/b:cancel",
+            "/v1beta/interactions/i/cancel",
+            "/gateway/openai/v1/batches/batch_1/cancel",
+        ] {
+            assert_eq!(
+                operation(&Method::POST, path),
+                Operation::RETRIEVE,
+                "{path}"
+            );
+        }
+        assert_eq!(
+            operation(&Method::DELETE, "/v1/responses/resp_1"),
+            Operation::RETRIEVE
+        );
+        for path in [
+            "/v1/responses/compact",
+            "/v1/responses/input_tokens",
+            "/v1/batches",
+            "/v1/messages/batches",
+            "/v1/fine_tuning/jobs",
+            "/v1/threads/t/runs",
+            "/v1/threads/t/runs/run_1/submit_tool_outputs",
+            "/v1/images/generations",
+            "/openai/deployments/d/images/generations",
+            "/jobs/v1/audio/transcriptions",
+            "/v1/cancel_culture",
+        ] {
+            assert_eq!(operation(&Method::POST, path), Operation::OTHER, "{path}");
+        }
+        assert_eq!(
+            operation(&Method::POST, "/v1/batches/b/chat/completions"),
+            Operation::CHAT,
+        );
     }
 
     #[test]

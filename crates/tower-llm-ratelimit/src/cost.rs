@@ -65,7 +65,7 @@ pub(crate) struct Pricing {
 pub(crate) struct Estimate {
     pub(crate) reserved: Amounts,
     input: u64,
-    /// Whether it uses no tokens, whatever the response reports: token counting.
+    /// Whether it uses no tokens, whatever the response reports: token counting, and reading or changing what is stored.
     uses_no_tokens: bool,
     /// Whether it produces no output: embeddings.
     produces_no_output: bool,
@@ -140,7 +140,7 @@ impl Pricing {
                 ..Estimate::default()
             };
         };
-        if *call.operation() == Operation::COUNT_TOKENS {
+        if [Operation::COUNT_TOKENS, Operation::RETRIEVE].contains(call.operation()) {
             return Estimate {
                 reserved: Amounts::new(0, 0, 0, call.cost()),
                 uses_no_tokens: true,

@@ -396,27 +396,29 @@ fn of(operation: Operation) -> Ask {
 }
 
 #[tokio::test(start_paused = true)]
-async fn counting_tokens_is_not_refused_for_want_of_tokens() {
-    let limits = [
-        Limit::requests(3).per_minute(),
-        Limit::tokens(30).per_minute(),
-        Limit::input_tokens(30).per_minute().bucket(30),
-    ];
-    let layer = open()
-        .key_by(KeyBy::shared())
-        .limits(limits)
-        .build()
-        .unwrap();
-    let (service, mut upstream) = asked(&layer);
-    // It has used more than there is.
-    admitted(&service, &mut upstream, of(Operation::CHAT)).used(90, 0);
-    refused(&service, of(Operation::CHAT));
-    for _ in 0..2 {
-        admitted(&service, &mut upstream, of(Operation::COUNT_TOKENS)).used(30, 0);
+async fn what_uses_no_tokens_is_not_refused_for_want_of_them() {
+    for operation in [Operation::COUNT_TOKENS, Operation::RETRIEVE] {
+        let limits = [
+            Limit::requests(3).per_minute(),
+            Limit::tokens(30).per_minute(),
+            Limit::input_tokens(30).per_minute().bucket(30),
+        ];
+        let layer = open()
+            .key_by(KeyBy::shared())
+            .limits(limits)
+            .build()
+            .unwrap();
+        let (service, mut upstream) = asked(&layer);
+        // It has used more than there is.
+        admitted(&service, &mut upstream, of(Operation::CHAT)).used(90, 0);
+        refused(&service, of(Operation::CHAT));
+        for _ in 0..2 {
+            admitted(&service, &mut upstream, of(operation.clone())).used(30, 0);
+        }
+        assert_eq!(consumed(&layer.handle()), [3, 90, 90]);
+        // It is a request all the same.
+        refused(&service, of(operation));
     }
-    assert_eq!(consumed(&layer.handle()), [3, 90, 90]);
-    // It is a request all the same.
-    refused(&service, of(Operation::COUNT_TOKENS));
 }
 
 #[tokio::test(start_paused = true)]

@@ -231,7 +231,7 @@ async fn embeddings_reserve_and_cost_their_input_alone() {
 }
 
 #[tokio::test]
-async fn counting_tokens_costs_a_request_whatever_it_answers() {
+async fn what_uses_no_tokens_costs_a_request_whatever_it_answers() {
     let answers = [
         (200, r#"{"input_tokens":5000}"#),
         (200, r#"{"totalTokens":5000}"#),
@@ -243,7 +243,14 @@ async fn counting_tokens_costs_a_request_whatever_it_answers() {
         (400, r#"{"error":{"type":"invalid_request_error"}}"#),
         (500, "{}"),
     ];
-    for path in ["/v1/messages/count_tokens", "/v1beta/models/m:countTokens"] {
+    for path in [
+        "/v1/messages/count_tokens",
+        "/v1beta/models/m:countTokens",
+        // What these answer with was used when it was made.
+        "/v1/responses/resp_1/cancel",
+        "/v1/batches/batch_1/cancel",
+        "/v1/chat/completions/chatcmpl-1",
+    ] {
         for (status, answer) in answers {
             let request = chat_at(path, "m", r#","max_tokens":900"#);
             assert_eq!(reserved(&counting(), request.clone()), REQUEST);
