@@ -48,6 +48,8 @@ pub(super) struct Facts {
     pub(super) speaks: Option<Speaks>,
     pub(super) terminal: Option<Marker>,
     error: Option<ProviderError>,
+    /// A document is an object with a type or a state of its own, such as a job. Its error is part of that state.
+    is_object: bool,
     /// The members at the root of the document; they are an error's if there is no answer.
     root: Root,
     hint: RetryHint,
@@ -139,6 +141,13 @@ impl Facts {
             (Some(error), _) => Some(error.and(self.root.named())),
             (None, root) => root,
         }
+    }
+
+    /// The error that came where the documents are not known: none that is part of an object's state, and of members at the
+    /// root only those that say so by a name or number.
+    pub(super) fn certain_error(&self) -> Option<ProviderError> {
+        let is_certain = |error: &ProviderError| self.has_error() || error.is_certain();
+        self.error().filter(is_certain).filter(|_| !self.is_object)
     }
 
     /// Whether an error came that is one by itself.
@@ -286,6 +295,9 @@ impl Sink for Facts {
     }
 
     fn string(&mut self, place: Place, raw: &[u8]) {
+        if let Place::RootObject | Place::ResponseStatus = place {
+            self.is_object |= !matches!(raw, b"" | b"error");
+        }
         match place {
             Place::Root if raw == b"[DONE]" => self.terminal = Some(Marker::Done),
             Place::EventType => self.note_event(raw),

@@ -204,9 +204,13 @@ impl Scanner {
             // A redirect or a protocol switch instead of a model's answer.
             return Outcome::Failed(Failure::Status).into();
         }
-        if let Some(error) = error
-            && matches!(self.asked, Asked::Answer | Asked::Unknown)
-        {
+        let in_band = match self.asked {
+            Asked::Answer | Asked::Unknown => error,
+            Asked::Other => self.facts.certain_error(),
+            // What went wrong with it did so when it was made.
+            Asked::Stored => None,
+        };
+        if let Some(error) = in_band {
             return error.in_band(self.facts.hint());
         }
         let outcome = match end {

@@ -154,10 +154,81 @@ fn a_time_in_the_text_alone_is_heard() {
     }
 }
 
-#[test]
-fn a_job_that_has_failed_is_no_failure_of_the_server() {
+/// The verdict on the answer to a request of an operation that is not known.
+fn other(response: Response<Script>) -> Completion {
     let call = Call::builder(Provider::OPENAI, Operation::OTHER).build();
-    let body = r#"{"object":"batch","status":"failed","error":{"code":"x","message":"bad file"}}"#;
+    watch_to_end(Some(&call), response).0
+}
+
+#[test]
+fn an_error_that_answers_an_unknown_operation_is_judged_as_its_status_would_be() {
+    for (body, expected) in [
+        (
+            r#"{"error":{"type":"invalid_request_error","message":"no such size"}}"#,
+            Outcome::ClientError,
+        ),
+        (
+            r#"{"type":"error","error":{"type":"not_found_error","message":"x"}}"#,
+            Outcome::ClientError,
+        ),
+        (
+            r#"{"error":{"code":429,"message":"x","status":"RESOURCE_EXHAUSTED"}}"#,
+            Outcome::Throttled { retry_after: None },
+        ),
+        (
+            r#"{"error":{"type":"overloaded_error","message":"x"}}"#,
+            Outcome::Overloaded { retry_after: None },
+        ),
+        (
+            r#"{"error":{"type":"server_error","message":"x"}}"#,
+            Outcome::Failed(Failure::InBand),
+        ),
+        (
+            r#"{"object":"error","type":"BadRequestError","message":"x"}"#,
+            Outcome::ClientError,
+        ),
+        (
+            r#"{"code":"InvalidApiKey","message":"x"}"#,
+            Outcome::ClientError,
+        ),
+        (
+            r#"{"status":"error","error":{"code":"rate_limit_exceeded"}}"#,
+            Outcome::Throttled { retry_after: None },
+        ),
+    ] {
+        for label in ["application/json", "text/plain"] {
+            let answer = response(200, label, Script::data([body]));
+            assert_eq!(other(answer).outcome, expected, "{body}");
+        }
+        let event = format!("event: error\ndata: {body}\n\n");
+        assert_eq!(
+            other(sse(Script::data([event]))).outcome,
+            expected,
+            "{body}"
+        );
+    }
+    let credential = r#"{"error":{"type":"authentication_error","message":"x"}}"#;
+    let told = other(json(Script::data([credential])));
+    assert_eq!(told.subject, Some(Subject::Credential));
+}
+
+#[test]
+fn an_object_that_has_failed_is_no_failure_of_the_server() {
+    for body in [
+        r#"{"object":"batch","status":"failed","error":{"code":"x","message":"bad file"}}"#,
+        r#"{"error":{"code":"server_error","message":"x"},"object":"video","status":"queued"}"#,
+        r#"{"id":"task","status":"failed","error":{"code":"server_error","message":"x"}}"#,
+        r#"{"id":"ftjob-1","object":"fine_tuning.job","error":{"code":"invalid_file"}}"#,
+        r#"{"results":[{"error":{"code":"server_error"}}]}"#,
+        // A message and a code of its own say nothing of an error.
+        r#"{"message":"done","code":"print(1)"}"#,
+    ] {
+        let told = other(json(Script::data([body])));
+        assert_eq!(told.outcome, Outcome::Success, "{body}");
+    }
+    // Nor is one that is only read, whatever it looks like.
+    let call = Call::builder(Provider::GEMINI, Operation::RETRIEVE).build();
+    let body = r#"{"name":"operations/1","done":true,"error":{"code":13,"message":"x"}}"#;
     let (told, _) = watch_to_end(Some(&call), json(Script::data([body])));
     assert_eq!(told.outcome, Outcome::Success);
 }
