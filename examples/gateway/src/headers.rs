@@ -30,20 +30,30 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Writes the name of a single coding as the code that decodes it compares it: names have no case, and gzip has two.
+/// Writes the name of a single coding as the code that decodes it compares it: names have no case, gzip has two, and a list may
+/// name `identity`, which is no coding, beside it. Where that is all, there is none.
 pub(crate) fn name_coding(headers: &mut HeaderMap) {
-    let name = headers.get(header::CONTENT_ENCODING);
-    let Some(name) = name.and_then(|name| name.to_str().ok()) else {
-        return;
-    };
-    let name = match name.trim().to_ascii_lowercase().as_str() {
-        "gzip" | "x-gzip" => "gzip",
-        "deflate" => "deflate",
-        "br" => "br",
-        "zstd" => "zstd",
+    let codings = tokens(headers, header::CONTENT_ENCODING)
+        .filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case(b"identity"));
+    // Two are left as they are: the code that decodes takes one.
+    let known = match *codings.take(2).collect::<Vec<_>>() {
+        [] => None,
+        [name] => match name.to_ascii_lowercase().as_slice() {
+            b"gzip" | b"x-gzip" => Some("gzip"),
+            b"deflate" => Some("deflate"),
+            b"br" => Some("br"),
+            b"zstd" => Some("zstd"),
+            _ => return,
+        },
         _ => return,
     };
-    headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(name));
+    match known {
+        Some(name) => {
+            let name = HeaderValue::from_static(name);
+            headers.insert(header::CONTENT_ENCODING, name);
+        }
+        None => drop(headers.remove(header::CONTENT_ENCODING)),
+    }
 }
 
 /// Whether a request asks for another protocol on its connection, such as WebSocket, and cannot be answered in HTTP.
@@ -126,19 +136,29 @@ mod tests {
 
     #[test]
     fn the_name_of_a_coding_is_read_without_case_and_others_are_left_alone() {
-        for (name, expected) in [
-            ("GZIP", "gzip"),
-            ("x-gzip", "gzip"),
-            (" Br ", "br"),
-            ("Deflate", "deflate"),
-            ("ZSTD", "zstd"),
-            ("identity", "identity"),
-            ("GZIP, br", "GZIP, br"),
+        for (values, expected) in [
+            (&["GZIP"][..], &["gzip"][..]),
+            (&["x-gzip"], &["gzip"]),
+            (&[" Br "], &["br"]),
+            (&["Deflate"], &["deflate"]),
+            (&["ZSTD"], &["zstd"]),
+            (&["gzip, identity"], &["gzip"]),
+            (&["Identity,GZip,"], &["gzip"]),
+            (&["identity", "br"], &["br"]),
+            (&["identity"], &[]),
+            (&["identity, identity", ""], &[]),
+            (&["GZIP, br"], &["GZIP, br"]),
+            (&["gzip, identity, gzip"], &["gzip, identity, gzip"]),
+            (&["compress, identity"], &["compress, identity"]),
         ] {
             let mut headers = HeaderMap::new();
-            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(name));
+            for value in values {
+                headers.append(header::CONTENT_ENCODING, HeaderValue::from_static(value));
+            }
             name_coding(&mut headers);
-            assert_eq!(headers[header::CONTENT_ENCODING], expected);
+            let left = headers.get_all(header::CONTENT_ENCODING);
+            let left: Vec<_> = left.iter().collect();
+            assert_eq!(left, expected, "{values:?}");
         }
     }
 }

@@ -46,8 +46,13 @@ async fn tokens(gateway: &Running) -> u64 {
 async fn a_compressed_response_is_read_and_passed_on_decoded() {
     for (content_type, text) in [("application/json", JSON), ("text/event-stream", SSE)] {
         for coding in CODINGS {
-            // The names of codings have no case.
-            for name in [coding.to_owned(), coding.to_uppercase()] {
+            // The names of codings have no case, and `identity` is none.
+            for name in [
+                coding.to_owned(),
+                coding.to_uppercase(),
+                format!("{coding}, identity"),
+                format!("identity\r\ncontent-encoding: {coding}"),
+            ] {
                 let headers =
                     format!("content-type: {content_type}\r\ncontent-encoding: {name}\r\n");
                 let body = compressed(text, coding).await;
@@ -60,6 +65,18 @@ async fn a_compressed_response_is_read_and_passed_on_decoded() {
                 assert_eq!(tokens(&gateway).await, 42, "{content_type} {name}");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn identity_alone_is_no_coding() {
+    for name in ["identity", "Identity, identity"] {
+        let headers = format!("content-type: application/json\r\ncontent-encoding: {name}\r\n");
+        let upstream = Raw::start([response("200 OK", &headers, JSON.as_bytes())]).await;
+        let gateway = upstream.gateway(&[]).await;
+        let answer = gateway.post("/v1/chat/completions", "{}").await;
+        assert_eq!(answer.text(), JSON, "{name}");
+        assert_eq!(tokens(&gateway).await, 42, "{name}");
     }
 }
 
