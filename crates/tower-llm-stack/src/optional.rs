@@ -13,7 +13,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_llm_core::{BoxError, HttpBody, Unary};
 
-/// A layer, or none: chosen when the stack is built, unlike a place that is left empty by type.
+/// A layer, or none, chosen at run time when the stack is built.
 ///
 /// Its service has one response type for both. `W` is the [`Watch`](tower_llm_core::Watch) of the layer: an HTTP response's body
 /// is one of two, and for [`Unary`] both are the same type already.

@@ -1,8 +1,8 @@
 //! The order of the layers of a stack.
 //!
 //! A stack is a chain of slots, outermost first; each holds a layer and the slots inside of it. A setter replaces the layer
-//! of one slot, which changes the type of the chain at one position. Rust has no struct update across types, and naming
-//! all other slots in each setter would grow with their square.
+//! of one slot, which changes the type of the chain at one position. Rust has no struct update across types, and naming all
+//! other slots in each setter would be quadratic.
 
 use std::marker::PhantomData;
 
@@ -245,7 +245,7 @@ macro_rules! fill {
 }
 
 fill!(Refusal: RefusalLayer<E>, E; HttpBody);
-// No option of it: it changes the type of the requests, which the layers inside take.
+// Not optional: it changes the type of the requests for the inner layers.
 impl Fill<at::Describe> for DescribeLayer {
     type Layer = Self;
 

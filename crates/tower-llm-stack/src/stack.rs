@@ -17,9 +17,9 @@ pub struct Stack<L> {
 
 /// Chooses the layers of a [`Stack`].
 ///
-/// Each setter takes a layer as its own crate builds it, or an `Option` of that layer, for one that is left out at run time:
-/// all but [`describe`](Self::describe), which changes the type of the requests.
-/// The order of the calls does not matter. A layer that is set twice is the one that was set last.
+/// Each setter except [`describe`](Self::describe), which changes the type of the requests, takes a layer, or an `Option`
+/// of it to leave it out at run time. The order of the setters does not matter. If a layer is set twice, the last one is
+/// used.
 ///
 /// ```
 /// use tower_llm_stack::{BulkheadLayer, Stack};
@@ -37,7 +37,7 @@ pub struct StackBuilder<L = Unset> {
     slots: L,
 }
 
-/// A builder whose slot at `P` holds what `N` fills it with.
+/// A builder with `N` in the slot at `P`.
 type With<L, P, N> = StackBuilder<<L as Replace<P, <N as Fill<P>>::Layer>>::Replaced>;
 
 impl Stack<Unset> {
@@ -47,8 +47,8 @@ impl Stack<Unset> {
         StackBuilder { slots }
     }
 
-    /// Starts a stack for gRPC: requests are not described, errors are statuses, and the errors of the channel are told
-    /// apart. See [`adapters::tonic`](crate::adapters::tonic).
+    /// Starts a stack for gRPC: requests are not described, errors become statuses, and the errors of the channel are
+    /// classified. See [`adapters::tonic`](crate::adapters::tonic).
     #[cfg(feature = "tonic")]
     #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
     pub fn grpc() -> StackBuilder<Slots<StatusLayer<Refusals>, Identity, ChannelLayer>> {
@@ -62,7 +62,7 @@ impl Stack<Unset> {
 }
 
 impl<L> StackBuilder<L> {
-    /// Answers refusals and timeouts with responses; takes a [`RefusalLayer`](crate::RefusalLayer).
+    /// Turns refusals and timeouts into responses; takes a [`RefusalLayer`](crate::RefusalLayer).
     ///
     /// For servers. A client leaves it out and gets them as errors.
     pub fn refusal<N>(self, layer: N) -> With<L, at::Refusal, N>
@@ -90,7 +90,7 @@ impl<L> StackBuilder<L> {
         self.put::<at::Describe, _>(Identity::new())
     }
 
-    /// Adds a layer of your own, where requests are described and refusals are still errors: to count, to log, to check.
+    /// Adds a layer of your own, for example to count, log or check. It sees described requests, and refusals as errors.
     ///
     /// Combine several with a `tower::ServiceBuilder`. For one that is left out at run time, use `tower::util::option_layer`.
     pub fn own<M>(self, layer: M) -> StackBuilder<<L as Replace<at::Own, Own<M>>>::Replaced>
@@ -128,7 +128,7 @@ impl<L> StackBuilder<L> {
 
     /// Stops calling what fails; takes a [`BreakerLayer`](crate::BreakerLayer).
     ///
-    /// If the stack has a [provider limit](Self::provider_rate_limit) that learns from the provider, a 429 is left to that
+    /// If the stack has a [provider limit](Self::provider_rate_limit) that enforces reported limits, a 429 is left to that
     /// limit, where calls can wait for it, and opens no circuit.
     #[cfg(feature = "breaker")]
     #[cfg_attr(docsrs, doc(cfg(feature = "breaker")))]
@@ -140,7 +140,7 @@ impl<L> StackBuilder<L> {
         self.set(layer)
     }
 
-    /// Keeps to what the provider allows; takes a [`RateLimitLayer`](crate::RateLimitLayer), usually one
+    /// Stays within the limits of the provider; takes a [`RateLimitLayer`](crate::RateLimitLayer), usually one
     /// [`for_providers`](crate::RateLimitLayer::for_providers).
     #[cfg(feature = "ratelimit")]
     #[cfg_attr(docsrs, doc(cfg(feature = "ratelimit")))]

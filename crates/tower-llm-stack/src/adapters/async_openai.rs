@@ -14,24 +14,24 @@
 //! # }
 //! ```
 //!
-//! # What the hook allows
+//! # What the hook does
 //!
-//! - **Retries.** A client without `with_http_service` tries three times more after a 429, a 5xx and a failed
-//!   connection. With it, nothing is retried but by the stack. async-openai's own `OpenAIRetryLayer` can still go around
-//!   [`OpenAiService`]; it then retries those same answers and failed connections, and *not* an error of the stack:
-//!   a refusal comes through at once. It must not go around a stack that turns refusals into responses: it knows a 429
-//!   by its status alone, and neither `x-should-retry` nor a wait below a second.
-//! - **Errors.** A refusal of a layer is [`OpenAIError::Boxed`] with a [`StackError`]: printed, it reads as the
-//!   refusal; its sources begin with it. An error of reqwest is [`OpenAIError::Reqwest`], and an error with which the
-//!   request could not be built is itself.
-//! - **Errors inside a stream.** async-openai keeps only their text, and reqwest's text does not name its cause: the
-//!   stream ends with `OpenAIError::StreamError`, "error decoding response body", whatever a layer's body failed with.
-//!   The truth is known to the layers alone.
-//! - **Reading ahead.** async-openai reads a stream in a task of its own, as fast as the server sends, into an
-//!   unbounded channel. A layer's body therefore ends when the *server* is done, not when the user is; dropping the
-//!   stream drops the body soon after, when that task has run.
-//! - **Extensions.** The request carries none: what a layer is to know about a call has to be in a header, which
-//!   async-openai can set by client and by call.
+//! - **Retries.** A client without `with_http_service` retries three times after a 429, a 5xx or a failed connection. With
+//!   it, only the stack retries. async-openai's own `OpenAIRetryLayer` can still wrap [`OpenAiService`]; it then retries
+//!   the same responses and failed connections, but *no* error of the stack: a refusal is returned at once. It must not
+//!   wrap a stack that turns refusals into responses, because it recognises a 429 only by its status, and ignores
+//!   `x-should-retry` and waits below a second.
+//! - **Errors.** A refusal of a layer is [`OpenAIError::Boxed`] with a [`StackError`], which displays as the refusal and
+//!   has it as its first source. An error of reqwest is [`OpenAIError::Reqwest`], and an error of building the request is
+//!   returned as it is.
+//! - **Errors inside a stream.** async-openai stores only their text, and reqwest's text does not contain the cause: the
+//!   stream ends with `OpenAIError::StreamError`, "error decoding response body", whatever error a layer's body had. Only
+//!   the layers see the cause.
+//! - **Reading ahead.** async-openai reads a stream in its own task, as fast as the server sends, into an unbounded
+//!   channel. A layer's body therefore ends when the *server* has finished, not when the reader has. Dropping the stream
+//!   drops the body soon after, when that task has run.
+//! - **Extensions.** The request has none: what a layer needs to know about a call must be in a header, which async-openai
+//!   can set per client and per call.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -47,22 +47,21 @@ use tower_service::Service;
 use super::convert::{from_reqwest, request_from_reqwest, response_into_reqwest};
 use super::{BoxError, StackError};
 
-/// Makes a stack over `http::Request<RequestBody<reqwest::Body>>` what `Client::with_http_service` takes; see the
-/// [module](self).
+/// Adapts a stack over `http::Request<RequestBody<reqwest::Body>>` to `Client::with_http_service`; see the [module](self).
 ///
 /// JSON bodies are held, and layers can [clone](RequestBody::try_clone) them. Files and audio are multipart forms, which pass
 /// through as streams and can be sent only once.
 ///
-/// The client clones the service for every call, so state that is to be shared must be shared by the stack's clones. Its
-/// readiness is the stack's. The innermost service may be any: what async-openai is given as `with_http_client` only
-/// builds requests and does not send them.
+/// The client clones the service for every call, so clones of the stack must share their state. Its readiness is that of
+/// the stack. The innermost service may be any: the client passed to `with_http_client` only builds requests and does not
+/// send them.
 #[derive(Clone, Debug)]
 pub struct OpenAiService<S> {
     inner: S,
 }
 
 impl<S> OpenAiService<S> {
-    /// A service for async-openai over `stack`.
+    /// Creates a service for async-openai over `stack`.
     #[must_use]
     pub fn new(stack: S) -> Self {
         Self { inner: stack }
@@ -83,7 +82,7 @@ where
 {
     type Response = Response;
     type Error = OpenAIError;
-    // Boxed: the factory's futures are, and the client boxes this one again.
+    // Boxed, like the futures of the factory; the client boxes it again.
     type Future = Pin<Box<dyn Future<Output = Result<Response, OpenAIError>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -93,7 +92,7 @@ where
     }
 
     fn call(&mut self, factory: HttpRequestFactory) -> Self::Future {
-        // Take the service that was made ready and leave a clone for next time.
+        // Use the service that was readied, and keep a clone for the next call.
         let clone = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, clone);
         Box::pin(async move {
@@ -109,7 +108,7 @@ where
     }
 }
 
-/// The client's error: its own where it has a variant that says more than a box, else the stack's.
+/// The client's error: its own variant if there is one, otherwise the stack's error in a box.
 fn into_error(error: BoxError) -> OpenAIError {
     match from_reqwest(error).downcast::<OpenAIError>() {
         Ok(error) => *error,

@@ -1,7 +1,7 @@
 //! Scheme, host and base path for requests that have only a path.
 //!
-//! A client needs to know where to connect; a service that calls one provider writes `/chat/completions`, and a server
-//! that passes requests on gets no more than a path either. [`BaseUrlLayer`] goes right above the client:
+//! A client needs an address to connect to, but a service that calls one provider writes only `/chat/completions`, and a
+//! server that forwards requests gets only a path. [`BaseUrlLayer`] goes directly around the client:
 //!
 //! ```
 //! use http::Request;
@@ -14,16 +14,16 @@
 //! assert_eq!(request.uri(), "https://api.openai.com/v1/chat/completions?trace=1");
 //! assert_eq!(request.headers()["host"], "api.openai.com");
 //!
-//! // Refused when it is built, not when it is used:
+//! // An invalid URL is refused here and not when it is used:
 //! assert!(BaseUrl::new("api.openai.com/v1").is_err());
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # How the paths are joined
 //!
-//! The official SDKs' base addresses end in `/v1` and their callers leave it out; what a server receives from those
-//! SDKs has it again. Both must arrive at the same place, so a path that begins with what the base path ends in is
-//! laid over it instead of behind it, in whole segments:
+//! The base URLs of the official SDKs end in `/v1`, and calls leave it out; but the requests that these SDKs send to a
+//! server contain it. Both must result in the same address. So if a path begins with the end of the base path, in whole
+//! segments, that part is not repeated:
 //!
 //! | base path | request | sent |
 //! |---|---|---|
@@ -33,7 +33,7 @@
 //! | `/openai/v1` | `/v1/models` | `/openai/v1/models` |
 //! | `/v1` | `/v1beta/models` | `/v1/v1beta/models` |
 //!
-//! The base path is no fence: `..` is neither resolved nor refused here, and a client may resolve it.
+//! The base path does not confine requests: `..` is neither resolved nor refused here, and a client may resolve it.
 
 use std::fmt;
 use std::future::Future;
@@ -51,24 +51,24 @@ use tower_service::Service;
 
 use super::BoxError;
 
-/// Where requests go that have only a path; see the [module](self) for how paths are joined.
+/// The address of requests that have only a path; see the [module](self) for how paths are joined.
 #[derive(Clone, Debug)]
 pub struct BaseUrl {
     scheme: Scheme,
     authority: Authority,
-    /// Without the slash at its end, so empty for none.
+    /// Without its trailing slash, so empty for none.
     path: Box<str>,
     host: HeaderValue,
     applies_to: AppliesTo,
 }
 
 impl BaseUrl {
-    /// Reads `url`: `http` or `https`, a host, a port if need be, a path if need be.
+    /// Parses `url`: `http` or `https`, a host, and optionally a port and a path.
     ///
     /// # Errors
     ///
-    /// [`BaseUrlError`] if that is not what `url` is, or if it has more: a user or password (they belong in a header,
-    /// where they aren't logged) or a query.
+    /// [`BaseUrlError`] if `url` is anything else, or has a user or password (which belong in a header, where they are not
+    /// logged) or a query.
     pub fn new(url: &str) -> Result<Self, BaseUrlError> {
         let parts = url.parse::<Uri>().map_err(Reason::Invalid)?.into_parts();
         if parts
@@ -101,26 +101,25 @@ impl BaseUrl {
         })
     }
 
-    /// Applies to every request: one that already says where it goes is sent here instead.
+    /// Applies to every request: a request with a complete address is sent here instead.
     ///
-    /// For servers that pass requests on. Over HTTP/2 a server sees complete addresses with its own name in them, and
-    /// without this such a request would be sent back to the server itself.
+    /// For servers that forward requests. Over HTTP/2 a server receives complete addresses with its own name, and without
+    /// this setting such a request would be sent back to the server itself.
     #[must_use]
     pub fn replacing(mut self) -> Self {
         self.applies_to = AppliesTo::Every;
         self
     }
 
-    /// Completes the request's address and sets its `Host`; one whose address is complete is left as it is, unless
+    /// Completes the request's address and sets its `Host`. A complete address is not changed, unless
     /// [`replacing`](Self::replacing) is set.
     ///
-    /// The version is set to HTTP/1.1 if it was lower or HTTP/2: it tells of the connection that the request came in
-    /// on, and hyper's client refuses to send a request marked HTTP/2 over HTTP/1.1, while it takes one marked
-    /// HTTP/1.1 for either.
+    /// The version is set to HTTP/1.1 if it was lower or HTTP/2, because it is the version of the incoming connection.
+    /// hyper's client refuses to send a request marked HTTP/2 over HTTP/1.1, but sends one marked HTTP/1.1 over either.
     ///
     /// # Errors
     ///
-    /// [`BaseUrlError`] if the path is `*`, or longer than an address may be once joined. The request is unchanged.
+    /// [`BaseUrlError`] if the path is `*`, or if the joined address is too long. The request is unchanged.
     pub fn apply<B>(&self, request: &mut Request<B>) -> Result<(), BaseUrlError> {
         let uri = request.uri();
         if uri.authority().is_some() && self.applies_to == AppliesTo::PathOnly {
@@ -145,7 +144,7 @@ impl BaseUrl {
         }
         let kept = kept_base(&self.path, uri.path());
         match (kept, uri.path_and_query()) {
-            // Shares the bytes, where the other arm copies them.
+            // Shares the bytes; the other arm copies them.
             ("", Some(path)) => Ok(path.clone()),
             _ => Ok([kept, given].concat().try_into().map_err(Reason::Joined)?),
         }
@@ -173,7 +172,7 @@ pub struct BaseUrlLayer {
 }
 
 impl BaseUrlLayer {
-    /// A layer that sends to `base`.
+    /// Creates a layer that sends to `base`.
     #[must_use]
     pub fn new(base: BaseUrl) -> Self {
         Self { base }
@@ -258,7 +257,7 @@ pin_project! {
     }
 }
 
-/// A base address that can't be one, or a request that can't be joined to it.
+/// An invalid base address, or a request that cannot be joined to it.
 ///
 /// The text may change.
 #[derive(Debug)]
@@ -276,7 +275,7 @@ impl fmt::Display for BaseUrlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.reason {
             Reason::Invalid(_) => f.write_str("base url is not a valid address"),
-            // Not repeated: what is no address may be a key, set in the wrong place.
+            // Not shown: an invalid address may be a key that was set in the wrong variable.
             Reason::NotAbsolute => f.write_str("base url lacks a scheme or a host"),
             Reason::Scheme(scheme) => {
                 write!(f, "base url has scheme `{scheme}`, not http or https")
@@ -318,7 +317,7 @@ enum AppliesTo {
     Every,
 }
 
-/// The beginning of `base` that is left when the longest end of it which `path` begins with is taken off.
+/// The part of `base` before its longest end with which `path` begins.
 fn kept_base<'a>(base: &'a str, path: &str) -> &'a str {
     let overlap = base.match_indices('/').map(|(at, _)| at).find(|&at| {
         path.strip_prefix(&base[at..])
@@ -327,7 +326,7 @@ fn kept_base<'a>(base: &'a str, path: &str) -> &'a str {
     &base[..overlap.unwrap_or(base.len())]
 }
 
-/// `Host` as browsers and hyper write it: without the port if it is the scheme's own.
+/// `Host` as browsers and hyper write it: without the default port of the scheme.
 fn host_header(scheme: &Scheme, authority: &Authority) -> Result<HeaderValue, BaseUrlError> {
     let default = if *scheme == Scheme::HTTPS { 443 } else { 80 };
     let host = match authority.port_u16() {
@@ -348,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn joins_as_the_table_in_the_docs_says() {
+    fn joins_as_documented() {
         let to = |base: &str, path: &str| sent(&format!("http://h{base}"), path);
         assert_eq!(to("", "/v1/models"), "http://h/v1/models");
         assert_eq!(to("/", "/v1/models"), "http://h/v1/models");
@@ -376,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_a_complete_address_alone_unless_told_to_replace_it() {
+    fn leaves_a_complete_address_alone_unless_set_to_replace_it() {
         let request = || {
             let mut request = Request::get("https://gateway.local/v1/models")
                 .body(())
@@ -427,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_base_without_showing_a_credential() {
+    fn refuses_an_invalid_base_without_showing_a_credential() {
         for bad in [
             "",
             "/v1",

@@ -10,7 +10,7 @@ use super::BoxError;
 use super::sent::{Classify, ResponseBody};
 
 pin_project! {
-    /// A client's future, whose error says whose fault it is.
+    /// A client's future with a classified error.
     #[derive(Debug)]
     pub struct ClassifiedFuture<F> {
         #[pin]

@@ -1,4 +1,4 @@
-//! Between `http` and reqwest, both ways, without copying a body.
+//! Converts between `http` and reqwest, without copying a body.
 
 use std::any::Any;
 use std::error::Error;
@@ -15,8 +15,8 @@ use tower_llm_core::{Failure, Outcome};
 use super::BoxError;
 use super::sent::Classify;
 
-/// A request that reqwest can send, and the classification of its errors. The extensions go along: reqwest keeps a
-/// request's timeout there.
+/// Converts to a request that reqwest can send, and the classification of its errors. Extensions are kept, because reqwest
+/// stores a request's timeout there.
 ///
 /// # Errors
 ///
@@ -31,7 +31,7 @@ where
 {
     let classify = Classify::new(outcome_of);
     let sent = |body| match request_body(body) {
-        // Bytes don't fail, and stay what reqwest can send again.
+        // Bytes do not fail, and reqwest can send them again.
         body if body.as_bytes().is_some() => body,
         body => Body::wrap(classify.sent(body)),
     };
@@ -42,11 +42,11 @@ where
     }
 }
 
-/// The outcome that an error of reqwest's stands for, unless it is the connection's.
+/// The outcome of a reqwest error; `None` for an error of the connection.
 fn outcome_of(error: &(dyn Error + 'static)) -> Option<Outcome> {
     let error = error.downcast_ref::<::reqwest::Error>()?;
     if error.is_builder() {
-        // The request is not one that can be sent.
+        // The request cannot be sent.
         Some(Outcome::ClientError)
     } else if error.is_timeout() && !error.is_connect() && !is_dead_connection(error) {
         Some(Outcome::Failed(Failure::Timeout))
@@ -55,7 +55,7 @@ fn outcome_of(error: &(dyn Error + 'static)) -> Option<Outcome> {
     }
 }
 
-/// Whether what timed out was the connection and not the answer: a keep-alive ping, or the system's own patience.
+/// Whether the connection timed out and not the response: a keep-alive ping, or the timeout of the system.
 fn is_dead_connection(error: &::reqwest::Error) -> bool {
     let sources = iter::successors(error.source(), |&error| error.source());
     sources.into_iter().any(|error| {
@@ -66,11 +66,11 @@ fn is_dead_connection(error: &::reqwest::Error) -> bool {
     })
 }
 
-/// A body that reqwest can send, and can send again if all of it is in memory.
+/// Converts to a body that reqwest can send, and can send again if all of it is in memory.
 ///
-/// reqwest repeats a request by itself (a redirect that keeps the method, a connection that the server closed unused) only if
-/// the body is bytes to it, and `Body::wrap` makes a stream of everything. So a body whose first frame is at hand and is all of
-/// it, such as `Full` or a held `RequestBody`, is handed over as bytes.
+/// reqwest repeats a request by itself (after a redirect that keeps the method, or on a connection that the server closed
+/// unused) only if its body is bytes, and `Body::wrap` makes a stream of every body. So a body whose only frame is ready,
+/// such as `Full` or a held `RequestBody`, is passed as bytes.
 fn request_body<B>(body: B) -> Body
 where
     B: http_body::Body + Send + 'static,
@@ -101,7 +101,7 @@ where
     }
 }
 
-/// A body that reqwest sends or hands out frame by frame.
+/// A body that reqwest sends or returns frame by frame.
 fn streamed_body<B>(body: B) -> Body
 where
     B: http_body::Body + Send + 'static,
@@ -124,7 +124,7 @@ where
     })
 }
 
-/// Polls a body that may have a frame at hand; it is polled again by the task that reads it.
+/// Polls a body that may have a frame ready; the task that reads it polls it again.
 fn poll_now<B: http_body::Body>(
     body: Pin<&mut B>,
 ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
@@ -141,11 +141,11 @@ where
         .map_err(Into::into)
 }
 
-/// A body for reqwest, which demands that it is `Sync`; axum's is not, for one.
+/// A body for reqwest, which requires `Sync`; axum's body, for example, is not `Sync`.
 struct Streamed<B: http_body::Body> {
-    /// What was read to see whether it is all of the body.
+    /// The frame that was read to check whether it is the whole body.
     first: Option<Result<Frame<Bytes>, BoxError>>,
-    // It is never contended: only one task polls a body.
+    // Never contended: only one task polls a body.
     rest: Mutex<Pin<Box<B>>>,
 }
 
@@ -195,8 +195,8 @@ impl<B: http_body::Body> Streamed<B> {
     }
 }
 
-/// A response for the layers, whose body's errors are classified. reqwest's conversion drops the address; it is kept in the
-/// extensions, in the form that the conversion back looks for.
+/// Converts to a response for the layers, with classified errors of its body. reqwest's conversion drops the URL; the
+/// extensions store it in the form that the conversion back expects.
 pub(super) fn response_from_reqwest(
     response: Response,
     classify: Classify,
@@ -204,12 +204,12 @@ pub(super) fn response_from_reqwest(
     let address = address_extension(response.url().clone());
     let mut response = http::Response::<Body>::from(response);
     response.extensions_mut().extend(address);
-    // Still reqwest's type, so that a layer can answer with a body of its own.
+    // Still reqwest's type, so that a layer can respond with its own body.
     classify.received(response).map(Body::wrap)
 }
 
 fn address_extension(url: Url) -> http::Extensions {
-    // The type is private to reqwest; its builder is the only door.
+    // The type is private to reqwest; only its builder can create it.
     let mut builder = http::Response::builder().url(url);
     builder
         .extensions_mut()
@@ -229,7 +229,7 @@ mod inside {
     use super::super::BoxError;
     use super::{Poll, address_extension, poll_now, streamed_body};
 
-    /// A request for the layers: a body that is bytes is held, any other is streamed through them.
+    /// Converts to a request for the layers: a body of bytes is held, any other is streamed.
     pub(in super::super) fn request_from_reqwest(
         request: Request,
     ) -> ::reqwest::Result<http::Request<RequestBody<Body>>> {
@@ -238,7 +238,7 @@ mod inside {
             if body.as_bytes().is_none() {
                 return RequestBody::streamed(body);
             }
-            // Its first frame is all of it, and is not a copy.
+            // Its first frame is the whole body, and is not a copy.
             match poll_now(Pin::new(&mut body)) {
                 Poll::Ready(Some(Ok(frame))) => {
                     RequestBody::held(frame.into_data().unwrap_or_default())
@@ -248,8 +248,8 @@ mod inside {
         }))
     }
 
-    /// The response as the client's user expects it. `requested` is its address if the layers know no better, as
-    /// with one they made themselves.
+    /// Converts to the response that the client's user expects. `requested` is its URL if the layers set none, as in a
+    /// response that they made themselves.
     pub(in super::super) fn response_into_reqwest<B>(
         mut response: http::Response<B>,
         requested: Url,
@@ -265,7 +265,7 @@ mod inside {
         response.map(streamed_body).into()
     }
 
-    /// The error without its classification if it is reqwest's own, which the client's user expects as it is.
+    /// Removes the classification from reqwest's own errors, which the client's user expects as they are.
     pub(in super::super) fn from_reqwest(error: BoxError) -> BoxError {
         let of_reqwest = |error: &ClassifiedError| {
             error

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use super::BoxError;
 
-/// An error of a tower stack, returned by a client that the stack runs inside of.
+/// An error of a tower stack, returned by a client that has the stack inside.
 ///
-/// It reads as the error that it wraps, which is its [`source`](Error::source). This level is needed because
-/// `reqwest_middleware::Error` and `async_openai::error::OpenAIError` replace the error that they wrap: they print it, but
-/// their source chain starts behind it, so a refusal put into them directly could not be found among the sources.
-/// With this level, the refusal is the first source of the client's error.
+/// It displays as the error that it wraps, which is its [`source`](Error::source). This level is needed because
+/// `reqwest_middleware::Error` and `async_openai::error::OpenAIError` are transparent: they display the error that they
+/// wrap, but their source is the source of that error, so a refusal in them could not be found among the sources. With this
+/// level, the refusal is the first source of the client's error.
 ///
 /// A program that prints the whole chain shows the text of the cause twice. The alternative is worse: a program that prints
 /// only the first level, as most do, would not show the cause at all.
@@ -46,9 +46,9 @@ impl Error for StackError {
     }
 }
 
-/// A request's streamed body failed while a client sent it.
+/// A streamed request body failed while a client sent it.
 ///
-/// It reads so that it may be shown to the caller; its [`source`](Error::source) is the error of the body.
+/// Its text may be shown to the caller; its [`source`](Error::source) is the error of the body.
 #[derive(Clone, Debug)]
 pub struct RequestBodyError(
     // Shared: the client returns it, and the layers see it.

@@ -1,8 +1,8 @@
 //! hyper-util's pooled client as the innermost service of a stack.
 //!
-//! [`Client`] is a tower service as it is. To call a provider it lacks an address, which
-//! [`BaseUrlLayer`](super::base_url::BaseUrlLayer) adds, and settings that are easily forgotten, which [`client`] makes. TLS is
-//! the connector's: hand in hyper-rustls' or hyper-tls'.
+//! [`Client`] is a tower service as it is. To call a provider it needs an address, which
+//! [`BaseUrlLayer`](super::base_url::BaseUrlLayer) adds, and settings that are easily forgotten, which [`client`] makes.
+//! TLS belongs to the connector: pass in that of hyper-rustls or hyper-tls.
 //!
 //! ```no_run
 //! use bytes::Bytes;
@@ -28,11 +28,11 @@
 //! # }
 //! ```
 //!
-//! If the server closed a pooled connection before any of a request was written, the client sends the request again by
-//! itself; the stack sees one call. It follows no redirects and has no timeout of its own.
+//! If the server closed a pooled connection before any of a request was written, the client sends the request again; the
+//! stack sees one call. It follows no redirects and has no timeout of its own.
 //!
-//! A request body that is a stream may fail: a caller disconnects in the middle of an upload. The client reports that as it
-//! reports a broken connection, for which a circuit would open. Put [`RequestBodyLayer`] around a client with such bodies.
+//! A request body that is a stream may fail: a caller disconnects in the middle of an upload. The client reports this like
+//! a broken connection, for which a circuit would open. Put [`RequestBodyLayer`] around a client with such bodies.
 
 use std::task::{Context, Poll};
 
@@ -48,12 +48,12 @@ use super::BoxError;
 use super::classified::ClassifiedFuture;
 use super::sent::{Classify, ResponseBody, SentBody};
 
-/// The most response headers that a client of [`client`] takes. httparse's default of 100 is less than some proxies send.
+/// Maximum number of response headers. Some proxies send more than httparse's default of 100.
 const MAX_HEADERS: usize = 512;
 
-/// A pooled client over `connector`, on tokio, with hyper-util's defaults, up to 512 response headers, and the timer that it
-/// needs to close idle connections. Without one, an idle connection stays open until the next request to its host finds it too
-/// old.
+/// Creates a pooled client over `connector`, on tokio, with hyper-util's defaults, up to 512 response headers, and the
+/// timer that it needs to close idle connections. Without one, an idle connection stays open until the next request to its
+/// host finds it too old.
 ///
 /// It sends any body: under a stack that describes requests, [`RequestBody`](tower_llm_core::RequestBody).
 ///

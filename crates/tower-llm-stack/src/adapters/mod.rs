@@ -1,9 +1,9 @@
-//! Where a stack meets an HTTP client.
+//! Adapters between a stack and HTTP clients.
 //!
-//! Every layer of this workspace works around any `Service<http::Request<_>, Response = http::Response<_>>`; an
-//! adapter makes such a service out of a client (*under*), or puts a layer into a client that has a hook of its own
-//! (*inside*). They work with any tower layer, not only ours. None of them buffers a response: the body that a layer
-//! returned is the body that is read, and what lives in it lives until it is dropped.
+//! Every layer of this workspace works around any `Service<http::Request<_>, Response = http::Response<_>>`; an adapter
+//! turns a client into such a service (*under* the stack), or puts a layer *inside* a client that has a hook. Adapters work
+//! with any tower layer. None of them buffers a response: the body that a layer returns is the body that is read, and what
+//! it holds is held until it is dropped.
 //!
 //! | module | feature | what it gives |
 //! |---|---|---|
@@ -14,7 +14,7 @@
 //! | [`tonic`] | `tonic` | around a tonic channel: errors of the stack as gRPC codes |
 //! | [`async_openai`] | `async-openai` | inside: a stack under `async_openai::Client` |
 //!
-//! TLS is the client's own affair: enable it on the `reqwest`, `tonic` or hyper connector you hand in.
+//! TLS belongs to the client: enable it on the `reqwest`, `tonic` or hyper connector that you pass in.
 #![cfg_attr(
     not(all(
         feature = "reqwest",

@@ -23,11 +23,11 @@
 //! # }
 //! ```
 //!
-//! What the client does by itself happens below the stack, which sees one call: redirects (up to ten, unless the policy
-//! says otherwise), a second attempt after a connection that the server had closed, decompression if reqwest's
-//! features for it are on. A streamed body is never sent twice. `ClientBuilder::timeout` bounds the whole body, so it cuts
-//! long streams; prefer `connect_timeout` there and timeouts that know about tokens in the stack. To the layers, both `timeout`
-//! and `read_timeout` are a timeout of the model, and `connect_timeout` is a failure of the connection.
+//! Some things happen in the client, below the stack, which sees one call: redirects (up to ten, unless set otherwise), a
+//! second attempt if the server had closed the connection, and decompression if reqwest's features for it are enabled. A
+//! streamed body is never sent twice. `ClientBuilder::timeout` bounds the whole body, so it cuts long streams; use
+//! `connect_timeout` there, and a `TimeoutLayer` in the stack. To the layers, both `timeout` and `read_timeout` are a
+//! timeout of the model, and `connect_timeout` is a failure of the connection.
 
 use std::fmt;
 use std::future::Future;
@@ -45,12 +45,12 @@ use super::base_url::BaseUrl;
 use super::convert::{request_into_reqwest, response_from_reqwest};
 use super::sent::Classify;
 
-/// Sends `http::Request`s with a [`reqwest::Client`]; the response's body is not buffered.
+/// Sends `http::Request`s with a [`reqwest::Client`]; response bodies are not buffered.
 ///
-/// Takes any body that is `Send + 'static`. One that is all in memory, such as `Full` or a held
-/// [`RequestBody`](tower_llm_core::RequestBody), becomes bytes to reqwest, without a copy, so that it can be sent again after a
-/// redirect. Any other body is a stream that is sent once. Clones share the client's connections. The service is always ready:
-/// limiting concurrent calls is the job of a layer.
+/// Accepts any body that is `Send + 'static`. A body in memory, such as `Full` or a held
+/// [`RequestBody`](tower_llm_core::RequestBody), is passed to reqwest as bytes without a copy, so it can be sent again
+/// after a redirect. Any other body is a stream that is sent once. Clones share the client's connections. The service is
+/// always ready: limiting concurrent calls is the job of a layer.
 ///
 /// # Errors
 ///
@@ -66,7 +66,7 @@ pub struct ReqwestService {
 }
 
 impl ReqwestService {
-    /// A service over `client`; requests must have complete addresses.
+    /// Creates a service over `client`; requests must have complete addresses.
     #[must_use]
     pub fn new(client: Client) -> Self {
         Self { client, base: None }
@@ -114,7 +114,7 @@ where
     type Future = ResponseFuture;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // reqwest's client is always ready. If that changes, `call` has to use the clone that was made ready here.
+        // reqwest's client is always ready. If that changes, `call` must use the clone that was readied here.
         Poll::Ready(Ok(()))
     }
 
@@ -126,7 +126,7 @@ where
     }
 }
 
-/// reqwest's own future, which it does not name.
+/// reqwest's future, which has no public name.
 type ClientFuture = <Client as Service<Request>>::Future;
 
 pin_project! {
@@ -147,7 +147,7 @@ impl Future for ResponseFuture {
                 let classify = classify.take().expect("polled after completion");
                 Poll::Ready(match result {
                     Ok(response) => Ok(response_from_reqwest(response, classify)),
-                    // Its URL may hold a credential, as Gemini's `?key=`.
+                    // Its URL may contain a credential, such as Gemini's `?key=`.
                     Err(error) => Err(classify.error(error.without_url())),
                 })
             }

@@ -1,4 +1,4 @@
-//! A tower layer as one middleware of `reqwest-middleware`.
+//! A tower layer as a middleware of `reqwest-middleware`.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -19,23 +19,23 @@
 //!
 //! # How it works
 //!
-//! A tower layer owns its inner service; a middleware is lent the rest of its chain, [`Next`], for one request only.
-//! So the innermost service is a [`Port`] that owns nothing: it looks in the request's extensions for a sender that
-//! [`handle`](Middleware::handle) put there, and sends the request through it. `handle` drives the layer's future and,
-//! beside it in the same task, all that comes out of the port, each with its own clone of `Next`. The sender travels
-//! with every clone of the request, so a layer may call several times, one after the other or at once. An inner call
-//! whose future the layer has dropped is dropped; when `handle` is dropped so is everything inside. Nothing is spawned.
+//! A tower layer owns its inner service, but a middleware borrows the rest of its chain, [`Next`], for one request. So the
+//! innermost service is a [`Port`] that owns nothing: it takes a sender from the request's extensions, where
+//! [`handle`](Middleware::handle) put it, and sends the request through it. In one task, `handle` drives the layer's future
+//! and all inner calls from the port, each with its own clone of `Next`. Every clone of the request has the sender, so a
+//! layer may call several times, in sequence or concurrently. If the layer drops the future of an inner call, the call is
+//! dropped; if `handle` is dropped, everything inside is dropped. Nothing is spawned.
 //!
-//! What follows from it:
+//! Consequences:
 //!
-//! - The layer is applied once, when the middleware is made; each request runs through a clone of that one service,
-//!   made ready first. State that the layer's clones share (a limit, a circuit) is shared by all requests.
-//! - An inner call must be made while the outer future runs: a layer that calls from a task it spawned, or from the
-//!   body it returned, may come too late. It gets a [`PortError`], as does one that builds its request anew and leaves
-//!   the extensions behind.
-//! - Extensions of the reqwest-middleware request (`with_extension`) are extensions of the `http::Request` that the
-//!   layer sees, and those of each inner request are what the middlewares behind it see. What those have put there is
-//!   given back to the middlewares in front if the layer returns the response with its extensions.
+//! - The layer is applied once, when the middleware is created; each request uses a clone of that service, which is readied
+//!   first. All requests share the state that clones of the layer share, such as a limit or a circuit.
+//! - An inner call must be made while the outer future runs. A layer that calls from a spawned task, or from the body that
+//!   it returned, may be too late and gets a [`PortError`]. So does a layer that builds a new request without the
+//!   extensions.
+//! - Extensions of the reqwest-middleware request (`with_extension`) are extensions of the `http::Request` that the layer
+//!   sees, and those of each inner request are what the middlewares behind it see. Extensions that these set are returned
+//!   to the middlewares in front, if the layer returns the response with its extensions.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -62,22 +62,23 @@ use super::{BoxError, StackError};
 
 /// Runs the requests of a `ClientWithMiddleware` through a tower layer; see the [module](self) for how.
 ///
-/// The layer's service must be `Clone + Send + Sync`; `tower::util::BoxCloneSyncServiceLayer` helps where it can't be
-/// named. It sees `http::Request<RequestBody<reqwest::Body>>`: a body that is bytes, as `json()` makes it, is held and can be
-/// [cloned](RequestBody::try_clone); one that is a stream (an upload, a multipart form) passes through and can be sent only
-/// once. The response's body is not buffered, and is dropped when the user drops the response.
+/// The layer's service must be `Clone + Send + Sync`; `tower::util::BoxCloneSyncServiceLayer` helps if its type cannot be
+/// named. It sees `http::Request<RequestBody<reqwest::Body>>`: a body of bytes, as from `json()`, is held and can be
+/// [cloned](RequestBody::try_clone); a stream (an upload, a multipart form) passes through and can be sent only once. The
+/// response body is not buffered, and is dropped when the user drops the response.
 ///
 /// # Errors
 ///
-/// An error of the layer is [`Error::Middleware`] with a [`StackError`], whose source it is. An error that came from
-/// behind the layer and went through it unwrapped stays what it was: `is_connect()` and the like still tell.
+/// An error of the layer is [`Error::Middleware`] with a [`StackError`], whose source it is. An inner error that the layer
+/// returns unwrapped is returned as it was, so `is_connect()` and similar methods work.
 #[derive(Clone, Debug)]
 pub struct TowerMiddleware<S> {
     service: S,
 }
 
 impl<S> TowerMiddleware<S> {
-    /// A middleware that runs requests through `layer`, which may be a whole stack: a `tower::ServiceBuilder`, for one.
+    /// Creates a middleware that runs requests through `layer`, which may be a whole stack, such as a
+    /// `tower::ServiceBuilder`.
     pub fn new<L>(layer: L) -> Self
     where
         L: Layer<Port, Service = S>,
@@ -88,7 +89,7 @@ impl<S> TowerMiddleware<S> {
     }
 }
 
-// Boxed because the trait is: `async_trait` makes a box of every call, reqwest-middleware's own included.
+// The trait requires boxes: `async_trait` boxes every call.
 #[async_trait::async_trait]
 impl<S, B> Middleware for TowerMiddleware<S>
 where
@@ -120,7 +121,7 @@ where
         let mut response = serve(call(self.service.clone(), request), calls, next)
             .await
             .map_err(into_error)?;
-        // A layer may answer with what another request was answered with; that one's extensions are not ours.
+        // A layer may return the response to another request, whose extensions do not belong to this one.
         if let Some(returned) = response.extensions_mut().remove::<Returned>()
             && returned.port.0.same_channel(&port.0)
         {
@@ -130,14 +131,14 @@ where
     }
 }
 
-/// The innermost service of a layer that runs as a [`TowerMiddleware`]: the way to the rest of the chain.
+/// The innermost service of a layer that runs as a [`TowerMiddleware`]: sends requests to the rest of the chain.
 ///
 /// It is always ready: `ClientWithMiddleware` has no readiness to pass on.
 ///
 /// # Errors
 ///
-/// What the rest of the chain returned: a [`reqwest::Error`], or an [`Error`] if it came from a
-/// middleware; [`PortError`] if the chain could not be reached.
+/// The error of the rest of the chain: a [`reqwest::Error`], or an [`Error`] if it is from a middleware; [`PortError`] if
+/// the chain could not be reached.
 #[derive(Clone, Debug, Default)]
 pub struct Port {
     _not_made_by_users: (),
@@ -209,7 +210,7 @@ pub struct PortError {
 }
 
 impl PortError {
-    /// Whether the call came when its request was over; otherwise the request had lost its extensions.
+    /// Whether the call was made after its request had ended; otherwise the request had lost its extensions.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         matches!(self.reason, Unreachable::Ended)
@@ -241,25 +242,25 @@ enum Unreachable {
 
 type Reply = Result<http::Response<Body>, BoxError>;
 
-/// What came out of a port: one call of the layer to its inner service.
+/// One call of the layer to its inner service, through a port.
 #[derive(Debug)]
 struct InnerCall {
     port: PortSender,
     request: Request,
     classify: Classify,
-    /// For the middlewares behind; without the port, which is not theirs.
+    /// The extensions for the middlewares behind, without the port.
     extensions: Extensions,
     reply: oneshot::Sender<Reply>,
 }
 
 /// The other end of `handle`, in the request's extensions.
 ///
-/// A second `TowerMiddleware` behind the first puts its own in the same place; each one's layer sees only its own.
+/// A second `TowerMiddleware` behind the first replaces it with its own; the layer of each sees only its own.
 #[derive(Clone, Debug)]
-// Boxed, since the channel makes room for a block of calls when it is opened.
+// Boxed, because the channel allocates a block of calls when it is created.
 struct PortSender(mpsc::UnboundedSender<Box<InnerCall>>);
 
-/// The extensions that the middlewares behind have left, in the response's extensions.
+/// The extensions that the middlewares behind have set, in the response's extensions.
 #[derive(Clone, Debug)]
 struct Returned {
     /// The request they belong to.
@@ -293,7 +294,7 @@ where
     Ok(replied)
 }
 
-/// Makes the service ready and calls it.
+/// Readies the service and calls it.
 async fn call<S, R>(mut service: S, request: R) -> Result<S::Response, BoxError>
 where
     S: Service<R>,
@@ -305,7 +306,7 @@ where
     service.call(request).await.map_err(Into::into)
 }
 
-/// Drives `outer` to its end and, beside it, what it sends through its port.
+/// Drives `outer` to its end and, concurrently, the calls that it sends through its port.
 async fn serve<T>(
     outer: impl Future<Output = T>,
     mut calls: mpsc::UnboundedReceiver<Box<InnerCall>>,
@@ -315,14 +316,14 @@ async fn serve<T>(
     let mut inner = FuturesUnordered::new();
     poll_fn(|cx| {
         loop {
-            // Outer first: it may have lost interest in calls that would otherwise be polled once more.
+            // Outer first: it may drop calls that would otherwise be polled once more.
             if let Poll::Ready(output) = outer.as_mut().poll(cx) {
                 return Poll::Ready(output);
             }
             while let Poll::Ready(Some(call)) = calls.poll_recv(cx) {
                 inner.push(run(*call, next.clone()));
             }
-            // One that ends has either replied, which outer is to see now, or was given up.
+            // A call that ends has either replied, which outer must see now, or was dropped.
             match inner.poll_next_unpin(cx) {
                 Poll::Ready(Some(())) => {}
                 Poll::Ready(None) | Poll::Pending => return Poll::Pending,
@@ -332,7 +333,7 @@ async fn serve<T>(
     .await
 }
 
-/// Runs one inner call down the chain, until it ends or nobody waits for it.
+/// Runs one inner call down the chain, until it ends or its caller has dropped it.
 async fn run(call: InnerCall, next: Next<'_>) {
     let InnerCall {
         port,
@@ -344,7 +345,7 @@ async fn run(call: InnerCall, next: Next<'_>) {
     let result = {
         let mut response = next.run(request, &mut extensions);
         poll_fn(|cx| {
-            // Given up first: a response that comes at the same time has no one to go to.
+            // Checked first: a response that arrives at the same time has no receiver.
             if reply.poll_closed(cx).is_ready() {
                 return Poll::Ready(None);
             }
@@ -361,15 +362,15 @@ async fn run(call: InnerCall, next: Next<'_>) {
                 .insert(Returned { port, extensions });
             Ok(response)
         }
-        // Bare, for the layers to find: the variant hides reqwest's error from those who walk the sources.
+        // Unwrapped, so that the layers find it: the variant hides reqwest's error from the chain of sources.
         Some(Err(Error::Reqwest(error))) => Err(classify.error(error)),
         Some(Err(error)) => Err(classify.error(error)),
     };
-    // Not taken if given up at this very moment: dropped here, as the layer would have.
+    // If the call is dropped at this moment, the result is dropped here.
     let _ = reply.send(result);
 }
 
-/// The client's error: its own where the stack passed it on as it was, else the stack's.
+/// The client's error: its own if the stack passed it on unchanged, otherwise the stack's.
 fn into_error(error: BoxError) -> Error {
     match from_reqwest(error).downcast::<Error>() {
         Ok(error) => *error,

@@ -1,7 +1,7 @@
-//! Whose fault it is when a call fails in the client.
+//! Decides whether the caller or the provider is at fault when a call fails in the client.
 //!
-//! A client reports a failed request body as it reports a failed connection: over HTTP/2, hyper resets the stream and the call
-//! ends with "stream error". So the body remembers its own error, and what fails afterwards is that error's consequence.
+//! A client reports a failed request body like a failed connection: over HTTP/2, hyper resets the stream and the call ends
+//! with "stream error". So the body stores its error, and later errors of the call are attributed to it.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -14,13 +14,13 @@ use tower_llm_core::{ClassifiedError, Outcome};
 
 use super::{BoxError, RequestBodyError};
 
-/// The outcome that an error of a client stands for; `None` if it is the connection's.
+/// The outcome of a client's error; `None` for an error of the connection.
 pub(super) type OutcomeOf = fn(&(dyn Error + 'static)) -> Option<Outcome>;
 
 /// Classifies the errors of one call.
 #[derive(Clone, Debug)]
 pub(super) struct Classify {
-    /// The error of the request's body, once there is one.
+    /// The error of the request body, if it failed.
     body: Arc<OnceLock<RequestBodyError>>,
     outcome_of: OutcomeOf,
 }
@@ -33,7 +33,7 @@ impl Classify {
         }
     }
 
-    /// The request's body, which remembers its error.
+    /// Wraps the request body, so that its error is stored.
     pub(super) fn sent<B>(&self, inner: B) -> SentBody<B> {
         SentBody {
             inner,
@@ -41,7 +41,7 @@ impl Classify {
         }
     }
 
-    /// The response, whose body's errors are classified too.
+    /// Wraps the response, so that errors of its body are classified too.
     pub(super) fn received<B>(
         self,
         response: http::Response<B>,
@@ -52,7 +52,7 @@ impl Classify {
         })
     }
 
-    /// An error of the client, with the outcome it stands for if that is not the connection's fault.
+    /// Classifies an error of the client, unless it is of the connection.
     pub(super) fn error(&self, error: impl Into<BoxError>) -> BoxError {
         if let Some(body) = self.body.get() {
             return ClassifiedError::new(Outcome::ClientError, body.clone()).into();
@@ -66,7 +66,7 @@ impl Classify {
 }
 
 pin_project! {
-    /// A request body that remembers its error.
+    /// A request body that stores its error.
     #[derive(Debug)]
     pub struct SentBody<B> {
         #[pin]
@@ -104,7 +104,7 @@ where
 }
 
 pin_project! {
-    /// A client's response body, whose errors say whose fault they are.
+    /// A client's response body with classified errors.
     ///
     /// See [`ClassifiedError`].
     #[derive(Debug)]

@@ -16,8 +16,8 @@
 //! ```
 //!
 //! Such a stack has two layers of this module. [`StatusLayer`] is outermost: it turns refusals and timeouts into statuses
-//! with a code. Without it, tonic makes `UNKNOWN` of every error that it does not know. [`ChannelLayer`] goes
-//! directly around the channel, and attributes the channel's own timeouts and the failures of request messages.
+//! with a code. Without it, tonic reports every unknown error as `UNKNOWN`. [`ChannelLayer`] goes directly around the
+//! channel, and attributes the channel's own timeouts and the failures of request messages.
 //!
 //! A gRPC request has no [`Call`](tower_llm_core::Call) unless you give it one: insert it into the extensions of the
 //! `tonic::Request`. Limits by provider, model or caller need it.
@@ -45,7 +45,7 @@ use super::BoxError;
 use super::classified::ClassifiedFuture;
 use super::sent::{Classify, ResponseBody};
 
-/// Turns errors of the stack, in place of a response or inside its body, into a [`Status`] with a code.
+/// Turns errors of the stack, instead of a response or inside its body, into a [`Status`] with a code.
 ///
 /// `code_of` is called with the error and then with each of its sources, until it returns a code. If it returns none, the
 /// status is the one that tonic makes of the error: a status found among its sources, else `UNKNOWN`. In both cases the
@@ -60,7 +60,7 @@ pub struct StatusLayer<C> {
 
 /// Chooses the code of an error: [`Refusals`], or a closure.
 pub trait CodeOf {
-    /// Returns the code of `error`, if it has one. It is asked about each of the error's sources too.
+    /// Returns the code of `error`, if it has one. It is called for each source of the error too.
     fn code_of(&self, error: &(dyn Error + 'static)) -> Option<Code>;
 }
 
@@ -74,7 +74,7 @@ where
 }
 
 /// Chooses codes for the errors of the stack: see [`StatusLayer::refusals`].
-// A type of its own: futures that hold a pointer to a function of a trait object cannot be spawned.
+// A separate type, because futures that hold a function pointer on a trait object cannot be spawned.
 #[derive(Clone, Copy, Debug)]
 pub struct Refusals;
 
@@ -85,8 +85,9 @@ impl CodeOf for Refusals {
 }
 
 impl StatusLayer<Refusals> {
-    /// Creates a layer that knows the errors of the stack: `RESOURCE_EXHAUSTED` for a rate limit, `UNAVAILABLE` where no
-    /// permit is free or a circuit is open, `INVALID_ARGUMENT` for a body that is too large, `DEADLINE_EXCEEDED` for a timeout.
+    /// Creates a layer with codes for the errors of the stack: `RESOURCE_EXHAUSTED` for a rate limit, `UNAVAILABLE` if no
+    /// permit is free or a circuit is open, `INVALID_ARGUMENT` for a body that is too large, `DEADLINE_EXCEEDED` for a
+    /// timeout.
     #[must_use]
     pub const fn refusals() -> Self {
         Self { code_of: Refusals }
@@ -108,7 +109,7 @@ fn refusal(error: &(dyn Error + 'static)) -> Option<Code> {
         }
         Outcome::Throttled { .. } | Outcome::Exhausted => Some(Code::ResourceExhausted),
         Outcome::Overloaded { .. } | Outcome::Refused => Some(Code::Unavailable),
-        // A codec's error has a status of its own.
+        // An error of a codec has its own status.
         _ => None,
     }
 }
