@@ -28,7 +28,7 @@ pub(crate) struct Waiting {
     reports_usage: bool,
     until: Instant,
     turns: Turns,
-    place: Option<Place>,
+    entry: Option<QueueEntry>,
     /// The request to the store of shared limits.
     asking: Option<Asking>,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -37,7 +37,7 @@ pub(crate) struct Waiting {
 type Asking = Pin<Box<dyn Future<Output = Result<Reservation, Blocked>> + Send>>;
 
 /// An entry in the queue of a key; dropping it leaves the queue.
-struct Place {
+struct QueueEntry {
     group: usize,
     key: Arc<Keyed<KeyState>>,
     position: Position,
@@ -91,7 +91,7 @@ impl Waiting {
             reports_usage,
             until: now + engine.max_wait,
             turns: Turns::default(),
-            place: None,
+            entry: None,
             asking: None,
             sleep: None,
         }
@@ -152,20 +152,20 @@ impl Waiting {
 
     fn poll_place(&self, cx: &Context<'_>, now: Instant) -> Polled {
         let now_nanos = self.engine.clock.nanos(now);
-        let Some(place) = &self.place else {
+        let Some(entry) = &self.entry else {
             return Polled::Try;
         };
-        let mut state = place.key.lock();
+        let mut state = entry.key.lock();
         let queue = state.queue();
         queue.map_or(Polled::Try, |queue| {
-            queue.poll(place.position, cx.waker(), now_nanos)
+            queue.poll(entry.position, cx.waker(), now_nanos)
         })
     }
 
     /// Tries to be admitted, as the head of its queue; `None` if that needs the store.
     fn try_now(&mut self, now: Instant) -> Option<Result<Reservation, Blocked>> {
-        if let Some(place) = &self.place {
-            self.turns.come(place.group);
+        if let Some(entry) = &self.entry {
+            self.turns.come(entry.group);
         }
         if self.engine.policy.shared.is_some() {
             self.asking = Some(self.ask());
@@ -185,7 +185,7 @@ impl Waiting {
 
     /// Checks whether it can still be admitted, although it is not the head.
     fn look(&self, now: Instant) -> Result<(), BoxError> {
-        let group = self.place.as_ref().map_or(0, |place| place.group);
+        let group = self.entry.as_ref().map_or(0, |entry| entry.group);
         if let Some(blocked) = self.engine.known_wait(&self.keys, &self.demand, now)
             && self.is_too_late(blocked.known_nanos, now)
         {
@@ -211,9 +211,9 @@ impl Waiting {
         now: Instant,
     ) -> Result<(), BoxError> {
         if self
-            .place
+            .entry
             .as_ref()
-            .is_none_or(|place| place.group != blocked.group)
+            .is_none_or(|entry| entry.group != blocked.group)
         {
             // It was served in the earlier queue.
             self.leave(Leaves::Served);
@@ -239,7 +239,7 @@ impl Waiting {
         let (caller, reserves) = (self.demand.caller.clone(), self.demand.estimate.reserved);
         let position = state.queue_or_new().join(caller, reserves, now_nanos);
         drop(state);
-        self.place = Some(Place {
+        self.entry = Some(QueueEntry {
             group: blocked.group,
             key: Arc::clone(key),
             position,
@@ -249,19 +249,19 @@ impl Waiting {
     }
 
     fn leave(&mut self, leaves: Leaves) {
-        if let Some(mut place) = self.place.take() {
-            place.leaves = leaves;
+        if let Some(mut entry) = self.entry.take() {
+            entry.leaves = leaves;
         }
     }
 
     /// Sleeps until `at`, or for the rest of its maximum wait.
     fn sleep_until(&mut self, at: Instant) {
-        let Some(place) = &self.place else { return };
+        let Some(entry) = &self.entry else { return };
         let at = at.min(self.until);
-        let mut state = place.key.lock();
+        let mut state = entry.key.lock();
         let queue = state.queue();
         let sleeps =
-            queue.is_none_or(|queue| queue.sleep(place.position, self.engine.clock.nanos(at)));
+            queue.is_none_or(|queue| queue.sleep(entry.position, self.engine.clock.nanos(at)));
         drop(state);
         match &mut self.sleep {
             Some(sleep) if sleeps => sleep.as_mut().reset(at),
@@ -305,9 +305,9 @@ pub(crate) fn caller(request: &dyn Described) -> Option<tower_llm_core::Caller> 
     request.call().as_deref().and_then(Call::caller).cloned()
 }
 
-// === impl Place ===
+// === impl QueueEntry ===
 
-impl Drop for Place {
+impl Drop for QueueEntry {
     fn drop(&mut self) {
         let now_nanos = self.key.group.clock.now_nanos();
         let mut state = self.key.lock();

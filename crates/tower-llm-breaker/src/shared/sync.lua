@@ -1,13 +1,12 @@
--- Takes in what has happened to circuits here, and tells what has happened to any since the caller asked last.
+-- Applies the caller's changes of circuits, and returns all changes since the caller's last sync.
 --
--- KEYS: the number of each circuit's last change; the circuits' states.
--- ARGV: a new epoch, should there be none; the epoch and the last change that the caller knows; then for each circuit that
--- has changed: its name, what it is now, for how many ms still, and how many ms ago it changed. One that was closed before
--- that, which is not told either, comes twice.
+-- KEYS: the number of each circuit's last change; the circuits' states. ARGV: a new epoch, used if there is none; the epoch
+-- and the last change that the caller knows; then for each changed circuit: its name, its state, the remaining ms, and how
+-- many ms ago it changed. A circuit with an unpublished close before that is listed twice.
 --
--- An epoch ends when the server has forgotten all, which is how the others learn that they must tell it again.
+-- A new epoch shows that the server has lost its data, so processes must publish again.
 
--- What else is neither is paused by the provider's clock.
+-- Any other state is paused until the time that the provider named.
 local CLOSED, OPEN = '0', '1'
 local MOST, KEPT_MS = 10000, 30 * 86400000
 local versions, states = KEYS[1], KEYS[2]
@@ -34,8 +33,8 @@ local function write(name, kind, till, at)
   redis.call('HSET', states, name, string.format('%s:%.0f:%.0f', kind, till, at))
 end
 
--- What a circuit is now. Of two times until which it lets nobody through the later counts, and a closing what comes after
--- the last opening. What is both open and paused is open: after a pause nobody would probe it.
+-- Merges a change into the state of a circuit. The later of two ends wins, and a close wins if it is after the last
+-- opening. A circuit that is both open and paused is open: after a pause, no call would probe it.
 local function merge(name, kind, till, at)
   local was, was_till, was_at = read(name)
   if not was then
@@ -86,6 +85,6 @@ local function add(names)
   end
 end
 add(redis.call('ZRANGEBYSCORE', versions, '(' .. last, '+inf'))
--- What these are the caller may have passed over when it was new, since it had this to tell.
+-- The caller may have skipped the state of these circuits when it was new, because it had its own change.
 add(in_vain)
 return reply

@@ -1,4 +1,4 @@
--- Meters as `src/meter` has them, in microseconds. All numbers are whole but what a bucket holds, and below 2^53.
+-- The meters of `src/meter`, in microseconds. All numbers are below 2^53, and whole except the level of a bucket.
 --
 -- The server's clock is the only one. It may be set back: then no time passes until it has caught up.
 
@@ -6,19 +6,18 @@ local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 
 local BUCKET, WINDOW, DAY = 0, 1, 2
--- Kept are the slices of a period, one more, so that they cover a period wherever it begins, and the one to come, in
--- which leases are charged.
+-- Stored are the slices of a period, one more so that they cover a period wherever it begins, and the next one, in which
+-- leases are charged.
 local SLICES, RING = 12, 14
 local EXPIRED_AT_ONCE = 16
 
--- A time that a debt may take to be paid off; what is longer does not fit into the numbers.
+-- Longest time to pay off a debt; longer ones do not fit into the numbers.
 local LONGEST = 2 ^ 52
 
 local FIELDS = 7
 local KEYS_EACH = 3
 
--- The limits of a call, from the script's arguments after the first `from`: `count` of them, of which as many others' keys
--- come first as `before` says.
+-- Reads `count` limits from the arguments after the first `from`, and their keys after those of `before` other limits.
 local function read_limits(from, before, count)
   local limits = {}
   for i = 1, count do
@@ -27,15 +26,15 @@ local function read_limits(from, before, count)
     limits[i] = {
       key = KEYS[keys_at + 1],
       holds = KEYS[keys_at + 2],
-      marks = KEYS[keys_at + 3],
+      epochs = KEYS[keys_at + 3],
       kind = tonumber(ARGV[at + 1]),
       amount = tonumber(ARGV[at + 2]),
       capacity = tonumber(ARGV[at + 3]),
       period = tonumber(ARGV[at + 4]),
-      -- Of a day: its number, and how long it still is.
+      -- For a day: its number, and the time left of it.
       day = tonumber(ARGV[at + 5]),
       day_left = tonumber(ARGV[at + 6]),
-      -- Whether what a process held that is gone comes back.
+      -- Whether a reservation is refunded if its process is gone.
       returns = ARGV[at + 7] == '1',
     }
   end
@@ -48,10 +47,10 @@ end
 
 local function load_bucket(limit, state)
   local taken, at = state and state[1] or 0, state and state[2] or now
-  -- A little less than leaks, so that no rounding lets through what a later microsecond would.
+  -- Slightly less than the exact leak, so that rounding never admits a call a microsecond early.
   local leaked = math.max(0, now - at) * limit.amount / limit.period * (1 - 1e-12)
   limit.taken, limit.at = math.max(0, taken - leaked), math.max(now, at)
-  -- A bucket is filled anew when something is taken and nothing is left of what was: by when that was.
+  -- A filling starts when something is taken from the empty bucket, and is identified by that time.
   limit.filling = state and state[3] or 0
 end
 
@@ -74,7 +73,7 @@ local function load_window(limit, state)
   end
 end
 
--- The first who asks on a day says when it ends; by the server's clock it ends then, whatever others' clocks say.
+-- The first call of a day sets its end by the server's clock, whatever the clocks of other processes.
 local function load_day(limit, state)
   limit.ends = now + limit.day_left
   limit.taken = 0
@@ -95,7 +94,7 @@ local function load(limit)
   end
 end
 
--- Until nothing of it counts any more, in microseconds.
+-- The time until nothing of it counts any more, in microseconds.
 local function full_in(limit)
   if limit.taken <= 0 then
     return 0
@@ -123,12 +122,12 @@ local function save(limit)
   else
     state = { limit.day, limit.taken, limit.ends }
   end
-  -- As long as it counts, and a second for clocks.
+  -- As long as it counts, plus a second for clock differences.
   local keep = math.ceil(full_in(limit) / 1000) + 1000
   redis.call('SET', limit.key, cmsgpack.pack(state), 'PX', string.format('%.0f', keep))
 end
 
--- Until `amount` can be taken, in microseconds: zero if it can now. Below zero if it never can.
+-- The time until `amount` can be taken, in microseconds: zero if it can be now, negative if it never can.
 local function wait_for(limit, amount)
   local over = limit.taken + amount - limit.capacity
   if over <= 0 then
@@ -148,7 +147,7 @@ local function wait_for(limit, amount)
   return math.max(1, limit.ends - now)
 end
 
--- Takes `amount`, whether there is room or not: in the slice to come if `later`. Returns its mark.
+-- Takes `amount`, whether there is room or not; in the next slice if `later`. Returns its epoch.
 local function take(limit, amount, later)
   if limit.kind == BUCKET and limit.taken <= 0 then
     limit.filling = now
@@ -164,31 +163,31 @@ local function take(limit, amount, later)
   return limit.day
 end
 
--- Gives back what was taken with `mark`, if it still counts.
-local function give_back(limit, mark, amount)
+-- Gives back what was taken with `epoch`, if it still counts.
+local function give_back(limit, epoch, amount)
   if limit.kind == WINDOW then
-    if mark < limit.newest - SLICES or mark > limit.newest + 1 then
+    if epoch < limit.newest - SLICES or epoch > limit.newest + 1 then
       return
     end
-    amount = math.min(amount, limit.slices[mark % RING])
-    limit.slices[mark % RING] = limit.slices[mark % RING] - amount
-  elseif limit.kind == DAY and mark ~= limit.day then
+    amount = math.min(amount, limit.slices[epoch % RING])
+    limit.slices[epoch % RING] = limit.slices[epoch % RING] - amount
+  elseif limit.kind == DAY and epoch ~= limit.day then
     return
-  elseif limit.kind == BUCKET and mark ~= limit.filling then
-    -- All of it has leaked away since: what there is now is others'.
+  elseif limit.kind == BUCKET and epoch ~= limit.filling then
+    -- All of it has leaked since: what is left belongs to other calls.
     return
   end
   limit.taken = math.max(0, limit.taken - amount)
 end
 
--- What a process holds is a member `id:amount:lease`, whose score is when it runs out. The mark of a window's follows from
--- when it was taken. That of the others is kept beside: the day is not always the one that was asked for.
+-- A hold is a member `id:amount:lease` with its expiry as score. The epoch of a window's hold follows from the time it was
+-- taken. Other epochs are stored beside it, because the day may differ from the requested one.
 
 local function member_of(id, amount, lease)
   return string.format('%s:%.0f:%.0f', id, amount, lease)
 end
 
--- As long as what is held counts: it is given back when somebody asks, which may be long after it ran out.
+-- Stored as long as it counts, because it is given back by a later call, which may be long after it expired.
 local function keep_hold(limit, member, lease)
   local keep = string.format('%.0f', math.ceil(math.max(lease, full_in(limit)) / 1000) + 1000)
   redis.call('ZADD', limit.holds, string.format('%.0f', now + lease), member)
@@ -196,16 +195,16 @@ local function keep_hold(limit, member, lease)
   return keep
 end
 
-local function hold(limit, member, mark, lease)
+local function hold(limit, member, epoch, lease)
   local keep = keep_hold(limit, member, lease)
   if limit.kind ~= WINDOW then
-    redis.call('HSET', limit.marks, member, string.format('%.0f', mark))
-    redis.call('PEXPIRE', limit.marks, keep)
+    redis.call('HSET', limit.epochs, member, string.format('%.0f', epoch))
+    redis.call('PEXPIRE', limit.epochs, keep)
   end
 end
 
--- Lets a member go; returns its mark, or nothing if nobody holds it any more.
-local function let_go(limit, member, lease)
+-- Removes a hold; returns its epoch, or nil if it does not exist.
+local function remove_hold(limit, member, lease)
   local runs_out = redis.call('ZSCORE', limit.holds, member)
   if not runs_out then
     return nil
@@ -214,26 +213,26 @@ local function let_go(limit, member, lease)
   if limit.kind == WINDOW then
     return math.floor((tonumber(runs_out) - lease) / slice_of(limit))
   end
-  local mark = redis.call('HGET', limit.marks, member)
-  redis.call('HDEL', limit.marks, member)
-  -- Lost: of no filling and no day that there is.
-  return tonumber(mark or -1)
+  local epoch = redis.call('HGET', limit.epochs, member)
+  redis.call('HDEL', limit.epochs, member)
+  -- Lost: matches no filling and no day.
+  return tonumber(epoch or -1)
 end
 
--- Of a call that was settled by a second attempt, a hold of nothing: the first may yet come, from before the server froze.
+-- An empty hold marks a call that a second attempt settled: the first attempt may still arrive if the server was frozen.
 
 local function settled(id)
   return id .. ':settled:0:0'
 end
 
--- Gives back what nobody has settled in time: its process is gone. Returns whether there was any.
+-- Gives back expired holds, whose processes are gone. Returns whether there were any.
 local function sweep(limit)
   local found = redis.call('ZRANGEBYSCORE', limit.holds, '-inf', string.format('%.0f', now), 'LIMIT', 0, EXPIRED_AT_ONCE)
   for _, member in ipairs(found) do
     local amount, lease = string.match(member, ':(%d+):(%d+)$')
-    local mark = let_go(limit, member, tonumber(lease))
-    if limit.returns and mark then
-      give_back(limit, mark, tonumber(amount))
+    local epoch = remove_hold(limit, member, tonumber(lease))
+    if limit.returns and epoch then
+      give_back(limit, epoch, tonumber(amount))
     end
   end
   return #found > 0

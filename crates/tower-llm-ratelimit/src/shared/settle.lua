@@ -1,22 +1,21 @@
--- Changes what calls have taken to what they have used, each once.
+-- Settles each call once: changes what it took to what it used.
 --
--- ARGV: lease; then for each call its id, how often this may have run before, the number of its limits; the limits; and for
--- each what was taken, and what was used.
--- What nobody holds any more was given back when it ran out, or was lost with the server: all that was used is charged. Or it
--- was settled already, by a script whose answer was lost, or by a second one that came before this.
--- Returns of how many calls that have used something nobody knows which: they are not charged.
+-- ARGV: lease; then for each call its id, whether this may have run before, the number of its limits; the limits; and for
+-- each the amount taken and the amount used. A hold that does not exist was refunded when it expired or was lost with the
+-- server: then all that was used is charged. Or it was settled already, by a script whose response was lost or by a second
+-- attempt that arrived earlier. Returns the number of calls with use for which this is not known; they are not charged.
 
 local ONCE, IF_NOT_BEFORE, OR_RAN_OUT = 0, 1, 2
 
 local lease = tonumber(ARGV[1])
 
--- Returns whether it is known to be settled now.
+-- Returns whether the call is known to be settled now.
 local function settle(limit, id, again, taken, used)
-  local mark = let_go(limit, member_of(id, taken, lease), lease)
-  if mark and again ~= ONCE then
+  local epoch = remove_hold(limit, member_of(id, taken, lease), lease)
+  if epoch and again ~= ONCE then
     keep_hold(limit, settled(id), lease)
   end
-  if not mark then
+  if not epoch then
     local is_open = limit.returns and not redis.call('ZSCORE', limit.holds, settled(id))
     if is_open and again == OR_RAN_OUT and used > 0 then
       return false
@@ -24,7 +23,7 @@ local function settle(limit, id, again, taken, used)
       take(limit, used, false)
     end
   elseif used < taken then
-    give_back(limit, mark, taken - used)
+    give_back(limit, epoch, taken - used)
   else
     take(limit, used - taken, false)
   end
@@ -38,7 +37,7 @@ while at < #ARGV do
   local id, again, count = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local limits = read_limits(at + 3, before, count)
   at, before = at + 3 + count * FIELDS, before + count
-  -- All before the first is changed: what cannot be read leaves no call settled by half.
+  -- All are read before the first is changed, so that an error leaves no call half settled.
   for _, limit in ipairs(limits) do
     load(limit)
   end

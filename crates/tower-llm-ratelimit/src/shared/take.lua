@@ -1,8 +1,8 @@
 -- Takes from all limits of a call, or from none.
 --
--- ARGV: id, lease; then the limits; then for each what to look for and what to take.
--- Returns 1, and for each limit what remains and how long until nothing is taken; or 0, the limit to wait longest for,
--- and how long; or -1 and the limit that never has so much.
+-- ARGV: id, lease; then the limits; then for each the amount that must be available and the amount to take. Returns 1, and
+-- for each limit what remains and the time until nothing is taken; or 0, the limit with the longest wait, and that wait; or
+-- -1 and the limit that can never admit the amount.
 
 local id, lease = ARGV[1], tonumber(ARGV[2])
 local limits = read_limits(2, 0, #KEYS / KEYS_EACH)
@@ -29,8 +29,8 @@ end
 local reply = { 1 }
 for i, limit in ipairs(limits) do
   local amount = tonumber(ARGV[amounts_at + 2 * i])
-  local mark = take(limit, amount, false)
-  hold(limit, member_of(id, amount, lease), mark, lease)
+  local epoch = take(limit, amount, false)
+  hold(limit, member_of(id, amount, lease), epoch, lease)
   save(limit)
   reply[#reply + 1] = math.max(0, math.floor(limit.capacity - limit.taken))
   reply[#reply + 1] = full_in(limit)
