@@ -373,7 +373,7 @@ fn three(suite: &mut Suite) {
 
 /// The three around an HTTP service that answers with a stream, read to its end.
 ///
-/// Whoever watches it first reads what is in it, and the others follow: so it is compared with that one alone. Of two
+/// The innermost watching layer reads the body, and the others follow: so it is compared with that layer alone. Of two
 /// lengths, so that what is due to a call is told apart from what is due to a frame.
 fn three_http(suite: &mut Suite) {
     let lengths = [10, 200].map(|tokens| {
@@ -477,7 +477,10 @@ fn many_keys(suite: &mut Suite) {
             answered(service.clone(), Prompt::new(Some(call)))();
         }
         let last = CircuitId::key_only(Key::pair("openai", model(KEYS - 1)));
-        assert!(layer.handle().stats_of(&last).is_some(), "all have a place");
+        assert!(
+            layer.handle().stats_of(&last).is_some(),
+            "no key was evicted"
+        );
         service
     });
     let prompt = Prompt::new(Some(call("ft:gpt-5.1:0")));

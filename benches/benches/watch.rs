@@ -1,8 +1,8 @@
 //! What it costs to watch a response to its end over reading it unwatched.
 //!
-//! Each case is one body, read to its end; `bare` reads the same body with nobody watching. What is parsed by the peers is
-//! what a layer would have to parse without a scanner: every event into a value. The bodies lie in the cache, and
-//! nothing else runs between two frames: a server's figures are higher.
+//! Each case is one body, read to its end; `bare` reads the same body without a watcher. What is parsed by the peers is
+//! what a layer would have to parse without a scanner: every event into a value. The bodies lie in the cache, and nothing
+//! else runs between two frames: a server's figures are higher.
 
 use std::hint::black_box;
 

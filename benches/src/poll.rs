@@ -83,7 +83,7 @@ impl Body for Frames {
         Poll::Ready(Some(Ok(Frame::data(first.clone()))))
     }
 
-    // As of a chunked response: its length is known to nobody before it ends.
+    // As of a chunked response: its length is unknown before it ends.
     fn is_end_stream(&self) -> bool {
         false
     }

@@ -48,7 +48,7 @@ fn call_as(limiter: &mut RateLimit<ServiceFn<Answer>, Unary>, caller: u64) {
     let call = Call::builder(Provider::OPENAI, Operation::CHAT).caller(caller);
     let call = call.input_tokens(10).max_output_tokens(10).build();
     let called = limiter.call(Prompt(call)).now_or_never();
-    drop(called.expect("nobody waits"));
+    drop(called.expect("no call waits"));
 }
 
 /// Has `keys` callers make a call each; says how many bytes each costs from then on.
@@ -85,7 +85,7 @@ fn an_idle_key_costs_at_most_250_bytes_even_right_after_its_table_has_doubled() 
 }
 
 #[test]
-fn a_flood_of_invented_keys_holds_no_more_than_those_that_found_a_place() {
+fn a_flood_of_invented_keys_holds_no_more_than_the_maximum_of_keys() {
     let mut limiter = limiter(&[Limit::tokens(20).per_minute()], 1_600);
     let mut flood = |keys: std::ops::Range<u64>| {
         let flood = || keys.for_each(|key| call_as(&mut limiter, 100_000 + key));

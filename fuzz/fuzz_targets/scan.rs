@@ -65,7 +65,7 @@ fn read<'a>(head: u8, frames: impl IntoIterator<Item = &'a [u8]>) -> Completion 
     let mut body = pin!(response.into_body());
     let mut cx = Context::from_waker(Waker::noop());
     while let Poll::Ready(Some(_)) = body.as_mut().poll_frame(&mut cx) {}
-    let told = told.lock().expect("nobody panicked").take();
+    let told = told.lock().expect("no thread panicked").take();
     told.expect("told of the end")
 }
 
@@ -83,6 +83,6 @@ impl Body for Frames {
 
 impl Guard for Tell {
     fn end(&mut self, completion: &Completion) {
-        *self.0.lock().expect("nobody panicked") = Some(completion.clone());
+        *self.0.lock().expect("no thread panicked") = Some(completion.clone());
     }
 }

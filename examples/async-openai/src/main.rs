@@ -51,7 +51,7 @@ async fn main() -> Result<(), BoxError> {
 
     let mut stream = client.chat().create_stream(chat()?).await?;
 
-    // The stream holds its place until the provider has ended it, or it is dropped.
+    // The stream holds its permit until the provider has ended it, or it is dropped.
     if let Err(error) = client.chat().create(chat()?).await {
         let refusal = Refusal::find(&error);
         println!("refused: {error}; by {:?}", refusal.map(Refusal::layer));

@@ -28,7 +28,7 @@ const SHORT_KEY_BYTES: usize = 16;
 /// The callers that may use the gateway.
 #[derive(Debug)]
 pub(crate) enum Access {
-    /// Everybody who reaches it.
+    /// Every client that can connect.
     Open,
     /// Requests with one of these keys; no request if there are none.
     Keys(Keys),
@@ -75,7 +75,7 @@ impl Access {
                 None => String::new(),
             };
             notices.push(format!(
-                "{name}=none: everybody who reaches this port can use the gateway without a key{cost}."
+                "{name}=none: every client that reaches this port can use the gateway without a key{cost}."
             ));
             return Ok(Self::Open);
         }

@@ -1,4 +1,4 @@
-//! Patience with callers, bounded: one who stands still must not hold what others need.
+//! Inactivity timeouts for clients: an idle client must not hold what others need.
 
 use std::{
     future::Future,
@@ -22,26 +22,26 @@ use tokio::{
     time::{Sleep, sleep, timeout},
 };
 
-/// A time that begins when somebody has to wait, and begins anew with progress.
+/// A timeout that starts with a wait and restarts with progress.
 #[derive(Debug)]
 struct Patience {
     limit: Duration,
-    // Made when it is first needed: most never wait.
+    // Created with the first wait: most never wait.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// A socket that fails when nothing it is to send is taken for too long.
+/// A socket that fails when the client reads nothing for too long.
 ///
-/// A body behind it is not asked for more while the caller takes nothing, so no deadline of the stack's can pass.
+/// While the client reads nothing, the response body is not polled, so no deadline of the stack can pass.
 #[derive(Debug)]
 pub(crate) struct PatientSocket {
     stream: TcpStream,
     patience: Patience,
 }
 
-/// A request's body that fails when nothing of it arrives for too long.
+/// A request body that fails when nothing arrives for too long.
 ///
-/// When it is dropped before its end, it leaves the [`Rest`].
+/// When it is dropped before its end, it passes the remainder to [`Rest`].
 #[derive(Debug)]
 pub(crate) struct PatientBody {
     // `None` once it has ended.
@@ -51,13 +51,14 @@ pub(crate) struct PatientBody {
     rest: Rest,
 }
 
-/// Whether a request's body failed since nothing arrived, which the error that comes back does not tell.
+/// Whether a request body failed because nothing arrived; the error of the call does not show it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stalled(Arc<AtomicBool>);
 
-/// Runs the streams of HTTP/2 connections, none for ever.
+/// Runs the streams of HTTP/2 connections, each for a limited time.
 ///
-/// There each has a window of its own: a caller may take nothing of one stream while the socket moves on.
+/// Each HTTP/2 stream has its own flow-control window, so a client may stop reading one stream while the socket makes
+/// progress.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PatientExecutor {
     limit: Duration,
@@ -70,7 +71,7 @@ impl Patience {
         Self { limit, timer: None }
     }
 
-    /// Passes on what `polled` is, unless it has been pending for too long.
+    /// Returns `polled`, or an error if it has been pending for too long.
     fn check<T>(
         &mut self,
         polled: Poll<io::Result<T>>,
@@ -106,7 +107,7 @@ impl AsyncRead for PatientSocket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // How long a read may take is hyper's to know.
+        // hyper has its own timeout for reads.
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_body_says_does_not_count() {
+    fn the_content_of_a_body_does_not_count() {
         for request in [
             format!("POST /a HTTP/1.1\r\ncontent-length: {}\r\n\r\n{BOTH}", BOTH.len()),
             format!(

@@ -130,8 +130,8 @@ fn default_level() -> Targets {
 
 /// Formats the lines that the log admits, and nothing of the others.
 ///
-/// A filter that decides by event would be the place, but one that refuses an event leaves its registry in a state in
-/// which the next one is refused too.
+/// A filter for each event would be the right tool, but one that rejects an event leaves its registry in a state in which
+/// the next one is refused too.
 struct Limited(Log);
 
 impl<S, N> FormatEvent<S, N> for Limited
@@ -146,7 +146,7 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let metadata = event.metadata();
-        // Finer levels are for people who want to see everything.
+        // Finer levels show everything.
         let is_limited = *metadata.level() <= Level::INFO && metadata.target() != TARGET;
         if is_limited {
             let mut line = Line::default();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_are_told_apart_by_what_they_are_about() {
+    fn events_are_grouped_by_their_subject() {
         let log = Log::default();
         let written = Arc::new(Mutex::new(0));
         let counter = Arc::clone(&written);

@@ -61,7 +61,7 @@ async fn run(settings: Settings, log: &Log) -> Result<ExitCode, StartError> {
             _ = interrupt.recv() => false,
         };
         drain.start();
-        // A load balancer sends SIGTERM and needs time to notice; Ctrl-C comes from a person who waits.
+        // After a SIGTERM, load balancers need time to notice; Ctrl-C is sent by a person and needs no delay.
         if is_terminated && !delay.is_zero() {
             eprintln!(
                 "draining: /readyz fails, and listening ends in {delay:?}; a second signal ends everything at once"

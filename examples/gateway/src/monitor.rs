@@ -263,7 +263,7 @@ impl Metrics {
         }
     }
 
-    /// Folds what the histograms have kept since last time, which would else grow until somebody asks for it.
+    /// Folds the recent samples of the histograms, which would otherwise grow until the next scrape.
     pub(crate) fn upkeep(&self) {
         self.handle.run_upkeep();
     }
@@ -415,7 +415,7 @@ pub(crate) fn label(outcome: Outcome) -> &'static str {
 
 #[expect(
     clippy::cast_precision_loss,
-    reason = "a gauge is a float; nobody has 2^52 calls or tokens"
+    reason = "a gauge is a float; no gateway has 2^52 calls or tokens"
 )]
 fn gauged(count: u64) -> f64 {
     count as f64

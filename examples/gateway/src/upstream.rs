@@ -33,7 +33,7 @@ pub(crate) struct Upstream {
     key_name: Box<str>,
     /// The header in which it takes credentials, beside `authorization`.
     header: HeaderName,
-    /// Takes the place of the caller's; `None` passes that on.
+    /// Replaces the caller's credential; `None` passes that on.
     credential: Option<(HeaderName, HeaderValue)>,
     /// Says which credential is missing.
     no_credential: Problem,
@@ -281,7 +281,7 @@ impl Upstreams {
         if path.starts_with("/openai/") && self.azure.is_some() {
             return self.azure.as_ref();
         }
-        // A deployment is Azure's alone: nobody else can answer for it.
+        // A deployment exists only at Azure.
         if path.contains("/openai/deployments/") {
             return self.azure.as_ref();
         }
@@ -403,7 +403,7 @@ impl Upstream {
     pub(crate) fn prepare<B>(&self, request: &mut Request<B>) -> Result<(), BoxError> {
         let headers = request.headers_mut();
         remove_hop_by_hop(headers);
-        // The body is in hand: its length is the client's to tell, and nobody waits for leave to send it.
+        // The HTTP client sets the length, and `expect: 100-continue` concerns only the connection to the caller.
         headers.remove(CONTENT_LENGTH);
         headers.remove(EXPECT);
         // What is compressed can't be read for its usage.
@@ -507,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dialect_or_else_the_path_says_where_a_request_goes() {
+    fn the_dialect_or_else_the_path_decides_the_upstream() {
         let all = upstreams(&["--azure-endpoint", "http://127.0.0.1:1"]).unwrap();
         let of = |path: &'static str| of(&all, &to(path));
         for (path, name) in [
@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_only_one_provider_s_clients_send_says_it_too() {
+    fn a_header_of_only_one_providers_clients_decides_too() {
         let all = upstreams(&[]).unwrap();
         let mut request = to("/v1/models");
         *request.method_mut() = Method::GET;

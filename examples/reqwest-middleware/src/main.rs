@@ -42,7 +42,7 @@ async fn main() -> Result<(), BoxError> {
 
     let mut stream = chat(&client, &base_url, true).send().await?;
 
-    // The stream holds its place until it has ended or is dropped.
+    // The stream holds its permit until it has ended or is dropped.
     if let Err(error) = chat(&client, &base_url, false).send().await {
         let refusal = Refusal::find(&error);
         println!("refused: {error}; by {:?}", refusal.map(Refusal::layer));

@@ -40,7 +40,7 @@ async fn main() -> Result<(), BoxError> {
     let part = stream.message().await?;
     println!("part: {:?}", part.map(|part| part.status()));
 
-    // The stream holds its place until it has ended or is dropped.
+    // The stream holds its permit until it has ended or is dropped.
     if let Err(status) = client.check(request()).await {
         let refusal = Refusal::find(&status);
         println!(

@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_that_looks_like_a_setting_is_told_of_with_the_nearest_name() {
+    fn a_variable_that_looks_like_a_setting_is_reported_with_the_nearest_name() {
         for (name, nearest) in [
             ("RATELIMIT_OPENAI_RMP", "RATELIMIT_OPENAI_RPM"),
             ("RATE_LIMIT_OPENAI_RPM", "RATELIMIT_OPENAI_RPM"),
