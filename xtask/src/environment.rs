@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cargo_sets_for_a_run_is_told_from_what_a_user_sets() {
+    fn variables_of_cargo_are_distinguished_from_those_of_the_user() {
         for name in ["CARGO", "CARGO_MANIFEST_DIR", "CARGO_PKG_VERSION_MAJOR"] {
             assert!(is_set_by_cargo(name), "{name}");
         }

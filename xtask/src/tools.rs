@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn sudo_is_used_by_those_who_need_it_only() {
+    fn sudo_is_used_only_if_needed() {
         let apt = manager("apt-get");
         let command = |manager, rights| {
             as_root(

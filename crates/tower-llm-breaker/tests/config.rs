@@ -1,4 +1,4 @@
-//! What cannot work is told when it is built, by name and value.
+//! Invalid settings are refused when the layer is built, by name and value.
 
 use std::{fmt::Debug, time::Duration};
 
@@ -26,7 +26,7 @@ fn builder() -> BreakerBuilder {
 }
 
 #[test]
-fn shares_are_from_zero_to_one() {
+fn ratios_are_from_zero_to_one() {
     for share in [-0.1, 1.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         refused(builder().failure_ratio(share), "failure_ratio", share);
         refused(builder().jitter(share), "jitter", share);
@@ -92,7 +92,7 @@ fn windows_are_neither_empty_nor_shorter_than_their_minimum() {
     );
     refused(builder().minimum_calls(0), "minimum_calls", 0);
     taken(builder().window_calls(100).minimum_calls(100));
-    // The minimum that nobody has set is no reason to refuse a short window.
+    // The default minimum does not make a short window invalid.
     taken(builder().window_calls(1));
     taken(builder().window(Duration::from_millis(10)));
 }

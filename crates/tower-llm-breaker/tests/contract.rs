@@ -94,7 +94,7 @@ async fn a_call_that_is_refused_keeps_no_inner_permit() {
     let other_service = refused_service.clone();
     assert_pending!(poll_ready(&mut other_service.clone()));
     let mut refused = task::spawn(refused_service.call(ask(WELL)));
-    // Neither the service nor a future that nobody polls keeps it.
+    // Neither the service nor an unpolled future holds it.
     let mut other = start(&other_service, ask_of("openai", "", "other", WELL));
     assert_pending!(other.poll());
     arrived(&mut upstream)

@@ -54,7 +54,7 @@ async fn what_is_forced_open_stays_so_until_it_is_reset() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_disabled_lets_all_through_and_counts_nothing() {
+async fn a_disabled_circuit_admits_all_calls_and_counts_none() {
     let tested = Tested::new(touchy());
     let all = [
         CircuitId::provider("openai"),
@@ -194,7 +194,7 @@ async fn a_reset_forgets_all_but_how_often_it_has_refused() {
 // === what is told ===
 
 #[tokio::test(start_paused = true)]
-async fn events_tell_all_in_order_with_reasons_times_and_generations() {
+async fn events_have_order_reasons_times_and_generations() {
     let tested = Tested::new(touchy().ramp(MINUTE));
     let began = Instant::now();
     let mut events = tested.handle.subscribe();
@@ -240,7 +240,7 @@ async fn events_tell_all_in_order_with_reasons_times_and_generations() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stats_tell_of_each_circuit_what_was_counted() {
+async fn stats_report_the_counts_of_each_circuit() {
     let tested = Tested::new(builder().window_calls(100).minimum_calls(100));
     assert_eq!(tested.handle.stats(), []);
     assert_eq!(tested.handle.stats_of(&model()), None);

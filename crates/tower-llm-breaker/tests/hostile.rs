@@ -24,7 +24,7 @@ fn ask_of_caller(key: &str, says: Says) -> Request {
 
 /// It was there after a second, and its reader came back after a minute.
 #[tokio::test(start_paused = true)]
-async fn a_reader_who_had_asked_and_takes_his_time_is_no_stall() {
+async fn a_slow_reader_after_a_pending_poll_is_no_stall() {
     let layer = builder()
         .stalled_after(10 * SECOND)
         .failure_threshold(1)
@@ -42,7 +42,7 @@ async fn a_reader_who_had_asked_and_takes_his_time_is_no_stall() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_who_had_asked_and_takes_his_time_makes_no_call_slow() {
+async fn a_slow_reader_after_a_pending_poll_makes_no_call_slow() {
     let slow = SlowCalls::at_ratio(0.1).first_token(10 * SECOND);
     let layer = builder().slow_calls(slow).minimum_calls(1).build().unwrap();
     let mut s = streaming(&layer);
@@ -72,7 +72,7 @@ async fn an_answer_that_is_there_and_not_read_is_not_slow() {
 
 /// Each opens its own account, until there is no room for more.
 #[tokio::test(start_paused = true)]
-async fn invented_credentials_shut_out_nobody() {
+async fn invented_credentials_open_no_circuit_of_other_callers() {
     let tested = Tested::new(builder().max_keys(16));
     for n in 0..400 {
         let _ = tested.call(ask_of_caller(&format!("invented-{n}"), Says::Status(401)));
@@ -120,7 +120,7 @@ async fn a_model_for_which_there_is_no_room_passes_no_open_provider() {
 
 /// It had been let through before the account was open, and has closed again.
 #[tokio::test(start_paused = true)]
-async fn a_spent_account_that_is_told_late_stays_closed() {
+async fn a_late_report_of_a_spent_account_does_not_open_it() {
     let mut staged = Staged::new(builder());
     let of = |says| ask_of("openai", "a", "m", says);
     let account = CircuitId::account("openai", "a");
@@ -136,7 +136,7 @@ async fn a_spent_account_that_is_told_late_stays_closed() {
 
 /// Their numbers come round.
 #[tokio::test(start_paused = true)]
-async fn a_probe_of_an_earlier_generation_frees_no_place_of_the_present() {
+async fn a_probe_of_an_earlier_generation_frees_no_lease_of_the_current_one() {
     let mut staged = Staged::new(
         builder()
             .probes(4095)
@@ -208,7 +208,7 @@ async fn a_model_that_found_no_room_gets_a_circuit_when_there_is() {
     tested.refuses(ask_of("openai", "", "good", WELL));
 }
 
-/// To who asks whether it is there, a fault of the caller is an answer.
+/// For a probe, a client error shows that the provider was reached.
 #[tokio::test(start_paused = true)]
 async fn a_provider_that_answers_at_all_is_closed_again() {
     let tested = Tested::new(builder());
@@ -222,7 +222,7 @@ async fn a_provider_that_answers_at_all_is_closed_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_circuit_that_only_measures_tells_of_spent_accounts_too() {
+async fn a_metrics_only_circuit_reports_spent_accounts_too() {
     let tested = Tested::new(builder().initial_state(Force::MetricsOnly));
     let mut events = tested.handle.subscribe();
     for (says, expected) in [
@@ -277,7 +277,7 @@ async fn a_circuit_that_a_hand_has_closed_is_remembered_where_all_begin_as_somet
 
 /// The circuit that calls share for want of room has no name that a listener could know.
 #[tokio::test(start_paused = true)]
-async fn where_there_is_no_room_nothing_is_told_of_a_circuit_without_a_name() {
+async fn the_overflow_circuit_sends_no_events() {
     let tested = Tested::new(builder().max_keys(16));
     for n in 0..400 {
         let circuit = CircuitId::account_and_model("openai", "", format!("m-{n}"));
@@ -291,7 +291,7 @@ async fn where_there_is_no_room_nothing_is_told_of_a_circuit_without_a_name() {
 
 /// Each call to a model that is open took a turn on its provider's ramp.
 #[tokio::test(start_paused = true)]
-async fn who_is_refused_by_another_circuit_takes_nobodys_turn_on_a_ramp() {
+async fn a_call_refused_by_another_circuit_uses_nothing_of_a_ramp() {
     let provider = CircuitId::provider("openai");
     let passed = async |is_bad_asked| {
         let tested = Tested::new(builder().ramp(10 * MINUTE));
@@ -317,7 +317,7 @@ async fn who_is_refused_by_another_circuit_takes_nobodys_turn_on_a_ramp() {
 
 /// They come to it, and are let through and given back.
 #[tokio::test(start_paused = true)]
-async fn turns_on_a_ramp_that_are_given_back_pile_up_to_no_burst() {
+async fn calls_given_back_to_a_ramp_do_not_accumulate_to_a_burst() {
     let tested = Tested::new(builder().ramp(60 * MINUTE));
     tested.handle.trip(&CircuitId::provider("openai"), SECOND);
     let bad = CircuitId::model("openai", "bad");
@@ -348,9 +348,9 @@ impl<R> Watch<R> for Panicking {
     }
 }
 
-/// It had a place by then that nothing gave back before its lease ended.
+/// It had a lease by then that nothing gave back before it expired.
 #[tokio::test(start_paused = true)]
-async fn a_panic_of_what_describes_the_call_costs_no_probes_place() {
+async fn a_panic_in_the_description_of_a_call_costs_no_probe_lease() {
     let layer = builder().watch(Panicking).build().unwrap();
     layer.handle().trip(&model(), SECOND);
     advance(SECOND).await;

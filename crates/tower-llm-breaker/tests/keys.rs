@@ -1,4 +1,4 @@
-//! Which circuit hears of what, how many there may be, and who shares them.
+//! Which circuit counts which outcome, how many there may be, and which calls share them.
 
 mod support;
 
@@ -35,7 +35,7 @@ fn states(handle: &BreakerHandle) -> [State; 4] {
     circuits().map(|circuit| handle.state(&circuit))
 }
 
-/// Who passes: the same, another model, another account, another provider.
+/// Which calls pass: the same, another model, another account, another provider.
 fn passes(tested: &Tested) -> [bool; 4] {
     let others = [
         ("openai", "a", "m"),
@@ -49,7 +49,7 @@ fn passes(tested: &Tested) -> [bool; 4] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_outcome_opens_the_circuit_of_those_whose_fault_it_is() {
+async fn each_outcome_opens_the_circuit_of_what_failed() {
     use State::{Closed, Open, Throttled};
     let way = ([Open, Closed, Closed, Closed], [false, false, false, true]);
     let of_model = ([Closed, Open, Closed, Closed], [false, true, false, true]);
@@ -102,7 +102,7 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_layer_within_refused_says_nothing_and_a_deadline_of_ours_blames_the_model() {
+async fn refusals_of_inner_layers_are_neutral_and_deadlines_count_against_the_model() {
     use State::{Closed, Open};
     let handle = failing_with(TooLarge::new(10));
     assert_eq!(states(&handle), [Closed; 4]);
@@ -141,7 +141,7 @@ async fn what_was_reached_is_no_fault_of_the_way_and_ends_a_row_of_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_nobody_describes_share_circuits_without_a_name() {
+async fn undescribed_calls_share_circuits_with_an_empty_key() {
     let tested = Tested::new(touchy());
     let nameless = || support::Request::new(());
     tested.call(nameless()).unwrap();
@@ -154,7 +154,7 @@ async fn calls_that_nobody_describes_share_circuits_without_a_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_circuit_for_each_key_hears_of_all() {
+async fn one_circuit_per_key_counts_every_failure() {
     use State::{Closed, Open, Throttled};
     let cases = [
         (Says::Broken, Open),
@@ -195,7 +195,7 @@ async fn a_hand_on_a_circuit_of_another_kind_does_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn accounts_are_told_apart_by_what_they_are_said_to_be() {
+async fn accounts_are_distinguished_by_their_configured_key() {
     let by_header = KeyBy::header(HeaderName::from_static("x-account"));
     let tested = Tested::new(touchy().account_by(by_header));
     let of = |account: &'static str, says| {
@@ -246,7 +246,7 @@ async fn fifty_thousand_invented_models_are_bounded_and_what_is_open_or_forced_i
         let invented = of(&format!("invented-{number}"), Says::Status(404));
         served += usize::from(tested.call(invented).is_ok());
         if number % 1_000 == 0 {
-            // The state of all that found no place is one more.
+            // The shared state of all further keys is one more.
             let kinds = [Scope::ProviderAndModel, Scope::AccountAndModel];
             let most = kinds.map(|scope| of_scope(&tested.handle, scope));
             assert!(most.iter().all(|&circuits| circuits <= 65), "{most:?}");
@@ -319,10 +319,10 @@ async fn a_call_under_way_keeps_its_circuit() {
     assert_eq!(staged.state(), State::Open);
 }
 
-// === who shares ===
+// === which calls share ===
 
 #[tokio::test(start_paused = true)]
-async fn all_that_a_layer_and_its_clones_make_share_their_circuits() {
+async fn services_of_a_layer_and_its_clones_share_circuits() {
     let layer = touchy().build().unwrap();
     let [first, second] = [Tested::of(&layer), Tested::of(&layer.clone())];
     let third = Tested {

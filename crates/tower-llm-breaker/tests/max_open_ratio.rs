@@ -14,7 +14,7 @@ use tower_llm_breaker::{BreakerBuilder, CircuitId, EventKind, Force, Reason, Sta
 // === which count, and for how long ===
 
 const OPEN_FOR: Duration = Duration::from_secs(30);
-/// For how long a circuit counts that nobody probes when its time is over.
+/// How long a circuit counts that is not probed after its time.
 const QUIET: Duration = Duration::from_secs(300);
 
 /// Opened by one failure, for 30 s, if half of them may be open then.
@@ -71,7 +71,7 @@ async fn a_model_that_is_probed_again_counts_again() {
     let probe = staged.begin_of(of("old", WELL));
     staged.begin_of(of("new", WELL)).end(FAILED);
     assert_eq!(staged.handle.state(&named("new")), State::Closed);
-    // Its caller leaves, and nobody comes after him.
+    // Its caller disconnects, and no call follows.
     probe.leave();
     advance(QUIET).await;
     staged.begin_of(of("new", WELL)).end(FAILED);
@@ -79,7 +79,7 @@ async fn a_model_that_is_probed_again_counts_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_whose_time_was_prolonged_counts_for_longer() {
+async fn an_extended_opening_counts_for_longer() {
     let tested = pool(&["old", "new"]);
     assert_eq!(after_failure(&tested, "old"), State::Open);
     tested.handle.trip(&named("old"), MINUTE);
@@ -91,7 +91,7 @@ async fn one_whose_time_was_prolonged_counts_for_longer() {
 
 /// They were none of the group, and counted as open in it.
 #[tokio::test(start_paused = true)]
-async fn circuits_that_a_hand_has_opened_and_nobody_calls_take_no_room() {
+async fn manually_opened_circuits_without_calls_do_not_count() {
     let tested = pool(&["a", "b", "c", "d"]);
     for model in ["x", "y"] {
         tested.handle.trip(&named(model), 60 * MINUTE);
@@ -138,7 +138,7 @@ fn pool_of(share: f64, models: usize) -> Tested {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_than_the_share_opens_and_the_others_go_on() {
+async fn no_more_than_the_ratio_opens_and_the_others_continue() {
     for (share, models, most) in [
         (0.0, 10, 0),
         (0.3, 10, 3),
@@ -165,7 +165,7 @@ async fn no_more_than_the_share_opens_and_the_others_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_was_kept_closed_opens_when_there_is_room_and_is_told_of_once() {
+async fn a_circuit_kept_closed_is_reported_once_and_opens_when_it_may() {
     let tested = pool_of(0.5, 2);
     fail(&tested, 0);
     let mut events = tested.handle.subscribe();

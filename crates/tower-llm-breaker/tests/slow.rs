@@ -23,7 +23,7 @@ async fn slow_stream(layer: &BreakerLayer) -> Streaming {
     stream
 }
 
-/// Slow ones were counted whoever left, and the others only if somebody read them to the end: these five opened it.
+/// Slow calls counted even if they were dropped, and others only if they were read to the end: these five opened it.
 #[tokio::test(start_paused = true)]
 async fn five_slow_streams_of_a_thousand_are_few_though_all_readers_leave_when_they_have_enough() {
     let layer = impatient().window_calls(1_000).build().unwrap();
@@ -41,7 +41,7 @@ async fn five_slow_streams_of_a_thousand_are_few_though_all_readers_leave_when_t
     assert_eq!(stats(&layer.handle()).slow_calls, 5);
 }
 
-/// Whoever leaves before anything has come says nothing of how long it would have taken.
+/// A call dropped before anything arrives shows nothing about its duration.
 #[tokio::test(start_paused = true)]
 async fn streams_that_are_left_before_they_begin_do_not_make_slow_ones_fewer() {
     let layer = impatient().minimum_calls(1).build().unwrap();
@@ -57,7 +57,7 @@ async fn streams_that_are_left_before_they_begin_do_not_make_slow_ones_fewer() {
 
 /// It was none of its group, since only successes and failures had made it one: one of none may not open.
 #[tokio::test(start_paused = true)]
-async fn a_circuit_of_which_nothing_is_known_but_slowness_opens_within_its_share() {
+async fn a_circuit_with_only_slow_calls_opens_within_the_ratio() {
     let builder = impatient().minimum_calls(1).max_open_ratio(1.0);
     let layer = builder.build().unwrap();
     let (service, mut upstream) = mocked::<http::Response<Upstream>>(&layer);
@@ -70,9 +70,9 @@ async fn a_circuit_of_which_nothing_is_known_but_slowness_opens_within_its_share
     assert_eq!(layer.handle().state(&model()), State::Open);
 }
 
-/// It stayed half-open for as long as all who probed it lost patience.
+/// It stayed half-open as long as the callers of all probes disconnected.
 #[tokio::test(start_paused = true)]
-async fn a_slow_probe_whose_caller_leaves_has_failed() {
+async fn a_dropped_slow_probe_has_failed() {
     let layer = impatient().build().unwrap();
     layer.handle().trip(&model(), SECOND);
     advance(SECOND).await;
@@ -82,9 +82,9 @@ async fn a_slow_probe_whose_caller_leaves_has_failed() {
     assert_eq!(layer.handle().state(&model()), State::Open);
 }
 
-/// His leaving says nothing while there was still time.
+/// A disconnect before the time is up shows nothing.
 #[tokio::test(start_paused = true)]
-async fn a_probe_whose_caller_leaves_in_time_decides_nothing() {
+async fn a_probe_dropped_in_time_decides_nothing() {
     let layer = impatient().build().unwrap();
     layer.handle().trip(&model(), SECOND);
     advance(SECOND).await;

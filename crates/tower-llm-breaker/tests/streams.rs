@@ -264,7 +264,7 @@ async fn a_stall_is_counted_as_soon_as_it_is_one_and_once_however_it_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn content_begins_the_time_to_a_stall_anew_and_nothing_else_does() {
+async fn only_content_restarts_the_time_to_a_stall() {
     let layer = stalling();
     let handle = layer.handle();
     let mut stream = begun(&layer);
@@ -298,7 +298,7 @@ async fn before_the_first_token_nothing_stalls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_stalls_has_failed_and_gives_all_its_places_back() {
+async fn a_probe_that_stalls_has_failed_and_gives_all_leases_back() {
     let layer = touchy().stalled_after(10 * SECOND).build().unwrap();
     let handle = layer.handle();
     for circuit in [model(), way()] {
@@ -319,14 +319,14 @@ async fn a_probe_that_stalls_has_failed_and_gives_all_its_places_back() {
     assert_eq!(stats(&handle).stale, 0);
 }
 
-/// The time in which nobody asked was taken for the provider's silence.
+/// The time in which the body was not polled counted as silence of the provider.
 #[tokio::test(start_paused = true)]
-async fn a_reader_who_takes_his_time_is_no_stall() {
+async fn a_slow_reader_is_no_stall() {
     let layer = stalling();
     let handle = layer.handle();
     let mut stream = begun(&layer);
     stream.pass(CONTENT);
-    // It is there long before somebody reads on.
+    // It arrives long before the reader continues.
     stream.send(CONTENT);
     advance(MINUTE).await;
     stream.read();
@@ -380,7 +380,7 @@ async fn a_first_token_that_comes_late_is_slow_before_it_comes() {
 
 /// A late one that is read together with the clock: the timer was not polled.
 #[tokio::test(start_paused = true)]
-async fn the_head_may_be_what_is_late() {
+async fn late_response_headers_make_a_call_slow() {
     let layer = slow(SlowCalls::at_ratio(1.0).first_token(5 * SECOND));
     let (service, mut upstream) = support::mocked(&layer);
     let mut call = start(&service, support::chat());
@@ -484,7 +484,7 @@ async fn a_probe_that_is_slow_has_failed() {
 
 /// What a model does is no fault of the account, nor of the way.
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_is_slow_blames_nobody_but_the_model() {
+async fn a_slow_probe_counts_only_against_the_model() {
     let layer = slow(SlowCalls::at_ratio(1.0).first_token(5 * SECOND));
     let handle = layer.handle();
     let account = CircuitId::account("openai", "");
@@ -505,7 +505,7 @@ async fn a_probe_that_is_slow_blames_nobody_but_the_model() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_who_takes_his_time_makes_no_call_slow() {
+async fn a_slow_reader_makes_no_call_slow() {
     let layer = slow(SlowCalls::at_ratio(1.0).gap(5 * SECOND));
     let handle = layer.handle();
     let mut stream = begun(&layer);
@@ -528,7 +528,7 @@ fn by_anything() -> BreakerBuilder {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_callers_who_leave_at_any_stage_leave_it_closed_and_nothing_counted() {
+async fn a_thousand_disconnects_at_any_stage_count_nothing() {
     let layer = by_anything().build().unwrap();
     let handle = layer.handle();
     let stages: [&[&'static str]; 4] = [&[], &[ROLE], &[ROLE, CONTENT], &[ROLE, CONTENT, CONTENT]];

@@ -373,9 +373,9 @@ async fn a_stream_that_showed_life_and_was_cut_is_slow_and_no_failure() {
 
 // === refusals ===
 
-/// The first of the circuits that refused told its time, and who waited for that was refused again.
+/// The first of the refusing circuits reported its time, and a client that waited for that was refused again.
 #[tokio::test(start_paused = true)]
-async fn of_two_circuits_that_refuse_the_longer_time_is_told() {
+async fn the_longer_time_of_two_refusing_circuits_is_reported() {
     let circuits = [
         CircuitId::provider("openai"),
         model(),

@@ -108,7 +108,7 @@ async fn time_that_it_was_open_by_hand_is_no_time_that_it_stayed_closed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn jitter_lengthens_the_open_time_by_up_to_its_share() {
+async fn jitter_extends_the_open_time_by_up_to_its_ratio() {
     let mut times = Vec::new();
     for _ in 0..300 {
         let tested = Tested::new(touchy().jitter(0.5));
@@ -151,7 +151,7 @@ async fn retry_after_of_a_probe_counts_too() {
 
 /// Whichever failure opens it: the longest time that one of them was told counts.
 #[tokio::test(start_paused = true)]
-async fn it_is_open_for_as_long_as_any_of_its_failures_was_told() {
+async fn a_circuit_opens_for_the_longest_time_that_a_failure_named() {
     let builder = builder().failure_threshold(2);
     let mut staged = Staged::new(builder.jitter(0.0));
     staged.tell(Says::Later(529, 600));
@@ -231,7 +231,7 @@ async fn a_429_is_believed_up_to_a_limit_and_jittered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_without_a_time_changes_nothing_and_is_told() {
+async fn a_429_without_a_time_changes_nothing_and_is_reported() {
     let tested = Tested::new(touchy());
     let mut events = tested.handle.subscribe();
     tested.tell_times(100, Says::Status(429));
@@ -357,7 +357,7 @@ async fn a_clock_that_runs_on_a_ramp_does_not_end_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clock_in_place_of_a_probes_answer_opens_until_then() {
+async fn a_429_with_a_time_to_a_probe_opens_until_then() {
     let (mut staged, key) = by_one_key(touchy());
     staged.tell(FAILED);
     advance(30 * SECOND).await;

@@ -276,7 +276,7 @@ async fn a_ratio_of_zero_is_the_first_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn so_many_failures_one_after_the_other_open_and_a_success_begins_anew() {
+async fn consecutive_failures_open_and_a_success_restarts_the_count() {
     let tested = Tested::new(builder().without_failure_ratio().failure_threshold(5));
     let mut events = tested.handle.subscribe();
     tested.tell_times(4, FAILED);

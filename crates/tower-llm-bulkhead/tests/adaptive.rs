@@ -132,7 +132,7 @@ async fn a_static_limit_stays_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_success_raises_a_limit_of_one_and_lets_in_who_waits() {
+async fn a_success_raises_a_limit_of_one_and_admits_a_waiting_call() {
     let adaptive = Adaptive::on_throttling();
     let mut served = Served::new(BulkheadLayer::builder(1).adaptive(adaptive));
     let (sender, mut body) = served.streaming();
@@ -183,7 +183,7 @@ async fn a_late_first_token_cuts_when_it_is_late_and_an_early_one_raises() {
 
 /// The token came at once, and lay there.
 #[tokio::test(start_paused = true)]
-async fn a_reader_who_takes_his_time_cuts_nothing() {
+async fn a_slow_reader_cuts_no_limit() {
     let adaptive = Adaptive::on_first_token(5 * SECOND);
     let mut served = Served::new(BulkheadLayer::builder(100).adaptive(adaptive));
     for has_asked in [false, true] {
@@ -201,7 +201,7 @@ async fn a_reader_who_takes_his_time_cuts_nothing() {
 
 /// Nothing was sent: it waited in a bulkhead inside, and found no permit.
 #[tokio::test(start_paused = true)]
-async fn a_refusal_of_ours_cuts_nothing_however_long_it_took() {
+async fn a_refusal_by_a_layer_cuts_no_limit_however_long_it_took() {
     let adaptive = Adaptive::on_first_token(5 * SECOND);
     let outer = BulkheadLayer::builder(100).adaptive(adaptive);
     let outer = outer.build().unwrap();
@@ -265,7 +265,7 @@ async fn a_stream_given_up_without_a_token_is_late_if_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn how_long_a_call_takes_that_is_no_stream_says_nothing() {
+async fn the_duration_of_an_unstreamed_call_is_no_sign() {
     let adaptive = Adaptive::on_first_token(5 * SECOND);
     let mut served = Served::new(BulkheadLayer::builder(1).adaptive(adaptive.floor(1)));
     for seconds in [1, 60] {
@@ -324,7 +324,7 @@ impl Numbers {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// How long until the next of so many a second, who come without regard to one another.
+    /// The time to the next arrival of a Poisson process with that rate per second.
     fn gap(&mut self, per_second: f64) -> Duration {
         Duration::from_secs_f64(-(1.0 - self.part()).ln() / per_second)
     }
@@ -591,7 +591,7 @@ async fn on_first_tokens_the_limit_finds_what_a_provider_that_queues_can_bear() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_limit_that_nobody_reaches_does_not_rise() {
+async fn a_limit_that_is_not_reached_does_not_rise() {
     let builder = BulkheadLayer::builder(100).adaptive(Adaptive::on_throttling());
     let idle = before_refusing(builder, 2.0).await;
     assert_eq!((idle.lowest, idle.highest), (100, 100), "{idle:?}");

@@ -1,4 +1,4 @@
-//! What cannot work is refused when it is built, by name.
+//! Invalid settings are refused when the layer is built, by name.
 
 use std::time::Duration;
 

@@ -218,7 +218,7 @@ async fn nothing_deadlocks_over_an_inner_service_that_takes_one_call_at_a_time()
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_that_a_layer_and_its_clones_make_share_their_permits() {
+async fn services_of_a_layer_and_its_clones_share_permits() {
     let layer = BulkheadLayer::builder(1)
         .max_waiting(1)
         .watch(Unary)

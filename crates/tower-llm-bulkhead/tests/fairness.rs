@@ -183,7 +183,7 @@ async fn a_thousand_calls_of_one_tenant_do_not_delay_another_s_first() {
     assert!(order[7..].iter().copied().eq(5..=1_000));
 }
 
-/// Who came first with many kept everybody else out of a queue that was full of his.
+/// The first caller with many calls filled the queue and blocked all others.
 #[tokio::test(start_paused = true)]
 async fn a_queue_full_of_one_tenant_s_calls_keeps_no_other_out() {
     let layer = bulkhead(1).max_waiting(10).build().unwrap();
@@ -221,7 +221,7 @@ async fn a_queue_full_of_one_tenant_s_calls_keeps_no_other_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_many_calls_in_a_full_queue_pushes_out_nobody_of_another_class() {
+async fn a_caller_with_many_calls_in_a_full_queue_evicts_none_of_another_priority() {
     let layer = by_header(1).max_waiting(1).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let _running = start(&service, of_class(0, "batch"));
@@ -241,7 +241,7 @@ async fn who_has_many_calls_in_a_full_queue_pushes_out_nobody_of_another_class()
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_who_are_not_known_share_a_turn() {
+async fn unknown_callers_count_as_one() {
     let layer = bulkhead(1).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let running = start(&service, Ask::new(0));
@@ -282,7 +282,7 @@ async fn callers_take_turns_over_all_keys_that_share_a_limit() {
     let (service, mut upstream) = asked(&layer);
     let running = start(&service, Ask::of("a", 0));
     arrived(&mut upstream);
-    // One who asks every provider, before the other asks one.
+    // One caller calls every provider before the other calls one.
     let providers = ["a", "b", "c", "d", "e", "f"];
     let mut waiting: Vec<_> = (1..=6)
         .map(|id| {

@@ -180,7 +180,7 @@ where
 }
 
 #[tokio::test]
-async fn limits_that_let_go_at_the_head_let_all_streams_through() {
+async fn permits_released_at_the_headers_admit_all_streams() {
     let tower = ServiceBuilder::new()
         .layer(ConcurrencyLimitLayer::new(2))
         .service(client());
@@ -206,7 +206,7 @@ async fn limits_that_let_go_at_the_head_let_all_streams_through() {
 }
 
 #[tokio::test]
-async fn permits_held_to_the_end_of_the_body_let_two_streams_through() {
+async fn permits_held_to_the_end_of_the_body_admit_two_streams() {
     let provider = SimulatedProvider::start().await.unwrap();
     let layer = bulkhead(2).build().unwrap();
     let service = ServiceBuilder::new()
@@ -234,7 +234,7 @@ async fn permits_held_to_the_end_of_the_body_let_two_streams_through() {
 
 /// The same for reserved permits.
 #[tokio::test]
-async fn reserved_permits_let_two_streams_through() {
+async fn reserved_permits_admit_two_streams() {
     let provider = SimulatedProvider::start().await.unwrap();
     let layer = bulkhead(2).build_reserve().unwrap();
     let service = ServiceBuilder::new()

@@ -22,7 +22,7 @@ fn key() -> Key {
 // === limits that change ===
 
 #[tokio::test(start_paused = true)]
-async fn a_raised_limit_lets_in_as_many_as_it_has_new_permits_and_at_once() {
+async fn a_raised_limit_admits_one_call_per_new_permit_at_once() {
     let layer = bulkhead(1).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let mut calls: Vec<_> = (0..6).map(|id| start(&service, Ask::new(id))).collect();
@@ -42,7 +42,7 @@ async fn a_raised_limit_lets_in_as_many_as_it_has_new_permits_and_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lowered_limit_cuts_no_call_and_lets_nobody_in_until_enough_have_ended() {
+async fn a_lowered_limit_cuts_no_call_and_admits_none_until_enough_have_ended() {
     let layer = bulkhead(3).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let mut running: Vec<_> = (0..3).map(|id| start(&service, Ask::new(id))).collect();
@@ -83,7 +83,7 @@ async fn the_limit_of_a_key_that_was_never_seen_can_be_set() {
     assert_eq!(full(&error).limit(), 1);
 }
 
-/// Sees more keys than are told apart.
+/// Uses more keys than the maximum.
 fn see_others(service: &support::Asked) {
     for other in 0..1_000 {
         let other: &'static str = Box::leak(format!("provider {other}").into_boxed_str());
@@ -92,7 +92,7 @@ fn see_others(service: &support::Asked) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_whose_limit_was_set_is_not_forgotten_until_it_is_set_back() {
+async fn a_key_with_a_changed_limit_is_not_evicted_until_it_is_set_back() {
     let layer = bulkhead(1).max_keys(16).build().unwrap();
     let (service, _upstream) = asked(&layer);
     let handle = layer.handle();

@@ -19,7 +19,7 @@ fn bulkhead(limit: usize) -> BulkheadBuilder<Unary> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn permits_go_to_those_who_wait_in_the_order_they_came() {
+async fn permits_go_to_waiting_calls_in_order_of_arrival() {
     let layer = bulkhead(2).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let mut calls: Vec<_> = (0..8).map(|id| start(&service, Ask::new(id))).collect();
@@ -435,7 +435,7 @@ async fn calls_are_counted_together_by_the_key_that_was_chosen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_nothing_is_known_of_share_one_key() {
+async fn undescribed_calls_share_one_key() {
     let layer = bulkhead(1).max_waiting(0).build().unwrap();
     let (service, _upstream) = asked(&layer);
     let unknown = || {
@@ -450,7 +450,7 @@ async fn calls_that_nothing_is_known_of_share_one_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keys_beyond_the_most_share_one_limit() {
+async fn keys_beyond_the_maximum_share_one_limit() {
     let by_number = KeyBy::header(HeaderName::from_static("x-number"));
     let layer = bulkhead(1)
         .max_waiting(0)

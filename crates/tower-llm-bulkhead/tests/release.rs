@@ -70,7 +70,7 @@ fn noting(handle: &BulkheadHandle) -> (Arc<AtomicUsize>, impl FnOnce() + Send + 
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_the_head_the_permit_is_free_while_the_body_runs() {
+async fn released_at_the_headers_the_permit_is_free_while_the_body_runs() {
     let layer = bulkhead(ReleaseAt::ResponseHeaders);
     let (sender, mut body) = streaming(&layer);
     assert_eq!(in_flight(&layer.handle()), 0);
@@ -146,7 +146,7 @@ async fn at_the_end_the_permit_is_held_until_the_body_has_no_more_frames() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_says_it_is_over_gives_the_permit_back_with_its_last_frame() {
+async fn a_body_that_reports_its_end_gives_the_permit_back_with_its_last_frame() {
     let layer = bulkhead(ReleaseAt::End);
     let (sender, body) = Upstream::new();
     let mut body = through(&layer, stream(body.of_known_length(2))).into_body();

@@ -134,7 +134,7 @@ async fn services_become_ready_in_the_order_they_asked_in() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_whose_turn_came_unseen_gives_its_permit_on_when_dropped() {
+async fn a_service_dropped_with_an_unseen_grant_passes_its_permit_on() {
     let layer = permits(1);
     let (mut service, _upstream) = reserved(&layer);
     let [mut first, mut second] = [service.clone(), service.clone()];
@@ -149,7 +149,7 @@ async fn a_service_whose_turn_came_unseen_gives_its_permit_on_when_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_that_a_layer_and_its_clones_make_share_their_permits() {
+async fn services_of_a_layer_and_its_clones_share_permits() {
     let layer = permits(1);
     let (mut first, _upstream) = reserved(&layer);
     let (mut second, _upstream) = reserved(&layer.clone());

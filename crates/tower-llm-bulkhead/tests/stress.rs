@@ -350,7 +350,7 @@ async fn stress(builder: BulkheadBuilder) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn never_over_the_limit_whoever_leaves_when() {
+async fn never_over_the_limit_whatever_call_leaves_when() {
     let refused = stress(BulkheadLayer::builder(LIMIT).max_waiting(1_000)).await;
     assert_eq!(refused, 0);
 }

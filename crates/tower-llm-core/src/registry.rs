@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn evicts_a_key_that_was_looked_up_if_all_were() {
+    fn evicts_a_used_key_if_all_were_used() {
         let mut shard = shard(100);
         for left in (50..100).rev() {
             assert!(shard.evict());
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_a_key_that_was_looked_up_since_the_hand_passed() {
+    fn does_not_evict_a_key_that_was_used_since_the_hand_passed() {
         let mut shard = shard(100);
         for keyed in &shard.table {
             let is_favourite = keyed.key() == Some(&Key::new("7"));

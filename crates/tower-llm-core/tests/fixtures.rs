@@ -69,7 +69,7 @@ fn faults(fixture: &Fixture, told: &Completion, streamed: bool) -> Vec<String> {
 }
 
 #[test]
-fn every_fixture_is_read_as_its_table_says() {
+fn every_fixture_is_read_as_expected() {
     let fixtures = fixtures::all();
     assert!(fixtures.len() > 50, "only {} fixtures", fixtures.len());
     let faulty: Vec<_> = fixtures
@@ -81,7 +81,7 @@ fn every_fixture_is_read_as_its_table_says() {
 
 /// Only that a JSON array is a stream cannot be known then.
 #[test]
-fn every_fixture_is_read_the_same_where_nobody_said_what_was_asked() {
+fn every_fixture_is_read_the_same_without_a_described_request() {
     let faulty: Vec<_> = fixtures::all()
         .iter()
         .flat_map(|fixture| {

@@ -24,7 +24,7 @@ fn pieces(body: &[u8], lengths: &[usize]) -> Vec<Bytes> {
 
 // === documents of the providers ===
 
-/// Who wrote a document.
+/// The writer of a document.
 #[derive(Clone, Copy, Debug)]
 enum From {
     OpenAi,
@@ -421,7 +421,7 @@ proptest! {
 }
 
 #[test]
-fn an_empty_object_says_nothing() {
+fn an_empty_object_reports_nothing() {
     let (told, _) = watch_to_end(None, unary(Script::data(["{}"])));
     assert_eq!(
         (told.outcome, told.usage, told.output_seen),

@@ -250,7 +250,7 @@ async fn a_wait_is_rounded_up() {
 }
 
 #[tokio::test]
-async fn a_wait_that_is_not_known_is_not_told() {
+async fn an_unknown_wait_is_not_sent() {
     let seen = refuse(
         ANTHROPIC,
         Refusal::new(RefusalKind::Unavailable, "bulkhead"),
@@ -262,7 +262,7 @@ async fn a_wait_that_is_not_known_is_not_told() {
 }
 
 #[tokio::test]
-async fn clients_are_told_not_to_retry_what_can_never_be_admitted() {
+async fn a_refusal_that_is_final_tells_clients_not_to_retry() {
     let never = Refusal::new(RefusalKind::RateLimited, "ratelimit").never();
     for error in [BoxError::from(never), TooLarge::new(1).into()] {
         let seen = refuse(OPENAI, error).await;
@@ -300,7 +300,7 @@ async fn what_others_wrote_around_a_refusal_does_not_leak() {
 }
 
 #[tokio::test]
-async fn a_bare_refusal_says_who_refused() {
+async fn a_bare_refusal_names_the_layer() {
     let bare = Refusal::new(RefusalKind::RateLimited, "ratelimit");
     let message = "refused by ratelimit before it was sent";
     let seen = refuse(OPENAI, bare.clone()).await;
@@ -318,7 +318,7 @@ async fn other_errors_pass() {
 }
 
 #[tokio::test]
-async fn an_infallible_layer_answers_other_errors_with_a_bad_gateway_and_says_nothing() {
+async fn an_infallible_layer_turns_other_errors_into_a_502_without_their_text() {
     for (path, body) in [
         (
             OPENAI,

@@ -1,4 +1,4 @@
-//! Keys come from whoever sends requests: their number is bounded, and none in use is forgotten.
+//! Clients can invent keys: their number is bounded, and no key in use is evicted.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -80,7 +80,7 @@ fn a_million_invented_keys_stay_within_the_bound() {
         let state = registry.get(&asks(key));
         assert!(
             !is_overflow(&state),
-            "no place for key {key}, though none is in use"
+            "no room for key {key}, though none is in use"
         );
         if key % 10_000 == 0 {
             assert!(registry.len() <= 1_008);
@@ -152,7 +152,7 @@ fn a_key_whose_state_is_not_evictable_is_never_evicted() {
 
 /// New keys counted as looked up: the first one that met a full shard evicted any other.
 #[test]
-fn a_key_that_is_looked_up_outlives_those_that_are_not() {
+fn a_used_key_outlives_unused_ones() {
     for _ in 0..50 {
         check_favourite(&registry(1_600));
     }
@@ -174,21 +174,21 @@ fn keys_that_do_not_fit_share_one_state() {
     let registry = registry(16);
     let held: Vec<_> = (0..1_000).map(|key| registry.get(&asks(key))).collect();
     let (without, with): (Vec<_>, Vec<_>) = held.iter().partition(|state| is_overflow(state));
-    // One place in each of the shards.
+    // Room for one key in each shard.
     assert_eq!((with.len(), registry.len()), (16, 16));
     assert!(without.iter().all(|state| Arc::ptr_eq(state, without[0])));
     drop(held);
     for key in 2_000..3_000 {
         assert!(
             !is_overflow(&registry.get(&asks(key))),
-            "key {key} finds no place that others have left"
+            "key {key} finds no room that others have left"
         );
     }
     assert_eq!(registry.len(), 16);
 }
 
 proptest! {
-    /// Against the plainest model there is: who is held keeps its state, and the bound holds.
+    /// Against the simplest model: a held key keeps its state, and the maximum holds.
     #[test]
     fn the_bound_holds_and_no_key_in_use_is_lost_for_any_sequence_of_lookups_and_drops(
         steps in prop::collection::vec((0_u32..60, any::<bool>()), 0..300),
@@ -365,7 +365,7 @@ fn a_panic_where_state_is_created_or_evicted_leaves_the_registry_intact() {
 // === keys ===
 
 #[test]
-fn a_key_is_what_its_policy_says() {
+fn a_key_is_what_its_policy_chooses() {
     let call = Call::builder(Provider::OPENAI, Operation::CHAT)
         .model("gpt-5")
         .account("team-a")

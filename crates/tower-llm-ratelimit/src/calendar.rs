@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_day_ends_at_midnight_in_its_place() {
+    fn a_day_ends_at_midnight_in_its_time_zone() {
         let calendar = calendar("America/Los_Angeles", "2026-11-22T06:00:00Z");
         let evening = calendar.today(5);
         assert_eq!(evening.ends_nanos, 5 + 2 * HOUR);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_place_is_told() {
+    fn an_unknown_time_zone_is_refused() {
         let error = Calendar::new("Mars/Olympus").unwrap_err();
         assert_eq!((error.field(), error.value()), ("zone", "\"Mars/Olympus\""));
     }

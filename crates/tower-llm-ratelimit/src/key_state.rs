@@ -405,16 +405,20 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_looked_after_by_one() {
+    fn one_task_cleans_up_leases() {
         let mut state = state(&[300, 200]);
         assert_eq!(state.clean_up_leases(100), Some(200));
         assert_eq!(state.clean_up_leases(150), None, "a task does already");
         state.clean_up_no_more();
-        assert_eq!(state.clean_up_leases(250), Some(300), "he could not");
+        assert_eq!(
+            state.clean_up_leases(250),
+            Some(300),
+            "the task could not be started"
+        );
     }
 
     #[test]
-    fn where_no_share_is_held_there_is_nothing_to_look_after() {
+    fn without_leases_there_is_nothing_to_clean_up() {
         let mut state = state(&[0, 100]);
         assert_eq!(state.clean_up_leases(100), None);
         state.leases(2)[0].replace(

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_spent_than_there_is() {
+    fn no_more_is_spent_than_is_left() {
         let mut lease = lease(10);
         assert!(lease.has(10, 99) && !lease.has(11, 99));
         assert_eq!(lease.spend(4), 7);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_spent_when_it_is_over() {
+    fn nothing_is_spent_after_the_end() {
         let mut lease = lease(10);
         assert!(!lease.has(1, 100));
         assert!(!lease.settle(7, 3, 0, 100), "the store has to know");
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn one_at_a_time_asks_for_another() {
+    fn one_call_at_a_time_renews() {
         let mut lease = lease(0);
         assert!(lease.may_ask(10, 20));
         assert!(!lease.may_ask(19, 29));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_no_more_leaves_alone_who_does() {
+    fn an_ended_renewal_does_not_end_a_later_one() {
         let mut lease = lease(0);
         assert!(lease.may_ask(10, 20));
         lease.was_asked_for(19);
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_back_can_be_spent_again() {
+    fn refunds_can_be_spent_again() {
         let mut lease = lease(10);
         lease.spend(10);
         assert!(lease.settle(7, 3, 0, 99));
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_used_beyond_is_spent_of_it_too() {
+    fn use_beyond_the_reservation_is_spent_too() {
         let mut lease = lease(10);
         lease.spend(4);
         assert!(lease.settle(7, 0, 6, 99));

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_known_before_enough_was_seen() {
+    fn there_is_no_percentile_before_enough_observations() {
         let observed = ObservedOutput::new();
         for _ in 1..ENOUGH {
             observed.record(100);
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_percentile_is_the_one_asked_for() {
+    fn the_percentile_is_the_requested_one() {
         let observed = ObservedOutput::new();
         for _ in 0..95 {
             observed.record(60);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_long_ago_is_forgotten() {
+    fn old_observations_fade() {
         let observed = ObservedOutput::new();
         for _ in 0..1_000 {
             observed.record(4_000);

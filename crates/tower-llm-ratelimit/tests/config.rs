@@ -1,4 +1,4 @@
-//! What cannot work is refused when it is built, by name.
+//! Invalid settings are refused when the layer is built, by name.
 
 mod support;
 
@@ -135,7 +135,7 @@ fn a_tier_has_a_name_of_its_own_and_an_amount() {
 }
 
 #[test]
-fn tiers_and_who_chooses_among_them_go_together() {
+fn tiers_and_their_policy_require_each_other() {
     let tiered = Limit::requests(100)
         .per_hour()
         .tier("pro", 1_000)
@@ -178,7 +178,7 @@ fn what_must_not_be_zero_is_not() {
     one().output_weight(1_000).build().unwrap();
     assert_eq!(refused(one().max_keys(0)), ("max_keys", "0".to_owned()));
     one().max_keys(1).build().unwrap();
-    // Nobody waits, or as many as like.
+    // No call waits, or any number may.
     one().max_waiting(0).build().unwrap();
     one().max_waiting(usize::MAX).build().unwrap();
 }
@@ -212,7 +212,7 @@ fn there_is_a_limit_or_something_to_learn() {
 }
 
 #[test]
-fn a_limit_is_told_as_people_say_it() {
+fn a_limit_displays_in_plain_words() {
     let cases = [
         (Limit::requests(60).per_minute(), "60 requests per minute"),
         (

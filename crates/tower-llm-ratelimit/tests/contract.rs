@@ -48,7 +48,7 @@ fn one_at_a_time() -> RateLimitBuilder<support::Open> {
 // === readiness ===
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_let_through_uses_the_service_that_was_readied() {
+async fn an_admitted_call_uses_the_readied_service() {
     let layer = books().build().unwrap();
     let (mut service, mut upstream) = asked(&layer);
     upstream.allow(0);
@@ -192,7 +192,7 @@ async fn nothing_deadlocks_over_an_inner_service_that_takes_one_call_at_a_time()
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_that_a_layer_and_its_clones_make_share_their_limits() {
+async fn services_of_a_layer_and_its_clones_share_limits() {
     let layer = unary()
         .limit(Limit::requests(2).per_minute())
         .build()
@@ -305,7 +305,7 @@ async fn a_response_future_dropped_at_any_point_settles_once() {
         }
         assert_eq!(consumed(&layer.handle()), [1, 40]);
         drop(call);
-        // It has been called: whether the input was read, nobody knows.
+        // It has been called: whether the input was read is not known.
         arrived(&mut upstream);
         assert_eq!(consumed(&layer.handle()), [1, 10]);
         assert_eq!(remaining(&layer.handle(), "ann"), [9, 90]);

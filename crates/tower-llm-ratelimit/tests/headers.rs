@@ -52,7 +52,7 @@ fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 // === as OpenAI has them ===
 
 #[tokio::test(start_paused = true)]
-async fn six_headers_tell_how_requests_and_tokens_stand() {
+async fn six_headers_state_requests_and_tokens() {
     let limits = [
         Limit::requests(60).per_minute().bucket(60),
         Limit::tokens(90_000).per_minute().bucket(90_000),
@@ -117,7 +117,7 @@ async fn a_callers_tier_is_shown() {
 }
 
 #[tokio::test]
-async fn limits_are_shown_as_they_are_when_the_head_comes() {
+async fn headers_state_the_limits_at_the_response_headers() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(Behavior::new().input_tokens(INPUT).output_tokens(OUTPUT));
     let limits = [
@@ -156,7 +156,7 @@ async fn limits_are_shown_as_they_are_when_the_head_comes() {
 // === none ===
 
 #[tokio::test(start_paused = true)]
-async fn without_any_of_ours_the_providers_own_are_passed_on() {
+async fn without_headers_of_the_layer_those_of_the_provider_pass() {
     let limit = Limit::requests(100).per_hour();
     let builders = [
         callers([limit.clone()]).headers(Headers::None),
@@ -176,7 +176,7 @@ async fn without_any_of_ours_the_providers_own_are_passed_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_provider_tells_is_learned_before_it_is_replaced() {
+async fn reported_limits_are_read_before_the_headers_are_replaced() {
     let builder = RateLimitLayer::for_providers()
         .limit(Limit::requests(100).per_hour())
         .headers(Headers::OpenAi);

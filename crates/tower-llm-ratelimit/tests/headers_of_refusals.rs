@@ -80,7 +80,7 @@ fn assert_header(headers: &HeaderMap, name: &str, value: Option<&str>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_says_when_to_come_back_rounded_up() {
+async fn a_refusal_states_its_wait_rounded_up() {
     // One each 857.142857 ms.
     let server = Server::new(bucket(70));
     let request = request(Api::Chat).await;
@@ -90,7 +90,7 @@ async fn a_refusal_says_when_to_come_back_rounded_up() {
     assert_header(&headers, "retry-after", Some("1"));
     assert_header(&headers, "retry-after-ms", Some("858"));
     assert_header(&headers, "x-should-retry", None);
-    // Who comes when he was told is let through.
+    // A retry at the reported time is admitted.
     advance(Duration::from_millis(857)).await;
     assert_eq!(server.call(request.clone()).await.0, 429);
     advance(Duration::from_millis(1)).await;
@@ -210,7 +210,7 @@ async fn a_refusal_has_headers_of_the_form_that_was_chosen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waited_in_vain_is_shown_how_the_limits_stand() {
+async fn a_call_refused_after_a_wait_gets_headers_with_the_limits() {
     let builder = bucket(6).max_waiting(1).max_wait(Duration::from_secs(12));
     let server = Server::new(builder);
     let request = request(Api::Chat).await;

@@ -89,7 +89,7 @@ fn assert_settled_nothing(handle: &RateLimitHandle) {
     assert_eq!(handle.stats()[0].admitted, 0);
 }
 
-/// Whether the inner service has sent it nobody can know: it has been called.
+/// Whether the inner service has sent it is not known: it has been called.
 #[tokio::test]
 async fn a_call_dropped_before_its_first_poll_is_charged_its_input() {
     let layer = counting().build().unwrap();
@@ -106,7 +106,7 @@ async fn a_call_dropped_before_its_first_poll_is_charged_its_input() {
 }
 
 #[tokio::test]
-async fn a_call_given_up_before_its_head_is_charged_its_input() {
+async fn a_call_dropped_before_its_response_headers_is_charged_its_input() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(Fault::NoAnswer);
     for api in APIS {
@@ -123,7 +123,7 @@ async fn a_call_given_up_before_its_head_is_charged_its_input() {
 }
 
 #[tokio::test]
-async fn a_connection_that_fails_before_the_head_keeps_the_request() {
+async fn a_connection_that_fails_before_the_headers_charges_the_request() {
     let provider = SimulatedProvider::start().await.unwrap();
     for api in APIS {
         provider.set(Fault::ResetBeforeHead);
@@ -217,7 +217,7 @@ async fn dropped_midway(cut_short: CutShort, api: Api) -> (Cost, Cost) {
 }
 
 #[tokio::test]
-async fn what_broke_off_is_charged_as_the_policy_says() {
+async fn a_stream_that_broke_off_is_charged_by_the_policy() {
     for api in APIS {
         let (cost, seen) = dropped_midway(CutShort::ChargeSeen, api).await;
         assert_eq!(cost, seen, "{api:?}");

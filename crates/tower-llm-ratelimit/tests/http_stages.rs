@@ -32,7 +32,7 @@ async fn a_stream_that_ends_is_charged_what_its_provider_reports() {
         let layer = counting().build().unwrap();
         let seen = call(&stack(&layer), api.request(&provider, streamed)).await;
         let cost = match (api, streamed) {
-            // Nobody reports it: the estimate of the input, and the output that passed, a token for every four bytes.
+            // Without a report: the estimate of the input, and the output that passed, a token for every four bytes.
             (Api::Chat, true) => seen.cost(api, streamed),
             _ => tokens(INPUT, OUTPUT),
         };

@@ -20,7 +20,7 @@ use tower_llm_ratelimit::{Limit, RateLimited, Unit};
 use tower_llm_testkit::mock::nothing_arrived;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_a_hundred_calls_at_once_that_use_up_the_limit_one_is_let_through() {
+async fn if_a_hundred_calls_race_for_the_last_slot_exactly_one_wins() {
     for limit in [
         Limit::tokens(15).per_minute(),
         Limit::tokens(15).per_minute().bucket(15),
@@ -67,13 +67,13 @@ async fn each_unit_counts_what_it_is_named_after() {
         nothing_arrived(&mut upstream);
         assert_eq!(consumed(&layer.handle()), [2 * each]);
         assert_eq!(remaining(&layer.handle(), "ann"), [0]);
-        // Another caller has a limit of his own.
+        // Another caller has its own limit.
         admitted(&service, &mut upstream, Ask::of("bob", 30, 12));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_window_lets_a_call_through_exactly_when_it_said() {
+async fn a_window_admits_a_call_exactly_at_its_retry_time() {
     let periods = [
         (Limit::requests(2).per_second(), SECOND),
         (Limit::requests(2).per_minute(), MINUTE),
@@ -103,7 +103,7 @@ async fn a_window_lets_a_call_through_exactly_when_it_said() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bucket_lets_a_call_through_exactly_when_it_said() {
+async fn a_bucket_admits_a_call_exactly_at_its_retry_time() {
     // A token each 60/7 seconds, which is no whole number of nanoseconds.
     let limit = Limit::tokens(7).per_minute().bucket(3);
     let layer = unary().limit(limit).build().unwrap();
@@ -213,7 +213,7 @@ async fn a_call_waits_for_the_slowest_of_its_limits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_larger_than_a_limit_is_told_that_it_never_fits() {
+async fn a_call_larger_than_a_limit_is_never_admitted() {
     let cases = [
         (Limit::tokens(100).per_minute(), 100),
         (Limit::tokens(100).per_minute().bucket(40), 40),
@@ -252,7 +252,7 @@ async fn a_call_that_is_larger_than_a_limit_is_told_that_it_never_fits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_tells_the_limit_and_the_time() {
+async fn a_refusal_names_the_limit_and_the_time() {
     let layer = unary()
         .limit(Limit::tokens(10).per_minute())
         .build()
@@ -277,7 +277,7 @@ async fn a_refusal_tells_the_limit_and_the_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_tells_nothing_of_itself_costs_one_request_of_a_shared_key() {
+async fn an_undescribed_call_costs_one_request_of_a_shared_key() {
     let limits = [
         Limit::requests(2).per_minute(),
         Limit::tokens(1).per_minute(),
@@ -339,7 +339,7 @@ async fn what_a_call_used_beyond_its_reservation_is_paid_off_before_the_next() {
 
         let wait = refused(&service, Ask::tokens(1));
         advance(wait - NS).await;
-        // Who asks for no tokens waits all the same.
+        // A call that needs no tokens waits too.
         assert_eq!(refused(&service, Ask::tokens(0)), NS);
         advance(NS).await;
         admitted(&service, &mut upstream, Ask::tokens(1)).used(1, 0);

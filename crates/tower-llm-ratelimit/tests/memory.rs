@@ -1,4 +1,4 @@
-//! However many keys are invented: so many are kept and no more, and nobody gets a fresh budget by it.
+//! However many keys are invented, their number is bounded, and no caller gets a fresh budget.
 //!
 //! What a key costs in bytes is measured in `benches/tests/ratelimit_memory.rs`, which has an allocator that counts.
 
@@ -27,7 +27,7 @@ fn both() -> [Limit; 2] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_invented_keys_stays_within_the_bound_and_frees_nobody() {
+async fn a_flood_of_invented_keys_is_bounded_and_evicts_no_key_over_its_limit() {
     for limit in both() {
         let layer = unary().limit(limit).max_keys(MAX_KEYS).build().unwrap();
         let (handle, service) = (layer.handle(), layer.layer(ready()));
@@ -46,7 +46,7 @@ async fn a_flood_of_invented_keys_stays_within_the_bound_and_frees_nobody() {
         }
         let stats = stats(&handle);
         assert_eq!(stats.keys, MAX_KEYS);
-        // Each key that found a place, and the one limit that all others share.
+        // Each stored key, and the one limit that all others share.
         assert_eq!(passed + 10, MAX_KEYS as u64 + 1);
         assert_eq!(
             (stats.admitted, stats.consumed),
@@ -81,7 +81,7 @@ async fn keys_of_which_nothing_is_taken_any_more_give_way_to_new_ones() {
         // All of them are idle; and so is the limit that the others shared.
         assert_eq!(flood("second"), FEW_KEYS + 1);
         assert_eq!(stats(&handle).keys, FEW_KEYS);
-        // What was counted for those who are gone is not lost.
+        // The counts of evicted keys are not lost.
         assert_eq!(stats(&handle).consumed, 20 * (FEW_KEYS as u64 + 1));
         assert_eq!(stats(&handle).admitted, 2 * (FEW_KEYS as u64 + 1));
     }
@@ -103,7 +103,7 @@ async fn a_key_with_debts_is_kept_until_they_are_paid() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_whose_call_is_under_way_is_kept() {
+async fn a_key_with_a_call_in_flight_is_not_evicted() {
     let layer = support::open()
         .limit(Limit::tokens(10).per_minute())
         .max_keys(16);

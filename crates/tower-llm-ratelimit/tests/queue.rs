@@ -129,7 +129,7 @@ async fn exactly_max_waiting_calls_wait_and_the_next_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_cannot_be_let_through_in_time_is_refused_at_once() {
+async fn a_call_that_cannot_be_admitted_in_time_is_refused_at_once() {
     let layer = a_token_a_second().max_wait(30 * SECOND).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     admitted(&service, &mut upstream, Ask::tokens(60)).used(60, 0);
@@ -220,7 +220,7 @@ async fn a_call_that_others_were_ahead_of_is_refused_when_its_time_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_is_refused_as_soon_as_it_is_known_that_it_is_in_vain() {
+async fn a_waiting_call_is_refused_once_it_cannot_be_admitted_in_time() {
     let layer = a_token_a_second().max_wait(30 * SECOND).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let running = admitted(&service, &mut upstream, Ask::tokens(60));
@@ -244,7 +244,7 @@ async fn who_waits_is_refused_as_soon_as_it_is_known_that_it_is_in_vain() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_place_of_a_call_that_leaves_is_the_next_one_s_at_once() {
+async fn the_next_call_replaces_a_head_that_leaves_at_once() {
     let layer = a_token_a_second().build().unwrap();
     let (service, mut upstream) = asked(&layer);
     admitted(&service, &mut upstream, Ask::tokens(50)).used(50, 0);
@@ -265,14 +265,14 @@ async fn the_place_of_a_call_that_leaves_is_the_next_one_s_at_once() {
     assert_pending!(small.poll());
     assert_eq!(arrived(&mut upstream).0.id, 3);
     assert_eq!(waiting(&layer.handle()), [0]);
-    // There is no line any more: who fits goes straight on, before it is polled.
+    // The queue is empty: a call that fits is admitted at once, before its first poll.
     advance(SECOND).await;
     let _straight_on = start(&service, Ask::tokens(1).id(4));
     assert_eq!(arrived(&mut upstream).0.id, 4);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_turn_that_is_given_to_a_call_that_leaves_goes_to_the_next() {
+async fn a_wake_up_of_a_call_that_leaves_goes_to_the_next() {
     let layer = a_token_a_second().build().unwrap();
     let (service, mut upstream) = asked(&layer);
     admitted(&service, &mut upstream, Ask::tokens(60)).used(60, 0);
@@ -284,7 +284,7 @@ async fn a_turn_that_is_given_to_a_call_that_leaves_goes_to_the_next() {
     drop(first);
     assert!(second.is_woken());
     assert!(!third.is_woken());
-    // It was handed the turn, and never polled since.
+    // It was woken as head, and never polled since.
     drop(second);
     assert!(third.is_woken());
     advance(10 * SECOND).await;
@@ -321,7 +321,7 @@ async fn what_a_call_gives_back_wakes_the_first_at_once() {
         assert!(third.is_woken());
         assert_pending!(third.poll());
         nothing_arrived(&mut upstream);
-        // Who leaves halfway through its response gives back, too.
+        // A call dropped halfway through its response is refunded too.
         drop(first);
         drop(second);
         assert_eq!(waiting(&layer.handle()), [1]);

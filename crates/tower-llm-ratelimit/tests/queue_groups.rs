@@ -24,7 +24,7 @@ fn callers_of_an_organisation() -> RateLimitBuilder<Open> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_a_limit_of_his_own_holds_up_nobody_else() {
+async fn a_call_that_waits_for_its_own_limit_blocks_no_other_caller() {
     let layer = callers_of_an_organisation().build().unwrap();
     let (service, mut upstream) = asked(&layer);
     admitted(&service, &mut upstream, Ask::of("ann", 10, 0)).used(10, 0);
@@ -52,7 +52,7 @@ async fn who_waits_for_a_limit_of_his_own_holds_up_nobody_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_held_up_elsewhere_joins_that_line() {
+async fn a_call_blocked_by_another_key_joins_its_queue() {
     let layer = callers_of_an_organisation().build().unwrap();
     let (service, mut upstream) = asked(&layer);
     admitted(&service, &mut upstream, Ask::of("ann", 10, 0)).used(10, 0);
@@ -82,7 +82,7 @@ async fn a_call_that_is_held_up_elsewhere_joins_that_line() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_had_his_turn_is_not_sent_back_behind_those_who_came_after_him() {
+async fn a_call_that_was_head_is_not_moved_behind_later_calls() {
     let layer = callers_of_an_organisation().build().unwrap();
     let (service, mut upstream) = asked(&layer);
     admitted(&service, &mut upstream, Ask::of("ann", 10, 0)).used(10, 0);

@@ -218,7 +218,7 @@ async fn requests_in_flight_are_used_and_are_refused_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_limits_that_refuse_the_longer_time_is_told_and_its_limit_named() {
+async fn a_refusal_by_two_limits_names_the_longer_time_and_its_limit() {
     let short = Limit::tokens(10).per_minute();
     let long = Limit::requests(1).per_hour();
     for limits in [[short.clone(), long.clone()], [long.clone(), short.clone()]] {
@@ -239,7 +239,7 @@ async fn of_two_limits_that_refuse_the_longer_time_is_told_and_its_limit_named()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_waited_in_vain_is_told_the_longest_time_too() {
+async fn a_call_refused_after_a_wait_gets_the_longest_time_too() {
     let limits = [
         Limit::tokens(60).per_minute().bucket(60),
         Limit::tokens(60).per_hour().bucket(60).by(KeyBy::shared()),

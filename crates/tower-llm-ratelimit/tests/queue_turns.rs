@@ -42,7 +42,7 @@ impl Sent {
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_take_turns_and_each_goes_in_its_order() {
+async fn callers_take_turns_and_the_calls_of_each_keep_their_order() {
     let layer = a_token_a_second().build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let mut sent = Sent::default();
@@ -153,7 +153,7 @@ async fn calls_that_are_not_polled_hold_up_no_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_polled_late_keeps_its_turn() {
+async fn a_call_that_is_polled_late_remains_the_head() {
     let layer = a_token_a_second().build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let mut sent = Sent::default();
@@ -196,7 +196,7 @@ async fn a_call_that_was_woken_by_a_settlement_and_is_not_polled_passes_it_on() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_takes_the_turn_of_another_hands_it_on() {
+async fn a_call_served_instead_of_another_wakes_it() {
     let layer = a_token_a_second().build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let mut sent = Sent::default();

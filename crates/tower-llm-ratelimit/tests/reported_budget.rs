@@ -137,7 +137,7 @@ async fn anthropics_output_is_paced_by_what_is_expected_of_it() {
 
 /// It was woken only where a limit of the layer's own got something back too.
 #[tokio::test(start_paused = true)]
-async fn what_was_never_sent_lets_the_next_in_line_go_at_once() {
+async fn an_unsent_call_admits_the_next_at_once() {
     let timeline = timeline(RateLimitLayer::for_providers());
     timeline.push(told("requests", 10, 1, "3m"));
     timeline.calls(1).await;
@@ -249,7 +249,7 @@ async fn a_layer_that_does_not_learn_ignores_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_cannot_wait_is_told_how_long_it_would_be() {
+async fn a_call_that_may_not_wait_gets_the_time() {
     let timeline = timeline(RateLimitLayer::for_providers().max_waiting(0));
     timeline.push(told("requests", 10, 0, "25s"));
     timeline.calls(1).await;

@@ -91,7 +91,7 @@ async fn the_delay_in_geminis_body_closes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_tells_no_time_or_is_no_429_closes_nothing() {
+async fn only_a_429_with_a_time_closes_the_key() {
     let quota = r#"{"error":{"code":"insufficient_quota"}}"#;
     let wait = [("retry-after", "9")];
     for response in [
@@ -161,7 +161,7 @@ async fn calls_that_wait_go_in_their_order_when_it_opens() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_waits_on_when_it_is_closed_for_longer() {
+async fn a_waiting_call_continues_to_wait_if_the_key_is_closed_for_longer() {
     let timeline = timeline(providers());
     let hold = timeline.hold();
     let slow = timeline.start(chat("m")).await;
@@ -200,7 +200,7 @@ async fn a_429_that_is_dropped_unread_closes_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_refused_while_limits_of_ours_are_there_takes_nothing_of_them() {
+async fn a_call_refused_after_a_429_takes_nothing_of_the_limits() {
     let limit = Limit::requests(100).per_minute();
     let layer = providers().limit(limit).max_waiting(0).build().unwrap();
     let timeline = Timeline::new(layer.clone());

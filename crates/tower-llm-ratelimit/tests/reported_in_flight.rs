@@ -13,10 +13,10 @@ fn timeline(builder: RateLimitBuilder) -> Timeline {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_call_that_is_told_what_remains_is_in_it_already() {
+async fn a_report_includes_its_own_call() {
     let timeline = timeline(RateLimitLayer::for_providers());
     for _ in 0..5 {
-        // Somebody else uses it too: one is left each time.
+        // Another user of the account uses it too: one is left each time.
         timeline.push(told("requests", 10, 1, "9s"));
     }
     timeline.calls(6).await;
@@ -26,7 +26,7 @@ async fn the_call_that_is_told_what_remains_is_in_it_already() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_under_way_before_anything_was_told_count() {
+async fn calls_in_flight_before_the_first_report_count() {
     let timeline = timeline(RateLimitLayer::for_providers());
     let holds: Vec<_> = (0..10).map(|_| timeline.hold()).collect();
     let mut calls = Vec::new();
@@ -50,7 +50,7 @@ async fn calls_under_way_before_anything_was_told_count() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_out_of_order_let_no_more_through_than_remains() {
+async fn responses_out_of_order_admit_no_more_than_remains() {
     for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 4, 0, 3, 1]] {
         let timeline = timeline(RateLimitLayer::for_providers());
         timeline.push(told("requests", 5, 5, "0s"));
@@ -77,14 +77,14 @@ async fn answers_out_of_order_let_no_more_through_than_remains() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_an_earlier_call_was_told_does_not_widen_what_a_later_one_was() {
+async fn the_report_of_an_earlier_call_does_not_raise_that_of_a_later_one() {
     let timeline = timeline(RateLimitLayer::for_providers());
     let [early, late] = [timeline.hold(), timeline.hold()];
     let [first, second] = [
         timeline.start(chat("m")).await,
         timeline.start(chat("m")).await,
     ];
-    // Between the two, somebody else took all the rest.
+    // Between the two, another user of the account took the rest.
     late.send(told("requests", 10, 0, "10s")).unwrap();
     ended(second).await.unwrap();
     early.send(told("requests", 10, 9, "1s")).unwrap();
@@ -95,7 +95,7 @@ async fn what_an_earlier_call_was_told_does_not_widen_what_a_later_one_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_were_never_answered_are_not_under_way_for_ever() {
+async fn unanswered_calls_do_not_stay_in_flight() {
     let timeline = timeline(RateLimitLayer::for_providers());
     for _ in 0..5 {
         let hold = timeline.hold();
@@ -111,7 +111,7 @@ async fn calls_that_were_never_answered_are_not_under_way_for_ever() {
 
 /// What had not come to the provider was no part of what it told, and reopened that.
 #[tokio::test(start_paused = true)]
-async fn calls_that_were_never_sent_do_not_reopen_what_the_provider_said_is_used_up() {
+async fn unsent_calls_do_not_reopen_a_limit_that_was_reported_used_up() {
     let patient = RateLimitLayer::for_providers().max_wait(Duration::from_secs(300));
     let timeline = timeline(patient);
     timeline.push(told("requests", 10, 10, "0s"));
@@ -124,7 +124,7 @@ async fn calls_that_were_never_sent_do_not_reopen_what_the_provider_said_is_used
         let hold = timeline.hold();
         inside.push((hold, timeline.start(chat("m")).await));
     }
-    // Somebody else has used up the rest.
+    // Another user of the account has used up the rest.
     sent.send(told("requests", 10, 0, "100s")).unwrap();
     ended(first).await.unwrap();
     for (hold, call) in inside {
@@ -206,7 +206,7 @@ async fn under_a_steady_load_nothing_is_refused_and_little_is_left_unused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_goes_as_soon_as_an_answer_tells_that_there_is_room() {
+async fn a_waiting_call_is_admitted_once_a_response_reports_room() {
     let timeline = timeline(RateLimitLayer::for_providers());
     let [one, other] = [timeline.hold(), timeline.hold()];
     let [first, second] = [

@@ -25,7 +25,7 @@ fn greedy(maximum: u64) -> Request<()> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_call_of_an_absurd_size_holds_nobody_up_for_long() {
+async fn one_call_of_an_absurd_size_does_not_block_others_for_long() {
     let timeline = timeline(RateLimitLayer::for_providers());
     timeline.push(told("tokens", 90_000, 89_000, "1s"));
     timeline.calls(1).await;
@@ -41,7 +41,7 @@ async fn one_call_of_an_absurd_size_holds_nobody_up_for_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_only_headers_tell_is_asked_again_after_a_minute() {
+async fn a_reported_limit_is_probed_again_after_a_minute() {
     let timeline = timeline(RateLimitLayer::for_providers());
     timeline.push(told("requests", 1, 0, "99999h"));
     timeline.calls(1).await;
@@ -55,7 +55,7 @@ async fn what_only_headers_tell_is_asked_again_after_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_were_never_sent_take_nothing_of_what_the_provider_told() {
+async fn unsent_calls_take_nothing_of_the_reported_budget() {
     let layer = RateLimitLayer::for_providers().max_waiting(0);
     let layer = layer.build().expect("legal settings");
     let timeline = Timeline::new(layer.clone());

@@ -105,7 +105,7 @@ fn providers() -> RateLimitBuilder {
 }
 
 #[tokio::test]
-async fn each_policy_reserves_what_it_says() {
+async fn each_policy_reserves_what_it_documents() {
     let larger = |output: u64| [1, 20, output, output.max(20)];
     let cases = [
         // With a maximum of 500, with one of 7, and without any.
@@ -323,7 +323,7 @@ async fn what_answers_have_been_is_expected_of_the_next() {
 }
 
 #[tokio::test]
-async fn what_is_learned_is_of_one_provider_and_model() {
+async fn output_is_observed_per_provider_and_model() {
     let (service, length, layer) = answering(counting());
     length.store(60, Ordering::Relaxed);
     for _ in 0..20 {
@@ -409,7 +409,7 @@ async fn what_a_call_uses_beyond_what_is_expected_is_charged_on_top() {
 }
 
 #[tokio::test]
-async fn an_answer_that_was_to_be_cut_off_before_says_nothing_of_the_others() {
+async fn an_answer_with_a_lower_maximum_is_not_observed() {
     let (service, length, layer) = answering(counting().reserve(Reserve::InputAndExpected));
     length.store(1, Ordering::Relaxed);
     for _ in 0..20 {
@@ -418,10 +418,10 @@ async fn an_answer_that_was_to_be_cut_off_before_says_nothing_of_the_others() {
     assert_eq!(expected(&layer, anthropic(None)).await, UNTIL_LEARNED);
 }
 
-/// What was only expected was asked for like a maximum that is named: once it was over a limit nobody got in, so that nothing
-/// else was ever learned.
+/// The expected output was reserved like a named maximum. Once it exceeded a limit, no call was admitted, so no other
+/// length was ever observed.
 #[tokio::test(start_paused = true)]
-async fn what_is_only_expected_keeps_nobody_out_for_good() {
+async fn an_expected_output_alone_never_refuses_a_call_for_good() {
     let providers = RateLimitLayer::for_providers;
     for (reserve, limit) in [
         (

@@ -1,4 +1,4 @@
-//! Shared limits that cannot work are refused when they are built, naming the setting and its value.
+//! Invalid shared limits are refused when they are built, naming the setting and its value.
 
 #![cfg(feature = "redis")]
 #![expect(
@@ -27,7 +27,7 @@ fn refused(shared: SharedLimits) -> ConfigError {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_is_told_when_connecting_and_in_time() {
+async fn a_missing_server_is_reported_when_connecting_and_in_time() {
     let within = Duration::from_millis(300);
     let connect = Redis::builder("redis://127.0.0.1:1").connect_timeout(within);
     let (connected, took) = timed(connect.connect()).await;
@@ -37,7 +37,7 @@ async fn a_server_that_is_not_there_is_told_when_connecting_and_in_time() {
 }
 
 #[tokio::test]
-async fn one_that_does_not_answer_is_told_as_one_that_is_not_there() {
+async fn a_silent_server_is_reported_like_a_missing_one() {
     let setup = Setup::server(shared_support::Mode::Script, "frozen").await;
     setup.freeze();
     let within = Duration::from_millis(300);
@@ -144,7 +144,7 @@ fn outside_a_runtime_it_is_an_error_and_no_panic() {
 }
 
 #[tokio::test]
-async fn a_server_that_was_never_there_is_away_and_no_reason_not_to_start() {
+async fn a_layer_starts_without_its_server() {
     let shared = SharedLimits::new(redis(), "a name", 2);
     let limit = RateLimitLayer::for_callers().limit(Limit::requests(10).per_minute());
     let layer = shared_support::unary(limit, shared);

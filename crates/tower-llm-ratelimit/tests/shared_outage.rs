@@ -297,7 +297,7 @@ async fn forgotten_scripts_are_sent_again_and_nothing_else_happens(setup: &mut S
 // === away, one call after the other ===
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_spends_shares_again_when_the_store_is_back() {
+async fn a_process_spends_leases_again_when_the_store_has_recovered() {
     let mut setup = Setup::server(Mode::Leases, "again").await;
     let redis = setup.redis().await;
     // As long as leases of a day's limit may last.

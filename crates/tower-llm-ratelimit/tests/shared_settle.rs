@@ -38,7 +38,7 @@ use tower_llm_redis::Redis;
 scenarios!(
     a_call_dropped_while_the_script_runs_has_taken_nothing,
     a_call_settled_after_its_hold_ran_out_is_charged_what_it_used,
-    what_leaked_away_is_not_given_back_of_what_others_took_since,
+    a_leaked_amount_is_not_given_back_from_later_calls,
     what_ends_while_the_store_is_frozen_is_settled_when_it_is_back,
     what_ends_while_the_store_is_gone_is_charged_when_it_is_back,
     every_call_is_settled_once_wherever_it_is_dropped,
@@ -93,7 +93,7 @@ async fn a_call_settled_after_its_hold_ran_out_is_charged_what_it_used(setup: &m
         .oneshot(request("left alone", 800));
     let left_alone = response.await.unwrap();
     sleep(hold_for + Duration::from_millis(400)).await;
-    // The store finds that it has run out when somebody else asks. The other hold it finds when it is settled.
+    // The store finds that it has expired when another call claims. It finds the other hold when that is settled.
     assert!(admits(&other, Prompt::by("looked at", 100)).await);
     for response in [looked_at, left_alone] {
         response.into_body().collect().await.unwrap();
@@ -103,7 +103,7 @@ async fn a_call_settled_after_its_hold_ran_out_is_charged_what_it_used(setup: &m
     exactly_left(&other, "left alone", 1_000 - USED).await;
 }
 
-async fn what_leaked_away_is_not_given_back_of_what_others_took_since(setup: &mut Setup) {
+async fn a_leaked_amount_is_not_given_back_from_later_calls(setup: &mut Setup) {
     if setup.mode == Mode::Leases {
         return;
     }
@@ -118,7 +118,7 @@ async fn what_leaked_away_is_not_given_back_of_what_others_took_since(setup: &mu
     let held = held.await.unwrap();
     sleep(period + Duration::from_millis(200)).await;
     assert!(admits(&other, Prompt::by("caller", 800)).await);
-    // All of what it reserved has leaked: what it did not use is nobody's any more.
+    // All of its reservation has leaked: what it did not use is not refunded.
     held.into_body().collect().await.unwrap();
     sleep(SETTLED).await;
     assert!(!admits(&other, Prompt::by("caller", 700)).await);
@@ -127,7 +127,7 @@ async fn what_leaked_away_is_not_given_back_of_what_others_took_since(setup: &mu
 /// What is charged on top may come late; what is given back is waited for.
 const SETTLED: Duration = Duration::from_millis(500);
 
-/// Twenty calls that end while the store is away.
+/// Twenty calls that end while the store is unavailable.
 ///
 /// Their layer must live on: what ends when it is gone does not wait for the store.
 async fn held(
@@ -176,7 +176,7 @@ async fn what_ends_while_the_store_is_gone_is_charged_when_it_is_back(setup: &mu
     eventually("it is back", async || redis.is_up()).await;
     sleep(SETTLED).await;
     // It has forgotten what was reserved: what was used is all that it learns. Of the call whose settlement was on its way
-    // when it died, nobody knows what it had learned before.
+    // when it died, its earlier state is unknown.
     let other = unary(tokens(10_000), setup.shared(&others, 2));
     assert!(admits(&other, Prompt::of(10_000 - 20 * USED)).await);
     assert!(!admits(&other, Prompt::of(USED + 1)).await);
@@ -264,7 +264,7 @@ async fn read_bodies(layer: &RateLimitLayer<HttpBody>, sent: &Sent, mut dice: Di
             Some(Err(_)) => 0,
             Some(Ok(response)) => {
                 let mut body = pin!(response.into_body());
-                // All of them, or leaving out two at least: who has but the last frame may have seen the end.
+                // All of them, or at least two fewer: a call that lacks only the last frame may have seen the end.
                 let frames = [0, 1, 3, FRAMES + 1][usize::try_from(dice.below(4)).unwrap()];
                 for _ in 0..frames {
                     let _ = body.frame().await;

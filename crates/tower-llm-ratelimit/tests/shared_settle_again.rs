@@ -169,7 +169,7 @@ async fn hundreds_of_calls_that_end_while_it_is_frozen_are_settled_once_when_it_
 ) {
     const CALLS: u64 = 600;
     if setup.mode == Mode::Leases {
-        // What goes back, and nobody knows whether it did, is not sent again.
+        // A refund of unknown outcome is not sent again.
         return;
     }
     // Longer than a machine pauses, so that no call but those that end is decided without the store.
@@ -206,7 +206,7 @@ async fn what_was_left_of_a_share_comes_back_though_the_next_is_not_granted_to_a
 // === one server, or one Cluster ===
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_calls_that_end_together_are_settled_together_by_a_store_that_is_far_away() {
+async fn a_thousand_calls_that_end_together_are_settled_together_by_a_distant_store() {
     const CALLS: u64 = 1_000;
     let setup = Setup::server(Mode::Script, "far").await;
     let way = Way {
@@ -264,7 +264,7 @@ async fn what_ends_while_its_slot_is_moved_is_settled_when_it_has() {
     assert_eq!(layer.handle().unsettled(), 0);
 }
 
-// === nobody knows ===
+// === unknown outcomes ===
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_call_has_used_is_charged_after_an_outage_or_counted_as_unsettled() {
@@ -285,7 +285,7 @@ async fn what_a_call_has_used_is_charged_after_an_outage_or_counted_as_unsettled
     way.is_cut.store(true, Ordering::SeqCst);
     end(calls).await;
     sleep(hold_for).await;
-    // Who asks gives back what ran out, some at a time.
+    // Each claim gives back some of the expired reservations.
     for _ in 0..CALLS / 10 {
         assert!(admits(&other, Prompt::by("somebody", 0)).await);
     }
@@ -307,7 +307,7 @@ async fn what_a_call_has_used_is_charged_after_an_outage_or_counted_as_unsettled
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_cannot_have_run_out_was_settled_by_the_attempt_whose_answer_was_lost() {
+async fn a_call_that_cannot_have_expired_was_settled_by_the_attempt_without_a_response() {
     const CALLS: u64 = 100;
     let setup = Setup::server(Mode::Script, "lost answer").await;
     let way = Way::default();
@@ -366,7 +366,7 @@ async fn a_call_outside_a_runtime_panics_alone() {
     });
     assert!(polled.join().is_err());
     sleep(Duration::from_millis(100)).await;
-    // There is somebody yet who gives back what others ask for and leave.
+    // The task still gives back grants of dropped requests.
     asked_and_left(&layer, 10_000).await;
     assert_eq!(layer.handle().unsettled(), 0);
 }

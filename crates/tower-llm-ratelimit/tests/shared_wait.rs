@@ -163,7 +163,7 @@ async fn who_leaves_the_line_gives_the_place_back(setup: &mut Setup) {
     }
     // The line is gone, and what is held counts for no longer than a window.
     let handle = one.handle();
-    eventually("nobody waits", async || {
+    eventually("no call waits", async || {
         let stats = handle.stats_of(&a_model());
         stats.first().is_none_or(|limit| limit.waiting == 0)
     })

@@ -60,7 +60,7 @@ async fn decide(times: u64, layer: &RateLimitLayer<Unary>) -> (Vec<Admitted>, u6
                     if service
                         .call(ask)
                         .now_or_never()
-                        .expect("nobody waits")
+                        .expect("no call waits")
                         .is_ok()
                     {
                         let before = began.elapsed();
@@ -78,7 +78,7 @@ async fn decide(times: u64, layer: &RateLimitLayer<Unary>) -> (Vec<Admitted>, u6
         });
     }
     let all = timeout(Duration::from_secs(60), tasks.join_all());
-    let mut admitted = all.await.expect("somebody waits for ever").concat();
+    let mut admitted = all.await.expect("a call waits without end").concat();
     admitted.sort_by_key(|one| one.before);
     (admitted, decisions.load(Relaxed))
 }
@@ -185,7 +185,7 @@ fn crossing() -> [Limit; 4] {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn calls_whose_keys_cross_take_all_or_nothing_and_never_lock_each_other_out() {
+async fn calls_with_crossing_keys_take_all_or_nothing_and_never_deadlock() {
     let layer = unary().limits(crossing()).build().unwrap();
     // By caller and by region, what was let through.
     let books: Arc<[AtomicU64; 4]> = Arc::default();
@@ -268,21 +268,21 @@ async fn after_thousands_of_calls_that_wait_and_leave_the_books_are_even() {
         });
     }
     let all = timeout(Duration::from_secs(60), tasks.join_all());
-    all.await.expect("somebody waits for ever");
+    all.await.expect("a call waits without end");
     let handle = layer.handle();
     assert_eq!(waiting(&handle), [0; 4]);
     let requests = handle.stats()[0].admitted;
     let used = used.load(Relaxed);
     assert!(used > 500, "{used}");
     assert_eq!(consumed(&handle), [used, requests, used, used]);
-    // No line is left in which somebody would have to wait.
+    // No queue is left in which a call would have to wait.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     for caller in ["ann", "bob"] {
         for region in ["eu", "us"] {
             let ask = Ask::of(caller, 1, 0).header("x-region", region);
             let call = layer.layer(inner).oneshot(ask);
             let call = timeout(Duration::from_millis(50), call).await;
-            call.expect("nobody is before it").unwrap().used(1, 0);
+            call.expect("no call is ahead of it").unwrap().used(1, 0);
         }
     }
 }

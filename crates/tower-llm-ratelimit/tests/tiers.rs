@@ -34,7 +34,7 @@ fn on(caller: &str, plan: &'static str) -> Ask {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_plan_lets_through_what_it_says_and_not_one_more() {
+async fn each_plan_admits_exactly_its_limit() {
     for (plan, amount) in [
         ("free", 100),
         ("", 100),
@@ -57,7 +57,7 @@ async fn each_plan_lets_through_what_it_says_and_not_one_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_gets_another_plan_has_used_of_it_what_he_had_used_before() {
+async fn use_before_a_change_of_plan_counts_in_the_new_one() {
     for limit in [plans(), plans().bucket(100)] {
         let layer = unary()
             .limit(limit)

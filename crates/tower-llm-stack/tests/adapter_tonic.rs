@@ -222,7 +222,7 @@ async fn an_error_without_a_code_is_what_tonic_makes_of_it() {
     assert_eq!(status.code(), Code::Aborted);
 }
 
-/// It was `UNKNOWN`: the layer saw only what came in place of a head.
+/// It was `UNKNOWN`: the layer saw only errors instead of response headers.
 #[tokio::test]
 async fn an_error_inside_a_stream_gets_its_code_too() {
     let server = serve(async |_, _| answer(vec![message(b"one")], std::future::pending())).await;
@@ -343,7 +343,7 @@ async fn a_timeout_of_the_channel_is_the_models() {
 
 /// It was the connection's failure.
 #[tokio::test]
-async fn a_message_that_cannot_be_encoded_is_nobodys_failure() {
+async fn a_message_that_cannot_be_encoded_is_a_client_error() {
     let server = serve(async |_, _| answer(vec![], std::future::ready(()))).await;
     let breaker = BreakerLayer::new();
     let stack = Stack::grpc().breaker(breaker.clone()).build();

@@ -37,7 +37,7 @@ fn total(timeout: Duration) -> TimeoutLayer {
     TimeoutLayer::builder().total(timeout).build().unwrap()
 }
 
-/// One place, and no queue.
+/// One permit, and no queue.
 fn one_place() -> BulkheadLayer {
     BulkheadLayer::builder(1).max_waiting(0).build().unwrap()
 }
@@ -120,7 +120,7 @@ struct Layers {
 }
 
 impl Layers {
-    /// Layers that record when they are asked; one place, and limits that are no hindrance.
+    /// Layers that record when they are called; one permit, and limits that do not matter.
     fn new(record: &Record) -> Self {
         let describes = record.clone();
         let by = |name| {
@@ -197,8 +197,8 @@ async fn the_order_of_the_setters_is_not_the_order_of_the_layers() {
         };
         let (first, second) = tokio::join!(call(), call());
 
-        // Each has its ten seconds from when it found its place, so the time-out is inside of the bulkhead; both are
-        // responses, so the refusals are outside of all.
+        // Each has its ten seconds from when it got its permit, so the timeout is inside the bulkhead; both are responses,
+        // so the refusals are outside of all.
         assert_eq!(first, (StatusCode::GATEWAY_TIMEOUT, seconds(10)));
         assert_eq!(second, (StatusCode::GATEWAY_TIMEOUT, seconds(20)));
         let until_client = [
@@ -227,14 +227,14 @@ async fn what_is_set_twice_is_what_was_set_last() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_waits_for_the_providers_limit_holds_no_place() {
+async fn a_call_that_waits_for_the_providers_limit_holds_no_permit() {
     let bulkhead = BulkheadLayer::new(10).unwrap();
     let limit = Limit::requests(1).per_second().bucket(1);
     let providers = RateLimitLayer::for_providers()
         .limit(limit)
         .build()
         .unwrap();
-    let (limiter, places) = (providers.handle(), bulkhead.handle());
+    let (limiter, permits) = (providers.handle(), bulkhead.handle());
     let stack = Stack::builder()
         .provider_rate_limit(providers)
         .bulkhead(bulkhead)
@@ -246,14 +246,14 @@ async fn a_call_that_waits_for_the_providers_limit_holds_no_place() {
         for call in &mut calls {
             assert!(futures_util::poll!(call).is_pending());
         }
-        assert_eq!(places.stats()[0].in_flight, in_flight);
+        assert_eq!(permits.stats()[0].in_flight, in_flight);
         assert_eq!(limiter.stats()[0].waiting, 3 - in_flight);
         tokio::time::sleep_until(started + seconds(in_flight as u64)).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_a_hundred_calls_at_once_on_a_limit_with_room_for_one_one_is_let_through() {
+async fn if_a_hundred_calls_race_for_the_last_slot_exactly_one_wins() {
     let limit = Limit::tokens(15).per_minute();
     let callers = RateLimitLayer::for_callers().limit(limit).build().unwrap();
     let limiter = callers.handle();
@@ -317,7 +317,7 @@ async fn what_is_not_chosen_is_not_there() {
 // === shared state ===
 
 #[tokio::test]
-async fn clones_of_a_stack_and_all_its_services_share_its_places() {
+async fn clones_and_services_of_a_stack_share_permits() {
     let bulkhead = one_place();
     let stack = Stack::builder().bulkhead(bulkhead.clone()).build();
     let copy = stack.clone();
@@ -342,7 +342,7 @@ async fn clones_of_a_stack_and_all_its_services_share_its_places() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_is_cut_gives_its_place_back() {
+async fn a_stream_that_is_cut_gives_its_permit_back() {
     let bulkhead = one_place();
     let stack = Stack::builder()
         .refusal(RefusalLayer::new())
@@ -424,7 +424,7 @@ async fn every_refusal_is_answered_in_the_dialect_of_its_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_over_a_limit_is_told_in_his_dialect_when_to_come_again() {
+async fn a_caller_over_a_limit_gets_the_wait_in_its_dialect() {
     let expected = [
         "rate_limit_exceeded",
         "rate_limit_exceeded",
@@ -623,7 +623,7 @@ async fn a_typed_service_takes_a_stack_that_describes_nothing() {
     assert_eq!(service.clone().oneshot(Prompt("again")).await.unwrap(), 5);
     assert_eq!(bulkhead.handle().stats()[0].in_flight, 0);
 
-    // Three were let through; the one that found no place was given back.
+    // Three were admitted; the call that found no permit was refunded.
     let limited = service.oneshot(Prompt("more")).await.unwrap_err();
     assert!(limited.is::<RateLimited>());
     assert_eq!(limits.handle().stats()[0].consumed, 3);

@@ -59,7 +59,7 @@ async fn over_http2_too() {
 }
 
 #[tokio::test]
-async fn a_caller_that_leaves_before_the_head_is_noticed() {
+async fn a_caller_that_disconnects_before_the_headers_is_noticed() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(Behavior::new().head_delay(HOUR));
     let request = client().request(post(&provider, CHAT, STREAM));

@@ -24,7 +24,7 @@ fn behavior() -> Behavior {
 }
 
 #[tokio::test]
-async fn every_answer_is_what_wire_says_and_counts_its_tokens() {
+async fn every_answer_equals_that_of_wire_and_counts_its_tokens() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(behavior());
     for (i, (path, body, streamed)) in (1..).zip(GENERATING) {
@@ -50,7 +50,7 @@ async fn every_answer_is_what_wire_says_and_counts_its_tokens() {
 }
 
 #[tokio::test]
-async fn chat_streams_tell_usage_only_when_asked() {
+async fn chat_streams_report_usage_only_on_request() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(behavior());
     let path = "/v1/chat/completions";
@@ -126,7 +126,7 @@ async fn responses_stream_their_events_in_order() {
 }
 
 #[tokio::test]
-async fn anthropic_streams_think_first_and_tell_usage_twice() {
+async fn anthropic_streams_think_first_and_report_usage_twice() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(behavior());
     let arrived = ask(&provider, "/v1/messages", r#"{"model":"m","stream":true}"#).await;

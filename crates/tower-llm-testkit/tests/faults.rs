@@ -37,7 +37,7 @@ async fn faulty(fault: Fault, path: &str) -> common::Arrived {
 }
 
 #[tokio::test]
-async fn throttling_is_told_as_each_provider_does() {
+async fn throttling_is_reported_as_each_provider_does() {
     let seconds = Fault::Throttled(RetryAfter::Seconds(7));
     let openai = faulty(seconds, CHAT).await;
     assert_eq!(
@@ -186,7 +186,7 @@ async fn a_reset_in_mid_stream_comes_after_its_events() {
 }
 
 #[tokio::test]
-async fn a_reset_before_the_head() {
+async fn a_reset_before_the_response_headers() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(Fault::ResetBeforeHead);
     let error = client()
@@ -206,7 +206,7 @@ async fn a_reset_before_the_head() {
 }
 
 #[tokio::test]
-async fn a_clean_end_never_lets_the_end_marker_through() {
+async fn a_clean_end_never_sends_the_end_marker() {
     let provider = SimulatedProvider::start().await.unwrap();
     for (path, body, streamed) in GENERATING {
         provider.set(Fault::CutAfter(2));
@@ -286,7 +286,7 @@ async fn an_error_inside_the_stream_is_its_last_event() {
 }
 
 #[tokio::test]
-async fn silence_before_the_head_and_in_mid_stream() {
+async fn silence_before_the_headers_and_in_mid_stream() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.script([Fault::NoAnswer, Fault::StallAfter(2)]);
     let client = client();

@@ -183,7 +183,7 @@ fn names_are_unique_and_lead_to_their_fixture() {
 }
 
 #[test]
-fn usage_is_what_the_body_says_last() {
+fn usage_is_the_last_one_in_the_body() {
     for fixture in fixtures::documented() {
         assert_eq!(
             fixture.expect.usage,

@@ -1,4 +1,4 @@
-//! Deadlines that cannot work are refused when the layer is built.
+//! Invalid deadlines are refused when the layer is built.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 

@@ -81,7 +81,7 @@ async fn errors_of_the_inner_service_pass_as_they_are() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_place_of_the_inner_service_is_given_back_with_the_answer_or_the_deadline() {
+async fn a_permit_of_the_inner_service_is_given_back_with_the_answer_or_the_deadline() {
     let mut service = ServiceBuilder::new()
         .layer(unary())
         .layer(ConcurrencyLimitLayer::new(1))
@@ -97,7 +97,7 @@ async fn a_place_of_the_inner_service_is_given_back_with_the_answer_or_the_deadl
         let silence = service.ready().await.unwrap().call(Prompt("silence")).await;
         assert_timed_out(&silence.unwrap_err(), Deadline::Total, seconds(10));
     }
-    // The place goes while the future lives: whoever waits for it need not wait for the caller, too.
+    // The permit is freed while the future is still alive, so other calls need not wait for the caller.
     let mut late = Box::pin(service.ready().await.unwrap().call(Prompt("silence")));
     assert!((&mut late).await.is_err());
     assert!(poll_once(service.ready()).is_ready());

@@ -22,7 +22,7 @@ use support::{
 // === before the head ===
 
 #[tokio::test(start_paused = true)]
-async fn the_inner_call_is_dropped_before_the_caller_hears_of_the_cut() {
+async fn the_inner_call_is_dropped_before_the_caller_gets_the_error() {
     for (layer, deadline) in [
         (first_token(), Deadline::FirstToken),
         (total(), Deadline::Total),
@@ -94,7 +94,7 @@ async fn a_stream_ends_with_one_error_event_in_its_dialect() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_nobody_described_is_told_as_openai_does() {
+async fn an_undescribed_stream_ends_with_an_event_of_openai() {
     let body = call(idle(), undescribed(), sse(Upstream::new().silent())).await;
     let (text, _) = read(&mut body.into_body()).await;
     assert_eq!(last_event(&text).1["error"]["code"], "timeout");
@@ -122,7 +122,7 @@ async fn the_error_can_be_read_wherever_the_stream_was_cut() {
     }
 }
 
-/// The event was glued to the half that the reader had, because the late frame that nobody saw had ended it.
+/// The event was appended to the half event that the reader had, because the unread late frame had ended that.
 #[tokio::test(start_paused = true)]
 async fn the_error_can_be_read_where_a_late_frame_was_held_back() {
     let (half, rest) = CONTENT.split_at(20);
@@ -193,7 +193,7 @@ async fn a_body_of_known_size_is_broken_off_too() {
 // === to the upstream and the layers around ===
 
 #[tokio::test(start_paused = true)]
-async fn the_upstream_is_dropped_and_all_are_told_before_the_reader() {
+async fn the_upstream_is_dropped_and_guards_end_before_the_reader_gets_the_error() {
     let failed = Outcome::Failed;
     for (layer, outcome) in [
         (first_token(), failed(Failure::Timeout)),
@@ -227,7 +227,7 @@ async fn the_upstream_is_dropped_and_all_are_told_before_the_reader() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn usage_that_was_seen_is_told_with_the_cut() {
+async fn a_cut_reports_the_usage_that_was_seen() {
     let witness = Witness::default();
     let body = Upstream::new()
         .now(ROLE)
@@ -246,7 +246,7 @@ async fn usage_that_was_seen_is_told_with_the_cut() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watcher_inside_of_the_time_out_is_told_the_same() {
+async fn a_watcher_inside_the_timeout_sees_the_same() {
     let inside = Witness::default();
     let outside = Witness::default();
     let response = inside.watch(sse(Upstream::new().now(USAGE).silent()));
@@ -286,7 +286,7 @@ async fn a_late_frame_that_ends_the_call_ends_it_alike_for_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_upstream_has_said_to_its_end_only_ends() {
+async fn a_complete_response_that_stays_open_just_ends() {
     for response in [
         sse(Upstream::new().now(CONTENT).now(DONE).silent()),
         json(Upstream::new().now("{\"choices\":[]}").silent()),

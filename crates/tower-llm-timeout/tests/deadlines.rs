@@ -98,7 +98,7 @@ where
 // === first token ===
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_has_until_the_first_token_for_its_head() {
+async fn the_headers_of_a_stream_may_take_until_the_first_token_deadline() {
     for head in [seconds(10) - MILLISECOND, seconds(10)] {
         let answer = || Upstream::new().now(CONTENT).now(DONE);
         let request = streamed(Dialect::OpenAi);
@@ -145,7 +145,7 @@ async fn after_the_first_token_a_stream_may_take_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_whose_frame_is_split_has_come_with_its_first_byte_of_content() {
+async fn a_token_in_a_split_frame_arrives_with_its_first_byte_of_content() {
     let (first, rest) = CONTENT.split_at(CONTENT.find("llo").unwrap());
     let split = Upstream::new().at(seconds(9), first).at(seconds(20), rest);
     let cut = cut_after(first_token(), streamed(Dialect::OpenAi), sse(split)).await;
@@ -162,7 +162,7 @@ async fn a_call_that_does_not_stream_has_no_first_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_undescribed_call_has_a_first_token_once_its_head_says_that_it_streams() {
+async fn an_undescribed_call_has_a_first_token_once_its_headers_show_a_stream() {
     let respond = async |head, token| {
         let body = Upstream::new().now(ROLE).at(token, CONTENT);
         let response = answer_after(first_token(), undescribed(), head, sse(body)).await;
@@ -170,7 +170,7 @@ async fn an_undescribed_call_has_a_first_token_once_its_head_says_that_it_stream
     };
     let whole = format!("{ROLE}{CONTENT}");
     assert_eq!(respond(seconds(5), seconds(10)).await, whole);
-    // Nobody could know before the head that there would be a token to wait for.
+    // Before the response headers it was not known that there would be a token to wait for.
     assert_eq!(respond(seconds(12), seconds(1)).await, whole);
     let cut = respond(seconds(5), seconds(10) + MILLISECOND).await;
     assert!(cut.contains("no first token within 10s"), "{cut}");
@@ -250,7 +250,7 @@ async fn a_frame_may_take_as_long_as_idle_and_no_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn idle_counts_from_the_head_and_not_before() {
+async fn idle_counts_from_the_response_headers() {
     let body = Upstream::new().silent();
     let request = streamed(Dialect::OpenAi);
     let response = answer_after(idle(), request, seconds(100), sse(body)).await;
@@ -311,7 +311,7 @@ async fn a_slow_reader_is_not_a_silent_provider() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_who_has_asked_and_left_finds_what_came_meanwhile() {
+async fn a_reader_that_stops_and_returns_gets_what_arrived_meanwhile() {
     let body = Upstream::new().at(seconds(5), CONTENT).silent();
     let response = call(idle(), streamed(Dialect::OpenAi), sse(body)).await;
     let mut body = response.into_body();
@@ -319,7 +319,7 @@ async fn a_reader_who_has_asked_and_left_finds_what_came_meanwhile() {
     sleep(seconds(600)).await;
     assert_eq!(next(&mut body).await.unwrap().unwrap(), CONTENT);
 
-    // Nothing has come since it was asked for: that is silence, whoever listens.
+    // Nothing has arrived since the poll: that is silence.
     assert!(support::poll_once(Box::pin(next(&mut body))).is_pending());
     sleep(seconds(600)).await;
     let asked = Instant::now();
@@ -403,7 +403,7 @@ async fn an_error_that_is_read_late_is_the_error() {
 // === together ===
 
 #[tokio::test(start_paused = true)]
-async fn the_deadline_that_passes_first_is_the_one_that_is_told() {
+async fn the_deadline_that_passes_first_is_reported() {
     let layer = TimeoutLayer::builder()
         .first_token(seconds(20))
         .first_token_max(seconds(20))

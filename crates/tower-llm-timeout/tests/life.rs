@@ -86,7 +86,7 @@ async fn signs_of_life_extend_it_up_to_a_bound() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_whose_signs_of_life_stop_is_cut_as_if_it_had_begun_then() {
+async fn the_last_sign_of_life_restarts_the_first_token_deadline() {
     let alive = Upstream::new().at(seconds(7), KEEP_ALIVE).silent();
     let (after, outcome, text) = end(layer(), Dialect::OpenAi, alive).await;
     assert_eq!(
@@ -167,7 +167,7 @@ async fn an_upstream_that_stays_open_after_the_marker_does_not_keep_the_caller()
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_an_upstream_says_after_the_marker_does_not_keep_the_caller_either() {
+async fn frames_after_the_marker_do_not_hold_the_caller() {
     let talks_on = (1..100).fold(Upstream::new().now(CONTENT).now(DONE), |upstream, n| {
         upstream.at(n * 100 * MILLISECOND, KEEP_ALIVE)
     });

@@ -55,7 +55,7 @@ async fn settled(provider: &SimulatedProvider) -> Counts {
 }
 
 #[tokio::test]
-async fn a_provider_that_never_answers_is_let_go() {
+async fn the_connection_to_a_provider_that_never_answers_is_closed() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(Fault::NoAnswer);
     for (timeout, deadline) in [
@@ -74,7 +74,7 @@ async fn a_provider_that_never_answers_is_let_go() {
 }
 
 #[tokio::test]
-async fn a_stream_that_falls_silent_is_ended_and_let_go() {
+async fn a_stream_that_falls_silent_ends_and_its_connection_is_closed() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(Fault::StallAfter(3));
     for (path, code) in [
@@ -125,7 +125,7 @@ async fn a_first_token_that_is_late_ends_the_stream_and_keep_alives_help_no_long
 }
 
 #[tokio::test]
-async fn an_answer_that_stops_in_its_middle_is_broken_off_and_let_go() {
+async fn an_answer_that_stops_midway_fails_and_its_connection_is_closed() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(Fault::StallAfter(1));
     let timeout = TimeoutLayer::builder().idle(SHORT);

@@ -1,4 +1,4 @@
-//! What the timer costs: nothing where nobody waits, and next to nothing where frames come quickly.
+//! What the timer costs: nothing without a wait, and almost nothing if frames arrive quickly.
 
 mod support;
 
@@ -60,7 +60,7 @@ async fn ten_thousand_quick_frames_wake_the_reader_for_nothing_only_once_per_dea
 }
 
 #[test]
-fn no_timer_is_made_where_nobody_waits() {
+fn no_timer_is_created_without_a_wait() {
     // Not in a runtime: a timer would panic here.
     let mut service = TimeoutLayer::new().layer(service_fn(|_: Request<()>| {
         let body = Upstream::new().now(ROLE).now(CONTENT).now(DONE);

@@ -28,7 +28,7 @@ async fn it_needs_nothing_but_itself() {
 }
 
 #[tokio::test]
-async fn it_calls_the_provider_it_is_told_and_not_for_what_was_refused() {
+async fn it_calls_the_configured_provider_and_sends_no_refused_call() {
     let provider = SimulatedProvider::start().await.expect("a free port");
     provider.set(Behavior::new().gap(Duration::from_millis(50)));
     let base_url = format!("{}/v1", provider.url());

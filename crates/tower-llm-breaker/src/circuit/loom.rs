@@ -117,7 +117,7 @@ fn spawn<T: 'static>(
 // === admit, record, trip ===
 
 #[test]
-fn one_comes_while_another_opens_it() {
+fn a_call_arrives_while_another_opens_the_circuit() {
     check(|| {
         let tried = Tried::new(&touchy());
         let failed = tried.admit(0).unwrap();
@@ -140,7 +140,7 @@ fn one_comes_while_another_opens_it() {
 }
 
 #[test]
-fn failures_at_once_open_it_once() {
+fn failures_at_once_open_the_circuit_once() {
     check(|| {
         let tried = Tried::new(&touchy());
         let passes = [(); 3].map(|()| tried.admit(0).unwrap());
@@ -158,7 +158,7 @@ fn failures_at_once_open_it_once() {
 }
 
 #[test]
-fn of_two_clocks_at_once_the_later_wins() {
+fn the_later_of_two_pauses_at_once_wins() {
     check(|| {
         let tried = Tried::new(&touchy());
         let passes = [(); 2].map(|()| tried.admit(0).unwrap());
@@ -178,7 +178,7 @@ fn of_two_clocks_at_once_the_later_wins() {
 
 /// A failure during a pause was lost.
 #[test]
-fn of_a_clock_and_a_failure_at_once_both_are_heard() {
+fn a_pause_and_a_failure_at_once_both_count() {
     for seconds in [5, 60] {
         check(move || {
             let tried = Tried::new(&touchy());
@@ -200,7 +200,7 @@ fn of_a_clock_and_a_failure_at_once_both_are_heard() {
 }
 
 #[test]
-fn none_is_lost_of_those_who_are_counted_at_once() {
+fn no_call_is_lost_of_those_counted_at_once() {
     for builder in windows(patient()) {
         check(move || {
             let tried = Tried::new(&builder);
@@ -218,7 +218,7 @@ fn none_is_lost_of_those_who_are_counted_at_once() {
 }
 
 #[test]
-fn none_is_lost_where_two_count_in_two_tenths_of_the_window() {
+fn no_call_is_lost_if_two_count_in_two_buckets() {
     check(|| {
         let tried = Tried::new(&patient().window(Duration::from_secs(10)));
         let passes = [(); 3].map(|()| tried.admit(0).unwrap());
@@ -241,7 +241,7 @@ fn windows(builder: BreakerBuilder) -> [BreakerBuilder; 2] {
 // === probes ===
 
 #[test]
-fn exactly_the_probes_pass() {
+fn exactly_the_probes_are_admitted() {
     for probes in [1, 2] {
         check(move || {
             let tried = Tried::open(&touchy().probes(probes));
@@ -258,7 +258,7 @@ fn exactly_the_probes_pass() {
 }
 
 #[test]
-fn a_probe_is_given_back_while_others_come() {
+fn a_probe_is_given_back_while_other_calls_arrive() {
     check(|| {
         let tried = Tried::open(&touchy());
         let probe = tried.admit(30).unwrap();
@@ -289,7 +289,7 @@ fn a_probe_decides_and_a_late_failure_does_not() {
 }
 
 #[test]
-fn of_a_good_and_a_bad_probe_at_once_the_first_decides() {
+fn the_first_of_a_good_and_a_bad_probe_decides() {
     check(|| {
         let tried = Tried::open(&touchy().probes(2));
         let [good, bad] = [(); 2].map(|()| tried.admit(30).unwrap());
@@ -321,7 +321,7 @@ fn a_lease_runs_out_while_its_probe_is_given_back() {
 
 /// A call of the ending generation counts in it or not at all.
 #[test]
-fn what_is_told_while_a_generation_ends_is_not_counted_in_the_next() {
+fn an_outcome_while_a_generation_ends_does_not_count_in_the_next() {
     let [by_count, by_time] = windows(patient());
     // No failure with a window by time: searching its buckets would only add interleavings.
     let cases = [
@@ -347,7 +347,7 @@ fn what_is_told_while_a_generation_ends_is_not_counted_in_the_next() {
 
 /// A late failure overwrote the run of failures of the next generation.
 #[test]
-fn a_late_failure_does_not_break_the_row_of_the_next_generation() {
+fn a_late_failure_does_not_break_the_run_of_the_next_generation() {
     check(|| {
         let tried = Tried::new(&patient().failure_threshold(2));
         let late = tried.admit(0).unwrap();
@@ -390,7 +390,7 @@ fn two_fail(share: f64, members: usize) -> usize {
 
 /// One circuit of three is opened manually while it counts its first call.
 #[test]
-fn one_that_enters_its_group_while_it_opens_counts_as_open_if_it_is_of_the_group() {
+fn a_circuit_that_joins_its_group_while_it_opens_counts_as_open() {
     check(|| {
         let builder = touchy().max_open_ratio(0.5);
         let epoch = Instant::now();
@@ -413,12 +413,12 @@ fn one_that_enters_its_group_while_it_opens_counts_as_open_if_it_is_of_the_group
 }
 
 #[test]
-fn where_one_may_open_one_does() {
+fn if_one_may_open_one_does() {
     check(|| assert_eq!(two_fail(0.5, 2), 1));
 }
 
 /// One that opened was counted twice for a moment, and kept another closed.
 #[test]
-fn where_two_may_open_both_do() {
+fn if_two_may_open_both_do() {
     check(|| assert_eq!(two_fail(0.5, 4), 2));
 }

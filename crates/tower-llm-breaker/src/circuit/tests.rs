@@ -531,7 +531,7 @@ mod learned {
 
     /// It stayed paused for the longer of both times, and then admitted all calls.
     #[test]
-    fn what_others_have_opened_is_open_until_both_times_are_over_and_probed_then() {
+    fn a_circuit_opened_elsewhere_is_open_until_both_times_have_passed_and_then_half_open() {
         for (seconds, longer) in [(5, 10), (20, 20)] {
             let (circuit, now, _) = paused(BreakerLayer::builder().jitter(0.0));
             circuit.observe(open_for(seconds * SECOND, now), now);
@@ -543,7 +543,7 @@ mod learned {
     }
 
     #[test]
-    fn what_others_were_told_to_wait_for_prolongs_a_pause_that_ends_as_one() {
+    fn a_pause_from_elsewhere_extends_a_pause() {
         let (circuit, now, _) = paused(BreakerLayer::builder().jitter(0.0));
         let until = now + 20 * SECOND;
         circuit.observe(Change::Throttled { until }, now);
@@ -553,7 +553,7 @@ mod learned {
 
     /// The pause was extended to the opening of the other process.
     #[test]
-    fn where_too_many_are_open_a_pause_stays_what_it_is() {
+    fn if_too_many_are_open_a_pause_is_not_changed() {
         let (circuit, now, mut events) = paused(BreakerLayer::builder().max_open_ratio(0.5));
         let before = standing(&circuit, now);
         events.try_recv().expect("it was paused");
@@ -570,7 +570,7 @@ mod learned {
 
     /// What one process published comes back.
     #[test]
-    fn hearing_the_same_again_changes_nothing() {
+    fn receiving_the_same_change_again_changes_nothing() {
         let (circuit, now, mut events) = paused(BreakerLayer::builder().jitter(0.0));
         circuit.observe(open_for(20 * SECOND, now), now);
         let until = now + 20 * SECOND;

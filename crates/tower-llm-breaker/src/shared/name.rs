@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_read_as_it_was_given() {
+    fn a_name_is_parsed_as_it_was_written() {
         for scope in SCOPES {
             for key in [
                 Key::new(""),
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_is_no_circuit() {
+    fn an_invalid_name_is_no_circuit() {
         for name in ["", "p", "x:0:0:a", "p:9:0:a", "p:1:0:ä", "p:-1:0:a"] {
             assert_eq!(read(name.as_bytes()), None, "{name}");
         }

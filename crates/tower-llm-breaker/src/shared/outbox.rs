@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn of_each_circuit_the_last_is_told_whatever_came_first() {
+    fn the_last_change_of_each_circuit_is_published_whatever_arrived_first() {
         let (outbox, now) = (Outbox::default(), Instant::now());
         for (number, news) in [
             (0, [open(now), closed(now + SECOND)]),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn that_it_was_closed_is_told_also_if_what_came_after_it_is_over() {
+    fn a_close_is_published_even_if_the_later_opening_has_ended() {
         let (outbox, now) = (Outbox::default(), Instant::now());
         outbox.note(&circuit(0), closed(now));
         outbox.note(&circuit(0), open(now + SECOND));
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn that_it_was_closed_before_it_opened_once_more_is_told_too_whatever_came_first() {
+    fn a_close_before_another_opening_is_published_too_whatever_arrived_first() {
         let (outbox, now) = (Outbox::default(), Instant::now());
         let [then, later] = [1, 2].map(|seconds| now + seconds * SECOND);
         let news_of_each = [
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_while_it_was_told_is_told_next() {
+    fn a_change_during_a_publication_is_published_next() {
         let (outbox, now) = (Outbox::default(), Instant::now());
         for number in 0..2 {
             outbox.note(&circuit(number), open(now));
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_is_not_told_any_more_and_that_it_is_closed_always_is() {
+    fn an_ended_opening_is_not_published_and_a_close_always_is() {
         let (outbox, now) = (Outbox::default(), Instant::now());
         outbox.note(&circuit(0), open(now));
         outbox.note(&circuit(1), closed(now));
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_so_many_wait() {
+    fn the_number_of_pending_changes_is_bounded() {
         let (outbox, now) = (Outbox::default(), Instant::now());
         for number in 0..MOST + 10 {
             outbox.note(&circuit(number), open(now));

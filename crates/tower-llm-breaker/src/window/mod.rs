@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ratio_is_reached_by_exactly_so_many() {
+    fn a_ratio_is_reached_by_the_exact_number() {
         for percent in 1..=100_u64 {
             let ratio = format!("0.{percent:02}").parse().unwrap_or(1.0);
             let ratio = if percent == 100 { 1.0 } else { ratio };

@@ -22,7 +22,7 @@ async fn a_success_begun_before_it_opened_closes_nothing() {
 
 /// What it says of the provider is of the past, but the time that it was told is not.
 #[tokio::test(start_paused = true)]
-async fn a_time_that_a_call_begun_before_is_told_prolongs_what_is_open_and_opens_nothing() {
+async fn a_time_named_to_an_earlier_call_extends_an_open_circuit_and_opens_none() {
     let mut staged = Staged::new(touchy().max_retry_after(1_000 * SECOND));
     let [while_open, while_half_open, once_closed] = [(); 3].map(|()| staged.begin());
     staged.tell(FAILED);

@@ -1,4 +1,4 @@
-//! Probes that are left, panic, hang or are refused elsewhere: none keeps its place for good.
+//! Probes that are dropped, panic, hang or are refused by another circuit: none holds its lease for good.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn assert_recovers(layer: &BreakerLayer) {
 type Answer = Result<http::Response<Full<Bytes>>, BoxError>;
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_whose_caller_leaves_before_the_head_gives_its_place_back() {
+async fn a_probe_dropped_before_the_response_headers_gives_its_lease_back() {
     let layer = touchy().build().unwrap();
     let service = probing(&layer, service_fn(|_: Request| pending::<Answer>())).await;
     for is_polled in [false, true] {
@@ -30,7 +30,7 @@ async fn a_probe_whose_caller_leaves_before_the_head_gives_its_place_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_whose_caller_leaves_in_the_body_gives_its_place_back() {
+async fn a_probe_dropped_in_the_body_gives_its_lease_back() {
     let layer = touchy().build().unwrap();
     let _service = probing(&layer, Told::default()).await;
     for frames in [&[][..], &[ROLE], &[ROLE, CONTENT]] {
@@ -148,7 +148,7 @@ async fn a_thousand_probes_that_never_end_do_not_wedge_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_whose_lease_has_run_out_tells_the_truth_until_it_is_decided() {
+async fn a_probe_with_an_expired_lease_counts_until_the_circuit_is_decided() {
     // A success closes, a failure opens.
     for (says, state) in [
         (WELL, State::Closed),
@@ -163,7 +163,7 @@ async fn a_probe_whose_lease_has_run_out_tells_the_truth_until_it_is_decided() {
         late.end(says);
         assert_eq!((staged.state(), staged.stale()), (state, 0), "{says:?}");
         if state == State::HalfOpen {
-            // It gave no place back but its own, which it had no more.
+            // It gave back only its own lease, which had expired already.
             staged.refused();
         }
         probe.leave();
@@ -182,7 +182,7 @@ async fn a_probe_whose_lease_has_run_out_tells_the_truth_until_it_is_decided() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_another_circuit_refuses_gives_its_place_back() {
+async fn a_probe_that_another_circuit_refuses_gives_its_lease_back() {
     let tested = Tested::new(touchy());
     let account = CircuitId::account("openai", "a");
     tested.handle.trip(&model(), SECOND);
@@ -198,7 +198,7 @@ async fn a_probe_that_another_circuit_refuses_gives_its_place_back() {
             (State::HalfOpen, 0, 0)
         );
     }
-    // Somebody else can probe it.
+    // Another call can probe it.
     tested.call(ask_of("openai", "b", "m", WELL)).unwrap();
     assert_eq!(tested.state(), State::Closed);
 }

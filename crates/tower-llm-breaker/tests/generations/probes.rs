@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Counts those who come in, and keeps them until it is told.
+/// Counts calls, and holds them until it is released.
 async fn keep(
     inside: Arc<AtomicUsize>,
     mut let_go: watch::Receiver<bool>,
@@ -13,7 +13,7 @@ async fn keep(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_ten_thousand_who_come_at_once_exactly_the_probes_pass() {
+async fn exactly_the_probes_of_ten_thousand_calls_at_once_are_admitted() {
     for probes in [1, 7] {
         let layer = touchy()
             .probes(probes)
@@ -113,7 +113,7 @@ async fn a_failure_opens_it_while_other_probes_run_and_theirs_do_not_count() {
     first.end(FAILED);
     assert_eq!(stats(&staged.handle).probes, 0);
     advance(OPEN_FOR).await;
-    // Their places are of an earlier generation: three are free.
+    // Their leases are of an earlier generation: three are free.
     let _probes = [(); 3].map(|()| staged.begin());
     second.end(WELL);
     third.end(FAILED);
@@ -123,7 +123,7 @@ async fn a_failure_opens_it_while_other_probes_run_and_theirs_do_not_count() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_call_probes_several_circuits_and_each_hears_what_is_its_own() {
+async fn one_call_probes_several_circuits_and_each_counts_what_concerns_it() {
     let mut staged = Staged::new(touchy());
     let way = CircuitId::provider("openai");
     let account = CircuitId::account("openai", "");

@@ -36,7 +36,7 @@ async fn at_first_a_tenth_passes_and_in_the_end_all() {
 
 /// A share of those that had come so far was let through, so that from the middle on none was kept out.
 #[tokio::test(start_paused = true)]
-async fn the_share_that_passes_grows_with_the_time_to_all_of_them() {
+async fn the_admitted_ratio_grows_with_time_to_all_calls() {
     let tested = ramping(100 * SECOND).await;
     let mut shares = Vec::new();
     for _ in 0..10 {

@@ -175,13 +175,13 @@ async fn one_learns_what_happens_in_another(url: String) {
 }
 
 #[tokio::test]
-async fn on_a_server_one_learns_what_happens_in_another() {
+async fn on_a_server_changes_reach_other_processes() {
     let server = RedisServer::start().await.unwrap();
     one_learns_what_happens_in_another(server.url()).await;
 }
 
 #[tokio::test]
-async fn on_a_cluster_one_learns_what_happens_in_another() {
+async fn on_a_cluster_changes_reach_other_processes() {
     let cluster = RedisCluster::start(3).await.unwrap();
     one_learns_what_happens_in_another(cluster.url()).await;
 }
@@ -214,9 +214,9 @@ async fn kept_closed(events: &mut EventReceiver) {
     {}
 }
 
-/// Each kept others closed than the other did, and by learning of each other both had all open.
+/// Each process kept different circuits closed, and by following each other both had all of them open.
 #[tokio::test]
-async fn where_all_fail_each_keeps_its_share_closed_whatever_others_have_opened() {
+async fn if_all_circuits_fail_each_process_keeps_its_ratio_closed() {
     let server = RedisServer::start().await.unwrap();
     let pooled = || {
         let builder = BreakerLayer::builder().failure_threshold(1);
@@ -248,9 +248,9 @@ async fn where_all_fail_each_keeps_its_share_closed_whatever_others_have_opened(
     assert_eq!(states(&other), [closed, closed, open, open]);
 }
 
-/// Nobody here has asked them: they are the group.
+/// No call here has used these circuits, but they are the group.
 #[tokio::test]
-async fn of_those_that_others_have_opened_a_share_opens() {
+async fn only_the_allowed_ratio_of_circuits_opened_elsewhere_opens() {
     let server = RedisServer::start().await.unwrap();
     let builder = BreakerLayer::builder().max_open_ratio(0.5);
     let process = Process::built(server.url(), builder).await;
@@ -273,7 +273,7 @@ async fn of_those_that_others_have_opened_a_share_opens() {
 /// A hundred are told of in a script. Each hundred waited for half a copy's age, and of those beyond a thousand nothing was
 /// told at all.
 #[tokio::test]
-async fn a_burst_of_trips_is_told_without_a_rest() {
+async fn a_burst_of_trips_is_published_completely() {
     const TRIPS: usize = 2_000;
     let server = RedisServer::start().await.unwrap();
     let one = Process::of(server.url()).await;
@@ -334,7 +334,7 @@ async fn frozen_or_killed_nothing_is_missing_but_the_sharing() {
 
 /// What it opened for was over before it could be told, and its closing was forgotten with that.
 #[tokio::test]
-async fn that_it_was_closed_meanwhile_is_told_although_it_has_opened_for_a_moment_since() {
+async fn a_close_is_published_although_the_circuit_opened_briefly_since() {
     let server = RedisServer::start().await.unwrap();
     let one = Process::of(server.url()).await;
     let other = Process::of(server.url()).await;
@@ -352,7 +352,7 @@ async fn that_it_was_closed_meanwhile_is_told_although_it_has_opened_for_a_momen
 }
 
 #[tokio::test]
-async fn a_server_that_has_forgotten_all_is_told_again() {
+async fn open_circuits_are_published_again_to_an_emptied_server() {
     let mut server = RedisServer::start().await.unwrap();
     let one = Process::of(server.url()).await;
     let other = Process::of(server.url()).await;

@@ -128,7 +128,7 @@ async fn what_another_has_opened_is_probed_where_it_was_paused_too() {
     one.tested.refuses(ask(Says::Well));
 }
 
-/// It was no longer than the pause, hence no news, and nobody learned of it.
+/// It did not last longer than the pause, so it was not published.
 #[tokio::test]
 async fn what_is_opened_for_less_than_others_are_paused_is_open_everywhere_until_the_pause_is_over()
 {
@@ -158,7 +158,7 @@ async fn what_is_open_is_so_for_longer_where_others_are_paused_and_becomes_no_pa
 
 /// What came while it had something to tell itself was passed over, and what it told was no news: it never learned.
 #[tokio::test]
-async fn who_tells_of_a_pause_learns_that_it_is_open_elsewhere() {
+async fn a_process_that_publishes_a_pause_receives_the_opening_of_another() {
     /// A script tells of a hundred: that of the pause is seldom the first.
     const TRIPS: usize = 2_000;
     let server = RedisServer::start().await.unwrap();
@@ -177,7 +177,7 @@ async fn who_tells_of_a_pause_learns_that_it_is_open_elsewhere() {
 
 /// What is there already must not undo what a hand has done since.
 #[tokio::test]
-async fn what_was_closed_and_paused_before_that_was_told_does_not_open_by_what_was_before() {
+async fn a_closed_and_paused_circuit_is_not_opened_by_an_earlier_change() {
     let server = RedisServer::start().await.unwrap();
     let one = Keyed::of(server.url()).await;
     let other = Keyed::of(server.url()).await;

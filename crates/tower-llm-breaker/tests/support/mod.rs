@@ -209,7 +209,7 @@ impl Tested {
         self.refuses(ask(Says::Well))
     }
 
-    /// Calls, and nobody is asked.
+    /// Calls without reaching the upstream.
     #[track_caller]
     pub(crate) fn refuses(&self, request: Request) -> CircuitOpen {
         let reached = self.reached();

@@ -59,7 +59,7 @@ fn a_bad_sign_cuts_at_most_once_in_the_interval() {
 }
 
 #[test]
-fn a_cut_begins_the_count_anew_and_signs_that_do_not_cut_leave_it() {
+fn a_cut_restarts_the_count_and_other_bad_signs_do_not() {
     let mut aimd = limit_of(Adaptive::on_throttling(), 10);
     let now = Instant::now();
     succeed(&mut aimd, 9);
@@ -106,7 +106,7 @@ fn a_clock_that_went_back_does_not_cut_twice() {
 }
 
 #[test]
-fn a_limit_that_is_set_begins_anew() {
+fn a_limit_that_is_set_restarts() {
     let mut aimd = limit_of(Adaptive::on_throttling(), 100);
     let now = Instant::now();
     aimd.observe(Sign::Bad, 100, now);

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_heavier_than_the_limit_is_let_in_alone() {
+    fn a_call_heavier_than_the_limit_is_admitted_alone() {
         let counter = Counter::new(10);
         assert!(counter.try_take(u32::MAX));
         assert!(!counter.try_take(1));
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lower_limit_takes_nothing_away() {
+    fn a_lower_limit_revokes_no_permits() {
         let counter = Counter::new(3);
         assert!((0..3).all(|_| counter.try_take(1)));
         counter.set_limit(1);

@@ -146,7 +146,7 @@ fn spawn(
 }
 
 #[test]
-fn never_more_than_the_limit_get_in() {
+fn never_more_than_the_limit_are_admitted() {
     check(|| {
         let watched = Watched::new(1);
         let try_once = |watched: &Watched| {
@@ -164,7 +164,7 @@ fn never_more_than_the_limit_get_in() {
 }
 
 #[test]
-fn two_who_want_in_and_one_who_leaves() {
+fn two_calls_arrive_while_one_ends() {
     check(|| {
         let watched = Watched::new(1);
         assert!(watched.try_enter());
@@ -182,7 +182,7 @@ fn two_who_want_in_and_one_who_leaves() {
 }
 
 #[test]
-fn three_for_two_permits() {
+fn three_calls_for_two_permits() {
     check(|| {
         let watched = Watched::new(2);
         let in_and_out = |watched: &Watched| {
@@ -227,7 +227,7 @@ fn no_wake_up_is_lost_between_joining_and_releasing() {
 }
 
 #[test]
-fn a_permit_for_one_who_leaves_the_queue_goes_to_the_next() {
+fn a_permit_for_a_call_that_leaves_the_queue_goes_to_the_next() {
     check(|| {
         let watched = Watched::new(1);
         assert!(watched.try_enter());
@@ -252,7 +252,7 @@ fn a_permit_for_one_who_leaves_the_queue_goes_to_the_next() {
 }
 
 #[test]
-fn the_last_one_leaves_the_queue_while_a_permit_comes_and_another_wants_it() {
+fn the_last_call_leaves_the_queue_while_a_permit_is_freed_and_another_wants_it() {
     check(|| {
         let watched = Watched::new(1);
         assert!(watched.try_enter());
@@ -270,7 +270,7 @@ fn the_last_one_leaves_the_queue_while_a_permit_comes_and_another_wants_it() {
 }
 
 #[test]
-fn two_who_leave_hand_over_two_permits() {
+fn two_calls_that_end_hand_over_two_permits() {
     check(|| {
         let watched = Watched::new(2);
         assert!(watched.try_enter() && watched.try_enter());
@@ -295,7 +295,7 @@ fn two_who_leave_hand_over_two_permits() {
 }
 
 #[test]
-fn shedding_leaves_the_permits_open() {
+fn refusing_leaves_the_permits_open() {
     check(|| {
         let watched = Watched::new(1);
         assert!(watched.try_enter());
@@ -318,7 +318,7 @@ fn shedding_leaves_the_permits_open() {
 
 /// A release happens before the next admission: the next call sees what the last one did.
 #[test]
-fn what_was_done_inside_is_seen_by_the_next() {
+fn the_next_call_sees_what_the_last_one_did() {
     check(|| {
         let watched = Watched::new(1);
         let done = Arc::new(::loom::cell::Cell::new(0));
@@ -341,7 +341,7 @@ fn what_was_done_inside_is_seen_by_the_next() {
 // === limits that change ===
 
 #[test]
-fn a_raised_limit_lets_in_who_waits() {
+fn a_raised_limit_admits_waiting_calls() {
     check(|| {
         let watched = Watched::up_to(1, 2);
         assert!(watched.try_enter());
@@ -357,7 +357,7 @@ fn a_raised_limit_lets_in_who_waits() {
 }
 
 #[test]
-fn a_limit_is_raised_while_one_leaves_and_two_want_in() {
+fn a_limit_is_raised_while_one_call_ends_and_two_arrive() {
     check_to(2, || {
         let watched = Watched::up_to(1, 2);
         assert!(watched.try_enter());
@@ -379,7 +379,7 @@ fn a_limit_is_raised_while_one_leaves_and_two_want_in() {
 }
 
 #[test]
-fn a_lowered_limit_holds_for_whoever_comes_after_it() {
+fn a_lowered_limit_holds_for_every_later_call() {
     check(|| {
         let permits = shared(Permits::new(2));
         assert!(permits.try_acquire(1));
@@ -477,7 +477,7 @@ impl Pair {
 }
 
 #[test]
-fn three_of_two_keys_for_one_permit_in_all() {
+fn three_calls_of_two_keys_for_one_global_permit() {
     check_to(2, || {
         let pair = Pair::new([1, 1], 1);
         let threads = [Pair::in_and_out(&pair, 0), Pair::in_and_out(&pair, 1)];
@@ -491,7 +491,7 @@ fn three_of_two_keys_for_one_permit_in_all() {
 }
 
 #[test]
-fn one_whose_key_is_full_holds_up_no_other_key() {
+fn a_call_whose_key_is_full_blocks_no_other_key() {
     check(|| {
         let pair = Pair::new([1, 1], 2);
         pair.wait(0);
@@ -506,7 +506,7 @@ fn one_whose_key_is_full_holds_up_no_other_key() {
 }
 
 #[test]
-fn what_is_taken_of_a_key_and_given_back_is_seen_by_who_waits_for_the_key() {
+fn permits_taken_of_a_key_and_given_back_wake_a_call_that_waits_for_the_key() {
     check(|| {
         let pair = Pair::new([1, 1], 1);
         pair.wait(1);
@@ -528,7 +528,7 @@ fn what_is_taken_of_a_key_and_given_back_is_seen_by_who_waits_for_the_key() {
 }
 
 #[test]
-fn a_raised_limit_of_all_keys_lets_in_who_waits() {
+fn a_raised_global_limit_admits_waiting_calls() {
     check(|| {
         let pair = Pair::new([1, 1], 1);
         pair.wait(0);
@@ -541,7 +541,7 @@ fn a_raised_limit_of_all_keys_lets_in_who_waits() {
 }
 
 #[test]
-fn shedding_by_the_limit_of_all_keys_leaves_no_trace() {
+fn refusing_by_the_global_limit_leaves_no_trace() {
     check(|| {
         let pair = Pair::new([1, 1], 1);
         pair.wait(0);

@@ -91,7 +91,7 @@ fn counts(permits: &Permits) -> (usize, usize, u64) {
 }
 
 #[test]
-fn so_many_permits_and_no_more() {
+fn exactly_the_limit_is_admitted() {
     let permits = in_use(3);
     assert_eq!(counts(&permits), (3, 0, 0));
     permits.release(1, Overtook::default());
@@ -134,7 +134,7 @@ fn a_call_that_joins_finds_a_permit_that_became_free_just_before() {
 }
 
 #[test]
-fn a_full_queue_of_none_leaves_no_trace() {
+fn a_queue_of_length_zero_leaves_no_trace() {
     let permits = in_use(1);
     assert_eq!(
         join_up_to(&permits, 0, Waker::noop()),

@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_another_type_is_passed_over() {
+    fn a_member_of_another_type_is_skipped() {
         let facts = read(
             r#"{"model":["x"],"stream":"yes","max_tokens":-1,"messages":7,"generationConfig":[],
                 "max_output_tokens":{"a":1}}"#,
@@ -357,14 +357,14 @@ mod tests {
     }
 
     #[test]
-    fn what_came_before_a_fault_is_kept() {
+    fn members_before_a_syntax_error_are_kept() {
         let facts = read(r#"{"model":"gpt-5","stream":true,"messages":[{"content":"four"#);
         assert_eq!(facts.model.as_deref(), Some("gpt-5"));
         assert!(facts.stream);
     }
 
     #[test]
-    fn half_an_emoji_hides_nothing() {
+    fn half_a_surrogate_pair_hides_nothing() {
         let text = r#"{"messages":[{"role":"user","content":"cut \ud83d"}],"model":"gpt-5","stream":true}"#;
         let with_bytes = b"\xef\xbb\xbf{\"messages\":[{\"content\":\"\xff\"}],\"model\":\"gpt-5\",\"stream\":true}";
         for body in [text.as_bytes(), with_bytes] {

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_byte_that_is_no_white_space_tells_json() {
+    fn the_first_byte_after_white_space_shows_json() {
         for (bytes, expected) in [
             (&b"{"[..], Form::Json),
             (b" \r\n\t[1]", Form::Json),

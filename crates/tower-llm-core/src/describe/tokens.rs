@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn media_are_left_out_wherever_they_stand() {
+    fn media_do_not_count_in_any_member() {
         let media = "QUJD".repeat(10_000);
         for json in [
             format!(
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_a_tools_data_counts() {
+    fn all_data_of_a_tool_counts() {
         let json =
             r#"[{"functionResponse":{"name":"f","response":{"detail":"12345","id":"123"}}}]"#;
         // The function's name, and the names and values of its response.

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_in_the_trailers_wins_over_none_in_the_head() {
+    fn a_status_in_the_trailers_wins_over_none_in_the_headers() {
         let mut grpc = Grpc::new(&HeaderMap::new());
         assert_eq!(grpc.verdict(), None);
         let mut trailers = HeaderMap::new();

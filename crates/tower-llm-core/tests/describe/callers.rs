@@ -112,7 +112,7 @@ async fn the_service_may_name_callers_itself() {
 }
 
 #[tokio::test]
-async fn a_credential_of_another_provider_makes_nobody_somebody_else() {
+async fn a_credential_of_another_provider_does_not_change_the_caller() {
     let layer = DescribeLayer::new();
     for (path, own) in [
         ("/v1/messages", "x-api-key"),

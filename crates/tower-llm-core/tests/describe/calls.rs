@@ -153,7 +153,7 @@ async fn a_get_of_a_path_that_is_posted_to_is_not_a_call_to_a_model() {
 }
 
 #[tokio::test]
-async fn the_service_says_who_serves_and_for_which_account() {
+async fn the_service_sets_provider_and_account() {
     let layer = DescribeLayer::new()
         .provider(Provider::new("groq"))
         .account("team-a");
@@ -195,7 +195,7 @@ async fn an_account_by_credential_is_the_same_for_callers_of_other_names() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_is_received_when_its_head_is() {
+async fn a_call_is_received_with_its_request_headers() {
     let begun = Instant::now();
     let request = Request::post("/v1/messages")
         .body(Slow::new(Duration::from_secs(5)))

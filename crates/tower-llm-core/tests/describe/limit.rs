@@ -49,7 +49,7 @@ async fn the_limit_is_ten_megabytes_unless_set() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_said_to_be_over_the_limit_is_refused_without_being_read() {
+async fn a_body_with_an_announced_length_over_the_limit_is_refused_unread() {
     let layer = DescribeLayer::new().max_body_bytes(10).unwrap();
     for announced in ["11", "99999999999"] {
         let script = Script::data(["short"]);

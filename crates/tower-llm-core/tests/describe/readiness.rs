@@ -1,4 +1,4 @@
-//! The way in: the inner service is readied and called when the body is there, and no place of it is taken before.
+//! The inner service is readied and called when the body has arrived, and none of its permits is taken before.
 
 use super::*;
 
@@ -71,7 +71,7 @@ async fn a_caller_that_leaves_while_it_sends_its_request_never_reaches_the_inner
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_upload_holds_no_place_behind_it() {
+async fn a_slow_request_body_holds_no_permit_of_an_inner_layer() {
     let inner = ConcurrencyLimit::new(service_fn(echo), 1);
     let service = DescribeLayer::new().layer(inner);
     let begun = Instant::now();
@@ -95,7 +95,7 @@ async fn a_slow_upload_holds_no_place_behind_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_saturated_inner_service_is_waited_for_and_its_place_given_back() {
+async fn a_call_waits_for_a_saturated_inner_service_and_gives_its_permit_back() {
     let work = service_fn(async |request: Sent<_>| {
         tokio::time::sleep(Duration::from_secs(10)).await;
         echo(request).await

@@ -105,7 +105,7 @@ async fn an_upload_is_handed_on_before_more_than_its_first_bytes_have_come() {
 }
 
 #[tokio::test]
-async fn json_is_held_and_described_whatever_it_is_said_to_be() {
+async fn json_is_held_and_described_whatever_its_content_type() {
     let body = r#"{"model":"m","messages":[{"content":"four"}]}"#;
     for content_type in [
         "",

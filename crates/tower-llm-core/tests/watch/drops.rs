@@ -106,7 +106,7 @@ fn an_error_status_is_the_verdict_even_if_its_body_breaks() {
 // === cuts ===
 
 #[test]
-fn a_cut_drops_the_upstream_and_then_tells_the_verdict() {
+fn a_cut_drops_the_upstream_and_then_ends_the_guard() {
     let log = Log::new();
     let mut body = read_frames(sse(Script::data([CONTENT, DONE]).logged(&log)), &log, 1);
     Pin::new(&mut body).cut(Outcome::Failed(Failure::Stalled));

@@ -131,7 +131,7 @@ fn an_error_in_mid_stream_is_the_transports_fault() {
     assert_eq!(error.to_string(), "connection reset");
     assert_eq!(log.outcome(), Outcome::Failed(Failure::Transport));
     assert_eq!(log.completion().output_seen, 2);
-    // Nothing more comes, and nobody is told twice.
+    // Nothing more arrives, and no guard ends twice.
     assert!(next_frame(&mut body).is_none());
     assert!(body.is_end_stream());
     drop(body);

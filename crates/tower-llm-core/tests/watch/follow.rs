@@ -5,7 +5,7 @@ use super::*;
 // === lead and follow ===
 
 #[tokio::test(start_paused = true)]
-async fn layers_around_the_innermost_are_told_the_same_by_it() {
+async fn outer_layers_see_what_the_innermost_one_reads() {
     let log = Log::new();
     let begun = Instant::now();
     let script = Script::data([ROLE, CONTENT, CONTENT, USAGE, DONE]).logged(&log);
@@ -57,7 +57,7 @@ fn a_layer_that_follows_reads_nothing_itself() {
 }
 
 #[test]
-fn a_head_that_is_answered_with_again_leads_nobody_astray() {
+fn response_headers_that_are_sent_again_mislead_no_layer() {
     let log = Log::new();
     let live = HttpBody.watch(
         None,
@@ -77,7 +77,7 @@ fn a_head_that_is_answered_with_again_leads_nobody_astray() {
 }
 
 #[test]
-fn nested_bodies_dropped_early_let_go_of_the_upstream_first_and_tell_the_inner_ones_first() {
+fn nested_bodies_dropped_early_drop_the_upstream_first_and_end_inner_guards_first() {
     for (frames, outcome) in [
         (0, Outcome::Abandoned),
         (1, Outcome::Abandoned),
@@ -102,7 +102,7 @@ fn nested_bodies_dropped_early_let_go_of_the_upstream_first_and_tell_the_inner_o
 }
 
 #[test]
-fn the_first_token_in_the_last_frame_is_told_before_the_end() {
+fn a_first_token_in_the_last_frame_is_reported_before_the_end() {
     let log = Log::new();
     let whole = [ROLE, CONTENT, DONE].concat();
     let script = Script::data([whole]).with_known_length();
@@ -122,7 +122,7 @@ fn the_first_token_in_the_last_frame_is_told_before_the_end() {
 }
 
 #[test]
-fn any_event_is_the_first_token_of_a_stream_in_a_dialect_that_nobody_knows() {
+fn any_event_is_the_first_token_in_an_unknown_dialect() {
     let log = Log::new();
     let script = Script::data([": hello\n\n", "data: {\"tick\":1}\n\n", "data: 2\n\n"]);
     let mut body = read_frames(sse(script), &log, 1);
@@ -176,7 +176,7 @@ fn an_empty_body_ends_its_call_at_once() {
 }
 
 #[test]
-fn a_body_says_of_its_length_what_the_upstreams_says() {
+fn a_body_has_the_size_hint_of_the_upstream() {
     let log = Log::new();
     let mut body = nested(sse(Script::data([ROLE, DONE]).with_known_length()), &log).into_body();
     let whole = (ROLE.len() + DONE.len()) as u64;

@@ -88,7 +88,7 @@ impl Guard for Stages {
 }
 
 #[test]
-fn the_head_is_told_once_and_first() {
+fn response_headers_are_reported_once_and_first() {
     let told = Arc::default();
     let answer: Answer = Ok(sse(Script::data([ROLE, CONTENT, DONE])));
     let armed = Armed::new(Stages(Arc::clone(&told)));
@@ -104,7 +104,7 @@ fn the_head_is_told_once_and_first() {
 }
 
 #[test]
-fn no_head_is_told_where_none_came() {
+fn no_response_headers_are_reported_if_none_arrived() {
     let told = Arc::default();
     let armed = Armed::new(Stages(Arc::clone(&told)));
     let mut future = Box::pin(Guarded::new(
@@ -151,7 +151,7 @@ fn a_call_that_is_dropped_while_it_waits_inside_was_refused_for_every_layer_arou
 }
 
 #[test]
-fn what_was_dropped_unsent_before_says_nothing_of_the_next() {
+fn an_unsent_call_dropped_earlier_does_not_affect_the_next() {
     drop(Unsent::new());
     let log = Log::new();
     drop(guarded(pending::<Answer>(), &log));
@@ -189,7 +189,7 @@ fn of_two_branches_one_that_was_sent_counts_for_both() {
 }
 
 #[test]
-fn a_dropped_future_lets_go_of_the_upstream_before_its_guard_is_told() {
+fn a_dropped_future_drops_the_upstream_before_its_guard_ends() {
     let log = Log::new();
     let upstream = Script::data([CONTENT]).logged(&log);
     let inner = async move {
@@ -203,7 +203,7 @@ fn a_dropped_future_lets_go_of_the_upstream_before_its_guard_is_told() {
 }
 
 #[test]
-fn a_futures_error_says_who_failed() {
+fn the_error_of_a_future_decides_the_outcome() {
     let refusal = || Refusal::new(RefusalKind::Unavailable, "bulkhead");
     let timed_out = || TimedOut::new(Deadline::Total, Duration::from_secs(1));
     let errors: [(BoxError, Outcome); 7] = [
@@ -251,7 +251,7 @@ fn a_panic_of_the_inner_future_is_its_failure() {
 }
 
 #[test]
-fn an_armed_guard_is_told_once() {
+fn an_armed_guard_ends_once() {
     let log = Log::new();
     let mut armed = Armed::new(log.probe("only"));
     assert!(!armed.has_ended());
@@ -273,7 +273,7 @@ impl Guard for Clumsy {
 }
 
 #[test]
-fn a_guard_that_panics_at_the_end_is_not_told_again() {
+fn a_guard_that_panics_at_the_end_does_not_end_again() {
     let told = Arc::default();
     let mut armed = Armed::new(Clumsy(Arc::clone(&told)));
     let end = AssertUnwindSafe(|| armed.end(&Completion::new(Outcome::Refused)));
@@ -284,7 +284,7 @@ fn a_guard_that_panics_at_the_end_is_not_told_again() {
 }
 
 #[test]
-fn a_disarmed_guard_is_not_told() {
+fn a_disarmed_guard_does_not_end() {
     let log = Log::new();
     let mut armed = Armed::new(log.probe("only"));
     let guard = armed.disarm();

@@ -56,7 +56,7 @@ fn a_grpc_body_that_ends_without_trailers_is_truncated() {
 }
 
 #[test]
-fn a_grpc_head_without_a_body_says_how_the_call_ended() {
+fn grpc_headers_without_a_body_show_how_the_call_ended() {
     let log = Log::new();
     let head = grpc(
         &[("grpc-status", "8")],

@@ -69,7 +69,7 @@ fn nested(response: Response<Script>, log: &Log) -> Nested {
     HttpBody.watch(None, response, log.probe("outer"))
 }
 
-/// Somebody else's error around another.
+/// A foreign error around another.
 #[derive(Debug)]
 struct Wrapped(BoxError);
 

@@ -34,7 +34,7 @@ impl Guard for Pace {
 }
 
 #[test]
-fn a_guard_is_told_how_much_content_has_passed_if_it_asks() {
+fn a_guard_that_follows_content_gets_how_much_has_passed() {
     for is_deaf in [false, true] {
         let pace = Pace {
             is_deaf,
@@ -58,7 +58,7 @@ fn a_guard_is_told_how_much_content_has_passed_if_it_asks() {
 }
 
 #[test]
-fn where_content_cannot_be_told_none_is() {
+fn content_that_cannot_be_recognised_is_not_reported() {
     let pace = Pace::default();
     let content = Arc::clone(&pace.content);
     let frames = Script::data(["12345", "678"]);
@@ -70,7 +70,7 @@ fn where_content_cannot_be_told_none_is() {
 }
 
 #[test]
-fn a_guard_is_told_each_time_that_nothing_has_come() {
+fn a_guard_sees_each_pending_poll() {
     let pace = Pace::default();
     let pending = Arc::clone(&pace.pending);
     let mut left = 2;

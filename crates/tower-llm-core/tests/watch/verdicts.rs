@@ -15,7 +15,7 @@ fn cut(response: Response<Script>, frames: usize) -> Completion {
 }
 
 #[test]
-fn a_cut_does_not_change_what_the_upstream_had_said() {
+fn a_cut_does_not_change_an_outcome_that_was_decided() {
     let pending = |pieces: &[&'static str]| Script::data(pieces.iter().copied()).then(Step::Hang);
     let done = cut(sse(pending(&[CONTENT, USAGE, DONE])), 3);
     assert_eq!(
@@ -130,7 +130,7 @@ fn an_error_closes_what_it_names_and_no_more() {
 }
 
 #[test]
-fn a_time_in_the_text_alone_is_heard() {
+fn a_time_that_only_the_text_names_counts() {
     let wait = |status, label, body: String| {
         let (told, _) = watch_to_end(None, response(status, label, Script::data([body])));
         told.outcome
@@ -234,7 +234,7 @@ fn an_object_that_has_failed_is_no_failure_of_the_server() {
 }
 
 #[test]
-fn an_error_that_says_nothing_is_none() {
+fn an_empty_error_is_none() {
     for error in [
         "null",
         "{}",

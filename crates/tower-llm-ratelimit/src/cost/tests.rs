@@ -32,7 +32,7 @@ fn of_all(cost: &Amounts) -> [u64; 5] {
 }
 
 #[test]
-fn what_is_asked_for_or_reported_beyond_all_measure_does_not_wrap_around() {
+fn huge_demands_and_reports_do_not_wrap_around() {
     let (pricing, most) = (pricing(), u64::MAX);
     let estimate = pricing.estimate(
         Some(&chat(most, most)),
@@ -71,7 +71,7 @@ fn more_cached_input_than_input_is_none() {
 }
 
 #[test]
-fn what_others_produce_is_asked_for_only_where_it_matters() {
+fn expected_output_is_read_only_if_it_matters() {
     let asked = |reserve, call: &Call| {
         let pricing = Pricing {
             reserve,

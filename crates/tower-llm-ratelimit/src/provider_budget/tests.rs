@@ -62,7 +62,7 @@ fn let_through(budget: &ProviderBudget, now: u64) -> u64 {
 }
 
 #[test]
-fn nothing_is_held_up_before_anything_was_told() {
+fn no_call_is_blocked_before_a_report() {
     let mut budget = ProviderBudget::default();
     assert_eq!(wait(&mut budget, 0), (0, None));
     assert!(budget.is_over(0));
@@ -71,7 +71,7 @@ fn nothing_is_held_up_before_anything_was_told() {
 }
 
 #[test]
-fn nothing_passes_before_the_later_of_two_times() {
+fn no_call_is_admitted_before_the_later_of_two_times() {
     let mut budget = ProviderBudget::default();
     for until in [3, 7, 5] {
         budget.close_until(until * SECOND);
@@ -86,7 +86,7 @@ fn nothing_passes_before_the_later_of_two_times() {
 }
 
 #[test]
-fn it_fills_up_as_it_was_told_and_is_over_when_it_is_full() {
+fn a_budget_refills_as_reported_and_expires_when_full() {
     let mut budget = ProviderBudget::default();
     let epoch = budget.take(&one(), 0);
     let reported = requests(100, 60, Some(Duration::from_secs(20)));
@@ -100,7 +100,7 @@ fn it_fills_up_as_it_was_told_and_is_over_when_it_is_full() {
 }
 
 #[test]
-fn an_earlier_call_that_was_never_sent_gives_back_nothing_of_what_was_told() {
+fn an_earlier_unsent_call_gives_back_nothing_of_the_report() {
     let mut budget = ProviderBudget::default();
     asks(&mut budget, 10, 0);
     let shed = inside(&mut budget, 5, 0);
@@ -112,7 +112,7 @@ fn an_earlier_call_that_was_never_sent_gives_back_nothing_of_what_was_told() {
 }
 
 #[test]
-fn an_earlier_call_that_was_never_sent_gives_back_what_was_held_against_it() {
+fn an_earlier_unsent_call_gives_back_what_it_was_charged() {
     // Before any report, none of the three counts as included; after one, as many as were counted here beyond the report.
     for (is_known, held) in [(false, 3), (true, 1)] {
         let mut budget = ProviderBudget::default();
@@ -128,7 +128,7 @@ fn an_earlier_call_that_was_never_sent_gives_back_what_was_held_against_it() {
 }
 
 #[test]
-fn a_later_call_that_was_never_sent_gives_back_all_it_took() {
+fn a_later_unsent_call_gives_back_everything() {
     let mut budget = ProviderBudget::default();
     asks(&mut budget, 10, 0);
     let earlier = inside(&mut budget, 2, 0);
@@ -143,7 +143,7 @@ fn a_later_call_that_was_never_sent_gives_back_all_it_took() {
 }
 
 #[test]
-fn a_call_whose_part_has_leaked_away_gives_back_nothing_of_what_others_took_since() {
+fn a_call_whose_amount_has_leaked_gives_back_nothing_of_later_calls() {
     let mut budget = ProviderBudget::default();
     asks(&mut budget, 9, 0);
     let shed = inside(&mut budget, 4, 0);
@@ -154,7 +154,7 @@ fn a_call_whose_part_has_leaked_away_gives_back_nothing_of_what_others_took_sinc
 }
 
 #[test]
-fn of_two_tellings_the_last_is_what_calls_from_before_it_leave_taken() {
+fn the_last_of_two_reports_stays_taken_if_earlier_calls_were_unsent() {
     let mut budget = ProviderBudget::default();
     asks(&mut budget, 10, 0);
     let first = inside(&mut budget, 4, 0);
@@ -172,7 +172,7 @@ fn of_two_tellings_the_last_is_what_calls_from_before_it_leave_taken() {
 }
 
 #[test]
-fn what_an_earlier_call_was_told_lowers_nothing_that_a_later_one_was() {
+fn the_report_of_an_earlier_call_does_not_lower_that_of_a_later_one() {
     for remaining in [3, 9] {
         let mut budget = ProviderBudget::default();
         asks(&mut budget, 10, 0);
@@ -195,7 +195,7 @@ fn what_an_earlier_call_was_told_lowers_nothing_that_a_later_one_was() {
 }
 
 #[test]
-fn what_was_told_stays_taken_at_another_speed_and_of_another_limit() {
+fn a_report_stays_taken_at_another_rate_and_limit() {
     let mut budget = ProviderBudget::default();
     asks(&mut budget, 10, 0);
     let epoch = budget.take(&one(), 0);
@@ -208,7 +208,7 @@ fn what_was_told_stays_taken_at_another_speed_and_of_another_limit() {
 }
 
 #[test]
-fn the_numbers_of_calls_go_round() {
+fn the_numbers_of_calls_wrap_around() {
     for before in 0..8 {
         let number = u32::MAX - before;
         let mut budget = ProviderBudget {

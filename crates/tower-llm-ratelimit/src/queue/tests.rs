@@ -25,7 +25,7 @@ fn serve(queue: &mut Queue, now: u64) -> Vec<Position> {
 }
 
 #[test]
-fn callers_take_turns_and_each_goes_in_its_order() {
+fn callers_take_turns_and_the_calls_of_each_keep_their_order() {
     let mut queue = Queue::default();
     let flood: Vec<_> = (0..5).map(|_| join(&mut queue, "many", 0)).collect();
     let few: Vec<_> = (0..2).map(|_| join(&mut queue, "few", 0)).collect();
@@ -38,7 +38,7 @@ fn callers_take_turns_and_each_goes_in_its_order() {
 }
 
 #[test]
-fn a_caller_that_comes_back_at_once_does_not_go_before_others() {
+fn a_caller_that_returns_at_once_does_not_go_before_others() {
     let mut queue = Queue::default();
     let patient = [0; 3].map(|_| join(&mut queue, "patient", 0));
     let mut order = Vec::new();
@@ -56,7 +56,7 @@ fn a_caller_that_comes_back_at_once_does_not_go_before_others() {
 }
 
 #[test]
-fn calls_that_leave_unserved_cost_their_caller_no_turn() {
+fn calls_that_leave_unserved_do_not_move_their_caller_back() {
     let mut queue = Queue::default();
     join(&mut queue, "other", 0);
     let gone: Vec<_> = (0..50).map(|_| join(&mut queue, "ann", 0)).collect();
@@ -69,7 +69,7 @@ fn calls_that_leave_unserved_cost_their_caller_no_turn() {
 }
 
 #[test]
-fn a_call_that_is_late_is_passed_over_until_it_is_polled_again() {
+fn a_stalled_call_is_skipped_until_it_is_polled_again() {
     let mut queue = Queue::default();
     let [first, second, third] = [0; 3].map(|_| join(&mut queue, "ann", 0));
     assert_eq!(poll(&mut queue, first, 0), Polled::Try);
@@ -120,7 +120,7 @@ fn only_the_head_that_leaves_wakes_another() {
 }
 
 #[test]
-fn what_is_ahead_is_what_goes_before() {
+fn ahead_is_what_goes_first() {
     let mut queue = Queue::default();
     let mut estimate = Amounts::NONE;
     estimate = estimate.plus(&crate::cost::tests::request());

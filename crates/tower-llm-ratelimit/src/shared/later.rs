@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_are_no_more_than_twice_those_of_use_and_a_thousand() {
+    fn there_are_at_most_a_thousand_more_than_twice_the_useful_items() {
         let mut later = Later::new();
         let now = Instant::now();
         for number in 0..100_000_u32 {
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn none_of_use_is_dropped() {
+    fn no_useful_item_is_dropped() {
         let mut later = Later::new();
         for number in 0..10_000 {
             later.push(Instant::now(), number);

@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_ends_after_midnight_does_not_end_the_new_day() {
+    async fn a_call_that_ends_after_midnight_does_not_change_the_new_day() {
         let fixture = Fixture::start().await;
         let day = Duration::from_secs(86_400);
         let before = on_day(100, Duration::from_millis(900), claim(Kind::Day, 10, 1));
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_charged_to_the_day_by_a_clock_that_is_late_comes_back_to_it() {
+    async fn a_charge_by_a_late_clock_is_refunded_to_its_day() {
         let day = Duration::from_secs(86_400);
         for used in [0, 4] {
             let fixture = Fixture::start().await;
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_late_clock_held_for_a_process_that_is_gone_comes_back_too() {
+    async fn a_reservation_by_a_late_clock_of_a_dead_process_is_refunded() {
         let mut fixture = Fixture::start().await;
         fixture.scripts.hold_for = Duration::from_micros(1);
         let late = on_day(100, Duration::ZERO, claim(Kind::Day, 10, 9));
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_settlement_that_comes_after_the_one_in_its_place_changes_nothing() {
+    async fn a_settlement_that_arrives_after_its_retry_changes_nothing() {
         let fixture = Fixture::start().await;
         for kind in [Kind::Bucket, Kind::Wide, Kind::Day] {
             let mut claim = on_day(1, Duration::from_secs(86_400), claim(kind, 10, 6));
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_what_has_run_out_nobody_knows_whether_it_was_charged_if_there_was_anything_to_be() {
+    async fn an_expired_reservation_is_of_unknown_state_if_there_was_something_to_charge() {
         let mut fixture = Fixture::start().await;
         fixture.scripts.hold_for = Duration::from_micros(1);
         for kind in [Kind::Bucket, Kind::Wide, Kind::Day] {
@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_debt_however_large_is_told_as_a_time() {
+    async fn a_debt_of_any_size_is_reported_as_a_time() {
         let fixture = Fixture::start().await;
         for kind in [Kind::Bucket, Kind::Wide, Kind::Day] {
             let mut claim = claim(kind, 1, 1);

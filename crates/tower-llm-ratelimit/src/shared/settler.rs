@@ -361,7 +361,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_finds_no_room_is_counted() {
+    async fn a_job_without_room_is_counted() {
         let redis = Redis::builder("redis://127.0.0.1:1").build().unwrap();
         let settler = Settler::start(Scripts::of(redis)).unwrap();
         // The task does not run meanwhile on this thread.

@@ -34,7 +34,7 @@ pub(crate) const MAXIMUM: u64 = 100;
 pub(crate) type Cost = [u64; 4];
 
 pub(crate) const NOTHING: Cost = [0; 4];
-/// A request that keeps its place, and whose tokens are given back.
+/// The request is charged, and its tokens are refunded.
 pub(crate) const REQUEST: Cost = [1, 0, 0, 0];
 pub(crate) const RESERVED: Cost = tokens(ESTIMATED, MAXIMUM);
 
@@ -290,7 +290,7 @@ impl Seen {
         match (input, output) {
             (Some(input), Some(output)) if is_over => tokens(input, output),
             (Some(input), output) => tokens(input, output.unwrap_or(0).max(seen)),
-            // It ended well, and nobody said what it used.
+            // It ended well without a report of its use.
             (None, _) if seen == 0 && says(&["[DONE]"]) => RESERVED,
             (None, _) => tokens(ESTIMATED, seen),
         }

@@ -7,7 +7,7 @@ mod retry_inside {
 
     /// Two failures and an answer, between the caller's limit and the provider's.
     async fn event() -> Stand {
-        // One place: it must be free before the next attempt asks for it.
+        // One permit: it must be free before the next attempt needs it.
         let layers = Layers::with_room(100, 100, 1, [failure(), failure()]);
         let twice = Twice::new(RequestBody::try_clone_request);
         read(&layers.around(retry::RetryLayer::new(twice))).await;
@@ -29,7 +29,7 @@ mod retry_inside {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_attempt_has_a_place() {
+    async fn each_attempt_holds_a_permit() {
         let stand = event().await;
         assert_eq!(stand.places_held(), 0);
         assert_eq!(stand.bulkhead.stats()[0].refused, 0);
@@ -64,7 +64,7 @@ mod retry_outside {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_attempt_has_a_place() {
+    async fn each_attempt_holds_a_permit() {
         let stand = event().await;
         assert_eq!(stand.places_held(), 0);
         assert_eq!(stand.bulkhead.stats()[0].refused, 0);
@@ -107,7 +107,7 @@ mod branch {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_branch_has_a_place_and_the_losers_is_free_before_the_winner_is_handed_out() {
+    async fn each_branch_holds_a_permit_and_the_losers_is_free_before_the_winner_returns() {
         let (stand, call) = event().await;
         assert_eq!(stand.places_held(), 2);
         let winner = call.await;

@@ -108,7 +108,7 @@ async fn a_request_body_that_breaks_off_uses_no_tokens_unless_the_model_was_at_w
 
 /// It was the connection's failure: one client could shut the provider for all.
 #[tokio::test(start_paused = true)]
-async fn a_request_body_that_breaks_off_is_nobodys_failure() {
+async fn a_request_body_that_breaks_off_is_a_client_error() {
     assert_eq!(failures(&before_the_response(broken_request).await), (0, 0));
     assert_eq!(failures(&within_the_body(broken_request).await), (0, 0));
 }

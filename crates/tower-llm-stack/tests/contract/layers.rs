@@ -73,7 +73,7 @@ pub(crate) const fn taken(requests: u64, tokens: u64) -> Taken {
     Taken { requests, tokens }
 }
 
-/// A caller's limit, a provider's limit, and places: in one stack, or with something between the first two.
+/// A caller's limit, a provider's limit, and permits: in one stack, or with something between the first two.
 pub(crate) struct Layers {
     callers: RateLimitLayer,
     breaker: BreakerLayer,
@@ -101,7 +101,7 @@ impl Layers {
     pub(crate) fn with_room(
         callers: u64,
         providers: u64,
-        places: usize,
+        permits: usize,
         answers: impl IntoIterator<Item = Behavior>,
     ) -> Self {
         let limits = |requests| {
@@ -114,7 +114,7 @@ impl Layers {
         let providers = RateLimitLayer::for_providers()
             .limits(limits(providers))
             .max_waiting(0);
-        let bulkhead = BulkheadLayer::builder(places).max_waiting(0);
+        let bulkhead = BulkheadLayer::builder(permits).max_waiting(0);
         Self {
             callers: callers.build().unwrap(),
             breaker: BreakerLayer::new(),
@@ -159,7 +159,7 @@ impl Layers {
         boxed(stack.layer(client))
     }
 
-    /// The layers in two stacks, with `between` where what calls several times for one call has its place.
+    /// The layers in two stacks, with `between` for layers that make several calls of one.
     pub(crate) fn around<S>(&self, between: impl Layer<Attempts, Service = S>) -> Client
     where
         S: Service<Request<RequestBody>, Response = Response<Body>, Error = BoxError>,

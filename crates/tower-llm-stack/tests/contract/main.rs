@@ -13,7 +13,7 @@
 //! | the request's body breaks off | by what was seen | same | freed | neutral |
 //! | 429, with a provider's limit that learns | - | calls wait | freed | neutral |
 //! | retry | once per call | each attempt | each attempt | each attempt |
-//! | branch | once per call | each branch reserves and settles | each its own place | each its own verdict |
+//! | branch | once per call | each branch reserves and settles | each its own permit | each its own verdict |
 //!
 //! The first two rows are those of `cached`, the last two of `attempts`; the three before them of `client_errors` and
 //! `throttled`.
@@ -95,7 +95,7 @@ mod answer_that_is_read_to_its_end {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_place_is_held_to_the_end_of_the_body() {
+    async fn the_permit_is_held_to_the_end_of_the_body() {
         let layers = Layers::new([]);
         let response = layers.stack().oneshot(request()).await.unwrap();
         let stand = layers.stand();
@@ -136,10 +136,10 @@ mod refusal_by_the_callers_limit {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_place_is_asked_for() {
+    async fn no_permit_is_requested() {
         let layers = Layers::with_room(1, 100, 1, [Fault::StallAfter(3).into()]);
         let held = layers.stack().oneshot(request()).await.unwrap();
-        // It would have been refused for want of a place, too.
+        // It would also have been refused for lack of a permit.
         assert_eq!(refused_by(&layers.stack()).await, "ratelimit");
         let stand = layers.stand();
         assert_eq!(stand.places_held(), 1);
@@ -185,7 +185,7 @@ mod refusal_by_the_providers_limit {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_place_is_asked_for() {
+    async fn no_permit_is_requested() {
         let layers = Layers::with_room(100, 1, 1, [Fault::StallAfter(3).into()]);
         let held = layers.stack().oneshot(request()).await.unwrap();
         assert_eq!(refused_by(&layers.stack()).await, "ratelimit");
@@ -213,7 +213,7 @@ mod refusal_by_the_providers_limit {
 mod refusal_by_the_bulkhead {
     use super::*;
 
-    /// One call holds the place and breaks off; the other is refused meanwhile.
+    /// One call holds the permit and breaks off; the other is refused meanwhile.
     async fn event() -> Stand {
         let layers = Layers::with_room(100, 100, 1, [Fault::NoAnswer.into()]);
         let mut held = layers.stack().oneshot(request());
@@ -243,7 +243,7 @@ mod refusal_by_the_bulkhead {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_place_is_free_when_its_holder_is_gone() {
+    async fn the_permit_is_free_when_its_holder_is_gone() {
         assert_eq!(event().await.places_held(), 0);
     }
 
@@ -283,7 +283,7 @@ mod refusal_by_the_breaker {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_place_is_asked_for() {
+    async fn no_permit_is_requested() {
         let stand = event().await;
         assert_eq!(stand.places_held(), 0);
         assert_eq!(stand.bulkhead.stats()[0].refused, 0);
@@ -323,7 +323,7 @@ mod caller_leaves_before_the_body {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_place_is_free_at_once() {
+    async fn the_permit_is_free_at_once() {
         assert_eq!(event().await.places_held(), 0);
     }
 
@@ -423,7 +423,7 @@ mod caller_leaves_inside_the_body {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_place_is_free_at_once() {
+    async fn the_permit_is_free_at_once() {
         assert_eq!(event().await.places_held(), 0);
     }
 
@@ -484,7 +484,7 @@ mod success_with_an_error_inside_the_stream {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_place_is_free_at_the_end() {
+    async fn the_permit_is_free_at_the_end() {
         for (error, _) in kinds() {
             assert_eq!(event(error).await.places_held(), 0, "{error:?}");
         }
@@ -528,7 +528,7 @@ mod stream_cut_without_terminal_marker {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_place_is_free() {
+    async fn the_permit_is_free() {
         assert_eq!(event().await.places_held(), 0);
     }
 

@@ -76,7 +76,7 @@ async fn answer(
 ) -> Result<Response<SimulatedBody>, Infallible> {
     let (head, body) = request.into_parts();
     let Ok(body) = body.collect().await else {
-        // The caller broke off in its request; nobody waits for an answer.
+        // The caller broke off in its request, so no answer is sent.
         drop(call);
         return pending().await;
     };

@@ -143,7 +143,7 @@ fn find_binary_in(path: &OsStr) -> io::Result<PathBuf> {
         })
 }
 
-/// A loopback port that is free now; somebody else may take it before it is used.
+/// A loopback port that is free now; another process may take it before it is used.
 pub(super) async fn free_port() -> io::Result<SocketAddr> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .await?
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_server_is_told_with_the_way_out() {
+    fn a_missing_server_binary_is_reported_with_the_way_out() {
         let error = find_binary_in("/nowhere:/nowhere/else".as_ref()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         let text = error.to_string();

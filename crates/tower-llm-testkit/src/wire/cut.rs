@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_due_with_the_last_event_in_it_and_tells_those_that_end_in_it() {
+    fn a_frame_is_due_with_its_last_event_and_lists_the_events_that_end_in_it() {
         let frames = cut(events(), &Cut::Every(3));
         assert_eq!(
             told(&frames),

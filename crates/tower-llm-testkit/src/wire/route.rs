@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_and_unknown_paths_belong_to_who_is_asked() {
+    fn lists_and_unknown_paths_belong_to_the_provider_of_the_request() {
         for (path, client, dialect, endpoint) in [
             ("/v1/models", None, Dialect::OpenAi, Endpoint::Models),
             (

@@ -65,7 +65,7 @@ pub(crate) fn total() -> TimeoutLayer {
     TimeoutLayer::builder().total(seconds(10)).build().unwrap()
 }
 
-/// A request that nobody has described.
+/// A request without a description.
 pub(crate) fn undescribed() -> Request<()> {
     Request::new(())
 }

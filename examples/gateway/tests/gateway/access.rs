@@ -729,7 +729,7 @@ async fn without_credentials_it_is_open_and_passes_on_what_callers_send() {
 }
 
 #[tokio::test]
-async fn one_who_brings_a_throttled_credential_holds_up_no_other_with_the_same_key() {
+async fn a_throttled_credential_blocks_no_other_caller_with_the_same_key() {
     let throttled =
         "HTTP/1.1 429 Too Many Requests\r\nretry-after: 60\r\ncontent-length: 0\r\n\r\n";
     let provider = Raw::answering(throttled).await;
@@ -747,7 +747,7 @@ async fn one_who_brings_a_throttled_credential_holds_up_no_other_with_the_same_k
 }
 
 #[tokio::test]
-async fn callers_are_told_apart_by_their_gateway_key() {
+async fn callers_are_identified_by_their_gateway_key() {
     let provider = Raw::start().await;
     let keys = format!("{KEY},{OTHER_KEY}");
     let limits = ["--keys", &keys, "--ratelimit-caller-rpm", "2"];
@@ -817,7 +817,7 @@ async fn a_tier_of_what_is_no_key_is_refused_by_its_number() {
 }
 
 #[tokio::test]
-async fn credentials_without_keys_start_say_what_to_set_and_let_nothing_through() {
+async fn credentials_without_keys_start_name_the_setting_and_admit_no_call() {
     let provider = Raw::start().await;
     let envs = [
         ("OPENAI_API_KEY", OWNER),
@@ -876,7 +876,7 @@ async fn running_open_is_chosen_in_writing_and_warned_of_at_every_start() {
 }
 
 #[tokio::test]
-async fn no_key_appears_in_anything_it_says() {
+async fn no_key_appears_in_any_output() {
     let provider = Raw::start().await;
     let keys = format!("{KEY},{OTHER_KEY}");
     let tiers = format!("{KEY}:pro");

@@ -124,7 +124,7 @@ async fn with_metrics_only_or_off_nothing_is_refused() {
 }
 
 #[tokio::test]
-async fn a_caller_who_has_spent_his_money_closes_the_way_for_nobody_else() {
+async fn a_caller_without_money_opens_no_circuit_of_others() {
     let provider = SimulatedProvider::start().await.unwrap();
     let gateway = Running::over(&provider, &[]).await;
     let call = async |key: &str| {
@@ -139,7 +139,7 @@ async fn a_caller_who_has_spent_his_money_closes_the_way_for_nobody_else() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_not_there_is_not_looked_for_any_more() {
+async fn a_missing_upstream_is_no_longer_called() {
     let gone = {
         let provider = SimulatedProvider::start().await.unwrap();
         let url = provider.url();

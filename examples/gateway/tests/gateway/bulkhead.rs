@@ -76,7 +76,7 @@ async fn the_permits_of_all_providers_together_are_never_more_than_are_set_by_en
 }
 
 #[tokio::test]
-async fn who_finds_no_place_is_told_so_in_his_dialect() {
+async fn a_call_without_a_permit_is_refused_in_its_dialect() {
     let provider = SimulatedProvider::start().await.unwrap();
     let flags = [
         "--bulkhead-default-concurrent",
@@ -141,5 +141,5 @@ async fn the_queue_is_bounded_in_number_and_in_time() {
         "{metrics}"
     );
     drop(holder);
-    eventually("the place is free", async || gateway.held() == 0).await;
+    eventually("the permit is free", async || gateway.held() == 0).await;
 }

@@ -1,4 +1,4 @@
-//! Callers who send what can't be read, who are slow, and who say nothing.
+//! Clients that send malformed requests, that are slow, and that send nothing.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ async fn broken_json_passes_and_gets_the_provider_s_own_answer() {
 }
 
 #[tokio::test]
-async fn one_who_reads_slowly_slows_the_provider_and_in_the_end_loses_his_place() {
+async fn a_slow_reader_slows_the_provider_and_in_the_end_loses_its_permit() {
     let provider = SimulatedProvider::start().await.unwrap();
     // Far more than the sockets on the way can hold.
     provider.set(Behavior::new().output_tokens(200_000));
@@ -58,10 +58,10 @@ async fn one_who_reads_slowly_slows_the_provider_and_in_the_end_loses_his_place(
         .send("POST", "/v1/chat/completions", "", r#"{"stream":true}"#)
         .await;
     within(SOON, connection.head(false)).await.unwrap();
-    eventually("the place is taken", async || gateway.held() == 1).await;
+    eventually("the permit is taken", async || gateway.held() == 1).await;
 
-    // Nobody reads; the second in which nothing moves passes.
-    eventually("the place is free", async || gateway.held() == 0).await;
+    // The client reads nothing until the timeout of one second passes.
+    eventually("the permit is free", async || gateway.held() == 0).await;
 
     let counts = provider
         .wait_for(SOON, |counts| counts.open_streams == 0)
@@ -72,7 +72,7 @@ async fn one_who_reads_slowly_slows_the_provider_and_in_the_end_loses_his_place(
 }
 
 #[tokio::test]
-async fn one_who_reads_slowly_but_reads_keeps_his_place() {
+async fn a_slow_but_steady_reader_keeps_its_permit() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(
         Behavior::new()
@@ -87,7 +87,7 @@ async fn one_who_reads_slowly_but_reads_keeps_his_place() {
 }
 
 #[tokio::test]
-async fn one_who_says_nothing_or_stops_in_his_header_is_cut_off() {
+async fn a_client_that_sends_nothing_or_stops_in_its_headers_is_cut_off() {
     let provider = SimulatedProvider::start().await.unwrap();
     let gateway = Running::over(&provider, &["--caller-timeout", "0.3"]).await;
     // Nothing; what may become HTTP/2's preface; half a header; a second request's half.
@@ -107,7 +107,7 @@ async fn one_who_says_nothing_or_stops_in_his_header_is_cut_off() {
 }
 
 #[tokio::test]
-async fn one_who_stops_in_his_body_is_told_so() {
+async fn a_client_that_stops_in_its_body_gets_an_error() {
     let provider = SimulatedProvider::start().await.unwrap();
     let gateway = Running::over(&provider, &["--caller-timeout", "1.5"]).await;
     let mut connection = Connection::open(gateway.addr).await;

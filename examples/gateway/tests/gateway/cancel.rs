@@ -1,4 +1,4 @@
-//! Callers who leave, at any point.
+//! Clients that disconnect at any point.
 
 use std::time::Duration;
 
@@ -210,7 +210,7 @@ async fn over_http_2_one_stream_that_is_given_up_closes_its_upstream_alone() {
 
     drop(given_up);
 
-    eventually("one place is free", async || gateway.held() == 1).await;
+    eventually("one permit is free", async || gateway.held() == 1).await;
     let closed_one = |counts: &tower_llm_testkit::Counts| counts.closed_by_caller == 1;
     provider.wait_for(SOON, closed_one).await.unwrap();
     assert_eq!(provider.counts().open_streams, 1);

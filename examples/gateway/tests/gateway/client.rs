@@ -75,7 +75,7 @@ async fn async_openai_streams_through_the_gateway() {
     assert_eq!(words.len(), 9);
     // The words depend on the request, which said `stream` the second time.
     assert!(whole.choices[0].message.content.is_some());
-    crate::support::eventually("the place is free", async || gateway.held() == 0).await;
+    crate::support::eventually("the permit is free", async || gateway.held() == 0).await;
 }
 
 #[tokio::test]

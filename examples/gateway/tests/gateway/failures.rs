@@ -52,7 +52,7 @@ async fn an_upstream_that_is_down_is_502_in_the_dialect_and_is_not_named() {
 }
 
 #[tokio::test]
-async fn a_reset_before_the_head_is_502() {
+async fn a_reset_before_the_response_headers_is_502() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(Fault::ResetBeforeHead);
     let gateway = Running::over(&provider, &[]).await;

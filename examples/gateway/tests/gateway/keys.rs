@@ -47,7 +47,7 @@ fn credentials(headers: &HeaderMap) -> Vec<(&str, &str)> {
 }
 
 #[tokio::test]
-async fn a_configured_key_takes_the_place_of_all_the_caller_s() {
+async fn a_configured_key_replaces_all_keys_of_the_caller() {
     let provider = SimulatedProvider::start().await.unwrap();
     let gateway = Running::over(&provider, OURS).await;
     for (path, name, scheme) in PATHS {
@@ -141,7 +141,7 @@ async fn the_environment_of_the_official_clients_is_read() {
             [(name, ours.as_str())]
         );
     }
-    // Told to simulate, it asks nobody.
+    // Set to simulate, it calls no upstream.
     let seen = provider.counts().requests;
     let gateway = Binary::start(&envs, &["--simulate"]).await;
     assert_eq!(

@@ -17,7 +17,7 @@ fn lines<'a>(said: &'a str, parts: &[&str]) -> Vec<&'a str> {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_is_said_with_its_reason_provider_model_and_path() {
+async fn failures_are_logged_with_reason_provider_model_and_path() {
     let provider = SimulatedProvider::start().await.unwrap();
     let url = provider.url();
     let dead = format!("http://{}", closed_port().await);
@@ -133,7 +133,7 @@ async fn of_many_equal_lines_ten_are_written_and_the_others_counted() {
 }
 
 #[tokio::test]
-async fn rust_log_says_how_much() {
+async fn rust_log_sets_the_level() {
     for (level, warns, debugs) in [
         ("", true, false),
         ("info", true, false),

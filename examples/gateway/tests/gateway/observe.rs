@@ -18,7 +18,7 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
 }
 
 #[tokio::test]
-async fn it_says_that_it_is_alive_and_ready() {
+async fn it_reports_that_it_is_alive_and_ready() {
     let provider = SimulatedProvider::start().await.unwrap();
     let gateway = Running::over(&provider, &[]).await;
     let answer = get(gateway.addr, "/healthz").await;
@@ -91,7 +91,7 @@ async fn it_counts_calls_tokens_and_times_by_provider() {
 }
 
 #[tokio::test]
-async fn nothing_a_caller_says_becomes_a_label() {
+async fn no_input_of_a_caller_becomes_a_label() {
     let provider = SimulatedProvider::start().await.unwrap();
     let flags = [
         "--ratelimit-caller-rpm",

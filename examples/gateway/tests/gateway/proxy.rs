@@ -18,7 +18,7 @@ use crate::{
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// A proxy that tunnels and forwards, all of it to one place whatever it is asked for.
+/// A proxy that tunnels and forwards everything to one address.
 struct Proxy {
     addr: SocketAddr,
     /// The headers of each request that it was sent.
@@ -167,7 +167,7 @@ async fn excepted_upstreams_and_the_simulated_one_are_reached_directly() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_refuses_is_a_bad_gateway_and_said_in_the_log() {
+async fn a_proxy_that_refuses_is_a_bad_gateway_and_is_logged() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let through = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {

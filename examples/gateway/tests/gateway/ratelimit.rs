@@ -94,7 +94,7 @@ async fn the_third_of_two_requests_a_minute_is_refused_in_its_dialect_by_environ
             (name, "2"),
         ];
         let gateway = Binary::start(&envs, &[]).await;
-        // One limit for all who call.
+        // One limit for all callers.
         for key in ["one", "another"] {
             assert_eq!(call(gateway.addr, key, limited).await.status, 200, "{name}");
         }
@@ -238,7 +238,7 @@ async fn a_short_wait_that_the_provider_asks_for_is_waited_out() {
 }
 
 #[tokio::test]
-async fn what_the_provider_tells_can_be_left_to_the_caller() {
+async fn reported_limits_can_be_left_to_the_caller() {
     let provider = SimulatedProvider::start().await.unwrap();
     let gateway = Running::over(&provider, &["--ratelimit-learn", "false"]).await;
     provider.push(Fault::Throttled(RetryAfter::Seconds(20)));
@@ -252,7 +252,7 @@ async fn what_the_provider_tells_can_be_left_to_the_caller() {
 // === callers ===
 
 #[tokio::test]
-async fn each_caller_has_his_own_limit_and_is_told_how_it_stands() {
+async fn each_caller_has_its_own_limit_and_gets_its_status() {
     let provider = SimulatedProvider::start().await.unwrap();
     let gateway = Running::over(&provider, &["--ratelimit-caller-rpm", "2"]).await;
     for left in ["1", "0"] {

@@ -20,7 +20,7 @@ async fn streaming(addr: std::net::SocketAddr) -> Connection {
 }
 
 #[tokio::test]
-async fn at_a_signal_streams_end_well_and_nobody_new_is_let_in() {
+async fn at_a_signal_streams_end_well_and_no_new_call_is_admitted() {
     for signal in ["TERM", "INT"] {
         let provider = SimulatedProvider::start().await.unwrap();
         provider.set(
@@ -55,7 +55,7 @@ async fn at_a_signal_streams_end_well_and_nobody_new_is_let_in() {
 }
 
 #[tokio::test]
-async fn a_stream_longer_than_the_deadline_is_cut_with_an_event_that_says_so() {
+async fn a_stream_longer_than_the_deadline_is_cut_with_an_error_event() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(Fault::StallAfter(2));
     let url = provider.url();
@@ -133,7 +133,7 @@ async fn a_cut_stream_ends_with_an_error_in_its_dialect() {
 }
 
 #[tokio::test]
-async fn a_call_that_has_no_response_yet_is_told_so() {
+async fn a_call_without_a_response_at_the_deadline_gets_an_error() {
     let provider = SimulatedProvider::start().await.unwrap();
     provider.set(Fault::NoAnswer);
     let gateway = Running::over(&provider, &["--shutdown-deadline", "0"]).await;

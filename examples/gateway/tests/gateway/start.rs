@@ -101,7 +101,7 @@ async fn settings_that_can_t_work_together_are_named() {
 }
 
 #[tokio::test]
-async fn a_misspelt_variable_is_told_of_with_the_nearest_name() {
+async fn a_misspelt_variable_is_reported_with_the_nearest_name() {
     let envs = [
         ("RATELIMIT_OPENAI_RMP", "10"),
         ("GATEWAY_SERVICE_HOST", "10.0.0.1"),
@@ -146,7 +146,7 @@ async fn tiers_of_callers_that_can_t_be_are_named_without_their_keys() {
         assert!(said.contains("RATELIMIT_CALLER_TIERS: entry"), "{said}");
         assert!(!said.contains("hidden"), "{said}");
     }
-    // Nobody said what a tier is.
+    // There are no tiers.
     let (code, said) = fails(&[("RATELIMIT_CALLER_TIERS", "hidden:pro")], &[]).await;
     assert_eq!(code, Some(2));
     assert!(
@@ -167,7 +167,7 @@ async fn a_shorter_total_alone_shortens_the_others() {
 }
 
 #[tokio::test]
-async fn a_port_in_use_is_said_so() {
+async fn a_port_in_use_is_reported() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap().to_string();
     let (code, said) = fails(&[], &["--listen", &addr]).await;

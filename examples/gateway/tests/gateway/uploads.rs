@@ -192,7 +192,7 @@ fn peak_kb(gateway: &Binary) -> Option<u64> {
 }
 
 #[tokio::test]
-async fn an_upload_over_its_own_limit_is_413_and_sent_nowhere_if_its_length_is_told() {
+async fn an_upload_over_its_limit_is_413_and_not_sent_if_its_length_is_announced() {
     let provider = SimulatedProvider::start().await.unwrap();
     let gateway = Running::over(&provider, &["--max-upload-bytes", "1000"]).await;
     for (path, content_type, begin) in UPLOADS {
@@ -208,7 +208,7 @@ async fn an_upload_over_its_own_limit_is_413_and_sent_nowhere_if_its_length_is_t
 }
 
 #[tokio::test]
-async fn an_upload_over_its_own_limit_is_cut_if_its_length_is_not_told() {
+async fn an_upload_over_its_limit_is_cut_if_its_length_is_not_announced() {
     let provider = SimulatedProvider::start().await.unwrap();
     let gateway = Running::over(&provider, &["--max-upload-bytes", "1000"]).await;
     for (path, content_type, begin) in UPLOADS {

@@ -281,7 +281,7 @@ proptest! {
 }
 
 #[test]
-fn what_lies_deeper_than_is_told_apart_is_passed_over() {
+fn members_below_the_maximum_depth_are_skipped() {
     for depth in MAX_DEPTH - 1..MAX_DEPTH + 3 {
         let mut value = json!({ "usage": 7 });
         for _ in 1..depth {

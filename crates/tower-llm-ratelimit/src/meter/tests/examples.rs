@@ -36,7 +36,7 @@ fn a_long_call_gets_back_what_it_did_not_use_from_a_bucket_that_others_keep_full
 }
 
 #[test]
-fn what_leaked_away_is_not_given_back_of_what_others_took_since() {
+fn a_leaked_amount_is_not_given_back_from_later_calls() {
     let (mut bucket, rate) = (Meter::new(Kind::Bucket), minute(60));
     let first = bucket.take(&rate, 60, at(0));
     let second = bucket.take(&rate, 60, at(60 * SECOND));
@@ -48,7 +48,7 @@ fn what_leaked_away_is_not_given_back_of_what_others_took_since() {
 }
 
 #[test]
-fn a_window_forgets_a_slice_when_the_thirteenth_after_it_begins() {
+fn a_slice_expires_when_the_thirteenth_after_it_begins() {
     let (mut window, rate) = (Meter::new(Kind::Window), minute(10));
     // Slices are five seconds long: taken at the very end of the first, and at its beginning.
     for taken_at in [5 * SECOND - 1, 0] {
@@ -63,7 +63,7 @@ fn a_window_forgets_a_slice_when_the_thirteenth_after_it_begins() {
 }
 
 #[test]
-fn what_a_window_has_forgotten_is_not_given_back() {
+fn an_expired_amount_is_not_given_back_to_a_window() {
     let (mut window, rate) = (Meter::new(Kind::Window), minute(10));
     let old = window.take(&rate, 4, at(0));
     // It uses the same slot now.
@@ -73,7 +73,7 @@ fn what_a_window_has_forgotten_is_not_given_back() {
 }
 
 #[test]
-fn debts_of_any_size_are_waited_for_and_forgotten() {
+fn debts_of_any_size_are_waited_for_and_expire() {
     for kind in [Kind::Window, Kind::Wide] {
         let (mut window, rate) = (Meter::new(kind), minute(10));
         let before = window.take(&rate, 5, at(0));
@@ -107,7 +107,7 @@ fn a_clock_that_was_read_earlier_moves_nothing_back() {
 }
 
 #[test]
-fn who_waits_behind_others_waits_at_least_until_they_fit() {
+fn a_call_behind_others_waits_at_least_until_they_fit() {
     let rate = minute(60);
     let mut bucket = Meter::new(Kind::Bucket);
     bucket.take(&rate, 60, at(0));
@@ -152,7 +152,7 @@ mod day {
     }
 
     #[test]
-    fn all_of_it_is_there_again_at_midnight_and_nothing_before() {
+    fn the_whole_amount_is_available_at_midnight_and_nothing_before() {
         let (mut day, rate) = (Meter::new(Kind::Day), daily(100));
         day.take(&rate, 70, on(MONDAY, HOUR));
         assert_eq!(day.remaining(&rate, on(MONDAY, HOUR)), 30);
@@ -165,7 +165,7 @@ mod day {
     }
 
     #[test]
-    fn what_was_taken_yesterday_is_not_given_back_today() {
+    fn an_amount_of_yesterday_is_not_given_back_today() {
         let (mut day, rate) = (Meter::new(Kind::Day), daily(100));
         let yesterday = day.take(&rate, 60, on(MONDAY, 0));
         day.give_back(&rate, yesterday, 10);
@@ -178,7 +178,7 @@ mod day {
     }
 
     #[test]
-    fn who_asked_for_the_date_before_midnight_turns_no_day_back() {
+    fn a_date_read_before_midnight_turns_no_day_back() {
         let (mut day, rate) = (Meter::new(Kind::Day), daily(100));
         day.take(&rate, 60, on(TUESDAY, 2 * HOUR));
         day.take(&rate, 30, on(MONDAY, 2 * HOUR - 1));
@@ -186,7 +186,7 @@ mod day {
     }
 
     #[test]
-    fn what_is_over_is_not_carried_into_the_next_day() {
+    fn debt_is_not_carried_into_the_next_day() {
         let (mut day, rate) = (Meter::new(Kind::Day), daily(100));
         day.take(&rate, u64::MAX, on(MONDAY, 0));
         day.take(&rate, u64::MAX, on(MONDAY, 0));

@@ -44,7 +44,7 @@ fn reads_openai() {
 }
 
 #[test]
-fn of_a_project_and_its_organisation_the_tighter_binds() {
+fn the_tighter_of_project_and_organisation_applies() {
     let organisation = [
         ("x-ratelimit-limit-tokens", "200000"),
         ("x-ratelimit-remaining-tokens", "9000"),
@@ -70,7 +70,7 @@ fn of_a_project_and_its_organisation_the_tighter_binds() {
 }
 
 #[test]
-fn of_equal_amounts_the_one_with_a_known_reset_binds() {
+fn of_equal_amounts_the_one_with_a_known_reset_applies() {
     let reported = read(&[
         ("x-ratelimit-limit-requests", "10"),
         ("x-ratelimit-remaining-requests", "0"),
@@ -204,7 +204,7 @@ fn reads_azure() {
 }
 
 #[test]
-fn azures_limits_of_minus_one_are_not_told() {
+fn azures_limits_of_minus_one_are_ignored() {
     let reported = read(&[
         ("x-ratelimit-limit-requests", "-1"),
         ("x-ratelimit-remaining-requests", "-1"),
@@ -260,7 +260,7 @@ fn reads_cerebras() {
 }
 
 #[test]
-fn of_a_day_and_a_minute_the_tighter_binds() {
+fn the_tighter_of_day_and_minute_applies() {
     let reported = |day| {
         read(&[
             ("x-ratelimit-limit-requests-day", "10000"),
@@ -283,7 +283,7 @@ fn of_a_day_and_a_minute_the_tighter_binds() {
 }
 
 #[test]
-fn a_reset_without_a_limit_is_not_told() {
+fn a_reset_without_a_limit_is_ignored() {
     // Cohere's, and OpenRouter's on free models, in milliseconds.
     for bare in [
         &[("x-ratelimit-reset", "1795341660")][..],
@@ -376,7 +376,7 @@ fn a_limit_of_nothing_is_no_limit() {
 }
 
 #[test]
-fn bytes_that_are_no_text_are_no_amount() {
+fn bytes_that_are_not_text_are_no_amount() {
     let mut headers = HeaderMap::new();
     headers.insert(
         "x-ratelimit-limit-tokens",
@@ -431,7 +431,7 @@ fn unknown_families_take_no_room_from_known_ones() {
 }
 
 #[test]
-fn more_families_than_are_kept_are_left_out() {
+fn families_beyond_the_maximum_are_ignored() {
     let mut headers = HeaderMap::new();
     let mut remaining = 100;
     for group in ["", "project-"] {

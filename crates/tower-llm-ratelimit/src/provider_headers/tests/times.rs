@@ -55,7 +55,7 @@ fn a_name_may_end_in_its_period() {
 }
 
 #[test]
-fn a_period_is_named_or_told() {
+fn a_period_is_in_the_name_or_the_value() {
     let period = |renewal| {
         read(&[
             ("x-ratelimit-limit-tokens-minute", "10"),
@@ -136,7 +136,7 @@ fn no_wait_is_over_a_month() {
 }
 
 #[test]
-fn a_number_too_large_for_a_wait_is_a_moment() {
+fn a_number_too_large_for_a_wait_is_a_time() {
     assert_eq!(full_in("1795341660"), secs(60));
     assert_eq!(full_in("1795341600.5"), Some(Duration::from_millis(500)));
     assert_eq!(full_in("1795341600"), secs(0));
@@ -185,7 +185,7 @@ fn a_reset_may_be_an_http_date() {
 }
 
 #[test]
-fn a_moment_says_nothing_without_the_responses_own_date() {
+fn a_time_is_ignored_without_the_responses_own_date() {
     for moment in [
         "1795341660",
         "2026-11-22T10:00:30Z",
