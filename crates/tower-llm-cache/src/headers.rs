@@ -89,7 +89,9 @@ impl StatusHeader {
         if let Did::Hit { age, .. } = did {
             headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
         }
-        if self == Self::Omitted {
+        // A list of models, say, has nothing to do with a cache.
+        let is_foreign = did == Did::Forwarded(Why::Bypass(Bypass::Operation));
+        if self == Self::Omitted || is_foreign {
             return;
         }
         let mut status = String::from("tower-llm-cache; ");

@@ -203,7 +203,9 @@ async fn without_a_key_of_the_gateway_it_is_401_and_nothing_is_sent() {
 async fn a_key_opens_it_wherever_a_client_puts_it_and_no_provider_sees_it() {
     let provider = Raw::start().await;
     let keys = format!("{KEY},{OTHER_KEY}");
-    let gateway = provider.with_credentials(&["--keys", &keys]).await;
+    // Each call is to be seen upstream.
+    let flags = ["--keys", &keys, "--cache-embeddings", "off"];
+    let gateway = provider.with_credentials(&flags).await;
     for (path, name, scheme, _) in DIALECTS {
         for key in [KEY, OTHER_KEY] {
             for headers in [
