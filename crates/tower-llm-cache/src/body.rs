@@ -11,7 +11,10 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_llm_core::BoxError;
 
-use crate::{flight::Participant, memory::Entry};
+use crate::{
+    flight::Participant,
+    record::{Frames, Record},
+};
 
 pin_project! {
     /// A response body: of a call that passed the cache, of a call in flight, or of a stored answer.
@@ -29,17 +32,9 @@ pin_project! {
         Passed { #[pin] body: B },
         // `None` once it has ended.
         Shared { participant: Option<Participant> },
-        Stored { replay: Replay },
+        Stored { frames: Frames },
         Converted { frames: vec::IntoIter<Bytes>, left: u64 },
     }
-}
-
-/// A stored answer, as far as it was read.
-#[derive(Debug)]
-struct Replay {
-    entry: Entry,
-    index: u32,
-    offset: usize,
 }
 
 impl<B> CacheBody<B> {
@@ -58,14 +53,11 @@ impl<B> CacheBody<B> {
     }
 
     /// The answer as it was recorded, frame for frame.
-    pub(crate) fn stored(entry: Entry) -> Self {
-        let replay = Replay {
-            entry,
-            index: 0,
-            offset: 0,
-        };
+    pub(crate) fn stored(record: &Record) -> Self {
         Self {
-            kind: Kind::Stored { replay },
+            kind: Kind::Stored {
+                frames: record.frames(),
+            },
         }
     }
 
@@ -78,19 +70,6 @@ impl<B> CacheBody<B> {
                 left,
             },
         }
-    }
-}
-
-impl Replay {
-    fn next(&mut self) -> Option<Bytes> {
-        let frame = self.entry.0.record.frame(self.index, self.offset)?;
-        self.index += 1;
-        self.offset += frame.len();
-        Some(frame)
-    }
-
-    fn left(&self) -> usize {
-        self.entry.0.record.body_len() - self.offset
     }
 }
 
@@ -120,8 +99,8 @@ where
                 }
                 Poll::Ready(frame)
             }
-            KindProj::Stored { replay } => {
-                Poll::Ready(replay.next().map(|frame| Ok(Frame::data(frame))))
+            KindProj::Stored { frames } => {
+                Poll::Ready(frames.next().map(|frame| Ok(Frame::data(frame))))
             }
             KindProj::Converted { frames, left } => Poll::Ready(frames.next().map(|frame| {
                 *left -= frame.len() as u64;
@@ -134,7 +113,7 @@ where
         match &self.kind {
             Kind::Passed { body } => body.is_end_stream(),
             Kind::Shared { participant } => participant.as_ref().is_none_or(Participant::is_read),
-            Kind::Stored { replay } => replay.left() == 0,
+            Kind::Stored { frames } => frames.left() == 0,
             Kind::Converted { left, .. } => *left == 0,
         }
     }
@@ -143,7 +122,7 @@ where
         match &self.kind {
             Kind::Passed { body } => body.size_hint(),
             Kind::Shared { .. } => SizeHint::default(),
-            Kind::Stored { replay } => SizeHint::with_exact(replay.left() as u64),
+            Kind::Stored { frames } => SizeHint::with_exact(frames.left() as u64),
             Kind::Converted { left, .. } => SizeHint::with_exact(*left),
         }
     }

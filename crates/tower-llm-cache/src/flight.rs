@@ -37,7 +37,7 @@ use http::response::Parts;
 use http_body::Frame;
 use tower_llm_core::{BoxError, Completion};
 
-use self::log::{Ended, Log};
+use self::log::{Ended, Log, Wakers};
 pub(crate) use self::{
     log::{Head, Recorded},
     participant::Participant,
@@ -78,6 +78,14 @@ pub(crate) trait Recorder: Send + Sync {
     fn record(&self, answer: &Recorded, end: &End);
 }
 
+/// What a new flight needs.
+pub(crate) struct Start {
+    pub(crate) upstream: Pin<Box<dyn Drive>>,
+    pub(crate) recorder: Box<dyn Recorder>,
+    /// The most bytes that are held, of an answer that is read at different speeds.
+    pub(crate) max_recording: usize,
+}
+
 pub(crate) struct Flight {
     key: FlightKey,
     table: Arc<Flights>,
@@ -89,20 +97,14 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    fn new(
-        key: FlightKey,
-        table: Arc<Flights>,
-        driver: Pin<Box<dyn Drive>>,
-        recorder: Box<dyn Recorder>,
-        max_recording: usize,
-    ) -> Self {
+    fn new(key: FlightKey, table: Arc<Flights>, start: Start) -> Self {
         Self {
             key,
             table,
-            driver: Mutex::new(Some(driver)),
+            driver: Mutex::new(Some(start.upstream)),
             is_woken: AtomicBool::new(true),
-            log: Mutex::new(Log::new(max_recording)),
-            recorder,
+            log: Mutex::new(Log::new(start.max_recording)),
+            recorder: start.recorder,
         }
     }
 
@@ -215,7 +217,7 @@ impl Flight {
     }
 }
 
-fn wake(wakers: Vec<Waker>) {
+fn wake(wakers: Wakers) {
     wakers.into_iter().for_each(Waker::wake);
 }
 

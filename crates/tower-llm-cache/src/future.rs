@@ -90,7 +90,7 @@ where
                 let response = ready!(future.poll(cx)).map_err(Into::into)?;
                 let mut response = response.map(CacheBody::passed);
                 let did = Did::Forwarded(Why::Bypass(*reason));
-                status.write(did, || unreachable!(), response.headers_mut());
+                status.write(did, None, response.headers_mut());
                 Ok(response)
             }
             StateProj::Flying { boarded } => {

@@ -85,7 +85,7 @@ fn is_of_one_call(name: &HeaderName) -> bool {
 
 impl StatusHeader {
     /// Adds what the cache did to what caches nearer to the provider have said.
-    pub(crate) fn write(self, did: Did, key: impl FnOnce() -> CacheKey, headers: &mut HeaderMap) {
+    pub(crate) fn write(self, did: Did, key: Option<&CacheKey>, headers: &mut HeaderMap) {
         if let Did::Hit { age, .. } = did {
             headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
         }
@@ -102,9 +102,9 @@ impl StatusHeader {
             Did::Forwarded(Why::Request) => write!(status, "fwd=request"),
             Did::Forwarded(Why::Bypass(reason)) => write!(status, "fwd=bypass; detail={reason}"),
         };
-        if self == Self::WithKey && !matches!(did, Did::Forwarded(Why::Bypass(_))) {
+        if let (Self::WithKey, Some(key)) = (self, key) {
             // A quoted string: RFC 8941, section 3.3.3. A key has neither quotes nor backslashes.
-            let _ = write!(status, "; key=\"{}\"", key());
+            let _ = write!(status, "; key=\"{key}\"");
         }
         if let (Ok(()), Ok(status)) = (written, HeaderValue::from_str(&status)) {
             headers.append(CACHE_STATUS, status);

@@ -14,7 +14,7 @@ const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 ///
 /// let policy = Policy::completions().ttl(Duration::from_secs(600)).deterministic_only();
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a policy does nothing until a builder takes it"]
 pub struct Policy {
     pub(crate) ttl: Duration,

@@ -160,8 +160,17 @@ impl Record {
         self.bytes.slice(self.body_at as usize..)
     }
 
+    /// The frames as they were recorded; an object's body is one.
+    pub(crate) fn frames(&self) -> Frames {
+        Frames {
+            record: self.clone(),
+            index: 0,
+            offset: 0,
+        }
+    }
+
     /// The frame that begins at `offset` of the body, as the `index`th one, if the body has that many.
-    pub(crate) fn frame(&self, index: u32, offset: usize) -> Option<Bytes> {
+    fn frame(&self, index: u32, offset: usize) -> Option<Bytes> {
         if self.form == Form::Object {
             return (index == 0).then(|| self.body());
         }
@@ -172,6 +181,32 @@ impl Record {
         let length = Cursor(&self.bytes[at..]).number()? as usize;
         let at = self.body_at as usize + offset;
         Some(self.bytes.slice(at..at + length))
+    }
+}
+
+/// The frames of a record that are yet to be read.
+#[derive(Clone, Debug)]
+pub(crate) struct Frames {
+    record: Record,
+    index: u32,
+    offset: usize,
+}
+
+impl Frames {
+    /// The bytes that are left.
+    pub(crate) fn left(&self) -> usize {
+        self.record.body_len() - self.offset
+    }
+}
+
+impl Iterator for Frames {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let frame = self.record.frame(self.index, self.offset)?;
+        self.index += 1;
+        self.offset += frame.len();
+        Some(frame)
     }
 }
 
@@ -212,14 +247,7 @@ mod tests {
     }
 
     fn frames(record: &Record) -> Vec<Bytes> {
-        let mut offset = 0;
-        (0..)
-            .map_while(|index| {
-                let frame = record.frame(index, offset)?;
-                offset += frame.len();
-                Some(frame)
-            })
-            .collect()
+        record.frames().collect()
     }
 
     proptest! {

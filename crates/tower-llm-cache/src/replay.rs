@@ -11,18 +11,15 @@ use crate::{
     assemble::{self, StreamForm},
     body::CacheBody,
     form::Form,
-    memory::Entry,
     record::Record,
     shared::Lookup,
 };
 
 /// The response with a stored answer; `None` if the answer cannot be told for certain in the form that is asked for.
-pub(crate) fn response<B>(entry: Entry, lookup: &Lookup) -> Option<Response<CacheBody<B>>> {
-    let record = &entry.0.record;
+pub(crate) fn response<B>(record: &Record, lookup: &Lookup) -> Option<Response<CacheBody<B>>> {
     let mut headers = record.headers();
     let (body, length) = if is_as_recorded(record, lookup) {
-        let length = record.body_len();
-        (CacheBody::stored(entry), length)
+        (CacheBody::stored(record), record.body_len())
     } else {
         let frames = converted(record, lookup)?;
         let label = match lookup.form {
@@ -59,7 +56,10 @@ fn converted(record: &Record, lookup: &Lookup) -> Option<Vec<Bytes>> {
     let (dialect, operation) = (lookup.call.dialect()?, lookup.call.operation());
     let include_usage = lookup.asked.include_usage;
     match (record.form(), lookup.form) {
-        (Form::Events, Form::Events) => assemble::with_usage(&frames(record), include_usage),
+        (Form::Events, Form::Events) => {
+            let frames: Vec<_> = record.frames().collect();
+            assemble::with_usage(&frames, include_usage)
+        }
         (Form::Events | Form::List, Form::Object) => {
             assemble::whole(dialect, operation, &record.body()).map(|whole| vec![whole])
         }
@@ -81,14 +81,4 @@ fn converted(record: &Record, lookup: &Lookup) -> Option<Vec<Bytes>> {
         }
         (Form::Object, Form::Object) | (Form::List, Form::List) => None,
     }
-}
-
-fn frames(record: &Record) -> Vec<Bytes> {
-    let mut offset = 0;
-    let next = |index| {
-        let frame = record.frame(index, offset)?;
-        offset += frame.len();
-        Some(frame)
-    };
-    (0..).map_while(next).collect()
 }

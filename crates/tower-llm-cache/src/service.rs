@@ -10,7 +10,11 @@ use tower_llm_core::{BoxError, Call, Oneshot, RequestBody};
 use tower_service::Service;
 
 use crate::{
-    body::CacheBody, error::NotCached, future::ResponseFuture, key::Bypass, shared::Shared,
+    body::CacheBody,
+    error::NotCached,
+    future::ResponseFuture,
+    key::Bypass,
+    shared::{Boarding, Shared},
     upstream::Upstream,
 };
 
@@ -67,7 +71,9 @@ where
             return ResponseFuture::known(Err(NotCached::new().into()));
         }
         let call = lookup.call.clone();
-        let boarded = shared.board(lookup, || Box::pin(Upstream::new(send(), call)));
-        ResponseFuture::flying(boarded)
+        match shared.board(lookup, || Box::pin(Upstream::new(send(), call))) {
+            Boarding::Flying(boarded) => ResponseFuture::flying(boarded),
+            Boarding::Stored(response) => ResponseFuture::known(Ok(response)),
+        }
     }
 }

@@ -20,7 +20,7 @@ use tower_llm_core::{Call, Completion, Outcome, Served};
 use crate::{
     body::CacheBody,
     directives::Directives,
-    flight::{Drive, End, FlightKey, Flights, Head, Join, Participant, Recorded, Recorder},
+    flight::{Drive, End, FlightKey, Flights, Head, Join, Participant, Recorded, Recorder, Start},
     form::Form,
     headers::{Did, StatusHeader, Why, shareable},
     key::{self, Asked, Bypass, CacheKey, KeySettings},
@@ -69,6 +69,13 @@ pub(crate) struct Boarded {
     key: CacheKey,
 }
 
+/// What a call that was not answered from the store becomes.
+pub(crate) enum Boarding<B> {
+    Flying(Boarded),
+    /// The answer was stored just now.
+    Stored(Response<CacheBody<B>>),
+}
+
 /// Stores what a flight has brought.
 struct Keep {
     shared: Arc<Shared>,
@@ -101,7 +108,7 @@ impl Shared {
         Ok(Lookup {
             asked,
             form: Form::asked(call, &request.uri),
-            policy: policy.clone(),
+            policy: *policy,
             directives,
             call: call.clone(),
         })
@@ -110,20 +117,17 @@ impl Shared {
     /// The stored answer, if there is one that the caller can be given.
     pub(crate) fn hit<B>(&self, lookup: &Lookup) -> Option<Response<CacheBody<B>>> {
         let now = Instant::now();
-        let entry = self.memory.as_ref()?.get(lookup.asked.key.digest())?;
-        let Stored {
-            stored_at,
-            fresh_until,
-            ..
-        } = *entry.0;
-        let age = now.saturating_duration_since(stored_at);
-        if now >= fresh_until || !lookup.directives.allows(age) {
+        let Entry(stored) = self.memory.as_ref()?.get(lookup.asked.key.digest())?;
+        let age = now.saturating_duration_since(stored.stored_at);
+        if now >= stored.fresh_until || !lookup.directives.allows(age) {
             return None;
         }
-        let ttl = fresh_until.saturating_duration_since(now);
-        let mut response = replay::response(entry, lookup)?;
-        let did = Did::Hit { age, ttl };
-        let key = || lookup.asked.key.clone();
+        let mut response = replay::response(&stored.record, lookup)?;
+        let did = Did::Hit {
+            age,
+            ttl: stored.fresh_until.saturating_duration_since(now),
+        };
+        let key = Some(&lookup.asked.key);
         self.status.write(did, key, response.headers_mut());
         response.extensions_mut().insert(Served::Hit);
         self.counters.hits.fetch_add(1, Ordering::Relaxed);
@@ -131,50 +135,43 @@ impl Shared {
     }
 
     /// Joins the call in flight for the same answer, or makes it.
-    pub(crate) fn board(
+    pub(crate) fn board<B>(
         self: &Arc<Self>,
         lookup: Lookup,
         upstream: impl FnOnce() -> Pin<Box<dyn Drive>>,
-    ) -> Boarded {
-        let key = lookup.asked.key;
+    ) -> Boarding<B> {
         let flight = FlightKey {
-            digest: *key.digest(),
+            digest: *lookup.asked.key.digest(),
             form: lookup.form,
+            include_usage: lookup.asked.include_usage,
         };
-        let max_bytes = lookup.policy.max_answer_bytes;
-        let keep = Box::new(Keep {
-            shared: Arc::clone(self),
-            key: key.clone(),
-            says_why_it_ended: is_completion(lookup.call.operation()),
-            includes_usage: lookup.asked.include_usage,
-            policy: lookup.policy,
-        });
+        let start = || Start {
+            upstream: upstream(),
+            recorder: Box::new(Keep::new(self, &lookup)),
+            max_recording: lookup.policy.max_answer_bytes,
+        };
         let wants_new = lookup.directives.no_cache || lookup.directives.max_age.is_some();
-        let (participant, did) = if wants_new {
-            let leader = self
-                .flights
-                .start_alone(flight, max_bytes, keep, upstream());
-            (leader, Did::Forwarded(Why::Request))
+        let (participant, did, count) = if wants_new {
+            let leader = self.flights.start_alone(flight, start());
+            let did = Did::Forwarded(Why::Request);
+            (leader, did, &self.counters.misses)
         } else {
             match self
                 .flights
-                .join_or_start(flight, max_bytes, keep, upstream)
+                .join_or_start(flight, || self.hit(&lookup), start)
             {
-                Join::Leader(leader) => (leader, Did::Forwarded(Why::Miss)),
-                Join::Follower(follower) => (follower, Did::Collapsed),
+                Join::Leader(leader) => (leader, Did::Forwarded(Why::Miss), &self.counters.misses),
+                Join::Follower(follower) => (follower, Did::Collapsed, &self.counters.collapsed),
+                Join::Stored(response) => return Boarding::Stored(response),
             }
         };
-        let count = match did {
-            Did::Collapsed => &self.counters.collapsed,
-            _ => &self.counters.misses,
-        };
         count.fetch_add(1, Ordering::Relaxed);
-        Boarded {
+        Boarding::Flying(Boarded {
             participant,
             did,
             status: self.status,
-            key,
-        }
+            key: lookup.asked.key,
+        })
     }
 
     /// Counts a request that has nothing to do with the cache.
@@ -214,7 +211,7 @@ impl Boarded {
                 headers.insert(CONTENT_LENGTH, length.clone());
             }
         }
-        self.status.write(self.did, || self.key, headers);
+        self.status.write(self.did, Some(&self.key), headers);
         if !is_leader {
             response.extensions_mut().insert(Served::Follower);
         }
@@ -233,6 +230,16 @@ impl Recorder for Keep {
 }
 
 impl Keep {
+    fn new(shared: &Arc<Shared>, lookup: &Lookup) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            key: lookup.asked.key.clone(),
+            policy: lookup.policy,
+            says_why_it_ended: is_completion(lookup.call.operation()),
+            includes_usage: lookup.asked.include_usage,
+        }
+    }
+
     fn store(&self, answer: &Recorded, end: &End) -> Option<()> {
         let memory = self.shared.memory.as_ref()?;
         if !self.may_store(&answer.head, &end.completion) {

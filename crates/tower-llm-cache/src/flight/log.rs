@@ -6,12 +6,13 @@ use bytes::Bytes;
 use http::{StatusCode, response::Parts};
 use http_body::Frame;
 use slab::Slab;
+use smallvec::SmallVec;
 
 use crate::error::SharedError;
 
 /// The growing answer of one flight.
 ///
-/// Up to the cap it keeps all frames, for late joiners and for the record. Beyond, nothing is recorded and nobody joins:
+/// Up to the cap it keeps all frames, for late joiners and for the record. Beyond, nothing is recorded and no caller joins:
 /// frames are freed as they are read, and what the slowest has yet to read is bounded by the cap.
 #[derive(Debug)]
 pub(crate) struct Log {
@@ -63,6 +64,9 @@ pub(crate) struct Recorded {
     pub(crate) head: Head,
     pub(crate) frames: Vec<Bytes>,
 }
+
+/// The wakers of participants; most flights have one.
+pub(super) type Wakers = SmallVec<[Waker; 2]>;
 
 /// What a reader finds.
 pub(super) enum Read<T> {
@@ -154,7 +158,7 @@ impl Log {
     }
 
     /// The wakers of all that wait; they register again with their next poll.
-    pub(super) fn waiting(&mut self) -> Vec<Waker> {
+    pub(super) fn waiting(&mut self) -> Wakers {
         let readers = self.readers.iter_mut();
         readers
             .filter_map(|(_, reader)| reader.waker.take())
@@ -163,7 +167,7 @@ impl Log {
 
     // === What comes ===
 
-    pub(super) fn head(&mut self, parts: Parts) -> Vec<Waker> {
+    pub(super) fn head(&mut self, parts: Parts) -> Wakers {
         self.is_open &= parts.status.is_success();
         self.head = Some(Head {
             status: parts.status,
@@ -174,12 +178,12 @@ impl Log {
     }
 
     /// Adds a frame; returns also whether the answer is over the cap with it.
-    pub(super) fn frame(&mut self, frame: Frame<Bytes>) -> (Vec<Waker>, bool) {
+    pub(super) fn frame(&mut self, frame: Frame<Bytes>) -> (Wakers, bool) {
         let piece = match frame.into_data() {
             Ok(data) => Piece::Data(data),
             Err(frame) => match frame.into_trailers() {
                 Ok(trailers) => Piece::Trailers(Box::new(trailers)),
-                Err(_) => return (Vec::new(), false),
+                Err(_) => return (Wakers::new(), false),
             },
         };
         self.bytes += piece.len();
@@ -192,7 +196,7 @@ impl Log {
         (self.waiting(), self.is_over_cap)
     }
 
-    pub(super) fn end(&mut self, ended: Ended) -> Vec<Waker> {
+    pub(super) fn end(&mut self, ended: Ended) -> Wakers {
         self.is_open = false;
         self.ended = Some(ended);
         self.waiting()

@@ -2,13 +2,12 @@
 
 use std::{
     fmt,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use hashbrown::{HashMap, hash_map::Entry};
 
-use super::{Drive, Flight, Participant, Recorder};
+use super::{Flight, Participant, Start};
 use crate::form::Form;
 
 /// Shards of the table, each with a lock of its own.
@@ -20,6 +19,8 @@ pub(crate) struct FlightKey {
     pub(crate) digest: [u8; 32],
     /// A streamed call does not wait for the whole of an unstreamed one.
     pub(crate) form: Form,
+    /// A stream that was asked for with its usage has a chunk more.
+    pub(crate) include_usage: bool,
 }
 
 type Shard = HashMap<FlightKey, Arc<Flight>, foldhash::fast::RandomState>;
@@ -31,9 +32,11 @@ pub(crate) struct Flights {
 }
 
 /// The part that a call has in a flight.
-pub(crate) enum Join {
+pub(crate) enum Join<T> {
     Leader(Participant),
     Follower(Participant),
+    /// It has ended, and its answer is stored.
+    Stored(T),
 }
 
 impl Flights {
@@ -51,14 +54,16 @@ impl Flights {
             .sum()
     }
 
-    /// Joins the flight for `key`, or starts one with `upstream`.
-    pub(crate) fn join_or_start(
+    /// Joins the flight for `key`, takes what is stored, or starts a flight.
+    ///
+    /// A flight stores its answer before it leaves the table. So `stored` is asked while the table is known to have none, and
+    /// an answer that came since the caller last looked is not paid for twice.
+    pub(crate) fn join_or_start<T>(
         self: &Arc<Self>,
         key: FlightKey,
-        max_recording: usize,
-        recorder: Box<dyn Recorder>,
-        upstream: impl FnOnce() -> Pin<Box<dyn Drive>>,
-    ) -> Join {
+        stored: impl FnOnce() -> Option<T>,
+        start: impl FnOnce() -> Start,
+    ) -> Join<T> {
         let mut shard = self.shard(&key);
         let entry = shard.entry(key);
         if let Entry::Occupied(flight) = &entry
@@ -66,25 +71,24 @@ impl Flights {
         {
             return Join::Follower(follower);
         }
-        let flight = Flight::new(key, Arc::clone(self), upstream(), recorder, max_recording);
-        let flight = Arc::new(flight);
-        let leader = flight.log().join();
-        entry.insert(Arc::clone(&flight));
-        drop(shard);
-        Join::Leader(Participant::new(flight, leader, true))
+        if let Some(stored) = stored() {
+            return Join::Stored(stored);
+        }
+        let (flight, leader) = self.lead(key, start());
+        entry.insert(flight);
+        Join::Leader(leader)
     }
 
     /// Starts a flight that no other call joins: its caller wants an answer that was asked for now.
-    pub(crate) fn start_alone(
-        self: &Arc<Self>,
-        key: FlightKey,
-        max_recording: usize,
-        recorder: Box<dyn Recorder>,
-        upstream: Pin<Box<dyn Drive>>,
-    ) -> Participant {
-        let flight = Flight::new(key, Arc::clone(self), upstream, recorder, max_recording);
+    pub(crate) fn start_alone(self: &Arc<Self>, key: FlightKey, start: Start) -> Participant {
+        self.lead(key, start).1
+    }
+
+    fn lead(self: &Arc<Self>, key: FlightKey, start: Start) -> (Arc<Flight>, Participant) {
+        let flight = Arc::new(Flight::new(key, Arc::clone(self), start));
         let leader = flight.log().join();
-        Participant::new(Arc::new(flight), leader, true)
+        let leader = Participant::new(Arc::clone(&flight), leader, true);
+        (flight, leader)
     }
 
     fn join(flight: &Arc<Flight>) -> Option<Participant> {

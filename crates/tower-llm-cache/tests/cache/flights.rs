@@ -8,6 +8,8 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use http_body_util::BodyExt;
+use tower_layer::Layer;
 use tower_llm_cache::{CacheLayer, FlightFailed, Policy, Scope};
 use tower_llm_core::Served;
 use tower_llm_testkit::mock::{self, Upstream};
@@ -176,7 +178,7 @@ fn a_panic_of_the_upstream_fails_the_others() {
 }
 
 #[test]
-fn beyond_the_size_limit_nobody_joins_and_a_slow_reader_loses_its_answer() {
+fn beyond_the_size_limit_no_caller_joins_and_a_slow_reader_loses_its_answer() {
     let layer = CacheLayer::builder(Scope::shared())
         .completions(Policy::completions().max_answer_bytes(2 * TOKEN.len()))
         .build()
@@ -221,6 +223,52 @@ fn streamed_calls_and_others_do_not_share() {
     );
     mock::arrived(&mut provider);
     mock::arrived(&mut provider);
+}
+
+/// The one would get a chunk that it did not ask for, and the other would miss its usage.
+#[test]
+fn streams_with_and_without_usage_do_not_share() {
+    let layer = shared();
+    let (cache, mut provider) = upstream(&layer);
+    let option = r#"{"stream_options":{"include_usage":true},"#;
+    let _with = start(
+        &cache,
+        described(post(CHAT), &QUESTION.replacen('{', option, 1)),
+    );
+    let _without = start(&cache, question());
+    mock::arrived(&mut provider);
+    mock::arrived(&mut provider);
+}
+
+/// A caller may find nothing stored, and then, when it is about to call, no flight any more.
+#[test]
+fn an_answer_that_is_stored_meanwhile_is_not_paid_for_twice() {
+    const CALLERS: usize = 4;
+    for _ in 0..200 {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&calls);
+        let model = tower::service_fn(move |_: Sent| {
+            count.fetch_add(1, Ordering::Relaxed);
+            let answer = r#"{"choices":[{"message":{"content":"So."},"finish_reason":"stop"}]}"#;
+            let body = http_body_util::Full::new(bytes::Bytes::from(answer));
+            std::future::ready(Ok::<_, tower_llm_core::BoxError>(http::Response::new(body)))
+        });
+        let cache = shared().layer(model);
+        let barrier = std::sync::Barrier::new(CALLERS);
+        std::thread::scope(|scope| {
+            for _ in 0..CALLERS {
+                scope.spawn(|| {
+                    let request = described(post(CHAT), &QUESTION.replace("true", "false"));
+                    let mut cache = cache.clone();
+                    barrier.wait();
+                    let calling = tower_service::Service::call(&mut cache, request);
+                    let answer = tokio_test::block_on(calling).unwrap();
+                    tokio_test::block_on(answer.into_body().collect()).unwrap();
+                });
+            }
+        });
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+    }
 }
 
 /// A caller counts the times that it is woken.
