@@ -14,7 +14,7 @@ use http::{Response, header};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::sync::{Notify, futures::OwnedNotified};
-use tower_llm_stack::Dialect;
+use tower_llm_stack::{BoxError, Completion, Dialect, Guard, HttpBody, Watch, core::Watched};
 
 use crate::problem::Problem;
 
@@ -31,11 +31,12 @@ pub(crate) struct Shutdown {
 pub struct Drain(pub(crate) Arc<Shutdown>);
 
 pin_project! {
-    /// A response body that ends when the gateway cuts it; a stream of events with one that says so.
+    /// A response body that ends when the gateway cuts it; a stream of events with one that says so. Whether it is one, its first
+    /// bytes tell, and not its content type.
     pub(crate) struct CutBody<B> {
         // `None` once it was cut.
         #[pin]
-        inner: Option<B>,
+        inner: Option<Watched<B, Ignore>>,
         shutdown: Arc<Shutdown>,
         // Made when the body first waits: most of a stream's frames are there when they are asked for.
         cut: Option<Pin<Box<OwnedNotified>>>,
@@ -43,6 +44,10 @@ pin_project! {
         dialect: Option<Dialect>,
     }
 }
+
+/// The body is watched only to know what it is.
+#[derive(Debug)]
+pub(crate) struct Ignore;
 
 // === impl Shutdown ===
 
@@ -87,7 +92,7 @@ impl Drain {
 
 // === impl CutBody ===
 
-impl<B: Body> CutBody<B> {
+impl<B: Body<Data = Bytes>> CutBody<B> {
     pub(crate) fn response(
         response: Response<B>,
         dialect: Dialect,
@@ -96,48 +101,48 @@ impl<B: Body> CutBody<B> {
         // Nothing can be added to a body whose length or encoding is settled.
         let headers = response.headers();
         let is_open = !headers.contains_key(header::CONTENT_LENGTH)
-            && !headers.contains_key(header::CONTENT_ENCODING);
-        let kind = headers
-            .get(header::CONTENT_TYPE)
-            .map(|kind| kind.as_bytes());
-        let events = b"text/event-stream";
-        let is_stream = kind
-            .and_then(|kind| kind.get(..events.len()))
-            .is_some_and(|kind| kind.eq_ignore_ascii_case(events));
+            && !headers.contains_key(header::CONTENT_ENCODING)
+            && response.body().size_hint().exact().is_none();
+        let response = HttpBody.watch(None, response, Ignore);
         response.map(|inner| Self {
             inner: Some(inner),
             shutdown,
             cut: None,
-            dialect: Some(dialect).filter(|_| is_open && is_stream),
+            dialect: Some(dialect).filter(|_| is_open),
         })
     }
 }
 
-impl<B: Body<Data = Bytes>> Body for CutBody<B> {
+impl<B> Body for CutBody<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
     type Data = Bytes;
-    type Error = B::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut this = self.project();
-        let Some(inner) = this.inner.as_mut().as_pin_mut() else {
+        let Some(mut inner) = this.inner.as_mut().as_pin_mut() else {
             return Poll::Ready(None);
         };
         let Some(dialect) = *this.dialect else {
             return inner.poll_frame(cx);
         };
         // A body that always has a frame is cut too.
-        if !this.shutdown.cuts() {
-            if let Poll::Ready(frame) = inner.poll_frame(cx) {
+        if !this.shutdown.cuts() || !inner.is_event_stream() {
+            if let Poll::Ready(frame) = inner.as_mut().poll_frame(cx) {
                 return Poll::Ready(frame);
             }
             let cut = this
                 .cut
                 .get_or_insert_with(|| Box::pin(Arc::clone(&this.shutdown.cut).notified_owned()));
             // Asked before the second look, so that a cut between the two is not missed.
-            if cut.as_mut().poll(cx).is_pending() && !this.shutdown.cuts() {
+            let is_cut = cut.as_mut().poll(cx).is_ready() || this.shutdown.cuts();
+            if !is_cut || !inner.is_event_stream() {
                 return Poll::Pending;
             }
         }
@@ -158,4 +163,8 @@ impl<B: Body<Data = Bytes>> Body for CutBody<B> {
             (Some(_), Some(_)) => SizeHint::default(),
         }
     }
+}
+
+impl Guard for Ignore {
+    fn end(&mut self, _: &Completion) {}
 }

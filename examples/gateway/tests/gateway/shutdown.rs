@@ -5,7 +5,10 @@ use std::time::Duration;
 use tokio::{net::TcpStream, time::Instant};
 use tower_llm_testkit::{Behavior, Fault, SimulatedProvider};
 
-use crate::support::{Binary, COMPLETE, Connection, Running, SOON, eventually, get, post, within};
+use crate::{
+    raw::{Raw, Reply},
+    support::{Binary, COMPLETE, Connection, Running, SOON, eventually, get, post, within},
+};
 
 const BODY: &str = r#"{"stream":true}"#;
 
@@ -129,6 +132,62 @@ async fn a_cut_stream_ends_with_an_error_in_its_dialect() {
             .wait_for(SOON, |counts| counts.closed_by_caller == 1)
             .await
             .unwrap();
+    }
+}
+
+/// What a caller gets of a body that had begun with `begun`, and whether that ends as HTTP says.
+async fn cut(headers: &str, begun: &str) -> (String, bool) {
+    let head = format!("HTTP/1.1 200 OK\r\n{headers}transfer-encoding: chunked\r\n\r\n");
+    let chunk = format!("{:x}\r\n{begun}\r\n", begun.len());
+    let upstream = Raw::start([Reply::Bytes((head + &chunk).into())]).await;
+    let gateway = upstream.gateway(&["--shutdown-deadline", "0"]).await;
+    let mut stream = Connection::open(gateway.addr).await;
+    stream.send("POST", "/v1/chat/completions", "", BODY).await;
+    within(SOON, stream.head(false)).await.unwrap();
+    let mut text = stream.chunk().await.unwrap().unwrap();
+    let (_, ended) = tokio::join!(gateway.stop(), async {
+        loop {
+            match within(SOON, stream.chunk()).await {
+                Ok(Some(chunk)) => text.extend(chunk),
+                Ok(None) => return true,
+                Err(()) => return false,
+            }
+        }
+    });
+    (String::from_utf8(text).unwrap(), ended)
+}
+
+#[tokio::test]
+async fn a_stream_is_cut_with_an_event_by_what_it_is_and_not_by_its_label() {
+    for label in [
+        "",
+        "content-type: text/event-stream\r\n",
+        "content-type: application/json\r\n",
+        "content-type: text/plain; charset=utf-8\r\n",
+        "content-type: application/octet-stream\r\ncontent-encoding: identity\r\n",
+    ] {
+        for begun in [
+            "data: {\"choices\":[]}\n\n",
+            ": comment\n\n",
+            "event: x\ndata: {\"cho",
+        ] {
+            let (text, ended) = cut(label, begun).await;
+            assert!(ended, "{label} {begun}");
+            let event = text.strip_prefix(begun).unwrap();
+            assert!(
+                event.starts_with("\n\ndata: {\"error\":"),
+                "{label}: {text}"
+            );
+            assert!(event.contains("shutting_down"), "{label}: {text}");
+        }
+    }
+    // What is no stream of events is broken off.
+    for (label, begun) in [
+        ("", "{\"choices\":["),
+        ("content-type: text/event-stream\r\n", "[{\"candidates\":"),
+    ] {
+        let got = cut(label, begun).await;
+        assert_eq!(got, (begun.to_owned(), false), "{label}");
     }
 }
 
