@@ -38,7 +38,7 @@ use tokio_test::{assert_ready_err, assert_ready_ok};
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_llm_breaker::{BreakerBuilder, BreakerLayer, CircuitId, Force, Reason, State};
-use tower_llm_core::BoxError;
+use tower_llm_core::{BoxError, Call, KeyBy, Operation, Provider};
 use tower_llm_testkit::mock::start;
 
 const NEUTRAL: Says = Says::Status(400);

@@ -141,3 +141,52 @@ async fn one_call_probes_several_circuits_and_each_counts_what_concerns_it() {
     let stats = staged.handle.stats_of(&account).unwrap();
     assert_eq!((stats.state, stats.probes), (State::HalfOpen, 0));
 }
+
+/// Such an answer is neither a success nor an error of a client. A probe that it left without an end would hold its lease.
+#[tokio::test(start_paused = true)]
+async fn a_redirect_or_a_switch_of_protocols_ends_a_probe() {
+    let way = CircuitId::provider("openai");
+    for status in [101, 301, 302, 303, 304, 307, 308] {
+        let answer = Says::Status(status);
+        // The provider was reached.
+        let tested = Tested::new(touchy());
+        tested.handle.trip(&way, OPEN_FOR);
+        advance(OPEN_FOR).await;
+        tested.tell(answer);
+        assert_eq!(tested.handle.state(&way), State::Closed, "{status}");
+
+        // A model that was asked has not answered: its probe has failed, and the next one is free when its time comes.
+        let tested = Tested::new(touchy());
+        tested.tell(FAILED);
+        advance(OPEN_FOR).await;
+        tested.tell(answer);
+        assert_eq!(tested.state(), State::Open, "{status}");
+        assert_eq!(tested.refused().retry_after(), Some(OPEN_FOR), "{status}");
+        advance(OPEN_FOR).await;
+        tested.tell(WELL);
+        assert_eq!(tested.state(), State::Closed, "{status}");
+
+        // A call that is not described expects no certain answer, and neither does one that reads what is stored.
+        let retrieve = Call::builder(Provider::OPENAI, Operation::RETRIEVE).model("m");
+        for call in [None, Some(retrieve.build())] {
+            let tested = Tested::new(touchy().key_by(KeyBy::shared()));
+            let request = |says| {
+                let mut request = Request::new(());
+                request.extensions_mut().insert(says);
+                if let Some(call) = &call {
+                    request.extensions_mut().insert(call.clone());
+                }
+                request
+            };
+            tested.call(request(FAILED)).unwrap();
+            tested.refuses(request(WELL));
+            advance(OPEN_FOR).await;
+            assert_eq!(tested.call(request(answer)).unwrap(), status);
+            // It is closed: all that come at once pass.
+            for _ in 0..5 {
+                tested.call(request(WELL)).unwrap();
+            }
+            assert_eq!(tested.handle.stats()[0].state, State::Closed, "{status}");
+        }
+    }
+}
