@@ -8,6 +8,9 @@ use tower_llm_stack::Dialect;
 use crate::{
     AllowPaths,
     access::Access,
+    framing::Ambiguous,
+    headers::wants_upgrade,
+    paths::is_ambiguous,
     problem::Problem,
     upstream::{Upstream, Upstreams},
 };
@@ -20,9 +23,21 @@ pub(crate) struct Gate {
     pub(crate) upstreams: Upstreams,
 }
 
+/// Checks what no request may have, whoever sends it and wherever it goes.
+pub(crate) fn check_form(parts: &Parts, ambiguous: &Ambiguous) -> Result<(), Problem> {
+    if ambiguous.is_set() {
+        Err(Problem::TWO_LENGTHS)
+    } else if is_ambiguous(parts.uri.path()) {
+        Err(Problem::DOT_SEGMENTS)
+    } else if wants_upgrade(&parts.headers) {
+        Err(Problem::NO_UPGRADE)
+    } else {
+        Ok(())
+    }
+}
+
 impl Gate {
-    /// The dialect in which to answer a request: asked for before the keys are taken, since a header that only one
-    /// provider's clients send may tell.
+    /// The dialect in which to answer a request.
     pub(crate) fn dialect(&self, parts: &Parts) -> Dialect {
         let upstream = || {
             let upstream = self.upstreams.of(parts)?;
@@ -35,7 +50,7 @@ impl Gate {
 
     /// The upstream of a request, out of which the gateway's key has been taken; or why it is refused.
     pub(crate) fn admit(&self, parts: &mut Parts) -> Result<Arc<Upstream>, Problem> {
-        // Likewise.
+        // Before the keys are taken, since a header that only one provider's clients send may tell.
         let upstream = self.upstreams.of(parts).cloned();
         if let Access::Keys(keys) = &self.access {
             let key = keys.take(parts).ok_or(match keys.is_empty() {

@@ -37,15 +37,14 @@ use tokio::{
 use tower::{Layer, ServiceExt, util::MapErr};
 use tower_http::compression::Compression;
 use tower_llm_stack::{
-    BoxError, BulkheadHandle, BulkheadLayer, CacheHandle, CacheLayer, ConfigError, DescribeLayer,
-    Dialect, HttpBody, Key, OptionalService, Provider, RateLimitLayer, RefusalLayer, Stack,
-    TimeoutLayer, breaker::Breaker, bulkhead::Bulkhead, cache::Cache, core::Describe,
-    ratelimit::RateLimit, timeout::Timeout,
+    BoxError, BulkheadHandle, CacheHandle, CacheLayer, DescribeLayer, Dialect, HttpBody,
+    OptionalService, RateLimitLayer, RefusalLayer, Stack, breaker::Breaker, bulkhead::Bulkhead,
+    cache::Cache, core::Describe, ratelimit::RateLimit, timeout::Timeout,
 };
 use tower_llm_testkit::{Behavior, SimulatedProvider};
 
 use crate::{
-    BulkheadSettings, Settings, StartError, TimeoutSettings,
+    Settings, StartError,
     access::{Access, KeyNumber},
     breaker::{self, Breakers},
     cache,
@@ -56,11 +55,11 @@ use crate::{
     drain::{Drained, Rest},
     error::Reason,
     framing::{Ambiguous, Framing},
-    gate::Gate,
-    headers::wants_upgrade,
+    gate::{self, Gate},
+    layers,
     limits::{self, Limiters},
     monitor::{Metrics, Monitor, MonitorLayer},
-    paths::{is_ambiguous, merge_slashes},
+    paths::merge_slashes,
     problem::Problem,
     proxy::Proxies,
     report,
@@ -127,7 +126,7 @@ impl Gateway {
     ///
     /// If a setting can't work or the address can't be listened on.
     pub async fn bind(settings: Settings) -> Result<Self, StartError> {
-        let (bulkhead, timeout) = layers(&settings)?;
+        let (bulkhead, timeout) = (layers::bulkhead(&settings)?, layers::timeout(&settings)?);
         let describe = DescribeLayer::new()
             .max_body_bytes(settings.max_body_bytes)
             .map_err(|error| StartError::setting(settings.names.of("--max-body-bytes"), error))?
@@ -319,69 +318,6 @@ impl Gateway {
     }
 }
 
-/// The layers that all upstreams share.
-fn layers(settings: &Settings) -> Result<(BulkheadLayer, TimeoutLayer), StartError> {
-    let BulkheadSettings {
-        default_concurrent,
-        openai_concurrent,
-        anthropic_concurrent,
-        gemini_concurrent,
-        azure_concurrent,
-        global_concurrent,
-        default_queue,
-        default_timeout,
-    } = settings.bulkhead;
-    let mut bulkhead = BulkheadLayer::builder(default_concurrent)
-        .max_waiting(default_queue)
-        .max_wait(default_timeout);
-    for (provider, limit) in [
-        (Provider::OPENAI, openai_concurrent),
-        (Provider::ANTHROPIC, anthropic_concurrent),
-        (Provider::GEMINI, gemini_concurrent),
-        (Provider::AZURE_OPENAI, azure_concurrent),
-    ] {
-        if let Some(limit) = limit {
-            bulkhead = bulkhead.limit_for(Key::new(provider.as_str()), limit);
-        }
-    }
-    if let Some(limit) = global_concurrent {
-        bulkhead = bulkhead.global_limit(limit);
-    }
-    let bulkhead = bulkhead.build().map_err(|error| {
-        let name = match error.field() {
-            "max_wait" => "--bulkhead-default-timeout",
-            "global_limit" => "--bulkhead-global-concurrent",
-            _ => "--bulkhead-default-concurrent",
-        };
-        StartError::setting(settings.names.of(name), error)
-    })?;
-
-    let TimeoutSettings {
-        first_token,
-        first_token_max,
-        idle,
-        total,
-    } = settings.timeout;
-    let or_total = |seconds| Duration::from_secs(seconds).min(total);
-    let mut timeout = TimeoutLayer::builder()
-        .first_token(first_token.unwrap_or(or_total(120)))
-        .idle(idle.unwrap_or(or_total(60)))
-        .total(total);
-    if let Some(max) = first_token_max {
-        timeout = timeout.first_token_max(max);
-    }
-    let timeout = timeout.build().map_err(|error: ConfigError| {
-        let name = match error.field() {
-            "first_token" => "--timeout-first-token",
-            "first_token_max" => "--timeout-first-token-max",
-            "idle" => "--timeout-idle",
-            _ => "--timeout-total",
-        };
-        StartError::setting(settings.names.of(name), error)
-    })?;
-    Ok((bulkhead, timeout))
-}
-
 /// Answers that look as if they were being written.
 fn lively() -> Behavior {
     Behavior::new()
@@ -516,19 +452,10 @@ async fn answer(
     body: PatientBody,
     stalled: Stalled,
 ) -> Result<Response<impl Body<Data = Bytes, Error = BoxError> + Send>, BoxError> {
-    if ambiguous.is_set() {
-        let mut response = refuse(Problem::TWO_LENGTHS, shared.gate.dialect(&parts), &parts);
-        let close = HeaderValue::from_static("close");
-        response.headers_mut().insert(header::CONNECTION, close);
-        return Ok(response.map(Either::Right));
-    }
-    if is_ambiguous(parts.uri.path()) {
-        let response = refuse(Problem::DOT_SEGMENTS, shared.gate.dialect(&parts), &parts);
-        return Ok(response.map(Either::Right));
-    }
-    if wants_upgrade(&parts.headers) {
-        let response = refuse(Problem::NO_UPGRADE, shared.gate.dialect(&parts), &parts);
-        return Ok(response.map(Either::Right));
+    // Before the keys are taken, since a header that only one provider's clients send may tell.
+    let dialect = shared.gate.dialect(&parts);
+    if let Err(problem) = gate::check_form(&parts, &ambiguous) {
+        return Ok(refuse(problem, dialect, &parts).map(Either::Right));
     }
     let own = matches!(parts.method, Method::GET | Method::HEAD)
         .then(|| shared.own(parts.uri.path()))
@@ -536,7 +463,6 @@ async fn answer(
     if let Some(response) = own {
         return Ok(response.map(Either::Right));
     }
-    let dialect = shared.gate.dialect(&parts);
     let upstream = match shared.gate.admit(&mut parts) {
         Ok(upstream) => upstream,
         Err(problem) => return Ok(refuse(problem, dialect, &parts).map(Either::Right)),
