@@ -19,6 +19,7 @@ mod error;
 mod framing;
 mod gate;
 mod headers;
+mod known;
 mod layers;
 mod limits;
 mod log;

@@ -13,6 +13,7 @@ use crate::{
     AllowPaths, Secret, Settings, StartError, UpstreamSettings,
     access::{CREDENTIALS, decoded, without_query},
     headers::remove_hop_by_hop,
+    known::{ANTHROPIC, AZURE, GEMINI, Known, OPENAI},
     owner::{remove_choices, without_choices},
     paths::is_inference_or_models,
     problem::Problem,
@@ -48,104 +49,6 @@ pub(crate) struct Upstreams {
     gemini: Arc<Upstream>,
     azure: Option<Arc<Upstream>>,
 }
-
-/// A provider as its clients know it: the settings' names, the official address, the credential's form.
-struct Known {
-    name: &'static str,
-    provider: Provider,
-    url: Setting,
-    key: Setting,
-    official: Option<&'static str>,
-    header: HeaderName,
-    scheme: &'static str,
-    no_credential: Problem,
-}
-
-/// The two names of a setting.
-struct Setting {
-    flag: &'static str,
-    variable: &'static str,
-}
-
-macro_rules! no_credential {
-    ($variable:literal, $header:literal) => {
-        Problem::no_credential(concat!(
-            "This gateway has no credential for this provider: its operator must set ",
-            $variable,
-            ", to any value if the server needs none. A request may also bring its caller's own in `",
-            $header,
-            "`, with the gateway key in another header."
-        ))
-    };
-}
-
-const OPENAI: Known = Known {
-    name: "openai",
-    provider: Provider::OPENAI,
-    url: Setting {
-        flag: "--openai-base-url",
-        variable: "OPENAI_BASE_URL",
-    },
-    key: Setting {
-        flag: "--openai-api-key",
-        variable: "OPENAI_API_KEY",
-    },
-    official: Some("https://api.openai.com/v1"),
-    header: AUTHORIZATION,
-    scheme: "Bearer ",
-    no_credential: no_credential!("OPENAI_API_KEY", "authorization"),
-};
-
-const ANTHROPIC: Known = Known {
-    name: "anthropic",
-    provider: Provider::ANTHROPIC,
-    url: Setting {
-        flag: "--anthropic-base-url",
-        variable: "ANTHROPIC_BASE_URL",
-    },
-    key: Setting {
-        flag: "--anthropic-api-key",
-        variable: "ANTHROPIC_API_KEY",
-    },
-    official: Some("https://api.anthropic.com"),
-    header: HeaderName::from_static("x-api-key"),
-    scheme: "",
-    no_credential: no_credential!("ANTHROPIC_API_KEY", "x-api-key"),
-};
-
-const GEMINI: Known = Known {
-    name: "gemini",
-    provider: Provider::GEMINI,
-    url: Setting {
-        flag: "--gemini-base-url",
-        variable: "GOOGLE_GEMINI_BASE_URL",
-    },
-    key: Setting {
-        flag: "--gemini-api-key",
-        variable: "GEMINI_API_KEY",
-    },
-    official: Some("https://generativelanguage.googleapis.com"),
-    header: HeaderName::from_static("x-goog-api-key"),
-    scheme: "",
-    no_credential: no_credential!("GEMINI_API_KEY", "x-goog-api-key"),
-};
-
-const AZURE: Known = Known {
-    name: "azure",
-    provider: Provider::AZURE_OPENAI,
-    url: Setting {
-        flag: "--azure-endpoint",
-        variable: "AZURE_OPENAI_ENDPOINT",
-    },
-    key: Setting {
-        flag: "--azure-api-key",
-        variable: "AZURE_OPENAI_API_KEY",
-    },
-    official: None,
-    header: HeaderName::from_static("api-key"),
-    scheme: "",
-    no_credential: no_credential!("AZURE_OPENAI_API_KEY", "api-key"),
-};
 
 // === impl Known ===
 
