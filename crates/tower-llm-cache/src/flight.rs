@@ -9,13 +9,13 @@
 //!
 //! The upstream is polled with a waker of the flight's own. When it wakes, all participants that wait are woken. The first
 //! one that polls takes the driver's lock and clears `is_woken`, so the others do not poll an upstream that has nothing for
-//! them. A participant that finds the lock taken returns `Pending`: its waker is in the log already, and the one that holds
-//! the lock checks `is_woken` once more after it let go.
+//! them. A participant that finds the lock taken returns `Pending`: its waker is in the log already. The one that holds the
+//! lock wakes all that wait after it let go of it, not before, or, if the upstream had nothing, checks `is_woken` once more.
 //!
 //! # Locks
 //!
-//! In this order: the table's shard, the log, and never the driver's inside of one of them. Wakers run, and the upstream is
-//! dropped, outside of all.
+//! In this order: the driver's, the table's shard, the log. A step is noted while the driver's lock is held, or two
+//! participants could note two steps the wrong way round. Wakers run outside of all locks.
 
 mod log;
 mod participant;
@@ -37,7 +37,7 @@ use http::response::Parts;
 use http_body::Frame;
 use tower_llm_core::{BoxError, Completion};
 
-use self::log::{Ended, Log, Wakers};
+use self::log::{Ended, Log};
 pub(crate) use self::{
     log::{Head, Recorded},
     participant::Participant,
@@ -134,67 +134,82 @@ impl Flight {
                     .as_mut()
                     .poll_step(&mut Context::from_waker(&waker))
             }));
-            match polled {
-                Ok(Poll::Pending) => {}
+            let panic = match polled {
+                Ok(Poll::Pending) => continue,
                 Ok(Poll::Ready(step)) => {
-                    let end = match &step {
-                        Step::Frame(_) => upstream.end(),
-                        _ => None,
-                    };
-                    let over = end.is_some() || matches!(step, Step::End(_) | Step::Failed(_));
-                    let upstream = if over { driver.take() } else { None };
-                    drop(driver);
-                    // There may be more at once.
-                    self.is_woken.store(!over, Ordering::Release);
-                    // Closed before its callers hear of the end.
-                    drop(upstream);
-                    self.apply(step);
-                    if let Some(end) = end {
-                        self.apply(Step::End(end));
-                    }
-                    return true;
+                    self.advance(&mut driver, step);
+                    None
                 }
                 Err(panic) => {
-                    let upstream = driver.take();
-                    drop(driver);
-                    drop(upstream);
+                    *driver = None;
                     self.apply(Step::Failed(FlightFailed::panicked().into()));
-                    resume_unwind(panic);
+                    Some(panic)
                 }
+            };
+            drop(driver);
+            self.wake_waiting();
+            if let Some(panic) = panic {
+                resume_unwind(panic);
             }
+            return true;
         }
         false
     }
 
-    /// Notes what came, and wakes the participants that wait for it.
+    /// Notes what the upstream has brought, and drops it at the end.
+    ///
+    /// The driver's lock is held meanwhile: the next step, which another participant may fetch, comes after this one.
+    fn advance(self: &Arc<Self>, driver: &mut Option<Pin<Box<dyn Drive>>>, step: Step) {
+        let end = match (&step, &driver) {
+            (Step::Frame(_), Some(upstream)) => upstream.end(),
+            _ => None,
+        };
+        let is_over = end.is_some() || matches!(step, Step::End(_) | Step::Failed(_));
+        if is_over {
+            // Closed before its callers hear of the end.
+            *driver = None;
+        }
+        // There may be more at once.
+        self.is_woken.store(!is_over, Ordering::Release);
+        self.apply(step);
+        if let Some(end) = end {
+            self.apply(Step::End(end));
+        }
+    }
+
+    /// Notes a step.
     fn apply(self: &Arc<Self>, step: Step) {
-        let wakers = match step {
+        match step {
             Step::Head(head) => {
                 // Callers that come after a failure start afresh.
                 if !head.status.is_success() {
                     self.table.remove(self);
                 }
-                self.log().head(*head)
+                self.log().head(*head);
             }
             Step::Frame(frame) => {
-                let (wakers, is_over_cap) = self.log().frame(frame);
+                let is_over_cap = self.log().frame(frame);
                 if is_over_cap {
                     self.table.remove(self);
                 }
-                wakers
             }
             Step::End(end) => {
                 self.record(&end);
                 // Stored first: a caller that finds no flight finds the answer.
                 self.table.remove(self);
-                self.log().end(Ended::Whole)
+                self.log().end(Ended::Whole);
             }
             Step::Failed(error) => {
                 self.table.remove(self);
-                self.log().end(Ended::Failed(error.into()))
+                self.log().end(Ended::Failed(error.into()));
             }
-        };
-        wake(wakers);
+        }
+    }
+
+    /// Wakes all participants that wait; they wait again with their next poll.
+    fn wake_waiting(&self) {
+        let wakers = self.log().waiting();
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Drops the upstream: the last participant has left.
@@ -217,10 +232,6 @@ impl Flight {
     }
 }
 
-fn wake(wakers: Wakers) {
-    wakers.into_iter().for_each(Waker::wake);
-}
-
 /// Wakes every participant that waits: one of them alone might never poll again.
 impl Wake for Flight {
     fn wake(self: Arc<Self>) {
@@ -229,8 +240,7 @@ impl Wake for Flight {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.is_woken.store(true, Ordering::Release);
-        let wakers = self.log().waiting();
-        wake(wakers);
+        self.wake_waiting();
     }
 }
 

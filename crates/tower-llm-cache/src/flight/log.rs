@@ -157,7 +157,7 @@ impl Log {
         Read::Waiting(registered.replace(waker.clone()))
     }
 
-    /// The wakers of all that wait; they register again with their next poll.
+    /// Takes the wakers of all that wait.
     pub(super) fn waiting(&mut self) -> Wakers {
         let readers = self.readers.iter_mut();
         readers
@@ -167,23 +167,22 @@ impl Log {
 
     // === What comes ===
 
-    pub(super) fn head(&mut self, parts: Parts) -> Wakers {
+    pub(super) fn head(&mut self, parts: Parts) {
         self.is_open &= parts.status.is_success();
         self.head = Some(Head {
             status: parts.status,
             version: parts.version,
             headers: parts.headers,
         });
-        self.waiting()
     }
 
-    /// Adds a frame; returns also whether the answer is over the cap with it.
-    pub(super) fn frame(&mut self, frame: Frame<Bytes>) -> (Wakers, bool) {
+    /// Adds a frame; returns whether the answer is over the cap with it.
+    pub(super) fn frame(&mut self, frame: Frame<Bytes>) -> bool {
         let piece = match frame.into_data() {
             Ok(data) => Piece::Data(data),
             Err(frame) => match frame.into_trailers() {
                 Ok(trailers) => Piece::Trailers(Box::new(trailers)),
-                Err(_) => return (Wakers::new(), false),
+                Err(_) => return self.is_over_cap,
             },
         };
         self.bytes += piece.len();
@@ -193,13 +192,12 @@ impl Log {
             self.is_open = false;
             self.free();
         }
-        (self.waiting(), self.is_over_cap)
+        self.is_over_cap
     }
 
-    pub(super) fn end(&mut self, ended: Ended) -> Wakers {
+    pub(super) fn end(&mut self, ended: Ended) {
         self.is_open = false;
         self.ended = Some(ended);
-        self.waiting()
     }
 
     /// The whole answer, if all of it is held and can be stored: it has headers and no trailers.

@@ -1,18 +1,25 @@
 //! Calls that share one upstream call.
 
 use std::{
+    convert::Infallible,
+    future,
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
+    thread, vec,
 };
 
-use http_body_util::BodyExt;
+use futures_util::stream;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use tower::service_fn;
 use tower_layer::Layer;
 use tower_llm_cache::{CacheLayer, FlightFailed, Policy, Scope};
-use tower_llm_core::Served;
+use tower_llm_core::{BoxError, Served};
 use tower_llm_testkit::mock::{self, Upstream};
+use tower_service::Service;
 
 use crate::support::*;
 
@@ -240,33 +247,97 @@ fn streams_with_and_without_usage_do_not_share() {
     mock::arrived(&mut provider);
 }
 
+/// Calls `model` from four threads at once through a new cache; returns what each of them has read.
+fn all_at_once<F>(model: F) -> Vec<bytes::Bytes>
+where
+    F: Service<Sent, Error = BoxError> + Clone + Send + Sync + 'static,
+    F: Service<Sent, Response = http::Response<Frames>, Future: Send>,
+{
+    const CALLERS: usize = 4;
+    let cache = shared().layer(model);
+    let barrier = Barrier::new(CALLERS);
+    let read = || {
+        let mut cache = cache.clone();
+        let calling = {
+            let request = question();
+            barrier.wait();
+            cache.call(request)
+        };
+        let answer = tokio_test::block_on(calling).unwrap();
+        let body = tokio_test::block_on(answer.into_body().collect());
+        body.unwrap().to_bytes()
+    };
+    thread::scope(|scope| {
+        let callers: Vec<_> = (0..CALLERS).map(|_| scope.spawn(read)).collect();
+        callers
+            .into_iter()
+            .map(|caller| caller.join().unwrap())
+            .collect()
+    })
+}
+
+type Frames = StreamBody<stream::Iter<vec::IntoIter<Result<Frame<bytes::Bytes>, Infallible>>>>;
+
+/// A stream of which all is there at once.
+fn ready(frames: &[&'static str]) -> future::Ready<Result<http::Response<Frames>, BoxError>> {
+    let frames: Vec<_> = frames
+        .iter()
+        .map(|frame| Ok(Frame::data(bytes::Bytes::from(*frame))))
+        .collect();
+    future::ready(Ok(mock::stream(StreamBody::new(stream::iter(frames)))))
+}
+
+/// Two participants that fetch one step each could note them the wrong way round.
+#[test]
+fn steps_come_in_order_whichever_thread_fetches_them() {
+    const TOKENS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    for _ in 0..300 {
+        let model = service_fn(|_: Sent| ready(&TOKENS));
+        let read = all_at_once(model);
+        assert!(read.iter().all(|read| *read == TOKENS.concat()), "{read:?}");
+    }
+}
+
+/// One that finds the upstream in use by another must not wait for that other's next poll.
+#[test]
+fn a_caller_that_stops_in_the_middle_leaves_the_upstream_to_the_others() {
+    for _ in 0..300 {
+        let model = service_fn(|_: Sent| ready(&WHOLE));
+        let cache = shared().layer(model);
+        let (started, both) = (Barrier::new(2), &cache);
+        let (stopped, read) = thread::scope(|scope| {
+            let stops = scope.spawn(|| {
+                let mut cache = both.clone();
+                let calling = cache.call(question());
+                started.wait();
+                let mut answer = tokio_test::block_on(calling).unwrap();
+                let first = tokio_test::block_on(answer.body_mut().frame());
+                (answer, first.unwrap().unwrap())
+            });
+            let mut cache = both.clone();
+            let calling = cache.call(question());
+            started.wait();
+            let answer = tokio_test::block_on(calling).unwrap();
+            let read = tokio_test::block_on(answer.into_body().collect()).unwrap();
+            (stops.join().unwrap(), read.to_bytes())
+        });
+        assert_eq!(stopped.1.into_data().unwrap(), ROLE);
+        assert_eq!(read, WHOLE.concat());
+    }
+}
+
 /// A caller may find nothing stored, and then, when it is about to call, no flight any more.
 #[test]
 fn an_answer_that_is_stored_meanwhile_is_not_paid_for_twice() {
-    const CALLERS: usize = 4;
-    for _ in 0..200 {
+    for _ in 0..300 {
         let calls = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&calls);
-        let model = tower::service_fn(move |_: Sent| {
+        let model = service_fn(move |_: Sent| {
             count.fetch_add(1, Ordering::Relaxed);
-            let answer = r#"{"choices":[{"message":{"content":"So."},"finish_reason":"stop"}]}"#;
-            let body = http_body_util::Full::new(bytes::Bytes::from(answer));
-            std::future::ready(Ok::<_, tower_llm_core::BoxError>(http::Response::new(body)))
+            ready(&WHOLE)
         });
-        let cache = shared().layer(model);
-        let barrier = std::sync::Barrier::new(CALLERS);
-        std::thread::scope(|scope| {
-            for _ in 0..CALLERS {
-                scope.spawn(|| {
-                    let request = described(post(CHAT), &QUESTION.replace("true", "false"));
-                    let mut cache = cache.clone();
-                    barrier.wait();
-                    let calling = tower_service::Service::call(&mut cache, request);
-                    let answer = tokio_test::block_on(calling).unwrap();
-                    tokio_test::block_on(answer.into_body().collect()).unwrap();
-                });
-            }
-        });
+        let read = all_at_once(model);
+        assert!(read.iter().all(|read| *read == WHOLE.concat()), "{read:?}");
         assert_eq!(calls.load(Ordering::Relaxed), 1);
     }
 }
