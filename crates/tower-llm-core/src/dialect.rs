@@ -147,7 +147,8 @@ fn is_of_stored_object(path: &str) -> bool {
         if is_last && (segment == "cancel" || segment.ends_with(":cancel")) {
             return true;
         }
-        let below = segments.clone().count();
+        // No more than matters: a path can have thousands of segments.
+        let below = segments.clone().take(2).count();
         let is_stored = match (before, segment) {
             ("fine_tuning", "jobs") | (_, "batches" | "responses" | "interactions") => below >= 2,
             ("chat", "completions") => below >= 1,

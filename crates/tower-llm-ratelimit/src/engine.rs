@@ -206,7 +206,7 @@ impl Engine {
         if !matches!(blocked.why, Why::Limit(_)) {
             limits.iter().for_each(CheckedLimit::refused);
         }
-        let refused = RateLimited::new(reason, told(blocked.known_nanos));
+        let refused = RateLimited::new(reason, retry_after(blocked.known_nanos));
         self.with_statuses(refused, keys, demand)
     }
 
@@ -219,7 +219,7 @@ impl Engine {
         now: Instant,
     ) -> RateLimited {
         let wait = self.known_wait(keys, demand, now);
-        let wait = told(wait.map_or(0, |blocked| blocked.known_nanos));
+        let wait = retry_after(wait.map_or(0, |blocked| blocked.known_nanos));
         let limits = &keys[group].group.limits;
         limits.iter().for_each(CheckedLimit::refused);
         let waited = Reason::Waited(self.max_wait);
@@ -248,8 +248,8 @@ impl Engine {
 /// without a time most clients would try again within milliseconds.
 const SOON: Duration = Duration::from_secs(1);
 
-/// The wait that a refused call is told; `None` if it can never be admitted.
-fn told(known_nanos: u64) -> Option<Duration> {
+/// The time after which a refused call is to try again; `None` if it can never be admitted.
+fn retry_after(known_nanos: u64) -> Option<Duration> {
     match known_nanos {
         0 => Some(SOON),
         u64::MAX => None,
