@@ -1,38 +1,41 @@
 //! A circuit breaker for calls to language models that judges each call at the end of its stream.
 //!
-//! Generic breakers decide when the response headers arrive. With language models most failures come later: errors arrive
-//! inside a 200, streams stall and break off, a 429 is a time to wait and not a failure, and a probe can take ten minutes.
-//! This layer counts a call when its *response body* ends or is dropped, by its [`Outcome`](tower_llm_core::Outcome).
+//! Generic breakers judge a call as soon as its response headers arrive. With language models most failures come later:
+//! errors arrive inside a 200, streams stall and break off, a 429 is a time to wait and not a failure, and a probe can
+//! take ten minutes. This layer counts a call when its *response body* ends or is dropped, by its
+//! [`Outcome`](tower_llm_core::Outcome).
 //!
 //! # What opens which circuit
 //!
-//! A call passes up to four circuits. Its outcome counts only in the circuits of what failed ([`Scope`]):
+//! A call passes up to four circuits: those of its provider, its model, its account, and its account and model
+//! together. Its outcome counts only in the circuit of what failed ([`Scope`]):
 //!
 //! | end of the call | circuit |
 //! |---|---|
 //! | transport error before a response | provider |
 //! | overload, 5xx, error in the stream, truncated or stalled stream, timeout | model |
-//! | 429 with a time | account and model, until that time; not a failure |
-//! | money or quota used up | account, or account and model if the quota is that of a model |
+//! | 429 with a `retry-after` | account and model together, until that time; not a failure |
+//! | money or quota used up | account, or account and model together if the quota is that of a model |
 //! | credential refused (401) | account, after three in a row |
-//! | permission refused (403) | account and model, after three in a row |
-//! | deadline before the first token of a stream that showed life | none; a slow call ([`SlowCalls`]) |
-//! | client error, dropped call, refusal by another layer, lost race | none |
+//! | permission refused (403) | account and model together, after three in a row |
+//! | first-token deadline exceeded although the stream showed signs of life | none; a slow call ([`SlowCalls`]) |
+//! | client error, dropped call, refusal by another layer, a call that lost a race of parallel calls | none |
 //!
-//! The account is the name that the service gives to a credential of its own
-//! ([`Call::account`](tower_llm_core::Call::account)). A call without such a name carries its caller's credential, so its
-//! account is the caller, and a bad credential opens no circuit for other callers. Credential errors of calls without
-//! account and caller open no circuit.
+//! An account is one of the service's own credentials for a provider, under a name that you give it
+//! ([`Call::account`](tower_llm_core::Call::account)). A call without such a name carries its caller's credential, so
+//! its account is the caller, and a bad credential opens no circuit for other callers. Credential errors of calls that
+//! have neither an account nor a caller open no circuit.
 //!
 //! Calls that run no inference, such as lists, files, job states and token counts, pass only the circuits of provider and
 //! account. They open no circuit of a model and are not refused by one.
 //!
 //! # States
 //!
-//! A closed circuit opens after five failures in a row, or when half of at least ten calls within a minute have failed. It
-//! refuses calls for 30 s, and for longer each time it opens again. Then it is half-open: calls are admitted as *probes*,
-//! one at a time. Two successful probes close it, and one failed probe opens it again. Each probe has a lease, so a probe
-//! that never ends does not block the circuit. All these numbers are [settings](BreakerLayer).
+//! A closed circuit opens after five failures in a row, or when at least ten calls have ended within a minute and half
+//! of them failed. It refuses calls for 30 s, and for longer each time it opens again. Then it is half-open: calls are
+//! admitted as *probes*, one at a time. Two successful probes close it, and one failed probe opens it again. Each probe
+//! has a time limit, after which another call may probe, so a probe that never ends does not block the circuit. All
+//! these numbers are [settings](BreakerLayer).
 //!
 //! The layer does not retry, and it does not choose another provider.
 //!
@@ -40,13 +43,14 @@
 //!
 //! - A circuit opens when a ratio *reaches* its limit, and only at a failure or a slow call.
 //! - A circuit is open up to the last millisecond of its time, and half-open from then on.
-//! - A call that was admitted before the circuit changed state does not count in the new state. A time to wait in its
+//! - A call that was admitted before the circuit changed state does not count in the new state. A `retry-after` in its
 //!   response extends an open circuit but does not open a closed one.
-//! - Counts restart at each change of state, except at the end of a ramp and when a 429 with a time opens the circuit.
+//! - Counts restart at each change of state, except at the end of a ramp (calls admitted gradually after a circuit has
+//!   closed) and when a 429 with a `retry-after` opens the circuit.
 //! - If several circuits refuse a call, the longest of their times is reported.
-//! - A layer applied twice in one stack counts each call twice. A `tower` timeout outside this layer drops the call, which
-//!   is neutral: use `tower-llm-timeout` inside. The error of another crate's `load_shed` inside this layer counts as a
-//!   transport error.
+//! - A layer applied twice in one stack counts each call twice. A `tower` timeout outside this layer drops the call,
+//!   which counts neither as a success nor as a failure: use `tower-llm-timeout` inside. Inside this layer, the error
+//!   of tower's own `load_shed` counts as a refusal, and that of another crate's as a transport error.
 //!
 //! # Example
 //!

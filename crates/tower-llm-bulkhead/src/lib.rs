@@ -16,17 +16,17 @@
 //! A call takes both or none. Limits can count tokens ([`Weigh`]), calls can have a [`Priority`], and limits can be changed
 //! while calls run ([`BulkheadHandle::set_limit`]).
 //!
-//! The layer does not limit rates. A limit stays as it is set: if the provider's limit is known, no algorithm finds a
-//! better one. [`Adaptive`] limits follow a signal instead. They can reduce refusals or the time to the first token; they
-//! do not raise throughput.
+//! The layer does not limit rates. By default a limit does not adjust itself: if the provider's limit is known, no
+//! algorithm finds a better one. [`Adaptive`] limits adjust to refusals and latency. They can reduce refusals or the
+//! time to the first token; they do not raise throughput.
 //!
 //! # Fairness
 //!
 //! Calls of a higher priority go first. Within a priority, callers take turns, and the calls of one caller keep their
-//! order. A call that needs more permits than are free waits for them. Lighter calls behind it may overtake it, until they
-//! hold as many permits together as it needs; no others overtake it before those have ended. So a heavy call does not block
-//! others while permits are free, and its wait is bounded. If a caller's first call leaves the queue unserved, that caller
-//! goes to the end.
+//! order. A call that needs more permits than are free waits for them. Meanwhile lighter calls behind it may overtake
+//! it, until the overtaking calls together hold as many permits as it needs. After that no call overtakes it before
+//! they have ended. So a heavy call does not block others while permits are free, and its wait is bounded. If the first
+//! waiting call of a caller is dropped or times out, that caller's next call takes the last turn.
 //!
 //! # Example
 //!

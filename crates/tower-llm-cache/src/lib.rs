@@ -1,23 +1,29 @@
-//! Caches exact answers of language models, streams included, and shares calls in flight.
+//! Caches the answers of language models, streams included, for identical requests, and shares one call among identical
+//! requests in flight.
 //!
-//! A [`CacheLayer`] records an answer while it passes, and serves it again to requests that ask the same:
+//! A [`CacheLayer`] records an answer while it passes, and serves it again to identical requests:
 //!
-//! - **The same** means the same content: the key is a digest of the canonical request, in which spelling, and members such as
-//!   `user`, `metadata` or `service_tier`, do not count. Any other member does, also one that is not known here.
-//! - **For whom** is a decision that the builder demands: a [`Scope`] of one caller, of a tenant, or of all.
-//! - **Whole answers only**: a stream that was cut, an error inside a 200, an answer that was truncated or filtered, and, unless
-//!   the policy allows it, one that calls tools, is passed on and not stored.
-//! - **Frame for frame**: a recorded stream is replayed as it came, reasoning and usage included, without pauses. Callers that do
-//!   not stream get the same answer as one object, and the other way round, in the provider's own form.
-//! - **In flight**: callers that ask the same at the same time share one upstream call. Each reads the growing answer from its
-//!   first frame, at its own speed; one that leaves, or reads nothing, holds up no other. The upstream is dropped when the last
-//!   one leaves. A call that fails fails those that share it, and the next caller starts a new one.
+//! - **Identical** means equal content: the key is a digest of the request in canonical form. JSON formatting, and
+//!   members such as `user`, `metadata` or `service_tier`, do not affect it. All other members do, including those that
+//!   this crate does not know.
+//! - **Scope**: an answer is shared within one caller, one tenant or all callers. The builder requires a [`Scope`];
+//!   there is no default.
+//! - **Complete answers only**: the layer passes on, but does not store, streams that broke off, errors inside a 200,
+//!   and answers that hit a token limit or were filtered. Answers that call tools are stored only if the policy allows
+//!   it.
+//! - **Frame for frame**: a recorded stream is replayed as it came, reasoning and usage included, without pauses. A
+//!   streamed answer also serves callers that do not stream, as one JSON object, and an unstreamed answer serves
+//!   callers that stream. Both have the provider's format.
+//! - **In flight**: identical requests at the same time share one upstream call. Each reads the growing answer from its
+//!   first frame, at its own speed; a caller that disconnects or stops reading does not delay the others. When the last
+//!   caller disconnects, the upstream call is dropped. If the shared call fails, it fails for all callers that share
+//!   it, and the next caller starts a new call.
 //!
 //! Requests whose answer depends on more than the request are not cached: those that refer to state at the provider, that have
 //! the provider search or run tools, or that ask it to store the answer. [`Bypass`] lists the reasons.
 //!
-//! Responses say what happened in a `cache-status` header (RFC 9211), and requests are obeyed in `cache-control`: `no-store`,
-//! `no-cache`, `max-age` and `only-if-cached`.
+//! Responses say what happened in a `cache-status` header (RFC 9211), and the layer obeys these directives in a
+//! request's `cache-control`: `no-store`, `no-cache`, `max-age` and `only-if-cached`.
 //!
 //! # What it does not do
 //!
@@ -26,10 +32,10 @@
 //!
 //! # Costs
 //!
-//! Exact repeats are rare in chats with people, and common in evaluations, classification, embeddings and retries. A miss
-//! allocates one flight and spawns no task. Beyond
-//! [`max_answer_bytes`](Policy::max_answer_bytes) nothing is recorded, and no more callers join. A reader that falls further
-//! behind than that, while others read on, gets an error.
+//! Exact repeats are rare in chats with people, and common in evaluations, classification, embeddings and retries. A
+//! miss allocates the state of one shared call and spawns no task. When an answer exceeds
+//! [`max_answer_bytes`](Policy::max_answer_bytes), its recording stops and no more callers can join. From then on, a
+//! caller that is more bytes than that behind the fastest one gets an error.
 //!
 //! # Example
 //!

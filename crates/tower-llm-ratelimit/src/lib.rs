@@ -5,8 +5,8 @@
 //! *reserves* what a call may use, in all of its limits together or in none. When the response body ends, it settles: it
 //! refunds what the call did not use, and charges what the call used beyond its reservation.
 //!
-//! - A [`Limit`] is data: an amount of requests, tokens or cost per period, for each key, as a sliding window or a token
-//!   bucket.
+//! - A [`Limit`] is plain data: an amount of requests, tokens or cost (by your own prices) per period, counted for each
+//!   caller, for each model or by a key of your own, in a sliding window or a token bucket.
 //! - [`RateLimitLayer::for_callers`] enforces the limits that a service sets for its callers.
 //! - [`RateLimitLayer::for_providers`] enforces the limits that providers set for the service, including the limits that
 //!   their responses report.

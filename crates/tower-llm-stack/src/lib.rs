@@ -7,18 +7,18 @@
 //! Refusal > Describe > your own > caller's RateLimit > Cache > Breaker > provider's RateLimit > Bulkhead > Timeout > client
 //! ```
 //!
-//! - The refusal layer is outermost, because every error passes there.
+//! - The refusal layer is outermost, so that every error goes through it.
 //! - A request is described next, because all other layers use the description.
 //! - A caller over its limit uses nothing in the inner layers. A call that an inner layer refuses is refunded.
 //! - A cached answer costs the caller one request and no tokens, and uses nothing in the inner layers.
-//! - A call that an open circuit refuses reserves no tokens of the provider.
-//! - A call that waits for the provider's tokens holds no permit. Deadlines start when the call has its permit.
-//! - The breaker and the provider's limit do not both act on a 429. Calls wait for a limit that observes what the provider
-//!   reports; the circuit opens only without such a limit.
+//! - A call refused by an open circuit reserves none of the provider's tokens.
+//! - A call that waits for the provider's tokens holds no permit. The timeouts start when the call has its permit.
+//! - Only one layer acts on a 429. If a provider's rate limit is in the stack and observes what the provider reports,
+//!   calls wait there; otherwise the circuit opens.
 //!
-//! [`adapters`] has clients for the inside of a stack (reqwest, hyper-util, tonic) and clients that take a stack
-//! (reqwest-middleware, async-openai). [`guide::typed_services`] explains stacks whose requests and responses are not HTTP.
-//! To print or log how calls end, add an [`OnEndLayer`] as your own layer.
+//! [`adapters`] turns clients into the innermost service of a stack (reqwest, hyper-util, tonic), and installs a stack
+//! in clients that accept middleware (reqwest-middleware, async-openai). [`guide::typed_services`] explains stacks
+//! whose requests and responses are not HTTP. To print or log how calls end, add an [`OnEndLayer`] as your own layer.
 //!
 //! # With other layers
 //!

@@ -6,7 +6,7 @@
 //! - [`fixtures`]: recorded response bodies of providers, each with the result expected from reading it.
 //! - [`example`]: runs the workspace's examples as programs.
 //! - [`redis`]: Redis servers and clusters that a test can kill, freeze and restart.
-//! - [`Stopwatch`]: elapsed time, without the time in which the machine did not run the process.
+//! - [`Stopwatch`]: elapsed time, excluding pauses in which the machine did not run the process.
 //!
 //! ```
 //! use http_body_util::{BodyExt, Full};

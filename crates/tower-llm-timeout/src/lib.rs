@@ -1,26 +1,28 @@
-//! Deadlines for streamed calls to language models: for the first token, between frames, and in total.
+//! Timeouts for streamed calls to language models: for the first token, between frames, and in total.
 //!
 //! A timeout on the response headers does not catch a provider that answers 200 and then sends nothing. A timeout on the
 //! whole call cuts long answers that make good progress. So this layer has three:
 //!
-//! - **first token**: until the first *content* of a stream arrives. Role-only frames, empty deltas and keep-alive comments
-//!   are not content but signs of life: they extend this deadline up to a second, longer one, because the model may be
-//!   searching or reasoning. It does not apply to calls that are not streamed.
-//! - **idle**: between two frames of a response body, whatever they contain. It runs only while the body is polled, because
-//!   a slow reader is not a silent provider. In a stream with a first-token deadline, it starts after the first token.
+//! - **first token**: until the first *content* of a stream arrives. Role-only frames, empty deltas and keep-alive
+//!   comments are not content but signs of life: they extend this timeout, up to a separate, longer maximum, because
+//!   the model may be searching or reasoning. It does not apply to calls that are not streamed.
+//! - **idle**: between two frames of a response body, whatever they contain. It runs only while the body is polled,
+//!   because a slow reader is not a silent provider. In a stream with a first-token timeout, it starts after the first
+//!   token.
 //! - **total**: from the call to the end of the body.
 //!
-//! If a deadline passes before the response headers arrive, the call fails with [`TimedOut`](tower_llm_core::TimedOut). If
-//! it passes later, an event stream ends with an error event in the dialect of the request, and any other body fails with
-//! the same error. Both name the deadline. The upstream body is dropped, and outer layers see
+//! If a timeout fires before the response headers arrive, the call fails with [`TimedOut`](tower_llm_core::TimedOut).
+//! If it fires later, an event stream ends with an error event in the dialect of the request, and any other body fails
+//! with the same error. Both name the timeout. The upstream body is dropped, and outer layers see
 //! [`Failed`](tower_llm_core::Outcome::Failed): `Timeout` if nothing had arrived, `Slow` if the stream showed signs of
 //! life, `Stalled` if it fell silent.
 //!
-//! Some upstreams leave a body open after its last content, which would hold the caller and its permit. So a body ends at
-//! most 250 ms after its terminal marker or its whole document has arrived.
+//! Some upstreams leave a body open after its last content, which would hold the caller and its permit. So this layer
+//! ends a body at most 250 ms after the end marker of its stream (such as `[DONE]`), or its complete JSON document, has
+//! arrived.
 //!
-//! This layer does not retry, and it does not limit how long a call queues in outer layers. No deadline passes in a body
-//! that is not polled, so a server needs its own timeout for callers that stop reading.
+//! This layer does not retry, and it does not limit how long a call queues in outer layers. No timeout fires while the
+//! body is not polled, not even the total one, so a server needs its own timeout for callers that stop reading.
 //!
 //! # Example
 //!

@@ -1,7 +1,8 @@
 //! A gateway in front of language models: the tower-llm stack as a service.
 //!
-//! The policy is in the crates. The gateway adds what a server needs: authentication of callers, [upstreams](Settings),
-//! removal of headers that a proxy must not forward, timeouts for clients, metrics, a log and graceful shutdown.
+//! Limits, circuits, the cache and the timeouts are those of the `tower-llm` crates. The gateway adds what a server
+//! needs: authentication of callers, [upstreams](Settings), removal of headers that a proxy must not forward, timeouts
+//! for clients, metrics, a log and graceful shutdown.
 //!
 //! ```text
 //! hyper > gate > Refusal > Describe > Monitor > caller's RateLimit > Cache > Breaker > provider's RateLimit > Bulkhead > Timeout > hyper-util's client

@@ -18,8 +18,9 @@ use crate::AllowPaths;
 /// A gateway in front of language models: limits, a circuit breaker and timeouts for OpenAI, Azure OpenAI, Anthropic, Gemini
 /// and servers that speak their dialects.
 ///
-/// Without a base URL or key of any provider it answers from a built-in simulated provider, so it runs without keys and
-/// without a network. With at least one, the other providers are called at their official addresses.
+/// If no base URL and no key of a provider is set, it answers from a built-in simulated provider, so it runs without
+/// keys and without a network. If any is set, real providers are called, each at its base URL or, without one, at its
+/// official address.
 ///
 /// Every setting is a flag and an environment variable; the flag wins, and an empty value counts as not set. RUST_LOG sets
 /// the log level, such as `warn` or `info,tower_llm_breaker=debug` [default: info].
@@ -83,7 +84,7 @@ pub struct Settings {
     #[arg(long, env = "GATEWAY_DRAIN_DELAY", value_name = "SECONDS", default_value = "5", value_parser = seconds_or_zero)]
     pub drain_delay: Duration,
 
-    /// Time for running calls to end after the gateway stops listening. Calls that still run are cut.
+    /// Time that calls in flight have to finish after the gateway stops listening. Then they are cut off.
     #[arg(long, env = "GATEWAY_SHUTDOWN_DEADLINE", value_name = "SECONDS", default_value = "30", value_parser = seconds_or_zero)]
     pub shutdown_deadline: Duration,
 
@@ -103,7 +104,7 @@ pub struct Settings {
     #[command(flatten)]
     pub ratelimit: RateLimitSettings,
 
-    /// Which answers are repeated.
+    /// Which answers are cached.
     #[command(flatten)]
     pub cache: CacheSettings,
 
@@ -132,10 +133,10 @@ pub struct Settings {
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Access")]
 pub struct AccessSettings {
-    /// Keys for the gateway's own callers. A caller sends one in place of a provider's key. Required if a provider's key is
-    /// set; without them every call gets a 401. `none` allows calls without a key. For a provider without a key of yours, a
-    /// caller also sends its own; if the provider is a server that needs none, set any value as its key. Prefer the variable:
-    /// other users of the machine can see flags.
+    /// Keys that callers send to the gateway in place of a provider's key. Required if the key of any provider is set:
+    /// without GATEWAY_KEYS every call then gets a 401. `none` allows calls without a key. If the gateway has no key
+    /// for a provider, a caller sends its provider key beside its gateway key; for a server that needs no key, set any
+    /// value as the provider's key. Prefer the variable: other users of the machine can see flags.
     #[arg(
         long = "keys",
         env = "GATEWAY_KEYS",
@@ -246,16 +247,16 @@ pub struct ProxySettings {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Rate limit")]
 pub struct RateLimitSettings {
-    /// OpenAI: requests per minute.
+    /// OpenAI: requests per minute; no limit unless set.
     #[arg(long = "ratelimit-openai-rpm", env = "RATELIMIT_OPENAI_RPM", value_name = "REQUESTS", value_parser = amount)]
     pub openai_rpm: Option<u64>,
-    /// OpenAI: tokens per minute, input and output.
+    /// OpenAI: tokens per minute, input and output; no limit unless set.
     #[arg(long = "ratelimit-openai-tpm", env = "RATELIMIT_OPENAI_TPM", value_name = "TOKENS", value_parser = amount)]
     pub openai_tpm: Option<u64>,
-    /// Anthropic: requests per minute.
+    /// Anthropic: requests per minute; no limit unless set.
     #[arg(long = "ratelimit-anthropic-rpm", env = "RATELIMIT_ANTHROPIC_RPM", value_name = "REQUESTS", value_parser = amount)]
     pub anthropic_rpm: Option<u64>,
-    /// Anthropic: tokens per minute, input and output.
+    /// Anthropic: tokens per minute, input and output; no limit unless set.
     #[arg(long = "ratelimit-anthropic-tpm", env = "RATELIMIT_ANTHROPIC_TPM", value_name = "TOKENS", value_parser = amount)]
     pub anthropic_tpm: Option<u64>,
     /// Anthropic: input tokens per minute. Tokens read from its prompt cache do not count.
@@ -264,16 +265,16 @@ pub struct RateLimitSettings {
     /// Anthropic: output tokens per minute.
     #[arg(long = "ratelimit-anthropic-otpm", env = "RATELIMIT_ANTHROPIC_OTPM", value_name = "TOKENS", value_parser = amount)]
     pub anthropic_otpm: Option<u64>,
-    /// Gemini: requests per minute.
+    /// Gemini: requests per minute; no limit unless set.
     #[arg(long = "ratelimit-gemini-rpm", env = "RATELIMIT_GEMINI_RPM", value_name = "REQUESTS", value_parser = amount)]
     pub gemini_rpm: Option<u64>,
-    /// Gemini: tokens per minute, input and output.
+    /// Gemini: tokens per minute, input and output; no limit unless set.
     #[arg(long = "ratelimit-gemini-tpm", env = "RATELIMIT_GEMINI_TPM", value_name = "TOKENS", value_parser = amount)]
     pub gemini_tpm: Option<u64>,
-    /// Azure OpenAI: requests per minute.
+    /// Azure OpenAI: requests per minute; no limit unless set.
     #[arg(long = "ratelimit-azure-rpm", env = "RATELIMIT_AZURE_RPM", value_name = "REQUESTS", value_parser = amount)]
     pub azure_rpm: Option<u64>,
-    /// Azure OpenAI: tokens per minute, input and output.
+    /// Azure OpenAI: tokens per minute, input and output; no limit unless set.
     #[arg(long = "ratelimit-azure-tpm", env = "RATELIMIT_AZURE_TPM", value_name = "TOKENS", value_parser = amount)]
     pub azure_tpm: Option<u64>,
     /// Obey the limits and wait times that providers report in their responses, per model.
@@ -299,7 +300,8 @@ pub struct RateLimitSettings {
     pub timeout: Duration,
 
     /// Each caller: requests per minute. A caller is identified by its gateway key. On a gateway without keys it is
-    /// identified by the provider key it sends; if the gateway replaces that key, a caller can send any.
+    /// identified by the provider key it sends. If the gateway replaces that key, a caller can send any value and so
+    /// avoid its limit.
     #[arg(long = "ratelimit-caller-rpm", env = "RATELIMIT_CALLER_RPM", value_name = "REQUESTS", value_parser = amount)]
     pub caller_rpm: Option<u64>,
     /// Each caller: tokens per minute, input and output.
@@ -313,7 +315,8 @@ pub struct RateLimitSettings {
         value_name = "TIER:REQUESTS,.."
     )]
     pub tiers: Option<Tiers>,
-    /// Callers in another tier, by gateway key or, on a gateway without keys, by the key they send. Prefer the variable.
+    /// Tiers of the callers that are not in the first. A caller is named by its gateway key or, on a gateway without
+    /// keys, by the key it sends. Prefer the variable.
     #[arg(
         long = "ratelimit-caller-tiers",
         env = "RATELIMIT_CALLER_TIERS",
@@ -323,8 +326,8 @@ pub struct RateLimitSettings {
     pub caller_tiers: Option<Secret>,
 }
 
-/// Which answers are repeated, from this process's memory. A caller gets only answers to its own earlier calls; calls without a
-/// credential are not cached.
+/// Which answers are cached, in this process's memory. A caller gets only answers to its own earlier calls; calls
+/// without a credential are not cached.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Cache")]
 pub struct CacheSettings {
@@ -347,16 +350,16 @@ pub struct CacheSettings {
         value_parser = switch
     )]
     pub embeddings: bool,
-    /// Time an answer is repeated, for completions and embeddings that have no time of their own.
+    /// Time a cached answer is served, where CACHE_COMPLETIONS_TTL or CACHE_EMBEDDINGS_TTL is not set.
     #[arg(long = "cache-ttl", env = "CACHE_TTL", value_name = "SECONDS", value_parser = ttl)]
     pub ttl: Option<Duration>,
-    /// Time a completion is repeated [default: 1800].
+    /// Time a cached completion is served [default: 1800].
     #[arg(long = "cache-completions-ttl", env = "CACHE_COMPLETIONS_TTL", value_name = "SECONDS", value_parser = ttl)]
     pub completions_ttl: Option<Duration>,
-    /// Time embeddings are repeated [default: 86400].
+    /// Time cached embeddings are served [default: 86400].
     #[arg(long = "cache-embeddings-ttl", env = "CACHE_EMBEDDINGS_TTL", value_name = "SECONDS", value_parser = ttl)]
     pub embeddings_ttl: Option<Duration>,
-    /// Memory for all answers, in bytes. The answers used longest ago go first.
+    /// Memory for all answers, in bytes. The least recently used answers are evicted first.
     #[arg(long = "cache-max-bytes", env = "CACHE_MAX_BYTES", value_name = "BYTES", default_value_t = 256 << 20, value_parser = amount)]
     pub max_bytes: u64,
     /// Maximum number of answers; no limit unless set.
@@ -418,7 +421,8 @@ pub struct BreakerSettings {
         default_value_t = 2
     )]
     pub success_threshold: u32,
-    /// Time a circuit stays open at first; it doubles each time the circuit opens again. A provider can ask for longer.
+    /// Time a circuit stays open when it first opens, doubled each time it opens again. A provider's `retry-after` can
+    /// extend it.
     #[arg(long = "breaker-timeout", env = "BREAKER_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub open_for: Duration,
     /// Longest time a circuit stays open.
@@ -459,7 +463,8 @@ pub struct BulkheadSettings {
     /// Concurrent calls to all providers together [default: no such limit].
     #[arg(long = "bulkhead-global-concurrent", env = "BULKHEAD_GLOBAL_CONCURRENT", value_name = "CALLS", value_parser = permits)]
     pub global_concurrent: Option<usize>,
-    /// Calls to each provider that may wait for a permit; with 0 a call that finds no free permit is refused at once.
+    /// Calls per provider that may wait while its concurrent calls are at their limit; with 0, further calls are
+    /// refused at once.
     #[arg(
         long = "bulkhead-default-queue",
         env = "BULKHEAD_DEFAULT_QUEUE",

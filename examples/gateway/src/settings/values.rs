@@ -125,7 +125,7 @@ pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
-/// How long an answer is repeated, which may be longer than any deadline.
+/// How long a cached answer is served, which may be longer than any deadline.
 pub(super) fn ttl(text: &str) -> Result<Duration, String> {
     match text.parse::<u64>() {
         Ok(0) => Err("it must be longer than zero".to_owned()),
