@@ -1,6 +1,6 @@
-//! The official SDKs against the gateway's binary and its simulated provider.
+//! The official SDKs, and httpx by itself, against the gateway's binary and its simulated provider.
 //!
-//! The scenes are written in the SDKs' own languages, beside this file. The SDKs are installed into the target folder, in
+//! The scenes are written in the clients' own languages, beside this file. The clients are installed into the target folder, in
 //! pinned versions. Where they can't be, because there is no interpreter or no network, the tests pass and say so.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
@@ -30,7 +30,7 @@ const SCRIPT: Duration = Duration::from_secs(300);
 
 const SCRIPTS: [&str; 3] = ["openai_scenes", "anthropic_scenes", "google_scenes"];
 
-/// A language's SDKs, installed.
+/// A language's SDKs, or one client, installed.
 struct Sdks {
     folder: PathBuf,
     interpreter: PathBuf,
@@ -47,16 +47,24 @@ struct Gateway {
 
 #[tokio::test]
 async fn the_python_sdks_work_against_the_gateway() {
-    match install_python().await {
-        Ok(sdks) => sdks.run_all().await,
+    match install_python("python").await {
+        Ok(sdks) => sdks.run_all(&SCRIPTS).await,
         Err(why) => skip("Python", &why),
+    }
+}
+
+#[tokio::test]
+async fn httpx_reads_the_413_of_what_is_too_large_each_time() {
+    match install_python("httpx").await {
+        Ok(httpx) => httpx.run_all(&["httpx_scenes"]).await,
+        Err(why) => skip("httpx", &why),
     }
 }
 
 #[tokio::test]
 async fn the_node_sdks_work_against_the_gateway() {
     match install_node().await {
-        Ok(sdks) => sdks.run_all().await,
+        Ok(sdks) => sdks.run_all(&SCRIPTS).await,
         Err(why) => skip("Node", &why),
     }
 }
@@ -70,9 +78,9 @@ fn skip(language: &str, why: &str) {
 // === impl Sdks ===
 
 impl Sdks {
-    async fn run_all(&self) {
+    async fn run_all(&self, scripts: &[&str]) {
         let mut failed = Vec::new();
-        for script in SCRIPTS {
+        for script in scripts {
             let (success, said) = self.run(script).await;
             if !success {
                 failed.push(format!("{script}:\n{said}"));
@@ -89,6 +97,7 @@ impl Sdks {
             ("RATELIMIT_ANTHROPIC_RPM", "1"),
             ("RATELIMIT_GEMINI_RPM", "1"),
             ("RATELIMIT_QUEUE", "0"),
+            ("GATEWAY_MAX_UPLOAD_BYTES", "1000000"),
         ])
         .await;
         let mut command = Command::new(&self.interpreter);
@@ -107,8 +116,9 @@ impl Sdks {
     }
 }
 
-async fn install_python() -> Result<Sdks, String> {
-    let folder = prepared("python");
+/// Installs what the scenes in `folder` require, in an environment of its own.
+async fn install_python(folder: &str) -> Result<Sdks, String> {
+    let folder = prepared(folder);
     let (bin, interpreter) = (folder.join("venv/bin"), folder.join("venv/bin/python"));
     let requirements = folder.join("requirements.txt");
     if !is_installed(&folder, &requirements) {
@@ -174,13 +184,13 @@ async fn install_node() -> Result<Sdks, String> {
 }
 
 /// A folder with the scripts in it: Node looks for packages beside the script that imports them.
-fn prepared(language: &str) -> PathBuf {
+fn prepared(name: &str) -> PathBuf {
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/sdk")
-        .join(language);
+        .join(name);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .join("sdk")
-        .join(language);
+        .join(name);
     fs::create_dir_all(&folder).unwrap();
     for file in fs::read_dir(scripts).unwrap() {
         let file = file.unwrap();
