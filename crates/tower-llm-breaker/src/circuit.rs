@@ -246,7 +246,7 @@ impl Circuit {
             self.stale.fetch_add(1, Ordering::Relaxed);
             if let (Phase::Open, Some(Some(time))) = (word.phase, failure) {
                 // The call is of an earlier generation, but the provider's time has not passed yet.
-                self.change(now.get(), |held| held.told_late(time));
+                self.change(now.get(), |held| held.wait_at_least_late(time));
             }
             return;
         }
@@ -266,7 +266,7 @@ impl Circuit {
             self.note_event(now.get());
         }
         if let Some(Some(time)) = failure {
-            self.change(now.get(), |held| held.told(time));
+            self.change(now.get(), |held| held.wait_at_least(time));
         }
         if let Some(failures) = &judged.failures
             && !self.enter(failures, pass, is_bad, now)
@@ -412,7 +412,7 @@ impl Circuit {
 
     // === statistics ===
 
-    pub(crate) fn standing(&self, now: Instant) -> Shut {
+    pub(crate) fn status(&self, now: Instant) -> Shut {
         let core = self.core();
         let word = self.word();
         match word.phase {

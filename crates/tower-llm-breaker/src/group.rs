@@ -56,7 +56,7 @@ impl Group {
 
     /// Returns a slot for one more open member; `None` if too many are open.
     pub(crate) fn may_open(&self, now: Instant) -> Option<OpenSlot> {
-        let Some(share) = self.policy.max_open_ratio else {
+        let Some(ratio) = self.policy.max_open_ratio else {
             return Some(OpenSlot::default());
         };
         let now = self.policy.clock.millis(now);
@@ -64,7 +64,7 @@ impl Group {
         members.forget_until(now);
         // A quotient, as for failures: 29 of 100 is 0.29, but 0.29 times 100 is slightly less than 29.
         let with_one_more = (members.open.len() + 1) as f64 / members.all as f64;
-        (with_one_more <= share).then(|| members.add(self.counts_until(now)))
+        (with_one_more <= ratio).then(|| members.add(self.counts_until(now)))
     }
 
     /// Returns the slot of a member that is open, or half-open, until `until`; it may have had one before.

@@ -78,7 +78,7 @@ impl BreakerHandle {
         let circuit = self.board.peek(circuit);
         let initial_state = State::of(self.board.policy.initial_state);
         circuit.map_or(initial_state, |circuit| {
-            circuit.standing(Instant::now()).state
+            circuit.status(Instant::now()).state
         })
     }
 
@@ -120,13 +120,13 @@ impl BreakerHandle {
 
 impl CircuitStats {
     fn of(circuit: &Circuit, now: Instant) -> Self {
-        let standing = circuit.standing(now);
+        let status = circuit.status(now);
         let Tally { bad, total } = circuit.failures(now);
         let (probes, probe_successes, probe_failures) = circuit.probes(now);
         Self {
             circuit: circuit.id(),
-            state: standing.state,
-            remaining: standing.retry_after,
+            state: status.state,
+            remaining: status.retry_after,
             calls: total,
             failures: bad,
             slow_calls: circuit.slow(now).bad,

@@ -134,11 +134,11 @@ impl Policy {
         let most = self.max_open_for.as_secs_f64();
         // `min` before the conversion: the grown time may be infinite.
         let grown = Duration::from_secs_f64(most.min(grown));
-        self.jittered(grown.max(self.told(at_least.unwrap_or_default())))
+        self.jittered(grown.max(self.capped(at_least.unwrap_or_default())))
     }
 
     /// The time that the provider named, up to the maximum.
-    pub(crate) fn told(&self, time: Duration) -> Duration {
+    pub(crate) fn capped(&self, time: Duration) -> Duration {
         time.min(self.max_retry_after)
     }
 

@@ -17,8 +17,8 @@ fn refused(builder: BreakerBuilder, field: &str, value: impl Debug) {
     assert!(error.to_string().contains(field), "{error}");
 }
 
-fn taken(builder: BreakerBuilder) {
-    builder.build().expect("it can work");
+fn accepted(builder: BreakerBuilder) {
+    builder.build().expect("the settings are valid");
 }
 
 fn builder() -> BreakerBuilder {
@@ -35,13 +35,13 @@ fn ratios_are_from_zero_to_one() {
         refused(builder().slow_calls(slow), "slow_calls", share);
     }
     for share in [0.0, 1.0] {
-        taken(
+        accepted(
             builder()
                 .failure_ratio(share)
                 .jitter(share)
                 .max_open_ratio(share),
         );
-        taken(builder().slow_calls(SlowCalls::at_ratio(share)));
+        accepted(builder().slow_calls(SlowCalls::at_ratio(share)));
     }
 }
 
@@ -71,7 +71,7 @@ fn times_are_over_zero_and_at_most_a_day() {
         for time in [Duration::ZERO, LONGER_THAN_A_DAY] {
             refused(set(builder(), time), field, time);
         }
-        taken(set(builder().max_open_for(DAY), DAY));
+        accepted(set(builder().max_open_for(DAY), DAY));
     }
 }
 
@@ -91,10 +91,10 @@ fn windows_are_neither_empty_nor_shorter_than_their_minimum() {
         101,
     );
     refused(builder().minimum_calls(0), "minimum_calls", 0);
-    taken(builder().window_calls(100).minimum_calls(100));
+    accepted(builder().window_calls(100).minimum_calls(100));
     // The default minimum does not make a short window invalid.
-    taken(builder().window_calls(1));
-    taken(builder().window(Duration::from_millis(10)));
+    accepted(builder().window_calls(1));
+    accepted(builder().window(Duration::from_millis(10)));
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn numbers_are_at_least_one() {
     refused(builder().probes(0), "probes", 0);
     refused(builder().probes(4_096), "probes", 4_096);
     refused(builder().max_keys(0), "max_keys", 0);
-    taken(
+    accepted(
         builder()
             .failure_threshold(1)
             .success_threshold(1)
@@ -114,18 +114,18 @@ fn numbers_are_at_least_one() {
 }
 
 #[test]
-fn a_circuit_is_not_open_for_longer_than_it_may_be() {
+fn open_for_is_at_most_max_open_for() {
     let minute = Duration::from_secs(60);
     let contradiction = builder().open_for(2 * minute).max_open_for(minute);
     refused(contradiction, "max_open_for", minute);
-    taken(builder().open_for(minute).max_open_for(minute));
+    accepted(builder().open_for(minute).max_open_for(minute));
     for factor in [0.9, -1.0, 1_000.1, f64::NAN] {
         refused(builder().open_factor(factor), "open_factor", factor);
     }
-    taken(builder().open_factor(1.0));
+    accepted(builder().open_factor(1.0));
 }
 
 #[test]
-fn the_defaults_are_good() {
+fn the_defaults_are_valid() {
     let _ = (BreakerLayer::new(), BreakerLayer::default());
 }

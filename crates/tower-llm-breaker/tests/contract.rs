@@ -1,6 +1,6 @@
-//! Readiness: what is readied is called, and nothing is kept from others.
+//! Readiness: `call` uses the service that was readied, and no capacity is held from others.
 //!
-//! The mock panics when it is called without having been readied.
+//! The mock panics if it is called without having been readied.
 
 mod support;
 
@@ -40,7 +40,7 @@ async fn readiness_is_the_inner_services() {
     assert_pending!(poll_ready(&mut service));
     upstream.allow(1);
     assert_ready_ok!(poll_ready(&mut service));
-    // An open circuit does not keep it back either: which is meant is not known before the call.
+    // An open circuit does not block readiness: which circuit applies is unknown before the call.
     layer.handle().trip(&model(), MINUTE);
     assert_ready_ok!(poll_ready(&mut service));
 
@@ -58,7 +58,7 @@ async fn a_call_uses_the_service_that_was_readied_and_leaves_it_unready() {
     let (mut service, mut upstream) = mocked::<Response>(&layer);
     upstream.allow(1);
     assert_ready_ok!(poll_ready(&mut service));
-    // A clone would have to be readied first, which is not possible from here on.
+    // A clone would have to be readied first, which is impossible from here on.
     upstream.allow(0);
     let mut call = task::spawn(service.call(ask(WELL)));
     assert_pending!(call.poll());
@@ -70,7 +70,7 @@ async fn a_call_uses_the_service_that_was_readied_and_leaves_it_unready() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_refused_is_answered_at_once_and_must_be_readied_again() {
+async fn a_refused_call_ends_at_once_and_the_service_must_be_readied_again() {
     let layer = layer();
     let (mut service, mut upstream) = mocked::<Response>(&layer);
     layer.handle().trip(&model(), MINUTE);
@@ -84,13 +84,13 @@ async fn a_call_that_is_refused_is_answered_at_once_and_must_be_readied_again() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_refused_keeps_no_inner_permit() {
+async fn a_refused_call_holds_no_inner_permit() {
     let layer = layer();
     let (mock, mut upstream) = mock::pair::<Request, Response>();
     let mut refused_service = layer.layer(ConcurrencyLimit::new(mock, 1));
     layer.handle().trip(&model(), MINUTE);
     assert_ready_ok!(poll_ready(&mut refused_service));
-    // It holds the only permit now.
+    // This call holds the only permit now.
     let other_service = refused_service.clone();
     assert_pending!(poll_ready(&mut other_service.clone()));
     let mut refused = task::spawn(refused_service.call(ask(WELL)));
@@ -144,7 +144,7 @@ async fn a_call_outlives_its_service_and_its_layer_and_is_counted() {
     let (_, answer) = arrived(&mut upstream);
     answer.send_response(Says::Status(500).answer().unwrap());
     drop(assert_ready_ok!(call.poll()));
-    // What came before it was dropped has told it.
+    // The outcomes of calls before the drop were counted.
     assert_eq!((stats(&handle).calls, stats(&handle).failures), (1, 1));
 }
 
@@ -170,7 +170,7 @@ fn prompt(number: u32) -> Prompt {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_typed_services_answer_is_its_success_and_its_error_a_failure() {
+async fn a_typed_services_response_is_a_success_and_its_error_a_failure() {
     let layer = builder().minimum_calls(10).watch(Unary).build().unwrap();
     let service = layer.layer(service_fn(|prompt: Prompt| async move {
         if prompt.number.is_multiple_of(2) {
@@ -189,7 +189,7 @@ async fn a_typed_services_answer_is_its_success_and_its_error_a_failure() {
     let way = tower_llm_breaker::CircuitId::provider("openai");
     let stats_of_way = layer.handle().stats_of(&way).unwrap();
     assert_eq!((stats_of_way.calls, stats_of_way.failures), (4, 2));
-    // A way that broke says nothing of the model.
+    // A broken connection says nothing about the model.
     assert_eq!(
         (
             stats(&layer.handle()).calls,
@@ -199,9 +199,9 @@ async fn a_typed_services_answer_is_its_success_and_its_error_a_failure() {
     );
 }
 
-/// Sixty calls, each a second long, through an inner service that takes one at a time.
+/// Sixty calls of a second each, through an inner service that admits one at a time.
 #[tokio::test(start_paused = true)]
-async fn nothing_deadlocks_over_an_inner_service_that_takes_one_call_at_a_time() {
+async fn no_deadlock_over_an_inner_service_that_admits_one_call_at_a_time() {
     let layer = builder()
         .ramp(10 * SECOND)
         .probes(60)
@@ -222,7 +222,7 @@ async fn nothing_deadlocks_over_an_inner_service_that_takes_one_call_at_a_time()
     }
     let answered = calls.join_all().await;
     let answered = answered.iter().filter(|answer| answer.is_ok()).count();
-    // Those that the ramp refused took none of the inner service's time.
+    // Calls that the ramp refused used none of the inner service's time.
     assert_eq!(began.elapsed(), answered as u32 * SECOND);
     assert!((10..60).contains(&answered), "{answered}");
     assert_eq!(layer.handle().state(&model()), State::Closed);

@@ -1,4 +1,4 @@
-//! What a hand does to circuits, and what is told of them.
+//! Manual changes to circuits, and what they report.
 
 mod support;
 
@@ -12,10 +12,10 @@ use tokio::time::{Instant, advance};
 use tower_llm_breaker::{CircuitId, EventKind, Force, Reason, Scope, State};
 use tower_llm_core::Refusal;
 
-// === by hand ===
+// === manual changes ===
 
 #[tokio::test(start_paused = true)]
-async fn a_hand_opens_for_so_long_and_the_later_end_wins() {
+async fn a_trip_opens_for_its_time_and_the_later_end_wins() {
     let tested = Tested::new(touchy());
     tested.handle.trip(&model(), MINUTE);
     assert_eq!(tested.refused().retry_after(), Some(MINUTE));
@@ -26,7 +26,7 @@ async fn a_hand_opens_for_so_long_and_the_later_end_wins() {
     advance(2 * MINUTE).await;
     tested.tell(WELL);
     assert_eq!(tested.state(), State::Closed);
-    // It says nothing of how long failures open it.
+    // A manual trip does not affect how long failures open the circuit.
     tested.tell(FAILED);
     assert_eq!(tested.refused().retry_after(), Some(30 * SECOND));
 
@@ -36,16 +36,16 @@ async fn a_hand_opens_for_so_long_and_the_later_end_wins() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_forced_open_stays_so_until_it_is_reset() {
+async fn a_forced_open_circuit_stays_open_until_reset() {
     let mut staged = Staged::new(touchy());
-    let under_way = staged.begin();
+    let in_flight = staged.begin();
     staged.handle.force(&model(), Force::Open);
     let refused = staged.refused();
     assert_eq!(
         (refused.state(), refused.retry_after()),
         (State::ForcedOpen, None)
     );
-    under_way.end(WELL);
+    in_flight.end(WELL);
     advance(300 * 24 * 60 * MINUTE).await;
     assert_eq!(staged.refused().state(), State::ForcedOpen);
     staged.handle.reset(&model());
@@ -88,7 +88,7 @@ async fn a_disabled_circuit_admits_all_calls_and_counts_none() {
     }
 }
 
-/// It was reported again after every few failures, though an open circuit would have refused those calls.
+/// The opening was reported again after every few failures, though an open circuit would have refused those calls.
 #[tokio::test(start_paused = true)]
 async fn metrics_only_reports_a_would_be_opening_once_per_open_time() {
     let layer = builder()
@@ -112,7 +112,7 @@ async fn metrics_only_reports_a_would_be_opening_once_per_open_time() {
         advance(30 * SECOND - MS).await;
         tested.tell_times(20, FAILED);
         assert_eq!(kinds(&mut events), []);
-        // It goes on counting.
+        // Counting continues.
         assert_eq!(
             (tested.state(), tested.counts()),
             (State::MetricsOnly, (10, 10))
@@ -138,9 +138,9 @@ async fn metrics_only_reports_a_spent_account_once_per_open_time() {
     }
 }
 
-/// Closing a closed circuit was an event "from closed to closed".
+/// Closing a closed circuit sent an event "from closed to closed".
 #[tokio::test(start_paused = true)]
-async fn no_event_leads_from_a_state_to_itself() {
+async fn no_event_reports_a_transition_to_the_same_state() {
     let tested = Tested::new(builder());
     tested.tell(FAILED);
     let mut events = tested.handle.subscribe();
@@ -156,10 +156,10 @@ async fn no_event_leads_from_a_state_to_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_chosen_for_all_is_what_a_reset_goes_back_to() {
+async fn a_reset_returns_to_the_configured_initial_state() {
     let tested = Tested::new(touchy().initial_state(Force::Open));
     let way = CircuitId::provider("openai");
-    // None has been seen.
+    // None exists yet.
     assert_eq!(tested.state(), State::ForcedOpen);
     assert_eq!(tested.refused().circuit(), &way);
     tested.handle.trip(&way, SECOND);
@@ -173,7 +173,7 @@ async fn what_was_chosen_for_all_is_what_a_reset_goes_back_to() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reset_forgets_all_but_how_often_it_has_refused() {
+async fn a_reset_clears_all_but_the_refusal_count() {
     let tested = Tested::new(touchy());
     for _ in 0..3 {
         tested.tell(FAILED);
@@ -187,11 +187,11 @@ async fn a_reset_forgets_all_but_how_often_it_has_refused() {
     );
     assert_eq!(stats_now.refused, 3);
     tested.tell(FAILED);
-    // As the first time.
+    // As after the first opening.
     assert_eq!(tested.refused().retry_after(), Some(30 * SECOND));
 }
 
-// === what is told ===
+// === events and statistics ===
 
 #[tokio::test(start_paused = true)]
 async fn events_have_order_reasons_times_and_generations() {
@@ -217,7 +217,7 @@ async fn events_have_order_reasons_times_and_generations() {
         (30, HalfOpen, Open, ProbeFailed, Some(100), 3),
         (130, Open, HalfOpen, Elapsed, None, 4),
         (130, HalfOpen, Ramping, ProbesSucceeded, Some(60), 5),
-        // What is counted goes on counting: no generation begins.
+        // Counting continues: no generation begins.
         (190, Ramping, Closed, Elapsed, None, 5),
         (190, Closed, Open, Manual, Some(1), 6),
         (190, Open, ForcedOpen, Manual, None, 7),
@@ -266,7 +266,7 @@ async fn stats_report_the_counts_of_each_circuit() {
     };
     assert_eq!(of(&model()), (7, 3, 0, 0, 0));
     assert_eq!(of(&CircuitId::provider("openai")), (9, 2, 0, 0, 0));
-    // Nothing is counted of these: single calls open them.
+    // These count no calls: a single call opens them.
     assert_eq!(of(&CircuitId::account("openai", "")), (0, 0, 0, 0, 0));
     assert_eq!(
         of(&CircuitId::account_and_model("openai", "", "m")),

@@ -1,4 +1,4 @@
-//! What hostile callers and unlucky ones have tried.
+//! Hostile callers, and unlucky ones.
 
 mod support;
 
@@ -22,7 +22,7 @@ fn ask_of_caller(key: &str, says: Says) -> Request {
     ask_of("openai", key, "m", says)
 }
 
-/// It was there after a second, and its reader came back after a minute.
+/// The frame arrived after a second, and its reader returned after a minute.
 #[tokio::test(start_paused = true)]
 async fn a_slow_reader_after_a_pending_poll_is_no_stall() {
     let layer = builder()
@@ -59,7 +59,7 @@ async fn a_slow_reader_after_a_pending_poll_makes_no_call_slow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_there_and_not_read_is_not_slow() {
+async fn an_unread_response_is_not_slow() {
     let slow = SlowCalls::at_ratio(0.5).total(10 * SECOND);
     let tested = Tested::new(builder().slow_calls(slow).minimum_calls(1));
     let mut service = tested.service.clone();
@@ -70,7 +70,7 @@ async fn an_answer_that_is_there_and_not_read_is_not_slow() {
     assert_eq!(tested.state(), State::Closed);
 }
 
-/// Each opens its own account, until there is no room for more.
+/// Each invented credential opens its own account, until there is no room for more.
 #[tokio::test(start_paused = true)]
 async fn invented_credentials_open_no_circuit_of_other_callers() {
     let tested = Tested::new(builder().max_keys(16));
@@ -91,7 +91,7 @@ async fn invented_credentials_open_no_circuit_of_other_callers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_model_for_which_there_is_no_room_passes_no_open_provider() {
+async fn an_overflowing_model_does_not_bypass_an_open_provider() {
     let mut staged = Staged::new(builder().max_keys(16));
     let mut running = Vec::new();
     for n in 0..100 {
@@ -118,7 +118,7 @@ async fn a_model_for_which_there_is_no_room_passes_no_open_provider() {
     assert_eq!(passed, 0, "passed an open provider circuit");
 }
 
-/// It had been let through before the account was open, and has closed again.
+/// The call was admitted before the account opened; the account has closed again since.
 #[tokio::test(start_paused = true)]
 async fn a_late_report_of_a_spent_account_does_not_open_it() {
     let mut staged = Staged::new(builder());
@@ -134,7 +134,7 @@ async fn a_late_report_of_a_spent_account_does_not_open_it() {
     assert_eq!(staged.handle.state(&account), State::Closed);
 }
 
-/// Their numbers come round.
+/// Lease numbers repeat in each generation.
 #[tokio::test(start_paused = true)]
 async fn a_probe_of_an_earlier_generation_frees_no_lease_of_the_current_one() {
     let mut staged = Staged::new(
@@ -180,9 +180,9 @@ async fn a_stream_whose_connection_breaks_counts_against_the_model() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_model_that_found_no_room_gets_a_circuit_when_there_is() {
+async fn an_overflowing_model_gets_a_circuit_once_there_is_room() {
     let tested = Tested::new(builder().max_keys(16));
-    // More models than there is room for, whose circuits are open.
+    // More models than there is room for, and their circuits are open.
     let models: Vec<String> = (0..200).map(|n| format!("bad-{n}")).collect();
     for model in &models {
         tested
@@ -195,10 +195,10 @@ async fn a_model_that_found_no_room_gets_a_circuit_when_there_is() {
             .handle
             .stats_of(&CircuitId::model("openai", "good"))
             .is_none(),
-        "shares"
+        "ratios"
     );
     for _ in 0..100 {
-        // All is long over, and calls go on.
+        // The circuits closed long ago, and calls continue.
         advance(MINUTE).await;
         let _ = tested.call(ask_of("openai", "", "good", WELL));
     }
@@ -210,7 +210,7 @@ async fn a_model_that_found_no_room_gets_a_circuit_when_there_is() {
 
 /// For a probe, a client error shows that the provider was reached.
 #[tokio::test(start_paused = true)]
-async fn a_provider_that_answers_at_all_is_closed_again() {
+async fn any_answer_closes_the_provider() {
     let tested = Tested::new(builder());
     let provider = CircuitId::provider("openai");
     tested.handle.trip(&provider, SECOND);
@@ -238,7 +238,7 @@ async fn a_metrics_only_circuit_reports_spent_accounts_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn invented_models_are_none_of_the_group() {
+async fn invented_models_are_not_members_of_the_group() {
     let tested = Tested::new(builder().max_open_ratio(0.5).failure_threshold(1));
     for n in 0..10 {
         let _ = tested.call(ask_of(
@@ -258,12 +258,12 @@ async fn invented_models_are_none_of_the_group() {
         .iter()
         .filter(|m| tested.handle.state(&CircuitId::model("openai", m)) == State::Open)
         .count();
-    assert!(open <= 2, "{open} of the 4 models that are there are open");
+    assert!(open <= 2, "{open} of the 4 real models are open");
 }
 
-/// Made anew for another model's sake, it was again what all are at first.
+/// The circuit was evicted for another model; when it was created again, it had the initial state.
 #[tokio::test(start_paused = true)]
-async fn a_circuit_that_a_hand_has_closed_is_remembered_where_all_begin_as_something_else() {
+async fn a_manually_closed_circuit_is_not_evicted_if_the_initial_state_differs() {
     for initial_state in [Force::Open, Force::MetricsOnly, Force::Disabled] {
         let tested = Tested::new(builder().initial_state(initial_state).max_keys(16));
         tested.handle.close(&model());
@@ -275,7 +275,7 @@ async fn a_circuit_that_a_hand_has_closed_is_remembered_where_all_begin_as_somet
     }
 }
 
-/// The circuit that calls share for want of room has no name that a listener could know.
+/// The circuit that calls beyond the maximum share has no name that a listener could use.
 #[tokio::test(start_paused = true)]
 async fn the_overflow_circuit_sends_no_events() {
     let tested = Tested::new(builder().max_keys(16));
@@ -289,7 +289,7 @@ async fn the_overflow_circuit_sends_no_events() {
     assert!(events.try_recv().is_err());
 }
 
-/// Each call to a model that is open took a turn on its provider's ramp.
+/// Each call to an open model used a slot on its provider's ramp.
 #[tokio::test(start_paused = true)]
 async fn a_call_refused_by_another_circuit_uses_nothing_of_a_ramp() {
     let provider = CircuitId::provider("openai");
@@ -315,7 +315,7 @@ async fn a_call_refused_by_another_circuit_uses_nothing_of_a_ramp() {
     assert!(alone > 300 && beside_bad >= alone, "{beside_bad}, {alone}");
 }
 
-/// They come to it, and are let through and given back.
+/// The ramp admits these calls, and another circuit refuses them: they are given back.
 #[tokio::test(start_paused = true)]
 async fn calls_given_back_to_a_ramp_do_not_accumulate_to_a_burst() {
     let tested = Tested::new(builder().ramp(60 * MINUTE));
@@ -332,7 +332,7 @@ async fn calls_given_back_to_a_ramp_do_not_accumulate_to_a_burst() {
     assert!(passed <= 3, "{passed} of 10");
 }
 
-/// Keeps no call, and panics instead.
+/// Panics when asked to hold a call.
 #[derive(Clone)]
 struct Panicking;
 
@@ -344,17 +344,17 @@ impl<R> Watch<R> for Panicking {
     }
 
     fn keep(&self, _: Option<&Call>) -> Option<Call> {
-        panic!("it keeps nothing")
+        panic!("holds no call")
     }
 }
 
-/// It had a lease by then that nothing gave back before it expired.
+/// The call held a lease by then, and nothing gave it back before it expired.
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_the_description_of_a_call_costs_no_probe_lease() {
     let layer = builder().watch(Panicking).build().unwrap();
     layer.handle().trip(&model(), SECOND);
     advance(SECOND).await;
-    let mut service = layer.layer(support::Told::default());
+    let mut service = layer.layer(support::Scripted::default());
     assert_ready_ok!(poll_ready(&mut service));
     let called = catch_unwind(AssertUnwindSafe(|| drop(service.call(ask(WELL)))));
     assert!(called.is_err());

@@ -1,4 +1,4 @@
-//! Which circuit counts which outcome, how many there may be, and which calls share them.
+//! Which circuit counts which outcome, how many circuits there may be, and which calls share them.
 
 mod support;
 
@@ -19,7 +19,7 @@ use tower_llm_breaker::{BreakerHandle, BreakerLayer, CircuitId, Force, Scope, St
 use tower_llm_core::{BoxError, Deadline, Key, KeyBy, TimedOut, TooLarge};
 use tower_llm_testkit::mock::start;
 
-// === by whose fault it is ===
+// === which circuit counts an outcome ===
 
 /// The four circuits of the account `a` and the model `m`.
 fn circuits() -> [CircuitId; 4] {
@@ -35,7 +35,7 @@ fn states(handle: &BreakerHandle) -> [State; 4] {
     circuits().map(|circuit| handle.state(&circuit))
 }
 
-/// Which calls pass: the same, another model, another account, another provider.
+/// Whether calls pass: the same, another model, another account, another provider.
 fn passes(tested: &Tested) -> [bool; 4] {
     let others = [
         ("openai", "a", "m"),
@@ -113,12 +113,12 @@ async fn refusals_of_inner_layers_are_neutral_and_deadlines_count_against_the_mo
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_reached_is_no_fault_of_the_way_and_ends_a_row_of_them() {
+async fn a_provider_that_was_reached_counts_as_a_success_and_ends_the_run() {
     let tested = Tested::new(builder().failure_ratio(1.0).failure_threshold(3));
     let way = CircuitId::provider("openai");
     for says in [WELL, FAILED, Says::Later(503, 1), Says::Status(402)] {
         tested.tell_times(2, Says::Broken);
-        // To the model it says nothing that the way was broken.
+        // A broken connection says nothing about the model.
         let account = ask_of("openai", "spent", "n", says);
         tested.call(account).unwrap();
         tested.handle.reset(&CircuitId::account("openai", "spent"));
@@ -133,7 +133,7 @@ async fn what_was_reached_is_no_fault_of_the_way_and_ends_a_row_of_them() {
         (State::Closed, 12, 8)
     );
     assert_eq!(tested.counts(), (0, 0));
-    // A caller's fault does not.
+    // A client error does not.
     tested.tell_times(2, Says::Broken);
     tested.tell(Says::Status(400));
     tested.tell(Says::Broken);
@@ -182,7 +182,7 @@ async fn one_circuit_per_key_counts_every_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hand_on_a_circuit_of_another_kind_does_nothing() {
+async fn a_manual_change_to_a_circuit_of_another_kind_does_nothing() {
     let tested = Tested::new(touchy().key_by(KeyBy::provider()));
     tested.tell(WELL);
     tested.handle.trip(&model(), MINUTE);
@@ -217,7 +217,7 @@ async fn accounts_are_distinguished_by_their_configured_key() {
     assert_eq!(tested.call(of("c", WELL)).unwrap(), 200);
 }
 
-// === how many ===
+// === how many circuits ===
 
 fn of_scope(handle: &BreakerHandle, scope: Scope) -> usize {
     let stats = handle.stats();
@@ -226,7 +226,7 @@ fn of_scope(handle: &BreakerHandle, scope: Scope) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fifty_thousand_invented_models_are_bounded_and_what_is_open_or_forced_is_remembered() {
+async fn fifty_thousand_invented_models_are_bounded_and_open_or_forced_circuits_stay() {
     let tested = Tested::new(touchy().max_keys(64));
     let named = |name: &str| CircuitId::model("openai", name);
     let of = |name: &str, says| ask_of("openai", "", name, says);
@@ -272,7 +272,7 @@ async fn fifty_thousand_invented_models_are_bounded_and_what_is_open_or_forced_i
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_quiet_gives_way() {
+async fn quiet_circuits_are_evicted() {
     let tested = Tested::new(touchy().max_keys(16).max_open_for(MINUTE));
     let named = |number: usize| CircuitId::model("openai", format!("m-{number}"));
     advance(SECOND).await;
@@ -292,7 +292,7 @@ async fn what_is_quiet_gives_way() {
     };
     let known_while_open = known(&tested.handle);
     assert!(known_while_open > 0);
-    // Until its end, and for as long as a circuit is open at most after that.
+    // Until the circuit's end, and for at most the maximum open time after that.
     advance(30 * SECOND + MINUTE - MS).await;
     for number in 1_000..2_000 {
         let _ = tested.call(ask_of("openai", "", format!("m-{number}"), WELL));
@@ -306,20 +306,20 @@ async fn what_is_quiet_gives_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_under_way_keeps_its_circuit() {
+async fn a_call_in_flight_keeps_its_circuit() {
     let mut staged = Staged::new(touchy().max_keys(16));
-    let under_way = staged.begin();
+    let in_flight = staged.begin();
     for number in 0..200 {
         staged
             .begin_of(ask_of("openai", "", format!("m-{number}"), WELL))
             .end(WELL);
         tokio::task::yield_now().await;
     }
-    under_way.end(FAILED);
+    in_flight.end(FAILED);
     assert_eq!(staged.state(), State::Open);
 }
 
-// === which calls share ===
+// === which calls share circuits ===
 
 #[tokio::test(start_paused = true)]
 async fn services_of_a_layer_and_its_clones_share_circuits() {
@@ -335,7 +335,7 @@ async fn services_of_a_layer_and_its_clones_share_circuits() {
         assert_eq!(tested.state(), State::Open);
     }
     assert_eq!(stats(&layer.handle()).refused, 3);
-    // Another layer of the same settings is another breaker.
+    // Another layer with the same settings is another breaker.
     Tested::new(touchy()).tell(WELL);
     let apart: BreakerLayer = touchy().build().unwrap();
     assert_eq!(apart.handle().state(&model()), State::Closed);

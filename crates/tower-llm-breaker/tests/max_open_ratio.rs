@@ -1,4 +1,4 @@
-//! Never all: which circuits a share is of, for how long one that is open counts, and how many open.
+//! The maximum open ratio: which circuits are members of the group, for how long an open one counts, and how many open.
 
 mod support;
 
@@ -11,13 +11,13 @@ use support::{
 use tokio::time::advance;
 use tower_llm_breaker::{BreakerBuilder, CircuitId, EventKind, Force, Reason, State};
 
-// === which count, and for how long ===
+// === which circuits count, and for how long ===
 
 const OPEN_FOR: Duration = Duration::from_secs(30);
-/// How long a circuit counts that is not probed after its time.
+/// How long a circuit counts if it is not probed after its open time.
 const QUIET: Duration = Duration::from_secs(300);
 
-/// Opened by one failure, for 30 s, if half of them may be open then.
+/// Opened by one failure, for 30 s, while at most half of the group is open.
 fn pooled() -> BreakerBuilder {
     builder()
         .failure_threshold(1)
@@ -34,24 +34,26 @@ fn named(model: &str) -> CircuitId {
     CircuitId::model("openai", model)
 }
 
-/// A layer that has asked `models`.
+/// A layer with a call to each of `models`.
 fn pool(models: &[&str]) -> Tested {
     let tested = Tested::new(pooled());
     for model in models {
-        tested.call(of(model, WELL)).expect("it is let through");
+        tested.call(of(model, WELL)).expect("the call is admitted");
     }
     tested
 }
 
-/// What the circuit of `model` does when a call has failed.
+/// The state of `model`'s circuit after a failed call.
 fn after_failure(tested: &Tested, model: &str) -> State {
-    tested.call(of(model, FAILED)).expect("it is let through");
+    tested
+        .call(of(model, FAILED))
+        .expect("the call is admitted");
     tested.handle.state(&named(model))
 }
 
-/// It was open in name, and nothing else could open any more.
+/// The circuit was open in name only, and no other could open any more.
 #[tokio::test(start_paused = true)]
-async fn a_model_that_is_asked_no_more_keeps_another_closed_for_some_time_only() {
+async fn an_unused_open_model_keeps_others_closed_only_for_a_time() {
     let tested = pool(&["old", "new"]);
     assert_eq!(after_failure(&tested, "old"), State::Open);
     advance(OPEN_FOR + QUIET - MS).await;
@@ -71,7 +73,7 @@ async fn a_model_that_is_probed_again_counts_again() {
     let probe = staged.begin_of(of("old", WELL));
     staged.begin_of(of("new", WELL)).end(FAILED);
     assert_eq!(staged.handle.state(&named("new")), State::Closed);
-    // Its caller disconnects, and no call follows.
+    // The caller of the probe disconnects, and no call follows.
     probe.leave();
     advance(QUIET).await;
     staged.begin_of(of("new", WELL)).end(FAILED);
@@ -89,7 +91,7 @@ async fn an_extended_opening_counts_for_longer() {
     assert_eq!(after_failure(&tested, "new"), State::Open);
 }
 
-/// They were none of the group, and counted as open in it.
+/// These circuits were not members of the group, but counted as open in it.
 #[tokio::test(start_paused = true)]
 async fn manually_opened_circuits_without_calls_do_not_count() {
     let tested = pool(&["a", "b", "c", "d"]);
@@ -101,12 +103,12 @@ async fn manually_opened_circuits_without_calls_do_not_count() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_a_hand_has_opened_counts_when_a_probe_of_it_has_failed() {
+async fn a_manually_opened_circuit_counts_once_its_probe_fails() {
     let tested = pool(&["a", "b"]);
     tested.handle.trip(&named("x"), SECOND);
     advance(SECOND).await;
     assert_eq!(after_failure(&tested, "x"), State::Open);
-    // It would be two of three.
+    // That would be two of three.
     assert_eq!(after_failure(&tested, "a"), State::Closed);
     tested.handle.reset(&named("x"));
     assert_eq!(after_failure(&tested, "a"), State::Open);
@@ -116,7 +118,7 @@ async fn one_that_a_hand_has_opened_counts_when_a_probe_of_it_has_failed() {
 
 fn fail(tested: &Tested, number: usize) {
     let failing = ask_of("openai", "", format!("m-{number}"), FAILED);
-    tested.call(failing).expect("it is let through");
+    tested.call(failing).expect("the call is admitted");
 }
 
 fn open_models(tested: &Tested, models: usize) -> usize {
@@ -127,25 +129,25 @@ fn open_models(tested: &Tested, models: usize) -> usize {
     (0..models).filter(is_open).count()
 }
 
-/// So many models that have been asked, of a layer that keeps all but this share of them closed.
+/// A layer with calls to `models` models, which may open at most `ratio` of them.
 fn pool_of(share: f64, models: usize) -> Tested {
     let tested = Tested::new(touchy().max_open_ratio(share));
     for number in 0..models {
         let well = ask_of("openai", "", format!("m-{number}"), WELL);
-        tested.call(well).expect("it is let through");
+        tested.call(well).expect("the call is admitted");
     }
     tested
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_than_the_ratio_opens_and_the_others_continue() {
+async fn at_most_the_ratio_opens_and_the_others_continue() {
     for (share, models, most) in [
         (0.0, 10, 0),
         (0.3, 10, 3),
         (0.5, 3, 1),
         (0.99, 10, 9),
         (1.0, 10, 10),
-        // What a product would round down.
+        // Cases that a product would round down.
         (0.29, 100, 29),
         (0.57, 100, 57),
     ] {
@@ -174,7 +176,7 @@ async fn a_circuit_kept_closed_is_reported_once_and_opens_when_it_may() {
     }
     assert_eq!(kinds(&mut events).len(), 1);
     assert_eq!(open_models(&tested, 2), 1);
-    // It closes by a probe, and while it is probed it still counts.
+    // A probe closes it; while it is probed it still counts.
     advance(30 * SECOND).await;
     fail(&tested, 1);
     assert_eq!(open_models(&tested, 2), 0);
@@ -184,10 +186,10 @@ async fn a_circuit_kept_closed_is_reported_once_and_opens_when_it_may() {
         tested.handle.state(&CircuitId::model("openai", "m-1")),
         State::Open
     );
-    // And the first has no room now.
+    // Now the first has no room.
     fail(&tested, 0);
     assert_eq!(open_models(&tested, 2), 1);
-    // A reset makes room as well.
+    // A reset frees a slot too.
     tested.handle.reset(&CircuitId::model("openai", "m-1"));
     fail(&tested, 0);
     assert_eq!(
@@ -197,7 +199,7 @@ async fn a_circuit_kept_closed_is_reported_once_and_opens_when_it_may() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn neither_a_hand_nor_a_clock_nor_want_of_money_asks_for_room() {
+async fn manual_trips_throttling_and_spent_accounts_ignore_the_ratio() {
     let tested = Tested::new(touchy().max_open_ratio(0.0));
     tested.tell(Says::Later(429, 5));
     let clock = CircuitId::account_and_model("openai", "", "m");
@@ -213,9 +215,9 @@ async fn neither_a_hand_nor_a_clock_nor_want_of_money_asks_for_room() {
     assert_eq!(tested.state(), State::Open);
 }
 
-/// The rooms of a group are counted right whatever its circuits go through: in the end exactly one of two may open.
+/// The slots of a group stay correct whatever happens to its circuits: at the end exactly one of two may open.
 #[tokio::test(start_paused = true)]
-async fn after_all_that_can_happen_there_is_room_for_one_of_two() {
+async fn the_slots_stay_correct_through_all_transitions() {
     let tested = pool_of(0.5, 2);
     let named = [0, 1].map(|number| CircuitId::model("openai", format!("m-{number}")));
     for circuit in &named {
@@ -225,7 +227,7 @@ async fn after_all_that_can_happen_there_is_room_for_one_of_two() {
         handle.force(circuit, Force::Open);
         handle.trip(circuit, SECOND);
         advance(SECOND).await;
-        // It is probed, and forced meanwhile.
+        // Forced during its probe.
         let _ = tested.call(ask_of("openai", "", circuit.key().parts()[1], FAILED));
         handle.force(circuit, Force::MetricsOnly);
         let _ = tested.call(ask_of("openai", "", circuit.key().parts()[1], FAILED));

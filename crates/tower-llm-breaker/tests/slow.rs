@@ -7,13 +7,13 @@ use tokio::{task::yield_now, time::advance};
 use tower_llm_breaker::{BreakerBuilder, BreakerLayer, SlowCalls, State};
 use tower_llm_testkit::mock::{Upstream, arrived, start};
 
-/// Opened by half of the calls if their first token comes after 10 s.
+/// Opened if the first token of half of the calls takes longer than 10 s.
 fn impatient() -> BreakerBuilder {
     let slow = SlowCalls::at_ratio(0.5).first_token(10 * SECOND);
     builder().slow_calls(slow).window_calls(100)
 }
 
-/// A stream whose reader sees that its beginning is slow.
+/// A stream whose reader sees that it starts slowly.
 async fn slow_stream(layer: &BreakerLayer) -> Streaming {
     let mut stream = streaming(layer);
     stream.pass(ROLE);
@@ -23,9 +23,9 @@ async fn slow_stream(layer: &BreakerLayer) -> Streaming {
     stream
 }
 
-/// Slow calls counted even if they were dropped, and others only if they were read to the end: these five opened it.
+/// Slow calls counted even if dropped, others only if read to the end: these five opened the circuit.
 #[tokio::test(start_paused = true)]
-async fn five_slow_streams_of_a_thousand_are_few_though_all_readers_leave_when_they_have_enough() {
+async fn five_slow_streams_of_a_thousand_are_few_although_all_readers_leave_early() {
     let layer = impatient().window_calls(1_000).build().unwrap();
     for number in 1..=1_000 {
         let mut stream = match number % 200 {
@@ -43,7 +43,7 @@ async fn five_slow_streams_of_a_thousand_are_few_though_all_readers_leave_when_t
 
 /// A call dropped before anything arrives shows nothing about its duration.
 #[tokio::test(start_paused = true)]
-async fn streams_that_are_left_before_they_begin_do_not_make_slow_ones_fewer() {
+async fn streams_dropped_before_they_begin_do_not_dilute_slow_ones() {
     let layer = impatient().minimum_calls(1).build().unwrap();
     for _ in 0..100 {
         let mut stream = streaming(&layer);
@@ -55,7 +55,7 @@ async fn streams_that_are_left_before_they_begin_do_not_make_slow_ones_fewer() {
     assert_eq!(layer.handle().state(&model()), State::Open);
 }
 
-/// It was none of its group, since only successes and failures had made it one: one of none may not open.
+/// Only successes and failures made a circuit a member of its group, so this one was in none and could not open.
 #[tokio::test(start_paused = true)]
 async fn a_circuit_with_only_slow_calls_opens_within_the_ratio() {
     let builder = impatient().minimum_calls(1).max_open_ratio(1.0);
@@ -70,7 +70,7 @@ async fn a_circuit_with_only_slow_calls_opens_within_the_ratio() {
     assert_eq!(layer.handle().state(&model()), State::Open);
 }
 
-/// It stayed half-open as long as the callers of all probes disconnected.
+/// The circuit stayed half-open as long as the callers of all probes disconnected.
 #[tokio::test(start_paused = true)]
 async fn a_dropped_slow_probe_has_failed() {
     let layer = impatient().build().unwrap();
@@ -82,9 +82,9 @@ async fn a_dropped_slow_probe_has_failed() {
     assert_eq!(layer.handle().state(&model()), State::Open);
 }
 
-/// A disconnect before the time is up shows nothing.
+/// A disconnect before the time limit shows nothing.
 #[tokio::test(start_paused = true)]
-async fn a_probe_dropped_in_time_decides_nothing() {
+async fn a_probe_dropped_before_it_is_slow_decides_nothing() {
     let layer = impatient().build().unwrap();
     layer.handle().trip(&model(), SECOND);
     advance(SECOND).await;

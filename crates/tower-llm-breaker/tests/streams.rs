@@ -1,4 +1,4 @@
-//! Verdicts at the end of the stream, and sometimes before it.
+//! Verdicts at the end of a stream, and sometimes before it.
 
 mod support;
 
@@ -8,8 +8,8 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, Full};
 use support::{
-    CONTENT, DONE, ERROR, MINUTE, MS, ROLE, Request, SECOND, Says, Staged, Streaming, Tested, Told,
-    WELL, ask, ask_of, builder, counts, model, stats, streaming, touchy,
+    CONTENT, DONE, ERROR, MINUTE, MS, ROLE, Request, SECOND, Says, Scripted, Staged, Streaming,
+    Tested, WELL, ask, ask_of, builder, counts, model, stats, streaming, touchy,
 };
 use tokio::{task::yield_now, time::advance};
 use tokio_test::{assert_ready_err, assert_ready_ok};
@@ -23,7 +23,7 @@ use tower_llm_core::{BoxError, DescribeLayer, Refusal, RefusalKind, RefusalLayer
 use tower_llm_testkit::fixtures::{self, Fixture, Verdict};
 use tower_llm_testkit::mock::{arrived, poll_ready, start, stream};
 
-/// Counts all, and no failures open it.
+/// Counts all calls, and no failures open it.
 fn counting() -> BreakerBuilder {
     builder().max_open_ratio(0.0).window_calls(100)
 }
@@ -32,13 +32,13 @@ fn way() -> CircuitId {
     CircuitId::provider("openai")
 }
 
-/// Calls and failures of the way to the provider.
+/// Calls and failures of the provider's circuit.
 fn counts_of_way(handle: &BreakerHandle) -> (u64, u64) {
-    let stats = handle.stats_of(&way()).expect("it was asked");
+    let stats = handle.stats_of(&way()).expect("the circuit exists");
     (stats.calls, stats.failures)
 }
 
-// === each counts once ===
+// === each call counts once ===
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_counts_when_it_has_ended_and_once() {
@@ -74,7 +74,7 @@ async fn a_stream_counts_when_it_has_ended_and_once() {
             Streaming::end,
             [(1, 1), (1, 0)],
         ),
-        // The connection broke, and had been good: the stream breaks off as if it had been cut.
+        // The connection was good before it broke, so the stream counts as truncated.
         ("reset", &[ROLE, CONTENT], Streaming::fail, [(1, 1), (1, 0)]),
         (
             "dropped after its end",
@@ -101,7 +101,7 @@ async fn a_stream_counts_when_it_has_ended_and_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn streams_that_go_wrong_behind_good_headers_open_it() {
+async fn streams_that_fail_after_good_headers_open_the_circuit() {
     let layer = builder()
         .window_calls(10)
         .minimum_calls(5)
@@ -123,7 +123,7 @@ async fn streams_that_go_wrong_behind_good_headers_open_it() {
     Tested::of(&layer).refused();
 }
 
-/// One call that is answered with `fixture`, all at once.
+/// One call, answered with the whole of `fixture`.
 fn replay(fixture: &'static Fixture) -> BreakerHandle {
     let layer = counting().build().expect("good settings");
     let service = DescribeLayer::new().layer(layer.layer(service_fn(
@@ -143,19 +143,20 @@ fn replay(fixture: &'static Fixture) -> BreakerHandle {
     let response = service
         .call(request)
         .now_or_never()
-        .expect("it is all there");
+        .expect("the body is complete");
     let read = response
         .expect("it answers")
         .into_body()
         .collect()
         .now_or_never();
-    read.expect("it is all there").expect("it is well");
+    read.expect("the body is complete")
+        .expect("the body does not fail");
     layer.handle()
 }
 
-/// Bodies as providers send them, and what each says to the circuits.
+/// Bodies as providers send them, and what each circuit counts for them.
 #[tokio::test(start_paused = true)]
-async fn what_providers_send_counts_for_what_it_is() {
+async fn provider_bodies_are_counted_by_their_meaning() {
     let all = fixtures::all();
     let mut others = 0;
     for fixture in all {
@@ -180,7 +181,7 @@ async fn what_providers_send_counts_for_what_it_is() {
             Verdict::Throttled { retry_after_ms } if has_time(retry_after_ms) => {
                 (0, 0, State::Closed, State::Throttled)
             }
-            // Its quota is that of a model.
+            // The quota is that of a model.
             Verdict::Exhausted if fixture.name == "gemini_429_day" => {
                 (0, 0, State::Closed, State::Open)
             }
@@ -200,7 +201,7 @@ async fn what_providers_send_counts_for_what_it_is() {
             clock.state,
         );
         assert_eq!(found, expected, "{}", fixture.name);
-        // All were reached; what the caller did wrong does not count even there.
+        // The provider was reached; a client error does not count, even for its circuit.
         let reached = u64::from(fixture.expect.verdict != Verdict::ClientError);
         assert_eq!((way.calls, way.failures), (reached, 0), "{}", fixture.name);
     }
@@ -218,7 +219,7 @@ fn stalling() -> BreakerLayer {
         .expect("good settings")
 }
 
-/// A stream that has begun and from which nothing comes.
+/// A stream that has begun and sends nothing more.
 #[track_caller]
 fn begun(layer: &BreakerLayer) -> Streaming {
     let mut stream = streaming(layer);
@@ -229,7 +230,7 @@ fn begun(layer: &BreakerLayer) -> Streaming {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stall_is_counted_as_soon_as_it_is_one_and_once_however_it_goes_on() {
+async fn a_stall_counts_at_once_and_only_once() {
     type End = fn(Streaming);
     let well: End = |mut stream| {
         stream.pass(DONE);
@@ -253,12 +254,12 @@ async fn a_stall_is_counted_as_soon_as_it_is_one_and_once_however_it_goes_on() {
         assert!(stream.body.is_woken());
         stream.wait();
         assert_eq!(counts(&handle), (1, 1));
-        // Not again, though it goes on like that.
+        // Not again while the stall continues.
         advance(MINUTE).await;
         stream.wait();
         end(stream);
         assert_eq!(counts(&handle), (1, 1));
-        // The way to where it stalls was good, as to where it breaks off.
+        // The connection was good for a stream that stalls, as for one that breaks off.
         assert_eq!(counts_of_way(&handle), (1, 0));
     }
 }
@@ -286,7 +287,7 @@ async fn only_content_restarts_the_time_to_a_stall() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn before_the_first_token_nothing_stalls() {
+async fn a_stream_does_not_stall_before_its_first_token() {
     let layer = stalling();
     let mut stream = streaming(&layer);
     stream.pass(ROLE);
@@ -309,7 +310,7 @@ async fn a_probe_that_stalls_has_failed_and_gives_all_leases_back() {
     advance(10 * SECOND).await;
     probe.wait();
     assert_eq!(handle.state(&model()), State::Open);
-    // The provider answered: that is all that is asked of the way, which stayed half-open.
+    // The provider answered, which is enough for its circuit; that stayed half-open.
     let stats_of_way = handle.stats_of(&way()).unwrap();
     assert_eq!(
         (stats_of_way.state, stats_of_way.probes),
@@ -326,12 +327,12 @@ async fn a_slow_reader_is_no_stall() {
     let handle = layer.handle();
     let mut stream = begun(&layer);
     stream.pass(CONTENT);
-    // It arrives long before the reader continues.
+    // The frame arrives long before the reader continues.
     stream.send(CONTENT);
     advance(MINUTE).await;
     stream.read();
     assert_eq!(counts(&handle), (0, 0));
-    // Nor when it is asked again, and nothing is there yet.
+    // Also not if the body is polled again before the next frame.
     advance(MINUTE).await;
     stream.wait();
     assert_eq!(counts(&handle), (0, 0));
@@ -350,14 +351,14 @@ fn slow(slow: SlowCalls) -> BreakerLayer {
         .expect("good settings")
 }
 
-/// Successes, failures and slow ones.
-fn paces(handle: &BreakerHandle) -> (u64, u64, u64) {
+/// Successes, failures and slow calls.
+fn outcomes(handle: &BreakerHandle) -> (u64, u64, u64) {
     let stats = stats(handle);
     (stats.calls, stats.failures, stats.slow_calls)
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_token_that_comes_late_is_slow_before_it_comes() {
+async fn a_late_first_token_is_slow_before_it_arrives() {
     let layer = slow(SlowCalls::at_ratio(1.0).first_token(5 * SECOND));
     let handle = layer.handle();
     for (after, is_slow) in [(5 * SECOND - MS, 0), (5 * SECOND, 1)] {
@@ -367,18 +368,18 @@ async fn a_first_token_that_comes_late_is_slow_before_it_comes() {
         advance(after).await;
         assert_eq!(u64::from(stream.body.is_woken()), is_slow);
         stream.wait();
-        assert_eq!(paces(&handle).2, is_slow);
+        assert_eq!(outcomes(&handle).2, is_slow);
         stream.pass(CONTENT);
-        // Gaps are not looked at.
+        // Gaps are not judged.
         advance(MINUTE).await;
         stream.pass(DONE);
         stream.end();
     }
-    // Both were well.
-    assert_eq!(paces(&handle), (2, 0, 1));
+    // Both succeeded.
+    assert_eq!(outcomes(&handle), (2, 0, 1));
 }
 
-/// A late one that is read together with the clock: the timer was not polled.
+/// If late response headers were polled together with the timer, the timer was ignored.
 #[tokio::test(start_paused = true)]
 async fn late_response_headers_make_a_call_slow() {
     let layer = slow(SlowCalls::at_ratio(1.0).first_token(5 * SECOND));
@@ -390,7 +391,7 @@ async fn late_response_headers_make_a_call_slow() {
     advance(MS).await;
     assert!(call.is_woken());
     assert!(call.poll().is_pending());
-    assert_eq!(paces(&layer.handle()), (0, 0, 1));
+    assert_eq!(outcomes(&layer.handle()), (0, 0, 1));
     let (_, answer) = arrived(&mut upstream);
     let body = Full::<Bytes>::from([CONTENT, DONE].concat());
     answer.send_response(stream(body));
@@ -399,11 +400,11 @@ async fn late_response_headers_make_a_call_slow() {
         .collect()
         .now_or_never();
     read.unwrap().unwrap();
-    assert_eq!(paces(&layer.handle()), (1, 0, 1));
+    assert_eq!(outcomes(&layer.handle()), (1, 0, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gap_that_is_too_long_is_slow_and_one_call_is_slow_once() {
+async fn a_long_gap_is_slow_and_a_call_is_slow_once() {
     let layer = slow(SlowCalls::at_ratio(1.0).gap(3 * SECOND));
     let handle = layer.handle();
     for (gap, is_slow) in [(3 * SECOND - MS, 0), (3 * SECOND, 1)] {
@@ -416,26 +417,26 @@ async fn a_gap_that_is_too_long_is_slow_and_one_call_is_slow_once() {
             stream.wait();
             advance(gap).await;
             stream.wait();
-            assert_eq!(paces(&handle).2, is_slow);
+            assert_eq!(outcomes(&handle).2, is_slow);
             stream.pass(CONTENT);
         }
         stream.pass(DONE);
         stream.end();
     }
-    assert_eq!(paces(&handle), (2, 0, 1));
+    assert_eq!(outcomes(&handle), (2, 0, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_not_streamed_is_slow_by_its_length_and_a_stream_never() {
+async fn only_an_unstreamed_call_is_slow_by_its_total_time() {
     let settings = counting().slow_calls(SlowCalls::at_ratio(1.0).total(MINUTE));
     let mut staged = Staged::new(settings.clone());
     for (length, is_slow) in [(MINUTE - MS, 0), (MINUTE, 1)] {
         let call = staged.begin();
         advance(length).await;
         call.end(WELL);
-        assert_eq!(paces(&staged.handle).2, is_slow);
+        assert_eq!(outcomes(&staged.handle).2, is_slow);
     }
-    // One that failed is no slow one, and none of those that were not.
+    // A failed call is not slow, and neither are the others.
     let call = staged.begin();
     advance(2 * MINUTE).await;
     call.end(Says::Status(500));
@@ -445,11 +446,11 @@ async fn a_call_that_is_not_streamed_is_slow_by_its_length_and_a_stream_never() 
     stream.wait();
     advance(60 * MINUTE).await;
     stream.succeed();
-    assert_eq!(paces(&layer.handle()), (1, 0, 0));
+    assert_eq!(outcomes(&layer.handle()), (1, 0, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn so_many_slow_calls_open_it_though_all_ended_well() {
+async fn enough_slow_calls_open_although_all_succeeded() {
     let slow_calls = SlowCalls::at_ratio(0.5).total(MINUTE);
     let mut staged = Staged::new(builder().slow_calls(slow_calls).window_calls(10));
     let mut events = staged.handle.subscribe();
@@ -482,7 +483,7 @@ async fn a_probe_that_is_slow_has_failed() {
     assert_eq!(layer.handle().state(&model()), State::Open);
 }
 
-/// What a model does is no fault of the account, nor of the way.
+/// A slow model counts against neither the account nor the provider.
 #[tokio::test(start_paused = true)]
 async fn a_slow_probe_counts_only_against_the_model() {
     let layer = slow(SlowCalls::at_ratio(1.0).first_token(5 * SECOND));
@@ -497,7 +498,7 @@ async fn a_slow_probe_counts_only_against_the_model() {
     advance(5 * SECOND).await;
     probe.wait();
     probe.succeed();
-    assert_eq!(paces(&handle), (1, 0, 1));
+    assert_eq!(outcomes(&handle), (1, 0, 1));
     assert_eq!(
         [&way(), &account].map(|circuit| handle.state(circuit)),
         [State::Closed; 2]
@@ -511,18 +512,18 @@ async fn a_slow_reader_makes_no_call_slow() {
     let mut stream = begun(&layer);
     stream.pass(CONTENT);
     for frame in [CONTENT, CONTENT, DONE] {
-        // It is there before the reader is.
+        // The frame is there before the reader is.
         stream.send(frame);
         advance(MINUTE).await;
         stream.read();
     }
     stream.end();
-    assert_eq!(paces(&handle), (1, 0, 0));
+    assert_eq!(outcomes(&handle), (1, 0, 0));
 }
 
-// === what says nothing ===
+// === outcomes that say nothing ===
 
-/// Opened by the first thing that counts at all.
+/// Opened by the first outcome that counts at all.
 fn by_anything() -> BreakerBuilder {
     touchy().failure_ratio(0.0).minimum_calls(1)
 }
@@ -566,7 +567,7 @@ async fn a_thousand_disconnects_at_any_stage_count_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_wrong_requests_leave_it_closed_and_nothing_counted() {
+async fn a_thousand_client_errors_count_nothing_and_open_nothing() {
     let tested = Tested::new(by_anything());
     let statuses = [400, 401, 403, 404, 405, 409, 413, 415, 422, 451];
     for number in 0..1_000 {
@@ -585,12 +586,12 @@ async fn a_thousand_wrong_requests_leave_it_closed_and_nothing_counted() {
 
 /// What a caller sees behind a gateway: the status, `retry-after` and `retry-after-ms`.
 fn seen(layer: &BreakerLayer) -> (u16, Option<String>, Option<String>) {
-    let mut service = RefusalLayer::new().layer(layer.layer(Told::default()));
+    let mut service = RefusalLayer::new().layer(layer.layer(Scripted::default()));
     assert_ready_ok!(poll_ready(&mut service));
     let response = service
         .call(ask(WELL))
         .now_or_never()
-        .expect("it is told")
+        .expect("the answer is scripted")
         .expect("it answers");
     let header = |name| {
         let value = response.headers().get(name)?;
@@ -604,7 +605,7 @@ fn seen(layer: &BreakerLayer) -> (u16, Option<String>, Option<String>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_open_circuit_is_503_and_the_providers_clock_429_with_the_time() {
+async fn an_open_circuit_is_503_and_throttling_429_with_retry_after() {
     let of = |seconds: &str, ms: &str| (Some(seconds.to_owned()), Some(ms.to_owned()));
     let layer = touchy().build().unwrap();
     assert_eq!(seen(&layer), (200, None, None));

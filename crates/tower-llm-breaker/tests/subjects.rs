@@ -1,4 +1,4 @@
-//! What is closed is what the end of a call is about: a model, an account, one caller's credential.
+//! An outcome closes what it is about: a model, an account, or one caller's credential.
 
 mod support;
 
@@ -19,7 +19,7 @@ use tower_llm_core::{
 };
 use tower_llm_testkit::mock::poll_ready;
 
-/// A call, and how it ends.
+/// A call and its end.
 #[derive(Clone, Debug)]
 struct Ask {
     call: Call,
@@ -44,7 +44,7 @@ impl Watch<Completion> for Ends {
     }
 }
 
-/// A breaker around a provider whose calls end as the requests say.
+/// A breaker around a provider whose calls end as the requests specify.
 struct Tested {
     call: Box<dyn Fn(Ask) -> Result<(), BoxError>>,
     handle: BreakerHandle,
@@ -60,14 +60,17 @@ impl Tested {
         let call = Box::new(move |ask| {
             let mut service = service.clone();
             assert_ready_ok!(poll_ready(&mut service));
-            service.call(ask).now_or_never().expect("it ends at once")
+            service
+                .call(ask)
+                .now_or_never()
+                .expect("the call ends at once")
         });
         Self { call, handle }
     }
 
     #[track_caller]
     fn passes(&self, who: Who, end: Completion) {
-        (self.call)(who.ask(end)).expect("no circuit refuses it");
+        (self.call)(who.ask(end)).expect("no circuit refuses the call");
     }
 
     #[track_caller]
@@ -79,10 +82,10 @@ impl Tested {
 
     #[track_caller]
     fn refuses(&self, who: Who) -> CircuitOpen {
-        let error = (self.call)(who.ask(well())).expect_err("a circuit refuses it");
+        let error = (self.call)(who.ask(well())).expect_err("a circuit refuses the call");
         error
             .downcast_ref::<CircuitOpen>()
-            .expect("it is open")
+            .expect("the circuit is open")
             .clone()
     }
 
@@ -91,7 +94,7 @@ impl Tested {
     }
 }
 
-/// What a call says of itself; what is empty is not named.
+/// What a call says of itself; empty fields are not set.
 #[derive(Clone, Copy, Debug)]
 struct Who {
     account: &'static str,
@@ -107,7 +110,7 @@ fn chat() -> Operation {
 /// A call with the service's own credential.
 const OWN: Who = Who {
     account: "own",
-    caller: "anybody",
+    caller: "shared",
     model: "m",
     operation: chat,
 };
@@ -124,7 +127,7 @@ const OTHER: Who = Who {
     ..ONE
 };
 
-/// A list, a file, the state of a job.
+/// A list, a file, a job state.
 const LIST: Who = Who {
     model: "",
     operation: || Operation::OTHER,
@@ -183,7 +186,7 @@ fn account() -> CircuitId {
 
 // === quotas ===
 
-/// It closed the account, and with it every other model and the list of models, for a quarter of an hour.
+/// The quota closed the account, and with it every other model and the list of models, for 15 minutes.
 #[tokio::test(start_paused = true)]
 async fn a_quota_of_one_model_closes_that_model_for_that_account() {
     let tested = Tested::new(builder());
@@ -198,7 +201,7 @@ async fn a_quota_of_one_model_closes_that_model_for_that_account() {
     }
     assert_eq!(tested.state(&account()), State::Closed);
 
-    // A quota of the account, or one that says nothing, closes the account.
+    // A quota of the account, or one without a subject, closes the account.
     for subject in [None, Some(Subject::Account)] {
         let tested = Tested::new(builder());
         tested.passes(OWN, end(Outcome::Exhausted, 429, subject));
@@ -207,7 +210,7 @@ async fn a_quota_of_one_model_closes_that_model_for_that_account() {
         }
         tested.passes(ONE, well());
     }
-    // With a key of the user's there is one circuit for all.
+    // With a custom key there is one circuit for all.
     let shared = tower_llm_core::KeyBy::provider();
     let tested = Tested::new(builder().key_by(shared));
     tested.passes(OWN, quota);
@@ -216,9 +219,9 @@ async fn a_quota_of_one_model_closes_that_model_for_that_account() {
 
 // === credentials ===
 
-/// A single 401 closed the account, and those of callers with credentials of their own none.
+/// A single 401 closed the account, and a 401 for a caller's own credential closed nothing.
 #[tokio::test(start_paused = true)]
-async fn three_credential_errors_in_a_row_close_that_credential_and_no_other() {
+async fn three_credential_errors_in_a_row_open_only_that_credential() {
     let in_band = end(Outcome::ClientError, 200, Some(Subject::Credential));
     let as_bad_request = end(Outcome::ClientError, 400, Some(Subject::Credential));
     for error in [wrong_key(), in_band, as_bad_request] {
@@ -228,7 +231,7 @@ async fn three_credential_errors_in_a_row_close_that_credential_and_no_other() {
             let circuit = CircuitId::account("openai", name);
             tested.passes_times(2, who, &error);
             tested.passes(who, well());
-            // Neutral ends in between change nothing.
+            // Neutral outcomes in between change nothing.
             tested.passes(who, error.clone());
             tested.passes(who.model("n"), bad_request());
             tested.passes(who.model("n"), error.clone());
@@ -251,10 +254,10 @@ async fn three_credential_errors_in_a_row_close_that_credential_and_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_callers_with_wrong_keys_close_nothing_for_others() {
+async fn a_thousand_callers_with_wrong_keys_affect_no_others() {
     let tested = Tested::new(builder());
     for _ in 0..1_000 {
-        // Whose credential these carry is not known.
+        // The owner of these credentials is unknown.
         tested.passes(Who { caller: "", ..ONE }, wrong_key());
     }
     tested.passes_times(3, ONE, &wrong_key());
@@ -268,7 +271,7 @@ async fn a_thousand_callers_with_wrong_keys_close_nothing_for_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_permission_that_is_missing_closes_what_it_is_missing_for() {
+async fn a_missing_permission_opens_only_what_it_concerns() {
     let tested = Tested::new(builder());
     let forbidden = end(Outcome::ClientError, 403, Some(Subject::Credential));
     tested.passes_times(3, OWN, &forbidden);
@@ -277,7 +280,7 @@ async fn a_permission_that_is_missing_closes_what_it_is_missing_for() {
     for passes in [OWN.model("n"), LIST, ONE] {
         tested.passes(passes, well());
     }
-    // Of files it closes nothing, and neither does a 403 for another reason.
+    // For files it closes nothing, and neither does a 403 for another reason.
     tested.passes_times(10, LIST, &forbidden);
     tested.passes_times(10, OTHER, &end(Outcome::ClientError, 403, None));
     tested.passes(LIST, well());
@@ -285,14 +288,14 @@ async fn a_permission_that_is_missing_closes_what_it_is_missing_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_whose_credential_is_refused_opens_at_once_and_one_that_is_accepted_closes() {
+async fn a_probe_with_a_rejected_credential_opens_and_an_accepted_one_closes() {
     let tested = Tested::new(builder().exhausted_for(MINUTE));
     tested.passes_times(3, OWN, &wrong_key());
     advance(MINUTE).await;
     tested.passes(OWN, wrong_key());
     assert_eq!(tested.refuses(OWN).retry_after(), Some(MINUTE));
     advance(MINUTE).await;
-    // Whether it was accepted, this does not say.
+    // This does not show whether the credential was accepted.
     tested.passes(OWN, end(Outcome::ClientError, 403, None));
     assert_eq!(tested.state(&account()), State::HalfOpen);
     tested.passes(OWN, bad_request());
@@ -304,10 +307,10 @@ async fn a_probe_whose_credential_is_refused_opens_at_once_and_one_that_is_accep
     tested.passes(OWN, well());
 }
 
-// === what is no inference ===
+// === calls that are not inference ===
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_are_no_inference_open_no_circuit_of_a_model_and_pass_an_open_one() {
+async fn calls_other_than_inference_neither_open_a_models_circuit_nor_are_refused_by_it() {
     let count = Who {
         operation: || Operation::COUNT_TOKENS,
         ..OWN
@@ -328,7 +331,7 @@ async fn calls_that_are_no_inference_open_no_circuit_of_a_model_and_pass_an_open
         let circuit = CircuitId::model("openai", name);
         assert_eq!(tested.state(&circuit), State::Closed, "{name}");
     }
-    // Nor does it matter to them what models do, nor they to a probe.
+    // The state of the model does not affect these calls, and they do not decide its probe.
     tested.passes(OWN, failed());
     assert_eq!(tested.refuses(OWN).circuit(), &model());
     advance(30 * SECOND).await;
@@ -337,7 +340,7 @@ async fn calls_that_are_no_inference_open_no_circuit_of_a_model_and_pass_an_open
     assert_eq!(tested.state(&model()), State::HalfOpen);
     tested.handle.trip(&account(), MINUTE);
     assert_eq!(tested.refuses(LIST).circuit(), &account());
-    // An operation that is not known, but names a model, is inference.
+    // An unknown operation that names a model is inference.
     let unknown = Who {
         operation: || Operation::OTHER,
         ..ONE.model("images")
@@ -348,9 +351,9 @@ async fn calls_that_are_no_inference_open_no_circuit_of_a_model_and_pass_an_open
 
 // === slow ===
 
-/// A deadline cut a stream that showed life, and it was a failure.
+/// A deadline cut a stream that had sent content, and it counted as a failure.
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_showed_life_and_was_cut_is_slow_and_no_failure() {
+async fn a_stream_cut_after_content_is_slow_and_no_failure() {
     let cut = end(Outcome::Failed(Failure::Slow), 200, None);
     let tested = Tested::new(builder().failure_threshold(1));
     tested.passes_times(100, OWN, &cut);
@@ -373,7 +376,7 @@ async fn a_stream_that_showed_life_and_was_cut_is_slow_and_no_failure() {
 
 // === refusals ===
 
-/// The first of the refusing circuits reported its time, and a client that waited for that was refused again.
+/// The first refusing circuit reported its time, and a client that waited for it was refused again.
 #[tokio::test(start_paused = true)]
 async fn the_longer_time_of_two_refusing_circuits_is_reported() {
     let circuits = [

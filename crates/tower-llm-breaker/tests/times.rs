@@ -1,5 +1,5 @@
-//! For how long a circuit is open: of itself, because the provider asks to wait, and for an account that is spent or
-//! unknown.
+//! For how long a circuit is open: by its own settings, because the provider asks to wait, and for an account that is
+//! spent or unknown.
 
 mod support;
 
@@ -17,10 +17,10 @@ fn clock() -> CircuitId {
     CircuitId::account_and_model("openai", "", "m")
 }
 
-// === of itself ===
+// === by its own settings ===
 
 #[tokio::test(start_paused = true)]
-async fn it_is_open_up_to_its_last_millisecond() {
+async fn a_circuit_is_open_up_to_its_last_millisecond() {
     let tested = Tested::new(touchy());
     tested.tell(FAILED);
     assert_eq!(tested.refused().retry_after(), Some(30 * SECOND));
@@ -36,7 +36,7 @@ async fn it_is_open_up_to_its_last_millisecond() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_opens_between_two_milliseconds_is_not_open_too_briefly() {
+async fn opening_between_two_milliseconds_does_not_shorten_the_time() {
     let tested = Tested::new(touchy());
     advance(Duration::from_micros(500)).await;
     tested.tell(FAILED);
@@ -48,7 +48,7 @@ async fn what_opens_between_two_milliseconds_is_not_open_too_briefly() {
     tested.tell(WELL);
 }
 
-/// Opens it, which is for as long as is returned, and waits for the probe.
+/// Opens the circuit and waits for the probe; returns how long it was open.
 async fn open_once(tested: &Tested) -> Duration {
     tested.tell(FAILED);
     let open_for = tested.refused().retry_after().expect("it is open");
@@ -57,7 +57,7 @@ async fn open_once(tested: &Tested) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_probe_that_fails_opens_it_for_longer_up_to_the_longest() {
+async fn each_failed_probe_opens_for_longer_up_to_the_maximum() {
     let tested = Tested::new(touchy().max_open_for(5 * MINUTE));
     let mut times = Vec::new();
     for _ in 0..7 {
@@ -69,7 +69,7 @@ async fn each_probe_that_fails_opens_it_for_longer_up_to_the_longest() {
     for _ in 0..4 {
         assert_eq!(open_once(&tested).await, 30 * SECOND);
     }
-    // More of them than a float's exponent has room for.
+    // More openings than the exponent of a float can hold.
     let tested = Tested::new(touchy().open_factor(1_000.0).max_open_for(MINUTE));
     for number in 0..400 {
         let expected = if number == 0 { 30 } else { 60 };
@@ -78,13 +78,13 @@ async fn each_probe_that_fails_opens_it_for_longer_up_to_the_longest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_is_open_as_briefly_as_at_first_once_it_has_stayed_closed_for_so_long() {
+async fn the_open_time_starts_again_after_staying_closed() {
     let tested = Tested::new(touchy());
     for expected in [30, 60] {
         assert_eq!(open_once(&tested).await.as_secs(), expected);
     }
     tested.tell(WELL);
-    // It has not stayed closed for long enough by a millisecond.
+    // One millisecond short of the time.
     advance(30 * SECOND - MS).await;
     assert_eq!(open_once(&tested).await.as_secs(), 120);
     tested.tell(WELL);
@@ -95,7 +95,7 @@ async fn it_is_open_as_briefly_as_at_first_once_it_has_stayed_closed_for_so_long
 }
 
 #[tokio::test(start_paused = true)]
-async fn time_that_it_was_open_by_hand_is_no_time_that_it_stayed_closed() {
+async fn time_open_manually_does_not_count_as_closed() {
     let tested = Tested::new(touchy());
     for expected in [30, 60] {
         assert_eq!(open_once(&tested).await.as_secs(), expected);
@@ -115,7 +115,7 @@ async fn jitter_extends_the_open_time_by_up_to_its_ratio() {
         tested.tell(FAILED);
         times.push(tested.refused().retry_after().unwrap());
     }
-    // To whole milliseconds, rounded up.
+    // Rounded up to whole milliseconds.
     let (first, last) = (*times.iter().min().unwrap(), *times.iter().max().unwrap());
     assert!(
         first >= 30 * SECOND && last <= 45 * SECOND + MS,
@@ -128,10 +128,10 @@ async fn jitter_extends_the_open_time_by_up_to_its_ratio() {
     );
 }
 
-// === what the provider asks for ===
+// === the provider's retry-after ===
 
 #[tokio::test(start_paused = true)]
-async fn retry_after_of_an_overload_that_opens_is_the_least_and_is_believed_up_to_a_limit() {
+async fn retry_after_of_an_overload_is_the_minimum_open_time_up_to_a_limit() {
     for (asked, expected) in [(100, 100), (30, 30), (10, 30), (10_000, 1_000)] {
         let tested = Tested::new(touchy().max_retry_after(1_000 * SECOND));
         tested.tell(Says::Later(503, asked));
@@ -149,9 +149,9 @@ async fn retry_after_of_a_probe_counts_too() {
     assert_eq!(tested.refused().retry_after(), Some(500 * SECOND));
 }
 
-/// Whichever failure opens it: the longest time that one of them was told counts.
+/// The longest retry-after of the counted failures applies, whichever of them opens the circuit.
 #[tokio::test(start_paused = true)]
-async fn a_circuit_opens_for_the_longest_time_that_a_failure_named() {
+async fn a_circuit_opens_for_the_longest_retry_after_of_its_failures() {
     let builder = builder().failure_threshold(2);
     let mut staged = Staged::new(builder.jitter(0.0));
     staged.tell(Says::Later(529, 600));
@@ -162,7 +162,7 @@ async fn a_circuit_opens_for_the_longest_time_that_a_failure_named() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_with_a_time_shuts_until_then_and_is_no_failure() {
+async fn a_429_with_retry_after_refuses_until_then_and_is_no_failure() {
     let tested = Tested::new(touchy());
     let mut events = tested.handle.subscribe();
     tested.tell(Says::Later(429, 20));
@@ -189,7 +189,7 @@ async fn a_429_with_a_time_shuts_until_then_and_is_no_failure() {
     };
     use State::{Closed, Throttled};
     let expected = [
-        // Nothing that was counted before is late.
+        // No call counted before is stale.
         transition(Closed, Throttled, Reason::Throttled, Some(20 * SECOND), 0),
         transition(Throttled, Closed, Reason::Elapsed, None, 0),
     ];
@@ -201,7 +201,7 @@ async fn a_429_with_a_time_shuts_until_then_and_is_no_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_the_providers_clock_all_come_back_without_probing() {
+async fn after_retry_after_all_calls_pass_without_probing() {
     let mut staged = Staged::new(touchy());
     staged.tell(Says::Later(429, 20));
     advance(20 * SECOND).await;
@@ -214,7 +214,7 @@ async fn after_the_providers_clock_all_come_back_without_probing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_is_believed_up_to_a_limit_and_jittered() {
+async fn retry_after_of_a_429_is_capped_and_jittered() {
     let tested = Tested::new(builder().max_retry_after(MINUTE));
     tested.tell(Says::Later(429, 3_600));
     assert_eq!(tested.refused().retry_after(), Some(MINUTE));
@@ -231,7 +231,7 @@ async fn a_429_is_believed_up_to_a_limit_and_jittered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_without_a_time_changes_nothing_and_is_reported() {
+async fn a_429_without_retry_after_changes_nothing_and_is_reported() {
     let tested = Tested::new(touchy());
     let mut events = tested.handle.subscribe();
     tested.tell_times(100, Says::Status(429));
@@ -247,7 +247,7 @@ async fn a_429_without_a_time_changes_nothing_and_is_reported() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_clocks_the_later_wins() {
+async fn the_later_of_two_retry_afters_wins() {
     for asked in [[20, 60], [60, 20]] {
         let mut staged = Staged::new(builder());
         let calls = [staged.begin(), staged.begin()];
@@ -269,9 +269,9 @@ fn by_one_key(builder: BreakerBuilder) -> (Staged, CircuitId) {
     (staged, CircuitId::key_only(Key::new("openai")))
 }
 
-/// The one circuit of all knows both clocks and failures.
+/// One circuit for everything handles both retry-after and failures.
 #[tokio::test(start_paused = true)]
-async fn of_failures_and_a_clock_the_later_wins() {
+async fn the_later_of_an_open_time_and_a_retry_after_wins() {
     for asked in [10, 100] {
         let (mut staged, key) = by_one_key(touchy());
         let calls = [staged.begin(), staged.begin()];
@@ -280,7 +280,7 @@ async fn of_failures_and_a_clock_the_later_wins() {
         }
         let expected = Duration::from_secs(u64::from(asked.max(30)));
         assert_eq!(staged.refused().retry_after(), Some(expected));
-        // And it must be probed.
+        // The circuit must be probed.
         assert_eq!(staged.handle.state(&key), State::Open);
         advance(expected).await;
         let _probe = staged.begin();
@@ -288,9 +288,9 @@ async fn of_failures_and_a_clock_the_later_wins() {
     }
 }
 
-/// Each 429 emptied the window, and no failures between two of them were ever enough.
+/// Each 429 emptied the window, so failures between two of them never reached the threshold.
 #[tokio::test(start_paused = true)]
-async fn failures_between_the_clocks_of_one_circuit_open_it() {
+async fn failures_between_two_429s_open_one_shared_circuit() {
     let (mut staged, key) = by_one_key(builder().window_calls(100).minimum_calls(50));
     let mut failures = 0;
     for number in 1.. {
@@ -311,7 +311,7 @@ async fn failures_between_the_clocks_of_one_circuit_open_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clock_breaks_no_row_of_failures_and_what_was_under_way_counts_while_it_runs() {
+async fn a_429_does_not_end_a_run_of_failures_and_calls_in_flight_count_meanwhile() {
     let (mut staged, key) = by_one_key(builder().failure_threshold(3).open_for(30 * SECOND));
     staged.tell(FAILED);
     let calls = [staged.begin(), staged.begin()];
@@ -327,9 +327,9 @@ async fn a_clock_breaks_no_row_of_failures_and_what_was_under_way_counts_while_i
     assert_eq!(staged.handle.stats_of(&key).unwrap().stale, 0);
 }
 
-/// It ended the ramp.
+/// The retry-after ended the ramp.
 #[tokio::test(start_paused = true)]
-async fn a_clock_that_runs_on_a_ramp_does_not_end_it() {
+async fn retry_after_on_a_ramp_does_not_end_the_ramp() {
     let key = CircuitId::key_only(Key::new("openai"));
     let ramping = touchy().key_by(KeyBy::provider()).ramp(100 * SECOND);
     let tested = Tested::new(ramping);
@@ -347,7 +347,7 @@ async fn a_clock_that_runs_on_a_ramp_does_not_end_it() {
     );
     let passed = (0..100).filter(|_| tested.call(ask(WELL)).is_ok()).count();
     assert!((10..=11).contains(&passed), "{passed}");
-    // The ramp ends while the next one runs.
+    // The ramp ends while the next retry-after runs.
     advance(90 * SECOND - MS).await;
     while tested.call(ask(Says::Later(429, 10))).is_err() {}
     assert_eq!(tested.handle.state(&key), State::Throttled);
@@ -357,7 +357,7 @@ async fn a_clock_that_runs_on_a_ramp_does_not_end_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_with_a_time_to_a_probe_opens_until_then() {
+async fn a_probe_answered_429_with_retry_after_opens_until_then() {
     let (mut staged, key) = by_one_key(touchy());
     staged.tell(FAILED);
     advance(30 * SECOND).await;
@@ -365,13 +365,13 @@ async fn a_429_with_a_time_to_a_probe_opens_until_then() {
     assert_eq!(staged.handle.state(&key), State::Open);
     assert_eq!(staged.refused().retry_after(), Some(7 * SECOND));
     advance(7 * SECOND).await;
-    // It was no failure: the next one opens for twice the first time.
+    // The 429 was no failure: the next failure opens for twice the first time.
     staged.tell(FAILED);
     assert_eq!(staged.refused().retry_after(), Some(60 * SECOND));
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_a_clock_and_a_spent_account_the_later_wins() {
+async fn the_later_of_a_retry_after_and_a_spent_account_wins() {
     for asked in [60, 3_600] {
         let (mut staged, _) = by_one_key(touchy().exhausted_for(15 * MINUTE));
         let calls = [staged.begin(), staged.begin()];
@@ -387,7 +387,7 @@ async fn of_a_clock_and_a_spent_account_the_later_wins() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hand_that_opens_for_a_moment_does_not_cut_the_providers_clock_short() {
+async fn a_short_manual_trip_does_not_shorten_retry_after() {
     let tested = Tested::new(builder());
     tested.tell(Says::Later(429, 60));
     tested.handle.trip(&clock(), SECOND);
@@ -414,7 +414,7 @@ async fn a_spent_account_is_open_for_long() {
     tested.refuses(ask_of("openai", "a", "m", WELL));
     advance(MS).await;
     assert_eq!(tested.handle.state(&account), State::HalfOpen);
-    // Still spent: the same time once more.
+    // Still spent: the same time again.
     tested
         .call(ask_of("openai", "a", "m", Says::Status(402)))
         .unwrap();

@@ -8,7 +8,7 @@ use support::{FAILED, HOUR, MINUTE, MS, SECOND, Says, Tested, WELL, builder, mod
 use tokio::time::advance;
 use tower_llm_breaker::{BreakerBuilder, BreakerLayer, EventKind, Reason, State};
 
-/// Counts all, and no failures open it.
+/// Counts all calls, and no failures open it.
 fn patient() -> BreakerBuilder {
     builder().max_open_ratio(0.0)
 }
@@ -19,7 +19,7 @@ fn defaults() -> Tested {
     Tested::new(BreakerLayer::builder().jitter(0.0))
 }
 
-/// They opened for a ratio alone.
+/// Five failures opened by the ratio alone.
 #[tokio::test(start_paused = true)]
 async fn five_failures_in_a_row_open_and_two_probes_close() {
     let tested = defaults();
@@ -28,7 +28,7 @@ async fn five_failures_in_a_row_open_and_two_probes_close() {
         tested.tell_times(4, FAILED);
         tested.tell_times(5, WELL);
     }
-    // Not half of them, and never five in a row.
+    // Not half of the calls, and never five in a row.
     assert_eq!((tested.state(), tested.counts()), (State::Closed, (37, 12)));
     tested.tell_times(4, FAILED);
     tested.tell(Says::Status(400));
@@ -106,7 +106,7 @@ async fn failures_that_have_left_the_window_open_nothing() {
     let tested = Tested::new(builder().window_calls(10).failure_ratio(0.5));
     tested.tell_times(4, FAILED);
     tested.tell_times(9, WELL);
-    // The first three are gone.
+    // The first three have left the window.
     tested.tell_times(3, FAILED);
     assert_eq!(tested.counts(), (10, 3));
     tested.tell_times(1, FAILED);
@@ -116,7 +116,7 @@ async fn failures_that_have_left_the_window_open_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn time_takes_nothing_from_a_window_by_count() {
+async fn time_removes_nothing_from_a_window_by_count() {
     let settings = builder().window_calls(10).minimum_calls(5);
     let tested = Tested::new(settings.failure_ratio(0.5));
     tested.tell_times(4, FAILED);
@@ -129,7 +129,7 @@ async fn time_takes_nothing_from_a_window_by_count() {
 // === the window by time ===
 
 #[tokio::test(start_paused = true)]
-async fn what_ended_in_a_tenth_of_the_window_leaves_it_together() {
+async fn calls_of_one_tenth_of_the_window_leave_together() {
     let tested = Tested::new(patient().window(10 * SECOND));
     tested.tell(FAILED);
     advance(999 * MS).await;
@@ -162,9 +162,9 @@ async fn failures_that_are_too_old_open_nothing() {
     assert_eq!(tested.state(), State::Open);
 }
 
-/// A bucket keeps twelve bits of its time: what is 4,096 tenths old must not be taken for new.
+/// A bucket holds twelve bits of its time: one that is 4,096 tenths old must not count as new.
 #[tokio::test(start_paused = true)]
-async fn what_is_very_old_never_comes_back() {
+async fn a_very_old_bucket_never_counts_again() {
     for rest in [10, 100, 4_086, 4_087, 4_095, 4_096, 4_097, 4_105, 8_192] {
         let tested = Tested::new(patient().window(10 * SECOND));
         tested.tell(FAILED);
@@ -179,9 +179,9 @@ async fn what_is_very_old_never_comes_back() {
     }
 }
 
-/// Nor where calls go on coming, and none of them ends in a tenth that would have written over it.
+/// The same if calls continue, and none of them ends in the tenth that would overwrite the bucket.
 #[tokio::test(start_paused = true)]
-async fn what_nothing_was_written_over_never_comes_back() {
+async fn a_bucket_that_was_never_overwritten_does_not_count_again() {
     let tested = Tested::new(patient().window(10 * SECOND));
     tested.tell(FAILED);
     advance(3 * SECOND).await;
@@ -242,7 +242,7 @@ async fn a_ratio_that_is_reached_exactly_opens() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn below_the_minimum_of_calls_no_ratio_is_judged() {
+async fn below_the_minimum_calls_no_ratio_is_judged() {
     let tested = Tested::new(builder().failure_ratio(0.5).minimum_calls(10));
     tested.tell_times(9, FAILED);
     assert_eq!(tested.state(), State::Closed);
@@ -257,7 +257,7 @@ async fn below_the_minimum_of_calls_no_ratio_is_judged() {
     tested.tell(FAILED);
     assert_eq!(tested.state(), State::Open);
 
-    // Above it, all that were made: 19 of 39 are not half, 20 of 40 are.
+    // Above the window's minimum, all calls count: 19 of 39 are not half, 20 of 40 are.
     let tested = Tested::new(builder().failure_ratio(0.5).minimum_calls(10));
     tested.tell_times(20, WELL);
     tested.tell_times(19, FAILED);
@@ -267,7 +267,7 @@ async fn below_the_minimum_of_calls_no_ratio_is_judged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ratio_of_zero_is_the_first_failure() {
+async fn a_ratio_of_zero_opens_at_the_first_failure() {
     let tested = Tested::new(builder().failure_ratio(0.0));
     tested.tell_times(1_000, WELL);
     assert_eq!(tested.state(), State::Closed);
@@ -283,7 +283,7 @@ async fn consecutive_failures_open_and_a_success_restarts_the_count() {
     tested.tell(WELL);
     tested.tell_times(4, FAILED);
     assert_eq!(tested.state(), State::Closed);
-    // Neither a caller's fault nor a clock without a time ends the row, or is one of it.
+    // Neither a client error nor a 429 without retry-after ends the run, or is part of it.
     for says in [Says::Status(400), Says::Status(404), Says::Status(429)] {
         tested.tell(says);
     }
@@ -318,7 +318,7 @@ async fn a_window_begins_empty_after_each_change() {
     assert_eq!((tested.state(), tested.counts()), (State::Open, (0, 0)));
     advance(30 * SECOND).await;
     tested.tell(WELL);
-    // The probe itself is not counted.
+    // The probe itself does not count.
     assert_eq!((tested.state(), tested.counts()), (State::Closed, (0, 0)));
     tested.tell_times(4, FAILED);
     assert_eq!((tested.state(), tested.counts()), (State::Closed, (4, 4)));

@@ -301,16 +301,16 @@ impl<'a> Held<'a> {
 
     /// The provider named a time to wait with a failure: the circuit opens for at least that time, whichever failure opens
     /// it.
-    pub(super) fn told(&mut self, time: Duration) {
-        let until = self.now + self.policy().told(time);
+    pub(super) fn wait_at_least(&mut self, time: Duration) {
+        let until = self.now + self.policy().capped(time);
         self.core.not_before = self.core.not_before.max(Some(until));
     }
 
     /// The same for a call of an earlier generation, while the circuit is open.
-    pub(super) fn told_late(&mut self, time: Duration) {
+    pub(super) fn wait_at_least_late(&mut self, time: Duration) {
         self.lapse();
         if self.word().phase == Phase::Open {
-            let until = self.now + self.policy().told(time);
+            let until = self.now + self.policy().capped(time);
             self.extend(until, Reason::FailureRatio);
         }
     }
@@ -353,7 +353,7 @@ impl<'a> Held<'a> {
 
     pub(super) fn throttled(&mut self, pass: Pass, time: Duration) {
         let policy = self.policy();
-        let until = self.now + policy.jittered(policy.told(time));
+        let until = self.now + policy.jittered(policy.capped(time));
         if !self.is_about_now(pass, until, Reason::Throttled) {
             return;
         }
@@ -519,7 +519,7 @@ impl Core {
         (in_flight, self.probe_successes, self.probe_failures)
     }
 
-    /// Why no further probe is admitted, if all leases are taken.
+    /// Why no further probe is admitted, if all leases are in use.
     ///
     /// Reports a shorter wait than the lease: most probes end much sooner.
     pub(super) fn busy(&self, policy: &Policy, now: Instant) -> Option<Shut> {

@@ -78,7 +78,7 @@ impl Tried {
     }
 
     fn state(&self, second: u64) -> State {
-        self.circuit.standing(self.at(second)).state
+        self.circuit.status(self.at(second)).state
     }
 
     /// Calls and failures that count.
@@ -183,10 +183,10 @@ fn a_pause_and_a_failure_at_once_both_count() {
         check(move || {
             let tried = Tried::new(&touchy());
             let passes = [(); 2].map(|()| tried.admit(0).unwrap());
-            let told = Verdict::Throttled {
+            let throttled = Verdict::Throttled {
                 retry_after: Some(Duration::from_secs(seconds)),
             };
-            let other = spawn(&tried, move |tried| tried.record(passes[0], told, 0));
+            let other = spawn(&tried, move |tried| tried.record(passes[0], throttled, 0));
             tried.record(passes[1], FAILURE, 0);
             other.join().unwrap();
             let end = seconds.max(OPEN_FOR.as_secs());
@@ -317,7 +317,7 @@ fn a_lease_runs_out_while_its_probe_is_given_back() {
     });
 }
 
-// === transitions and what is told late ===
+// === transitions and late outcomes ===
 
 /// A call of the ending generation counts in it or not at all.
 #[test]
@@ -365,8 +365,8 @@ fn a_late_failure_does_not_break_the_run_of_the_next_generation() {
 // === groups ===
 
 /// Two circuits of four, and both have one more failure.
-fn two_fail(share: f64, members: usize) -> usize {
-    let builder = touchy().max_open_ratio(share);
+fn two_fail(ratio: f64, members: usize) -> usize {
+    let builder = touchy().max_open_ratio(ratio);
     let epoch = Instant::now();
     let group = group(&builder, epoch);
     let others: Vec<_> = (2..members)
@@ -417,7 +417,7 @@ fn if_one_may_open_one_does() {
     check(|| assert_eq!(two_fail(0.5, 2), 1));
 }
 
-/// One that opened was counted twice for a moment, and kept another closed.
+/// An opened circuit counted twice for a moment, and kept another closed.
 #[test]
 fn if_two_may_open_both_do() {
     check(|| assert_eq!(two_fail(0.5, 4), 2));

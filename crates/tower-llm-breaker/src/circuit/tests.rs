@@ -242,7 +242,7 @@ impl Reference {
             Verdict::Failure {
                 retry_after: Some(time),
             } if !is_current && !ticket.is_probe && self.state == State::Open => {
-                self.open(self.now + self.told(time));
+                self.open(self.now + self.capped(time));
             }
             Verdict::Success | Verdict::Failure { .. } if !is_current => {}
             Verdict::Success if ticket.is_probe => {
@@ -256,7 +256,7 @@ impl Reference {
             Verdict::Success => self.count(false),
             Verdict::Failure { retry_after } => {
                 self.count(true);
-                let until = self.now + retry_after.map_or(0, |time| self.told(time));
+                let until = self.now + retry_after.map_or(0, |time| self.capped(time));
                 self.not_before = self.not_before.max(until);
                 if self.is_bad_enough() && self.state != State::MetricsOnly {
                     self.fail(retry_after);
@@ -323,12 +323,12 @@ impl Reference {
             time = (time * u64::from(open_factor)).min(max_open_for);
         }
         self.openings += 1;
-        let asked = retry_after.map_or(0, |time| self.told(time));
+        let asked = retry_after.map_or(0, |time| self.capped(time));
         let until = self.now + time.max(asked);
         self.open(until.max(self.not_before));
     }
 
-    fn told(&self, time: Duration) -> u64 {
+    fn capped(&self, time: Duration) -> u64 {
         (time.as_millis() as u64).min(self.settings.max_retry_after)
     }
 
@@ -395,11 +395,11 @@ struct Seen {
 
 impl Seen {
     fn of(circuit: &Circuit, now: Instant) -> Self {
-        let standing = circuit.standing(now);
+        let status = circuit.status(now);
         let tally = circuit.failures(now);
         Self {
-            state: standing.state,
-            duration: standing.retry_after,
+            state: status.state,
+            duration: status.retry_after,
             counts: (tally.total, tally.bad),
             probes: circuit.probes(now).0,
             refused: circuit.refused(),
@@ -425,7 +425,7 @@ impl Seen {
 fn agrees(settings: &Settings, steps: &[Step]) {
     let (circuit, epoch) = circuit(settings);
     let mut reference = Reference::new(settings.clone());
-    let mut under_way: Vec<(Pass, Ticket)> = Vec::new();
+    let mut in_flight: Vec<(Pass, Ticket)> = Vec::new();
     for (number, &step) in steps.iter().enumerate() {
         let now = epoch + Duration::from_millis(reference.now);
         match step {
@@ -435,7 +435,7 @@ fn agrees(settings: &Settings, steps: &[Step]) {
                 match (admitted, ticket) {
                     (Ok(pass), Some(ticket)) => {
                         assert_eq!(pass.is_probe(), ticket.is_probe, "{number}");
-                        under_way.push((pass, ticket));
+                        in_flight.push((pass, ticket));
                     }
                     (Err(shut), None) => {
                         circuit.count_refused();
@@ -444,8 +444,8 @@ fn agrees(settings: &Settings, steps: &[Step]) {
                     (admitted, ticket) => panic!("{number}: {admitted:?}, {ticket:?}"),
                 }
             }
-            Step::End(index, verdict) if index < under_way.len() => {
-                let (pass, ticket) = under_way.swap_remove(index);
+            Step::End(index, verdict) if index < in_flight.len() => {
+                let (pass, ticket) = in_flight.swap_remove(index);
                 circuit.record(pass, verdict, &mut Now::at(Some(now)));
                 reference.end(ticket, verdict);
             }
@@ -491,10 +491,10 @@ proptest! {
     }
 }
 
-// === what other processes say ===
+// === changes of other processes ===
 
 #[cfg(feature = "redis")]
-mod learned {
+mod observed {
     use super::*;
     use crate::{BreakerBuilder, EventReceiver, event::EventKind, shared::Change};
 
@@ -522,11 +522,11 @@ mod learned {
     }
 
     /// Its state, and for how many seconds.
-    fn standing(circuit: &Circuit, now: Instant) -> (State, Option<u64>) {
-        let standing = circuit.standing(now);
-        let duration = standing.retry_after;
+    fn status(circuit: &Circuit, now: Instant) -> (State, Option<u64>) {
+        let status = circuit.status(now);
+        let duration = status.retry_after;
         // Ends are whole milliseconds, the first that are not too early.
-        (standing.state, duration.map(|duration| duration.as_secs()))
+        (status.state, duration.map(|duration| duration.as_secs()))
     }
 
     /// It stayed paused for the longer of both times, and then admitted all calls.
@@ -535,7 +535,7 @@ mod learned {
         for (seconds, longer) in [(5, 10), (20, 20)] {
             let (circuit, now, _) = paused(BreakerLayer::builder().jitter(0.0));
             circuit.observe(open_for(seconds * SECOND, now), now);
-            assert_eq!(standing(&circuit, now), (State::Open, Some(longer.into())));
+            assert_eq!(status(&circuit, now), (State::Open, Some(longer.into())));
             let after = now + (longer + 1) * SECOND;
             assert!(circuit.admit(after).expect("a probe").is_probe());
             assert_eq!(circuit.admit(after).unwrap_err().state, State::HalfOpen);
@@ -547,19 +547,19 @@ mod learned {
         let (circuit, now, _) = paused(BreakerLayer::builder().jitter(0.0));
         let until = now + 20 * SECOND;
         circuit.observe(Change::Throttled { until }, now);
-        assert_eq!(standing(&circuit, now), (State::Throttled, Some(20)));
-        assert_eq!(standing(&circuit, now + 21 * SECOND), (State::Closed, None));
+        assert_eq!(status(&circuit, now), (State::Throttled, Some(20)));
+        assert_eq!(status(&circuit, now + 21 * SECOND), (State::Closed, None));
     }
 
     /// The pause was extended to the opening of the other process.
     #[test]
     fn if_too_many_are_open_a_pause_is_not_changed() {
         let (circuit, now, mut events) = paused(BreakerLayer::builder().max_open_ratio(0.5));
-        let before = standing(&circuit, now);
+        let before = status(&circuit, now);
         events.try_recv().expect("it was paused");
         for _ in 0..2 {
             circuit.observe(open_for(40 * SECOND, now), now);
-            assert_eq!(standing(&circuit, now), before);
+            assert_eq!(status(&circuit, now), before);
         }
         // Reported once.
         let reason = Reason::Shared;

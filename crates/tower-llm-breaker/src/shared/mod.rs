@@ -205,12 +205,12 @@ impl Task {
     /// Publishes the changes of this process and fetches those of others.
     async fn sync(&mut self) -> Result<(), StoreError> {
         let now = Instant::now();
-        let told = self.outbox.some(AT_ONCE, now);
+        let batch = self.outbox.some(AT_ONCE, now);
         let new_epoch = RandomState::new().hash_one(&self.keys);
         let known = self.epoch.clone().unwrap_or_default();
         let mut args: Vec<Arg> = vec![new_epoch.into(), known.into(), self.version.into()];
-        for (circuit, news) in &told {
-            for (change, at) in news.changes() {
+        for (circuit, pending) in &batch {
+            for (change, at) in pending.changes() {
                 let (kind, left) = change.written(now);
                 let ago = u64::try_from((now - at).as_millis()).unwrap_or_default();
                 args.extend([
@@ -222,17 +222,17 @@ impl Task {
             }
         }
         let reply = self.redis.run(&SYNC, self.keys.to_vec(), args).await?;
-        self.outbox.published(&told);
-        let is_closed = |(_, news): &&(_, Pending)| news.is_closed();
-        let told_closed = told.iter().filter(is_closed);
-        let told_closed = told_closed.map(|(circuit, _)| circuit).collect();
-        self.observe(reply, &told_closed)
+        self.outbox.published(&batch);
+        let is_closed = |(_, pending): &&(_, Pending)| pending.is_closed();
+        let published_closed = batch.iter().filter(is_closed);
+        let published_closed = published_closed.map(|(circuit, _)| circuit).collect();
+        self.observe(reply, &published_closed)
     }
 
     fn observe(
         &mut self,
         reply: Reply,
-        told_closed: &HashSet<&CircuitId>,
+        published_closed: &HashSet<&CircuitId>,
     ) -> Result<(), StoreError> {
         let Reply::Array(items) = reply else {
             return Ok(());
@@ -258,7 +258,7 @@ impl Task {
                 // A pending change of this process is newer: the others will receive that.
                 && !self.outbox.has(&circuit)
                 // The circuit may be half-open here since then, and must be probed.
-                && !(change == Change::Closed && told_closed.contains(&circuit))
+                && !(change == Change::Closed && published_closed.contains(&circuit))
             {
                 board.observe(&circuit, change, now);
             }
@@ -270,13 +270,13 @@ impl Task {
     fn publish_all(&self, board: &Board) {
         let now = Instant::now();
         board.for_each(|_, circuit| {
-            let standing = circuit.standing(now);
-            let until = now + standing.retry_after.unwrap_or_default();
-            match Change::to(standing.state, until) {
+            let status = circuit.status(now);
+            let until = now + status.retry_after.unwrap_or_default();
+            match Change::to(status.state, until) {
                 None | Some(Change::Closed) => {}
                 Some(change) => {
-                    let news = Pending::new(change, now);
-                    self.outbox.note_current(&circuit.id(), news);
+                    let pending = Pending::new(change, now);
+                    self.outbox.note_current(&circuit.id(), pending);
                 }
             }
         });

@@ -49,8 +49,8 @@ impl Publisher {
     /// Publishes `event`, if it concerns other processes.
     pub(crate) fn tell(&self, event: &Event) {
         if let Some(change) = Change::of(event) {
-            let news = Pending::new(change, event.at);
-            self.outbox.note(&event.circuit, news);
+            let pending = Pending::new(change, event.at);
+            self.outbox.note(&event.circuit, pending);
             // Full: a wake-up is pending already.
             let _ = self.bell.try_send(());
         }
@@ -91,24 +91,24 @@ impl Pending {
 }
 
 impl Outbox {
-    fn note(&self, circuit: &CircuitId, news: Pending) {
+    fn note(&self, circuit: &CircuitId, pending: Pending) {
         let mut outbox = lock(&self.0);
         if let Some(last) = outbox.get_mut(circuit) {
             // Events are sent after the circuit's lock is released, so a later one may arrive first.
-            *last = if news.at >= last.at {
-                news.after(*last)
+            *last = if pending.at >= last.at {
+                pending.after(*last)
             } else {
-                last.after(news)
+                last.after(pending)
             };
         } else if outbox.len() < MOST {
-            outbox.insert(circuit.clone(), news);
+            outbox.insert(circuit.clone(), pending);
         }
     }
 
     /// Notes the current state of a circuit, unless a change of it is pending anyway.
-    pub(super) fn note_current(&self, circuit: &CircuitId, news: Pending) {
+    pub(super) fn note_current(&self, circuit: &CircuitId, pending: Pending) {
         if !self.has(circuit) {
-            self.note(circuit, news);
+            self.note(circuit, pending);
         }
     }
 
@@ -125,18 +125,18 @@ impl Outbox {
     pub(super) fn some(&self, most: usize, now: Instant) -> Vec<(CircuitId, Pending)> {
         let mut outbox = lock(&self.0);
         let (mut some, mut over) = (Vec::new(), Vec::new());
-        for (circuit, news) in outbox.iter_mut() {
-            if news.change.is_over(now) {
-                let Some(closed_at) = news.closed_at else {
+        for (circuit, pending) in outbox.iter_mut() {
+            if pending.change.is_over(now) {
+                let Some(closed_at) = pending.closed_at else {
                     over.push(circuit.clone());
                     continue;
                 };
-                *news = Pending::new(Change::Closed, closed_at);
+                *pending = Pending::new(Change::Closed, closed_at);
             }
             if some.len() == most {
                 break;
             }
-            some.push((circuit.clone(), *news));
+            some.push((circuit.clone(), *pending));
         }
         for circuit in over {
             outbox.remove(&circuit);
@@ -145,10 +145,10 @@ impl Outbox {
     }
 
     /// Removes published changes, except those of circuits that have changed again meanwhile.
-    pub(super) fn published(&self, told: &[(CircuitId, Pending)]) {
+    pub(super) fn published(&self, batch: &[(CircuitId, Pending)]) {
         let mut outbox = lock(&self.0);
-        for (circuit, news) in told {
-            if outbox.get(circuit) == Some(news) {
+        for (circuit, pending) in batch {
+            if outbox.get(circuit) == Some(pending) {
                 outbox.remove(circuit);
             }
         }
@@ -179,12 +179,12 @@ mod tests {
     #[test]
     fn the_last_change_of_each_circuit_is_published_whatever_arrived_first() {
         let (outbox, now) = (Outbox::default(), Instant::now());
-        for (number, news) in [
+        for (number, pending) in [
             (0, [open(now), closed(now + SECOND)]),
             (1, [closed(now + SECOND), open(now)]),
         ] {
-            for news in news {
-                outbox.note(&circuit(number), news);
+            for pending in pending {
+                outbox.note(&circuit(number), pending);
             }
         }
         let mut some = outbox.some(100, now);
@@ -206,22 +206,22 @@ mod tests {
     fn a_close_before_another_opening_is_published_too_whatever_arrived_first() {
         let (outbox, now) = (Outbox::default(), Instant::now());
         let [then, later] = [1, 2].map(|seconds| now + seconds * SECOND);
-        let news_of_each = [
+        let pending_of_each = [
             [open(now), closed(then), open(later)],
             [open(now), open(later), closed(then)],
             [closed(now), open(then), closed(later)],
         ];
-        for (number, news) in news_of_each.into_iter().enumerate() {
-            for news in news {
-                outbox.note(&circuit(number), news);
+        for (number, pending) in pending_of_each.into_iter().enumerate() {
+            for pending in pending {
+                outbox.note(&circuit(number), pending);
             }
         }
         let mut some = outbox.some(100, now);
         some.sort_by_key(|(circuit, _)| circuit.to_string());
-        let told = some.iter().map(|(_, news)| news.changes().collect());
+        let batch = some.iter().map(|(_, pending)| pending.changes().collect());
         let both = vec![(Change::Closed, then), (open(later).change, later)];
         let expected = [both.clone(), both, vec![(Change::Closed, later)]];
-        assert_eq!(told.collect::<Vec<Vec<_>>>(), expected);
+        assert_eq!(batch.collect::<Vec<Vec<_>>>(), expected);
     }
 
     #[test]
@@ -230,9 +230,9 @@ mod tests {
         for number in 0..2 {
             outbox.note(&circuit(number), open(now));
         }
-        let told = outbox.some(100, now);
+        let batch = outbox.some(100, now);
         outbox.note(&circuit(1), closed(now + SECOND));
-        outbox.published(&told);
+        outbox.published(&batch);
         assert_eq!(outbox.some(100, now), [(circuit(1), closed(now + SECOND))]);
     }
 

@@ -52,14 +52,14 @@ end
 
 local in_vain = {}
 for i = 4, #ARGV, 4 do
-  local name, told = ARGV[i], ARGV[i + 1]
+  local name, change = ARGV[i], ARGV[i + 1]
   local was, was_till = read(name)
-  local kind, till, at = merge(name, told, now + tonumber(ARGV[i + 2]), now - tonumber(ARGV[i + 3]))
+  local kind, till, at = merge(name, change, now + tonumber(ARGV[i + 2]), now - tonumber(ARGV[i + 3]))
   write(name, kind, till, at)
   if kind ~= was or till ~= was_till then
     local version = redis.call('HINCRBY', states, 'version', 1)
     redis.call('ZADD', versions, version, name)
-  elseif told ~= CLOSED or kind ~= CLOSED then
+  elseif change ~= CLOSED or kind ~= CLOSED then
     table.insert(in_vain, name)
   end
 end

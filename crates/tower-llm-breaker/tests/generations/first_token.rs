@@ -2,12 +2,12 @@
 
 use super::*;
 
-/// A call that has begun to stream, and how it went on.
+/// A probe that has begun to stream, and how it continues.
 #[tokio::test(start_paused = true)]
-async fn a_probes_first_token_closes_it_if_that_is_enough() {
+async fn a_probes_first_token_closes_if_configured() {
     for is_enough in [false, true] {
         let layer = touchy().first_token_is_success(is_enough).build().unwrap();
-        let _service = probing(&layer, Told::default()).await;
+        let _service = probing(&layer, Scripted::default()).await;
         let handle = layer.handle();
         let mut probe = streaming(&layer);
         probe.pass(ROLE);
@@ -22,7 +22,7 @@ async fn a_probes_first_token_closes_it_if_that_is_enough() {
         probe.pass(DONE);
         probe.end();
         assert_eq!(handle.state(&model()), State::Closed);
-        // What it came to is counted as of any call.
+        // Its outcome counts as that of any call.
         assert_eq!(counts(&handle), (u64::from(is_enough), 0));
     }
 }
@@ -30,7 +30,7 @@ async fn a_probes_first_token_closes_it_if_that_is_enough() {
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_fails_after_its_first_token_counts_as_any_calls_failure() {
     let layer = builder().first_token_is_success(true).build().unwrap();
-    let _service = probing(&layer, Told::default()).await;
+    let _service = probing(&layer, Scripted::default()).await;
     let mut probe = streaming(&layer);
     probe.pass(CONTENT);
     probe.pass(ERROR);
@@ -39,7 +39,7 @@ async fn a_probe_that_fails_after_its_first_token_counts_as_any_calls_failure() 
     assert_eq!(layer.handle().state(&model()), State::Closed);
 
     let layer = touchy().first_token_is_success(true).build().unwrap();
-    let _service = probing(&layer, Told::default()).await;
+    let _service = probing(&layer, Scripted::default()).await;
     let mut probe = streaming(&layer);
     probe.pass(CONTENT);
     probe.end();
@@ -47,13 +47,13 @@ async fn a_probe_that_fails_after_its_first_token_counts_as_any_calls_failure() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn first_tokens_are_successes_of_which_several_may_be_needed() {
+async fn several_first_tokens_may_be_needed() {
     let layer = touchy()
         .first_token_is_success(true)
         .success_threshold(2)
         .build()
         .unwrap();
-    let _service = probing(&layer, Told::default()).await;
+    let _service = probing(&layer, Scripted::default()).await;
     let handle = layer.handle();
     let mut first = streaming(&layer);
     first.pass(CONTENT);
@@ -61,7 +61,7 @@ async fn first_tokens_are_successes_of_which_several_may_be_needed() {
         (stats(&handle).state, stats(&handle).probes),
         (State::HalfOpen, 0)
     );
-    // It ends, and counts no second time.
+    // Its end does not count again.
     first.pass(DONE);
     first.end();
     assert_eq!(handle.state(&model()), State::HalfOpen);
@@ -69,7 +69,7 @@ async fn first_tokens_are_successes_of_which_several_may_be_needed() {
     second.pass(CONTENT);
     assert_eq!(handle.state(&model()), State::Closed);
 
-    // One that breaks off after all opens it.
+    // A stream that breaks off later opens the circuit.
     handle.trip(&model(), SECOND);
     advance(SECOND).await;
     let mut first = streaming(&layer);
@@ -78,16 +78,16 @@ async fn first_tokens_are_successes_of_which_several_may_be_needed() {
     assert_eq!(handle.state(&model()), State::Open);
 }
 
-/// A probe whose lease had run out got its first token when another had closed the circuit, and was then taken for one
-/// of the calls since.
+/// A probe with an expired lease got its first token after another had closed the circuit; it then counted as a call of
+/// the new generation.
 #[tokio::test(start_paused = true)]
-async fn a_first_token_of_an_earlier_generation_brings_no_call_into_the_present() {
+async fn a_first_token_of_an_earlier_generation_stays_in_that_generation() {
     let layer = touchy()
         .first_token_is_success(true)
         .probe_lease(MINUTE)
         .build()
         .unwrap();
-    let _service = probing(&layer, Told::default()).await;
+    let _service = probing(&layer, Scripted::default()).await;
     let handle = layer.handle();
     let mut late = streaming(&layer);
     advance(MINUTE).await;

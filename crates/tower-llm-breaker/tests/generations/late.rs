@@ -1,9 +1,9 @@
-//! Results of calls that were let through in an earlier generation.
+//! Results of calls that were admitted in an earlier generation.
 
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn a_success_begun_before_it_opened_closes_nothing() {
+async fn a_success_of_an_earlier_generation_closes_nothing() {
     let mut staged = Staged::new(touchy());
     let [while_open, while_half_open, while_probed] = [(); 3].map(|()| staged.begin());
     staged.tell(FAILED);
@@ -20,9 +20,9 @@ async fn a_success_begun_before_it_opened_closes_nothing() {
     assert_eq!((staged.state(), staged.stale()), (State::Closed, 3));
 }
 
-/// What it says of the provider is of the past, but the time that it was told is not.
+/// The result is about the past, but its retry-after is not.
 #[tokio::test(start_paused = true)]
-async fn a_time_named_to_an_earlier_call_extends_an_open_circuit_and_opens_none() {
+async fn retry_after_of_an_earlier_call_extends_an_opening_and_opens_nothing() {
     let mut staged = Staged::new(touchy().max_retry_after(1_000 * SECOND));
     let [while_open, while_half_open, once_closed] = [(); 3].map(|()| staged.begin());
     staged.tell(FAILED);
@@ -38,7 +38,7 @@ async fn a_time_named_to_an_earlier_call_extends_an_open_circuit_and_opens_none(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_begun_before_it_opened_neither_opens_again_nor_counts() {
+async fn a_failure_of_an_earlier_generation_neither_opens_nor_counts() {
     let mut staged = Staged::new(touchy());
     let [while_open, while_probed, once_closed] = [(); 3].map(|()| staged.begin());
     staged.tell(FAILED);
@@ -71,7 +71,7 @@ async fn a_hundred_failures_at_once_open_it_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_result_from_before_a_hand_was_laid_on_it_does_not_count() {
+async fn a_result_from_before_a_manual_change_does_not_count() {
     let mut staged = Staged::new(touchy());
     let calls = [(); 3].map(|()| staged.begin());
     staged.handle.force(&model(), Force::Disabled);
@@ -87,7 +87,7 @@ async fn a_result_from_before_a_hand_was_laid_on_it_does_not_count() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_slow_before_it_opened_does_not_count_either() {
+async fn a_slow_call_of_an_earlier_generation_does_not_count() {
     let slow = tower_llm_breaker::SlowCalls::at_ratio(0.5).total(SECOND);
     let mut staged = Staged::new(touchy().slow_calls(slow).minimum_calls(1));
     let call = staged.begin();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// One probe passes and closes it.
+/// One successful probe closes the circuit.
 fn assert_recovers(layer: &BreakerLayer) {
     assert_eq!(layer.handle().state(&model()), State::HalfOpen);
     let tested = Tested::of(layer);
@@ -32,7 +32,7 @@ async fn a_probe_dropped_before_the_response_headers_gives_its_lease_back() {
 #[tokio::test(start_paused = true)]
 async fn a_probe_dropped_in_the_body_gives_its_lease_back() {
     let layer = touchy().build().unwrap();
-    let _service = probing(&layer, Told::default()).await;
+    let _service = probing(&layer, Scripted::default()).await;
     for frames in [&[][..], &[ROLE], &[ROLE, CONTENT]] {
         let mut probe = streaming(&layer);
         for frame in frames {
@@ -46,7 +46,7 @@ async fn a_probe_dropped_in_the_body_gives_its_lease_back() {
     assert_recovers(&layer);
 }
 
-/// A panic is the fault of the way to the provider: that circuit is probed here.
+/// A panic counts against the provider: its circuit is probed here.
 async fn probing_way<R>(
     layer: &BreakerLayer,
     inner: R,
@@ -58,7 +58,7 @@ async fn probing_way<R>(
 
 async fn assert_opened_and_recovers(layer: &BreakerLayer) {
     let way = CircuitId::provider("openai");
-    let stats = layer.handle().stats_of(&way).expect("it was asked");
+    let stats = layer.handle().stats_of(&way).expect("the circuit exists");
     assert_eq!((stats.state, stats.probes), (State::Open, 0));
     advance(OPEN_FOR).await;
     let tested = Tested::of(layer);
@@ -67,10 +67,10 @@ async fn assert_opened_and_recovers(layer: &BreakerLayer) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_panics_when_it_is_called_has_failed() {
+async fn a_probe_that_panics_in_call_fails() {
     let layer = touchy().build().unwrap();
     let panics = service_fn(|request: Request| -> std::future::Ready<Answer> {
-        panic!("as it was told: {request:?}")
+        panic!("scripted panic: {request:?}")
     });
     let service = probing_way(&layer, panics).await;
     assert!(catch_unwind(AssertUnwindSafe(|| start(&service, ask(WELL)))).is_err());
@@ -78,14 +78,14 @@ async fn a_probe_that_panics_when_it_is_called_has_failed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_panics_when_it_is_polled_has_failed() {
+async fn a_probe_that_panics_in_poll_fails() {
     struct Panics;
 
     impl Future for Panics {
         type Output = Answer;
 
         fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Answer> {
-            panic!("as it was told")
+            panic!("scripted panic")
         }
     }
 
@@ -98,9 +98,9 @@ async fn a_probe_that_panics_when_it_is_polled_has_failed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_whose_body_panics_has_failed() {
+async fn a_probe_whose_body_panics_fails() {
     let layer = touchy().build().unwrap();
-    let _service = probing_way(&layer, Told::default()).await;
+    let _service = probing_way(&layer, Scripted::default()).await;
     let mut probe = streaming(&layer);
     probe.pass(CONTENT);
     probe.send("panic");
@@ -110,11 +110,11 @@ async fn a_probe_whose_body_panics_has_failed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_never_ends_holds_its_lease_to_its_end_and_no_longer() {
+async fn a_probe_that_never_ends_holds_its_lease_only_until_it_expires() {
     let mut staged = Staged::new(touchy().probe_lease(MINUTE));
     half_open(&mut staged).await;
     let _hangs = staged.begin();
-    // Not the minute that it may take at most: a tenth of the open time.
+    // Not the minute that it may hold at most: a tenth of the open time.
     assert_eq!(staged.refused().retry_after(), Some(3 * SECOND));
     advance(MINUTE - MS).await;
     let refused = staged.refused();
@@ -132,7 +132,7 @@ async fn a_probe_that_never_ends_holds_its_lease_to_its_end_and_no_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_probes_that_never_end_do_not_wedge_it() {
+async fn a_thousand_probes_that_never_end_do_not_block_the_circuit() {
     let mut staged = Staged::new(touchy().probe_lease(SECOND).probes(2));
     half_open(&mut staged).await;
     let mut hang = Vec::new();
@@ -163,7 +163,7 @@ async fn a_probe_with_an_expired_lease_counts_until_the_circuit_is_decided() {
         late.end(says);
         assert_eq!((staged.state(), staged.stale()), (state, 0), "{says:?}");
         if state == State::HalfOpen {
-            // It gave back only its own lease, which had expired already.
+            // The call gave back only its own lease, which had expired already.
             staged.refused();
         }
         probe.leave();
@@ -189,7 +189,7 @@ async fn a_probe_that_another_circuit_refuses_gives_its_lease_back() {
     tested.handle.trip(&account, MINUTE);
     advance(SECOND).await;
     for _ in 0..3 {
-        // The model's circuit lets it through, as a probe.
+        // The model's circuit admits the call, as a probe.
         let refused = tested.refuses(ask_of("openai", "a", "m", WELL));
         assert_eq!(refused.circuit(), &account);
         let stats = stats(&tested.handle);
@@ -205,9 +205,10 @@ async fn a_probe_that_another_circuit_refuses_gives_its_lease_back() {
 
 // === many threads ===
 
-/// Calls that fail, succeed, are left or hang, from several threads, and a hand: in the end it can always be closed.
+/// Calls that fail, succeed, are dropped or hang, from several threads, and manual changes: at the end the circuit can
+/// always be closed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn whatever_happens_at_once_no_probe_is_lost() {
+async fn no_race_loses_a_probe() {
     let layer = builder()
         .failure_threshold(2)
         .open_for(MS)
@@ -217,7 +218,7 @@ async fn whatever_happens_at_once_no_probe_is_lost() {
         .build()
         .unwrap();
     let handle = layer.handle();
-    let service = layer.layer(Told::default());
+    let service = layer.layer(Scripted::default());
     let mut tasks = JoinSet::new();
     for task in 0..8_usize {
         let (service, handle) = (service.clone(), handle.clone());

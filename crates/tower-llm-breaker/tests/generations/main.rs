@@ -1,5 +1,4 @@
-//! From open to closed: what calls have to say that were let through before, probes, of which none may be lost, and the
-//! ramp.
+//! From open to closed: results of calls admitted earlier, probes, of which none may be lost, and the ramp.
 
 mod first_token;
 mod late;
@@ -26,8 +25,8 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body_util::Full;
 use support::{
-    CONTENT, DONE, ERROR, FAILED, MINUTE, MS, PATIENCE, ROLE, Request, SECOND, Says, Staged,
-    Tested, Told, WELL, ask, ask_of, builder, counts, model, open, stats, streaming,
+    CONTENT, DONE, ERROR, FAILED, MINUTE, MS, PATIENCE, ROLE, Request, SECOND, Says, Scripted,
+    Staged, Tested, WELL, ask, ask_of, builder, counts, model, open, stats, streaming,
 };
 use tokio::{
     sync::watch,
@@ -58,7 +57,7 @@ async fn half_open(staged: &mut Staged) {
     assert_eq!(staged.state(), State::HalfOpen);
 }
 
-/// A circuit that is half-open: the next one is its probe.
+/// A half-open circuit: the next call is its probe.
 async fn probing<R>(
     layer: &BreakerLayer,
     inner: R,

@@ -1,8 +1,8 @@
-//! How many probes there are at once, and what comes of them.
+//! How many probes run at once, and how they end.
 
 use super::*;
 
-/// Counts calls, and holds them until it is released.
+/// Counts calls, and holds them until released.
 async fn keep(
     inside: Arc<AtomicUsize>,
     mut let_go: watch::Receiver<bool>,
@@ -65,34 +65,34 @@ async fn exactly_the_probes_of_ten_thousand_calls_at_once_are_admitted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn so_many_probes_at_once_and_no_more() {
+async fn at_most_the_configured_number_of_probes_runs_at_once() {
     for probes in [1, 3] {
         let mut staged = Staged::new(touchy().probes(probes).success_threshold(100));
         half_open(&mut staged).await;
-        let mut under_way: VecDeque<_> = (0..probes).map(|_| staged.begin()).collect();
+        let mut in_flight: VecDeque<_> = (0..probes).map(|_| staged.begin()).collect();
         for number in 0..10 {
             assert_eq!(stats(&staged.handle).probes, probes);
             staged.refused();
-            let first = under_way.pop_front().unwrap();
+            let first = in_flight.pop_front().unwrap();
             match number % 3 {
                 0 => first.end(WELL),
                 1 => first.end(NEUTRAL),
                 _ => first.leave(),
             }
             assert_eq!(stats(&staged.handle).probes, probes - 1);
-            under_way.push_back(staged.begin());
+            in_flight.push_back(staged.begin());
         }
-        under_way.clear();
+        in_flight.clear();
         assert_eq!(stats(&staged.handle).probes, 0);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn so_many_successes_close_it_and_one_failure_opens_it() {
+async fn enough_successes_close_and_one_failure_opens() {
     let mut staged = Staged::new(touchy().success_threshold(3));
     half_open(&mut staged).await;
     staged.tell_times(2, WELL);
-    // Neither is a success nor a failure.
+    // Neither a success nor a failure.
     staged.tell_times(5, NEUTRAL);
     staged.begin().leave();
     assert_eq!(staged.state(), State::HalfOpen);
@@ -106,14 +106,14 @@ async fn so_many_successes_close_it_and_one_failure_opens_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_opens_it_while_other_probes_run_and_theirs_do_not_count() {
+async fn a_failed_probe_opens_at_once_and_the_other_probes_do_not_count() {
     let mut staged = Staged::new(touchy().probes(3));
     half_open(&mut staged).await;
     let [first, second, third] = [(); 3].map(|()| staged.begin());
     first.end(FAILED);
     assert_eq!(stats(&staged.handle).probes, 0);
     advance(OPEN_FOR).await;
-    // Their leases are of an earlier generation: three are free.
+    // Their leases belong to an earlier generation: three are free.
     let _probes = [(); 3].map(|()| staged.begin());
     second.end(WELL);
     third.end(FAILED);
@@ -123,7 +123,7 @@ async fn a_failure_opens_it_while_other_probes_run_and_theirs_do_not_count() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_call_probes_several_circuits_and_each_counts_what_concerns_it() {
+async fn one_call_probes_several_circuits_and_each_judges_it_separately() {
     let mut staged = Staged::new(touchy());
     let way = CircuitId::provider("openai");
     let account = CircuitId::account("openai", "");
@@ -136,13 +136,13 @@ async fn one_call_probes_several_circuits_and_each_counts_what_concerns_it() {
     assert_eq!([&model(), &way, &account].map(probes), [1, 1, 1]);
     probe.end(FAILED);
     assert_eq!(staged.state(), State::Open);
-    // It was reached: that is all that is asked of the way. Of the account it says nothing.
+    // The provider was reached: its circuit needs no more. This says nothing about the account.
     assert_eq!(staged.handle.state(&way), State::Closed);
     let stats = staged.handle.stats_of(&account).unwrap();
     assert_eq!((stats.state, stats.probes), (State::HalfOpen, 0));
 }
 
-/// Such an answer is neither a success nor an error of a client. A probe that it left without an end would hold its lease.
+/// Such a response is neither a success nor a client error. If it left a probe undecided, its lease would stay held.
 #[tokio::test(start_paused = true)]
 async fn a_redirect_or_a_switch_of_protocols_ends_a_probe() {
     let way = CircuitId::provider("openai");
@@ -155,7 +155,7 @@ async fn a_redirect_or_a_switch_of_protocols_ends_a_probe() {
         tested.tell(answer);
         assert_eq!(tested.handle.state(&way), State::Closed, "{status}");
 
-        // A model that was asked has not answered: its probe has failed, and the next one is free when its time comes.
+        // The model was called and did not answer: its probe has failed, and the next one is due after the open time.
         let tested = Tested::new(touchy());
         tested.tell(FAILED);
         advance(OPEN_FOR).await;
@@ -166,7 +166,7 @@ async fn a_redirect_or_a_switch_of_protocols_ends_a_probe() {
         tested.tell(WELL);
         assert_eq!(tested.state(), State::Closed, "{status}");
 
-        // A call that is not described expects no certain answer, and neither does one that reads what is stored.
+        // No particular answer is expected of an undescribed call, or of one that reads stored data.
         let retrieve = Call::builder(Provider::OPENAI, Operation::RETRIEVE).model("m");
         for call in [None, Some(retrieve.build())] {
             let tested = Tested::new(touchy().key_by(KeyBy::shared()));
@@ -182,7 +182,7 @@ async fn a_redirect_or_a_switch_of_protocols_ends_a_probe() {
             tested.refuses(request(WELL));
             advance(OPEN_FOR).await;
             assert_eq!(tested.call(request(answer)).unwrap(), status);
-            // It is closed: all that come at once pass.
+            // Closed: all calls pass.
             for _ in 0..5 {
                 tested.call(request(WELL)).unwrap();
             }

@@ -1,4 +1,4 @@
-//! The ramp, on which a share passes that grows to all.
+//! The ramp: the ratio of admitted calls grows until all pass.
 
 use super::*;
 
@@ -12,7 +12,7 @@ async fn ramping(ramp: Duration) -> Tested {
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_first_a_tenth_passes_and_in_the_end_all() {
+async fn the_ramp_starts_at_a_tenth_and_ends_at_all() {
     let tested = ramping(100 * SECOND).await;
     let passed = |times: usize| {
         (0..times)
@@ -34,27 +34,27 @@ async fn at_first_a_tenth_passes_and_in_the_end_all() {
     assert_eq!(tested.state(), State::Closed);
 }
 
-/// A share of those that had come so far was let through, so that from the middle on none was kept out.
+/// The ratio was taken of the calls so far, so from the middle of the ramp on no call was refused.
 #[tokio::test(start_paused = true)]
 async fn the_admitted_ratio_grows_with_time_to_all_calls() {
     let tested = ramping(100 * SECOND).await;
-    let mut shares = Vec::new();
+    let mut ratios = Vec::new();
     for _ in 0..10 {
         let mut passed = 0;
         for _ in 0..1_000 {
             passed += usize::from(tested.call(ask(WELL)).is_ok());
             advance(10 * MS).await;
         }
-        shares.push(passed);
+        ratios.push(passed);
     }
-    // In the tenth that begins at a share of `n` tenths, half a tenth more on average; at least a tenth.
+    // In the tenth that starts at a ratio of `n` tenths, half a tenth more on average; at least a tenth.
     let expected = [100, 150, 250, 350, 450, 550, 650, 750, 850, 950];
     let is_near = |(&passed, expected): (&usize, usize)| passed.abs_diff(expected) <= 2;
-    assert!(shares.iter().zip(expected).all(is_near), "{shares:?}");
+    assert!(ratios.iter().zip(expected).all(is_near), "{ratios:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_on_the_ramp_open_it_and_what_was_counted_stays_when_it_ends() {
+async fn failures_on_the_ramp_open_and_its_counts_stay_when_it_ends() {
     let tested = ramping(100 * SECOND).await;
     tested.tell(FAILED);
     assert_eq!(tested.state(), State::Open);

@@ -1,4 +1,4 @@
-//! Circuits that processes share through Redis: what one learns of another, and what happens without.
+//! Circuits that processes share through Redis: changes of other processes, and outages.
 
 #![cfg(feature = "redis")]
 #![expect(
@@ -34,11 +34,11 @@ use tower_llm_testkit::{
     redis::{RedisCluster, RedisServer},
 };
 
-/// Far more than anything here takes.
+/// Far more than any step here takes.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How old a copy may be.
+/// Maximum age of a copy.
 const AGE: Duration = Duration::from_millis(400);
-/// What a script takes, and a busy machine pauses.
+/// Time for a script, and for the pauses of a busy machine.
 const MARGIN: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(600);
 const NAME: &str = "circuits";
@@ -51,7 +51,7 @@ impl Described for Prompt {
     }
 }
 
-/// One process' layer, as good as.
+/// The layer of one process.
 struct Process {
     layer: BreakerLayer<Unary>,
     handle: BreakerHandle,
@@ -119,15 +119,15 @@ fn openai() -> CircuitId {
 async fn eventually(mut condition: impl FnMut() -> bool) -> Duration {
     let from = Stopwatch::start();
     while !condition() {
-        assert!(from.elapsed() < PATIENCE, "it never came to be");
+        assert!(from.elapsed() < PATIENCE, "the condition never held");
         sleep(Duration::from_millis(1)).await;
     }
     from.elapsed()
 }
 
-// === what one learns of another ===
+// === changes of other processes ===
 
-async fn one_learns_what_happens_in_another(url: String) {
+async fn a_process_receives_the_changes_of_another(url: String) {
     let one = Process::of(url.clone()).await;
     let other = Process::of(url.clone()).await;
     let mut events = other.handle.subscribe();
@@ -151,12 +151,12 @@ async fn one_learns_what_happens_in_another(url: String) {
     };
     assert_eq!((to, reason), (State::Open, Reason::Shared));
 
-    // A process that comes later learns what was before it.
+    // A process that starts later receives earlier changes.
     let late = Process::of(url).await;
     let took = late.until(State::Open).await;
     assert!(took < AGE + MARGIN, "{took:?}");
 
-    // The later of two times counts, wherever it comes from.
+    // The later of two times counts, whichever process published it.
     late.handle.trip(&openai(), 2 * LONG);
     let is_longer = || {
         let duration = one.handle.stats_of(&openai()).unwrap().remaining;
@@ -164,7 +164,7 @@ async fn one_learns_what_happens_in_another(url: String) {
     };
     assert!(eventually(is_longer).await < AGE + MARGIN);
 
-    // One that closes closes for all.
+    // A close in one process closes everywhere.
     other.handle.reset(&openai());
     assert!(one.until(State::Closed).await < AGE + MARGIN);
     assert!(late.until(State::Closed).await < AGE + MARGIN);
@@ -177,17 +177,17 @@ async fn one_learns_what_happens_in_another(url: String) {
 #[tokio::test]
 async fn on_a_server_changes_reach_other_processes() {
     let server = RedisServer::start().await.unwrap();
-    one_learns_what_happens_in_another(server.url()).await;
+    a_process_receives_the_changes_of_another(server.url()).await;
 }
 
 #[tokio::test]
 async fn on_a_cluster_changes_reach_other_processes() {
     let cluster = RedisCluster::start(3).await.unwrap();
-    one_learns_what_happens_in_another(cluster.url()).await;
+    a_process_receives_the_changes_of_another(cluster.url()).await;
 }
 
 #[tokio::test]
-async fn what_is_forced_is_forced_here_alone_and_nothing_from_elsewhere_ends_it() {
+async fn a_forced_state_is_local_and_no_remote_change_ends_it() {
     let server = RedisServer::start().await.unwrap();
     let one = Process::of(server.url()).await;
     let other = Process::of(server.url()).await;
@@ -200,7 +200,7 @@ async fn what_is_forced_is_forced_here_alone_and_nothing_from_elsewhere_ends_it(
     assert_eq!(other.state(), State::Open);
 }
 
-/// Waits until a circuit was opened elsewhere that stays closed here.
+/// Waits until a circuit opens elsewhere that stays closed here.
 async fn kept_closed(events: &mut EventReceiver) {
     let kept = EventKind::KeptClosed {
         reason: Reason::Shared,
@@ -214,7 +214,7 @@ async fn kept_closed(events: &mut EventReceiver) {
     {}
 }
 
-/// Each process kept different circuits closed, and by following each other both had all of them open.
+/// Each process kept other circuits closed; because each followed the other, both opened all of them.
 #[tokio::test]
 async fn if_all_circuits_fail_each_process_keeps_its_ratio_closed() {
     let server = RedisServer::start().await.unwrap();
@@ -248,7 +248,7 @@ async fn if_all_circuits_fail_each_process_keeps_its_ratio_closed() {
     assert_eq!(states(&other), [closed, closed, open, open]);
 }
 
-/// No call here has used these circuits, but they are the group.
+/// No call here has used these circuits, but they form the group.
 #[tokio::test]
 async fn only_the_allowed_ratio_of_circuits_opened_elsewhere_opens() {
     let server = RedisServer::start().await.unwrap();
@@ -259,7 +259,7 @@ async fn only_the_allowed_ratio_of_circuits_opened_elsewhere_opens() {
     let other = Process::of(server.url()).await;
     for name in ["x", "y"] {
         other.handle.trip(&CircuitId::provider(name), LONG);
-        // Want of money opens in any case.
+        // A spent account opens in any case.
         other.handle.trip(&CircuitId::account(name, "a"), LONG);
     }
     kept_closed(&mut events).await;
@@ -270,8 +270,8 @@ async fn only_the_allowed_ratio_of_circuits_opened_elsewhere_opens() {
     assert_eq!(providers.iter().filter(|&&is_open| is_open).count(), 1);
 }
 
-/// A hundred are told of in a script. Each hundred waited for half a copy's age, and of those beyond a thousand nothing was
-/// told at all.
+/// A script publishes 100 changes. Each further 100 waited for half the age of a copy, and beyond 1,000 no change was
+/// published at all.
 #[tokio::test]
 async fn a_burst_of_trips_is_published_completely() {
     const TRIPS: usize = 2_000;
@@ -295,10 +295,10 @@ async fn a_burst_of_trips_is_published_completely() {
     assert!(took < AGE + 3 * MARGIN, "{took:?}");
 }
 
-// === without it ===
+// === outages ===
 
 #[tokio::test]
-async fn frozen_or_killed_nothing_is_missing_but_the_sharing() {
+async fn a_frozen_or_killed_server_only_stops_the_sharing() {
     let mut server = RedisServer::start().await.unwrap();
     let one = Process::of(server.url()).await;
     let other = Process::of(server.url()).await;
@@ -307,7 +307,7 @@ async fn frozen_or_killed_nothing_is_missing_but_the_sharing() {
             true => server.kill().unwrap(),
             false => server.freeze().unwrap(),
         }
-        // No call waits for it: a thousand take less than a timeout would.
+        // No call waits for Redis: 1,000 calls take less than one timeout would.
         let from = Stopwatch::start();
         for _ in 0..1_000 {
             one.call(true).await.unwrap();
@@ -319,20 +319,20 @@ async fn frozen_or_killed_nothing_is_missing_but_the_sharing() {
         assert_eq!(other.state(), State::Closed);
         assert!(!one.redis.is_up());
 
-        // What has happened meanwhile is told when it is back.
+        // Changes made during the outage are published once the server is back.
         match kill {
             true => server.restart().await.unwrap(),
             false => server.thaw().unwrap(),
         }
         let took = other.until(State::Open).await;
-        println!("back, a trip is seen after {took:?}");
+        println!("after the outage, a trip is seen after {took:?}");
         assert!(took < AGE + 2 * MARGIN, "{took:?}");
         one.handle.reset(&openai());
         assert!(other.until(State::Closed).await < AGE + MARGIN);
     }
 }
 
-/// What it opened for was over before it could be told, and its closing was forgotten with that.
+/// The opening was over before it could be published, and the earlier close was dropped with it.
 #[tokio::test]
 async fn a_close_is_published_although_the_circuit_opened_briefly_since() {
     let server = RedisServer::start().await.unwrap();
@@ -348,7 +348,11 @@ async fn a_close_is_published_although_the_circuit_opened_briefly_since() {
     server.thaw().unwrap();
     other.until(State::Closed).await;
     sleep(AGE).await;
-    assert_eq!(one.state(), State::HalfOpen, "it is to be probed");
+    assert_eq!(
+        one.state(),
+        State::HalfOpen,
+        "the circuit waits for a probe"
+    );
 }
 
 #[tokio::test]
@@ -401,7 +405,7 @@ impl Drop for Other {
 async fn two_processes_see_each_others_trips() {
     let server = RedisServer::start().await.unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["what_another_process_does", "--exact", "--nocapture"])
+        .args(["child_process", "--exact", "--nocapture"])
         .env(JOB, server.url())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -430,8 +434,8 @@ async fn two_processes_see_each_others_trips() {
 }
 
 #[tokio::test]
-async fn what_another_process_does() {
-    // Nothing, if it is not one.
+async fn child_process() {
+    // A no-op unless it runs in the child process.
     let Ok(url) = std::env::var(JOB) else {
         return;
     };
@@ -449,7 +453,7 @@ fn refused(shared: SharedCircuits) -> ConfigError {
 }
 
 #[tokio::test]
-async fn what_cannot_work_is_named() {
+async fn invalid_settings_are_named() {
     let redis = Redis::builder("redis://127.0.0.1:1").build().unwrap();
     for name in ["", "a{b", "a}"] {
         let error = refused(SharedCircuits::new(redis.clone(), name));
@@ -465,7 +469,7 @@ async fn what_cannot_work_is_named() {
 }
 
 #[test]
-fn without_a_runtime_it_is_an_error_and_no_panic() {
+fn without_a_runtime_building_fails_without_a_panic() {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().unwrap();
     let redis = runtime.block_on(async { Redis::builder("redis://127.0.0.1:1").build().unwrap() });

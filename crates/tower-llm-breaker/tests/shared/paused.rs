@@ -1,4 +1,4 @@
-//! What one process is told to wait for, and another opens.
+//! Circuits that the provider has paused in one process while another process opens them.
 
 use tower_llm_core::{Key, KeyBy};
 
@@ -7,10 +7,10 @@ use super::{
     *,
 };
 
-/// A copy of that age asks for nothing by itself: only with what it tells.
+/// A copy this old sends no requests of its own: it syncs only when it publishes.
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A circuit that both failures and the provider's clock close for a time, and a process that has it.
+/// A process, and a circuit that both failures and the provider's retry-after close for a time.
 struct Keyed {
     tested: Tested,
     circuit: CircuitId,
@@ -39,7 +39,7 @@ impl Keyed {
         }
     }
 
-    /// Is told to wait for so many seconds.
+    /// The provider asks this process to wait for `seconds`.
     fn pause(&self, seconds: u32) {
         self.tested.tell(Says::Later(429, seconds));
         assert_eq!(self.state(), State::Throttled);
@@ -67,21 +67,21 @@ impl Keyed {
         eventually(|| self.state() == state).await
     }
 
-    /// Waits until it is open for more than `time`.
+    /// Waits until the circuit is open for more than `time`.
     async fn until_open_for(&self, time: Duration) -> Duration {
         eventually(|| self.state() == State::Open && self.remaining() > time).await
     }
 
-    /// What has happened since it was asked last.
+    /// The events since the last call.
     fn happened(&mut self) -> Vec<EventKind> {
         let events = std::iter::from_fn(|| self.events.try_recv().ok());
         events.map(|event| event.kind).collect()
     }
 }
 
-/// All come to agree for how long it is open, and then nothing happens any more: none tells others what it has of them.
+/// All agree on how long the circuit is open, and then fall silent: none publishes what it received.
 async fn falls_silent(mut processes: Vec<Keyed>) {
-    /// What was told is heard again, and of each what others have made of it.
+    /// Each change is received once by its publisher, and once more after the others have merged it.
     const MOST: usize = 8;
     let agree = || {
         let duration = || processes.iter().map(Keyed::remaining);
@@ -101,8 +101,8 @@ async fn falls_silent(mut processes: Vec<Keyed>) {
     }
 }
 
-/// All have it open for longer than one of them opened it, one that joins later too, and say no more.
-async fn come_to_have_it_open(url: String, mut processes: Vec<Keyed>) {
+/// Every process, also a late one, has the circuit open for as long as the longest opening, then falls silent.
+async fn open_in_all(url: String, mut processes: Vec<Keyed>) {
     for process in &processes {
         let took = process.until_open_for(LONG / 2).await;
         assert!(took < AGE + MARGIN, "{took:?}");
@@ -114,9 +114,9 @@ async fn come_to_have_it_open(url: String, mut processes: Vec<Keyed>) {
     falls_silent(processes).await;
 }
 
-/// It stayed paused, and then let all through to what others had found dead.
+/// The circuit stayed paused here, and then admitted all calls to a provider that others had found unavailable.
 #[tokio::test]
-async fn what_another_has_opened_is_probed_where_it_was_paused_too() {
+async fn a_circuit_opened_elsewhere_is_probed_although_it_was_paused_here() {
     let server = RedisServer::start().await.unwrap();
     let open_for = Duration::from_secs(3);
     let one = Keyed::aged(server.url(), AGE, open_for).await;
@@ -128,10 +128,9 @@ async fn what_another_has_opened_is_probed_where_it_was_paused_too() {
     one.tested.refuses(ask(Says::Well));
 }
 
-/// It did not last longer than the pause, so it was not published.
+/// The opening did not last longer than the pause, so it was not published.
 #[tokio::test]
-async fn what_is_opened_for_less_than_others_are_paused_is_open_everywhere_until_the_pause_is_over()
-{
+async fn an_opening_shorter_than_a_pause_elsewhere_lasts_everywhere_until_the_pause_ends() {
     let server = RedisServer::start().await.unwrap();
     let paused = Keyed::of(server.url()).await;
     let watching = Keyed::of(server.url()).await;
@@ -140,12 +139,12 @@ async fn what_is_opened_for_less_than_others_are_paused_is_open_everywhere_until
     watching.until(State::Throttled).await;
     other.fail();
     assert!(other.remaining() < LONG / 2);
-    come_to_have_it_open(server.url(), vec![paused, watching, other]).await;
+    open_in_all(server.url(), vec![paused, watching, other]).await;
 }
 
-/// A process that joined later took it for a pause, and let all through after that.
+/// A process that joined later took the opening for a pause, and admitted all calls afterwards.
 #[tokio::test]
-async fn what_is_open_is_so_for_longer_where_others_are_paused_and_becomes_no_pause() {
+async fn a_pause_elsewhere_extends_an_opening_and_does_not_replace_it() {
     let server = RedisServer::start().await.unwrap();
     let open = Keyed::aged(server.url(), AGE, LONG / 10).await;
     let watching = Keyed::of(server.url()).await;
@@ -153,13 +152,14 @@ async fn what_is_open_is_so_for_longer_where_others_are_paused_and_becomes_no_pa
     open.fail();
     watching.until(State::Open).await;
     paused.pause(600);
-    come_to_have_it_open(server.url(), vec![open, watching, paused]).await;
+    open_in_all(server.url(), vec![open, watching, paused]).await;
 }
 
-/// What came while it had something to tell itself was passed over, and what it told was no news: it never learned.
+/// A process with a change to publish skipped the received changes, and its own change was no news: it never received
+/// the opening.
 #[tokio::test]
 async fn a_process_that_publishes_a_pause_receives_the_opening_of_another() {
-    /// A script tells of a hundred: that of the pause is seldom the first.
+    /// A script publishes 100 changes: the pause is seldom among the first.
     const TRIPS: usize = 2_000;
     let server = RedisServer::start().await.unwrap();
     let open = Keyed::of(server.url()).await;
@@ -175,7 +175,7 @@ async fn a_process_that_publishes_a_pause_receives_the_opening_of_another() {
     paused.until_open_for(LONG / 2).await;
 }
 
-/// What is there already must not undo what a hand has done since.
+/// A change that is in the store must not undo a later manual one.
 #[tokio::test]
 async fn a_closed_and_paused_circuit_is_not_opened_by_an_earlier_change() {
     let server = RedisServer::start().await.unwrap();
@@ -193,11 +193,11 @@ async fn a_closed_and_paused_circuit_is_not_opened_by_an_earlier_change() {
 }
 
 #[tokio::test]
-async fn two_that_are_paused_and_both_open_it_agree_and_say_no_more() {
+async fn two_paused_processes_that_both_open_agree_and_fall_silent() {
     let server = RedisServer::start().await.unwrap();
     let one = Keyed::of(server.url()).await;
     let other = Keyed::of(server.url()).await;
-    // Neither knows of the other yet.
+    // Neither has received the other's change yet.
     one.pause(100);
     other.pause(200);
     eventually(|| one.remaining() > LONG / 4).await;

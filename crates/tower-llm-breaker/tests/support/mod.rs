@@ -1,4 +1,4 @@
-//! Requests, providers and bodies that do as a test says.
+//! Requests, providers and bodies that a test scripts.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
@@ -39,27 +39,27 @@ pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
 
 pub(crate) type Request = http::Request<()>;
 
-/// What a provider answers to a request that carries it.
+/// How a provider answers the request that carries this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Says {
     Well,
     /// A status, without any headers.
     Status(u16),
-    /// A status, and to come back after so many seconds.
+    /// A status, and a retry-after of so many seconds.
     Later(u16, u32),
-    /// No answer: the connection broke.
+    /// No response: the connection broke.
     Broken,
 }
 
 pub(crate) const WELL: Says = Says::Well;
 pub(crate) const FAILED: Says = Says::Status(500);
 
-/// A request to OpenAI, for the model `m`, without an account, to be answered with `says`.
+/// A request to OpenAI, for the model `m`, without an account, answered with `says`.
 pub(crate) fn ask(says: Says) -> Request {
     ask_of("openai", "", "m", says)
 }
 
-/// A request, to be answered with `says`; what is empty is not named.
+/// A request, answered with `says`; empty fields are not set.
 pub(crate) fn ask_of(
     provider: &'static str,
     account: &str,
@@ -91,15 +91,15 @@ pub(crate) fn chat() -> Request {
     request
 }
 
-// === a provider that answers as it is told ===
+// === a provider with scripted answers ===
 
 /// Answers at once with what the request carries.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Told {
+pub(crate) struct Scripted {
     reached: Arc<AtomicUsize>,
 }
 
-impl Service<Request> for Told {
+impl Service<Request> for Scripted {
     type Response = http::Response<Full<Bytes>>;
     type Error = BoxError;
     type Future = Ready<Result<Self::Response, BoxError>>;
@@ -133,15 +133,15 @@ impl Says {
     }
 }
 
-/// A breaker around a provider that answers as it is told.
+/// A breaker around a provider with scripted answers.
 #[derive(Clone, Debug)]
 pub(crate) struct Tested {
-    pub(crate) service: Breaker<Told, HttpBody>,
+    pub(crate) service: Breaker<Scripted, HttpBody>,
     pub(crate) handle: BreakerHandle,
-    pub(crate) provider: Told,
+    pub(crate) provider: Scripted,
 }
 
-/// Settings without chance, where the ratio alone opens a circuit and one probe closes it.
+/// Settings without randomness: only the ratio opens a circuit, and one probe closes it.
 pub(crate) fn builder() -> BreakerBuilder {
     BreakerLayer::builder()
         .jitter(0.0)
@@ -160,7 +160,7 @@ impl Tested {
     }
 
     pub(crate) fn of(layer: &BreakerLayer) -> Self {
-        let provider = Told::default();
+        let provider = Scripted::default();
         Self {
             service: layer.layer(provider.clone()),
             handle: layer.handle(),
@@ -173,19 +173,23 @@ impl Tested {
         self.provider.reached.load(Ordering::Relaxed)
     }
 
-    /// Calls and reads the answer to its end: its status.
+    /// Calls and reads the response to its end; returns its status.
     pub(crate) fn call(&self, request: Request) -> Result<u16, BoxError> {
         let mut service = self.service.clone();
         assert_ready_ok!(poll_ready(&mut service));
-        let answer = service.call(request).now_or_never().expect("it is told");
+        let answer = service
+            .call(request)
+            .now_or_never()
+            .expect("the answer is scripted");
         let response = answer?;
         let status = response.status().as_u16();
         let read = response.into_body().collect().now_or_never();
-        read.expect("it is all there").expect("it is well");
+        read.expect("the body is complete")
+            .expect("the body does not fail");
         Ok(status)
     }
 
-    /// Has the model `m` answer `says`, and asserts that it was asked.
+    /// Calls the model `m`, answered with `says`, and asserts that the call reached the provider.
     #[track_caller]
     pub(crate) fn tell(&self, says: Says) {
         let reached = self.reached();
@@ -203,22 +207,22 @@ impl Tested {
         }
     }
 
-    /// Calls the model `m`, which is not asked.
+    /// Calls the model `m`, without reaching the provider.
     #[track_caller]
     pub(crate) fn refused(&self) -> CircuitOpen {
         self.refuses(ask(Says::Well))
     }
 
-    /// Calls without reaching the upstream.
+    /// Calls without reaching the provider.
     #[track_caller]
     pub(crate) fn refuses(&self, request: Request) -> CircuitOpen {
         let reached = self.reached();
-        let error = self.call(request).expect_err("it is refused");
-        assert_eq!(self.reached(), reached, "it was asked all the same");
+        let error = self.call(request).expect_err("the call is refused");
+        assert_eq!(self.reached(), reached, "the call reached the provider");
         open(&error).clone()
     }
 
-    /// What the circuit of the model `m` does.
+    /// The state of the model `m`'s circuit.
     pub(crate) fn state(&self) -> State {
         self.handle.state(&model())
     }
@@ -238,7 +242,7 @@ pub(crate) fn model() -> CircuitId {
 
 #[track_caller]
 pub(crate) fn stats(handle: &BreakerHandle) -> CircuitStats {
-    handle.stats_of(&model()).expect("it has been asked")
+    handle.stats_of(&model()).expect("the circuit exists")
 }
 
 /// Calls and failures in the window of the model `m`.
@@ -248,7 +252,7 @@ pub(crate) fn counts(handle: &BreakerHandle) -> (u64, u64) {
     (stats.calls, stats.failures)
 }
 
-/// What has happened since it was asked last.
+/// The events since the last call.
 pub(crate) fn kinds(events: &mut EventReceiver) -> Vec<EventKind> {
     let mut kinds = Vec::new();
     loop {
@@ -262,10 +266,10 @@ pub(crate) fn kinds(events: &mut EventReceiver) -> Vec<EventKind> {
 
 #[track_caller]
 pub(crate) fn open(error: &BoxError) -> &CircuitOpen {
-    error.downcast_ref().expect("the breaker refused it")
+    error.downcast_ref().expect("the breaker refused the call")
 }
 
-// === services under a test's hand ===
+// === services that a test controls ===
 
 pub(crate) type Mocked<R> = Breaker<Mock<Request, R>, HttpBody>;
 
@@ -275,7 +279,7 @@ pub(crate) fn mocked<R>(layer: &BreakerLayer) -> (Mocked<R>, Handle<Request, R>)
     (layer.layer(mock), upstream)
 }
 
-/// A call that has reached the provider, and ends as the test says.
+/// A call that has reached the provider and ends when the test says.
 pub(crate) struct Running {
     call: task::Spawn<<Mocked<http::Response<Full<Bytes>>> as Service<Request>>::Future>,
     answer: SendResponse<http::Response<Full<Bytes>>>,
@@ -299,7 +303,7 @@ impl Staged {
         }
     }
 
-    /// A call to the model `m` that has been let through.
+    /// An admitted call to the model `m`.
     #[track_caller]
     pub(crate) fn begin(&mut self) -> Running {
         self.begin_of(ask(Says::Well))
@@ -308,7 +312,7 @@ impl Staged {
     #[track_caller]
     pub(crate) fn begin_of(&mut self, request: Request) -> Running {
         let mut call = start(&self.service, request);
-        assert!(call.poll().is_pending(), "it was refused");
+        assert!(call.poll().is_pending(), "the call was refused");
         let (_, answer) = arrived(&mut self.upstream);
         Running { call, answer }
     }
@@ -346,14 +350,14 @@ impl Staged {
         counts(&self.handle)
     }
 
-    /// Calls of the model `m` whose end was not counted.
+    /// Calls of the model `m` whose outcomes were stale.
     pub(crate) fn stale(&self) -> u64 {
         stats(&self.handle).stale
     }
 }
 
 impl Running {
-    /// Ends it with `says`, read to the end.
+    /// Ends the call with `says`, read to the end.
     #[track_caller]
     pub(crate) fn end(mut self, says: Says) {
         match says.answer() {
@@ -362,11 +366,12 @@ impl Running {
         }
         if let Ok(response) = assert_ready!(self.call.poll()) {
             let read = response.into_body().collect().now_or_never();
-            read.expect("it is all there").expect("it is well");
+            read.expect("the body is complete")
+                .expect("the body does not fail");
         }
     }
 
-    /// Its caller leaves.
+    /// The caller disconnects.
     pub(crate) fn leave(self) {
         drop(self);
     }
@@ -382,20 +387,20 @@ pub(crate) const ERROR: &str =
     "data: {\"error\":{\"message\":\"it broke\",\"type\":\"server_error\",\"code\":null}}\n\n";
 pub(crate) const DONE: &str = "data: [DONE]\n\n";
 
-/// A stream behind a breaker: where its frames go in, and where they come out.
+/// A stream behind a breaker: both the sender of its frames and the body that is read.
 ///
-/// It is read in one task, so that a timer that wakes it is seen.
+/// One task reads it, so a test sees whether a timer wakes that task.
 pub(crate) struct Streaming {
     pub(crate) sender: Option<Sender>,
     pub(crate) body: task::Spawn<Watched<Upstream, BreakerGuard>>,
 }
 
-/// A stream whose head has come.
+/// A stream whose response headers have arrived.
 #[track_caller]
 pub(crate) fn streaming(layer: &BreakerLayer) -> Streaming {
     let (service, mut upstream) = mocked(layer);
     let mut call = start(&service, chat());
-    assert!(call.poll().is_pending(), "it was refused");
+    assert!(call.poll().is_pending(), "the call was refused");
     let (sender, body) = Upstream::new();
     arrived(&mut upstream).1.send_response(stream(body));
     let response = assert_ready_ok!(call.poll());
@@ -407,10 +412,10 @@ pub(crate) fn streaming(layer: &BreakerLayer) -> Streaming {
 
 impl Streaming {
     fn sender(&self) -> &Sender {
-        self.sender.as_ref().expect("it has not ended")
+        self.sender.as_ref().expect("the body has not ended")
     }
 
-    /// Has `frame` sent, and reads it.
+    /// Sends `frame` and reads it.
     #[track_caller]
     pub(crate) fn pass(&mut self, frame: &'static str) {
         self.send(frame);
@@ -421,35 +426,35 @@ impl Streaming {
         self.sender().send(frame);
     }
 
-    /// Reads the frame that is there.
+    /// Reads the next frame, which has arrived.
     #[track_caller]
     pub(crate) fn read(&mut self) {
-        let frame = assert_ready!(self.poll()).expect("the body goes on");
-        frame.expect("the body is well");
+        let frame = assert_ready!(self.poll()).expect("the body continues");
+        frame.expect("the body does not fail");
     }
 
     pub(crate) fn poll(&mut self) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.body.enter(|cx, body| body.poll_frame(cx))
     }
 
-    /// Asks for a frame, and there is none.
+    /// Polls for a frame, and none has arrived.
     #[track_caller]
     pub(crate) fn wait(&mut self) {
         assert!(self.poll().is_pending(), "something came");
     }
 
-    /// Has the body end, and reads to there.
+    /// Ends the body, and reads to its end.
     #[track_caller]
     pub(crate) fn end(mut self) {
         self.sender = None;
-        assert!(assert_ready!(self.poll()).is_none(), "it goes on");
+        assert!(assert_ready!(self.poll()).is_none(), "the body continues");
     }
 
-    /// Has the body fail, and reads to there.
+    /// Fails the body, and reads to the error.
     #[track_caller]
     pub(crate) fn fail(mut self) {
         self.sender().fail("the connection broke");
-        let failed = assert_ready!(self.poll()).expect("it goes on");
+        let failed = assert_ready!(self.poll()).expect("the body continues");
         assert!(failed.is_err());
     }
 
@@ -463,5 +468,5 @@ impl Streaming {
     }
 }
 
-/// Nothing that these tests wait for is further away on a busy machine.
+/// No event that these tests wait for takes longer on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
