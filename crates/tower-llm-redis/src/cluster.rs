@@ -85,7 +85,7 @@ impl Cluster {
         Self { shared, refresher }
     }
 
-    /// Runs a script on the node of its keys; while their slot is being moved, it waits until all of them are on one node.
+    /// Sends a request to the node of its keys; while their slot is being moved, it waits until all of them are on one node.
     pub(crate) async fn run(
         &self,
         request: &Request<'_>,
@@ -124,6 +124,22 @@ impl Cluster {
             }
         }
         Err(StoreError::redirects())
+    }
+
+    /// All primaries, once they are known and every slot has one.
+    pub(crate) async fn primaries(&self, deadline: Instant) -> Result<Vec<Arc<Node>>, StoreError> {
+        loop {
+            {
+                let known = self.shared.read();
+                if known.is_loaded && known.slots.is_complete() {
+                    return Ok(known.slots.nodes().cloned().collect());
+                }
+            }
+            if Instant::now() + UNTIL_MOVED >= deadline {
+                return Err(StoreError::down());
+            }
+            sleep(UNTIL_MOVED).await;
+        }
     }
 
     pub(crate) fn nodes(&self) -> Vec<Arc<Node>> {

@@ -30,13 +30,13 @@ const MAX_BUFFER: usize = 1 << 28;
 
 /// A connection, which ends on drop.
 pub(crate) struct Connection {
-    sender: Sender,
-    task: ConnectHandle,
+    pub(crate) sender: Sender,
+    pub(crate) task: ConnectHandle,
 }
 
 /// The sending half of a connection; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Sender(Client);
+pub(crate) struct Sender(pub(crate) Client);
 
 /// Why there was no response.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,13 +57,27 @@ pub(crate) enum Complaint {
 impl Connection {
     /// Starts to connect. Commands that are sent meanwhile wait, within their timeout.
     pub(crate) fn open(settings: &Settings, address: &Address) -> Self {
+        Self::open_with(
+            settings,
+            address,
+            PerformanceConfig::default(),
+            limits(settings),
+        )
+    }
+
+    pub(crate) fn open_with(
+        settings: &Settings,
+        address: &Address,
+        performance: PerformanceConfig,
+        limits: ConnectionConfig,
+    ) -> Self {
         let client = Client::new(
             config(&settings.target.config, address),
             Some(PerformanceConfig {
                 default_command_timeout: settings.command_timeout,
-                ..PerformanceConfig::default()
+                ..performance
             }),
-            Some(limits(settings)),
+            Some(limits),
             // It does not reconnect.
             None,
         );
@@ -150,7 +164,7 @@ impl Sender {
 }
 
 impl Complaint {
-    fn of(ended: Option<Result<(), Error>>) -> Self {
+    pub(crate) fn of(ended: Option<Result<(), Error>>) -> Self {
         match ended {
             Some(Err(error)) => Self::said(plain(error.details())),
             Some(Ok(())) | None => Self::Unreachable("the connection ended".to_owned()),
@@ -158,7 +172,7 @@ impl Complaint {
     }
 
     /// By the text, because fred reports a missing right as a general error.
-    fn said(error: &str) -> Self {
+    pub(crate) fn said(error: &str) -> Self {
         match error.split(' ').next() {
             Some("NOAUTH" | "NOPERM" | "WRONGPASS") => Self::Refused(error.to_owned()),
             _ => Self::Unreachable(error.to_owned()),
@@ -187,12 +201,14 @@ fn config(target: &Config, address: &Address) -> Config {
     }
 }
 
-fn limits(settings: &Settings) -> ConnectionConfig {
+pub(crate) fn limits(settings: &Settings) -> ConnectionConfig {
     ConnectionConfig {
         connection_timeout: settings.connect_timeout,
         internal_command_timeout: settings.connect_timeout,
         // A script that charges must not be sent again because its answer was lost.
         max_command_attempts: 1,
+        // The gate decides what an error of the server means.
+        reconnect_errors: Vec::new(),
         // Waiting calls are counted before they reach the client. This leaves room for commands whose calls have timed out.
         max_command_buffer_len: settings.max_pending.saturating_mul(2).min(MAX_BUFFER),
         tcp: TcpConfig {

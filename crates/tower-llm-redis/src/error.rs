@@ -4,7 +4,7 @@ use tower_llm_core::ConfigError;
 
 use crate::url::Address;
 
-/// A script could not be run, or its response did not arrive.
+/// A script or a command could not be run, or its response did not arrive.
 ///
 /// The text may change; the getters will not.
 #[derive(Clone, Debug)]
@@ -109,13 +109,13 @@ impl StoreError {
         Reason::Unexpected { what }.into()
     }
 
-    /// Whether no response arrived in time. The script may have run, or may still run.
+    /// Whether no response arrived in time. The call may have run, or may still run.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         matches!(self.reason, Reason::TimedOut { .. })
     }
 
-    /// Whether Redis is unavailable and the script did not run. Either it was refused at once, because the server is known
+    /// Whether Redis is unavailable and the call did not run. Either it was refused at once, because the server is known
     /// to be unavailable or [`max_pending`](crate::RedisBuilder::max_pending) calls are waiting. Or the server reported
     /// that it cannot serve now: it is loading its data, is no primary, has too few replicas, cannot write to its disk, is
     /// busy with a script, or has only some of the keys of a slot that is being moved.
@@ -134,8 +134,8 @@ impl StoreError {
         }
     }
 
-    /// Whether the server answered with an error: of the script, of a type, or of its memory. The server is up, and the
-    /// same call is likely to fail again. What the script did before the error is not undone.
+    /// Whether the server answered with an error: of the script, of the user's rights, of a type, or of its memory. The server is up, and the
+    /// same call is likely to fail again. What a script did before the error is not undone.
     #[must_use]
     pub fn is_script(&self) -> bool {
         matches!(self.reason, Reason::Server { .. })
@@ -146,7 +146,7 @@ impl StoreError {
         matches!(self.reason, Reason::OnTheMove { .. })
     }
 
-    /// Whether the script may have run although no response arrived: it timed out, or the connection was lost.
+    /// Whether the call may have run although no response arrived: it timed out, or the connection was lost.
     #[must_use]
     pub fn may_have_run(&self) -> bool {
         matches!(self.reason, Reason::TimedOut { .. } | Reason::Lost { .. })
@@ -179,7 +179,7 @@ impl fmt::Display for StoreError {
                 f,
                 "the nodes of the cluster disagree on the owner of the key"
             ),
-            Reason::Unexpected { what } => write!(f, "the script's answer is {what}"),
+            Reason::Unexpected { what } => write!(f, "the response is {what}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Runs scripts on Redis, Valkey or a Redis Cluster, for layers whose state several processes share.
+//! Scripts, plain commands and messages on Redis, Valkey or a Redis Cluster, for layers whose state several processes share.
 //!
 //! A layer that uses Redis for each call must not make calls wait when Redis is slow or down. Therefore:
 //!
@@ -6,12 +6,14 @@
 //!   slots.
 //! - An outage costs one timeout, not one per call. After the first timeout, calls are refused at once until the server
 //!   answers a PING again. One task per server sends about ten a second.
-//! - A script is sent again only if the server reported that it did *not* run it. It is never sent again after a lost
-//!   response, because a script that charges would charge twice.
+//! - A script or a command is sent again only if the server reported that it did *not* run it. It is never sent again after a
+//!   lost response, because a script that charges would charge twice.
 //! - The number of waiting calls is bounded, and they end when the last clone of the [`Redis`] is dropped.
 //!
-//! It runs only scripts, because what a layer does with Redis has to be one atomic step. Each layer decides what to do
-//! while Redis is unavailable; [`StoreError`] says what is known about the failed call.
+//! What a layer decides in Redis has to be one atomic step, which is a [script](Redis::run). For values that are only stored
+//! and found again there are [`get`](Redis::get), [`set`](Redis::set), [`remove`](Redis::remove) and [`scan`](Redis::scan);
+//! [`publish`](Redis::publish) and [`subscribe`](Redis::subscribe) tell other processes. Each layer decides what to do while
+//! Redis is unavailable; [`StoreError`] says what is known about the failed call.
 //!
 //! It speaks RESP3, which Redis supports since 6.0 and every Valkey supports. The client underneath is [fred]; none of its
 //! types is public.
@@ -47,15 +49,19 @@
 
 mod builder;
 mod cluster;
+mod commands;
 mod connection;
 mod error;
 mod gate;
+mod listener;
 mod node;
 mod redis;
 mod request;
+mod scan;
 mod script;
 mod settings;
 mod slots;
+mod subscription;
 mod url;
 mod value;
 
@@ -63,6 +69,8 @@ pub use self::{
     builder::RedisBuilder,
     error::{ConnectError, StoreError},
     redis::{Health, Redis},
+    scan::Scan,
     script::Script,
+    subscription::{Event, Subscription},
     value::{Arg, Reply},
 };

@@ -20,13 +20,13 @@ use crate::{
     Reply, StoreError,
     connection::{Complaint, Connection, Sender, Silence, server_error},
     gate::{self, Counters, Gate, Pass},
-    request::Request,
+    request::{Request, Words},
     settings::Settings,
     url::Address,
 };
 
 /// Minimum time between two attempts to connect.
-const PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 
 /// A server, connected to until it is dropped.
 pub(crate) struct Node {
@@ -34,7 +34,7 @@ pub(crate) struct Node {
     supervisor: AbortHandle,
 }
 
-/// The response of a server to a script.
+/// The response of a server to a request.
 #[derive(Debug)]
 pub(crate) enum Answer {
     Reply(Reply),
@@ -110,7 +110,7 @@ impl Node {
         complaint.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Runs a script, unless the server is known to be unavailable.
+    /// Sends a request, unless the server is known to be unavailable.
     pub(crate) async fn run(
         &self,
         request: &Request<'_>,
@@ -119,9 +119,11 @@ impl Node {
     ) -> Result<Answer, StoreError> {
         let (pass, _place) = self.enter()?;
         let sender = self.shared.sender();
-        let mut answer = send(&sender, asking, "EVALSHA", request.by_name(), deadline).await;
-        if matches!(&answer, Ok(frame) if code(frame) == Some("NOSCRIPT")) {
-            answer = send(&sender, asking, "EVAL", request.by_text(), deadline).await;
+        let mut answer = send(&sender, asking, request.first(), deadline).await;
+        if matches!(&answer, Ok(frame) if code(frame) == Some("NOSCRIPT"))
+            && let Some(words) = request.by_text()
+        {
+            answer = send(&sender, asking, words, deadline).await;
         }
         self.judge(answer, pass)
     }
@@ -302,8 +304,7 @@ async fn watch(shared: &Shared, connection: &mut Connection) -> gate::Connection
 async fn send(
     sender: &Sender,
     asking: Asking,
-    command: &'static str,
-    args: Vec<Value>,
+    (command, args): Words,
     deadline: Instant,
 ) -> Result<Resp3Frame, Silence> {
     let within = deadline.saturating_duration_since(Instant::now());

@@ -4,7 +4,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep},
+};
 
 use crate::{
     Arg, ConnectError, RedisBuilder, Reply, Script, StoreError,
@@ -14,7 +17,7 @@ use crate::{
     node::{Answer, Asking, Node},
     request::Request,
     settings::Settings,
-    url::Shape,
+    url::{Address, Shape},
 };
 
 /// A client of Redis, Valkey or a Redis Cluster; cheap to clone, and one per process is enough.
@@ -49,10 +52,11 @@ struct Shared {
     deployment: Deployment,
     settings: Arc<Settings>,
     counters: Arc<Counters>,
+    runtime: Handle,
 }
 
 enum Deployment {
-    Single(Node),
+    Single(Arc<Node>),
     Cluster(Cluster),
 }
 
@@ -67,8 +71,9 @@ impl Redis {
     /// | `redis-cluster://host:7000?node=other:7000` | a Cluster, found by any of these nodes; `rediss-cluster` over TLS |
     ///
     /// Each scheme may begin with `valkey` instead of `redis`. The URL is never shown, not even in errors. The user needs
-    /// the rights for PING, EVAL, EVALSHA and the commands of the scripts, on a Cluster for CLUSTER SLOTS, and for a
-    /// database other than 0 for SELECT.
+    /// the rights for PING; for scripts EVAL, EVALSHA and their commands; else GET, SET, UNLINK, SCAN, PUBLISH or
+    /// SUBSCRIBE with the channels, as far as they are used; on a Cluster for CLUSTER SLOTS; and for a database other than 0
+    /// for SELECT.
     pub fn builder(url: impl Into<String>) -> RedisBuilder {
         RedisBuilder::new(url.into())
     }
@@ -78,7 +83,9 @@ impl Redis {
         let (settings, counters) = (Arc::new(settings), Arc::<Counters>::default());
         let (ours, theirs) = (Arc::clone(&settings), Arc::clone(&counters));
         let deployment = match settings.target.shape.clone() {
-            Shape::Single(address) => Deployment::Single(Node::start(address, ours, theirs, None)),
+            Shape::Single(address) => {
+                Deployment::Single(Arc::new(Node::start(address, ours, theirs, None)))
+            }
             Shape::Cluster(seeds) => Deployment::Cluster(Cluster::start(seeds, ours, theirs)),
         };
         Self {
@@ -86,6 +93,7 @@ impl Redis {
                 deployment,
                 settings,
                 counters,
+                runtime: Handle::current(),
             }),
         }
     }
@@ -106,11 +114,14 @@ impl Redis {
         keys: Vec<String>,
         args: Vec<Arg>,
     ) -> Result<Reply, StoreError> {
-        let request = Request::new(script, keys, args);
+        self.send(&Request::script(script, keys, args)).await
+    }
+
+    pub(crate) async fn send(&self, request: &Request<'_>) -> Result<Reply, StoreError> {
         let deadline = Instant::now() + self.shared.settings.command_timeout;
         match &self.shared.deployment {
-            Deployment::Cluster(cluster) => cluster.run(&request, deadline).await,
-            Deployment::Single(node) => match node.run(&request, Asking::No, deadline).await? {
+            Deployment::Cluster(cluster) => cluster.run(request, deadline).await,
+            Deployment::Single(node) => match node.run(request, Asking::No, deadline).await? {
                 Answer::Reply(reply) => Ok(reply),
                 Answer::Moved(_) | Answer::Moving(_) => Err(StoreError::server(
                     "it is a cluster's node, whose url begins with redis-cluster".to_owned(),
@@ -146,6 +157,38 @@ impl Redis {
             failures: self.shared.counters.failures.load(Ordering::Relaxed),
             outages: self.shared.counters.outages.load(Ordering::Relaxed),
         }
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.shared.settings
+    }
+
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.shared.runtime
+    }
+
+    pub(crate) fn is_cluster(&self) -> bool {
+        matches!(self.shared.deployment, Deployment::Cluster(_))
+    }
+
+    /// All servers with keys, as soon as they are known.
+    pub(crate) async fn primaries(&self) -> Result<Vec<Arc<Node>>, StoreError> {
+        let deadline = Instant::now() + self.shared.settings.command_timeout;
+        match &self.shared.deployment {
+            Deployment::Single(node) => Ok(vec![Arc::clone(node)]),
+            Deployment::Cluster(cluster) => cluster.primaries(deadline).await,
+        }
+    }
+
+    /// A server that is up; with each `attempt` another one, if there are several.
+    pub(crate) fn one_that_is_up(&self, attempt: usize) -> Option<Address> {
+        let mut nodes = match &self.shared.deployment {
+            Deployment::Single(node) => vec![Arc::clone(node)],
+            Deployment::Cluster(cluster) => cluster.nodes(),
+        };
+        nodes.retain(|node| node.is_up());
+        let index = attempt.checked_rem(nodes.len())?;
+        nodes.get(index).map(|node| node.address().clone())
     }
 
     /// Waits until every server has answered, within the connect timeout.

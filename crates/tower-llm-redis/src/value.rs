@@ -3,7 +3,7 @@ use fred::types::{Resp3Frame, Value};
 
 use crate::StoreError;
 
-/// An argument of a script: an integer or bytes, by `into()`.
+/// An argument of a script, or a value: an integer or bytes, by `into()`.
 #[derive(Clone, Debug)]
 pub struct Arg(pub(crate) Value);
 
