@@ -18,17 +18,17 @@
 //! participants could note two steps the wrong way round. Wakers run outside of all locks.
 
 mod log;
+#[cfg(all(test, cache_loom))]
+mod loom;
 mod participant;
+mod sync;
 mod table;
 
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError, TryLockError},
     task::{Context, Poll, Wake, Waker},
 };
 
@@ -37,7 +37,10 @@ use http::response::Parts;
 use http_body::Frame;
 use tower_llm_core::{BoxError, Completion};
 
-use self::log::{Ended, Log};
+use self::{
+    log::{Ended, Log},
+    sync::{AtomicBool, Mutex, MutexGuard, Ordering, fence},
+};
 pub(crate) use self::{
     log::{Head, Recorded},
     participant::Participant,
@@ -115,14 +118,23 @@ impl Flight {
 
     /// Polls the upstream if it may have something; returns whether the log has changed.
     fn drive(self: &Arc<Self>) -> bool {
-        while self.is_woken.load(Ordering::Acquire) {
+        loop {
+            // Of two participants, one finds the lock free or the other finds `is_woken` set: neither is sure without the fence,
+            // which orders the release of the lock before the look at the flag, and the flag before the try.
+            fence(Ordering::SeqCst);
+            if !self.is_woken.load(Ordering::Acquire) {
+                return false;
+            }
             let mut driver = match self.driver.try_lock() {
                 Ok(driver) => driver,
                 // Its holder looks at `is_woken` again when it is done.
                 Err(TryLockError::WouldBlock) => return false,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             };
-            if !self.is_woken.swap(false, Ordering::AcqRel) {
+            let is_first =
+                self.is_woken
+                    .compare_exchange(true, false, Ordering::AcqRel, Ordering::Acquire);
+            if is_first.is_err() {
                 continue;
             }
             let Some(upstream) = driver.as_mut() else {
@@ -153,7 +165,6 @@ impl Flight {
             }
             return true;
         }
-        false
     }
 
     /// Notes what the upstream has brought, and drops it at the end.

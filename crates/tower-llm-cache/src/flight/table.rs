@@ -2,12 +2,15 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
 };
 
 use hashbrown::{HashMap, hash_map::Entry};
 
-use super::{Flight, Participant, Start};
+use super::{
+    Flight, Participant, Start,
+    sync::{Mutex, MutexGuard},
+};
 use crate::form::Form;
 
 /// Shards of the table, each with a lock of its own.
