@@ -18,13 +18,13 @@
 //! | money or quota used up | account, or account and model together if the quota is that of a model |
 //! | credential refused (401) | account, after three in a row |
 //! | permission refused (403) | account and model together, after three in a row |
-//! | first-token deadline exceeded although the stream showed signs of life | none; a slow call ([`SlowCalls`]) |
+//! | first-token deadline exceeded although the stream showed signs of life | not a failure; counts as a slow call ([`SlowCalls`]) |
 //! | client error, dropped call, refusal by another layer, a call that lost a race of parallel calls | none |
 //!
 //! An account is one of the service's own credentials for a provider, under a name that you give it
-//! ([`Call::account`](tower_llm_core::Call::account)). A call without such a name carries its caller's credential, so
-//! its account is the caller, and a bad credential opens no circuit for other callers. Credential errors of calls that
-//! have neither an account nor a caller open no circuit.
+//! ([`Call::account`](tower_llm_core::Call::account)). A call without such a name is taken to be sent with its caller's
+//! credential. The caller then serves as the account, so a bad credential opens no circuit for other callers.
+//! Credential errors of calls that have neither an account nor a caller open no circuit.
 //!
 //! Calls that run no inference, such as lists, files, job states and token counts, pass only the circuits of provider and
 //! account. They open no circuit of a model and are not refused by one.
@@ -41,16 +41,18 @@
 //!
 //! # Details
 //!
-//! - A circuit opens when a ratio *reaches* its limit, and only at a failure or a slow call.
+//! - A circuit opens when a ratio *reaches* its limit. This is checked only when a failure or a slow call is counted,
+//!   so a success never opens a circuit.
 //! - A circuit is open up to the last millisecond of its time, and half-open from then on.
-//! - A call that was admitted before the circuit changed state does not count in the new state. A `retry-after` in its
-//!   response extends an open circuit but does not open a closed one.
-//! - Counts restart at each change of state, except at the end of a ramp (calls admitted gradually after a circuit has
-//!   closed) and when a 429 with a `retry-after` opens the circuit.
+//! - A call that was admitted before the circuit changed state does not count in the new state. A `retry-after` in the
+//!   response to such an earlier call extends an open circuit but does not open a closed one.
+//! - Counts restart at each change of state, with two exceptions: they are kept when a 429 with a `retry-after` opens
+//!   the circuit, and when a ramp ends (a phase after a circuit has closed, in which calls are admitted gradually).
 //! - If several circuits refuse a call, the longest of their times is reported.
 //! - A layer applied twice in one stack counts each call twice. A `tower` timeout outside this layer drops the call,
 //!   which counts neither as a success nor as a failure: use `tower-llm-timeout` inside. Inside this layer, the error
-//!   of tower's own `load_shed` counts as a refusal, and that of another crate's as a transport error.
+//!   of tower's own `load_shed` counts as a refusal; the error of another crate's load-shedding layer counts as a
+//!   transport error.
 //!
 //! # Example
 //!

@@ -24,9 +24,10 @@
 //!
 //! Calls of a higher priority go first. Within a priority, callers take turns, and the calls of one caller keep their
 //! order. A call that needs more permits than are free waits for them. Meanwhile lighter calls behind it may overtake
-//! it, until the overtaking calls together hold as many permits as it needs. After that no call overtakes it before
-//! they have ended. So a heavy call does not block others while permits are free, and its wait is bounded. If the first
-//! waiting call of a caller is dropped or times out, that caller's next call takes the last turn.
+//! it, until the overtaking calls together hold as many permits as it needs. Then no further call may overtake it until
+//! all of those overtaking calls have ended. So a heavy call does not block others while permits are free, and its wait
+//! is bounded. If the first waiting call of a caller is dropped or times out, that caller loses its place and moves to
+//! the end of the rotation.
 //!
 //! # Example
 //!

@@ -35,7 +35,7 @@
 //! Exact repeats are rare in chats with people, and common in evaluations, classification, embeddings and retries. A
 //! miss allocates the state of one shared call and spawns no task. When an answer exceeds
 //! [`max_answer_bytes`](Policy::max_answer_bytes), its recording stops and no more callers can join. From then on, a
-//! caller that is more bytes than that behind the fastest one gets an error.
+//! caller that falls more than `max_answer_bytes` behind the fastest caller gets an error.
 //!
 //! # Example
 //!

@@ -135,8 +135,9 @@ pub struct Settings {
 pub struct AccessSettings {
     /// Keys that callers send to the gateway in place of a provider's key. Required if the key of any provider is set:
     /// without GATEWAY_KEYS every call then gets a 401. `none` allows calls without a key. If the gateway has no key
-    /// for a provider, a caller sends its provider key beside its gateway key; for a server that needs no key, set any
-    /// value as the provider's key. Prefer the variable: other users of the machine can see flags.
+    /// for a provider, a caller sends two keys: its gateway key and its own key for that provider. If an upstream
+    /// server needs no key, set any value as that provider's key. Prefer the variable: other users of the machine can
+    /// see flags.
     #[arg(
         long = "keys",
         env = "GATEWAY_KEYS",
@@ -300,8 +301,8 @@ pub struct RateLimitSettings {
     pub timeout: Duration,
 
     /// Each caller: requests per minute. A caller is identified by its gateway key. On a gateway without keys it is
-    /// identified by the provider key it sends. If the gateway replaces that key, a caller can send any value and so
-    /// avoid its limit.
+    /// identified by the provider key it sends. If such a gateway has a provider key of its own, it sends that one and
+    /// does not check the caller's, so a caller can send another value each time and avoid its limit.
     #[arg(long = "ratelimit-caller-rpm", env = "RATELIMIT_CALLER_RPM", value_name = "REQUESTS", value_parser = amount)]
     pub caller_rpm: Option<u64>,
     /// Each caller: tokens per minute, input and output.
@@ -315,8 +316,8 @@ pub struct RateLimitSettings {
         value_name = "TIER:REQUESTS,.."
     )]
     pub tiers: Option<Tiers>,
-    /// Tiers of the callers that are not in the first. A caller is named by its gateway key or, on a gateway without
-    /// keys, by the key it sends. Prefer the variable.
+    /// Assigns callers to tiers; a caller not listed here is in the first tier of RATELIMIT_TIERS. A caller is named by
+    /// its gateway key or, on a gateway without keys, by the key it sends. Prefer the variable.
     #[arg(
         long = "ratelimit-caller-tiers",
         env = "RATELIMIT_CALLER_TIERS",
@@ -350,7 +351,8 @@ pub struct CacheSettings {
         value_parser = switch
     )]
     pub embeddings: bool,
-    /// Time a cached answer is served, where CACHE_COMPLETIONS_TTL or CACHE_EMBEDDINGS_TTL is not set.
+    /// Time a cached answer is served, for completions and embeddings alike. CACHE_COMPLETIONS_TTL and
+    /// CACHE_EMBEDDINGS_TTL each override it for their kind.
     #[arg(long = "cache-ttl", env = "CACHE_TTL", value_name = "SECONDS", value_parser = ttl)]
     pub ttl: Option<Duration>,
     /// Time a cached completion is served [default: 1800].
@@ -378,7 +380,8 @@ pub enum CacheCompletions {
     Off,
 }
 
-/// When circuits open and close. The connection to a provider, each model and each account have a circuit of their own.
+/// When circuits open and close. Each provider (for failed connections), each model and each account has a circuit of
+/// its own.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Circuit breaker")]
 pub struct BreakerSettings {
@@ -477,7 +480,7 @@ pub struct BulkheadSettings {
     pub default_timeout: Duration,
 }
 
-/// Timeouts of a call. The total also bounds the defaults of the others.
+/// Timeouts of a call. A default below that is longer than TIMEOUT_TOTAL is shortened to it.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Timeout")]
 pub struct TimeoutSettings {
