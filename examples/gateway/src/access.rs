@@ -1,5 +1,7 @@
 //! The gateway's own keys: which requests may use the provider credentials of its owner.
 
+use std::sync::Arc;
+
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri, header::AUTHORIZATION, request::Parts,
     uri::PathAndQuery,
@@ -9,7 +11,7 @@ use ring::{hmac, rand::SystemRandom};
 use subtle::ConstantTimeEq;
 use tower_llm_stack::Caller;
 
-use crate::{Secret, StartError, error::Reason};
+use crate::{Secret, StartError, error::Reason, secret::CallerSecret};
 
 /// Every header in which one of the dialects' clients sends its credential.
 pub(crate) const CREDENTIALS: [HeaderName; 4] = [
@@ -31,7 +33,7 @@ pub(crate) enum Access {
     /// Every client that can connect.
     Open,
     /// Requests with one of these keys; no request if there are none.
-    Keys(Keys),
+    Keys(Box<Keys>),
 }
 
 /// The gateway's keys, as digests under a secret that is made at each start.
@@ -40,9 +42,11 @@ pub(crate) enum Access {
 pub(crate) struct Keys {
     secret: hmac::Key,
     digests: Vec<hmac::Tag>,
+    /// The caller of each key.
+    callers: Arc<[Caller]>,
 }
 
-/// Which of the gateway's keys a request came with: the request's caller.
+/// Which of the gateway's keys a request came with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct KeyNumber(usize);
 
@@ -51,11 +55,13 @@ pub(crate) struct KeyNumber(usize);
 impl Access {
     /// What `GATEWAY_KEYS` asks for, or its default: open as long as there is no credential to protect.
     ///
-    /// `name` is what the setting was given by. Adds to `notices` what the operator should know.
+    /// `name` is what the setting was given by, and `secret` names the callers. Adds to `notices` what the operator should
+    /// know.
     pub(crate) fn new(
         keys: Option<&Secret>,
         name: &str,
         credential: Option<&str>,
+        secret: Option<&CallerSecret>,
         notices: &mut Vec<String>,
     ) -> Result<Self, StartError> {
         let list = keys.map_or("", Secret::expose);
@@ -67,7 +73,7 @@ impl Access {
                 "{credential} is set and GATEWAY_KEYS is not, so every call is refused with 401. Set GATEWAY_KEYS to a \
                  comma-separated list of keys for your callers, or to `none` to let everybody use your credentials."
             ));
-            return Ok(Self::Keys(Keys::new(&[])?));
+            return Ok(Self::Keys(Box::new(Keys::new(&[], secret)?)));
         }
         if list.eq_ignore_ascii_case("none") {
             let cost = match credential {
@@ -91,7 +97,7 @@ impl Access {
                 index + 1
             ));
         }
-        Ok(Self::Keys(Keys::new(&keys)?))
+        Ok(Self::Keys(Box::new(Keys::new(&keys, secret)?)))
     }
 }
 
@@ -120,18 +126,42 @@ fn parse(list: &str) -> Result<Vec<&str>, String> {
 // === impl Keys ===
 
 impl Keys {
-    fn new(keys: &[&str]) -> Result<Self, StartError> {
+    /// `names` names the callers; without it, they are numbered.
+    pub(crate) fn new(keys: &[&str], names: Option<&CallerSecret>) -> Result<Self, StartError> {
         let secret = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
             .map_err(|_| Reason::Randomness)?;
         let digests = keys
             .iter()
             .map(|key| hmac::sign(&secret, key.as_bytes()))
             .collect();
-        Ok(Self { secret, digests })
+        let caller = |(index, key): (usize, &&str)| match names {
+            Some(names) => names.caller(key),
+            None => Caller::named(format!("gateway key {}", index + 1)),
+        };
+        let callers = keys.iter().enumerate().map(caller).collect();
+        Ok(Self {
+            secret,
+            digests,
+            callers,
+        })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.digests.is_empty()
+    }
+
+    /// The caller that sends this key, under a name that may be logged.
+    pub(crate) fn caller(&self, key: KeyNumber) -> &Caller {
+        &self.callers[key.0]
+    }
+
+    /// Names the caller of a request whose key was [taken](Self::take).
+    pub(crate) fn caller_by(&self) -> impl Fn(&Parts) -> Option<Caller> + Send + Sync + 'static {
+        let callers = Arc::clone(&self.callers);
+        move |parts| {
+            let KeyNumber(index) = parts.extensions.get()?;
+            callers.get(*index).cloned()
+        }
     }
 
     /// Which key `credential` is.
@@ -217,15 +247,6 @@ impl std::fmt::Debug for Keys {
     }
 }
 
-// === impl KeyNumber ===
-
-impl KeyNumber {
-    /// The caller, named by the key's position in the list: a name that may be logged.
-    pub(crate) fn caller(self) -> Caller {
-        Caller::named(format!("gateway key {}", self.0 + 1))
-    }
-}
-
 /// The address without the query's pairs that `removes` picks; `None` if there are none.
 pub(crate) fn without_query(uri: &Uri, mut removes: impl FnMut(&str, &str) -> bool) -> Option<Uri> {
     let query = uri.query()?;
@@ -260,7 +281,7 @@ mod tests {
     use super::*;
 
     fn keys(list: &[&str]) -> Keys {
-        Keys::new(list).unwrap()
+        Keys::new(list, None).unwrap()
     }
 
     fn parts(uri: &str, headers: &[(&'static str, &str)]) -> Parts {
@@ -274,7 +295,13 @@ mod tests {
     fn access(list: &str, credential: Option<&'static str>) -> (Access, Vec<String>) {
         let mut notices = Vec::new();
         let secret: Secret = list.parse().unwrap();
-        let access = Access::new(Some(&secret), "GATEWAY_KEYS", credential, &mut notices);
+        let access = Access::new(
+            Some(&secret),
+            "GATEWAY_KEYS",
+            credential,
+            None,
+            &mut notices,
+        );
         (access.unwrap(), notices)
     }
 
@@ -328,7 +355,7 @@ mod tests {
         let long = "x".repeat(MAX_KEY_BYTES + 1);
         assert_eq!(keys.find(long.as_bytes()), None);
         // With no keys nothing is one, not even nothing.
-        let none = Keys::new(&[]).unwrap();
+        let none = Keys::new(&[], None).unwrap();
         assert_eq!(none.find(b""), None);
         assert_eq!(none.take(&mut parts("/?key=", &[("x-api-key", "")])), None);
     }
@@ -362,15 +389,36 @@ mod tests {
     }
 
     #[test]
+    fn with_a_secret_a_caller_is_its_key_wherever_it_stands_in_the_list() {
+        let secret = CallerSecret::from("secret");
+        let one = Keys::new(&["alice", "bob"], Some(&secret)).unwrap();
+        let other = Keys::new(&["bob", "alice"], Some(&secret)).unwrap();
+        assert_eq!(one.caller(KeyNumber(0)), other.caller(KeyNumber(1)));
+        assert_ne!(one.caller(KeyNumber(0)), other.caller(KeyNumber(0)));
+        let mut parts = parts("/m", &[("x-api-key", "alice")]);
+        let number = one.take(&mut parts).unwrap();
+        parts.extensions.insert(number);
+        let caller = one.caller_by()(&parts).unwrap();
+        assert_eq!(&caller, one.caller(KeyNumber(0)));
+        assert!(!caller.as_str().contains("alice"));
+    }
+
+    #[test]
     fn a_credential_closes_the_gateway_until_keys_are_chosen() {
         let mut notices = Vec::new();
-        let open = Access::new(None, "GATEWAY_KEYS", None, &mut notices).unwrap();
+        let open = Access::new(None, "GATEWAY_KEYS", None, None, &mut notices).unwrap();
         assert!(matches!(open, Access::Open) && notices.is_empty());
 
         for unset in [None, Some("".parse().unwrap()), Some("  ".parse().unwrap())] {
             let mut notices = Vec::new();
             let credential = Some("OPENAI_API_KEY");
-            let closed = Access::new(unset.as_ref(), "GATEWAY_KEYS", credential, &mut notices);
+            let closed = Access::new(
+                unset.as_ref(),
+                "GATEWAY_KEYS",
+                credential,
+                None,
+                &mut notices,
+            );
             assert!(matches!(closed.unwrap(), Access::Keys(keys) if keys.is_empty()));
             assert_eq!(notices.len(), 1);
             assert!(notices[0].contains("GATEWAY_KEYS") && notices[0].contains("OPENAI_API_KEY"));
@@ -402,7 +450,8 @@ mod tests {
         ] {
             let mut notices = Vec::new();
             let secret: Secret = list.parse().unwrap();
-            let error = Access::new(Some(&secret), "GATEWAY_KEYS", None, &mut notices).unwrap_err();
+            let error =
+                Access::new(Some(&secret), "GATEWAY_KEYS", None, None, &mut notices).unwrap_err();
             let error = error.to_string();
             assert!(error.starts_with("GATEWAY_KEYS: "), "{error}");
             assert!(!error.contains("hid"), "{error}");
@@ -416,7 +465,8 @@ mod tests {
         // That they are short is said of them by number.
         assert_eq!(notices.len(), 2);
         assert!(!notices.concat().contains("hidden"), "{notices:?}");
-        assert_eq!(KeyNumber(0).caller().as_str(), "gateway key 1");
+        let keys = keys(&["hidden"]);
+        assert_eq!(keys.caller(KeyNumber(0)).as_str(), "gateway key 1");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tower_llm_stack::{
 use crate::{
     BreakerSettings, StartError,
     settings::{BreakerMode, Names},
+    sharing::Sharing,
 };
 
 /// The circuits of all providers, for the metrics.
@@ -41,7 +42,14 @@ pub(crate) const SCOPES: [(Scope, &str); 4] = [
 ///
 /// An account is a credential: if callers send their own, one that is refused or has spent its money closes no circuit for the
 /// others.
-pub(crate) fn layer(settings: &BreakerSettings, names: &Names) -> Result<BreakerLayer, StartError> {
+///
+/// If gateways share, so do the circuits, unless nothing opens them here.
+pub(crate) fn layer(
+    settings: &BreakerSettings,
+    names: &Names,
+    provider: &'static str,
+    sharing: Option<&Sharing>,
+) -> Result<BreakerLayer, StartError> {
     let mut builder = BreakerLayer::builder()
         // With `--ratelimit-learn false`, callers act on a 429 themselves; else the rate limit does.
         .throttled_opens(false)
@@ -56,7 +64,10 @@ pub(crate) fn layer(settings: &BreakerSettings, names: &Names) -> Result<Breaker
         failures => builder.failure_threshold(failures),
     };
     builder = match settings.mode {
-        BreakerMode::On => builder,
+        BreakerMode::On => match sharing {
+            Some(sharing) => builder.shared(sharing.circuits(provider)),
+            None => builder,
+        },
         BreakerMode::MetricsOnly => builder.initial_state(Force::MetricsOnly),
         BreakerMode::Off => builder.initial_state(Force::Disabled),
     };

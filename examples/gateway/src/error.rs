@@ -12,6 +12,7 @@ pub(crate) enum Reason {
     Listen { addr: SocketAddr, error: io::Error },
     Simulator(io::Error),
     Tls(String),
+    Redis(String),
     Randomness,
 }
 
@@ -49,6 +50,10 @@ impl fmt::Display for StartError {
                 write!(f, "the simulated provider does not start: {error}")
             }
             Reason::Randomness => f.write_str("the system gives no random numbers"),
+            Reason::Redis(what) => write!(
+                f,
+                "{what}; REDIS_REQUIRED=off starts the gateway without it"
+            ),
             Reason::Tls(what) => write!(f, "no https upstream can be reached: {what}"),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Limits, circuits, the cache and the timeouts are those of the `tower-llm` crates. The gateway adds what a server
 //! needs: authentication of callers, [upstreams](Settings), removal of headers that a proxy must not forward, timeouts
-//! for clients, metrics, a log and graceful shutdown.
+//! for clients, metrics, a log and graceful shutdown. Several gateways share limits and circuits through Redis.
 //!
 //! ```text
 //! hyper > gate > Refusal > Describe > Monitor > caller's RateLimit > Cache > Breaker > provider's RateLimit > Bulkhead > Timeout > hyper-util's client
@@ -31,8 +31,10 @@ mod problem;
 mod proxy;
 mod report;
 mod resend;
+mod secret;
 mod server;
 mod settings;
+mod sharing;
 mod shutdown;
 mod upstream;
 
@@ -43,8 +45,8 @@ pub use self::{
     server::{Gateway, Stopped},
     settings::{
         AccessSettings, BreakerMode, BreakerSettings, BulkheadSettings, CacheCompletions,
-        CacheSettings, ProxySettings, RateLimitSettings, Secret, Settings, Tiers, TimeoutSettings,
-        UpstreamSettings,
+        CacheSettings, ProxySettings, RateLimitSettings, Secret, Settings, SharedLimitsBy,
+        SharingSettings, Tiers, TimeoutSettings, UpstreamSettings,
     },
     shutdown::Drain,
 };

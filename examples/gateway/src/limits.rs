@@ -13,7 +13,7 @@ use tower_llm_stack::{
 
 use crate::{
     RateLimitSettings, Secret, Settings, StartError, access::Access, settings::Tiers,
-    upstream::Upstream,
+    sharing::Sharing, upstream::Upstream,
 };
 
 /// All limits, for the metrics: by provider, and of callers.
@@ -30,6 +30,7 @@ pub(crate) struct Limiters {
 pub(crate) fn of_provider(
     upstream: &Upstream,
     settings: &RateLimitSettings,
+    sharing: Option<&Sharing>,
 ) -> Result<Option<RateLimitLayer>, StartError> {
     let limits = settings.of(&upstream.provider());
     if limits.is_empty() && !settings.learn {
@@ -45,15 +46,19 @@ pub(crate) fn of_provider(
     } else {
         KeyBy::model()
     };
+    // What providers report is observed by each gateway for itself.
+    let sharing = sharing.filter(|_| !limits.is_empty());
     let limits = limits.into_iter().map(|limit| limit.by(KeyBy::shared()));
-    let layer = RateLimitLayer::for_providers()
+    let mut builder = RateLimitLayer::for_providers()
         .limits(limits)
         .key_by(told_by)
         .enforce_reported_limits(settings.learn)
         .max_waiting(settings.queue)
-        .max_wait(settings.timeout)
-        .build();
-    layer.map(Some).map_err(not_built)
+        .max_wait(settings.timeout);
+    if let Some(sharing) = sharing {
+        builder = builder.shared(sharing.limits(upstream.name()));
+    }
+    builder.build().map(Some).map_err(not_built)
 }
 
 /// The limits of each caller, told apart by the gateway's keys if it has any, else as `describe` does; `None` if there are
@@ -62,6 +67,7 @@ pub(crate) async fn of_callers(
     describe: &DescribeLayer,
     access: &Access,
     settings: &Settings,
+    sharing: Option<&Sharing>,
 ) -> Result<Option<RateLimitLayer>, StartError> {
     let RateLimitSettings {
         caller_rpm,
@@ -90,6 +96,9 @@ pub(crate) async fn of_callers(
     }
     if limits.is_empty() {
         return Ok(None);
+    }
+    if let Some(sharing) = sharing {
+        builder = builder.shared(sharing.limits("callers"));
     }
     let layer = builder.limits(limits).build();
     layer.map(Some).map_err(not_built)
@@ -175,7 +184,7 @@ async fn tier_of(
         }
         if let Access::Keys(keys) = access {
             match keys.find(key.as_bytes()) {
-                Some(key) => drop(tier_of.insert(key.caller(), tier.to_owned())),
+                Some(key) => drop(tier_of.insert(keys.caller(key).clone(), tier.to_owned())),
                 // Without keys no request gets so far.
                 None if keys.is_empty() => {}
                 None => return Err(wrong("is not one of GATEWAY_KEYS")),

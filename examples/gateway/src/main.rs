@@ -102,6 +102,9 @@ fn greet(gateway: &Gateway, out: &mut impl Write) -> io::Result<()> {
     for (name, upstream) in gateway.upstreams() {
         writeln!(out, "  {name:<10} {upstream}")?;
     }
+    if let Some(sharing) = gateway.sharing() {
+        writeln!(out, "shared through Redis: {sharing}")?;
+    }
     let json = "-H 'content-type: application/json'";
     let key = match gateway.requires_key() {
         true => " -H \"authorization: Bearer $KEY\"",

@@ -31,6 +31,7 @@ use crate::{
     breaker::{Breakers, Circuits, SCOPES, STATES},
     limits::Limiters,
     report::Report,
+    sharing::Sharing,
 };
 
 const CALLS: &str = "llm_calls_total";
@@ -56,6 +57,11 @@ const LIMIT_CONSUMED: &str = "ratelimit_consumed";
 const LIMIT_OVERRUN: &str = "ratelimit_overrun_total";
 const LIMIT_REFUNDED: &str = "ratelimit_refunded_total";
 const LIMIT_VIOLATIONS: &str = "ratelimit_violations_total";
+const LIMIT_WITHOUT_REDIS: &str = "ratelimit_without_redis_total";
+const LIMIT_UNSETTLED: &str = "ratelimit_unsettled_total";
+const REDIS_UP: &str = "redis_up";
+const REDIS_FAILURES: &str = "redis_failures_total";
+const REDIS_OUTAGES: &str = "redis_outages_total";
 
 const FIRST_TOKEN_SECONDS: [f64; 12] = [
     0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
@@ -165,6 +171,17 @@ impl Metrics {
             );
             describe_counter!(LIMIT_REFUNDED, "Requests or tokens reserved and not used.");
             describe_counter!(LIMIT_VIOLATIONS, "Calls whose usage exceeded a limit.");
+            describe_counter!(
+                LIMIT_WITHOUT_REDIS,
+                "Calls that this gateway's part of a limit decided, because Redis was unavailable."
+            );
+            describe_counter!(
+                LIMIT_UNSETTLED,
+                "Calls whose usage did not reach Redis, or may not have reached it."
+            );
+            describe_gauge!(REDIS_UP, "Whether Redis is up: 1 or 0.");
+            describe_counter!(REDIS_FAILURES, "Commands that Redis did not serve.");
+            describe_counter!(REDIS_OUTAGES, "How often Redis became unavailable.");
         });
         Self {
             handle: recorder.handle(),
@@ -179,6 +196,7 @@ impl Metrics {
         limiters: &Limiters,
         cache: Option<&CacheHandle>,
         breakers: &Breakers,
+        sharing: Option<&Sharing>,
     ) -> String {
         for stats in bulkhead.stats() {
             let name = stats.key.map(|key| key.to_string());
@@ -203,6 +221,9 @@ impl Metrics {
         for (provider, handle) in breakers {
             let providers = PROVIDERS.iter().map(Provider::as_str);
             self.note_circuits(known(providers, Some(provider.as_str())), handle);
+        }
+        if let Some(sharing) = sharing {
+            self.note_sharing(sharing, limiters);
         }
         self.handle.render()
     }
@@ -259,6 +280,26 @@ impl Metrics {
                 }
                 let labels = [("provider", provider), ("of", of)];
                 counter!(CIRCUITS_REFUSED, &labels).absolute(circuits.refused);
+            });
+        }
+    }
+
+    fn note_sharing(&self, sharing: &Sharing, limiters: &Limiters) {
+        let health = sharing.health();
+        metrics::with_local_recorder(&*self.recorder, || {
+            gauge!(REDIS_UP).set(f64::from(u8::from(health.up)));
+            counter!(REDIS_FAILURES).absolute(health.failures);
+            counter!(REDIS_OUTAGES).absolute(health.outages);
+        });
+        let providers = limiters.providers.iter().map(|(provider, handle)| {
+            let providers = PROVIDERS.iter().map(Provider::as_str);
+            (known(providers, Some(provider.as_str())), handle)
+        });
+        let callers = limiters.callers.iter().map(|handle| ("caller", handle));
+        for (of, handle) in providers.chain(callers) {
+            metrics::with_local_recorder(&*self.recorder, || {
+                counter!(LIMIT_WITHOUT_REDIS, "of" => of).absolute(handle.decided_without_store());
+                counter!(LIMIT_UNSETTLED, "of" => of).absolute(handle.unsettled());
             });
         }
     }

@@ -45,7 +45,7 @@ use tower_llm_testkit::{Behavior, SimulatedProvider};
 
 use crate::{
     Settings, StartError,
-    access::{Access, KeyNumber},
+    access::Access,
     breaker::{self, Breakers},
     cache,
     caller::{PatientBody, PatientExecutor, PatientSocket, Stalled},
@@ -63,6 +63,8 @@ use crate::{
     problem::Problem,
     proxy::Proxies,
     report,
+    secret::CallerSecret,
+    sharing::Sharing,
     shutdown::{CutBody, Drain, Shutdown},
     upstream::{Upstream, Upstreams},
 };
@@ -107,6 +109,8 @@ struct Shared {
     bulkhead: BulkheadHandle,
     limiters: Limiters,
     cache: Option<CacheHandle>,
+    /// What is shared with other gateways.
+    sharing: Option<Sharing>,
     breakers: Breakers,
     metrics: Metrics,
     http: auto::Builder<PatientExecutor>,
@@ -147,19 +151,29 @@ impl Gateway {
         let mut notices = settings.notices.clone();
         let credential = upstreams.iter().find_map(Upstream::credential_name);
         let keys = settings.access.keys.as_ref();
-        let access = Access::new(keys, settings.names.of("--keys"), credential, &mut notices)?;
+        let secret = CallerSecret::new(&settings)?;
+        let access = Access::new(
+            keys,
+            settings.names.of("--keys"),
+            credential,
+            secret.as_ref(),
+            &mut notices,
+        )?;
+        let describe = match &secret {
+            Some(secret) => describe.caller_secret(secret.of_credentials()),
+            None => describe,
+        };
+        let sharing = Sharing::connect(&settings, secret.as_ref(), &mut notices).await?;
         let metrics = Metrics::new();
         let handle = bulkhead.handle();
-        let callers = limits::of_callers(&describe, &access, &settings).await?;
+        let callers = limits::of_callers(&describe, &access, &settings, sharing.as_ref()).await?;
         let mut limiters = Limiters {
             callers: callers.as_ref().map(RateLimitLayer::handle),
             ..Limiters::default()
         };
-        let describe = match access {
+        let describe = match &access {
             Access::Open => describe,
-            Access::Keys(_) => {
-                describe.caller_by(|parts| parts.extensions.get().copied().map(KeyNumber::caller))
-            }
+            Access::Keys(keys) => describe.caller_by(keys.caller_by()),
         };
         let cache = cache::layer(&settings.cache, &settings.names)?;
         let mut breakers = Breakers::new();
@@ -168,18 +182,25 @@ impl Gateway {
         let mut services = HashMap::new();
         for upstream in upstreams.iter() {
             let provider = upstream.provider();
-            let limits = limits::of_provider(upstream, &settings.ratelimit)?;
+            let limits = limits::of_provider(upstream, &settings.ratelimit, sharing.as_ref())?;
             if let Some(limits) = &limits {
                 limiters.providers.push((provider.clone(), limits.handle()));
             }
-            let breaker = breaker::layer(&settings.breaker, &settings.names)?;
+            let breaker = breaker::layer(
+                &settings.breaker,
+                &settings.names,
+                upstream.name(),
+                sharing.as_ref(),
+            )?;
             breakers.push((provider.clone(), breaker.handle()));
             // The upstream is the provider: by their form alone, Azure's newer paths are OpenAI's.
             let describe = describe.clone().provider(provider);
-            let describe = match upstream.passes_credentials() {
-                true => describe.account_by_credential(),
-                // A name for the credential that is configured, so that it is told apart from those of callers.
-                false => describe.account("gateway"),
+            let describe = match (upstream.credential(), &secret) {
+                (None, _) => describe.account_by_credential(),
+                // A name for the credential that is configured, so that it is told apart from those of callers; and from
+                // the one that another gateway has.
+                (Some(credential), Some(secret)) => describe.account(secret.account(credential)),
+                (Some(_), None) => describe.account("gateway"),
             };
             let stack = Stack::builder()
                 .describe(describe)
@@ -211,6 +232,7 @@ impl Gateway {
             bulkhead: handle,
             limiters,
             cache: cache.as_ref().map(CacheLayer::handle),
+            sharing,
             breakers,
             metrics,
             http: http(&settings),
@@ -257,6 +279,12 @@ impl Gateway {
                 proxy.map_or_else(String::new, |proxy| format!(", through {}", proxy.uri()));
             (upstream.name(), format!("{upstream}{through}"))
         })
+    }
+
+    /// What it shares with other gateways, for the operator to read; `None` if it shares nothing.
+    #[must_use]
+    pub fn sharing(&self) -> Option<String> {
+        self.shared.sharing.as_ref().map(Sharing::to_string)
     }
 
     /// Whether callers need one of the gateway's keys.
@@ -549,6 +577,7 @@ impl Shared {
                     &self.limiters,
                     self.cache.as_ref(),
                     &self.breakers,
+                    self.sharing.as_ref(),
                 ),
             ),
             _ => None,

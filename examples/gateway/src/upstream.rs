@@ -234,6 +234,12 @@ impl Upstream {
         self.credential.is_none()
     }
 
+    /// The owner's credential, if there is one.
+    pub(crate) fn credential(&self) -> Option<&[u8]> {
+        let (_, value) = self.credential.as_ref()?;
+        Some(value.as_bytes())
+    }
+
     /// What the owner's credential was given by, if there is one.
     pub(crate) fn credential_name(&self) -> Option<&str> {
         self.credential.as_ref().map(|_| &*self.key_name)

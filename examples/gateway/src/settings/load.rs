@@ -26,8 +26,9 @@ const OURS: [&str; 6] = [
     "TIMEOUT_",
 ];
 
-/// What begins the variables that the gateway shares with the providers' clients, which have more of them.
-const SHARED: [&str; 5] = [
+/// What begins the variables that the gateway shares with other programs, which have more of them.
+const SHARED: [&str; 6] = [
+    "REDIS_",
     "OPENAI_",
     "ANTHROPIC_",
     "GEMINI_",
@@ -434,6 +435,10 @@ mod tests {
             "sk-hidden:pro",
             "--https-proxy",
             "http://me:sk-hidden@proxy",
+            "--redis-url",
+            "redis://:sk-hidden@store",
+            "--caller-secret",
+            "sk-hidden",
         ];
         assert!(!format!("{:?}", read(&flags, &[]).unwrap()).contains("hidden"));
     }

@@ -1,6 +1,7 @@
 //! The gateway's settings, by flag or by environment variable.
 
 mod load;
+mod sharing;
 mod values;
 
 use std::{net::SocketAddr, time::Duration};
@@ -8,10 +9,13 @@ use std::{net::SocketAddr, time::Duration};
 use clap::Parser;
 
 pub(crate) use self::load::Names;
-pub use self::values::{Secret, Tiers};
 use self::values::{
     amount, at_least_one, breaker_mode, cache_completions, permits, seconds, seconds_or_zero,
     switch, ttl,
+};
+pub use self::{
+    sharing::{SharedLimitsBy, SharingSettings},
+    values::{Secret, Tiers},
 };
 use crate::AllowPaths;
 
@@ -107,6 +111,10 @@ pub struct Settings {
     /// Which answers are cached.
     #[command(flatten)]
     pub cache: CacheSettings,
+
+    /// What several gateways share.
+    #[command(flatten)]
+    pub sharing: SharingSettings,
 
     /// When calls to a failing provider stop.
     #[command(flatten)]

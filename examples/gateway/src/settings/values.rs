@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, fmt, str::FromStr, time::Duration};
 
-use super::{BreakerMode, CacheCompletions};
+use super::{BreakerMode, CacheCompletions, SharedLimitsBy};
 
 /// A value that is never shown: a key, or something with one in it.
 #[derive(Clone)]
@@ -86,6 +86,23 @@ pub(super) fn cache_completions(text: &str) -> Result<CacheCompletions, String> 
             // `on` does not say which.
             _ => Err("it must be all, deterministic or off".to_owned()),
         },
+    }
+}
+
+pub(super) fn shared_limits(text: &str) -> Result<SharedLimitsBy, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "script" => Ok(SharedLimitsBy::Script),
+        "lease" => Ok(SharedLimitsBy::Lease),
+        _ => Err("it must be script or lease".to_owned()),
+    }
+}
+
+pub(super) fn replicas(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least one".to_owned()),
+        Ok(replicas) if replicas <= 10_000 => Ok(replicas),
+        Ok(_) => Err("it must be at most 10000".to_owned()),
+        Err(_) => Err("it must be a whole number".to_owned()),
     }
 }
 

@@ -21,6 +21,7 @@ mod ratelimit;
 mod raw;
 mod requests;
 mod reuse;
+mod sharing;
 mod shutdown;
 mod start;
 mod support;

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use tokio::time::Instant;
 use tower_llm_testkit::{Behavior, Fault, RetryAfter, SimulatedProvider};
 
-use crate::support::{Answer, Binary, Connection, Running, eventually, get, post};
+use crate::support::{self, Answer, Binary, Connection, Running, eventually, get, post};
 
 /// Each with ten tokens of input by estimate, and a maximum of a hundred.
 const CHAT: (&str, &str) = (
@@ -33,14 +33,10 @@ async fn call(addr: SocketAddr, key: &str, (path, body): Call) -> Answer {
     post(addr, path, &header, body).await
 }
 
-/// The value of a sample.
+/// The value of a sample, which must be there.
 async fn sample(addr: SocketAddr, sample: &str) -> f64 {
-    let metrics = get(addr, "/metrics").await.text();
-    let value = metrics.lines().find_map(|line| {
-        let (name, value) = line.rsplit_once(' ')?;
-        (name == sample).then(|| value.parse().unwrap())
-    });
-    value.unwrap_or_else(|| panic!("no {sample} in {metrics}"))
+    let value = support::sample(addr, sample).await;
+    value.unwrap_or_else(|| panic!("no {sample}"))
 }
 
 fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {

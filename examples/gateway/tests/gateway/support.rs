@@ -341,6 +341,15 @@ pub(crate) async fn request(
     answer.expect("an answer")
 }
 
+/// The value of a sample in the metrics; `None` if it is not there.
+pub(crate) async fn sample(addr: SocketAddr, sample: &str) -> Option<f64> {
+    let metrics = get(addr, "/metrics").await.text();
+    metrics.lines().find_map(|line| {
+        let (name, value) = line.rsplit_once(' ')?;
+        (name == sample).then(|| value.parse().unwrap())
+    })
+}
+
 /// Waits for `condition`, at most 10 s.
 pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let until = Instant::now() + SOON;
