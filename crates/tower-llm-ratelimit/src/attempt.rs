@@ -124,8 +124,8 @@ impl Engine {
                 holding.release();
                 Err(blocked_by_store(keys, demand, limit, wait))
             }
-            Err(away) => {
-                if !away.may_have_run {
+            Err(error) => {
+                if !error.may_have_run {
                     holding.release();
                 }
                 drop(holding);
@@ -164,8 +164,8 @@ impl Engine {
             Ok(Verdict::Blocked { limit, wait }) => {
                 Err(blocked_by_store(keys, demand, limit, wait))
             }
-            Err(away) => {
-                if !away.may_have_run {
+            Err(error) => {
+                if !error.may_have_run {
                     store.adjust(terms.iter().map(Terms::without_need).collect());
                 }
                 self.attempt_without_store(shared, keys, demand, turns)

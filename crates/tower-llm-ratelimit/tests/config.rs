@@ -13,14 +13,14 @@ fn callers() -> RateLimitBuilder<HttpBody> {
     RateLimitLayer::for_callers()
 }
 
-/// With a limit that can be.
+/// With a valid limit.
 fn one() -> RateLimitBuilder<HttpBody> {
     callers().limit(Limit::requests(1).per_second())
 }
 
 #[track_caller]
 fn refused(builder: RateLimitBuilder<HttpBody>) -> (&'static str, String) {
-    let error = builder.build().expect_err("it was built");
+    let error = builder.build().expect_err("the settings are invalid");
     let text = format!("{} is {}: ", error.field(), error.value());
     assert!(error.to_string().starts_with(&text), "{error}");
     (error.field(), error.value().to_owned())
@@ -32,14 +32,14 @@ fn refuses(limit: Limit, field: &'static str, value: &str) {
         refused(callers().limit(limit.clone())),
         (field, value.to_owned())
     );
-    // Of several limits, too.
+    // With several limits, too.
     assert_eq!(refused(one().limit(limit)), (field, value.to_owned()));
 }
 
 #[track_caller]
 fn accepts(limit: Limit) {
     let built = callers().limit(limit).build();
-    built.expect("such a limit can be");
+    built.expect("the limit is valid");
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn a_period_is_at_least_a_second_and_at_most_31_days() {
 }
 
 #[test]
-fn a_zone_is_one_that_is_known() {
+fn a_time_zone_must_be_known() {
     accepts(Limit::tokens(10).per_day_in("America/Los_Angeles"));
     refuses(
         Limit::tokens(10).per_day_in("Mars/Olympus"),
@@ -116,7 +116,7 @@ fn a_tier_has_a_name_of_its_own_and_an_amount() {
     build(tiered()).build().unwrap();
     let twice = refused(build(tiered().tier("pro", 2_000)));
     assert_eq!(twice, ("tier", "\"pro: 2000\"".to_owned()));
-    // Even if it says the same.
+    // Even with the same amount.
     let twice = refused(build(tiered().tier("pro", 1_000)));
     assert_eq!(twice, ("tier", "\"pro: 1000\"".to_owned()));
     assert_eq!(
@@ -166,7 +166,7 @@ fn a_percentile_is_over_zero_and_at_most_one() {
 }
 
 #[test]
-fn what_must_not_be_zero_is_not() {
+fn counts_are_at_least_one() {
     assert_eq!(
         refused(one().output_weight(0)),
         ("output_weight", "0".to_owned())
@@ -178,7 +178,7 @@ fn what_must_not_be_zero_is_not() {
     one().output_weight(1_000).build().unwrap();
     assert_eq!(refused(one().max_keys(0)), ("max_keys", "0".to_owned()));
     one().max_keys(1).build().unwrap();
-    // No call waits, or any number may.
+    // No call may wait, or any number.
     one().max_waiting(0).build().unwrap();
     one().max_waiting(usize::MAX).build().unwrap();
 }
@@ -200,7 +200,7 @@ fn a_wait_is_over_zero_and_at_most_a_day() {
 }
 
 #[test]
-fn there_is_a_limit_or_something_to_learn() {
+fn a_layer_has_a_limit_or_observes_a_provider() {
     assert_eq!(refused(callers()), ("limit", "0".to_owned()));
     callers().enforce_reported_limits(true).build().unwrap();
     let providers = RateLimitLayer::for_providers;

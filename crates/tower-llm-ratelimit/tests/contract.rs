@@ -1,6 +1,6 @@
-//! Readiness, and every way in which a call can end: what is readied is called, and what was taken is settled once.
+//! Readiness, and every end of a call: `call` uses the service that was readied, and each call is settled once.
 //!
-//! The mock panics when it is called without having been readied.
+//! The mock panics if it is called without having been readied.
 
 mod support;
 
@@ -30,8 +30,8 @@ use tower_llm_ratelimit::{CutShort, Limit, RateLimitBuilder};
 use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
 use tower_test::mock;
 
-/// Requests and tokens: books in which each kind of end looks different.
-fn books() -> RateLimitBuilder<support::Open> {
+/// Limits of requests and tokens, in which each kind of end looks different.
+fn both_units() -> RateLimitBuilder<support::Open> {
     open()
         .limit(Limit::requests(10).per_minute())
         .limit(Limit::tokens(100).per_minute())
@@ -39,7 +39,7 @@ fn books() -> RateLimitBuilder<support::Open> {
 
 /// One call of 40 tokens a minute, and others wait.
 fn one_at_a_time() -> RateLimitBuilder<support::Open> {
-    books()
+    both_units()
         .limit(Limit::input_tokens(10).per_minute())
         .max_waiting(5)
         .max_wait(Duration::from_secs(100))
@@ -49,13 +49,13 @@ fn one_at_a_time() -> RateLimitBuilder<support::Open> {
 
 #[tokio::test(start_paused = true)]
 async fn an_admitted_call_uses_the_readied_service() {
-    let layer = books().build().unwrap();
+    let layer = both_units().build().unwrap();
     let (mut service, mut upstream) = asked(&layer);
     upstream.allow(0);
     assert_pending!(poll_ready(&mut service));
     upstream.allow(1);
     assert_ready_ok!(poll_ready(&mut service));
-    // A clone would have to be readied first, which is not possible from here on.
+    // A clone would have to be readied first, which is impossible from here on.
     upstream.allow(0);
     let mut call = task::spawn(service.call(Ask::tokens(1).id(7)));
     let (ask, answer) = arrived(&mut upstream);
@@ -66,7 +66,7 @@ async fn an_admitted_call_uses_the_readied_service() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_waited_readies_a_service_before_it_calls_it() {
+async fn a_waiting_call_readies_a_service_before_calling_it() {
     let layer = one_at_a_time().build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let first = admitted(&service, &mut upstream, Ask::of("ann", 10, 30));
@@ -77,7 +77,7 @@ async fn a_call_that_waited_readies_a_service_before_it_calls_it() {
     assert!(second.is_woken());
     assert_pending!(second.poll());
     nothing_arrived(&mut upstream);
-    // It has taken what it needs, and left the line, while it waits for the inner service.
+    // It is charged and has left the queue while it waits for the inner service.
     assert_eq!(waiting(&layer.handle()), [0, 0, 0]);
     assert_eq!(consumed(&layer.handle()), [2, 40, 10]);
     upstream.allow(1);
@@ -105,7 +105,7 @@ async fn readiness_is_the_inner_service_s_and_never_waits_for_a_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_waits_or_is_refused_keeps_no_inner_permit_from_others() {
+async fn a_waiting_or_refused_call_holds_no_inner_permit() {
     for max_waiting in [0, 1] {
         let layer = unary()
             .limit(Limit::requests(1).per_minute())
@@ -124,13 +124,13 @@ async fn a_call_that_waits_or_is_refused_keeps_no_inner_permit_from_others() {
         assert_ready_ok!(poll_ready(&mut held));
         let mut second = task::spawn(held.call(Ask::tokens(1).id(2)));
         assert_eq!(second.poll().is_ready(), max_waiting == 0);
-        // The service stays, as it does on an idle connection, and yet a call of another key gets the permit.
+        // The service stays, as on an idle connection, and a call of another key gets the permit anyway.
         let mut other = start(&service, Ask::of("bob", 1, 0).id(3));
         assert_pending!(other.poll());
         let (ask, answer) = arrived(&mut upstream);
         assert_eq!(ask.id, 3);
         if max_waiting == 1 {
-            // What it waited for comes before the permit, and it gets both.
+            // The limit is free before the permit is, and the call gets both.
             advance(MINUTE_FORGOTTEN).await;
             assert_pending!(second.poll());
             nothing_arrived(&mut upstream);
@@ -145,7 +145,7 @@ async fn a_call_that_waits_or_is_refused_keeps_no_inner_permit_from_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_deadlocks_over_an_inner_service_that_takes_one_call_at_a_time() {
+async fn no_deadlock_over_an_inner_service_that_admits_one_call_at_a_time() {
     let layer = unary()
         .limit(Limit::requests(1).per_second().bucket(1))
         .limit(
@@ -204,7 +204,7 @@ async fn services_of_a_layer_and_its_clones_share_limits() {
     refused(&first.clone(), Ask::tokens(1));
     refused(&second, Ask::tokens(1));
     assert_eq!(stats(&layer.handle()).refused, 2);
-    // Another layer of the same settings keeps limits of its own.
+    // Another layer with the same settings has its own limits.
     let apart = unary()
         .limit(Limit::requests(2).per_minute())
         .build()
@@ -216,7 +216,7 @@ async fn services_of_a_layer_and_its_clones_share_limits() {
 // === ends ===
 
 #[tokio::test(start_paused = true)]
-async fn a_call_is_settled_as_the_table_says() {
+async fn a_call_is_settled_as_documented() {
     let retry_after = None;
     let with = |outcome, usage: Option<(u64, u64)>, seen, status| {
         let mut completion = Completion::new(outcome);
@@ -227,7 +227,7 @@ async fn a_call_is_settled_as_the_table_says() {
     };
     let bare = |outcome| with(outcome, None, 0, None);
     let failed = Outcome::Failed;
-    // Ten tokens of input and thirty of output are reserved: what remains taken, requests and tokens.
+    // Ten input tokens and thirty output tokens are reserved: the requests and tokens that stay charged.
     let cases = [
         (bare(Outcome::Success), [1, 40]),
         (with(Outcome::Success, Some((9, 3)), 99, None), [1, 12]),
@@ -263,7 +263,7 @@ async fn a_call_is_settled_as_the_table_says() {
         (with(Outcome::Superseded, None, 5, Some(200)), [1, 15]),
     ];
     for (completion, expected) in cases {
-        let layer = books().build().unwrap();
+        let layer = both_units().build().unwrap();
         let (service, mut upstream) = asked(&layer);
         let call = admitted(&service, &mut upstream, Ask::of("ann", 10, 30));
         assert_eq!(consumed(&layer.handle()), [1, 40]);
@@ -275,7 +275,7 @@ async fn a_call_is_settled_as_the_table_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_broke_off_is_charged_by_the_policy() {
+async fn a_broken_response_is_charged_by_the_policy() {
     let mut seen = Completion::new(Outcome::Abandoned);
     seen.output_seen = 50;
     for (policy, unseen, expected) in [
@@ -283,7 +283,7 @@ async fn what_broke_off_is_charged_by_the_policy() {
         (CutShort::KeepReserved, [1, 40], [1, 60]),
         (CutShort::Refund, [1, 0], [1, 0]),
     ] {
-        let layer = books().cut_short(policy).build().unwrap();
+        let layer = both_units().cut_short(policy).build().unwrap();
         let (service, mut upstream) = asked(&layer);
         drop(admitted(&service, &mut upstream, Ask::of("ann", 10, 30)));
         assert_eq!(consumed(&layer.handle()), unseen, "{policy:?}");
@@ -297,7 +297,7 @@ async fn what_broke_off_is_charged_by_the_policy() {
 #[tokio::test(start_paused = true)]
 async fn a_response_future_dropped_at_any_point_settles_once() {
     for polls in 0..3 {
-        let layer = books().build().unwrap();
+        let layer = both_units().build().unwrap();
         let (service, mut upstream) = asked(&layer);
         let mut call = start(&service, Ask::of("ann", 10, 30));
         for _ in 0..polls {
@@ -305,7 +305,7 @@ async fn a_response_future_dropped_at_any_point_settles_once() {
         }
         assert_eq!(consumed(&layer.handle()), [1, 40]);
         drop(call);
-        // It has been called: whether the input was read is not known.
+        // It has been called: whether the input was read is unknown.
         arrived(&mut upstream);
         assert_eq!(consumed(&layer.handle()), [1, 10]);
         assert_eq!(remaining(&layer.handle(), "ann"), [9, 90]);
@@ -315,14 +315,14 @@ async fn a_response_future_dropped_at_any_point_settles_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_the_inner_service_is_settled_by_what_it_is() {
-    let layer = books().build().unwrap();
+async fn an_inner_error_is_settled_by_its_kind() {
+    let layer = both_units().build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let mut call = start(&service, Ask::of("ann", 10, 30));
     arrived(&mut upstream).1.send_error("connection refused");
     assert_ready_err!(call.poll());
     assert_eq!(consumed(&layer.handle()), [1, 0]);
-    // Refused by a layer further in, it was never sent.
+    // Refused by an inner layer, so it was never sent.
     let mut call = start(&service, Ask::of("ann", 10, 30));
     let refusal = Refusal::new(RefusalKind::Unavailable, "bulkhead");
     arrived(&mut upstream).1.send_error(refusal);
@@ -332,11 +332,11 @@ async fn an_error_of_the_inner_service_is_settled_by_what_it_is() {
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_the_inner_service_is_settled_as_a_failure() {
-    let layer = books().build().unwrap();
+    let layer = both_units().build().unwrap();
     let mut in_call = layer.layer(service_fn(|ask: Ask| {
-        assert_ne!(ask.id, 1, "as it was told");
+        assert_ne!(ask.id, 1, "scripted panic");
         async move {
-            assert_ne!(ask.id, 2, "as it was told");
+            assert_ne!(ask.id, 2, "scripted panic");
             Ok::<_, Infallible>(ask.id)
         }
     }));
@@ -354,7 +354,7 @@ async fn a_panic_in_the_inner_service_is_settled_as_a_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_never_sent_is_given_back_whole() {
+async fn an_unsent_call_is_refunded_in_full() {
     for is_gone in [true, false] {
         let layer = one_at_a_time().build().unwrap();
         let (service, mut upstream) = asked(&layer);
@@ -365,7 +365,7 @@ async fn what_was_never_sent_is_given_back_whole() {
         first.ended(&Completion::new(Outcome::Refused));
         assert_pending!(second.poll());
         assert_eq!(consumed(&layer.handle()), [1, 40, 10]);
-        // It has its turn, and the inner service is not ready: the caller leaves, or the service fails.
+        // It is admitted, and the inner service is not ready: the caller disconnects, or the service fails.
         if is_gone {
             drop(second);
         } else {
@@ -380,7 +380,7 @@ async fn what_was_never_sent_is_given_back_whole() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_waits_and_leaves_has_taken_nothing() {
+async fn a_dropped_waiting_call_is_charged_nothing() {
     let layer = one_at_a_time().build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let running = admitted(&service, &mut upstream, Ask::of("ann", 10, 30));

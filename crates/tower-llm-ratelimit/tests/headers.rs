@@ -1,4 +1,4 @@
-//! What callers are shown of their limits.
+//! The rate limit headers that callers see.
 
 mod http_support;
 
@@ -12,7 +12,7 @@ use tower_llm_testkit::{Behavior, Fault, SimulatedProvider};
 
 use http_support::{
     APIS, Api, ESTIMATED, INPUT, MAXIMUM, OUTPUT, call, read_events, stack,
-    timeline::{Timeline, described, told},
+    timeline::{Timeline, described, reported},
 };
 
 /// A call with an input of 100 and a maximum of 400 tokens.
@@ -28,7 +28,7 @@ fn callers(limits: impl IntoIterator<Item = Limit>) -> RateLimitBuilder {
     RateLimitLayer::for_callers().limits(limits)
 }
 
-/// The headers of limits in a response to a call.
+/// The rate limit headers of the response to a call.
 async fn shown(builder: RateLimitBuilder) -> BTreeMap<String, String> {
     let timeline = Timeline::new(builder.build().expect("legal settings"));
     let response = timeline.call(request()).await.expect("let through");
@@ -49,7 +49,7 @@ fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(owned).collect()
 }
 
-// === as OpenAI has them ===
+// === OpenAI's format ===
 
 #[tokio::test(start_paused = true)]
 async fn six_headers_state_requests_and_tokens() {
@@ -84,7 +84,7 @@ async fn a_window_is_full_again_when_its_last_slice_has_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_several_limits_the_one_with_least_left_is_shown() {
+async fn the_limit_with_the_least_left_is_shown() {
     let limits = [
         Limit::requests(60).per_minute(),
         Limit::requests(10).per_hour(),
@@ -102,7 +102,7 @@ async fn of_several_limits_the_one_with_least_left_is_shown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_what_has_a_limit_is_shown() {
+async fn only_units_with_a_limit_are_shown() {
     let shown = shown(callers([Limit::requests(7).per_second()])).await;
     assert_eq!(shown.len(), 3);
     assert_eq!(shown["x-ratelimit-remaining-requests"], "6");
@@ -131,14 +131,14 @@ async fn headers_state_the_limits_at_the_response_headers() {
         let response = service.clone().oneshot(api.request(&provider, true)).await;
         let response = response.unwrap();
         let shown = of_limits(response.headers());
-        // What this one has reserved is gone, and what the one before did not use has come back.
+        // This call's reservation is charged, and the unused part of the previous one is refunded.
         let reserved = left - ESTIMATED - MAXIMUM;
         assert_eq!(shown["x-ratelimit-remaining-tokens"], reserved.to_string());
         assert_eq!(
             shown["x-ratelimit-remaining-requests"],
             requests.to_string()
         );
-        // The provider's own said 10,000 and 2,000,000.
+        // The provider's own headers said 10,000 and 2,000,000.
         assert_eq!(shown["x-ratelimit-limit-requests"], "10");
         assert_eq!(shown["x-ratelimit-limit-tokens"], "1000");
         read_events(response, usize::MAX).await;
@@ -149,11 +149,11 @@ async fn headers_state_the_limits_at_the_response_headers() {
     let shown = of_limits(response.unwrap().headers());
     assert_eq!(
         shown["x-ratelimit-remaining-requests"], "5",
-        "of an error too"
+        "headers of an error response"
     );
 }
 
-// === none ===
+// === no headers ===
 
 #[tokio::test(start_paused = true)]
 async fn without_headers_of_the_layer_those_of_the_provider_pass() {
@@ -164,7 +164,7 @@ async fn without_headers_of_the_layer_those_of_the_provider_pass() {
     ];
     for builder in builders {
         let timeline = Timeline::new(builder.build().unwrap());
-        timeline.push(told("requests", 50, 49, "1.2s"));
+        timeline.push(reported("requests", 50, 49, "1.2s"));
         let response = timeline.call(request()).await.unwrap();
         let theirs = [
             ("x-ratelimit-limit-requests", "50"),
@@ -181,7 +181,7 @@ async fn reported_limits_are_read_before_the_headers_are_replaced() {
         .limit(Limit::requests(100).per_hour())
         .headers(Headers::OpenAi);
     let timeline = Timeline::new(builder.build().unwrap());
-    timeline.push(told("requests", 10, 0, "10s"));
+    timeline.push(reported("requests", 10, 0, "10s"));
     let response = timeline.call(request()).await.unwrap();
     assert_eq!(
         of_limits(response.headers())["x-ratelimit-limit-requests"],
@@ -192,14 +192,14 @@ async fn reported_limits_are_read_before_the_headers_are_replaced() {
 }
 
 #[tokio::test]
-async fn a_providers_answer_is_shown_as_it_is_to_its_caller() {
+async fn limits_of_a_provider_leave_the_response_unchanged() {
     let provider = SimulatedProvider::start().await.unwrap();
     let layer = RateLimitLayer::for_providers().build().unwrap();
     let seen = call(&stack(&layer), Api::Chat.request(&provider, true)).await;
     assert!(seen.body.ends_with("data: [DONE]\n\n"));
 }
 
-// === the IETF's ===
+// === the IETF's format ===
 
 /// An item of a list of structured fields (RFC 9651): a string, and parameters that are integers or strings.
 fn items(field: &str) -> Vec<(String, BTreeMap<String, String>)> {
@@ -229,7 +229,7 @@ fn items(field: &str) -> Vec<(String, BTreeMap<String, String>)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn policies_and_what_is_left_of_them_are_lists_of_named_items() {
+async fn policies_and_remaining_amounts_are_lists_of_named_items() {
     let limits = [
         Limit::requests(60).per_minute(),
         Limit::tokens(90_000).per_minute().bucket(90_000),

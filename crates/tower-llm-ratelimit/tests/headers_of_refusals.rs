@@ -1,4 +1,4 @@
-//! How refusals look to callers.
+//! How callers see refusals.
 
 mod http_support;
 
@@ -19,7 +19,7 @@ use http_support::{
     timeline::{json, throttled},
 };
 
-/// A server: refusals, the request's description, the limits, and a provider that answers at once.
+/// A server: refusals as responses, descriptions, the limits, and a provider that answers at once.
 struct Server {
     layer: RateLimitLayer,
     answer: fn() -> Response<Full<Bytes>>,
@@ -36,7 +36,7 @@ impl Server {
         }
     }
 
-    /// The answer's status, headers and text.
+    /// The response's status, headers and text.
     async fn call(&self, request: Request) -> (u16, HeaderMap, String) {
         let response = self.response(request).await;
         let (parts, body) = response.into_parts();
@@ -45,7 +45,7 @@ impl Server {
         (parts.status.as_u16(), parts.headers, text)
     }
 
-    /// The answer, whose body is not read yet.
+    /// The response, with its body unread.
     async fn response(
         &self,
         request: Request,
@@ -64,7 +64,7 @@ impl Server {
 
 /// A request of 120 tokens.
 async fn request(api: Api) -> Request {
-    // Only its address is used.
+    // Only the provider's address is used.
     let provider = SimulatedProvider::start().await.expect("a free port");
     api.request(&provider, true)
 }
@@ -108,7 +108,7 @@ async fn seconds_are_rounded_up_beyond_the_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_written_as_the_requests_provider_writes_it() {
+async fn a_refusal_has_the_error_format_of_the_requests_provider() {
     for api in APIS {
         let server = Server::new(bucket(60));
         let request = request(api).await;
@@ -128,7 +128,7 @@ async fn a_refusal_is_written_as_the_requests_provider_writes_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_larger_than_its_limit_is_not_to_be_tried_again() {
+async fn a_call_larger_than_its_limit_is_not_retriable() {
     for api in APIS {
         let limit = Limit::tokens(119).per_minute();
         let server = Server::new(RateLimitLayer::for_callers().limit(limit));
@@ -158,7 +158,7 @@ async fn a_refusal_for_want_of_reserved_tokens_is_retried_after_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_shows_how_the_limits_stand() {
+async fn a_refusal_shows_the_remaining_limits() {
     let limits = [
         Limit::requests(2).per_minute().bucket(2),
         Limit::tokens(1_000).per_minute().bucket(1_000),
@@ -175,7 +175,7 @@ async fn a_refusal_shows_how_the_limits_stand() {
         ("x-ratelimit-remaining-requests", "0"),
         ("x-ratelimit-reset-requests", "1m0s"),
         ("x-ratelimit-limit-tokens", "1000"),
-        // The provider reported no usage: what was reserved is kept.
+        // The provider reported no usage: the reservation stays charged.
         ("x-ratelimit-remaining-tokens", "760"),
         ("x-ratelimit-reset-tokens", "14.4s"),
         ("retry-after", "30"),
@@ -186,7 +186,7 @@ async fn a_refusal_shows_how_the_limits_stand() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_has_headers_of_the_form_that_was_chosen() {
+async fn a_refusal_has_headers_in_the_configured_format() {
     let request = request(Api::Chat).await;
     let server = Server::new(bucket(60).headers(Headers::Ietf));
     server.call(request.clone()).await;
@@ -221,12 +221,12 @@ async fn a_call_refused_after_a_wait_gets_headers_with_the_limits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_provider_that_asks_to_wait_is_a_refusal_of_that_time() {
+async fn a_provider_that_asks_to_wait_is_a_refusal_with_that_time() {
     let mut server = Server::new(RateLimitLayer::for_providers().max_waiting(0));
     server.answer = || throttled([("retry-after-ms", "4300")]);
     let request = request(Api::Messages).await;
     let (status, headers, _) = server.call(request.clone()).await;
-    // Its own, as it came.
+    // The provider's own response, unchanged.
     assert_eq!(status, 429);
     assert_header(&headers, "retry-after-ms", Some("4300"));
     assert_header(&headers, "retry-after", None);

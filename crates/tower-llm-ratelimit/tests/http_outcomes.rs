@@ -1,4 +1,4 @@
-//! What a call is charged that is refused, fails, or is given up before its head.
+//! What a call is charged if it is refused, fails, or is dropped before its response headers.
 
 mod http_support;
 
@@ -57,7 +57,7 @@ async fn an_error_whose_body_is_not_read_is_charged_by_its_status_alone() {
     let provider = SimulatedProvider::start().await.unwrap();
     let cases = [
         (Fault::Throttled(RetryAfter::Seconds(3)), REQUEST),
-        // Which only its body tells from one of the rate.
+        // Only its body distinguishes it from a rate limit.
         (Fault::QuotaExhausted, REQUEST),
         (Fault::Status(529), NOTHING),
         (Fault::Status(500), REQUEST),
@@ -72,7 +72,7 @@ async fn an_error_whose_body_is_not_read_is_charged_by_its_status_alone() {
     }
 }
 
-// === before the head ===
+// === before the response headers ===
 
 #[tokio::test]
 async fn a_future_dropped_before_its_first_poll_costs_nothing() {
@@ -89,7 +89,7 @@ fn assert_settled_nothing(handle: &RateLimitHandle) {
     assert_eq!(handle.stats()[0].admitted, 0);
 }
 
-/// Whether the inner service has sent it is not known: it has been called.
+/// The inner service has been called; whether it sent the request is unknown.
 #[tokio::test]
 async fn a_call_dropped_before_its_first_poll_is_charged_its_input() {
     let layer = counting().build().unwrap();
@@ -115,7 +115,7 @@ async fn a_call_dropped_before_its_response_headers_is_charged_its_input() {
         let call = stack(&layer).oneshot(api.request(&provider, true));
         let arrived = provider.wait_for(PATIENCE, |counts| counts.requests == 1);
         tokio::select! {
-            _ = call => panic!("it never answers"),
+            _ = call => panic!("the provider never answers"),
             arrived = arrived => assert!(arrived.is_ok()),
         }
         assert_settled(&layer.handle(), tokens(ESTIMATED, 0), &api);
@@ -140,7 +140,7 @@ async fn a_connection_that_fails_before_the_headers_charges_the_request() {
     assert_settled(&layer.handle(), REQUEST, &"nobody listens");
 }
 
-/// What a call is charged whose inner service fails with `error`.
+/// The charge of a call whose inner service fails with `error`.
 async fn failed_with<E>(error: E) -> Cost
 where
     E: std::error::Error + Clone + Send + Sync + 'static,
@@ -175,7 +175,7 @@ async fn a_call_that_panics_is_charged_its_input() {
     let layer = counting().build().unwrap();
     let inner = service_fn(|_: http::Request<_>| async {
         if true {
-            panic!("as the test wants");
+            panic!("scripted panic");
         }
         pending::<Result<Answer, BoxError>>().await
     });
@@ -186,7 +186,7 @@ async fn a_call_that_panics_is_charged_its_input() {
 }
 
 #[tokio::test]
-async fn what_is_not_polled_to_its_end_is_held_until_it_is_dropped() {
+async fn a_reservation_is_held_until_an_unfinished_body_is_dropped() {
     let layer = counting().build().unwrap();
     let inner = service_fn(|_: http::Request<_>| pending::<Result<Answer, BoxError>>());
     let provider = SimulatedProvider::start().await.unwrap();
@@ -202,7 +202,7 @@ async fn what_is_not_polled_to_its_end_is_held_until_it_is_dropped() {
 
 // === policies ===
 
-/// What a stream is charged that was dropped after five events, of which two are tokens or the beginning of some.
+/// The charge of a stream dropped after five events, of which two contain tokens.
 async fn dropped_midway(cut_short: CutShort, api: Api) -> (Cost, Cost) {
     let provider = SimulatedProvider::start().await.expect("a free port");
     provider.set(behavior().fault(Fault::StallAfter(5)));
@@ -217,7 +217,7 @@ async fn dropped_midway(cut_short: CutShort, api: Api) -> (Cost, Cost) {
 }
 
 #[tokio::test]
-async fn a_stream_that_broke_off_is_charged_by_the_policy() {
+async fn a_broken_stream_is_charged_by_the_policy() {
     for api in APIS {
         let (cost, seen) = dropped_midway(CutShort::ChargeSeen, api).await;
         assert_eq!(cost, seen, "{api:?}");
@@ -230,7 +230,7 @@ async fn a_stream_that_broke_off_is_charged_by_the_policy() {
 }
 
 #[tokio::test]
-async fn policies_for_what_broke_off_have_no_say_in_what_ended_well_or_was_refused() {
+async fn cut_short_policies_do_not_affect_successes_or_refusals() {
     let provider = SimulatedProvider::start().await.unwrap();
     for cut_short in [CutShort::KeepReserved, CutShort::Refund] {
         for (behavior, cost) in [
@@ -247,7 +247,7 @@ async fn policies_for_what_broke_off_have_no_say_in_what_ended_well_or_was_refus
     }
 }
 
-/// What a call of `api` is charged of which 13 tokens of input were cached and 5 of output are reasoning.
+/// The charge of a call to `api` with 13 cached input tokens and 5 reasoning output tokens.
 async fn with_cached_input(builder: RateLimitBuilder, api: Api) -> Cost {
     let provider = SimulatedProvider::start().await.expect("a free port");
     let behavior = behavior().cached_input_tokens(13).reasoning_tokens(5);
@@ -271,7 +271,7 @@ async fn with_cached_input(builder: RateLimitBuilder, api: Api) -> Cost {
 #[tokio::test]
 async fn cached_input_counts_as_its_provider_counts_it() {
     for api in [Api::ChatUsage, Api::Responses, Api::Messages, Api::Gemini] {
-        // What is written to the cache counts everywhere.
+        // Tokens written to the cache count everywhere.
         let cost = match api {
             Api::Messages => tokens(INPUT - 13, OUTPUT),
             _ => tokens(INPUT, OUTPUT),

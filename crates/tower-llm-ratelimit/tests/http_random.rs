@@ -1,4 +1,4 @@
-//! A thousand calls that end anywhere, and what they have cost together.
+//! A thousand calls that end at random stages, and their total cost.
 
 mod http_support;
 
@@ -21,7 +21,7 @@ use http_support::{
 
 const MS: Duration = Duration::from_millis(1);
 
-/// A generator that gives the same numbers each time (splitmix64).
+/// A generator with the same numbers in each run (splitmix64).
 struct Numbers(u64);
 
 impl Numbers {
@@ -33,7 +33,7 @@ impl Numbers {
     }
 }
 
-/// What calls are drawn from.
+/// The choices for random calls.
 struct Mix {
     apis: &'static [Api],
     faults: &'static [&'static str],
@@ -42,12 +42,12 @@ struct Mix {
     most_output: u64,
 }
 
-/// A call and how it is given up.
+/// A call, and when it is dropped.
 struct Random {
     api: Api,
     streamed: bool,
     request: Request,
-    /// It is never even polled.
+    /// The call is never polled.
     unpolled: bool,
     patience: Duration,
     frames: u64,
@@ -91,7 +91,7 @@ impl Random {
         }
     }
 
-    /// Makes the call, and checks what it has cost; what it should.
+    /// Makes the call and checks its cost; returns the expected cost.
     async fn run(self, service: Stack, handle: RateLimitHandle) -> Cost {
         let Self { api, streamed, .. } = self;
         let number = self.request.headers()["x-number"].clone();
@@ -126,7 +126,7 @@ impl Random {
                         }
                         Ok(Some(Err(_)) | None) => break,
                         Err(_) if is_silent => break,
-                        Err(_) => panic!("nothing comes: {seen:?}"),
+                        Err(_) => panic!("no frame arrives: {seen:?}"),
                     }
                 }
             }
@@ -163,7 +163,7 @@ fn sum(costs: impl IntoIterator<Item = Cost>) -> Cost {
     })
 }
 
-/// A thousand calls at random, twenty at a time; what each should cost, and the limits that they all took of.
+/// A thousand random calls, twenty at a time; their expected costs, and the limits that all of them used.
 async fn a_thousand(mix: Mix) {
     let provider = SimulatedProvider::start().await.expect("a free port");
     provider.set(Behavior::new().cut(mix.cut.clone()));
@@ -194,7 +194,7 @@ async fn a_thousand(mix: Mix) {
     }
     costs.extend(tasks.join_all().await);
 
-    // It was not always the same.
+    // The calls differed.
     let refunded = costs.iter().filter(|&&cost| cost == NOTHING).count();
     let requests = costs.iter().filter(|&&cost| cost == [1, 0, 0, 0]).count();
     let outputs = costs.iter().filter(|cost| cost[2] > 0).count();
@@ -202,7 +202,7 @@ async fn a_thousand(mix: Mix) {
     assert!(counts.iter().all(|&count| count >= 50), "{counts:?}");
 
     assert_eq!(consumed(&handle), sum(costs.iter().copied()));
-    // Nothing was settled twice: all that ever changed is the sum of what each call changed.
+    // No call was settled twice: the totals are the sums of the changes of each call.
     let polled = costs.len() - unpolled(&mix, &provider);
     assert_eq!(handle.stats()[0].admitted, polled as u64);
     let (down, up) = settled(&handle);
@@ -216,7 +216,7 @@ async fn a_thousand(mix: Mix) {
         .wait_for(PATIENCE, |counts| counts.in_flight == 0)
         .await;
     assert!(idle.is_ok(), "{idle:?}");
-    // When each period is over, all of each limit is there again: nothing has leaked.
+    // After each period all of each limit is available again: nothing has leaked.
     pause();
     let windows = [65, 60, 3_900, 2].map(Duration::from_secs);
     for (limit, window) in windows.into_iter().enumerate() {
@@ -231,7 +231,7 @@ fn unpolled(mix: &Mix, provider: &SimulatedProvider) -> usize {
 }
 
 #[tokio::test]
-async fn a_thousand_calls_that_end_anywhere_have_cost_what_each_has() {
+async fn a_thousand_calls_that_end_anywhere_cost_the_sum_of_each() {
     let mix = Mix {
         apis: &APIS,
         faults: &FAULTS,
@@ -241,11 +241,11 @@ async fn a_thousand_calls_that_end_anywhere_have_cost_what_each_has() {
     a_thousand(mix).await;
 }
 
-/// Frames end anywhere too: within a word of the answer, or a number of its usage.
+/// Frames end anywhere too: within a word of the text, or within a number of the usage.
 #[tokio::test]
-async fn wherever_frames_end_is_no_matter() {
-    // Without those whose end cannot be told from a part of an event: the last of Responses, which holds all of the text
-    // again, and errors.
+async fn frame_boundaries_make_no_difference() {
+    // Without events that may look complete when cut: the last one of Responses, which repeats all of the text,
+    // and errors.
     let mix = Mix {
         apis: &[Api::Chat, Api::ChatUsage, Api::Messages, Api::Gemini],
         faults: &FAULTS[..9],

@@ -1,4 +1,4 @@
-//! What a call is charged that is given up, or breaks, at any stage of its response.
+//! What a call is charged if it is dropped or fails at any stage of its response.
 
 mod http_support;
 
@@ -14,7 +14,7 @@ fn behavior() -> Behavior {
     Behavior::new().input_tokens(INPUT).output_tokens(OUTPUT)
 }
 
-/// A stream as the provider sends it to its end.
+/// A stream as the provider sends it, to its end.
 async fn whole_stream(provider: &SimulatedProvider, api: Api) -> (Seen, usize) {
     provider.set(behavior());
     whole(
@@ -32,7 +32,7 @@ async fn a_stream_that_ends_is_charged_what_its_provider_reports() {
         let layer = counting().build().unwrap();
         let seen = call(&stack(&layer), api.request(&provider, streamed)).await;
         let cost = match (api, streamed) {
-            // Without a report: the estimate of the input, and the output that passed, a token for every four bytes.
+            // Without a report: the estimate of the input, plus the output that passed, one token per four bytes.
             (Api::Chat, true) => seen.cost(api, streamed),
             _ => tokens(INPUT, OUTPUT),
         };
@@ -71,19 +71,19 @@ async fn a_stream_dropped_after_any_event_is_charged_what_was_seen() {
             assert_settled(&layer.handle(), cost, &(api, read));
             costs.push(cost);
         }
-        // Nothing but the head was read: the provider is at work on the input all the same.
+        // Only the response headers were read: the provider processes the input anyway.
         assert_eq!(costs[0], tokens(ESTIMATED, 0), "{api:?}");
         let last = costs[events];
         match api {
             Api::Chat => assert_eq!(last[1], ESTIMATED),
             _ => assert_eq!(last, tokens(INPUT, OUTPUT), "{api:?}"),
         }
-        // The usage is there, and the marker is not.
+        // The usage has arrived, and the end marker has not.
         if matches!(api, Api::ChatUsage | Api::Messages) {
             assert_eq!(costs[events - 1], tokens(INPUT, OUTPUT), "{api:?}");
         }
         if api == Api::Messages {
-            // `message_start` reports the input, and one token of output whatever comes.
+            // `message_start` reports the input, and one output token in any case.
             assert_eq!(costs[1], tokens(INPUT, 1));
         }
         assert!(distinct(&costs) >= 4, "{api:?}: {costs:?}");
@@ -97,7 +97,7 @@ fn distinct(costs: &[Cost]) -> usize {
     costs.len()
 }
 
-/// Has a stream of each API break after each of its events, and checks what it is charged by what came of it.
+/// Breaks a stream of each API after each of its events, and checks the charge against what arrived.
 async fn broken_after_any_event(fault: fn(usize) -> Fault) -> Vec<Cost> {
     let provider = SimulatedProvider::start().await.expect("a free port");
     let mut costs = Vec::new();
@@ -128,7 +128,7 @@ async fn a_stream_reset_after_any_event_is_charged_what_was_seen() {
 }
 
 #[tokio::test]
-async fn a_stream_that_fails_within_is_charged_what_was_seen() {
+async fn a_stream_that_fails_midway_is_charged_what_was_seen() {
     let error = |after| Fault::ErrorAfter(after, InBand::ServerError);
     let costs = broken_after_any_event(error).await;
     assert!(distinct(&costs) >= 10, "{costs:?}");
@@ -137,7 +137,7 @@ async fn a_stream_that_fails_within_is_charged_what_was_seen() {
 }
 
 #[tokio::test]
-async fn a_stream_throttled_within_keeps_the_request_alone() {
+async fn a_stream_throttled_midway_is_charged_the_request_alone() {
     let costs = broken_after_any_event(|after| Fault::ErrorAfter(after, InBand::RateLimited)).await;
     assert!(costs.iter().all(|&cost| cost == http_support::REQUEST));
     let costs =
@@ -146,13 +146,13 @@ async fn a_stream_throttled_within_keeps_the_request_alone() {
 }
 
 #[tokio::test]
-async fn a_stream_overloaded_within_costs_nothing() {
+async fn a_stream_overloaded_midway_costs_nothing() {
     let costs = broken_after_any_event(|after| Fault::ErrorAfter(after, InBand::Overloaded)).await;
     assert!(costs.iter().all(|&cost| cost == http_support::NOTHING));
 }
 
 #[tokio::test]
-async fn a_stream_that_stalls_keeps_its_reservation_until_it_is_dropped() {
+async fn a_stalled_stream_holds_its_reservation_until_it_is_dropped() {
     let provider = SimulatedProvider::start().await.unwrap();
     for api in APIS {
         for after in 0..5 {
@@ -170,7 +170,7 @@ async fn a_stream_that_stalls_keeps_its_reservation_until_it_is_dropped() {
 }
 
 #[tokio::test]
-async fn an_answer_in_one_piece_that_breaks_off_is_charged_what_was_seen() {
+async fn an_unstreamed_response_that_breaks_off_is_charged_what_was_seen() {
     let provider = SimulatedProvider::start().await.unwrap();
     let faults = [
         Fault::CutAfter(0),
@@ -196,7 +196,7 @@ async fn an_answer_in_one_piece_that_breaks_off_is_charged_what_was_seen() {
             Fault::ErrorAfter(_, InBand::Overloaded) => assert_eq!(cost, [0; 4]),
             Fault::ErrorAfter(..) => assert_eq!(cost, [1, 0, 0, 0]),
             Fault::CutAfter(0) => assert_eq!(cost, tokens(ESTIMATED, 0)),
-            // Half of it has come, and most of that is text.
+            // Half of it has arrived, and most of that is text.
             Fault::CutAfter(_) => assert!(cost[2] >= 10, "{api:?}: {cost:?}"),
             _ => {}
         }

@@ -1,4 +1,4 @@
-//! What is let through and what is not: to the call, the token and the nanosecond.
+//! What is admitted and what is not: to the call, the token and the nanosecond.
 
 mod support;
 
@@ -90,7 +90,7 @@ async fn a_window_admits_a_call_exactly_at_its_retry_time() {
         admitted(&service, &mut upstream, Ask::tokens(1));
 
         let wait = refused(&service, Ask::tokens(1));
-        // The first one's slice counts until the thirteenth after it begins: rounded up to a whole nanosecond each.
+        // The first call's slice counts until the thirteenth after it begins; each is rounded up to a whole nanosecond.
         let slice = Duration::from_nanos((period.as_nanos() as u64).div_ceil(12));
         assert_eq!(wait, slice * 13 - period * 7 / 24);
         advance(wait - NS).await;
@@ -104,7 +104,7 @@ async fn a_window_admits_a_call_exactly_at_its_retry_time() {
 
 #[tokio::test(start_paused = true)]
 async fn a_bucket_admits_a_call_exactly_at_its_retry_time() {
-    // A token each 60/7 seconds, which is no whole number of nanoseconds.
+    // One token each 60/7 seconds, which is not a whole number of nanoseconds.
     let limit = Limit::tokens(7).per_minute().bucket(3);
     let layer = unary().limit(limit).build().unwrap();
     let (service, mut upstream) = asked(&layer);
@@ -116,7 +116,7 @@ async fn a_bucket_admits_a_call_exactly_at_its_retry_time() {
     assert_eq!(refused(&service, Ask::tokens(2)), NS);
     advance(NS).await;
     admitted(&service, &mut upstream, Ask::tokens(2));
-    // Parts of a nanosecond are not lost: seven such waits are a minute.
+    // Fractions of a nanosecond are not lost: seven such waits are a minute.
     let began = Instant::now();
     for _ in 0..7 {
         let wait = refused(&service, Ask::tokens(1));
@@ -141,7 +141,7 @@ fn organisation() -> [Limit; 3] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_one_limit_refuses_takes_nothing_of_the_others() {
+async fn a_call_refused_by_one_limit_charges_nothing_to_the_others() {
     let cases: [(&[Ask], Ask, Limit); 3] = [
         // Only the caller's tokens are used up.
         (
@@ -149,13 +149,13 @@ async fn a_call_that_one_limit_refuses_takes_nothing_of_the_others() {
             Ask::tokens(11),
             organisation()[2].clone(),
         ),
-        // Only the caller's requests are.
+        // Only the caller's requests are used up.
         (
             &[Ask::tokens(1), Ask::tokens(1), Ask::tokens(1)],
             Ask::tokens(1),
             organisation()[1].clone(),
         ),
-        // Only the organisation's are, by others.
+        // Only the organisation's requests are used up, by other callers.
         (
             &[
                 Ask::of("bob", 1, 0),
@@ -222,7 +222,7 @@ async fn a_call_larger_than_a_limit_is_never_admitted() {
     ];
     for (limit, most) in cases {
         let requests = Limit::requests(10).per_minute().by(KeyBy::shared());
-        // It waits for nothing, either.
+        // It does not wait either.
         let layer = unary().limit(requests).limit(limit.clone()).max_waiting(9);
         let layer = layer.build().unwrap();
         let (service, mut upstream) = asked(&layer);
@@ -305,7 +305,7 @@ async fn embeddings_and_counts_reserve_no_output_and_counts_no_tokens() {
     for (operation, tokens) in [
         (Operation::EMBEDDINGS, 30),
         (Operation::COUNT_TOKENS, 0),
-        // Of a typed response no usage is reported: nothing is guessed either.
+        // A typed response reports no usage, and none is guessed.
         (Operation::CHAT, 30),
     ] {
         let mut ask = Ask::tokens(0);
@@ -321,7 +321,7 @@ async fn embeddings_and_counts_reserve_no_output_and_counts_no_tokens() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_call_used_beyond_its_reservation_is_paid_off_before_the_next() {
+async fn usage_beyond_the_reservation_is_paid_off_before_the_next_call() {
     for limit in [
         Limit::tokens(60).per_minute(),
         Limit::tokens(60).per_minute().bucket(60),
@@ -347,7 +347,7 @@ async fn what_a_call_used_beyond_its_reservation_is_paid_off_before_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_call_did_not_use_is_there_for_the_next_at_once() {
+async fn unused_reservations_are_available_to_the_next_call_at_once() {
     for limit in [
         Limit::tokens(60).per_minute(),
         Limit::tokens(60).per_minute().bucket(60),
@@ -368,7 +368,7 @@ async fn what_a_call_did_not_use_is_there_for_the_next_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_kept_for_a_key_that_was_not_seen_or_has_been_left_alone() {
+async fn unseen_and_idle_keys_hold_no_state() {
     let layer = unary()
         .limit(Limit::tokens(10).per_minute())
         .build()
@@ -396,7 +396,7 @@ fn of(operation: Operation) -> Ask {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_uses_no_tokens_is_not_refused_for_want_of_them() {
+async fn calls_without_tokens_are_not_refused_by_token_limits() {
     for operation in [Operation::COUNT_TOKENS, Operation::RETRIEVE] {
         let limits = [
             Limit::requests(3).per_minute(),
@@ -409,20 +409,20 @@ async fn what_uses_no_tokens_is_not_refused_for_want_of_them() {
             .build()
             .unwrap();
         let (service, mut upstream) = asked(&layer);
-        // It has used more than there is.
+        // It has used more than the limit.
         admitted(&service, &mut upstream, of(Operation::CHAT)).used(90, 0);
         refused(&service, of(Operation::CHAT));
         for _ in 0..2 {
             admitted(&service, &mut upstream, of(operation.clone())).used(30, 0);
         }
         assert_eq!(consumed(&layer.handle()), [3, 90, 90]);
-        // It is a request all the same.
+        // It counts as a request all the same.
         refused(&service, of(operation));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn embeddings_are_not_refused_for_want_of_output_tokens() {
+async fn embeddings_are_not_refused_by_output_limits() {
     let layer = open()
         .key_by(KeyBy::shared())
         .limit(Limit::output_tokens(10).per_minute())
@@ -456,7 +456,7 @@ async fn a_typed_call_is_charged_its_estimate() {
         admitted(&service, &mut upstream, ask());
         refused(&service, ask());
         assert_eq!(consumed(&layer.handle()), [8]);
-        // What calls used before is no guess for those that come.
+        // Earlier usage does not change the estimate of later calls.
         for _ in 0..30 {
             advance(MINUTE_FORGOTTEN).await;
             admitted(&service, &mut upstream, ask());
@@ -489,7 +489,7 @@ async fn a_cost_is_counted_in_the_units_of_the_service() {
     assert_eq!(error.to_string(), text);
     assert_eq!(exceeds(&refusal(&service, ask(11))).amount(), 11);
     assert_eq!(consumed(&layer.handle()), [10, 2]);
-    // A request of no known call costs one.
+    // An undescribed request costs one.
     advance(MINUTE_FORGOTTEN).await;
     admitted(
         &service,

@@ -1,6 +1,6 @@
-//! However many keys are invented, their number is bounded, and no caller gets a fresh budget.
+//! However many keys callers invent, the number of stored keys is bounded, and no caller gets a fresh budget.
 //!
-//! What a key costs in bytes is measured in `benches/tests/ratelimit_memory.rs`, which has an allocator that counts.
+//! `benches/tests/ratelimit_memory.rs` measures the bytes per key, with an allocator that counts.
 
 mod support;
 
@@ -14,7 +14,7 @@ use tower_llm_testkit::mock::start;
 const MAX_KEYS: usize = 10_000;
 const FEW_KEYS: usize = 800;
 
-/// A million, but for unoptimised builds, in which that takes minutes: each looks for a key that may give way.
+/// A million, except in unoptimised builds, where that takes minutes: each new key searches for one to evict.
 const FLOOD: u64 = if cfg!(debug_assertions) {
     13_000
 } else {
@@ -31,7 +31,7 @@ async fn a_flood_of_invented_keys_is_bounded_and_evicts_no_key_over_its_limit() 
     for limit in both() {
         let layer = unary().limit(limit).max_keys(MAX_KEYS).build().unwrap();
         let (handle, service) = (layer.handle(), layer.layer(ready()));
-        // Ten callers are over their limits, in as many of the registry's parts as may be.
+        // Ten callers are over their limits, spread over the parts of the registry.
         let over: Vec<_> = (0..10).map(|id| format!("over-{id}")).collect();
         for caller in &over {
             assert!(passes(&service, Ask::of(caller, 10, 0)));
@@ -64,7 +64,7 @@ async fn a_flood_of_invented_keys_is_bounded_and_evicts_no_key_over_its_limit() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn keys_of_which_nothing_is_taken_any_more_give_way_to_new_ones() {
+async fn idle_keys_are_evicted_for_new_ones() {
     for limit in both() {
         let layer = unary().limit(limit).max_keys(FEW_KEYS).build().unwrap();
         let (handle, service) = (layer.handle(), layer.layer(ready()));
@@ -78,7 +78,7 @@ async fn keys_of_which_nothing_is_taken_any_more_give_way_to_new_ones() {
         advance(MINUTE_FORGOTTEN - SECOND * 6).await;
         assert_eq!(flood("early"), 0);
         advance(SECOND * 6).await;
-        // All of them are idle; and so is the limit that the others shared.
+        // All of them are idle, and so is the limit that the others shared.
         assert_eq!(flood("second"), FEW_KEYS + 1);
         assert_eq!(stats(&handle).keys, FEW_KEYS);
         // The counts of evicted keys are not lost.
@@ -114,7 +114,7 @@ async fn a_key_with_a_call_in_flight_is_not_evicted() {
     for id in 0..1_000 {
         drop(start(&service, Ask::of(&format!("other-{id}"), 1, 0)));
     }
-    // It is long forgotten that it was let through; what it used beyond is charged to its key all the same.
+    // The admission is long forgotten; usage beyond it is still charged to its key.
     long.used(10, 10);
     assert_eq!(handle.stats_of(&Key::new("long"))[0].remaining, 0);
 }

@@ -1,4 +1,4 @@
-//! Calls that wait: their order, their number, their time, and how they leave.
+//! Waiting calls: their order, their number, their deadlines, and how they leave.
 
 mod support;
 
@@ -14,7 +14,7 @@ use tower_llm_core::Refusal;
 use tower_llm_ratelimit::{Limit, RateLimitBuilder};
 use tower_llm_testkit::mock::{arrived, nothing_arrived, start};
 
-/// A token each second, and up to sixty at once.
+/// One token each second, and up to sixty at once.
 fn a_token_a_second() -> RateLimitBuilder<Open> {
     open()
         .limit(Limit::tokens(60).per_minute().bucket(60))
@@ -23,11 +23,11 @@ fn a_token_a_second() -> RateLimitBuilder<Open> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_go_on_in_the_order_they_came_each_when_there_is_room_for_it() {
+async fn calls_are_admitted_in_order_each_as_soon_as_it_fits() {
     let layer = a_token_a_second().build().unwrap();
     let (service, mut upstream) = asked(&layer);
     admitted(&service, &mut upstream, Ask::tokens(60)).used(60, 0);
-    // Small ones behind large ones, which do not overtake.
+    // Small calls behind large ones, which they do not overtake.
     let sizes = [30, 1, 20, 5, 1, 1, 40];
     let mut calls = VecDeque::new();
     for (id, size) in sizes.into_iter().enumerate() {
@@ -73,7 +73,7 @@ async fn a_large_call_is_not_starved_by_a_flow_of_small_ones() {
         assert_pending!(large.poll());
         let mut small = Vec::new();
         let began = Instant::now();
-        // There would be room for each of them.
+        // Each of them would fit.
         while !large.is_woken() {
             let mut call = start(&service, Ask::tokens(1).id(1));
             assert_pending!(call.poll());
@@ -110,7 +110,7 @@ async fn exactly_max_waiting_calls_wait_and_the_next_is_refused() {
     let refusal = Refusal::find(&*error).unwrap();
     assert!(refusal.is_retryable());
     assert_eq!(refusal.retry_after(), Some(5 * SECOND));
-    // Other keys have lines of their own.
+    // Other keys have their own queues.
     admitted(&service, &mut upstream, Ask::of("bob", 60, 0)).used(60, 0);
     let mut bob = start(&service, Ask::of("bob", 1, 0));
     assert_pending!(bob.poll());
@@ -136,19 +136,19 @@ async fn a_call_that_cannot_be_admitted_in_time_is_refused_at_once() {
     assert_eq!(refused(&service, Ask::tokens(31)), 31 * SECOND);
     let mut first = start(&service, Ask::tokens(20));
     assert_pending!(first.poll());
-    // Behind the other it would be late, if that used all of its tokens: it is not known to.
+    // It would be late if the call ahead used all of its tokens, which is not known.
     let mut late = start(&service, Ask::tokens(11));
     assert_pending!(late.poll());
     drop(late);
     let mut second = start(&service, Ask::tokens(10));
     assert_pending!(second.poll());
-    // Larger than the limit: no waiting helps.
+    // Larger than the limit: waiting does not help.
     let error = refusal(&service, Ask::tokens(61));
     assert_eq!(exceeds(&error).amount(), 61);
     assert!(!Refusal::find(&*error).unwrap().is_retryable());
     assert_eq!(waiting(&layer.handle()), [2]);
 
-    // Both are let through, the second in the last moment.
+    // Both are admitted, the second at the last moment.
     advance(20 * SECOND).await;
     assert_pending!(first.poll());
     assert_pending!(second.poll());
@@ -174,7 +174,7 @@ async fn a_wait_has_a_deadline_and_is_counted_from_the_call() {
         assert_pending!(call.poll());
     }
     for (call, after) in [(&mut first, 25), (&mut second, 5)] {
-        // The second is the head when the first has left.
+        // The second call becomes the head when the first leaves.
         assert_eq!(call.is_woken(), after == 5);
         assert_pending!(call.poll());
         advance(after * SECOND - MS).await;
@@ -193,7 +193,7 @@ async fn a_wait_has_a_deadline_and_is_counted_from_the_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_others_were_ahead_of_is_refused_when_its_time_is_over() {
+async fn a_call_behind_others_is_refused_at_its_deadline() {
     let limit = Limit::tokens(60).per_day_in("UTC");
     let layer = open().limit(limit).max_waiting(9).max_wait(30 * SECOND);
     let layer = layer.build().unwrap();
@@ -208,7 +208,7 @@ async fn a_call_that_others_were_ahead_of_is_refused_when_its_time_is_over() {
     let mut small = start(&service, Ask::tokens(5));
     assert_pending!(small.poll());
     advance(28 * SECOND).await;
-    // The large one's task is stuck, and so is this one's, until its time is over.
+    // The tasks of the large call and of this one are not polled until the deadline has passed.
     advance(2 * SECOND).await;
     let error = assert_ready!(large.poll()).map(drop).unwrap_err();
     assert!(limited(&error).limit().is_some());
@@ -228,13 +228,13 @@ async fn a_waiting_call_is_refused_once_it_cannot_be_admitted_in_time() {
     let mut second = start(&service, Ask::tokens(1).id(2));
     assert_pending!(first.poll());
     assert_pending!(second.poll());
-    // It used more than was known when they came.
+    // It used more than was known when the others joined.
     running.used(88, 0);
     assert!(first.is_woken() && !second.is_woken());
     let error = assert_ready!(first.poll()).map(drop).unwrap_err();
     assert_eq!(limited(&error).retry_after(), Some(53 * SECOND));
     drop(first);
-    // The next is in time.
+    // The next call is in time.
     assert!(second.is_woken());
     assert_pending!(second.poll());
     advance(29 * SECOND).await;
@@ -272,7 +272,7 @@ async fn the_next_call_replaces_a_head_that_leaves_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wake_up_of_a_call_that_leaves_goes_to_the_next() {
+async fn the_wake_up_of_a_dropped_call_passes_to_the_next() {
     let layer = a_token_a_second().build().unwrap();
     let (service, mut upstream) = asked(&layer);
     admitted(&service, &mut upstream, Ask::tokens(60)).used(60, 0);
@@ -284,7 +284,7 @@ async fn a_wake_up_of_a_call_that_leaves_goes_to_the_next() {
     drop(first);
     assert!(second.is_woken());
     assert!(!third.is_woken());
-    // It was woken as head, and never polled since.
+    // The call was woken as head and has not been polled since.
     drop(second);
     assert!(third.is_woken());
     advance(10 * SECOND).await;
@@ -293,7 +293,7 @@ async fn a_wake_up_of_a_call_that_leaves_goes_to_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_call_gives_back_wakes_the_first_at_once() {
+async fn a_refund_wakes_the_head_at_once() {
     for limit in [
         Limit::tokens(60).per_minute(),
         Limit::tokens(60).per_minute().bucket(60),
@@ -314,14 +314,14 @@ async fn what_a_call_gives_back_wakes_the_first_at_once() {
         assert!(!second.is_woken() && !third.is_woken());
         assert_pending!(first.poll());
         assert_eq!(arrived(&mut upstream).0.id, 1);
-        // What is left is enough for the next, but not for the one after it.
+        // The rest is enough for the next call, but not for the one after it.
         assert!(second.is_woken());
         assert_pending!(second.poll());
         assert_eq!(arrived(&mut upstream).0.id, 2);
         assert!(third.is_woken());
         assert_pending!(third.poll());
         nothing_arrived(&mut upstream);
-        // A call dropped halfway through its response is refunded too.
+        // A call dropped midway through its response is refunded too.
         drop(first);
         drop(second);
         assert_eq!(waiting(&layer.handle()), [1]);
@@ -329,7 +329,7 @@ async fn what_a_call_gives_back_wakes_the_first_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_comes_later_never_overtakes() {
+async fn a_later_call_never_overtakes() {
     let layer = a_token_a_second().build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let running = admitted(&service, &mut upstream, Ask::tokens(60));
@@ -348,7 +348,7 @@ async fn a_call_that_comes_later_never_overtakes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_after_is_exact_when_the_queue_leaves() {
+async fn retry_after_is_exact_once_the_queue_is_empty() {
     let layer = a_token_a_second().max_waiting(1).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     admitted(&service, &mut upstream, Ask::tokens(60)).used(60, 0);

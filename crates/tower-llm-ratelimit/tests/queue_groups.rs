@@ -1,4 +1,4 @@
-//! Calls that wait where limits have several kinds of key: in whose line they are, and when they change it.
+//! Calls that wait for limits with several kinds of key: which queue they are in, and when they change it.
 
 mod support;
 
@@ -9,7 +9,7 @@ use tower_llm_core::KeyBy;
 use tower_llm_ratelimit::{Limit, RateLimitBuilder};
 use tower_llm_testkit::mock::{arrived, nothing_arrived, start};
 
-/// Ten tokens at once for each caller, and 30 for all of them.
+/// Ten tokens at once for each caller, and 30 for all callers.
 fn callers_of_an_organisation() -> RateLimitBuilder<Open> {
     open()
         .limit(Limit::tokens(60).per_minute().bucket(10))
@@ -34,7 +34,7 @@ async fn a_call_that_waits_for_its_own_limit_blocks_no_other_caller() {
     admitted(&service, &mut upstream, Ask::of("cid", 10, 0)).used(10, 0);
     assert_eq!(waiting(&layer.handle()), [1, 0]);
 
-    // Now all are held up by the organisation's, and in one line.
+    // Now the organisation's limit blocks all calls, in one queue.
     let mut dan = start(&service, Ask::of("dan", 6, 0).id(2));
     let mut eve = start(&service, Ask::of("eve", 6, 0).id(3));
     assert_pending!(dan.poll());
@@ -58,14 +58,14 @@ async fn a_call_blocked_by_another_key_joins_its_queue() {
     admitted(&service, &mut upstream, Ask::of("ann", 10, 0)).used(10, 0);
     let mut ann = start(&service, Ask::of("ann", 2, 0).id(1));
     assert_pending!(ann.poll());
-    // The organisation's is used up, and more.
+    // The organisation's limit is used up, and more.
     admitted(&service, &mut upstream, Ask::of("bob", 10, 0)).used(10, 0);
     admitted(&service, &mut upstream, Ask::of("cid", 10, 0)).used(28, 0);
     let mut dan = start(&service, Ask::of("dan", 3, 0).id(2));
     assert_pending!(dan.poll());
     assert_eq!(waiting(&layer.handle()), [1, 1]);
     advance(2 * SECOND).await;
-    // Ann's own has room; the organisation's has none, and Dan was there before.
+    // Ann's own limit has room; the organisation's has none, and Dan's call was there before.
     assert_pending!(ann.poll());
     assert_eq!(waiting(&layer.handle()), [0, 2]);
     nothing_arrived(&mut upstream);
@@ -94,7 +94,7 @@ async fn a_call_that_was_head_is_not_moved_behind_later_calls() {
     admitted(&service, &mut upstream, Ask::of("cid", 10, 0)).used(20, 0);
     let mut dan = start(&service, Ask::of("dan", 1, 0).id(3));
     assert_pending!(dan.poll());
-    // Ann's first has room in her limit, and goes on to wait for the organisation's; her second stays.
+    // Ann's first call has room in its own limit and now waits for the organisation's; the second stays.
     advance(SECOND).await;
     assert_pending!(small.poll());
     assert_pending!(large.poll());

@@ -17,11 +17,11 @@ use tower_llm_core::{BoxError, KeyBy};
 use tower_llm_ratelimit::{Limit, RateLimitBuilder, RateLimitLayer, Reserve};
 use tower_llm_testkit::mock::{nothing_arrived, start};
 
-/// What came of 80 calls at once that reserve 100 tokens each and use 20.
+/// The result of 80 calls at once that reserve 100 tokens each and use 20.
 #[derive(Debug)]
 struct Scene {
     served: usize,
-    /// Of each that was refused: how long it waited, and what time it was told.
+    /// For each refused call: how long it waited, and its retry-after.
     refused: Vec<(Duration, Option<Duration>)>,
 }
 
@@ -64,7 +64,7 @@ async fn eighty_calls(builder: RateLimitBuilder<Open>, callers: usize) -> Scene 
     assert_eq!(scene.served + scene.refused.len(), 80);
     for stats in handle.stats() {
         assert_eq!((stats.waiting, stats.violations), (0, 0));
-        // What a bucket drains within 30 s is half of a minute's amount.
+        // In 30 s a bucket drains half of a minute's amount.
         let most = stats.limit.amount() * 3 / 2 * stats.keys as u64;
         assert!(stats.consumed <= most, "{stats:?}");
         assert_eq!(stats.admitted, scene.served as u64);
@@ -76,17 +76,17 @@ fn thousand() -> Limit {
     Limit::tokens(1_000).per_minute()
 }
 
-/// 45 calls have used 900 tokens: the next one still fits, and the one after it never does within 30 s.
+/// 45 calls have used 900 tokens: the next one still fits, and the one after it never fits within 30 s.
 fn assert_46_are_served(scene: &Scene) {
     assert_eq!(scene.served, 46);
-    for &(waited, told) in &scene.refused {
+    for &(waited, retry_after) in &scene.refused {
         assert!(
             waited < SECOND,
-            "it is known at once that it waits in vain: {waited:?}"
+            "a call that waits in vain is refused at once: {waited:?}"
         );
-        let told = told.expect("what is used up comes back at a known time");
-        // The first slice ends after five seconds; each call uses at most what the first did.
-        assert_eq!(waited + told, MINUTE_FORGOTTEN);
+        let retry_after = retry_after.expect("usage expires at a known time");
+        // The first slice ends after five seconds; each call uses at most what the first one did.
+        assert_eq!(waited + retry_after, MINUTE_FORGOTTEN);
     }
 }
 
@@ -96,7 +96,7 @@ async fn calls_are_served_by_what_others_use_and_not_by_what_they_reserve() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn several_limits_are_waited_for_together() {
+async fn a_call_waits_for_several_limits_together() {
     let limits = [
         Limit::requests(1_000).per_minute(),
         thousand(),
@@ -117,7 +117,7 @@ async fn the_limit_of_a_provider_is_shared_by_callers_that_wait_for_it() {
         .enforce_reported_limits(false)
         .limit(thousand());
     assert_46_are_served(&eighty_calls(providers, 4).await);
-    // Limits of the callers besides are in no one's way.
+    // Additional limits of the callers do not block any of them.
     let both = open().limits([thousand(), thousand().by(KeyBy::provider())]);
     assert_46_are_served(&eighty_calls(both, 4).await);
 }
@@ -125,25 +125,25 @@ async fn the_limit_of_a_provider_is_shared_by_callers_that_wait_for_it() {
 #[tokio::test(start_paused = true)]
 async fn each_caller_waits_for_a_limit_of_its_own() {
     let scene = eighty_calls(open().limit(Limit::tokens(200).per_minute()), 4).await;
-    // Each of four has used 100 tokens after five calls: a sixth fits.
+    // Each of four callers has used 100 tokens after five calls: a sixth fits.
     assert_eq!(scene.served, 4 * 6);
     assert!(scene.refused.iter().all(|&(waited, _)| waited < SECOND));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bucket_serves_what_drains_within_the_wait_too() {
+async fn a_bucket_also_serves_what_drains_during_the_wait() {
     let scene = eighty_calls(open().limit(thousand().bucket(1_000)), 1).await;
-    // 46 at once, and 500 tokens drain within 30 s: 25 calls use as much.
+    // 46 at once, and 500 tokens drain within 30 s, which is enough for 25 calls.
     assert_eq!(scene.served, 46 + 25);
-    for &(waited, told) in &scene.refused {
-        // The last one that was served is in flight meanwhile: when it ends is not known.
-        let until = waited + told.unwrap();
-        assert!(until >= 30 * SECOND, "{waited:?} {told:?}");
+    for &(waited, retry_after) in &scene.refused {
+        // The last served call is in flight meanwhile, and its end is unknown.
+        let until = waited + retry_after.unwrap();
+        assert!(until >= 30 * SECOND, "{waited:?} {retry_after:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_day_is_no_reason_to_wait_when_it_is_used_up() {
+async fn a_used_up_daily_limit_refuses_at_once() {
     let day = Limit::tokens(1_000).per_day_in("UTC");
     let scene = eighty_calls(open().limit(day), 1).await;
     assert_eq!(scene.served, 46);
@@ -151,19 +151,19 @@ async fn a_day_is_no_reason_to_wait_when_it_is_used_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_used_up_is_refused_at_once_and_what_is_reserved_is_waited_for() {
+async fn calls_wait_for_reservations_and_not_for_usage() {
     for limit in [thousand(), Limit::tokens(1_000).per_day_in("UTC")] {
         let layer = open().limit(limit).max_waiting(9).max_wait(30 * SECOND);
         let layer = layer.build().unwrap();
         let (service, mut upstream) = asked(&layer);
         let running = admitted(&service, &mut upstream, Ask::of("ann", 0, 400));
         admitted(&service, &mut upstream, Ask::of("ann", 0, 600)).used(0, 600);
-        // 600 are used: 401 cannot fit before they are forgotten, whatever the first one uses.
+        // 600 are used: 401 cannot fit before they are forgotten, whatever the first call uses.
         assert!(refused(&service, Ask::of("ann", 0, 401)) > 30 * SECOND);
         let mut waits = start(&service, Ask::of("ann", 0, 400).id(1));
         assert_pending!(waits.poll());
         assert_eq!(stats(&layer.handle()).refused, 1);
-        // It uses all that it reserved: the other one waits in vain from now on.
+        // It uses all that it reserved: from now on the other call waits in vain.
         running.used(0, 400);
         assert!(waits.is_woken());
         let error = assert_ready!(waits.poll()).map(drop).unwrap_err();
@@ -175,7 +175,7 @@ async fn what_is_used_up_is_refused_at_once_and_what_is_reserved_is_waited_for()
 
 #[tokio::test(start_paused = true)]
 async fn a_reservation_that_is_forgotten_does_not_hide_what_others_use() {
-    // It streams for longer than the window remembers its reservation.
+    // It streams for longer than the window counts its reservation.
     let layer = open()
         .limit(thousand())
         .max_waiting(9)
@@ -191,7 +191,7 @@ async fn a_reservation_that_is_forgotten_does_not_hide_what_others_use() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_without_a_wait_is_told_the_time_that_is_known_or_a_second() {
+async fn retry_after_without_waiting_is_the_known_time_or_a_second() {
     for limit in [thousand(), thousand().bucket(1_000)] {
         let layer = open().limit(limit).build().unwrap();
         let (service, mut upstream) = asked(&layer);
@@ -205,8 +205,8 @@ async fn a_call_without_a_wait_is_told_the_time_that_is_known_or_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_in_flight_are_used_and_are_refused_at_once() {
-    // A request counts whatever comes of it: waiting for those in flight would be in vain.
+async fn requests_in_flight_count_as_used_and_are_not_waited_for() {
+    // A request counts whatever its outcome: waiting for those in flight would be in vain.
     let limits = [Limit::requests(2).per_minute(), Limit::cost(2).per_minute()];
     for limit in limits {
         let layer = open().limit(limit).max_waiting(9).max_wait(30 * SECOND);

@@ -1,4 +1,4 @@
-//! Callers take turns in a queue, and calls that are not polled hold up no others.
+//! Callers take turns in a queue, and calls that are not polled do not block others.
 
 mod support;
 
@@ -12,7 +12,7 @@ use tower_test::mock::{Handle, Mock, SendResponse};
 
 type Call = Spawn<ResponseFuture<Mock<Ask, usize>, Ask, Open>>;
 
-/// A token each second for all callers together, and up to sixty at once.
+/// One token each second for all callers together, and up to sixty at once.
 fn a_token_a_second() -> RateLimitBuilder<Open> {
     open()
         .limit(Limit::tokens(60).per_minute().bucket(60))
@@ -21,14 +21,14 @@ fn a_token_a_second() -> RateLimitBuilder<Open> {
         .max_wait(HOUR)
 }
 
-/// Polls the calls that were woken until nothing happens any more.
+/// Polls woken calls until no more are woken.
 fn poll_woken(calls: &mut [Call]) {
     while let Some(call) = calls.iter_mut().find(|call| call.is_woken()) {
         assert_pending!(call.poll());
     }
 }
 
-/// The calls that were sent, which are not answered.
+/// The sent calls, which are not answered.
 #[derive(Default)]
 struct Sent(Vec<SendResponse<usize>>);
 
@@ -67,8 +67,8 @@ async fn callers_take_turns_and_the_calls_of_each_keep_their_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_one_caller_is_no_reason_to_refuse_another() {
-    // A request is known to be used: 60 of them before it would take a new call two minutes.
+async fn a_flood_by_one_caller_does_not_refuse_another() {
+    // A request counts as used: 60 of them ahead would make a new call wait for two minutes.
     let layer = open()
         .limit(Limit::requests(60).per_minute().bucket(1))
         .key_by(KeyBy::shared())
@@ -98,9 +98,9 @@ async fn a_flood_of_one_caller_is_no_reason_to_refuse_another() {
     }
 }
 
-/// A hundred calls wait. 96 of them are alive but are never polled again, the first among them.
+/// A hundred calls wait. 96 of them are alive but are never polled again, including the first.
 #[tokio::test(start_paused = true)]
-async fn calls_that_are_not_polled_hold_up_no_others() {
+async fn unpolled_calls_do_not_block_others() {
     for polled_once in [true, false] {
         let layer = a_token_a_second().max_wait(30 * SECOND).build().unwrap();
         let (service, mut upstream) = asked(&layer);
@@ -121,7 +121,7 @@ async fn calls_that_are_not_polled_hold_up_no_others() {
             }
         }
         assert_eq!(waiting(&layer.handle()), [100]);
-        // The head has a second to be polled, and so have all that were woken to look for it.
+        // The head has a second to be polled, and so does each call that was woken to replace it.
         for _ in 0..40 {
             advance(100 * MS).await;
             poll_woken(&mut live);
@@ -130,7 +130,7 @@ async fn calls_that_are_not_polled_hold_up_no_others() {
             assert_eq!(sent.next(&mut upstream), id);
         }
         nothing_arrived(&mut upstream);
-        // They count no more: a hundred others may wait.
+        // They do not count any more: a hundred others may wait.
         let mut others: Vec<_> = (200..300)
             .map(|id| start(&service, Ask::tokens(1).id(id)))
             .collect();
@@ -142,7 +142,7 @@ async fn calls_that_are_not_polled_hold_up_no_others() {
         assert_eq!(sent.next(&mut upstream), 200);
         assert_eq!(stats(&layer.handle()).refused, 0);
         drop(others);
-        // Those that come back to life are the first.
+        // Calls that are polled again go first.
         assert_pending!(idle[0].poll());
         advance(SECOND).await;
         poll_woken(&mut idle[..1]);
@@ -162,7 +162,7 @@ async fn a_call_that_is_polled_late_remains_the_head() {
     let mut second = start(&service, Ask::tokens(2).id(2));
     assert_pending!(first.poll());
     assert_pending!(second.poll());
-    // It could go on since a second ago, all but a millisecond.
+    // It could have been admitted for a second, less a millisecond.
     advance(3 * SECOND - MS).await;
     assert!(!second.is_woken());
     assert_pending!(second.poll());

@@ -1,4 +1,4 @@
-//! What a provider's headers say is kept to before it has to refuse.
+//! A provider's reported limits are enforced before the provider has to refuse.
 
 mod http_support;
 
@@ -9,7 +9,7 @@ use tower_llm_core::{Dialect, Provider};
 use tower_llm_ratelimit::{Limit, RateLimitBuilder, RateLimitLayer};
 
 use http_support::timeline::{
-    Millis, Timeline, answer, chat, chat_of, ended, family, refused, throttled, told,
+    Millis, Timeline, answer, chat, chat_of, ended, family, refused, reported, throttled,
 };
 
 const DATE: (&str, &str) = ("date", "Sun, 22 Nov 2026 10:00:00 GMT");
@@ -18,7 +18,7 @@ fn timeline(builder: RateLimitBuilder) -> Timeline {
     Timeline::new(builder.build().expect("legal settings"))
 }
 
-/// When `calls` calls come that are started at once after one has been told `headers`.
+/// When `calls` concurrent calls arrive after one response with `headers`.
 async fn paced(headers: &[(&str, &str)], calls: usize) -> Vec<Millis> {
     paced_by(RateLimitLayer::for_providers(), headers, calls).await
 }
@@ -38,14 +38,14 @@ async fn paced_by(
 
 async fn paced_by_family(name: &str, limit: u64, remaining: u64, reset: &str) -> Vec<Millis> {
     let timeline = timeline(RateLimitLayer::for_providers());
-    timeline.push(told(name, limit, remaining, reset));
+    timeline.push(reported(name, limit, remaining, reset));
     timeline.calls(5).await;
     timeline.times().split_off(1)
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_remains_passes_at_once_and_the_rest_at_the_rate_at_which_it_fills() {
-    // Eight of ten are back in eight seconds: one a second.
+async fn remaining_calls_pass_at_once_and_the_rest_at_the_refill_rate() {
+    // Eight of ten refill in eight seconds: one a second.
     let times = paced_by_family("requests", 10, 2, "8s").await;
     assert_eq!(times, [0, 0, 1_000, 2_000]);
     let times = paced_by_family("requests", 10, 0, "5s").await;
@@ -57,7 +57,7 @@ async fn what_remains_passes_at_once_and_the_rest_at_the_rate_at_which_it_fills(
 
 #[tokio::test(start_paused = true)]
 async fn tokens_are_paced_by_what_calls_reserve() {
-    // A call of ours reserves 400, as OpenAI does: the larger of input and maximum. 9,400 are back in 9.4 s.
+    // One of our calls reserves 400, as OpenAI does: the larger of input and maximum. 9,400 refill in 9.4 s.
     let times = paced_by_family("tokens", 10_000, 600, "9.4s").await;
     assert_eq!(times, [0, 200, 600, 1_000]);
 }
@@ -71,12 +71,12 @@ async fn the_tighter_of_requests_and_tokens_binds() {
         .iter()
         .map(|pair| (pair.0.as_str(), pair.1.as_str()))
         .collect();
-    // Tokens for two and a half, requests for three.
+    // Tokens for two and a half calls, requests for three.
     assert_eq!(paced(&headers, 5).await, [0, 0, 200, 1_000, 2_000]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_full_passes_as_a_whole() {
+async fn a_full_budget_passes_at_once() {
     let times = paced_by_family("requests", 4, 4, "0s").await;
     assert_eq!(times, [0, 0, 0, 0]);
 }
@@ -118,7 +118,7 @@ async fn each_provider_is_understood() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn anthropics_output_is_paced_by_what_is_expected_of_it() {
+async fn anthropics_output_is_paced_by_its_expected_length() {
     let timeline = timeline(RateLimitLayer::for_providers());
     let claude = || chat_of(Provider::ANTHROPIC, Dialect::Anthropic, "m");
     timeline.push(answer([
@@ -135,18 +135,18 @@ async fn anthropics_output_is_paced_by_what_is_expected_of_it() {
     assert_eq!(timeline.times(), [0, 400]);
 }
 
-/// It was woken only where a limit of the layer's own got something back too.
+/// The next call was woken only if one of the layer's own limits got a refund too.
 #[tokio::test(start_paused = true)]
 async fn an_unsent_call_admits_the_next_at_once() {
     let timeline = timeline(RateLimitLayer::for_providers());
-    timeline.push(told("requests", 10, 1, "3m"));
+    timeline.push(reported("requests", 10, 1, "3m"));
     timeline.calls(1).await;
     let inside = timeline.hold();
     let second = timeline.start(chat("m")).await;
     let third = timeline.start(chat("m")).await;
     advance(Duration::from_secs(1)).await;
     assert_eq!(timeline.times(), [0, 0]);
-    // What is inside refuses it: nothing comes of it, not even an answer.
+    // An inner layer refuses the call: the provider never sees it.
     drop(inside);
     ended(second).await.unwrap_err();
     ended(third).await.unwrap();
@@ -173,7 +173,7 @@ async fn nonsense_changes_nothing() {
     ] {
         assert_eq!(paced(&headers, 4).await, [0; 4], "{headers:?}");
     }
-    // Without a limit, or without what remains of it.
+    // Without a limit, or without the remaining amount.
     for missing in [0, 1] {
         let mut headers = requests("10", "0", "60s").to_vec();
         headers.remove(missing);
@@ -182,7 +182,7 @@ async fn nonsense_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_that_remains_than_the_limit_is_the_limit() {
+async fn remaining_is_capped_at_the_limit() {
     let headers = [
         ("x-ratelimit-limit-requests", "2"),
         ("x-ratelimit-remaining-requests", "1000"),
@@ -193,7 +193,7 @@ async fn more_that_remains_than_the_limit_is_the_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_without_a_time_paces_by_its_headers() {
+async fn a_429_without_retry_after_paces_by_its_headers() {
     let timeline = timeline(RateLimitLayer::for_providers());
     let family = family("requests", 10, 0, "20s");
     timeline.push(throttled(
@@ -204,13 +204,13 @@ async fn a_429_without_a_time_paces_by_its_headers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_larger_than_the_providers_limit_is_sent_when_that_is_full() {
+async fn a_call_larger_than_the_providers_limit_is_sent_once_that_is_full() {
     let times = paced_by_family("tokens", 300, 0, "3s").await;
     assert_eq!(times[0], 3_000);
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_our_limit_and_the_providers_the_tighter_binds() {
+async fn the_tighter_of_our_limit_and_the_providers_binds() {
     let headers = [
         ("x-ratelimit-limit-requests", "10"),
         ("x-ratelimit-remaining-requests", "2"),
@@ -221,7 +221,7 @@ async fn of_our_limit_and_the_providers_the_tighter_binds() {
         RateLimitLayer::for_providers().limit(limit)
     };
     assert_eq!(paced_by(ours(100), &headers, 4).await, [0, 0, 1_000, 2_000]);
-    // The call that was told has taken our only one: one each half second, and then as the provider says.
+    // The first call has used our only one: one each half second, and then the provider's rate.
     assert_eq!(
         paced_by(ours(1), &headers, 4).await,
         [500, 1_000, 1_500, 2_000]
@@ -231,7 +231,7 @@ async fn of_our_limit_and_the_providers_the_tighter_binds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_that_does_not_learn_ignores_them() {
+async fn without_observing_headers_are_ignored() {
     let headers = [
         ("x-ratelimit-limit-requests", "10"),
         ("x-ratelimit-remaining-requests", "0"),
@@ -249,9 +249,9 @@ async fn a_layer_that_does_not_learn_ignores_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_may_not_wait_gets_the_time() {
+async fn a_call_that_may_not_wait_gets_retry_after() {
     let timeline = timeline(RateLimitLayer::for_providers().max_waiting(0));
-    timeline.push(told("requests", 10, 0, "25s"));
+    timeline.push(reported("requests", 10, 0, "25s"));
     timeline.calls(1).await;
     let error = timeline.call(chat("m")).await.unwrap_err();
     assert_eq!(

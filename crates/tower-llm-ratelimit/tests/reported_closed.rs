@@ -1,4 +1,4 @@
-//! A provider that asks to wait is not called before.
+//! A provider that asks to wait is not called before that time.
 
 mod http_support;
 
@@ -21,7 +21,7 @@ fn timeline(builder: RateLimitBuilder) -> Timeline {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_with_a_time_closes_its_key_until_then_and_no_other() {
+async fn a_429_with_retry_after_closes_only_its_key_until_then() {
     let timeline = timeline(providers());
     timeline.push(throttled([("retry-after", "7")]));
     let response = timeline.call(chat("m")).await.unwrap();
@@ -37,7 +37,7 @@ async fn a_429_with_a_time_closes_its_key_until_then_and_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_opens_on_the_millisecond() {
+async fn the_key_opens_on_the_millisecond() {
     let timeline = timeline(providers().max_waiting(0));
     timeline.push(throttled([("retry-after", "7")]));
     timeline.call(chat("m")).await.unwrap();
@@ -55,7 +55,7 @@ async fn it_opens_on_the_millisecond() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_spelling_of_the_time_closes() {
+async fn every_spelling_of_retry_after_closes() {
     let cases: [(&[(&str, &str)], u64); 6] = [
         (&[("retry-after", "2")], 2_000),
         (&[("retry-after", "1.5")], 1_500),
@@ -91,14 +91,14 @@ async fn the_delay_in_geminis_body_closes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_a_429_with_a_time_closes_the_key() {
+async fn only_a_429_with_retry_after_closes_the_key() {
     let quota = r#"{"error":{"code":"insufficient_quota"}}"#;
     let wait = [("retry-after", "9")];
     for response in [
         throttled([]),
         throttled([("retry-after", "soon")]),
         throttled([("retry-after", "-3")]),
-        // Others act on these: a breaker, or a person.
+        // Others act on these: a circuit breaker, or an operator.
         json(429, [], quota),
         json(503, wait, "{}"),
         json(529, wait, "{}"),
@@ -116,7 +116,7 @@ async fn only_a_429_with_a_time_closes_the_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quota_that_names_a_time_closes_until_then() {
+async fn a_quota_error_with_retry_after_closes_until_then() {
     let timeline = timeline(providers());
     let quota = r#"{"error":{"code":"insufficient_quota"}}"#;
     timeline.push(json(429, [("retry-after", "9")], quota));
@@ -144,7 +144,7 @@ async fn the_later_of_two_times_wins() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_wait_go_in_their_order_when_it_opens() {
+async fn waiting_calls_are_admitted_in_order_when_the_key_opens() {
     let timeline = timeline(providers().key_by(KeyBy::provider()));
     timeline.push(throttled([("retry-after", "4")]));
     timeline.call(chat("first")).await.unwrap();
@@ -189,7 +189,7 @@ async fn a_time_beyond_the_longest_wait_refuses_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_that_is_dropped_unread_closes_all_the_same() {
+async fn a_429_dropped_unread_still_closes() {
     let timeline = timeline(providers());
     let hold = timeline.hold();
     let call = timeline.start_unread(chat("m")).await;
@@ -215,7 +215,7 @@ async fn a_call_refused_after_a_429_takes_nothing_of_the_limits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_that_does_not_learn_ignores_it() {
+async fn without_observing_a_429_is_ignored() {
     let limit = Limit::requests(100).per_minute();
     let layers = [
         providers()
@@ -232,7 +232,7 @@ async fn a_layer_that_does_not_learn_ignores_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_wakes_the_calls_that_wait_and_refuses_those_that_would_be_late() {
+async fn a_429_wakes_waiting_calls_and_refuses_those_that_would_be_late() {
     let limit = Limit::requests(6).per_minute().bucket(1);
     let builder = providers().limit(limit).max_wait(Duration::from_secs(20));
     let timeline = timeline(builder);
@@ -245,14 +245,18 @@ async fn a_429_wakes_the_calls_that_wait_and_refuses_those_that_would_be_late() 
     answer.send(throttled([("retry-after", "25")])).unwrap();
     assert_eq!(ended(first).await.unwrap().status(), 429);
     assert_eq!(timeline.now(), 5_000);
-    // Both would have to wait until 30 s, but may only until 20 and 22.
+    // Both would have to wait until 30 s, but may wait only until 20 and 22.
     for waits in [second, third] {
         let error = ended(waits).await.unwrap_err();
-        assert_eq!(timeline.now(), 5_000, "it does not sit out its time");
+        assert_eq!(
+            timeline.now(),
+            5_000,
+            "the calls do not wait until their deadlines"
+        );
         assert!(refused(&error).is_provider_limit());
         assert_eq!(refused(&error).retry_after(), Some(Duration::from_secs(25)));
     }
-    // One that comes later can wait for as long.
+    // A later call can wait that long.
     tokio::time::advance(Duration::from_secs(6)).await;
     timeline.call(chat("m")).await.unwrap();
     assert_eq!(timeline.times(), [0, 30_000]);

@@ -1,4 +1,4 @@
-//! What a provider tells of its limits while other calls are under way.
+//! What a provider reports about its limits while other calls are in flight.
 
 mod http_support;
 
@@ -6,7 +6,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use tower_llm_ratelimit::{RateLimitBuilder, RateLimitLayer};
 
-use http_support::timeline::{Answer, Millis, Timeline, chat, ended, settle, told};
+use http_support::timeline::{Answer, Millis, Timeline, chat, ended, reported, settle};
 
 fn timeline(builder: RateLimitBuilder) -> Timeline {
     Timeline::new(builder.build().expect("legal settings"))
@@ -16,8 +16,8 @@ fn timeline(builder: RateLimitBuilder) -> Timeline {
 async fn a_report_includes_its_own_call() {
     let timeline = timeline(RateLimitLayer::for_providers());
     for _ in 0..5 {
-        // Another user of the account uses it too: one is left each time.
-        timeline.push(told("requests", 10, 1, "9s"));
+        // Another user of the account uses the limit too: one request is left each time.
+        timeline.push(reported("requests", 10, 1, "9s"));
     }
     timeline.calls(6).await;
     assert_eq!(timeline.times(), [0; 6]);
@@ -33,16 +33,16 @@ async fn calls_in_flight_before_the_first_report_count() {
     for _ in 0..10 {
         calls.push(timeline.start(chat("m")).await);
     }
-    // The first to be answered was alone there, for all that is known.
+    // As far as is known, the first call that is answered was alone.
     let mut answers = holds.into_iter().zip(calls);
     let (hold, call) = answers.next().unwrap();
-    hold.send(told("requests", 10, 9, "6s")).unwrap();
+    hold.send(reported("requests", 10, 9, "6s")).unwrap();
     ended(call).await.unwrap();
     let waits = timeline.start(chat("m")).await;
     settle().await;
     assert_eq!(timeline.times(), [0; 10]);
     for (index, (hold, call)) in answers.enumerate() {
-        hold.send(told("requests", 10, 8 - index as u64, "60s"))
+        hold.send(reported("requests", 10, 8 - index as u64, "60s"))
             .unwrap();
         ended(call).await.unwrap();
     }
@@ -53,9 +53,9 @@ async fn calls_in_flight_before_the_first_report_count() {
 async fn responses_out_of_order_admit_no_more_than_remains() {
     for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 4, 0, 3, 1]] {
         let timeline = timeline(RateLimitLayer::for_providers());
-        timeline.push(told("requests", 5, 5, "0s"));
+        timeline.push(reported("requests", 5, 5, "0s"));
         timeline.calls(1).await;
-        // All five that remain, at once; the provider meets them in its own order.
+        // All five that remain, at once; the provider handles them in its own order.
         let mut holds: Vec<_> = (0..5).map(|_| Some(timeline.hold())).collect();
         let mut calls = Vec::new();
         for _ in 0..5 {
@@ -64,7 +64,7 @@ async fn responses_out_of_order_admit_no_more_than_remains() {
         let next = timeline.start(chat("m")).await;
         for (met, index) in order.into_iter().enumerate() {
             let hold = holds[index].take().unwrap();
-            hold.send(told("requests", 5, 4 - met as u64, "12s"))
+            hold.send(reported("requests", 5, 4 - met as u64, "12s"))
                 .unwrap();
             ended(calls[index].take().unwrap()).await.unwrap();
             settle().await;
@@ -84,13 +84,13 @@ async fn the_report_of_an_earlier_call_does_not_raise_that_of_a_later_one() {
         timeline.start(chat("m")).await,
         timeline.start(chat("m")).await,
     ];
-    // Between the two, another user of the account took the rest.
-    late.send(told("requests", 10, 0, "10s")).unwrap();
+    // Between the two, another user of the account used the rest.
+    late.send(reported("requests", 10, 0, "10s")).unwrap();
     ended(second).await.unwrap();
-    early.send(told("requests", 10, 9, "1s")).unwrap();
+    early.send(reported("requests", 10, 9, "1s")).unwrap();
     ended(first).await.unwrap();
     timeline.calls(1).await;
-    // Nor was it known that the later one knew of the earlier: two have to come back.
+    // It is also unknown whether the later report included the earlier call: two have to refill.
     assert_eq!(timeline.times(), [0, 0, 2_000]);
 }
 
@@ -104,19 +104,19 @@ async fn unanswered_calls_do_not_stay_in_flight() {
         assert!(call.await.unwrap_err().is_cancelled());
         drop(hold);
     }
-    timeline.push(told("requests", 10, 3, "7s"));
+    timeline.push(reported("requests", 10, 3, "7s"));
     timeline.calls(5).await;
     assert_eq!(timeline.times()[5..], [0, 0, 0, 0, 1_000]);
 }
 
-/// What had not come to the provider was no part of what it told, and reopened that.
+/// A call that had not reached the provider was not included in its report, and reopened the limit.
 #[tokio::test(start_paused = true)]
 async fn unsent_calls_do_not_reopen_a_limit_that_was_reported_used_up() {
     let patient = RateLimitLayer::for_providers().max_wait(Duration::from_secs(300));
     let timeline = timeline(patient);
-    timeline.push(told("requests", 10, 10, "0s"));
+    timeline.push(reported("requests", 10, 10, "0s"));
     timeline.calls(1).await;
-    // One is sent; five others wait inside, in a bulkhead's queue say.
+    // One is sent; five others wait in an inner layer, for example a bulkhead's queue.
     let sent = timeline.hold();
     let first = timeline.start(chat("m")).await;
     let mut inside = Vec::new();
@@ -125,7 +125,7 @@ async fn unsent_calls_do_not_reopen_a_limit_that_was_reported_used_up() {
         inside.push((hold, timeline.start(chat("m")).await));
     }
     // Another user of the account has used up the rest.
-    sent.send(told("requests", 10, 0, "100s")).unwrap();
+    sent.send(reported("requests", 10, 0, "100s")).unwrap();
     ended(first).await.unwrap();
     for (hold, call) in inside {
         drop(hold);
@@ -136,7 +136,7 @@ async fn unsent_calls_do_not_reopen_a_limit_that_was_reported_used_up() {
     assert_eq!(timeline.times()[7..], [10_000, 20_000]);
 }
 
-/// A provider with a bucket of ten that fills by one a second, and answers within 700 ms.
+/// A provider with a bucket of ten that refills by one a second, and answers within 700 ms.
 struct Bucket {
     remaining: f64,
     at: Millis,
@@ -145,7 +145,7 @@ struct Bucket {
 }
 
 impl Bucket {
-    /// Counts the calls that have come by `now`, and tells each what remains.
+    /// Counts the calls that arrived by `now`, and reports to each what remains.
     fn count(&mut self, came: usize, now: Millis) {
         self.remaining = (self.remaining + (now - self.at) as f64 / 1_000.0).min(10.0);
         self.at = now;
@@ -154,11 +154,11 @@ impl Bucket {
             self.remaining -= 1.0;
             assert!(
                 self.remaining > -0.001,
-                "call {} at {now} ms is one too many",
+                "call {} at {now} ms exceeds the provider's limit",
                 self.came
             );
             let full_in = (10.0 - self.remaining) * 1_000.0;
-            let answer = told(
+            let answer = reported(
                 "requests",
                 10,
                 self.remaining as u64,
@@ -170,10 +170,10 @@ impl Bucket {
 }
 
 #[tokio::test(start_paused = true)]
-async fn under_a_steady_load_nothing_is_refused_and_little_is_left_unused() {
+async fn under_a_steady_load_the_provider_refuses_nothing_and_little_stays_unused() {
     let patient = RateLimitLayer::for_providers().max_wait(Duration::from_secs(300));
     let timeline = timeline(patient);
-    timeline.push(told("requests", 10, 9, "1s"));
+    timeline.push(reported("requests", 10, 9, "1s"));
     timeline.calls(1).await;
     let mut bucket = Bucket {
         remaining: 9.0,
@@ -200,7 +200,7 @@ async fn under_a_steady_load_nothing_is_refused_and_little_is_left_unused() {
     for call in calls {
         ended(call).await.unwrap();
     }
-    // Ten at once and one each second after them.
+    // Ten at once and then one each second.
     let last = *timeline.times().last().unwrap();
     assert!((50_000..60_000).contains(&last), "{last}");
 }
@@ -213,12 +213,12 @@ async fn a_waiting_call_is_admitted_once_a_response_reports_room() {
         timeline.start(chat("m")).await,
         timeline.start(chat("m")).await,
     ];
-    one.send(told("requests", 10, 0, "100s")).unwrap();
+    one.send(reported("requests", 10, 0, "100s")).unwrap();
     ended(first).await.unwrap();
     // For 20 s, by what is known.
     let waits = timeline.start(chat("m")).await;
     tokio::time::advance(Duration::from_secs(5)).await;
-    other.send(told("requests", 10, 10, "0s")).unwrap();
+    other.send(reported("requests", 10, 10, "0s")).unwrap();
     ended(second).await.unwrap();
     ended(waits).await.unwrap();
     assert_eq!(timeline.times(), [0, 0, 5_000]);

@@ -1,4 +1,4 @@
-//! What a provider tells, or a caller asks for, closes no key for longer than it must.
+//! Neither a provider's report nor a caller's request blocks a key for longer than necessary.
 
 mod http_support;
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use http_support::timeline::{Timeline, chat, described, json, told};
+use http_support::timeline::{Timeline, chat, described, json, reported};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_llm_core::{BoxError, Call, Dialect, Operation, Provider, Refusal, RefusalKind};
 use tower_llm_ratelimit::{Limit, RateLimitBuilder, RateLimitLayer, RateLimited};
@@ -27,15 +27,15 @@ fn greedy(maximum: u64) -> Request<()> {
 #[tokio::test(start_paused = true)]
 async fn one_call_of_an_absurd_size_does_not_block_others_for_long() {
     let timeline = timeline(RateLimitLayer::for_providers());
-    timeline.push(told("tokens", 90_000, 89_000, "1s"));
+    timeline.push(reported("tokens", 90_000, 89_000, "1s"));
     timeline.calls(1).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     timeline.push(json(400, [], r#"{"error":{"code":"invalid_value"}}"#));
     timeline
         .call(greedy(1_000_000_000_000_000))
         .await
-        .expect("it is sent");
-    // All that there was is taken, and fills as it was told: 90,000 in 90 seconds, and one asks after a minute.
+        .expect("the call is sent");
+    // All of the rest is used, and refills at the reported rate: 90,000 in 90 seconds. One call may probe after 60 s.
     tokio::time::sleep(Duration::from_secs(61)).await;
     timeline.call(chat("m")).await.expect("there is room again");
 }
@@ -43,15 +43,20 @@ async fn one_call_of_an_absurd_size_does_not_block_others_for_long() {
 #[tokio::test(start_paused = true)]
 async fn a_reported_limit_is_probed_again_after_a_minute() {
     let timeline = timeline(RateLimitLayer::for_providers());
-    timeline.push(told("requests", 1, 0, "99999h"));
+    timeline.push(reported("requests", 1, 0, "99999h"));
     timeline.calls(1).await;
     let refused = timeline.call(chat("m")).await.expect_err("none remains");
-    let refused = refused.downcast_ref::<RateLimited>().expect("it is ours");
+    let refused = refused
+        .downcast_ref::<RateLimited>()
+        .expect("the layer's own error");
     assert_eq!(refused.retry_after(), Some(Duration::from_secs(60)));
     tokio::time::sleep(Duration::from_secs(60)).await;
-    timeline.push(told("requests", 60, 59, "1s"));
-    timeline.call(chat("m")).await.expect("one may ask");
-    timeline.call(chat("m")).await.expect("it was told better");
+    timeline.push(reported("requests", 60, 59, "1s"));
+    timeline.call(chat("m")).await.expect("one call may probe");
+    timeline
+        .call(chat("m"))
+        .await
+        .expect("the report was corrected");
 }
 
 #[tokio::test(start_paused = true)]
@@ -59,7 +64,7 @@ async fn unsent_calls_take_nothing_of_the_reported_budget() {
     let layer = RateLimitLayer::for_providers().max_waiting(0);
     let layer = layer.build().expect("legal settings");
     let timeline = Timeline::new(layer.clone());
-    timeline.push(told("requests", 60, 59, "1s"));
+    timeline.push(reported("requests", 60, 59, "1s"));
     timeline.calls(1).await;
     let full = layer.layer(service_fn(|_: Request<()>| async {
         let refusal = Refusal::new(RefusalKind::Unavailable, "bulkhead");
@@ -70,7 +75,7 @@ async fn unsent_calls_take_nothing_of_the_reported_budget() {
             .clone()
             .oneshot(chat("m"))
             .await
-            .expect_err("it is full");
+            .expect_err("the inner layer is full");
         assert!(!refused.is::<RateLimited>(), "{refused}");
     }
 }
@@ -82,7 +87,10 @@ async fn absurd_usage_is_not_believed() {
     let usage = r#"{"usage":{"prompt_tokens":100,"completion_tokens":9000000000000000000}}"#;
     timeline.push(json(200, [], usage));
     timeline.call(chat("m")).await.expect("there is room");
-    // A hundred million tokens are paid off in less than a day.
+    // A debt of a hundred million tokens is paid off in less than a day.
     tokio::time::sleep(Duration::from_secs(86_400)).await;
-    timeline.call(chat("m")).await.expect("it is paid off");
+    timeline
+        .call(chat("m"))
+        .await
+        .expect("the debt is paid off");
 }

@@ -1,4 +1,4 @@
-//! What a call reserves, by policy and by what is learned of its model's answers.
+//! What a call reserves, by policy and by observed output lengths.
 
 mod http_support;
 
@@ -38,7 +38,7 @@ fn post(path: &str, body: String) -> Request {
         .expect("a legal request")
 }
 
-/// A chat with `model` in OpenAI's form, with more members at its end.
+/// A chat with `model` in OpenAI's format, with more members at its end.
 fn chat_at(path: &str, model: &str, more: &str) -> Request {
     let body =
         format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"{TEXT}"}}]{more}}}"#);
@@ -84,7 +84,7 @@ fn gemini(max: Option<u64>) -> Request {
     post("/v1beta/models/m:generateContent", body)
 }
 
-/// What is taken while `request` is under way.
+/// What `request` reserves while it is in flight.
 fn reserved(builder: &RateLimitBuilder, request: Request) -> Cost {
     let layer = builder.clone().build().expect("legal settings");
     let service = stack_over(
@@ -97,7 +97,7 @@ fn reserved(builder: &RateLimitBuilder, request: Request) -> Cost {
     consumed(&layer.handle())
 }
 
-/// For providers, with every limit, all calls together.
+/// Limits of providers, one of each unit, shared by all calls.
 fn providers() -> RateLimitBuilder {
     RateLimitLayer::for_providers()
         .limits(every_limit())
@@ -108,7 +108,7 @@ fn providers() -> RateLimitBuilder {
 async fn each_policy_reserves_what_it_documents() {
     let larger = |output: u64| [1, 20, output, output.max(20)];
     let cases = [
-        // With a maximum of 500, with one of 7, and without any.
+        // With a maximum of 500, of 7, and without one.
         (
             Reserve::InputAndMaximum,
             [tokens(20, 500), tokens(20, 7), tokens(20, UNTIL_LEARNED)],
@@ -138,7 +138,7 @@ async fn each_policy_reserves_what_it_documents() {
 }
 
 #[tokio::test]
-async fn a_maximum_is_reserved_up_to_what_is_expected_where_output_is_counted_as_it_comes() {
+async fn a_maximum_is_reserved_up_to_the_expected_output_if_the_provider_counts_actual_output() {
     let builder = counting().reserve(Reserve::InputAndExpected);
     assert_eq!(
         reserved(&builder, anthropic(Some(1_023))),
@@ -181,12 +181,12 @@ async fn limits_of_callers_reserve_input_and_maximum() {
 }
 
 #[tokio::test]
-async fn what_is_no_call_reserves_one_request() {
+async fn an_undescribed_request_reserves_one_request() {
     let other = http::Request::get("http://provider/v1/models").body(Full::default());
     assert_eq!(reserved(&counting(), other.unwrap()), REQUEST);
 }
 
-// === what produces no output ===
+// === calls without output ===
 
 #[tokio::test]
 async fn embeddings_reserve_and_cost_their_input_alone() {
@@ -207,7 +207,7 @@ async fn embeddings_reserve_and_cost_their_input_alone() {
             tokens(40, 0),
             tokens(33, 0),
         ),
-        // It reports no usage: the estimate stands.
+        // The response reports no usage: the estimate stands.
         (
             "/v1beta/models/e:embedContent",
             gemini,
@@ -231,7 +231,7 @@ async fn embeddings_reserve_and_cost_their_input_alone() {
 }
 
 #[tokio::test]
-async fn what_uses_no_tokens_costs_a_request_whatever_it_answers() {
+async fn calls_without_tokens_cost_one_request_whatever_they_return() {
     let answers = [
         (200, r#"{"input_tokens":5000}"#),
         (200, r#"{"totalTokens":5000}"#),
@@ -246,7 +246,7 @@ async fn what_uses_no_tokens_costs_a_request_whatever_it_answers() {
     for path in [
         "/v1/messages/count_tokens",
         "/v1beta/models/m:countTokens",
-        // What these answer with was used when it was made.
+        // Their responses contain tokens that an earlier call used.
         "/v1/responses/resp_1/cancel",
         "/v1/batches/batch_1/cancel",
         "/v1/chat/completions/chatcmpl-1",
@@ -276,9 +276,9 @@ fn json(status: u16, body: String) -> http::Response<Full<Bytes>> {
         .expect("a legal request")
 }
 
-// === what is learned ===
+// === observed output lengths ===
 
-/// A service whose answers are as long as it is told, and report so; over the limits of `builder`.
+/// A service whose responses have the set length and report it, behind the limits of `builder`.
 fn answering(builder: RateLimitBuilder) -> (Stack, Arc<AtomicU64>, RateLimitLayer) {
     let layer = builder.build().expect("legal settings");
     let length = Arc::new(AtomicU64::new(0));
@@ -291,7 +291,7 @@ fn answering(builder: RateLimitBuilder) -> (Stack, Arc<AtomicU64>, RateLimitLaye
     (stack_over(&layer, inner), length, layer)
 }
 
-/// What output `request` reserves, on the layer that has learned: what is taken until its first poll has ended.
+/// The output that `request` reserves on the layer with its observations: the charge until the first poll ends.
 async fn expected(layer: &RateLimitLayer, request: Request) -> u64 {
     let before = consumed(&layer.handle())[2];
     let never = service_fn(|_: http::Request<_>| pending::<Result<Answer, BoxError>>());
@@ -301,18 +301,18 @@ async fn expected(layer: &RateLimitLayer, request: Request) -> u64 {
 }
 
 #[tokio::test]
-async fn what_answers_have_been_is_expected_of_the_next() {
+async fn observed_output_lengths_are_reserved_next() {
     let (service, length, layer) = answering(counting());
     length.store(100, Ordering::Relaxed);
     for seen in 0..20 {
         assert_eq!(
             expected(&layer, openai(None)).await,
             1_024,
-            "{seen} were seen"
+            "after {seen} responses"
         );
         call(&service, openai(None)).await;
     }
-    // A step of a factor of the square root of two: the first that 100 does not exceed.
+    // Steps grow by a factor of the square root of two: this is the first one that is at least 100.
     assert_eq!(expected(&layer, openai(None)).await, 128);
     // One in twenty-one is long, which is less than one in twenty.
     length.store(4_000, Ordering::Relaxed);
@@ -339,7 +339,7 @@ async fn output_is_observed_per_provider_and_model() {
 }
 
 #[tokio::test]
-async fn a_call_that_names_its_maximum_teaches_nothing_unless_it_is_expected_to_stay_below() {
+async fn a_call_with_a_maximum_is_observed_only_if_it_should_stay_below_it() {
     for (reserve, learned) in [
         (Reserve::InputAndMaximum, 1_024),
         (Reserve::InputAndExpected, 12),
@@ -359,7 +359,7 @@ async fn a_call_that_names_its_maximum_teaches_nothing_unless_it_is_expected_to_
 }
 
 #[tokio::test]
-async fn the_percentile_is_the_one_that_was_set() {
+async fn the_configured_percentile_is_used() {
     for (ratio, learned) in [(0.5, 12), (0.51, 128), (1.0, 128)] {
         let (service, length, layer) = answering(counting().output_percentile(ratio));
         for output in [10, 100].repeat(10) {
@@ -371,7 +371,7 @@ async fn the_percentile_is_the_one_that_was_set() {
 }
 
 #[tokio::test]
-async fn only_what_ended_well_teaches() {
+async fn only_successful_calls_are_observed() {
     let provider = SimulatedProvider::start().await.unwrap();
     let layer = counting().build().unwrap();
     let service = stack(&layer);
@@ -382,7 +382,7 @@ async fn only_what_ended_well_teaches() {
     };
     provider.set(Behavior::new().output_tokens(10));
     for read in 0..20 {
-        // Not to its end.
+        // Dropped before the end.
         http_support::call_events(&service, chat(true), read % 10).await;
     }
     for fault in ["429", "500", "reset", "cut", "error", "overloaded"].repeat(4) {
@@ -400,7 +400,7 @@ async fn only_what_ended_well_teaches() {
 }
 
 #[tokio::test]
-async fn what_a_call_uses_beyond_what_is_expected_is_charged_on_top() {
+async fn output_beyond_the_expected_length_is_charged_on_top() {
     let (service, length, layer) = answering(counting());
     length.store(3_000, Ordering::Relaxed);
     call(&service, openai(None)).await;
@@ -421,7 +421,7 @@ async fn an_answer_with_a_lower_maximum_is_not_observed() {
 /// The expected output was reserved like a named maximum. Once it exceeded a limit, no call was admitted, so no other
 /// length was ever observed.
 #[tokio::test(start_paused = true)]
-async fn an_expected_output_alone_never_refuses_a_call_for_good() {
+async fn an_expected_output_alone_never_rejects_a_call_permanently() {
     let providers = RateLimitLayer::for_providers;
     for (reserve, limit) in [
         (
@@ -442,19 +442,19 @@ async fn an_expected_output_alone_never_refuses_a_call_for_good() {
         }
         assert_eq!(layer.handle().stats()[0].admitted, 50);
     }
-    // A call that names nothing is expected to take more than there is, from the first on.
+    // The expected output of a call without a maximum exceeds the limit from the first call on.
     let builder = providers().limit(Limit::tokens(1_000).per_minute());
     let (service, _, layer) = answering(builder);
     let _unread = service.clone().oneshot(openai(None)).await.unwrap();
     assert_eq!(layer.handle().stats()[0].consumed, 1_000);
-    // What it says that it may take, it cannot do without.
+    // A maximum that the request names is always reserved.
     let never = service.clone().oneshot(openai(Some(1_001))).await;
     let never = never.map(drop).unwrap_err().to_string();
     assert!(never.contains("needs 1001 tokens"), "{never}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_large_plans_get_keeps_no_small_one_out() {
+async fn outputs_of_large_plans_do_not_block_small_plans() {
     let limit = Limit::tokens(10_000).per_minute().tier("pro", 1_000_000);
     let by = |request: &dyn Described| match request.header("plan") {
         Some(_) => "pro".into(),
@@ -475,7 +475,7 @@ async fn what_large_plans_get_keeps_no_small_one_out() {
 
 #[tokio::test]
 async fn a_prompt_that_may_be_cached_is_not_too_large() {
-    // 20 tokens, which may all be cached: the provider counts none of them then.
+    // 20 tokens, which may all be cached; then the provider counts none of them.
     let layers = || RateLimitLayer::for_providers().limit(Limit::input_tokens(10).per_minute());
     let (service, _, layer) = answering(layers());
     let _unread = service.clone().oneshot(anthropic(None)).await.unwrap();

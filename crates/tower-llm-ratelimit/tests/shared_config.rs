@@ -1,4 +1,4 @@
-//! Invalid shared limits are refused when they are built, naming the setting and its value.
+//! Invalid shared limits are refused when they are built; the error names the setting and its value.
 
 #![cfg(feature = "redis")]
 #![expect(
@@ -16,7 +16,7 @@ use tower_llm_core::ConfigError;
 use tower_llm_ratelimit::{Limit, RateLimitLayer, SharedLimits};
 use tower_llm_redis::Redis;
 
-/// A client of a server that is not there.
+/// A client of a server that does not exist.
 fn redis() -> Redis {
     Redis::builder("redis://127.0.0.1:1").build().unwrap()
 }
@@ -63,7 +63,7 @@ async fn no_replicas_are_refused() {
 }
 
 #[tokio::test]
-async fn a_hold_below_a_second_or_over_a_day_is_refused() {
+async fn a_hold_below_a_second_or_over_a_day_is_invalid() {
     let day = Duration::from_secs(86_400);
     let held = |time| SharedLimits::new(redis(), "a name", 2).hold_for(time);
     let nearly = Duration::from_nanos(999_999_999);
@@ -84,7 +84,7 @@ async fn a_hold_below_a_second_or_over_a_day_is_refused() {
 }
 
 #[tokio::test]
-async fn a_lease_of_no_time_or_over_a_day_is_refused() {
+async fn a_lease_of_zero_or_over_a_day_is_invalid() {
     for time in [Duration::ZERO, Duration::from_secs(86_401), Duration::MAX] {
         let error = refused(SharedLimits::new(redis(), "a name", 2).lease_for(time));
         assert_eq!(error.field(), "lease_for");
@@ -117,7 +117,7 @@ async fn the_setter_starts_nothing_and_build_starts_one_task() {
 }
 
 #[tokio::test]
-async fn a_limit_that_cannot_be_leaves_no_task() {
+async fn an_invalid_limit_leaves_no_task() {
     let tasks = || Handle::current().metrics().num_alive_tasks();
     let (redis, before) = (redis(), tasks());
     let builder = || {
@@ -134,7 +134,7 @@ async fn a_limit_that_cannot_be_leaves_no_task() {
 }
 
 #[test]
-fn outside_a_runtime_it_is_an_error_and_no_panic() {
+fn outside_a_runtime_building_fails_without_a_panic() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let redis = runtime.block_on(async { redis() });
     let error = refused(SharedLimits::new(redis, "a name", 2));

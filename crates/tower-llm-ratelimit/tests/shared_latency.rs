@@ -1,4 +1,4 @@
-//! What one decision of the store costs over loopback: a figure to be printed, and a bound that any machine keeps.
+//! What one decision of the store costs over loopback: prints the figure, and checks a bound that holds on any machine.
 
 #![cfg(feature = "redis")]
 
@@ -24,7 +24,7 @@ async fn a_decision_over_two_limits_takes_little_more_than_a_round_trip() {
             assert!(admitted);
             took.push(one);
         }
-        // The first connect, compile and grow.
+        // Warm up: connect, compile and grow.
         took.drain(..200);
         took.sort();
         let [p50, p99] = [50, 99].map(|percent| took[took.len() * percent / 100]);

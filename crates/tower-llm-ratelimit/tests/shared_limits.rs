@@ -1,4 +1,4 @@
-//! What processes share: all limits of a call or none, by key, and nothing that stays.
+//! What processes share: all limits of a call or none, by key, and no state that stays.
 
 #![cfg(feature = "redis")]
 #![expect(
@@ -18,13 +18,13 @@ use tower_llm_core::{Call, Caller, Described, Key, KeyBy, Operation, Provider, U
 use tower_llm_ratelimit::{ExceedsLimit, Limit, RateLimitBuilder, RateLimitLayer};
 
 scenarios!(
-    two_layers_that_race_take_all_limits_of_a_call_or_none,
+    two_racing_layers_charge_all_limits_of_a_call_or_none,
     a_refused_call_leaves_no_trace,
-    layers_of_other_names_do_not_share,
-    no_two_keys_are_taken_for_one,
-    two_closures_that_name_the_same_key_count_apart,
-    each_tier_has_its_own_amount_of_one_count,
-    every_key_is_gone_soon_after_it_counts,
+    layers_with_other_names_do_not_share,
+    similar_keys_are_kept_apart,
+    two_closures_with_the_same_key_count_separately,
+    tiers_have_different_amounts_of_one_count,
+    every_key_expires_soon_after_it_stops_counting,
 );
 
 fn by_caller_and_model(tokens: u64) -> RateLimitBuilder {
@@ -34,7 +34,7 @@ fn by_caller_and_model(tokens: u64) -> RateLimitBuilder {
         .limit(Limit::input_tokens(tokens).per_hour().by(KeyBy::model()))
 }
 
-/// A layer with a client of its own.
+/// A layer with its own client.
 async fn layer(setup: &Setup, builder: RateLimitBuilder) -> RateLimitLayer<Unary> {
     let redis = setup.redis().await;
     unary(builder, setup.shared(&redis, 2))
@@ -49,7 +49,7 @@ fn prompt(caller: &str, model: &str, tokens: u64) -> Prompt {
     Prompt(call.build())
 }
 
-async fn two_layers_that_race_take_all_limits_of_a_call_or_none(setup: &mut Setup) {
+async fn two_racing_layers_charge_all_limits_of_a_call_or_none(setup: &mut Setup) {
     const LIMIT: u64 = 300;
     let layers = [
         layer(setup, by_caller_and_model(LIMIT)).await,
@@ -80,7 +80,7 @@ async fn two_layers_that_race_take_all_limits_of_a_call_or_none(setup: &mut Setu
     assert!(taken.values().all(|&tokens| tokens <= LIMIT), "{taken:?}");
     assert!(taken.values().sum::<u64>() > 4 * LIMIT, "{taken:?}");
 
-    // What is left of each key is what its admitted calls did not take: refused ones took nothing.
+    // What is left of each key is what its admitted calls did not use: refused calls used nothing.
     let callers = RateLimitLayer::for_callers().limit(Limit::tokens(LIMIT).per_hour());
     let callers = layer(setup, callers).await;
     let models = RateLimitLayer::for_callers().key_by(KeyBy::model());
@@ -111,7 +111,7 @@ async fn a_refused_call_leaves_no_trace(setup: &mut Setup) {
             .limit(Limit::requests(40).per_hour().by(KeyBy::shared()))
     };
     let layers = [layer(setup, limits()).await, layer(setup, limits()).await];
-    eventually("all requests are taken", async || {
+    eventually("all requests are used", async || {
         !admits(&layers[0], Prompt::by("first", 0)).await
     })
     .await;
@@ -125,7 +125,7 @@ async fn a_refused_call_leaves_no_trace(setup: &mut Setup) {
     exactly_left(&layer(setup, callers).await, "second", 100).await;
 }
 
-async fn layers_of_other_names_do_not_share(setup: &mut Setup) {
+async fn layers_with_other_names_do_not_share(setup: &mut Setup) {
     let redis = setup.redis().await;
     let named = |name: String| {
         let limit = RateLimitLayer::for_callers().limit(Limit::tokens(100).per_hour());
@@ -138,12 +138,12 @@ async fn layers_of_other_names_do_not_share(setup: &mut Setup) {
         exactly_left(layer, "somebody", 100).await;
     }
     for name in names {
-        // The share that another of the name took first is spent.
+        // The lease that the other layer of this name got first is spent.
         assert!(!admits(&named(name), Prompt::of(1)).await);
     }
 }
 
-async fn no_two_keys_are_taken_for_one(setup: &mut Setup) {
+async fn similar_keys_are_kept_apart(setup: &mut Setup) {
     let limits = || {
         RateLimitLayer::for_providers()
             .max_waiting(0)
@@ -191,7 +191,7 @@ async fn no_two_keys_are_taken_for_one(setup: &mut Setup) {
     }
 }
 
-async fn two_closures_that_name_the_same_key_count_apart(setup: &mut Setup) {
+async fn two_closures_with_the_same_key_count_separately(setup: &mut Setup) {
     let builder = || {
         let callers =
             KeyBy::custom(|request| Key::new(request.call().unwrap().caller().unwrap().as_str()));
@@ -205,12 +205,12 @@ async fn two_closures_that_name_the_same_key_count_apart(setup: &mut Setup) {
     };
     let (one, other) = (layer(setup, builder()).await, layer(setup, builder()).await);
     assert!(admits(&one, Prompt::by("somebody", 60)).await);
-    // Though what all callers share is named the same.
+    // The key that all callers share has the same name.
     exactly_left(&other, "acme", 100).await;
     exactly_left(&other, "somebody", 40).await;
 }
 
-async fn each_tier_has_its_own_amount_of_one_count(setup: &mut Setup) {
+async fn tiers_have_different_amounts_of_one_count(setup: &mut Setup) {
     let tiers = || {
         let limit = Limit::tokens(100).per_hour();
         RateLimitLayer::for_callers()
@@ -218,7 +218,7 @@ async fn each_tier_has_its_own_amount_of_one_count(setup: &mut Setup) {
             .tier_by(|request| tier(request))
     };
     let (one, other) = (layer(setup, tiers()).await, layer(setup, tiers()).await);
-    for (caller, amount) in [("anybody", 100), ("pro", 200), ("enterprise", 1_000)] {
+    for (caller, amount) in [("free", 100), ("pro", 200), ("enterprise", 1_000)] {
         let error = call(&other, Prompt::by(caller, amount + 1)).await;
         let error = error.unwrap_err();
         let error = error.downcast_ref::<ExceedsLimit>().unwrap();
@@ -226,7 +226,7 @@ async fn each_tier_has_its_own_amount_of_one_count(setup: &mut Setup) {
         assert!(admits(&one, Prompt::by(caller, 60)).await);
         exactly_left(&other, caller, amount - 60).await;
     }
-    // A caller that goes up has what is new; one that goes down has used more than it may.
+    // A caller that moves up gets the difference; one that moves down has used more than its limit.
     one.handle().set_tier_by(|_| Cow::Borrowed("enterprise"));
     exactly_left(&one, "pro", 800).await;
     assert!(!admits(&other, Prompt::by("pro", 1)).await);
@@ -237,7 +237,7 @@ fn tier(request: &dyn Described) -> Cow<'static, str> {
     Cow::Owned(call.caller().unwrap().as_str().to_owned())
 }
 
-async fn every_key_is_gone_soon_after_it_counts(setup: &mut Setup) {
+async fn every_key_expires_soon_after_it_stops_counting(setup: &mut Setup) {
     let second = Duration::from_secs(1);
     let builder = RateLimitLayer::for_callers()
         .limit(Limit::tokens(1_000).per(second))
@@ -250,7 +250,7 @@ async fn every_key_is_gone_soon_after_it_counts(setup: &mut Setup) {
         let caller = format!("caller {caller}");
         assert!(admits(&layer, Prompt::by(&caller, 40)).await);
     }
-    // One that is never settled.
+    // A call that is never settled.
     let waits = tokio::time::timeout(
         Duration::from_millis(300),
         shared_support::stuck(&layer, Prompt::by("stuck", 40)),
@@ -260,8 +260,8 @@ async fn every_key_is_gone_soon_after_it_counts(setup: &mut Setup) {
     assert!(keys.len() >= 20, "{keys:?}");
     for key in keys {
         let lives: i64 = setup.command(&["PTTL", &key]).await.parse().unwrap();
-        // -2: it is gone meanwhile.
-        assert_ne!(lives, -1, "{key} stays for ever");
+        // -2: the key is gone meanwhile.
+        assert_ne!(lives, -1, "{key} never expires");
         let longest = if key.contains("UTC") {
             86_402_000
         } else {
@@ -279,7 +279,7 @@ async fn every_key_is_gone_soon_after_it_counts(setup: &mut Setup) {
 }
 
 #[tokio::test]
-async fn calls_that_are_counted_by_nothing_but_requests_are_shared_too() {
+async fn request_limits_alone_are_shared_too() {
     for mode in Mode::ALL {
         let setup = Setup::server(mode, "requests").await;
         let builder = || RateLimitLayer::for_callers().limit(Limit::requests(50).per_hour());
@@ -291,7 +291,7 @@ async fn calls_that_are_counted_by_nothing_but_requests_are_shared_too() {
             assert!(admits(&one, Prompt::of(0)).await);
         }
         let mut left = 0;
-        eventually("all are taken", async || {
+        eventually("all are used", async || {
             left += requests_left(&other).await;
             left >= 30
         })

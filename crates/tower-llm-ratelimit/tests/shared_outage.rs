@@ -1,5 +1,5 @@
-//! Redis dies, freezes, restarts and forgets its scripts while 32 tasks call through two layers, each with a client of its
-//! own, as two processes have them.
+//! Redis dies, freezes, restarts and loses its scripts while 32 tasks call through two layers, each with its client,
+//! as in two processes.
 
 #![cfg(feature = "redis")]
 #![expect(
@@ -30,34 +30,34 @@ use tower_llm_ratelimit::{Limit, RateLimitLayer, SharedLimits, StoreFallback};
 use tower_llm_redis::Redis;
 
 scenarios!(
-    frozen_layers_keep_their_shares_of_the_limit,
-    killed_layers_keep_their_shares_of_the_limit,
-    closed_layers_let_nothing_through_while_it_is_away,
-    open_layers_let_everything_through_while_it_is_away,
-    an_outage_costs_one_timeout_and_not_one_for_each_call,
-    a_restart_under_load_holds_nobody_up,
-    forgotten_scripts_are_sent_again_and_nothing_else_happens,
+    processes_enforce_their_shares_while_redis_is_frozen,
+    processes_enforce_their_shares_while_redis_is_down,
+    fail_closed_admits_nothing_during_an_outage,
+    fail_open_admits_everything_during_an_outage,
+    an_outage_costs_one_timeout_instead_of_one_per_call,
+    a_restart_under_load_delays_no_call,
+    lost_scripts_are_sent_again_without_other_effects,
 );
 
 const TASKS: usize = 32;
 const LIMIT: u64 = 200;
 const PERIOD: Duration = Duration::from_secs(2);
-/// So long that what was let through before does not count any more.
-const AWAY: Duration = Duration::from_secs(4);
-/// Longer than a busy machine keeps anything waiting.
+/// So long that earlier admissions no longer count.
+const OUTAGE: Duration = Duration::from_secs(4);
+/// Longer than any delay of a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// One load at a time: with several, it is the machine that is measured.
+/// One load at a time: several would measure the machine.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-/// Two layers that share a limit under load, each on a client of its own.
+/// Two layers that share a limit under load, each with its own client.
 struct Load {
     clients: [Redis; 2],
     probe: Probe,
     decided: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     tasks: JoinSet<Vec<Decision>>,
-    /// How long a decision may take on a machine that does nothing else.
+    /// Maximum time of a decision on an idle machine.
     prompt: Duration,
     _alone: MutexGuard<'static, ()>,
 }
@@ -108,7 +108,7 @@ impl Load {
         load
     }
 
-    /// Waits until so many more calls have been decided, however long a busy machine needs for them.
+    /// Waits until `calls` more calls have been decided, however long a busy machine needs for them.
     async fn decide(&self, calls: u64) {
         let enough = self.decided.load(Ordering::Relaxed) + calls;
         let decided = async {
@@ -119,13 +119,13 @@ impl Load {
         timeout(PATIENCE, decided).await.unwrap();
     }
 
-    /// What was decided since it began.
+    /// Stops the load; returns all decisions.
     async fn stop(self) -> Vec<Decision> {
         self.stop.store(true, Ordering::Relaxed);
         let (decisions, took) = timed(self.tasks.join_all()).await;
         assert!(took < PATIENCE, "the last calls took {took:?}");
         let decisions = decisions.concat();
-        // None hangs; and but for those that the machine held up, none takes longer than its one timeout.
+        // No decision hangs; except for delays of the machine, none takes longer than its one timeout.
         let longest = decisions.iter().map(|one| one.took).max().unwrap();
         let all = decisions.len();
         let late = decisions.iter().filter(|one| one.took > self.prompt);
@@ -153,13 +153,13 @@ async fn call_until(
             admitted,
         });
         decided.fetch_add(1, Ordering::Relaxed);
-        // As callers do something else in between.
+        // Callers do other work in between.
         sleep(Duration::from_millis(1)).await;
     }
     decisions
 }
 
-/// How many of those that were asked and decided within a stretch of time were let through, and how many there were.
+/// How many calls asked and decided within an interval were admitted, and how many there were.
 fn admitted(decisions: &[Decision], from: Instant, until: Instant) -> (u64, u64) {
     let within = decisions
         .iter()
@@ -169,80 +169,80 @@ fn admitted(decisions: &[Decision], from: Instant, until: Instant) -> (u64, u64)
     })
 }
 
-// === away under load ===
+// === an outage under load ===
 
-async fn frozen_layers_keep_their_shares_of_the_limit(setup: &mut Setup) {
+async fn processes_enforce_their_shares_while_redis_is_frozen(setup: &mut Setup) {
     let mut load = Load::start(setup, StoreFallback::LocalShare).await;
     setup.freeze();
-    let away_from = Instant::now();
-    sleep_until(away_from + AWAY).await;
+    let outage_start = Instant::now();
+    sleep_until(outage_start + OUTAGE).await;
     load.decide(1_000).await;
     let until = Instant::now();
     setup.thaw().await;
     let recovery = load.probe.recovered().await;
     println!("{}: frozen, in use again after {recovery:?}", setup.mode);
     let decisions = load.stop().await;
-    keep_their_shares(setup.mode, &decisions, away_from, until);
+    check_shares(setup.mode, &decisions, outage_start, until);
 }
 
-async fn killed_layers_keep_their_shares_of_the_limit(setup: &mut Setup) {
+async fn processes_enforce_their_shares_while_redis_is_down(setup: &mut Setup) {
     let mut load = Load::start(setup, StoreFallback::LocalShare).await;
     setup.kill();
-    let away_from = Instant::now();
-    sleep_until(away_from + AWAY).await;
+    let outage_start = Instant::now();
+    sleep_until(outage_start + OUTAGE).await;
     load.decide(1_000).await;
     let until = Instant::now();
     setup.restart().await;
     let recovery = load.probe.recovered().await;
     println!("{}: killed, in use again after {recovery:?}", setup.mode);
     let decisions = load.stop().await;
-    keep_their_shares(setup.mode, &decisions, away_from, until);
+    check_shares(setup.mode, &decisions, outage_start, until);
 }
 
-fn keep_their_shares(mode: Mode, decisions: &[Decision], away_from: Instant, until: Instant) {
-    let steps = (0..).map(|step| away_from + PERIOD / 10 * step);
+fn check_shares(mode: Mode, decisions: &[Decision], outage_start: Instant, until: Instant) {
+    let steps = (0..).map(|step| outage_start + PERIOD / 10 * step);
     for from in steps.take_while(|from| *from + PERIOD <= until) {
         let (admitted, all) = admitted(decisions, from, from + PERIOD);
-        println!("{mode}: {admitted} of {all} let through in {PERIOD:?} of being away");
-        assert!(admitted <= LIMIT, "{admitted} let through");
+        println!("{mode}: {admitted} of {all} admitted in {PERIOD:?} of the outage");
+        assert!(admitted <= LIMIT, "{admitted} admitted");
     }
-    // What each has let through before counts too, for a period and the slice it began in.
-    let (admitted, _) = admitted(decisions, away_from, until);
-    assert!(admitted >= LIMIT / 2, "{admitted} let through");
+    // Earlier admissions of each process count too, for a period and the slice in which it began.
+    let (admitted, _) = admitted(decisions, outage_start, until);
+    assert!(admitted >= LIMIT / 2, "{admitted} admitted");
 }
 
-async fn closed_layers_let_nothing_through_while_it_is_away(setup: &mut Setup) {
+async fn fail_closed_admits_nothing_during_an_outage(setup: &mut Setup) {
     let mut load = Load::start(setup, StoreFallback::FailClosed).await;
     setup.freeze();
-    // Shares that were granted before may be spent until their leases end.
-    let away_from = Instant::now() + lease(setup.mode);
-    sleep_until(away_from).await;
+    // Leases granted before the outage may be spent until they end.
+    let outage_start = Instant::now() + lease(setup.mode);
+    sleep_until(outage_start).await;
     load.decide(1_000).await;
-    // A call that is sent just before it comes back may be answered.
+    // A call sent just before the recovery may be answered.
     let until = Instant::now();
     sleep(2 * TIMEOUT).await;
     setup.thaw().await;
     load.probe.recovered().await;
     let decisions = load.stop().await;
-    let (admitted, all) = admitted(&decisions, away_from, until);
+    let (admitted, all) = admitted(&decisions, outage_start, until);
     assert_eq!(admitted, 0, "of {all}");
 }
 
-async fn open_layers_let_everything_through_while_it_is_away(setup: &mut Setup) {
+async fn fail_open_admits_everything_during_an_outage(setup: &mut Setup) {
     let mut load = Load::start(setup, StoreFallback::FailOpen).await;
     setup.kill();
     let clients = load.clients.clone();
-    eventually("it is found away", async || {
+    eventually("the outage is noticed", async || {
         clients.iter().all(|redis| !redis.is_up())
     })
     .await;
-    let away_from = Instant::now();
+    let outage_start = Instant::now();
     load.decide(3 * LIMIT).await;
     let until = Instant::now();
     setup.restart().await;
     load.probe.recovered().await;
     let decisions = load.stop().await;
-    let (admitted, all) = admitted(&decisions, away_from, until);
+    let (admitted, all) = admitted(&decisions, outage_start, until);
     assert_eq!(admitted, all);
     assert!(all > 2 * LIMIT, "{all}");
 }
@@ -254,7 +254,7 @@ fn lease(mode: Mode) -> Duration {
     }
 }
 
-async fn a_restart_under_load_holds_nobody_up(setup: &mut Setup) {
+async fn a_restart_under_load_delays_no_call(setup: &mut Setup) {
     let mut load = Load::start(setup, StoreFallback::LocalShare).await;
     setup.restart().await;
     let back_at = Instant::now();
@@ -264,18 +264,18 @@ async fn a_restart_under_load_holds_nobody_up(setup: &mut Setup) {
     load.decide(1_000).await;
     let until = Instant::now();
     let decisions = load.stop().await;
-    // By its share, or the store: either way the limit is there to be used.
+    // From a lease or from the store: either way the limit can be used.
     let (admitted, _) = admitted(&decisions, back_at, until);
     let least = match setup.mode {
         Mode::Script => LIMIT / 2,
-        // Not yet held: of a limit that was lost with its shares, little was seen to be used for a period.
+        // The upper bound is not checked: the lost leases left a limit that looks unused for a period.
         Mode::Leases => 1,
     };
     assert!(admitted >= least, "{admitted}");
 }
 
-async fn forgotten_scripts_are_sent_again_and_nothing_else_happens(setup: &mut Setup) {
-    // However busy the machine is, nothing but the scripts is to be away.
+async fn lost_scripts_are_sent_again_without_other_effects(setup: &mut Setup) {
+    // However busy the machine is, only the scripts may be missing.
     let clients = [setup.redis().await, setup.redis().await];
     let load = Load::start_on(setup, clients, StoreFallback::FailOpen, PATIENCE).await;
     let until = Instant::now() + PERIOD;
@@ -289,27 +289,30 @@ async fn forgotten_scripts_are_sent_again_and_nothing_else_happens(setup: &mut S
         let health = redis.health();
         assert_eq!((health.failures, health.outages), (0, 0), "{health:?}");
     }
-    // So the limit was kept by the store: in the stretch before, and in this one.
+    // So the store enforced the limit: in the interval before, and in this one.
     let (admitted, _) = admitted(&decisions, until - PERIOD, until);
-    assert!(admitted <= LIMIT, "{admitted} let through");
+    assert!(admitted <= LIMIT, "{admitted} admitted");
 }
 
-// === away, one call after the other ===
+// === an outage, with one call after the other ===
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_spends_leases_again_when_the_store_has_recovered() {
     let mut setup = Setup::server(Mode::Leases, "again").await;
     let redis = setup.redis().await;
-    // As long as leases of a day's limit may last.
+    // The maximum length of leases of a daily limit.
     let lease = Duration::from_secs(3_600);
     let shared = SharedLimits::new(redis.clone(), "again", 2).lease_for(lease);
     let limit = RateLimitLayer::for_callers().limit(Limit::tokens(1_000_000).per_day());
     let layer = unary(limit, shared.store_fallback(StoreFallback::FailClosed));
     setup.kill();
-    eventually("it is seen", async || !redis.is_up()).await;
+    eventually("the outage is noticed", async || !redis.is_up()).await;
     assert!(!admits(&layer, Prompt::of(1)).await);
     setup.restart().await;
-    eventually("it is back", async || admits(&layer, Prompt::of(1)).await).await;
+    eventually("the store is back", async || {
+        admits(&layer, Prompt::of(1)).await
+    })
+    .await;
     let before = setup.scripts_run().await;
     for _ in 0..200 {
         assert!(admits(&layer, Prompt::of(1)).await);
@@ -318,7 +321,7 @@ async fn a_process_spends_leases_again_when_the_store_has_recovered() {
     assert!(asked < 10, "200 calls asked the store {asked} times");
 }
 
-async fn an_outage_costs_one_timeout_and_not_one_for_each_call(setup: &mut Setup) {
+async fn an_outage_costs_one_timeout_instead_of_one_per_call(setup: &mut Setup) {
     let redis = setup.hasty_redis().await;
     let limit = RateLimitLayer::for_callers().limit(Limit::requests(100_000).per_hour());
     let layer = unary(limit, setup.shared(&redis, 2));
@@ -333,9 +336,9 @@ async fn an_outage_costs_one_timeout_and_not_one_for_each_call(setup: &mut Setup
     })
     .await;
     println!("{}: a thousand calls in {took:?}", setup.mode);
-    assert!(all, "a share of the limit is large enough");
+    assert!(all, "the process's share of the limit is large enough");
     assert!(took < Duration::from_secs(1), "{took:?} for a thousand");
-    // A share that was granted before serves them all.
+    // A lease granted before the outage admits them all.
     let outages = redis.health().outages;
     assert!(outages == 1 || setup.mode == Mode::Leases, "{outages}");
     setup.thaw().await;

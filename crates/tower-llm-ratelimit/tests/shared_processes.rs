@@ -1,6 +1,6 @@
-//! Processes of their own that share limits at full speed, and that die.
+//! Processes that share limits at full speed, and that die.
 //!
-//! Each is this test's own program, started once more with a job in its environment: it does that in place of the tests.
+//! Each one is this test program, started again with a job in its environment: it runs the job instead of the tests.
 
 #![cfg(feature = "redis")]
 #![expect(
@@ -34,13 +34,13 @@ use tower_llm_testkit::Stopwatch;
 
 scenarios!(
     four_processes_at_full_speed_never_exceed_a_limit_and_use_it,
-    tokens_of_a_process_that_died_come_back_and_its_requests_do_not,
-    tokens_of_a_process_that_died_come_back_though_nobody_asks_in_time,
+    tokens_of_a_dead_process_are_refunded_and_its_requests_are_not,
+    tokens_of_a_dead_process_are_refunded_without_a_call_in_time,
 );
 
 const JOB: &str = "TOWER_LLM_TEST_JOB";
 
-/// What another process is to do.
+/// The job of a child process.
 #[derive(Debug)]
 struct Job {
     what: String,
@@ -51,10 +51,10 @@ struct Job {
     starts_at: i64,
 }
 
-/// A process that does a job until this is dropped.
+/// A process that runs a job until this is dropped.
 struct Process(Child);
 
-/// A call that was let through: when it was asked for, when that was known, and how much it takes.
+/// An admitted call: when it was asked for, when that was known, and its amount.
 #[derive(Clone, Copy, Debug)]
 struct Admission {
     asked: i64,
@@ -64,7 +64,7 @@ struct Admission {
 
 const SECOND: i64 = 1_000_000;
 const PROCESSES: usize = 4;
-/// How long they run, in microseconds: three windows, of 13 twelfths of a second each.
+/// How long the processes run, in microseconds: three windows, of 13 twelfths of a second each.
 const RUN: i64 = 3_200_000;
 const REQUESTS: u64 = 500;
 const TOKENS: u64 = 50_000;
@@ -88,30 +88,27 @@ async fn four_processes_at_full_speed_never_exceed_a_limit_and_use_it(setup: &mu
             }
         }
     }
-    // What the machine stood still for, the processes could not use.
-    let stood_still = now() - began - i64::try_from(watch.elapsed().as_micros()).unwrap();
-    let run = (RUN - stood_still).max(SECOND);
+    // The processes could not use the time in which the machine ran none of them.
+    let paused = now() - began - i64::try_from(watch.elapsed().as_micros()).unwrap();
+    let run = (RUN - paused).max(SECOND);
     let most = most_in_any(SECOND, &requests);
-    let share = share_of(REQUESTS, 0, run, &requests);
+    let ratio = ratio_of(REQUESTS, 0, run, &requests);
     let over = most_over_rate(TOKENS, &tokens);
-    let share_of_bucket = share_of(TOKENS, BURST, run, &tokens);
+    let bucket_ratio = ratio_of(TOKENS, BURST, run, &tokens);
     println!(
-        "{}: {} calls, at most {most} of {REQUESTS} in any second, {share:.3} of what may be; \
-         {} calls on a bucket, at most {over:.1} of {BURST} over its rate, {share_of_bucket:.3} of what may be",
+        "{}: {} calls, at most {most} of {REQUESTS} in any second, {ratio:.3} of what is allowed; \
+         {} calls on a bucket, at most {over:.1} of {BURST} over its rate, {bucket_ratio:.3} of what is allowed",
         setup.mode,
         requests.len(),
         tokens.len()
     );
     assert!(most <= REQUESTS, "{most} in a second");
     assert!(over <= BURST as f64, "{over} over the rate");
-    // Over 0.9 on a machine that does nothing else; one that keeps the processes waiting lets them through later.
-    assert!(
-        share > 0.5 && share_of_bucket > 0.5,
-        "{share} {share_of_bucket}"
-    );
+    // Over 0.9 on an idle machine; on a busy one the processes admit calls later.
+    assert!(ratio > 0.5 && bucket_ratio > 0.5, "{ratio} {bucket_ratio}");
 }
 
-/// The most that is sure to have been let through in one stretch of so many microseconds, wherever it begins.
+/// The maximum that was certainly admitted in any interval of `period` microseconds.
 fn most_in_any(period: i64, admissions: &[Admission]) -> u64 {
     let sums = admissions.iter().map(|first| {
         let within = admissions
@@ -122,7 +119,7 @@ fn most_in_any(period: i64, admissions: &[Admission]) -> u64 {
     sums.max().unwrap_or(0)
 }
 
-/// The most by which what was let through in any stretch of time is over what leaks in it.
+/// The maximum by which the amount admitted in any interval exceeds what leaks in it.
 fn most_over_rate(per_second: u64, admissions: &[Admission]) -> f64 {
     let mut by_known = admissions.to_vec();
     by_known.sort_by_key(|one| one.known);
@@ -138,37 +135,37 @@ fn most_over_rate(per_second: u64, admissions: &[Admission]) -> f64 {
     most
 }
 
-/// How much was let through of what the rate and the burst would in so many microseconds.
-fn share_of(per_second: u64, burst: u64, run: i64, admissions: &[Admission]) -> f64 {
+/// The admitted ratio of what the rate and the burst allow in `run` microseconds.
+fn ratio_of(per_second: u64, burst: u64, run: i64, admissions: &[Admission]) -> f64 {
     let sum: u64 = admissions.iter().map(|one| one.amount).sum();
     let most = burst as f64 + per_second as f64 * run as f64 / SECOND as f64;
     sum as f64 / most
 }
 
-async fn tokens_of_a_process_that_died_come_back_and_its_requests_do_not(setup: &mut Setup) {
+async fn tokens_of_a_dead_process_are_refunded_and_its_requests_are_not(setup: &mut Setup) {
     if setup.mode == Mode::Leases {
-        // What it has not spent of its share is gone for a period, as is documented.
+        // The unspent rest of its lease is lost for a period, as documented.
         return;
     }
     let layer = mortal(setup.mode, setup.name, &setup.redis().await);
     let began = Instant::now();
     let died_at = reserve_and_die(setup).await;
     assert!(!admits(&layer, Prompt::of(500)).await);
-    let back = eventually("its tokens are back", async || {
+    let back = eventually("the tokens are refunded", async || {
         admits(&layer, Prompt::of(1_000)).await
     });
     back.await;
     let took = died_at.elapsed();
-    println!("{}: back {took:?} after it died", setup.mode);
+    println!("{}: refunded {took:?} after the process died", setup.mode);
     assert!(began.elapsed() >= HOLD_FOR, "{:?}", began.elapsed());
     assert!(took < HOLD_FOR + LEASE + RECOVERY, "{took:?}");
-    // One was the dead one's, one the last call's.
+    // One request was the dead process's, one the last call's.
     let requests = RateLimitLayer::for_callers().limit(Limit::requests(10).per_hour());
     let requests = unary(requests, setup.shared(&setup.redis().await, 2));
     assert_eq!(requests_left(&requests).await, 8);
 }
 
-async fn tokens_of_a_process_that_died_come_back_though_nobody_asks_in_time(setup: &mut Setup) {
+async fn tokens_of_a_dead_process_are_refunded_without_a_call_in_time(setup: &mut Setup) {
     if setup.mode == Mode::Leases {
         return;
     }
@@ -199,12 +196,12 @@ async fn reserve_and_die(setup: &Setup) -> Instant {
 // === the processes ===
 
 #[tokio::test]
-async fn what_another_process_does() {
-    // Nothing, if it is not one.
+async fn child_process() {
+    // A no-op unless it runs in the child process.
     let Some(job) = Job::of_this_process() else {
         return;
     };
-    // Nothing but the limit is to decide here, however busy the machine is.
+    // Only the limit is to decide here, however busy the machine is.
     let redis = connect(Redis::builder(&job.url).command_timeout(PATIENCE)).await;
     match job.what.as_str() {
         "race" => race(&job, &redis).await,
@@ -214,7 +211,7 @@ async fn what_another_process_does() {
                 println!("{SAYS}reserved");
                 std::future::pending::<Result<(), BoxError>>().await
             }));
-            // Settling is not what it gets to: it is killed.
+            // The process is killed before it settles.
             let _ = timeout(PATIENCE, service.oneshot(Prompt::of(600))).await;
         }
         other => panic!("{other}"),
@@ -268,16 +265,16 @@ async fn run(
         if admits(&layer, prompt).await {
             lines.push(format!("{kind} {asked} {} {amount}", now()));
         } else {
-            // Others are to have their turn in this process too: a refusal may take no time at all.
+            // Yield to the other tasks of this process: a refusal may take no time at all.
             tokio::task::yield_now().await;
         }
     }
 }
 
-/// What a line begins with that is said to the test: its harness has its own on the same line.
+/// Prefix of a line for the test: the child's test harness writes to the same line.
 const SAYS: &str = "\u{1}";
 
-/// Microseconds by the wall clock, which the processes and the server have in common.
+/// Microseconds of the wall clock, which the processes and the server have in common.
 fn now() -> i64 {
     Timestamp::now().as_microsecond()
 }
@@ -305,7 +302,7 @@ impl Job {
         } = self;
         let job = format!("{what} {mode} {name} {url} {seed} {starts_at}");
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["what_another_process_does", "--exact", "--nocapture"])
+            .args(["child_process", "--exact", "--nocapture"])
             .env(JOB, job)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -337,14 +334,14 @@ impl Process {
         BufReader::new(self.0.stdout.take().unwrap())
     }
 
-    /// The first thing it says.
+    /// The first line of output.
     async fn line(&mut self) -> Option<String> {
         let output = self.output();
         let line = spawn_blocking(move || said(output).next());
         timeout(PATIENCE, line).await.unwrap().unwrap()
     }
 
-    /// All that it says until it ends.
+    /// All lines until the process ends.
     async fn lines(&mut self) -> Vec<String> {
         let output = self.output();
         let lines = spawn_blocking(move || said(output).collect());

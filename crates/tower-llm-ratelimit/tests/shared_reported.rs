@@ -1,4 +1,4 @@
-//! What the provider tells, where limits are shared: each process keeps to it by itself.
+//! Provider headers with shared limits: each process applies the reports on its own.
 
 #![cfg(feature = "redis")]
 #![expect(
@@ -25,7 +25,7 @@ use tower_layer::Layer;
 use tower_llm_core::{BoxError, Call, Dialect, Operation, Provider};
 use tower_llm_ratelimit::{Limit, RateLimitLayer};
 
-scenarios!(calls_that_ask_the_store_at_once_take_no_more_than_the_provider_has_left);
+scenarios!(concurrent_store_calls_do_not_exceed_the_providers_remaining_budget);
 
 fn chat() -> http::Request<()> {
     let call = Call::builder(Provider::OPENAI, Operation::CHAT)
@@ -35,10 +35,8 @@ fn chat() -> http::Request<()> {
     http::Request::builder().extension(call).body(()).unwrap()
 }
 
-/// They looked at what was told before the store was asked, and took it after that.
-async fn calls_that_ask_the_store_at_once_take_no_more_than_the_provider_has_left(
-    setup: &mut Setup,
-) {
+/// Calls checked the provider's budget before they asked the store, and charged it only afterwards.
+async fn concurrent_store_calls_do_not_exceed_the_providers_remaining_budget(setup: &mut Setup) {
     let redis = setup.redis().await;
     let layer = RateLimitLayer::for_providers()
         .limit(Limit::requests(1_000).per_hour())
@@ -63,19 +61,19 @@ async fn calls_that_ask_the_store_at_once_take_no_more_than_the_provider_has_lef
             }
         }
     }));
-    let told = service.clone().oneshot(chat()).await.unwrap();
-    told.into_body().collect().await.unwrap();
+    let first = service.clone().oneshot(chat()).await.unwrap();
+    first.into_body().collect().await.unwrap();
 
     let mut calls = JoinSet::new();
     for _ in 0..50 {
         calls.spawn(service.clone().oneshot(chat()));
     }
-    // All but the one for which there is room, which is never answered.
+    // All but the one for which there is room; that one is never answered.
     for _ in 0..49 {
         let ended = timeout(PATIENCE, calls.join_next()).await.expect("refused");
         assert!(ended.unwrap().unwrap().is_err());
     }
-    eventually("that one is sent", async || {
+    eventually("one call is sent", async || {
         sent.load(Ordering::Relaxed) == 2
     })
     .await;

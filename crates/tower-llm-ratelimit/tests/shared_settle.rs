@@ -1,4 +1,4 @@
-//! What calls give back and are charged in the store when they have ended, in whatever way, and once.
+//! Refunds and charges in the store when calls end: every kind of end settles exactly once.
 
 #![cfg(feature = "redis")]
 #![expect(
@@ -36,11 +36,11 @@ use tower_llm_ratelimit::{CutShort, Limit, RateLimitBuilder, RateLimitLayer};
 use tower_llm_redis::Redis;
 
 scenarios!(
-    a_call_dropped_while_the_script_runs_has_taken_nothing,
+    a_call_dropped_while_the_script_runs_is_charged_nothing,
     a_call_settled_after_its_hold_ran_out_is_charged_what_it_used,
     a_leaked_amount_is_not_given_back_from_later_calls,
-    what_ends_while_the_store_is_frozen_is_settled_when_it_is_back,
-    what_ends_while_the_store_is_gone_is_charged_when_it_is_back,
+    calls_that_end_during_a_freeze_are_settled_afterwards,
+    calls_that_end_while_the_store_is_down_are_charged_afterwards,
     every_call_is_settled_once_wherever_it_is_dropped,
     every_body_is_settled_once_wherever_it_is_dropped,
 );
@@ -49,7 +49,7 @@ fn tokens(tokens: u64) -> RateLimitBuilder {
     RateLimitLayer::for_callers().limit(Limit::tokens(tokens).per_hour())
 }
 
-async fn a_call_dropped_while_the_script_runs_has_taken_nothing(setup: &mut Setup) {
+async fn a_call_dropped_while_the_script_runs_is_charged_nothing(setup: &mut Setup) {
     let limits = || tokens(1_000).limit(Limit::requests(50).per_hour());
     let (redis, others) = (setup.redis().await, setup.redis().await);
     let layer = unary(limits(), setup.shared(&redis, 2));
@@ -60,17 +60,17 @@ async fn a_call_dropped_while_the_script_runs_has_taken_nothing(setup: &mut Setu
     }));
     for round in 0..100 {
         let mut call = pin!(service.clone().oneshot(Prompt::of(10)));
-        // The first poll sends the script, and cannot have its answer.
+        // The first poll sends the script and cannot have its response yet.
         for _ in 0..=round % 2 {
             poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx).is_pending())).await;
         }
     }
-    // Those that were admitted meanwhile were sent; in this mode, that the very first poll may do.
+    // Calls admitted meanwhile were sent; in this mode the very first poll may admit one.
     let called = called.load(Ordering::Relaxed);
     assert!(called < 50 || setup.mode == Mode::Leases, "{called}");
     let other = unary(limits(), setup.shared(&others, 2));
     exactly_left(&other, "somebody", 1_000 - 10 * called).await;
-    // What `exactly_left` asked for was one.
+    // `exactly_left` made one request.
     let requests = RateLimitLayer::for_callers().limit(Limit::requests(50).per_hour());
     let requests = unary(requests, setup.shared(&others, 2));
     assert_eq!(requests_left(&requests).await, 50 - called - 1);
@@ -93,7 +93,7 @@ async fn a_call_settled_after_its_hold_ran_out_is_charged_what_it_used(setup: &m
         .oneshot(request("left alone", 800));
     let left_alone = response.await.unwrap();
     sleep(hold_for + Duration::from_millis(400)).await;
-    // The store finds that it has expired when another call claims. It finds the other hold when that is settled.
+    // The store notices the expired hold when another call claims, and the other hold when that call is settled.
     assert!(admits(&other, Prompt::by("looked at", 100)).await);
     for response in [looked_at, left_alone] {
         response.into_body().collect().await.unwrap();
@@ -118,18 +118,18 @@ async fn a_leaked_amount_is_not_given_back_from_later_calls(setup: &mut Setup) {
     let held = held.await.unwrap();
     sleep(period + Duration::from_millis(200)).await;
     assert!(admits(&other, Prompt::by("caller", 800)).await);
-    // All of its reservation has leaked: what it did not use is not refunded.
+    // All of its reservation has leaked: the unused part is not refunded.
     held.into_body().collect().await.unwrap();
     sleep(SETTLED).await;
     assert!(!admits(&other, Prompt::by("caller", 700)).await);
 }
 
-/// What is charged on top may come late; what is given back is waited for.
+/// Extra charges may be late; refunds are awaited.
 const SETTLED: Duration = Duration::from_millis(500);
 
 /// Twenty calls that end while the store is unavailable.
 ///
-/// Their layer must live on: what ends when it is gone does not wait for the store.
+/// Their layer must outlive them: settlements that remain when it is dropped do not wait for the store.
 async fn held(
     setup: &Setup,
     redis: &Redis,
@@ -147,7 +147,7 @@ async fn held(
     (layer, calls)
 }
 
-async fn what_ends_while_the_store_is_frozen_is_settled_when_it_is_back(setup: &mut Setup) {
+async fn calls_that_end_during_a_freeze_are_settled_afterwards(setup: &mut Setup) {
     let (redis, others) = (setup.hasty_redis().await, setup.redis().await);
     let (_layer, calls) = held(setup, &redis).await;
     setup.freeze();
@@ -160,30 +160,30 @@ async fn what_ends_while_the_store_is_frozen_is_settled_when_it_is_back(setup: &
     exactly_left(&other, "somebody", 10_000 - 20 * USED).await;
 }
 
-async fn what_ends_while_the_store_is_gone_is_charged_when_it_is_back(setup: &mut Setup) {
+async fn calls_that_end_while_the_store_is_down_are_charged_afterwards(setup: &mut Setup) {
     if setup.mode == Mode::Leases {
-        // It has forgotten what it granted, and with that what was spent of it.
+        // The store has lost its grants, and with them what was spent of them.
         return;
     }
     let (redis, others) = (setup.hasty_redis().await, setup.redis().await);
     let (_layer, calls) = held(setup, &redis).await;
     setup.kill();
-    eventually("it is found away", async || !redis.is_up()).await;
+    eventually("the outage is noticed", async || !redis.is_up()).await;
     for call in calls {
         call.await;
     }
     setup.restart().await;
-    eventually("it is back", async || redis.is_up()).await;
+    eventually("the store is back", async || redis.is_up()).await;
     sleep(SETTLED).await;
-    // It has forgotten what was reserved: what was used is all that it learns. Of the call whose settlement was on its way
-    // when it died, its earlier state is unknown.
+    // The store has lost the reservations and receives only the usage. The call whose settlement was in flight when the
+    // store died has an unknown state.
     let other = unary(tokens(10_000), setup.shared(&others, 2));
     assert!(admits(&other, Prompt::of(10_000 - 20 * USED)).await);
     assert!(!admits(&other, Prompt::of(USED + 1)).await);
 }
 
 async fn every_call_is_settled_once_wherever_it_is_dropped(setup: &mut Setup) {
-    // More than all calls ask for, lest a fast machine use up the last of it: something is to be left to look at.
+    // More than all calls ask for, so that even a fast machine leaves something to check.
     const LIMIT: u64 = 10_000;
     const CALLS: u64 = 900;
     let limits = || tokens(LIMIT).limit(Limit::requests(CALLS).per_hour());
@@ -230,7 +230,7 @@ async fn every_body_is_settled_once_wherever_it_is_dropped(setup: &mut Setup) {
     const LIMIT: u64 = 200_000;
     let clients = [setup.redis().await, setup.redis().await];
     let layers = clients.each_ref().map(|redis| {
-        // So that what was left early costs what is known here.
+        // So that calls dropped early have a known cost.
         let builder = tokens(LIMIT).cut_short(CutShort::KeepReserved);
         builder.shared(setup.shared(redis, 2)).build().unwrap()
     });
@@ -264,7 +264,7 @@ async fn read_bodies(layer: &RateLimitLayer<HttpBody>, sent: &Sent, mut dice: Di
             Some(Err(_)) => 0,
             Some(Ok(response)) => {
                 let mut body = pin!(response.into_body());
-                // All of them, or at least two fewer: a call that lacks only the last frame may have seen the end.
+                // All frames, or at least two fewer: a call that lacks only the last frame may have seen the end.
                 let frames = [0, 1, 3, FRAMES + 1][usize::try_from(dice.below(4)).unwrap()];
                 for _ in 0..frames {
                     let _ = body.frame().await;
@@ -278,7 +278,7 @@ async fn read_bodies(layer: &RateLimitLayer<HttpBody>, sent: &Sent, mut dice: Di
     }
 }
 
-/// Waits for `future` a few polls or milliseconds, or, of thirty ways, in ten until its end; and drops it then.
+/// Polls `future` for a few polls or milliseconds, or to its end in ten of thirty cases, and drops it.
 async fn leave_after<F: Future>(stays: u64, future: F) -> Option<F::Output> {
     let mut future = Box::pin(future);
     match stays {
@@ -298,7 +298,7 @@ async fn leave_after<F: Future>(stays: u64, future: F) -> Option<F::Output> {
     }
 }
 
-/// What calls that were sent cost.
+/// The cost of the sent calls.
 #[derive(Debug, Default)]
 struct Sent {
     requests: AtomicU64,

@@ -1,5 +1,5 @@
-//! What becomes of what calls have used that the store does not take at once: it is far away, answers with an error, or does
-//! not serve for a while.
+//! Settlements that the store does not accept at once: it is distant, answers with an error, or does not serve for a
+//! while.
 
 #![cfg(feature = "redis")]
 #![expect(
@@ -40,26 +40,26 @@ use tower_llm_redis::Redis;
 use tower_llm_testkit::redis::RedisCluster;
 
 scenarios!(
-    what_ends_while_the_server_takes_no_writes_is_settled_when_it_does,
-    what_the_server_answers_with_an_error_is_settled_when_it_does_not_and_holds_nobody_up,
-    hundreds_of_calls_that_end_while_it_is_frozen_are_settled_once_when_it_is_back,
-    what_was_left_of_a_share_comes_back_though_the_next_is_not_granted_to_anybody,
+    calls_that_end_while_the_server_rejects_writes_are_settled_later,
+    a_settlement_that_fails_is_retried_and_delays_no_other,
+    hundreds_of_calls_that_end_during_a_freeze_are_settled_once_afterwards,
+    the_rest_of_a_lease_is_returned_although_the_next_is_not_used,
 );
 
 const LIMIT: u64 = 100_000;
-/// What a call of these reserves; it uses `USED`.
+/// What each of these calls reserves; it uses `USED`.
 const RESERVED: u64 = 80;
 
 fn tokens() -> RateLimitBuilder {
     RateLimitLayer::for_callers().limit(Limit::tokens(LIMIT).per_hour())
 }
 
-/// A layer, which must live on: what ends when it is gone does not wait for the store.
+/// A layer, which must outlive its calls: settlements that remain when it is dropped do not wait for the store.
 fn layer(shared: SharedLimits) -> RateLimitLayer {
     tokens().shared(shared).build().unwrap()
 }
 
-/// A layer that lets nothing through but what the store does: a machine that pauses is no reason to decide here.
+/// A layer that admits only what the store admits: a pause of the machine must not make it decide locally.
 fn looking(setup: &Setup, redis: &Redis) -> RateLimitLayer<Unary> {
     let shared = setup
         .shared(redis, 2)
@@ -67,7 +67,7 @@ fn looking(setup: &Setup, redis: &Redis) -> RateLimitLayer<Unary> {
     unary(tokens(), shared)
 }
 
-/// Calls that have been answered, and end when these are run.
+/// Calls that have been answered; each ends when its future runs.
 async fn held(
     layer: &RateLimitLayer,
     caller: &str,
@@ -94,26 +94,26 @@ async fn end(calls: Vec<impl Future<Output = ()>>) {
     }
 }
 
-/// A call that is dropped when the store was asked for it.
+/// A call that is dropped after it has asked the store.
 async fn asked_and_left(layer: &RateLimitLayer<Unary>, tokens: u64) {
     let mut call = pin!(admits(layer, Prompt::of(tokens)));
-    // The first poll sends the script, and cannot have its answer.
+    // The first poll sends the script and cannot have its response yet.
     poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx).is_pending())).await;
 }
 
-/// Sets how many replicas the server must have to take writes: it has none.
+/// Sets how many replicas the server needs to accept writes: it has none.
 async fn need_replicas(setup: &Setup, number: &str) {
     let words = ["CONFIG", "SET", "min-replicas-to-write", number];
     setup.command(&words).await;
 }
 
-async fn what_ends_while_the_server_takes_no_writes_is_settled_when_it_does(setup: &mut Setup) {
+async fn calls_that_end_while_the_server_rejects_writes_are_settled_later(setup: &mut Setup) {
     let (redis, others) = (setup.redis().await, setup.redis().await);
     let layer = layer(setup.shared(&redis, 2));
     let calls = held(&layer, "somebody", 20).await;
     need_replicas(setup, "1").await;
     end(calls).await;
-    // Longer than shares last.
+    // Longer than leases last.
     sleep(LEASE + Duration::from_millis(300)).await;
     need_replicas(setup, "0").await;
     let other = looking(setup, &others);
@@ -121,9 +121,7 @@ async fn what_ends_while_the_server_takes_no_writes_is_settled_when_it_does(setu
     assert_eq!(layer.handle().unsettled(), 0);
 }
 
-async fn what_the_server_answers_with_an_error_is_settled_when_it_does_not_and_holds_nobody_up(
-    setup: &mut Setup,
-) {
+async fn a_settlement_that_fails_is_retried_and_delays_no_other(setup: &mut Setup) {
     let (redis, others) = (setup.redis().await, setup.redis().await);
     let layer = layer(setup.shared(&redis, 2));
     let other = looking(setup, &others);
@@ -140,7 +138,7 @@ async fn what_the_server_answers_with_an_error_is_settled_when_it_does_not_and_h
     assert_eq!(layer.handle().unsettled(), 0);
 }
 
-/// A limit's key that is of a wrong type.
+/// A limit's key with a value of the wrong type.
 struct Spoiled<'a> {
     setup: &'a Setup,
     key: String,
@@ -154,7 +152,7 @@ impl<'a> Spoiled<'a> {
         let key = keys.iter().find(is_meter).unwrap().clone();
         let aside = format!("{key}:aside");
         setup.command(&["RENAME", &key, &aside]).await;
-        setup.command(&["RPUSH", &key, "no meter"]).await;
+        setup.command(&["RPUSH", &key, "not a meter"]).await;
         Self { setup, key, aside }
     }
 
@@ -164,15 +162,13 @@ impl<'a> Spoiled<'a> {
     }
 }
 
-async fn hundreds_of_calls_that_end_while_it_is_frozen_are_settled_once_when_it_is_back(
-    setup: &mut Setup,
-) {
+async fn hundreds_of_calls_that_end_during_a_freeze_are_settled_once_afterwards(setup: &mut Setup) {
     const CALLS: u64 = 600;
     if setup.mode == Mode::Leases {
-        // A refund of unknown outcome is not sent again.
+        // A refund with an unknown outcome is not sent again.
         return;
     }
-    // Longer than a machine pauses, so that no call but those that end is decided without the store.
+    // Longer than a machine pauses, so that only the ending calls are decided without the store.
     let timeout = MARGIN + Duration::from_millis(200);
     let redis = connect(Redis::builder(setup.url()).command_timeout(timeout)).await;
     let others = setup.redis().await;
@@ -183,19 +179,17 @@ async fn hundreds_of_calls_that_end_while_it_is_frozen_are_settled_once_when_it_
     sleep(timeout).await;
     setup.thaw().await;
     let other = looking(setup, &others);
-    // Of those that a paused machine has decided without it the store knows nothing.
-    let told = CALLS - layer.handle().decided_without_store();
-    exactly_left(&other, "somebody", LIMIT - told * USED).await;
+    // The store does not know of calls that a paused machine has decided locally.
+    let decided = CALLS - layer.handle().decided_without_store();
+    exactly_left(&other, "somebody", LIMIT - decided * USED).await;
 }
 
-async fn what_was_left_of_a_share_comes_back_though_the_next_is_not_granted_to_anybody(
-    setup: &mut Setup,
-) {
+async fn the_rest_of_a_lease_is_returned_although_the_next_is_not_used(setup: &mut Setup) {
     let (redis, others) = (setup.redis().await, setup.redis().await);
     let layer = unary(tokens(), setup.shared(&redis, 2));
     assert!(admits(&layer, Prompt::of(10)).await);
     need_replicas(setup, "1").await;
-    // More than is left of the share.
+    // More than is left of the lease.
     asked_and_left(&layer, 10_000).await;
     sleep(Duration::from_millis(300)).await;
     need_replicas(setup, "0").await;
@@ -209,35 +203,42 @@ async fn what_was_left_of_a_share_comes_back_though_the_next_is_not_granted_to_a
 async fn a_thousand_calls_that_end_together_are_settled_together_by_a_distant_store() {
     const CALLS: u64 = 1_000;
     let setup = Setup::server(Mode::Script, "far").await;
-    let way = Way {
+    let link = Link {
         delay: Duration::from_millis(10),
-        ..Way::default()
+        ..Link::default()
     };
-    let url = by_way_of(setup.url(), way).await;
+    let url = through_link(setup.url(), link).await;
     let redis = connect(Redis::builder(url).command_timeout(PATIENCE)).await;
     let layer = layer(setup.shared(&redis, 2));
     let calls = held(&layer, "somebody", CALLS).await;
     end(calls).await;
-    // One after the other, it would be twenty seconds.
+    // One after the other, it would take twenty seconds.
     let near = setup.redis().await;
     let other = looking(&setup, &near);
     exactly_left(&other, "somebody", LIMIT - CALLS * USED).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_server_answers_with_an_error_to_the_last_is_counted() {
+async fn a_settlement_that_always_fails_is_counted() {
     let setup = Setup::server(Mode::Script, "counted").await;
     let redis = setup.redis().await;
     let layer = layer(setup.shared(&redis, 2));
     let calls = held(&layer, "somebody", 10).await;
     let _spoiled = Spoiled::spoil(&setup, "somebody").await;
     end(calls).await;
-    assert_eq!(layer.handle().unsettled(), 0, "it is tried again");
-    eventually("all are counted", async || layer.handle().unsettled() == 10).await;
+    assert_eq!(
+        layer.handle().unsettled(),
+        0,
+        "a settlement was tried again"
+    );
+    eventually("all unsettled calls are counted", async || {
+        layer.handle().unsettled() == 10
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_ends_while_its_slot_is_moved_is_settled_when_it_has() {
+async fn calls_that_end_during_a_slot_migration_are_settled_afterwards() {
     let cluster = RedisCluster::start(3).await.unwrap();
     let redis = connect(Redis::builder(cluster.url()).command_timeout(MARGIN)).await;
     let shared = || SharedLimits::new(redis.clone(), "moved", 2);
@@ -252,7 +253,7 @@ async fn what_ends_while_its_slot_is_moved_is_settled_when_it_has() {
         let words = ["CLUSTER", "SETSLOT", &slot, state, &id];
         cluster.command(node, &words).await.unwrap();
     }
-    // A window has two keys of the three that a script names: to a server that moves them, the third may have gone before.
+    // A window has two of the three keys that a script names: the third may have moved to the other server before them.
     end(calls).await;
     sleep(MARGIN).await;
     for node in [from, to] {
@@ -267,11 +268,11 @@ async fn what_ends_while_its_slot_is_moved_is_settled_when_it_has() {
 // === unknown outcomes ===
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_call_has_used_is_charged_after_an_outage_or_counted_as_unsettled() {
+async fn usage_is_charged_after_an_outage_or_counted_as_unsettled() {
     const CALLS: u64 = 200;
     let setup = Setup::server(Mode::Script, "cut").await;
-    let way = Way::default();
-    let url = by_way_of(setup.url(), way.clone()).await;
+    let link = Link::default();
+    let url = through_link(setup.url(), link.clone()).await;
     let redis = connect(Redis::builder(url).command_timeout(MARGIN)).await;
     let hold_for = Duration::from_secs(2);
     let layer = layer(setup.shared(&redis, 2).hold_for(hold_for));
@@ -280,59 +281,61 @@ async fn what_a_call_has_used_is_charged_after_an_outage_or_counted_as_unsettled
     let other = unary(tokens(), shared.store_fallback(StoreFallback::FailClosed));
 
     let calls = held(&layer, "somebody", CALLS).await;
-    let told = CALLS - layer.handle().decided_without_store();
-    // They end while nothing arrives, and when it does again, what they held has run out.
-    way.is_cut.store(true, Ordering::SeqCst);
+    let decided = CALLS - layer.handle().decided_without_store();
+    // The calls end while nothing arrives; when the connection works again, their holds have expired.
+    link.is_cut.store(true, Ordering::SeqCst);
     end(calls).await;
     sleep(hold_for).await;
-    // Each claim gives back some of the expired reservations.
+    // Each claim refunds some of the expired reservations.
     for _ in 0..CALLS / 10 {
         assert!(admits(&other, Prompt::by("somebody", 0)).await);
     }
-    way.is_cut.store(false, Ordering::SeqCst);
+    link.is_cut.store(false, Ordering::SeqCst);
     let handle = layer.handle();
-    eventually("it is tried again", async || handle.unsettled() > 0).await;
+    eventually("a settlement was tried again", async || {
+        handle.unsettled() > 0
+    })
+    .await;
     let mut unsettled = 0;
     while unsettled < handle.unsettled() {
         unsettled = handle.unsettled();
         sleep(MARGIN).await;
     }
-    // The first that is let through has all that is left.
+    // The first admitted call takes all that is left.
     let mut charged = 0;
     while !admits(&other, Prompt::by("somebody", LIMIT - charged * USED)).await {
         charged += 1;
     }
-    println!("of {told} calls {charged} are charged, and {unsettled} unsettled");
-    assert_eq!(charged + unsettled, told);
+    println!("of {decided} calls {charged} are charged, and {unsettled} unsettled");
+    assert_eq!(charged + unsettled, decided);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_cannot_have_expired_was_settled_by_the_attempt_without_a_response() {
     const CALLS: u64 = 100;
     let setup = Setup::server(Mode::Script, "lost answer").await;
-    let way = Way::default();
-    let url = by_way_of(setup.url(), way.clone()).await;
+    let link = Link::default();
+    let url = through_link(setup.url(), link.clone()).await;
     let redis = connect(Redis::builder(url).command_timeout(MARGIN)).await;
     let layer = layer(setup.shared(&redis, 2));
     let calls = held(&layer, "somebody", CALLS).await;
-    let told = CALLS - layer.handle().decided_without_store();
-    way.answers_are_cut.store(true, Ordering::SeqCst);
+    let decided = CALLS - layer.handle().decided_without_store();
+    link.answers_are_cut.store(true, Ordering::SeqCst);
     end(calls).await;
-    eventually("it is seen", async || !redis.is_up()).await;
-    way.answers_are_cut.store(false, Ordering::SeqCst);
+    eventually("the outage is noticed", async || !redis.is_up()).await;
+    link.answers_are_cut.store(false, Ordering::SeqCst);
     let near = setup.redis().await;
     let other = looking(&setup, &near);
-    exactly_left(&other, "somebody", LIMIT - told * USED).await;
-    // What has been tried before is tried again, and found settled.
+    exactly_left(&other, "somebody", LIMIT - decided * USED).await;
+    // The earlier attempt is repeated, and the call is found settled.
     sleep(MARGIN).await;
     assert_eq!(layer.handle().unsettled(), 0);
 }
 
-// === callers that leave ===
+// === dropped calls ===
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn callers_that_leave_while_the_server_takes_no_writes_keep_no_place_of_those_who_wait_for_it()
- {
+async fn dropped_calls_free_their_slots_while_the_server_rejects_writes() {
     const PENDING: usize = 4;
     let setup = Setup::server(Mode::Leases, "wedged").await;
     let redis = Redis::builder(setup.url()).command_timeout(PATIENCE);
@@ -340,13 +343,13 @@ async fn callers_that_leave_while_the_server_takes_no_writes_keep_no_place_of_th
     let layer = looking(&setup, &redis);
     assert!(admits(&layer, Prompt::of(10)).await);
     need_replicas(&setup, "1").await;
-    // What was left of the share cannot go back, and is tried again and again.
+    // The rest of the lease cannot be returned, and is tried again and again.
     for _ in 0..4 * PENDING {
         asked_and_left(&layer, 10_000).await;
         sleep(Duration::from_millis(20)).await;
     }
     need_replicas(&setup, "0").await;
-    eventually("it is asked again", async || {
+    eventually("the store is asked again", async || {
         admits(&layer, Prompt::of(10_000)).await
     })
     .await;
@@ -360,28 +363,28 @@ async fn a_call_outside_a_runtime_panics_alone() {
     assert!(admits(&layer, Prompt::of(10)).await);
     let outside = layer.clone();
     let polled = std::thread::spawn(move || {
-        // More than is left of the share, so that the store is asked.
+        // More than is left of the lease, so that the store is asked.
         let call = admits(&outside, Prompt::of(10_000));
         call.now_or_never()
     });
     assert!(polled.join().is_err());
     sleep(Duration::from_millis(100)).await;
-    // The task still gives back grants of dropped requests.
+    // The task still refunds the grants of dropped requests.
     asked_and_left(&layer, 10_000).await;
     assert_eq!(layer.handle().unsettled(), 0);
 }
 
-/// The way to a server.
+/// A connection to a server.
 #[derive(Clone, Debug, Default)]
-struct Way {
-    /// How long it takes, either way.
+struct Link {
+    /// The delay in each direction.
     delay: Duration,
-    /// Nothing arrives, and a connection that has lost something is of no use any more.
+    /// Nothing arrives, and a connection that has lost data is never used again.
     is_cut: Arc<AtomicBool>,
     answers_are_cut: Arc<AtomicBool>,
 }
 
-async fn by_way_of(url: String, way: Way) -> String {
+async fn through_link(url: String, link: Link) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = url.trim_start_matches("redis://").to_owned();
@@ -392,13 +395,13 @@ async fn by_way_of(url: String, way: Way) -> String {
             };
             let (near_read, near_write) = near.into_split();
             let (far_read, far_write) = far.into_split();
-            let (there, back) = (way.is_cut.clone(), way.clone());
+            let (there, back) = (link.is_cut.clone(), link.clone());
             let is_lost = move || there.load(Ordering::SeqCst);
-            tokio::spawn(pass_on(near_read, far_write, way.delay, is_lost));
+            tokio::spawn(pass_on(near_read, far_write, link.delay, is_lost));
             let is_lost = move || {
                 back.is_cut.load(Ordering::SeqCst) || back.answers_are_cut.load(Ordering::SeqCst)
             };
-            tokio::spawn(pass_on(far_read, near_write, way.delay, is_lost));
+            tokio::spawn(pass_on(far_read, near_write, link.delay, is_lost));
         }
     });
     format!("redis://{address}")

@@ -1,4 +1,4 @@
-//! Calls that wait for others of their process to be settled, where limits are shared.
+//! Calls that wait for other calls of their process to be settled, with shared limits.
 
 #![cfg(feature = "redis")]
 #![expect(
@@ -50,13 +50,13 @@ async fn calls_are_served_by_what_others_use_and_not_by_what_they_reserve(setup:
     let calls = (0..80).map(|_| service.clone().oneshot(Prompt::of(100)));
     let outcomes = join_all(calls).await;
     let served = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
-    println!("{}: {served} of 80 are served", setup.mode);
+    println!("{}: {served} of 80 calls are served", setup.mode);
     assert!((40..=50).contains(&served), "{served}");
     let stats = &layer.handle().stats()[0];
     assert_eq!((stats.consumed, stats.waiting), (20 * served as u64, 0));
     for error in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()) {
         let refused: &RateLimited = error.downcast_ref().unwrap();
-        // By the store: until enough of what was used is forgotten.
+        // By the store: until enough of the usage is forgotten.
         assert!(
             refused.retry_after() > Some(Duration::from_secs(30)),
             "{error}"

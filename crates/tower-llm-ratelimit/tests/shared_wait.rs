@@ -1,4 +1,4 @@
-//! Calls that wait for a limit that others use too.
+//! Calls that wait for a limit that other processes use too.
 
 #![cfg(feature = "redis")]
 #![expect(
@@ -28,12 +28,12 @@ use tower_llm_ratelimit::{Limit, RateLimitBuilder, RateLimitLayer, RateLimited, 
 use tower_llm_testkit::Stopwatch;
 
 scenarios!(
-    calls_of_one_process_wait_in_the_order_in_which_they_came,
-    a_call_waits_as_long_as_the_store_says_and_not_much_longer,
-    what_cannot_be_admitted_in_time_is_refused_at_once,
-    who_leaves_the_line_gives_the_place_back,
-    what_another_process_gives_back_lets_a_waiter_in,
-    closed_and_away_a_call_waits_for_the_store_to_come_back,
+    calls_of_one_process_are_admitted_in_order,
+    a_call_waits_for_the_stores_time_and_not_much_longer,
+    a_call_that_cannot_be_admitted_in_time_is_refused_without_waiting,
+    a_dropped_waiting_call_frees_its_slot,
+    a_refund_by_another_process_admits_a_waiting_call,
+    with_fail_closed_a_call_waits_until_the_store_recovers,
 );
 
 fn waiting(limit: Limit) -> RateLimitBuilder {
@@ -54,15 +54,15 @@ fn a_model() -> Key {
 
 async fn until_waiting(layer: &RateLimitLayer<Unary>, calls: usize) {
     let handle = layer.handle();
-    eventually("so many wait", async || {
+    eventually("the calls wait", async || {
         let stats = handle.stats_of(&a_model());
         stats.first().is_some_and(|limit| limit.waiting == calls)
     })
     .await;
 }
 
-async fn calls_of_one_process_wait_in_the_order_in_which_they_came(setup: &mut Setup) {
-    // One after the other, and large ones are not overtaken by small ones.
+async fn calls_of_one_process_are_admitted_in_order(setup: &mut Setup) {
+    // One after the other; small calls do not overtake large ones.
     let limit = || Limit::tokens(40).per(Duration::from_secs(1)).bucket(100);
     let (one, other) = (
         layer(setup, waiting(limit())).await,
@@ -74,7 +74,7 @@ async fn calls_of_one_process_wait_in_the_order_in_which_they_came(setup: &mut S
         let one = one.clone();
         async move { call(&one, Prompt::of(80)).await.unwrap() }
     });
-    // For two seconds, in which the others come.
+    // For two seconds, in which the others arrive.
     until_waiting(&one, 1).await;
     for number in 0..10_usize {
         let (waiter, sender) = (one.clone(), sender.clone());
@@ -94,7 +94,7 @@ async fn calls_of_one_process_wait_in_the_order_in_which_they_came(setup: &mut S
     assert_eq!(order, (0..10).collect::<Vec<_>>());
 }
 
-async fn a_call_waits_as_long_as_the_store_says_and_not_much_longer(setup: &mut Setup) {
+async fn a_call_waits_for_the_stores_time_and_not_much_longer(setup: &mut Setup) {
     let limit = || Limit::requests(20).per(Duration::from_secs(2));
     let (one, other) = (
         layer(setup, waiting(limit())).await,
@@ -107,7 +107,7 @@ async fn a_call_waits_as_long_as_the_store_says_and_not_much_longer(setup: &mut 
     admitted.unwrap().unwrap();
     let took = from.elapsed();
     println!("{}: waited {took:?} for a window of 2 s", setup.mode);
-    // A window is over after 12 slices at the earliest, and 13 at the latest.
+    // A window refills after 12 slices at the earliest, and 13 at the latest.
     assert!(
         took >= Duration::from_secs(2) || setup.mode == Mode::Leases,
         "{took:?}"
@@ -117,7 +117,7 @@ async fn a_call_waits_as_long_as_the_store_says_and_not_much_longer(setup: &mut 
     assert!(took < latest, "{took:?}");
 }
 
-async fn what_cannot_be_admitted_in_time_is_refused_at_once(setup: &mut Setup) {
+async fn a_call_that_cannot_be_admitted_in_time_is_refused_without_waiting(setup: &mut Setup) {
     let limit = || Limit::tokens(100).per_hour();
     let in_time = waiting(limit()).max_wait(Duration::from_secs(10));
     let (one, other) = (
@@ -132,7 +132,7 @@ async fn what_cannot_be_admitted_in_time_is_refused_at_once(setup: &mut Setup) {
         .unwrap()
         .retry_after()
         .unwrap();
-    // Its slices are of five minutes.
+    // Its slices are five minutes long.
     let hour = Duration::from_secs(3_600);
     assert!(
         wait >= hour && wait <= hour + Duration::from_secs(600),
@@ -141,7 +141,7 @@ async fn what_cannot_be_admitted_in_time_is_refused_at_once(setup: &mut Setup) {
     assert!(took < shared_support::MARGIN, "{took:?}");
 }
 
-async fn who_leaves_the_line_gives_the_place_back(setup: &mut Setup) {
+async fn a_dropped_waiting_call_frees_its_slot(setup: &mut Setup) {
     let limit = || Limit::tokens(100).per(Duration::from_secs(1));
     let builder = waiting(limit()).max_waiting(3);
     let one = layer(setup, builder).await;
@@ -161,7 +161,7 @@ async fn who_leaves_the_line_gives_the_place_back(setup: &mut Setup) {
     for waiter in &waiters {
         waiter.abort();
     }
-    // The line is gone, and what is held counts for no longer than a window.
+    // The queue is gone, and what is held counts for no longer than a window.
     let handle = one.handle();
     eventually("no call waits", async || {
         let stats = handle.stats_of(&a_model());
@@ -175,19 +175,22 @@ async fn who_leaves_the_line_gives_the_place_back(setup: &mut Setup) {
         .unwrap();
 }
 
-async fn what_another_process_gives_back_lets_a_waiter_in(setup: &mut Setup) {
-    // An hour and more, if nothing came back.
+async fn a_refund_by_another_process_admits_a_waiting_call(setup: &mut Setup) {
+    // An hour and more, if nothing were refunded.
     let limit = || Limit::tokens(100).per_hour();
     let day = Duration::from_secs(86_400);
     let (one, other) = (
         layer(setup, waiting(limit()).max_wait(day)).await,
         layer(setup, waiting(limit()).max_wait(day)).await,
     );
-    // Held by a call that is not sent yet: dropping it gives all back.
+    // Held by a call that is not sent yet: dropping it refunds everything.
     let unsent = other.layer(ReadyOnce { ready: true });
     let held = tokio::spawn(unsent.oneshot(Prompt::of(80)));
     let handle = other.handle();
-    eventually("it is held", async || handle.stats()[0].admitted == 1).await;
+    eventually("the first call is admitted", async || {
+        handle.stats()[0].admitted == 1
+    })
+    .await;
     let waiter = tokio::spawn({
         let one = one.clone();
         async move { call(&one, Prompt::of(60)).await }
@@ -196,8 +199,8 @@ async fn what_another_process_gives_back_lets_a_waiter_in(setup: &mut Setup) {
     held.abort();
     let (admitted, took) = timed(timeout(PATIENCE, waiter)).await;
     admitted.unwrap().unwrap().unwrap();
-    println!("{}: let in {took:?} after it was given back", setup.mode);
-    // A quarter of a second, and as much as a lease lasts where it was left of one.
+    println!("{}: admitted {took:?} after the refund", setup.mode);
+    // A quarter of a second, plus the length of a lease that was partly spent.
     let most = match setup.mode {
         Mode::Script => Duration::from_millis(300),
         Mode::Leases => shared_support::LEASE + Duration::from_millis(300),
@@ -205,7 +208,7 @@ async fn what_another_process_gives_back_lets_a_waiter_in(setup: &mut Setup) {
     assert!(took < most + RECOVERY, "{took:?}");
 }
 
-async fn closed_and_away_a_call_waits_for_the_store_to_come_back(setup: &mut Setup) {
+async fn with_fail_closed_a_call_waits_until_the_store_recovers(setup: &mut Setup) {
     let redis = setup.hasty_redis().await;
     let shared = setup
         .shared(&redis, 2)
@@ -225,7 +228,7 @@ async fn closed_and_away_a_call_waits_for_the_store_to_come_back(setup: &mut Set
     assert!(took < shared_support::RECOVERY, "{took:?}");
 }
 
-/// A service whose clones are never ready: what the layer admits late is not sent.
+/// A service whose clones are never ready: a call that the layer admits late is not sent.
 #[derive(Debug)]
 struct ReadyOnce {
     ready: bool,

@@ -1,7 +1,7 @@
-//! A million decisions and thousands of calls on several threads, dropped at any point of their lives.
+//! A million decisions and thousands of calls on several threads, dropped at any stage.
 //!
-//! On real time. When a decision was made is known to lie between two readings of the clock: what is certainly within a
-//! stretch of time must fit in it.
+//! On real time. Each decision lies between two readings of the clock; what was certainly admitted within an interval
+//! must not exceed its limit.
 
 mod support;
 
@@ -29,12 +29,12 @@ use tower_llm_core::{Key, KeyBy, Unary};
 use tower_llm_ratelimit::{CutShort, Limit, RateLimit, RateLimitLayer};
 
 const TASKS: u64 = 10;
-/// Twice: for a window and for a bucket.
+/// Two times that number: for a window and for a bucket.
 const HALF_A_MILLION: u64 = 500_000;
 /// Long enough for windows to slide.
 const AT_LEAST: Duration = Duration::from_millis(2_600);
 
-/// What was let through, after the one and before the other of two times.
+/// An admitted amount, which was admitted between the two times.
 #[derive(Clone, Copy)]
 struct Admitted {
     after: Duration,
@@ -42,7 +42,7 @@ struct Admitted {
     amount: u64,
 }
 
-/// Ten tasks decide so many times, and for a while; what they let through, and how often they decided.
+/// Ten tasks decide `times` times, and for a minimum time; returns what they admitted and how often they decided.
 async fn decide(times: u64, layer: &RateLimitLayer<Unary>) -> (Vec<Admitted>, u64) {
     let (began, decisions) = (Instant::now(), Arc::new(AtomicU64::new(0)));
     let mut tasks = JoinSet::new();
@@ -78,12 +78,12 @@ async fn decide(times: u64, layer: &RateLimitLayer<Unary>) -> (Vec<Admitted>, u6
         });
     }
     let all = timeout(Duration::from_secs(60), tasks.join_all());
-    let mut admitted = all.await.expect("a call waits without end").concat();
+    let mut admitted = all.await.expect("no call hangs").concat();
     admitted.sort_by_key(|one| one.before);
     (admitted, decisions.load(Relaxed))
 }
 
-/// Checks that in no stretch of time more was let through than `most` says for its length.
+/// Checks that no interval admitted more than `most` allows for its length.
 fn check_every_stretch(admitted: &[Admitted], most: impl Fn(Duration) -> f64) {
     for first in admitted {
         let mut sum = 0;
@@ -95,8 +95,8 @@ fn check_every_stretch(admitted: &[Admitted], most: impl Fn(Duration) -> f64) {
     }
 }
 
-/// Everything adds up, and what was refused has left no trace.
-fn check_books(layer: &RateLimitLayer<Unary>, admitted: &[Admitted], decisions: u64) {
+/// The totals agree, and refusals have left no trace.
+fn check_totals(layer: &RateLimitLayer<Unary>, admitted: &[Admitted], decisions: u64) {
     let sum = admitted.iter().map(|one| one.amount).sum::<u64>();
     let (stats, count) = (layer.handle().stats(), admitted.len() as u64);
     for stats in &stats {
@@ -113,7 +113,7 @@ fn check_books(layer: &RateLimitLayer<Unary>, admitted: &[Admitted], decisions: 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_half_a_million_decisions_none_brings_a_window_over_its_limit() {
+async fn half_a_million_decisions_never_exceed_a_windows_limit() {
     const LIMIT: u64 = 1_300;
     let period = Duration::from_secs(1);
     let layer = unary()
@@ -125,20 +125,20 @@ async fn of_half_a_million_decisions_none_brings_a_window_over_its_limit() {
         true => LIMIT as f64,
         false => f64::INFINITY,
     });
-    check_books(&layer, &admitted, decisions);
-    // It was used up again and again: at the beginning, and each time that it was forgotten.
+    check_totals(&layer, &admitted, decisions);
+    // The limit was used up again each time that it refilled.
     let sum: u64 = admitted.iter().map(|one| one.amount).sum();
     assert!(sum >= 3 * (LIMIT - 20), "{sum}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_half_a_million_decisions_none_brings_a_bucket_over_burst_and_rate() {
+async fn half_a_million_decisions_never_exceed_a_buckets_burst_and_rate() {
     let layer = unary().limit(Limit::tokens(1_300).per_second().bucket(200));
     let layer = layer.build().unwrap();
     let (admitted, decisions) = decide(HALF_A_MILLION, &layer).await;
     check_every_stretch(&admitted, |length| 200.0 + 1_300.0 * length.as_secs_f64());
-    check_books(&layer, &admitted, decisions);
-    // Nothing was kept back while they asked: that is, but for when the machine let none of them run.
+    check_totals(&layer, &admitted, decisions);
+    // The bucket's whole rate was used, except while the machine ran none of the tasks.
     let sum = admitted.iter().map(|one| one.amount).sum::<u64>();
     let gaps = admitted.windows(2).map(|two| two[1].before - two[0].before);
     let asked_for: Duration = gaps.filter(|gap| gap < &Duration::from_millis(50)).sum();
@@ -149,7 +149,7 @@ async fn of_half_a_million_decisions_none_brings_a_bucket_over_burst_and_rate() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_of_many_decisions_takes_of_all_limits_or_of_none() {
+async fn every_decision_charges_all_limits_or_none() {
     let layer = unary()
         .limit(Limit::tokens(1_000).per_second().bucket(300))
         .limit(Limit::requests(90).per_second().by(KeyBy::shared()))
@@ -157,7 +157,7 @@ async fn each_of_many_decisions_takes_of_all_limits_or_of_none() {
         .build()
         .unwrap();
     let (admitted, decisions) = decide(HALF_A_MILLION / 10, &layer).await;
-    check_books(&layer, &admitted, decisions);
+    check_totals(&layer, &admitted, decisions);
     let second = |most: u64| {
         move |length: Duration| {
             if length.as_secs() < 1 {
@@ -173,7 +173,7 @@ async fn each_of_many_decisions_takes_of_all_limits_or_of_none() {
     check_every_stretch(&admitted, |length| 300.0 + 1_000.0 * length.as_secs_f64());
 }
 
-/// Limits by caller, by header and of all: calls of two callers and two regions lock them in pairs that cross.
+/// Limits by caller, by header and for all: calls of two callers and two regions lock them in pairs that cross.
 fn crossing() -> [Limit; 4] {
     let region = || KeyBy::header(http::HeaderName::from_static("x-region"));
     [
@@ -185,13 +185,13 @@ fn crossing() -> [Limit; 4] {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn calls_with_crossing_keys_take_all_or_nothing_and_never_deadlock() {
+async fn calls_with_crossing_keys_charge_all_or_nothing_and_never_deadlock() {
     let layer = unary().limits(crossing()).build().unwrap();
-    // By caller and by region, what was let through.
-    let books: Arc<[AtomicU64; 4]> = Arc::default();
+    // The admitted amounts by caller and by region.
+    let totals: Arc<[AtomicU64; 4]> = Arc::default();
     let mut tasks = JoinSet::new();
     for task in 0..TASKS as usize {
-        let (service, books) = (layer.layer(ready()), Arc::clone(&books));
+        let (service, totals) = (layer.layer(ready()), Arc::clone(&totals));
         tasks.spawn(async move {
             let mut numbers = Numbers(task as u64);
             for decision in 0..20_000 {
@@ -200,8 +200,8 @@ async fn calls_with_crossing_keys_take_all_or_nothing_and_never_deadlock() {
                 let ask = Ask::of(["ann", "bob"][caller], amount, 0);
                 let ask = ask.header("x-region", ["eu", "us"][region]);
                 if passes(&service, ask) {
-                    books[caller].fetch_add(amount, Relaxed);
-                    books[2 + region].fetch_add(amount, Relaxed);
+                    totals[caller].fetch_add(amount, Relaxed);
+                    totals[2 + region].fetch_add(amount, Relaxed);
                 }
                 if decision % 100 == 0 {
                     yield_now().await;
@@ -210,18 +210,18 @@ async fn calls_with_crossing_keys_take_all_or_nothing_and_never_deadlock() {
         });
     }
     let all = timeout(Duration::from_secs(60), tasks.join_all());
-    all.await.expect("two calls lock each other out");
+    all.await.expect("no deadlock");
     let handle = layer.handle();
-    let books = books.each_ref().map(|sum| sum.load(Relaxed));
-    let sum = books[0] + books[1];
-    assert_eq!(books[2] + books[3], sum);
+    let totals = totals.each_ref().map(|sum| sum.load(Relaxed));
+    let sum = totals[0] + totals[1];
+    assert_eq!(totals[2] + totals[3], sum);
     let requests = handle.stats()[0].admitted;
     assert_eq!(consumed(&handle), [sum, requests, sum, sum]);
     let seen = |key| handle.stats_of(&Key::new(key)).len();
     assert_eq!(["ann", "bob", "eu", "us"].map(seen), [1, 1, 2, 2]);
 }
 
-/// Drops `future` when it has been polled so often, if that is said.
+/// Drops `future` after the given number of polls, if any.
 struct GiveUp<F> {
     future: Pin<Box<F>>,
     polls: Option<u64>,
@@ -236,7 +236,7 @@ impl<F: Future> Future for GiveUp<F> {
                 return Poll::Ready(None);
             }
             *polls -= 1;
-            // Polled again at once, so that it is given up wherever it waits. The others must be woken.
+            // Polled again at once, so that it can be dropped wherever it waits. The others must be woken.
             cx.waker().wake_by_ref();
         }
         self.future.as_mut().poll(cx).map(Some)
@@ -244,7 +244,7 @@ impl<F: Future> Future for GiveUp<F> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn after_thousands_of_calls_that_wait_and_leave_the_books_are_even() {
+async fn thousands_of_waiting_and_dropped_calls_leave_the_totals_even() {
     let layer = open()
         .limits(crossing())
         .max_waiting(8)
@@ -268,14 +268,14 @@ async fn after_thousands_of_calls_that_wait_and_leave_the_books_are_even() {
         });
     }
     let all = timeout(Duration::from_secs(60), tasks.join_all());
-    all.await.expect("a call waits without end");
+    all.await.expect("no call hangs");
     let handle = layer.handle();
     assert_eq!(waiting(&handle), [0; 4]);
     let requests = handle.stats()[0].admitted;
     let used = used.load(Relaxed);
     assert!(used > 500, "{used}");
     assert_eq!(consumed(&handle), [used, requests, used, used]);
-    // No queue is left in which a call would have to wait.
+    // No queue is left in which a call would wait.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     for caller in ["ann", "bob"] {
         for region in ["eu", "us"] {
@@ -287,7 +287,7 @@ async fn after_thousands_of_calls_that_wait_and_leave_the_books_are_even() {
     }
 }
 
-/// Makes a call, which may be given up while it waits, runs or streams, and adds to `used` what it is to cost.
+/// Makes a call, which may be dropped while it waits, runs or streams, and adds its expected cost to `used`.
 async fn one_call<S>(service: &RateLimit<S, Open>, numbers: &mut Numbers, used: &AtomicU64)
 where
     S: Service<Ask, Response = usize, Error = Infallible> + Clone,
@@ -306,7 +306,7 @@ where
     for _ in 0..numbers.below(4) {
         yield_now().await;
     }
-    // Every fourth caller leaves in the middle.
+    // Every fourth caller disconnects midway.
     if numbers.below(4) > 0 {
         let output = numbers.below(amount);
         used.fetch_add(output, Relaxed);

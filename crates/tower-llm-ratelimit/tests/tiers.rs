@@ -1,4 +1,4 @@
-//! Plans: which amount a caller has, and what happens when that changes.
+//! Tiers: a caller's amount, and what happens when its tier changes.
 
 mod support;
 
@@ -15,7 +15,7 @@ use tower_llm_core::{Described, KeyBy};
 use tower_llm_ratelimit::Limit;
 use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
 
-/// The plans of the issue.
+/// The documented plans.
 fn plans() -> Limit {
     Limit::requests(100)
         .per_hour()
@@ -23,7 +23,7 @@ fn plans() -> Limit {
         .tier("enterprise", 10_000)
 }
 
-/// The plan that the request names; a service would look its caller up.
+/// The plan that the request names; a real service would look up its caller.
 fn by_header(request: &dyn Described) -> Cow<'static, str> {
     let plan = request.header("x-plan").unwrap_or_default();
     String::from_utf8_lossy(plan).into_owned().into()
@@ -76,7 +76,7 @@ async fn use_before_a_change_of_plan_counts_in_the_new_one() {
         calls(900);
         assert!(handle.set_tier_by(|_| "enterprise".into()));
         calls(9_000);
-        // Down again, all of that counts on: there is room when all but 99 are forgotten, or have leaked away.
+        // Back in the lower tier, all usage counts: there is room once all but 99 are forgotten or have leaked.
         assert!(handle.set_tier_by(|_| "free".into()));
         let wait = calls(0);
         assert_eq!(remaining(&handle, "ann"), [0]);
@@ -143,12 +143,12 @@ async fn a_bucket_fills_up_at_the_speed_of_its_tier() {
         Ask::of("ann", 600, 0).header("x-plan", "pro"),
     );
     assert_eq!(refused(&service, on("ann", "pro")), SECOND / 10);
-    // 540 and one more than free's burst, at free's speed.
+    // 540, plus one more than the free tier's burst, at the free tier's speed.
     assert_eq!(refused(&service, on("ann", "free")), 541 * SECOND);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_under_way_is_settled_in_the_tier_it_began_in() {
+async fn a_call_in_flight_is_settled_in_its_first_tier() {
     for limit in [
         Limit::tokens(100).per_minute().tier("pro", 1_000),
         Limit::tokens(100)
@@ -174,7 +174,7 @@ async fn a_call_under_way_is_settled_in_the_tier_it_began_in() {
         handle.set_tier_by(|_| "pro".into());
         let call = admitted(&service, &mut upstream, Ask::of("ann", 1, 0));
         handle.set_tier_by(|_| "free".into());
-        // Far over free's limit, but not over that of the plan in which it was let through.
+        // Far over the limit of the free tier, but within that of the tier in which it was admitted.
         call.used(500, 0);
         assert_eq!(stats(&handle).violations, 0);
         assert_eq!(consumed(&handle), [540]);
@@ -182,11 +182,11 @@ async fn a_call_under_way_is_settled_in_the_tier_it_began_in() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_policy_that_panics_spoils_nothing() {
+async fn a_panicking_policy_corrupts_no_state() {
     let layer = unary()
         .limit(plans())
         .tier_by(|request| match request.header("x-plan") {
-            Some(b"panic") => panic!("as it was told"),
+            Some(b"panic") => panic!("scripted panic"),
             _ => "pro".into(),
         })
         .build()
@@ -204,9 +204,9 @@ async fn a_policy_that_panics_spoils_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_panics_spoils_nothing() {
+async fn a_panicking_key_corrupts_no_state() {
     let by_tenant = KeyBy::custom(|request| match request.header("x-tenant") {
-        Some(b"panic") => panic!("as it was told"),
+        Some(b"panic") => panic!("scripted panic"),
         tenant => tower_llm_core::Key::new(String::from_utf8_lossy(tenant.unwrap_or_default())),
     });
     let layer = unary()
@@ -228,7 +228,7 @@ async fn a_key_that_panics_spoils_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_policy_may_change_the_policy_and_look_at_the_state() {
+async fn a_policy_may_replace_the_policy_and_read_the_state() {
     let handle_of_policy = std::sync::Arc::new(Mutex::new(None));
     let of_policy = std::sync::Arc::clone(&handle_of_policy);
     let layer = unary()
@@ -254,7 +254,7 @@ async fn a_policy_may_change_the_policy_and_look_at_the_state() {
 }
 
 #[test]
-fn where_there_are_no_tiers_no_policy_is_taken() {
+fn without_tiers_a_policy_is_not_accepted() {
     let layer = unary()
         .limit(Limit::requests(1).per_second())
         .build()
@@ -263,7 +263,7 @@ fn where_there_are_no_tiers_no_policy_is_taken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_tier_changed_at_run_time_applies_to_calls_that_wait() {
+async fn a_tier_changed_at_run_time_applies_to_waiting_calls() {
     let limit = Limit::tokens(60).per_minute().bucket(60).tier("pro", 600);
     let layer = unary()
         .limit(limit)
@@ -311,7 +311,7 @@ async fn a_waiting_call_that_is_too_large_for_its_new_tier_is_refused() {
     };
     assert_eq!(support::exceeds(&error).capacity(), 6);
     drop(large);
-    // At six tokens a minute, what the caller has used takes as long to drain.
+    // At six tokens a minute, the caller's usage takes that long to drain.
     advance(Duration::from_secs(599)).await;
     assert!(small.poll().is_pending());
     nothing_arrived(&mut upstream);

@@ -105,15 +105,15 @@ fn at(nanos: u64) -> Now {
     Now { nanos, today }
 }
 
-/// Small amounts more often than large ones: so that many calls share a period.
-fn share(index: &Index, limit: u64) -> u64 {
-    let share = index.index(1 << 20) as u64;
-    let range = if share.is_multiple_of(4) {
+/// Small amounts more often than large ones, so that many calls share a period.
+fn small_amount(index: &Index, limit: u64) -> u64 {
+    let amount = index.index(1 << 20) as u64;
+    let range = if amount.is_multiple_of(4) {
         limit
     } else {
         limit.div_ceil(8)
     };
-    1 + share % range
+    1 + amount % range
 }
 
 /// Changes a charge to what was `used`, in the log and, as the key state does, in the meter.
@@ -170,7 +170,7 @@ fn check_window(kind: Kind, rates: &[Rate; 2], steps: &[Step]) -> Result<(), Tes
             continue;
         };
         let rate = &rates[tier];
-        let amount = share(amount, rate.amount);
+        let amount = small_amount(amount, rate.amount);
         check_promises(&meter, rate, amount, now)?;
         if meter.wait(rate, amount, at(now)) == 0 {
             // Both ends belong to the period: a call exactly one period ago still counts.
@@ -225,7 +225,7 @@ proptest! {
         for Step { gap, what } in &steps {
             now += gap.nanos(rate.period_nanos);
             let What::Ask { amount, .. } = what else { continue };
-            let amount = share(amount, rate.capacity);
+            let amount = small_amount(amount, rate.capacity);
             check_promises(&meter, &rate, amount, now)?;
             let fits = level(&log, &rate, now) + rate.scaled(amount) <= rate.scaled(rate.capacity);
             prop_assert_eq!(meter.wait(&rate, amount, at(now)) == 0, fits);
@@ -248,7 +248,7 @@ proptest! {
         for Step { gap, what } in &steps {
             now += gap.nanos(rate.period_nanos);
             if let What::Ask { tier, amount } = what {
-                let amount = share(amount, rate.capacity);
+                let amount = small_amount(amount, rate.capacity);
                 check_promises(&meter, &rate, amount, now)?;
                 if meter.wait(&rate, amount, at(now)) == 0 {
                     let epoch = meter.take(&rate, amount, at(now));
@@ -363,7 +363,7 @@ fn decides_as_governor(
         let passed = gap.nanos(interval * burst / 2);
         now += passed;
         clock.advance(Duration::from_nanos(passed));
-        let amount = share(&amount, rate.capacity);
+        let amount = small_amount(&amount, rate.capacity);
         let theirs = NonZeroU32::new(amount as u32).unwrap();
         let wait = meter.wait(rate, amount, at(now));
         match governor.check_n(theirs).unwrap() {
@@ -419,11 +419,11 @@ proptest! {
                         continue;
                     }
                     Held::Reserve(amount) => {
-                        let amount = share(amount, rate.amount);
+                        let amount = small_amount(amount, rate.amount);
                         open.push((meter.reserve(&rate, amount, now), amount));
                     }
                     Held::Charge(amount) => {
-                        meter.take(&rate, share(amount, rate.amount), now);
+                        meter.take(&rate, small_amount(amount, rate.amount), now);
                     }
                     Held::Settle(call, used) if !open.is_empty() => {
                         let (epoch, reserved) = open.remove(call.index(open.len()));

@@ -276,10 +276,10 @@ impl Task {
         }
         // Leases first, because other processes can use what is left of them.
         if let Some(key) = self.leases.pop(now) {
-            let Some(of_cell) = key.upgrade() else {
+            let Some(key_state) = key.upgrade() else {
                 return;
             };
-            let (left, again_at) = left_of_leases(&of_cell);
+            let (left, again_at) = left_of_leases(&key_state);
             if let Some(at) = again_at {
                 self.leases.push(at, key);
             }
@@ -347,7 +347,7 @@ async fn undone(leasing: Leasing, terms: Arc<[Terms]>) -> Option<Vec<Terms>> {
         }
         // What was left of earlier leases was still given back.
         Ok(Verdict::Blocked { .. }) => Vec::new(),
-        Err(away) if !away.may_have_run => terms.iter().map(Terms::without_need).collect(),
+        Err(error) if !error.may_have_run => terms.iter().map(Terms::without_need).collect(),
         Err(_) => return terms.iter().all(Terms::is_nothing).then(Vec::new),
     };
     let has_any = back.iter().any(|terms| !terms.is_nothing());

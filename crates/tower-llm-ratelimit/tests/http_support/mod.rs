@@ -1,4 +1,4 @@
-//! Calls over HTTP, what they should cost, and a provider on paused time.
+//! Calls over HTTP, their expected costs, and a provider on paused time.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
@@ -24,7 +24,7 @@ pub(crate) type Request = http::Request<Full<Bytes>>;
 /// More than any wait in these tests on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-// What our estimate of the requests' input is, what the provider says it was, and the maximum that they name.
+// Our estimate of the requests' input, the input that the provider reports, and the maximum that the requests name.
 pub(crate) const ESTIMATED: u64 = 20;
 pub(crate) const INPUT: u64 = 33;
 pub(crate) const OUTPUT: u64 = 7;
@@ -101,7 +101,7 @@ impl Api {
         post(provider, path, body)
     }
 
-    /// What stands before the text in an answer.
+    /// What precedes the text in a response.
     fn text(self, streamed: bool) -> &'static str {
         match (self, streamed) {
             (Self::Chat | Self::ChatUsage, true) => r#""delta":{"content":""#,
@@ -114,7 +114,7 @@ impl Api {
         }
     }
 
-    /// What stands before the input and output of a usage.
+    /// What precedes the input and the output in a usage.
     fn usage(self) -> [&'static str; 2] {
         match self {
             Self::Chat | Self::ChatUsage => [r#""prompt_tokens":"#, r#""completion_tokens":"#],
@@ -123,7 +123,7 @@ impl Api {
         }
     }
 
-    /// What is said when the usage that is there is all of it.
+    /// What the response contains once its usage is complete.
     fn finishes(self) -> &'static [&'static str] {
         match self {
             Self::Chat | Self::ChatUsage => &[r#""finish_reason":""#],
@@ -152,7 +152,7 @@ pub(crate) fn post(
 
 // === the service ===
 
-/// A limit of each kind, which all calls share and none exceeds.
+/// A limit of each unit, shared by all calls and exceeded by none.
 pub(crate) fn every_limit() -> [Limit; 4] {
     [
         Limit::requests(1_000_000).per_minute(),
@@ -162,7 +162,7 @@ pub(crate) fn every_limit() -> [Limit; 4] {
     ]
 }
 
-/// A layer that keeps every limit, for all calls together.
+/// A layer with every limit, for all calls together.
 pub(crate) fn counting() -> RateLimitBuilder {
     RateLimitLayer::for_callers()
         .limits(every_limit())
@@ -180,7 +180,7 @@ pub(crate) type Answer = http::Response<BoxBody>;
 pub(crate) type BoxBody = http_body_util::combinators::BoxBody<Bytes, BoxError>;
 pub(crate) type Stack = BoxCloneSyncService<Request, Answer, BoxError>;
 
-/// Describe, the limits, and the client.
+/// The stack: describe, the limits, and the client.
 pub(crate) fn stack(layer: &RateLimitLayer) -> Stack {
     stack_over(layer, client())
 }
@@ -205,15 +205,15 @@ where
     BoxCloneSyncService::new(ServiceExt::<Request>::map_response(service, boxed))
 }
 
-// === what is counted ===
+// === statistics ===
 
-/// What was taken of each limit.
+/// What was reserved in each limit.
 #[track_caller]
 pub(crate) fn consumed(handle: &RateLimitHandle) -> Cost {
     each(handle, |stats| stats.consumed)
 }
 
-/// What was given back of each limit, and what was charged on top.
+/// What was refunded to each limit, and what was charged on top.
 #[track_caller]
 pub(crate) fn settled(handle: &RateLimitHandle) -> (Cost, Cost) {
     let down = each(handle, |stats| stats.refunded);
@@ -232,7 +232,7 @@ fn each(handle: &RateLimitHandle, of: impl Fn(&tower_llm_ratelimit::LimitStats) 
     stats.try_into().expect("there is one limit of each kind")
 }
 
-/// Asserts that one call of `RESERVED` tokens was made and is settled as `cost`: what each number says.
+/// Asserts that one call of `RESERVED` tokens was made and settled as `cost`, in every statistic.
 #[track_caller]
 pub(crate) fn assert_settled(handle: &RateLimitHandle, cost: Cost, what: &dyn fmt::Debug) {
     assert_eq!(consumed(handle), cost, "{what:?}");
@@ -240,7 +240,7 @@ pub(crate) fn assert_settled(handle: &RateLimitHandle, cost: Cost, what: &dyn fm
     assert_eq!(settled(handle), changes(cost), "{what:?}");
 }
 
-/// What is given back and charged on top when a call that reserved `RESERVED` has cost so much.
+/// The refund and the extra charge of a call that reserved `RESERVED` and cost `cost`.
 pub(crate) fn changes(cost: Cost) -> (Cost, Cost) {
     let pair = |limit: usize| {
         let (reserved, used) = (RESERVED[limit], cost[limit]);
@@ -250,12 +250,12 @@ pub(crate) fn changes(cost: Cost) -> (Cost, Cost) {
     (pairs.map(|pair| pair.0), pairs.map(|pair| pair.1))
 }
 
-// === what a call should cost ===
+// === expected costs ===
 
 /// What a caller has seen of a call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
-    /// `None` if no head came.
+    /// `None` if no response headers arrived.
     pub(crate) status: Option<u16>,
     pub(crate) body: String,
     /// The connection failed.
@@ -263,17 +263,17 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// What it costs by the table of `Outcome` and the documentation of `CutShort::ChargeSeen`, worked out from the text
-    /// that came.
+    /// The cost by the table of `Outcome` and the docs of `CutShort::ChargeSeen`, computed from the text
+    /// that arrived.
     pub(crate) fn cost(&self, api: Api, streamed: bool) -> Cost {
         let says = |texts: &[&str]| texts.iter().any(|text| self.body.contains(text));
         match self.status {
             None if self.failed => return REQUEST,
-            // Given up before the head: the provider may be at work.
+            // Dropped before the response headers: the provider may be at work.
             None => return tokens(ESTIMATED, 0),
             Some(200) => {}
             Some(429) if says(EXHAUSTED) => return NOTHING,
-            // A 503 may as well be a proxy's.
+            // A 503 may be a proxy's.
             Some(503) if says(OVERLOADED) => return NOTHING,
             Some(529) => return NOTHING,
             Some(_) => return REQUEST,
@@ -290,13 +290,13 @@ impl Seen {
         match (input, output) {
             (Some(input), Some(output)) if is_over => tokens(input, output),
             (Some(input), output) => tokens(input, output.unwrap_or(0).max(seen)),
-            // It ended well without a report of its use.
+            // A success without a reported usage.
             (None, _) if seen == 0 && says(&["[DONE]"]) => RESERVED,
             (None, _) => tokens(ESTIMATED, seen),
         }
     }
 
-    /// The bytes of text that follow `before`, each time.
+    /// The number of bytes of the texts that follow `before`.
     fn text(&self, before: &str) -> usize {
         let mut pieces = self.body.split(before);
         pieces.next();
@@ -330,7 +330,7 @@ fn is_whole_json(body: &str) -> bool {
     count('{') > 0 && count('{') == count('}')
 }
 
-/// The number that follows `name` the last time that one does.
+/// The number after the last `name`.
 fn last_number(body: &str, name: &str) -> Option<u64> {
     let number = |rest: &str| {
         let end = rest.find(|byte: char| !byte.is_ascii_digit())?;
@@ -341,7 +341,7 @@ fn last_number(body: &str, name: &str) -> Option<u64> {
 
 // === reading ===
 
-/// Reads `events` events and drops the body; all of it if there are no more.
+/// Reads `events` events and drops the body; reads all of it if there are no more.
 pub(crate) async fn read_events(response: Answer, events: usize) -> Seen {
     let mut seen = Seen {
         status: Some(response.status().as_u16()),
@@ -382,7 +382,7 @@ pub(crate) async fn call_events(service: &Stack, request: Request, events: usize
     }
 }
 
-/// All the events of an answer.
+/// All events of a response.
 pub(crate) async fn whole(service: &Stack, request: Request) -> (Seen, usize) {
     let seen = call(service, request).await;
     let events = seen.body.matches("\n\n").count();

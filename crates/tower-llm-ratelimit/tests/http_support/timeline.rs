@@ -1,4 +1,4 @@
-//! A provider on paused time, which answers as it is told and notes when each call came.
+//! A provider on paused time with scripted answers; it records when each call arrived.
 
 use std::{
     collections::VecDeque,
@@ -22,7 +22,7 @@ use tower_llm_ratelimit::{RateLimitLayer, RateLimited, Reservation};
 type Request = http::Request<()>;
 pub(crate) type Answer = Response<Full<Bytes>>;
 
-/// Time as these tests tell it: in milliseconds from the beginning.
+/// Time in these tests: milliseconds from the start.
 pub(crate) type Millis = u64;
 
 #[derive(Clone)]
@@ -33,21 +33,21 @@ pub(crate) struct Timeline {
 
 struct Shared {
     began: Instant,
-    /// The answers to the next calls; after them all are as the default.
+    /// The answers to the next calls; later calls get the default.
     answers: VecDeque<Told>,
     default: Vec<(&'static str, String)>,
-    /// The models of the calls that came, and when.
+    /// The models of the calls that arrived, and when.
     came: Vec<(String, Millis)>,
 }
 
-/// How a call is answered.
+/// How the provider answers a call.
 enum Told {
     Now(Answer),
     When(oneshot::Receiver<Answer>),
 }
 
 impl Timeline {
-    /// Begins now, with answers that tell nothing.
+    /// Starts now; the default answers report nothing.
     pub(crate) fn new(layer: RateLimitLayer) -> Self {
         let shared = Shared {
             began: Instant::now(),
@@ -74,19 +74,19 @@ impl Timeline {
         self.shared().answers.push_back(Told::Now(response));
     }
 
-    /// The next call that has no answer yet is answered when the test says, or refused when it drops that.
+    /// The next call without an answer is answered when the test says, or fails when the test drops the sender.
     pub(crate) fn hold(&self) -> oneshot::Sender<Answer> {
         let (sender, receiver) = oneshot::channel();
         self.shared().answers.push_back(Told::When(receiver));
         sender
     }
 
-    /// When the calls came upstream.
+    /// When the calls arrived upstream.
     pub(crate) fn times(&self) -> Vec<Millis> {
         self.shared().came.iter().map(|came| came.1).collect()
     }
 
-    /// Which models were asked, in the order in which the calls came.
+    /// Which models were called, in order of arrival.
     pub(crate) fn models(&self) -> Vec<String> {
         self.shared()
             .came
@@ -95,7 +95,7 @@ impl Timeline {
             .collect()
     }
 
-    /// Calls, and reads the answer to its end.
+    /// Calls, and reads the response to its end.
     pub(crate) async fn call(&self, request: Request) -> Result<Answer, BoxError> {
         let (parts, body) = self.call_unread(request).await?.into_parts();
         let body = body.collect().await?.to_bytes();
@@ -108,7 +108,7 @@ impl Timeline {
     ) -> Result<Response<Watched<Full<Bytes>, Reservation>>, BoxError> {
         let shared = Arc::clone(&self.shared);
         let upstream = service_fn(move |request: Request| {
-            let told = {
+            let answer = {
                 let mut shared = shared.lock().expect("nothing panics within");
                 let model = model_of(&request).to_owned();
                 let now = millis(shared.began.elapsed());
@@ -118,9 +118,9 @@ impl Timeline {
                 shared.answers.pop_front().unwrap_or(Told::Now(default))
             };
             async move {
-                match told {
+                match answer {
                     Told::Now(answer) => Ok(answer),
-                    // As a layer does that is inside.
+                    // As an inner layer does.
                     Told::When(receiver) => receiver
                         .await
                         .map_err(|_| Refusal::new(RefusalKind::Unavailable, "not answered")),
@@ -130,7 +130,7 @@ impl Timeline {
         self.layer.layer(upstream).oneshot(request).await
     }
 
-    /// Starts a call whose answer is dropped unread.
+    /// Starts a call whose response is dropped unread.
     pub(crate) async fn start_unread(&self, request: Request) -> JoinHandle<()> {
         let timeline = self.clone();
         let task = tokio::spawn(async move {
@@ -141,7 +141,7 @@ impl Timeline {
         task
     }
 
-    /// Starts a call; it has come upstream or waits when this returns.
+    /// Starts a call; it has arrived upstream or waits when this returns.
     pub(crate) async fn start(&self, request: Request) -> JoinHandle<Result<Answer, BoxError>> {
         let timeline = self.clone();
         let task = tokio::spawn(async move { timeline.call(request).await });
@@ -149,32 +149,32 @@ impl Timeline {
         task
     }
 
-    /// Starts `calls` calls of the model `m` one after the other, and waits until all are answered.
+    /// Starts `calls` calls to the model `m` one after the other, and waits until all are answered.
     pub(crate) async fn calls(&self, calls: usize) {
         let mut tasks = Vec::new();
         for _ in 0..calls {
             tasks.push(self.start(chat("m")).await);
         }
         for task in tasks {
-            ended(task).await.expect("let through, in time");
+            ended(task).await.expect("admitted in time");
         }
     }
 }
 
-/// The result of a call that ends within an hour, which on paused time is at once.
+/// The result of a call that ends within an hour, which is at once on paused time.
 pub(crate) async fn ended(task: JoinHandle<Result<Answer, BoxError>>) -> Result<Answer, BoxError> {
     let within = timeout(Duration::from_secs(3_600), task).await;
     within.expect("it ends").expect("nothing panics")
 }
 
-/// Lets the other tasks run until they wait for something, without time passing.
+/// Runs the other tasks until they all wait, without letting time pass.
 pub(crate) async fn settle() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }
 }
 
-/// A chat request to a model of OpenAI's.
+/// A chat request to one of OpenAI's models.
 pub(crate) fn chat(model: &str) -> Request {
     chat_of(Provider::OPENAI, Dialect::OpenAi, model)
 }
@@ -199,7 +199,7 @@ fn model_of(request: &Request) -> &str {
     call.and_then(Call::model).unwrap_or_default()
 }
 
-/// A good answer that tells so.
+/// A successful response with these headers.
 pub(crate) fn answer<'a>(headers: impl IntoIterator<Item = (&'a str, &'a str)>) -> Answer {
     json(
         200,
@@ -208,7 +208,7 @@ pub(crate) fn answer<'a>(headers: impl IntoIterator<Item = (&'a str, &'a str)>) 
     )
 }
 
-/// A 429 that tells so.
+/// A 429 with these headers.
 pub(crate) fn throttled<'a>(headers: impl IntoIterator<Item = (&'a str, &'a str)>) -> Answer {
     json(429, headers, r#"{"error":{"code":"rate_limit_exceeded"}}"#)
 }
@@ -242,8 +242,8 @@ pub(crate) fn family(name: &str, limit: u64, remaining: u64, reset: &str) -> [(S
     ]
 }
 
-/// A good answer with the headers of one family.
-pub(crate) fn told(name: &str, limit: u64, remaining: u64, reset: &str) -> Answer {
+/// A successful response with the headers of one family.
+pub(crate) fn reported(name: &str, limit: u64, remaining: u64, reset: &str) -> Answer {
     let family = family(name, limit, remaining, reset);
     answer(
         family
@@ -253,7 +253,7 @@ pub(crate) fn told(name: &str, limit: u64, remaining: u64, reset: &str) -> Answe
 }
 
 pub(crate) fn refused(error: &BoxError) -> &RateLimited {
-    error.downcast_ref().expect("a limit refused it")
+    error.downcast_ref().expect("a limit refused the call")
 }
 
 fn millis(duration: Duration) -> Millis {

@@ -1,4 +1,4 @@
-//! Stores of the tests' own, and layers that share limits in them.
+//! Stores that the tests start, and layers that share limits in them.
 
 #![allow(
     dead_code,
@@ -35,16 +35,16 @@ use tower_llm_testkit::{
     redis::{RedisCluster, RedisServer},
 };
 
-/// Far more than anything here takes.
+/// Far more than any step here takes.
 pub const PATIENCE: Duration = Duration::from_secs(8);
 /// How long a call may wait for the store, unless a test says otherwise.
 pub const TIMEOUT: Duration = Duration::from_millis(100);
-/// What a decision may take beyond that on a machine that has other things to do.
+/// Additional time for a decision on a busy machine.
 pub const MARGIN: Duration = Duration::from_secs(1);
-/// How soon a store that is back must be in use.
+/// How soon a recovered store must be in use.
 pub const RECOVERY: Duration = Duration::from_secs(2);
 
-/// How long a process may spend a share of its own.
+/// How long a process may spend a lease.
 pub const LEASE: Duration = Duration::from_secs(1);
 
 /// How limits are shared.
@@ -61,17 +61,17 @@ enum Store {
     Cluster(RedisCluster),
 }
 
-/// What a scenario runs on. Limits of one scenario lie on one node.
+/// The servers of a scenario. The limits of one scenario are on one node.
 #[derive(Debug)]
 pub struct Setup {
     store: Store,
     pub mode: Mode,
-    /// What its layers are named.
+    /// The name of its layers.
     pub name: &'static str,
     node: usize,
 }
 
-/// A call as a service of its own kind knows it.
+/// A call of a service that is not HTTP.
 #[derive(Clone, Debug)]
 pub struct Prompt(pub Call);
 
@@ -121,7 +121,7 @@ impl Setup {
         }
     }
 
-    /// Goes on with another scenario.
+    /// Continues with another scenario.
     pub async fn now(&mut self, mode: Mode, name: &'static str) -> &mut Self {
         println!("on a cluster, mode {mode}: {name}");
         (self.mode, self.name) = (mode, name);
@@ -143,7 +143,7 @@ impl Setup {
         }
     }
 
-    /// A client of its own, as another process has one. However busy the machine is, it does not take that for an outage.
+    /// A client, as another process has. Its timeouts are so long that a busy machine does not look like an outage.
     pub async fn redis(&self) -> Redis {
         connect(Redis::builder(self.url()).command_timeout(PATIENCE)).await
     }
@@ -156,7 +156,7 @@ impl Setup {
         calls.map_or(0, |calls| calls.parse().unwrap())
     }
 
-    /// A client that waits no longer than clients do.
+    /// A client with the default timeout.
     pub async fn hasty_redis(&self) -> Redis {
         connect(Redis::builder(self.url()).command_timeout(TIMEOUT)).await
     }
@@ -195,7 +195,7 @@ impl Setup {
         }
     }
 
-    /// Lets what is frozen go on, and waits until it serves: a node of a Cluster makes sure of the others first.
+    /// Resumes a frozen server and waits until it serves: a node of a Cluster waits for the other nodes first.
     pub async fn thaw(&self) {
         match &self.store {
             Store::Server(server) => server.thaw().unwrap(),
@@ -210,7 +210,7 @@ impl Setup {
         }
     }
 
-    /// Starts what was killed anew and empty.
+    /// Starts the killed server again, empty.
     pub async fn restart(&mut self) {
         match &mut self.store {
             Store::Server(server) => server.restart().await.unwrap(),
@@ -230,7 +230,7 @@ pub async fn connect(builder: RedisBuilder) -> Redis {
     timeout(PATIENCE, builder.connect()).await.unwrap().unwrap()
 }
 
-/// The layer, for calls that are no HTTP requests.
+/// The layer, for calls that are not HTTP requests.
 pub fn unary(builder: RateLimitBuilder, shared: SharedLimits) -> RateLimitLayer<Unary> {
     builder.watch(Unary).shared(shared).build().unwrap()
 }
@@ -238,7 +238,7 @@ pub fn unary(builder: RateLimitBuilder, shared: SharedLimits) -> RateLimitLayer<
 // === calls ===
 
 impl Prompt {
-    /// A call that asks for so many tokens: all of them input.
+    /// A call of `tokens` tokens, all of them input.
     pub fn of(tokens: u64) -> Self {
         Self::by("somebody", tokens)
     }
@@ -265,13 +265,13 @@ pub async fn call(layer: &RateLimitLayer<Unary>, prompt: Prompt) -> Result<(), B
     service.oneshot(prompt).await
 }
 
-/// A call that is admitted and never answered: it holds what it has taken until it is dropped.
+/// A call that is admitted and never answered: it holds its charge until it is dropped.
 pub async fn stuck(layer: &RateLimitLayer<Unary>, prompt: Prompt) -> Result<(), BoxError> {
     let service = layer.layer(service_fn(|_: Prompt| pending::<Result<(), Infallible>>()));
     service.oneshot(prompt).await
 }
 
-/// Whether a call is let through; it takes nothing if not.
+/// Whether a call is admitted; it is charged nothing if not.
 pub async fn admits(layer: &RateLimitLayer<Unary>, prompt: Prompt) -> bool {
     match call(layer, prompt).await {
         Ok(()) => true,
@@ -282,7 +282,7 @@ pub async fn admits(layer: &RateLimitLayer<Unary>, prompt: Prompt) -> bool {
     }
 }
 
-/// Holds that exactly so much can still be taken, now or soon; and takes it.
+/// Asserts that exactly `left` can still be used, now or soon; and uses it.
 pub async fn exactly_left(layer: &RateLimitLayer<Unary>, caller: &str, left: u64) {
     let what = format!("{left} tokens are left");
     if left > 0 {
@@ -295,7 +295,7 @@ pub async fn exactly_left(layer: &RateLimitLayer<Unary>, caller: &str, left: u64
     assert!(!more, "more than {left} tokens were left for {caller}");
 }
 
-/// How many calls without tokens are let through until one is refused.
+/// How many calls without tokens are admitted until one is refused.
 pub async fn requests_left(layer: &RateLimitLayer<Unary>) -> u64 {
     let mut count = 0;
     while admits(layer, Prompt::of(0)).await {
@@ -304,7 +304,7 @@ pub async fn requests_left(layer: &RateLimitLayer<Unary>) -> u64 {
     count
 }
 
-/// Chance, the same in every run.
+/// Pseudo-random numbers, the same in each run.
 #[derive(Debug)]
 pub struct Dice(u64);
 
@@ -313,7 +313,7 @@ impl Dice {
         Self(0x9e37_79b9_7f4a_7c15 ^ (seed as u64 + 1))
     }
 
-    /// A number below another: xorshift.
+    /// A number below `end`: xorshift.
     pub fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -322,9 +322,9 @@ impl Dice {
     }
 }
 
-// === calls whose answers say what they used ===
+// === calls whose responses report their usage ===
 
-/// What an answer has used, and in how many frames it comes.
+/// The usage of a response, and the number of its frames.
 pub const USED: u64 = 50;
 pub const FRAMES: usize = 6;
 
@@ -346,7 +346,7 @@ pub async fn answer(
         .unwrap())
 }
 
-/// A request that asks for so many tokens.
+/// A request of `tokens` tokens.
 pub fn request(caller: &str, tokens: u64) -> Request<()> {
     let call = Call::builder(Provider::OPENAI, Operation::CHAT)
         .dialect(Dialect::OpenAi)
@@ -367,7 +367,7 @@ pub async fn timed<F: Future>(future: F) -> (F::Output, Duration) {
     (output, from.elapsed())
 }
 
-/// Waits until `condition` holds, and says how long that took.
+/// Waits until `condition` holds; returns how long that took.
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
     let from = Stopwatch::start();
     while !condition().await {
@@ -377,7 +377,7 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) ->
     from.elapsed()
 }
 
-/// Two layers whose clients tell whether calls go through the store, under the scenario's own name.
+/// Two layers that detect whether calls go through the store, under the scenario's name.
 #[derive(Debug)]
 pub struct Probe {
     layers: [RateLimitLayer<Unary>; 2],
@@ -396,7 +396,7 @@ impl Probe {
         Self { layers, asked: 0 }
     }
 
-    /// Whether what one has taken, the other sees. Without the store both are let through.
+    /// Whether one layer sees what the other has charged. Without the store, both calls are admitted.
     pub async fn sees(&mut self) -> bool {
         self.asked += 1;
         let caller = format!("probe {}", self.asked);
@@ -407,13 +407,13 @@ impl Probe {
 
     /// Waits until calls go through the store again.
     pub async fn recovered(&mut self) -> Duration {
-        let took = eventually("it is in use again", async || self.sees().await).await;
+        let took = eventually("the store is in use again", async || self.sees().await).await;
         assert!(took < RECOVERY, "in use again after {took:?}");
         took
     }
 }
 
-/// Each scenario as a test on a server of its own, and all of them, one after the other, on one Cluster.
+/// Each scenario as a test with its own server, and all of them, one after the other, on one Cluster.
 #[macro_export]
 macro_rules! scenarios {
     ($($scenario:ident),* $(,)?) => {

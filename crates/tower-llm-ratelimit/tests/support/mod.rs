@@ -1,4 +1,4 @@
-//! Requests, services and responses that do as a test says.
+//! Requests, services and responses that a test scripts.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
@@ -24,13 +24,13 @@ pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
 
-/// After which a sliding window of a minute has forgotten what was taken at its very beginning, before a thirteenth of
-/// it had passed: 13 slices of 5 seconds.
+/// By then a one-minute sliding window has forgotten what was used in its first slice: 13 slices of
+/// 5 seconds.
 pub(crate) const MINUTE_FORGOTTEN: Duration = Duration::from_secs(65);
 
 // === requests ===
 
-/// A chat request with a number, from some caller.
+/// A numbered chat request of a caller.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
     pub(crate) id: usize,
@@ -39,7 +39,7 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    /// From `caller`, of `input` tokens and at most `output`.
+    /// From `caller`, with `input` tokens and at most `output`.
     pub(crate) fn of(caller: &str, input: u64, output: u64) -> Self {
         let call = Call::builder(Provider::OPENAI, Operation::CHAT)
             .caller(Caller::named(caller))
@@ -52,7 +52,7 @@ impl Ask {
         }
     }
 
-    /// From Ann, of `tokens` in all.
+    /// From Ann, with `tokens` in total.
     pub(crate) fn tokens(tokens: u64) -> Self {
         Self::of("ann", tokens, 0)
     }
@@ -84,7 +84,7 @@ impl Described for Ask {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Open;
 
-/// Such a response; dropping it means that the caller has left.
+/// Such a response; dropping it means that the caller disconnected.
 #[derive(Debug)]
 pub(crate) struct Opened<R, G: Guard> {
     pub(crate) response: R,
@@ -101,7 +101,7 @@ impl<R> Watch<R> for Open {
 }
 
 impl<R, G: Guard> Opened<R, G> {
-    /// It ends well, and has used so much.
+    /// Ends the response successfully, with this usage.
     pub(crate) fn used(mut self, input: u64, output: u64) {
         let mut completion = Completion::new(Outcome::Success);
         completion.usage = Some(Usage::new(input, output));
@@ -115,7 +115,7 @@ impl<R, G: Guard> Opened<R, G> {
 
 // === services ===
 
-/// The limits of callers around a mock that answers with numbers.
+/// Limits of callers around a mock that answers with numbers.
 pub(crate) type Asked<W> = RateLimit<Mock<Ask, usize>, W>;
 
 pub(crate) fn asked<W: Clone>(layer: &RateLimitLayer<W>) -> (Asked<W>, Handle<Ask, usize>) {
@@ -123,17 +123,17 @@ pub(crate) fn asked<W: Clone>(layer: &RateLimitLayer<W>) -> (Asked<W>, Handle<As
     (layer.layer(mock), upstream)
 }
 
-/// Limits of callers whose responses are over when they have come.
+/// Limits of callers whose responses end at once.
 pub(crate) fn unary() -> RateLimitBuilder<Unary> {
     RateLimitLayer::for_callers().watch(Unary)
 }
 
-/// Limits of callers whose responses are open until they are ended.
+/// Limits of callers whose responses are open until the test ends them.
 pub(crate) fn open() -> RateLimitBuilder<Open> {
     RateLimitLayer::for_callers().watch(Open)
 }
 
-/// Makes a call that is let through and answered.
+/// Makes a call that is admitted and answered.
 #[track_caller]
 pub(crate) fn admitted<W: Watch<usize>>(
     service: &Asked<W>,
@@ -142,17 +142,17 @@ pub(crate) fn admitted<W: Watch<usize>>(
 ) -> W::Out<tower_llm_ratelimit::Reservation> {
     let mut call = start(service, ask);
     if let Poll::Ready(result) = call.poll() {
-        panic!("it is not let through: {:?}", result.err());
+        panic!("the call is not admitted: {:?}", result.err());
     }
     let (ask, answer) = arrived(upstream);
     answer.send_response(ask.id);
     match assert_ready!(call.poll()) {
         Ok(response) => response,
-        Err(error) => panic!("it is not answered: {error}"),
+        Err(error) => panic!("the call is not answered: {error}"),
     }
 }
 
-/// A service that answers at once: for more calls than tokio lets a task make without giving way.
+/// A service that answers at once: for more calls than tokio's budget lets a task make without yielding.
 pub(crate) type Ready =
     tower::util::ServiceFn<fn(Ask) -> std::future::Ready<Result<usize, BoxError>>>;
 
@@ -160,7 +160,7 @@ pub(crate) fn ready() -> Ready {
     tower::service_fn(|ask: Ask| std::future::ready(Ok(ask.id)))
 }
 
-/// Whether a call is let through, and answered; else it is refused at once.
+/// Whether a call is admitted and answered; otherwise it is refused at once.
 #[track_caller]
 pub(crate) fn passes<S, Req>(service: &S, request: Req) -> bool
 where
@@ -177,12 +177,12 @@ where
     S: Service<Ask, Error = BoxError> + Clone,
 {
     match assert_ready!(start(service, ask).poll()) {
-        Ok(_) => panic!("it is let through"),
+        Ok(_) => panic!("the call is admitted"),
         Err(error) => error,
     }
 }
 
-/// Makes a call that is refused at once; says for how long.
+/// Makes a call that is refused at once; returns its retry-after.
 #[track_caller]
 pub(crate) fn refused<S>(service: &S, ask: Ask) -> Duration
 where
@@ -190,22 +190,24 @@ where
 {
     let error = refusal(service, ask);
     let wait = limited(&error).retry_after();
-    wait.expect("a time is known")
+    wait.expect("retry-after is known")
 }
 
 #[track_caller]
 pub(crate) fn limited(error: &BoxError) -> &RateLimited {
-    error.downcast_ref().expect("a limit refused it")
+    error.downcast_ref().expect("a limit refused the call")
 }
 
 #[track_caller]
 pub(crate) fn exceeds(error: &BoxError) -> &ExceedsLimit {
-    error.downcast_ref().expect("it is larger than a limit")
+    error
+        .downcast_ref()
+        .expect("the call is larger than a limit")
 }
 
 // === stats ===
 
-/// The only limit's.
+/// The stats of the only limit.
 #[track_caller]
 pub(crate) fn stats(handle: &RateLimitHandle) -> LimitStats {
     let mut stats = handle.stats();
@@ -213,7 +215,7 @@ pub(crate) fn stats(handle: &RateLimitHandle) -> LimitStats {
     stats.remove(0)
 }
 
-/// What was taken of each limit.
+/// What was reserved in each limit.
 pub(crate) fn consumed(handle: &RateLimitHandle) -> Vec<u64> {
     handle.stats().iter().map(|stats| stats.consumed).collect()
 }
@@ -227,16 +229,16 @@ pub(crate) fn remaining(handle: &RateLimitHandle, key: &str) -> Vec<u64> {
         .collect()
 }
 
-/// How many wait in the lines of each limit.
+/// How many calls wait in the queues of each limit.
 pub(crate) fn waiting(handle: &RateLimitHandle) -> Vec<usize> {
     handle.stats().iter().map(|stats| stats.waiting).collect()
 }
 
-/// Numbers that look random, the same at each run.
+/// Pseudo-random numbers, the same in each run.
 pub(crate) struct Numbers(pub(crate) u64);
 
 impl Numbers {
-    /// One below `end` (splitmix64).
+    /// A number below `end` (splitmix64).
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
