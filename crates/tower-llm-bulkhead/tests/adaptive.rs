@@ -1,4 +1,4 @@
-//! Limits that follow a signal: call by call, and for forty minutes before a provider.
+//! Limits that follow a signal: call by call, and for forty minutes in front of a provider.
 
 mod support;
 
@@ -38,7 +38,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 fn limit(handle: &BulkheadHandle) -> usize {
     let stats = handle.stats_of(&Key::new("openai"));
-    stats.expect("the key has been seen").limit
+    stats.expect("the key exists").limit
 }
 
 // === call by call ===
@@ -53,7 +53,7 @@ struct Served {
 
 impl Served {
     fn new(builder: BulkheadBuilder) -> Self {
-        let layer = builder.build().expect("good settings");
+        let layer = builder.build().expect("valid settings");
         let (mock, upstream) = mock::pair();
         Self {
             service: layer.layer(mock),
@@ -69,24 +69,24 @@ impl Served {
         assert_ready_ok!(call.poll()).into_body()
     }
 
-    /// A stream whose head has come.
+    /// A stream whose response headers have arrived.
     fn streaming(&mut self) -> (Sender, Watched<Upstream, BulkheadGuard>) {
         let (sender, body) = Upstream::new();
         (sender, self.answer(chat(), stream(body)))
     }
 
-    /// A call that the provider refuses.
+    /// A call that the provider answers with `status`.
     fn refused(&mut self, status: u16, retry_after: Option<&str>) {
         let (_, body) = Upstream::new();
         let mut response = http::Response::builder().status(status);
         if let Some(retry_after) = retry_after {
             response = response.header("retry-after", retry_after);
         }
-        let mut body = self.answer(chat(), response.body(body).expect("a legal response"));
+        let mut body = self.answer(chat(), response.body(body).expect("a valid response"));
         assert!(assert_ready!(poll_frame(&mut body)).is_none());
     }
 
-    /// A stream that ends well, with its first token after `first`.
+    /// A successful stream, with its first token after `first`.
     async fn succeed(&mut self, first: Duration) {
         let (sender, mut body) = self.streaming();
         advance(first).await;
@@ -104,10 +104,10 @@ impl Served {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_by_the_provider_cuts_the_limit_once_in_our_own_interval() {
+async fn throttling_cuts_the_limit_once_per_interval_of_our_own() {
     let adaptive = Adaptive::on_throttling();
     let mut served = Served::new(BulkheadLayer::builder(100).adaptive(adaptive));
-    // An hour is what the provider says. It does not keep the limit from moving.
+    // The provider asks to wait for an hour, which does not stop the limit from changing.
     for (after, limit) in [(0, 90), (9, 90), (1, 81), (0, 81), (10, 72)] {
         advance(after * SECOND).await;
         served.refused(429, Some("3600"));
@@ -116,7 +116,7 @@ async fn a_refusal_by_the_provider_cuts_the_limit_once_in_our_own_interval() {
     advance(10 * SECOND).await;
     served.refused(529, None);
     assert_eq!(served.limit(), 64);
-    // What the caller did wrong says nothing.
+    // A client error says nothing about the provider.
     advance(10 * SECOND).await;
     served.refused(400, None);
     assert_eq!(served.limit(), 64);
@@ -124,7 +124,7 @@ async fn a_refusal_by_the_provider_cuts_the_limit_once_in_our_own_interval() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_static_limit_stays_as_it_is() {
+async fn a_static_limit_does_not_change() {
     let mut served = Served::new(BulkheadLayer::builder(10));
     served.refused(429, Some("3600"));
     served.succeed(60 * SECOND).await;
@@ -153,10 +153,10 @@ async fn a_success_raises_a_limit_of_one_and_admits_a_waiting_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_first_token_cuts_when_it_is_late_and_an_early_one_raises() {
+async fn a_late_first_token_cuts_at_once_and_an_early_one_raises() {
     let adaptive = Adaptive::on_first_token(5 * SECOND);
     let mut served = Served::new(BulkheadLayer::builder(2).adaptive(adaptive));
-    // At two, one in flight is half in use.
+    // At a limit of two, one call in flight uses half of it.
     served.succeed(5 * SECOND).await;
     assert_eq!(served.limit(), 2);
     served.succeed(5 * SECOND).await;
@@ -174,14 +174,14 @@ async fn a_late_first_token_cuts_when_it_is_late_and_an_early_one_raises() {
     assert_eq!(served.limit(), 2);
     sender.send(CONTENT);
     read(&mut body);
-    // Each call is one sign.
+    // Each call is one signal.
     advance(60 * SECOND).await;
     sender.send(DONE);
     drop((sender, body));
     assert_eq!(served.limit(), 2);
 }
 
-/// The token came at once, and lay there.
+/// The token arrived at once and was not read.
 #[tokio::test(start_paused = true)]
 async fn a_slow_reader_cuts_no_limit() {
     let adaptive = Adaptive::on_first_token(5 * SECOND);
@@ -199,9 +199,9 @@ async fn a_slow_reader_cuts_no_limit() {
     }
 }
 
-/// Nothing was sent: it waited in a bulkhead inside, and found no permit.
+/// Nothing was sent: the call waited in an inner bulkhead and got no permit.
 #[tokio::test(start_paused = true)]
-async fn a_refusal_by_a_layer_cuts_no_limit_however_long_it_took() {
+async fn a_refusal_by_an_inner_layer_never_cuts_the_limit() {
     let adaptive = Adaptive::on_first_token(5 * SECOND);
     let outer = BulkheadLayer::builder(100).adaptive(adaptive);
     let outer = outer.build().unwrap();
@@ -219,14 +219,14 @@ async fn a_refusal_by_a_layer_cuts_no_limit_however_long_it_took() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_time_that_a_call_waited_for_its_permit_is_not_the_provider_s() {
+async fn the_wait_for_a_permit_does_not_count_as_provider_latency() {
     let adaptive = Adaptive::on_first_token(5 * SECOND);
     let mut served = Served::new(BulkheadLayer::builder(1).adaptive(adaptive));
     let (_sender, body) = served.streaming();
     let mut late = start(&served.service, chat());
     assert_pending!(late.poll());
     advance(20 * SECOND).await;
-    // Silent for too long, and at the floor.
+    // Silent for too long, while the limit is at its minimum.
     drop(body);
     assert_pending!(late.poll());
     let (sender, body) = Upstream::new();
@@ -239,13 +239,13 @@ async fn the_time_that_a_call_waited_for_its_permit_is_not_the_provider_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_given_up_without_a_token_is_late_if_it_was() {
+async fn a_stream_dropped_without_a_token_counts_as_late_only_if_it_was() {
     for (after, limit) in [(5, 10), (6, 8)] {
         for at in [ReleaseAt::ResponseHeaders, ReleaseAt::End] {
             let adaptive = Adaptive::on_first_token(5 * SECOND);
             let builder = BulkheadLayer::builder(10).release_at(at);
             let mut served = Served::new(builder.adaptive(adaptive));
-            // Before its head, and after.
+            // Before the response headers, and after.
             for has_head in [false, true] {
                 let mut call = start(&served.service, chat());
                 assert_pending!(call.poll());
@@ -265,7 +265,7 @@ async fn a_stream_given_up_without_a_token_is_late_if_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_duration_of_an_unstreamed_call_is_no_sign() {
+async fn the_duration_of_an_unstreamed_call_is_no_signal() {
     let adaptive = Adaptive::on_first_token(5 * SECOND);
     let mut served = Served::new(BulkheadLayer::builder(1).adaptive(adaptive.floor(1)));
     for seconds in [1, 60] {
@@ -283,7 +283,7 @@ async fn the_duration_of_an_unstreamed_call_is_no_sign() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_key_has_its_own_limit_and_one_that_is_set_goes_on_from_there() {
+async fn each_key_adapts_on_its_own_and_continues_from_a_set_limit() {
     let adaptive = Adaptive::on_throttling().ceiling(200);
     let key = Key::new("anthropic");
     let builder = BulkheadLayer::builder(100).limit_for(key.clone(), 50);
@@ -297,7 +297,7 @@ async fn each_key_has_its_own_limit_and_one_that_is_set_goes_on_from_there() {
     assert_eq!(served.limit(), 180);
 }
 
-// === before a provider ===
+// === in front of a provider ===
 
 const SLOTS: usize = 80;
 
@@ -307,7 +307,7 @@ const DURATIONS: [u64; 20] = [
     11_200, 13_300, 16_000, 19_400, 25_000, 34_800, 63_100,
 ];
 
-/// Numbers that look random, the same at each run.
+/// Pseudo-random numbers, the same in each run.
 struct Numbers(u64);
 
 impl Numbers {
@@ -330,12 +330,12 @@ impl Numbers {
     }
 
     fn duration(&mut self) -> Duration {
-        let at = usize::try_from(self.next() % 20).expect("it is small");
+        let at = usize::try_from(self.next() % 20).expect("the number is small");
         Duration::from_millis(DURATIONS[at])
     }
 }
 
-/// A stream that begins at once and ends when its time has come.
+/// A stream that begins at once and ends at its time.
 struct Answer {
     frames: usize,
     end: Pin<Box<Sleep>>,
@@ -345,7 +345,7 @@ struct Answer {
 
 enum Slot {
     Counted(Arc<AtomicUsize>),
-    Queued(#[expect(dead_code, reason = "it is held")] tokio::sync::OwnedSemaphorePermit),
+    Queued(#[expect(dead_code, reason = "held for its drop")] tokio::sync::OwnedSemaphorePermit),
 }
 
 impl Drop for Slot {
@@ -385,7 +385,7 @@ fn answer(lasts: Duration, slot: Slot) -> http::Response<Answer> {
     })
 }
 
-/// Refuses what is more than its slots, within a tenth of a second.
+/// Refuses calls beyond its slots, within a tenth of a second.
 async fn refusing(in_use: Arc<AtomicUsize>, lasts: Duration) -> http::Response<Answer> {
     let slot = Slot::Counted(Arc::clone(&in_use));
     if in_use.fetch_add(1, Relaxed) < SLOTS {
@@ -402,24 +402,24 @@ async fn refusing(in_use: Arc<AtomicUsize>, lasts: Duration) -> http::Response<A
         end: Box::pin(sleep(Duration::ZERO)),
         _slot: None,
     };
-    refused.body(nothing).expect("a legal response")
+    refused.body(nothing).expect("a valid response")
 }
 
-/// Queues what is more than its slots, first in, first out.
+/// Queues calls beyond its slots, first in, first out.
 async fn queueing(slots: Arc<Semaphore>, lasts: Duration) -> http::Response<Answer> {
-    let slot = slots.acquire_owned().await.expect("it is open");
+    let slot = slots.acquire_owned().await.expect("the semaphore is open");
     sleep(Duration::from_millis(600)).await;
     answer(lasts, Slot::Queued(slot))
 }
 
-/// What came of forty minutes, the second half of which is counted.
+/// The result of forty minutes, of which the second half is counted.
 #[derive(Debug, Default)]
 struct Trial {
     offered: usize,
     admitted: usize,
-    /// By the provider.
+    /// Refused by the provider.
     refused: usize,
-    /// With a first token within five seconds of the caller's asking.
+    /// With a first token within five seconds of the caller's request.
     in_time: usize,
     mean_limit: f64,
     lowest: usize,
@@ -427,7 +427,7 @@ struct Trial {
 }
 
 impl Trial {
-    /// Of those that were let in, so many were refused by the provider.
+    /// The ratio of admitted calls that the provider refused.
     fn refused_ratio(&self) -> f64 {
         self.refused as f64 / self.admitted as f64
     }
@@ -448,7 +448,7 @@ where
     F: Fn(Duration) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = http::Response<Answer>> + Send + 'static,
 {
-    let layer = builder.build().expect("good settings");
+    let layer = builder.build().expect("valid settings");
     let handle = layer.handle();
     let mut numbers = Numbers(7);
     let mut trial = Trial {
@@ -532,7 +532,7 @@ async fn before_queueing(builder: BulkheadBuilder, per_second: f64) -> Trial {
 }
 
 #[tokio::test(start_paused = true)]
-async fn on_throttling_the_limit_finds_the_slots_of_a_provider_that_refuses() {
+async fn on_throttling_the_limit_finds_the_slots_of_a_refusing_provider() {
     let none = before_refusing(BulkheadLayer::builder(1_000), 12.0).await;
     println!("none: {none:?}");
     assert!(none.refused_ratio() > 0.35, "{none:?}");
@@ -546,7 +546,7 @@ async fn on_throttling_the_limit_finds_the_slots_of_a_provider_that_refuses() {
         let builder = BulkheadLayer::builder(begin).adaptive(Adaptive::on_throttling());
         let found = before_refusing(builder, 12.0).await;
         println!("from {begin}: {found:?}");
-        // Every refusal says to come back in an hour, and the limit goes on moving.
+        // Every refusal asks to wait for an hour, and the limit keeps changing.
         assert!(
             found.refused > 0 && found.lowest < found.highest,
             "{found:?}"
@@ -554,14 +554,14 @@ async fn on_throttling_the_limit_finds_the_slots_of_a_provider_that_refuses() {
         assert!(found.refused_ratio() < 0.01, "{found:?}");
         assert!((68.0..=82.0).contains(&found.mean_limit), "{found:?}");
         assert!(found.lowest >= 60 && found.highest <= 90, "{found:?}");
-        // What it does not buy: more calls served than without any limit.
+        // The adaptive limit does not serve more calls than no limit would.
         assert!(found.in_time <= none.in_time, "{found:?} {none:?}");
         assert!(found.in_time as f64 > 0.85 * none.in_time as f64);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn on_first_tokens_the_limit_finds_what_a_provider_that_queues_can_bear() {
+async fn on_first_tokens_the_limit_finds_the_capacity_of_a_queueing_provider() {
     let none = before_queueing(BulkheadLayer::builder(1_000), 9.0).await;
     println!("none: {none:?}");
     assert!(none.in_time_ratio() < 0.05, "{none:?}");
@@ -570,13 +570,13 @@ async fn on_first_tokens_the_limit_finds_what_a_provider_that_queues_can_bear() 
     println!("static: {knows:?}");
     assert_eq!((knows.lowest, knows.highest), (SLOTS, SLOTS));
 
-    // To throttling, such a provider shows nothing.
-    let deaf = BulkheadLayer::builder(200).adaptive(Adaptive::on_throttling());
-    let deaf = before_queueing(deaf, 9.0).await;
-    println!("on throttling: {deaf:?}");
+    // Such a provider never throttles.
+    let throttling = BulkheadLayer::builder(200).adaptive(Adaptive::on_throttling());
+    let throttling = before_queueing(throttling, 9.0).await;
+    println!("on throttling: {throttling:?}");
     assert!(
-        deaf.lowest >= 200 && deaf.in_time_ratio() < 0.05,
-        "{deaf:?}"
+        throttling.lowest >= 200 && throttling.in_time_ratio() < 0.05,
+        "{throttling:?}"
     );
 
     for begin in [20, 400] {

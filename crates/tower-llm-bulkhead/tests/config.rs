@@ -12,7 +12,7 @@ fn refused(builder: BulkheadBuilder) -> (&'static str, String) {
 }
 
 fn named(error: Option<ConfigError>) -> (&'static str, String) {
-    let error = error.expect("it was built");
+    let error = error.expect("the settings are invalid");
     (error.field(), error.value().to_owned())
 }
 
@@ -50,7 +50,7 @@ fn limits_are_counted_in_32_bits() {
 }
 
 #[test]
-fn no_keys_at_all_are_refused() {
+fn zero_keys_are_refused() {
     let builder = BulkheadLayer::builder(1).max_keys(0);
     assert_eq!(refused(builder), ("max_keys", "0".into()));
     assert!(BulkheadLayer::builder(1).max_keys(1).build().is_ok());
@@ -70,7 +70,7 @@ fn a_wait_is_over_zero_and_at_most_a_day() {
 }
 
 #[test]
-fn what_bears_on_no_queue_may_be_anything_for_permits_taken_in_poll_ready() {
+fn queue_settings_are_ignored_for_permits_acquired_in_poll_ready() {
     let builder = BulkheadLayer::builder(1)
         .max_wait(Duration::ZERO)
         .max_keys(0);
@@ -78,17 +78,17 @@ fn what_bears_on_no_queue_may_be_anything_for_permits_taken_in_poll_ready() {
 }
 
 #[test]
-fn a_limit_of_all_keys_is_checked_as_any() {
+fn the_global_limit_is_checked_like_any() {
     let global = |limit| BulkheadLayer::builder(1).global_limit(limit);
     assert_eq!(refused(global(0)), ("global_limit", "0".into()));
-    // Over or under a key's own, as one likes.
+    // Above or below a key's own limit.
     assert!(global(1).build().is_ok());
     assert!(global(1_000).build().is_ok());
 }
 
 #[test]
 #[cfg(target_pointer_width = "64")]
-fn a_limit_of_all_keys_is_counted_in_32_bits() {
+fn the_global_limit_is_counted_in_32_bits() {
     let global = |limit| BulkheadLayer::builder(1).global_limit(limit);
     assert!(global(4_294_967_295).build().is_ok());
     let value = "4294967296".to_owned();
@@ -96,7 +96,7 @@ fn a_limit_of_all_keys_is_counted_in_32_bits() {
 }
 
 #[test]
-fn limits_that_are_set_later_are_checked_as_those_that_are_built() {
+fn limits_set_later_are_checked_like_built_ones() {
     let key = Key::new("openai");
     let handle = BulkheadLayer::builder(3).build().unwrap().handle();
     let error = named(handle.set_limit(&key, 0).err());
@@ -104,7 +104,7 @@ fn limits_that_are_set_later_are_checked_as_those_that_are_built() {
     assert_eq!(handle.stats_of(&key), None);
     assert!(handle.set_limit(&key, 1).is_ok());
 
-    // There are no permits of all keys that could be limited.
+    // There is no global limit that could be changed.
     let error = named(handle.set_global_limit(5).err());
     assert_eq!(error, ("global_limit", "5".into()));
     assert_eq!(handle.global_stats(), None);
@@ -131,7 +131,7 @@ fn an_adaptive_limit_has_a_floor_over_zero_and_at_most_its_ceiling() {
 }
 
 #[test]
-fn an_adaptive_limit_begins_between_floor_and_ceiling_for_every_key() {
+fn an_adaptive_limit_starts_between_its_bounds_for_every_key() {
     let rules = Adaptive::on_throttling().floor(5).ceiling(20);
     let built = |limit| BulkheadLayer::builder(limit).adaptive(rules);
     for limit in [5, 20] {
@@ -145,13 +145,13 @@ fn an_adaptive_limit_begins_between_floor_and_ceiling_for_every_key() {
         let error = named(handle.set_limit(&Key::new("openai"), limit).err());
         assert_eq!(error, ("limit", limit.to_string()));
     }
-    // The default ceiling.
+    // The default maximum.
     let high = BulkheadLayer::builder(1_001).adaptive(Adaptive::on_throttling());
     assert_eq!(refused(high), ("limit", "1001".into()));
 }
 
 #[test]
-fn a_cut_must_cut_and_leave_something() {
+fn a_cut_lowers_the_limit_and_leaves_something() {
     let throttling = Adaptive::on_throttling();
     for (factor, value) in [
         (0.0, "0.0"),

@@ -1,6 +1,6 @@
-//! Readiness: what is readied is called, nothing is kept from others, and state is shared.
+//! Readiness: `call` uses the service that was readied, no capacity is held from others, and state is shared.
 //!
-//! The mock panics when it is called without having been readied.
+//! The mock panics if it is called without having been readied.
 
 mod support;
 
@@ -19,14 +19,14 @@ use tower_test::mock;
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_finds_a_permit_uses_the_service_that_was_readied() {
+async fn a_call_with_a_free_permit_uses_the_service_that_was_readied() {
     let layer = BulkheadLayer::builder(1).watch(Unary).build().unwrap();
     let (mut service, mut upstream) = asked(&layer);
     upstream.allow(0);
     assert_pending!(poll_ready(&mut service));
     upstream.allow(1);
     assert_ready_ok!(poll_ready(&mut service));
-    // A clone would have to be readied first, which is not possible from here on.
+    // A clone would have to be readied first, which is impossible from here on.
     upstream.allow(0);
     let mut call = task::spawn(service.call(Ask::new(7)));
     let (ask, answer) = arrived(&mut upstream);
@@ -37,7 +37,7 @@ async fn a_call_that_finds_a_permit_uses_the_service_that_was_readied() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_waited_readies_a_service_before_it_calls_it() {
+async fn a_waiting_call_readies_a_service_before_calling_it() {
     let layer = BulkheadLayer::builder(1).watch(Unary).build().unwrap();
     let (mut service, mut upstream) = asked(&layer);
     let running = start(&service, Ask::new(0));
@@ -51,7 +51,7 @@ async fn a_call_that_waited_readies_a_service_before_it_calls_it() {
     assert!(waiting.is_woken());
     assert_pending!(waiting.poll());
     nothing_arrived(&mut upstream);
-    // It has its permit while it waits for the inner service.
+    // It holds its permit while it waits for the inner service.
     assert_eq!(openai(&layer.handle()), (1, 0, 0));
     assert!(!waiting.is_woken());
     upstream.allow(1);
@@ -110,11 +110,11 @@ async fn readiness_never_waits_for_the_permits_of_a_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_waits_keeps_no_inner_permit_from_a_call_of_another_key() {
+async fn a_waiting_call_holds_no_inner_permit_from_a_call_of_another_key() {
     let layer = BulkheadLayer::new(1).unwrap();
     let (mock, mut upstream) = mock::pair();
     let service = layer.layer(ConcurrencyLimit::new(mock, 1));
-    // The first one's head has come: the inner permit is free, the permit is not.
+    // The first call's response headers have arrived: the inner permit is free, the bulkhead's is not.
     let mut first = start(&service, chat());
     let (end, body) = Upstream::new();
     arrived(&mut upstream).1.send_response(stream(body));
@@ -126,14 +126,14 @@ async fn a_call_that_waits_keeps_no_inner_permit_from_a_call_of_another_key() {
     assert_ready_ok!(poll_ready(&mut queued_service));
     let mut queued = task::spawn(queued_service.call(chat()));
     assert_pending!(queued.poll());
-    // The service stays, as it does on an idle connection, and yet a call of another key is let through.
+    // The service stays, as on an idle connection, and a call of another key is admitted anyway.
     let mut other = start(&service, chat_to(Provider::ANTHROPIC));
     assert_pending!(other.poll());
     let (request, answer) = arrived(&mut upstream);
     let call = request.extensions().get::<tower_llm_core::Call>().unwrap();
     assert_eq!(call.provider(), &Provider::ANTHROPIC);
 
-    // The permit comes before the permit, and the call gets by on both.
+    // The bulkhead's permit is free before the inner one, and the call gets both.
     drop((end, response));
     assert_pending!(queued.poll());
     assert_eq!(openai(&layer.handle()), (1, 0, 0));
@@ -148,7 +148,7 @@ async fn a_call_that_waits_keeps_no_inner_permit_from_a_call_of_another_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_refused_keeps_no_inner_permit() {
+async fn a_refused_call_holds_no_inner_permit() {
     let layer = BulkheadLayer::builder(1)
         .max_waiting(0)
         .watch(Unary)
@@ -168,7 +168,7 @@ async fn a_call_that_is_refused_keeps_no_inner_permit() {
     drop(refused_service);
 }
 
-/// Sixty calls to three providers, each a second long, through an inner service that takes one at a time.
+/// Sixty calls to three providers, each a second long, through an inner service that admits one at a time.
 async fn sixty_seconds_of_calls<S>(service: S)
 where
     S: Service<Ask, Response = usize> + Clone + Send + 'static,
@@ -197,7 +197,7 @@ async fn a_second_long(ask: Ask) -> Result<usize, Infallible> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_deadlocks_over_an_inner_service_that_takes_one_call_at_a_time() {
+async fn no_deadlock_over_an_inner_service_that_admits_one_call_at_a_time() {
     let builder = BulkheadLayer::builder(1)
         .watch(Unary)
         .max_wait(Duration::from_secs(3_600));
@@ -238,7 +238,7 @@ async fn services_of_a_layer_and_its_clones_share_permits() {
     assert_ready_ok!(running.poll());
     assert_pending!(waiting.poll());
     assert_eq!(arrived(&mut second_upstream).0.id, 1);
-    // Another layer of the same settings is another bulkhead.
+    // Another layer with the same settings is another bulkhead.
     let apart = BulkheadLayer::builder(1).watch(Unary).build().unwrap();
     let (service, mut upstream) = asked(&apart);
     let _running = start(&service, Ask::new(3));
@@ -247,7 +247,7 @@ async fn services_of_a_layer_and_its_clones_share_permits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_waits_outlives_its_service_and_its_layer() {
+async fn a_waiting_call_outlives_its_service_and_its_layer() {
     let layer = BulkheadLayer::builder(1).watch(Unary).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let running = start(&service, Ask::new(0));

@@ -1,4 +1,4 @@
-//! Whose tenant it is: classes in strict order, and callers one after the other.
+//! The order of the queue: priorities in strict order, and callers in turn.
 
 mod support;
 
@@ -18,7 +18,7 @@ fn bulkhead(limit: usize) -> BulkheadBuilder<Unary> {
     BulkheadLayer::builder(limit).watch(Unary)
 }
 
-/// With classes as a header says.
+/// With priorities from a header.
 fn by_header(limit: usize) -> BulkheadBuilder<Unary> {
     bulkhead(limit).priority_by(|request| match request.header("class") {
         Some(b"interactive") => Interactive,
@@ -46,10 +46,10 @@ fn by_caller(provider: &'static str, id: usize, caller: &str) -> Ask {
     }
 }
 
-/// A call that waits, or runs.
+/// A call that waits or runs.
 type Waiting = Spawn<<support::Asked as Service<Ask>>::Future>;
 
-/// Ends what runs, one call after the other, and says in which order the others came to run.
+/// Ends the running calls one after the other, and returns the order in which the others ran.
 async fn order(
     running: Waiting,
     mut waiting: Vec<(usize, Waiting)>,
@@ -61,7 +61,7 @@ async fn order(
     let mut order = Vec::new();
     let mut running = Some(running);
     while running.take().is_some() {
-        // The mock's channels are part of what a task may do before it yields.
+        // The mock's channels use tokio's budget for a task before it yields.
         tokio::task::yield_now().await;
         let next = waiting.iter().position(|(_, call)| call.is_woken());
         running = next.map(|next| {
@@ -78,7 +78,7 @@ async fn order(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_class_goes_before_the_next_and_each_in_the_order_it_came() {
+async fn priorities_are_served_in_order_and_each_in_order_of_arrival() {
     let layer = by_header(1).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let running = start(&service, of_class(0, "batch"));
@@ -97,7 +97,7 @@ async fn a_class_goes_before_the_next_and_each_in_the_order_it_came() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_class_has_room_of_its_own_in_the_queue() {
+async fn each_priority_has_its_own_room_in_the_queue() {
     let layer = by_header(1)
         .max_waiting(1)
         .max_waiting_of(Batch, 2)
@@ -149,14 +149,14 @@ async fn a_batch_waits_for_all_others_and_no_longer_than_max_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_class_of_a_call_that_need_not_wait_is_not_asked_for() {
-    let layer = bulkhead(1).priority_by(|_| panic!("as it was told"));
+async fn the_priority_of_a_call_that_need_not_wait_is_not_computed() {
+    let layer = bulkhead(1).priority_by(|_| panic!("scripted panic"));
     let layer = layer.build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let mut first = start(&service, Ask::new(0));
     assert_pending!(first.poll());
     arrived(&mut upstream);
-    // Its caller's trouble alone: nothing is taken, nothing stays closed.
+    // Only its caller is affected: no permit is held, and later calls pass.
     let panics = std::panic::AssertUnwindSafe(|| start(&service, Ask::new(1)));
     assert!(std::panic::catch_unwind(panics).is_err());
     assert_eq!(openai(&layer.handle()), (1, 0, 0));
@@ -166,7 +166,7 @@ async fn the_class_of_a_call_that_need_not_wait_is_not_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_calls_of_one_tenant_do_not_delay_another_s_first() {
+async fn a_thousand_calls_of_one_caller_do_not_delay_anothers_first() {
     let layer = bulkhead(1).max_waiting(2_000).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let running = start(&service, of_caller(0, "busy"));
@@ -185,7 +185,7 @@ async fn a_thousand_calls_of_one_tenant_do_not_delay_another_s_first() {
 
 /// The first caller with many calls filled the queue and blocked all others.
 #[tokio::test(start_paused = true)]
-async fn a_queue_full_of_one_tenant_s_calls_keeps_no_other_out() {
+async fn a_queue_full_of_one_callers_calls_blocks_no_other_caller() {
     let layer = bulkhead(1).max_waiting(10).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let running = start(&service, of_caller(0, "busy"));
@@ -199,7 +199,7 @@ async fn a_queue_full_of_one_tenant_s_calls_keeps_no_other_out() {
     full(&assert_ready_err!(
         start(&service, of_caller(11, "busy")).poll()
     ));
-    // Half of the permits in it: the newest of the other's go.
+    // The other caller gets half of the queue: the newest calls of the busy caller are evicted.
     for (id, gone) in (101..=105).zip([10, 9, 8, 7, 6]) {
         let mut call = start(&service, of_caller(id, "other"));
         assert_pending!(call.poll());
@@ -282,7 +282,7 @@ async fn callers_take_turns_over_all_keys_that_share_a_limit() {
     let (service, mut upstream) = asked(&layer);
     let running = start(&service, Ask::of("a", 0));
     arrived(&mut upstream);
-    // One caller calls every provider before the other calls one.
+    // One caller calls every provider before the other calls any.
     let providers = ["a", "b", "c", "d", "e", "f"];
     let mut waiting: Vec<_> = (1..=6)
         .map(|id| {

@@ -35,7 +35,7 @@ const STREAMS: [(&str, &str); 4] = [
     ("/v1beta/models/m:streamGenerateContent?alt=sse", "{}"),
 ];
 
-/// A streamed request, of a dialect by its number.
+/// A streamed request; its number selects the dialect.
 fn request(provider: &SimulatedProvider, number: usize) -> Request {
     let (path, body) = STREAMS[number % STREAMS.len()];
     http::Request::post(format!("{}{path}", provider.url()))
@@ -50,7 +50,7 @@ where
     Client::builder(TokioExecutor::new()).build_http()
 }
 
-/// All providers together: the tests count at the one that plays them all.
+/// One key for all providers: the tests count at the server that plays them all.
 fn bulkhead(limit: usize) -> BulkheadBuilder {
     BulkheadLayer::builder(limit)
         .key_by(KeyBy::shared())
@@ -58,7 +58,7 @@ fn bulkhead(limit: usize) -> BulkheadBuilder {
         .max_wait(PATIENCE)
 }
 
-/// Permits taken, calls waiting and calls refused.
+/// Permits in use, waiting calls and refused calls.
 fn counts(handle: &BulkheadHandle) -> (usize, usize, u64) {
     let [stats] = &handle.stats()[..] else {
         panic!("one key is shared by all");
@@ -75,7 +75,7 @@ async fn eventually(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// The faults of a script, with none among them.
+/// The faults that the simulator can be scripted with, and none.
 fn misbehaviors() -> [Behavior; 12] {
     [
         Behavior::new(),
@@ -104,7 +104,7 @@ where
 }
 
 #[tokio::test]
-async fn never_more_than_two_streams_are_open_at_the_provider_whatever_is_thrown_at_it() {
+async fn never_more_than_two_streams_are_open_at_the_provider_despite_faults() {
     let provider = SimulatedProvider::start().await.unwrap();
     let layer = bulkhead(2).build().unwrap();
     let service = ServiceBuilder::new()
@@ -122,7 +122,7 @@ async fn never_more_than_two_streams_are_open_at_the_provider_whatever_is_thrown
             .collect();
         tasks.spawn(async move {
             for request in requests {
-                // Waits in the queue count too, so that some are given up there.
+                // Waits in the queue count too, so that some calls are dropped there.
                 let call = service.clone().oneshot(request);
                 if let Ok(Ok(response)) = timeout(400 * MS, call).await {
                     read(response.into_body()).await;
@@ -136,11 +136,11 @@ async fn never_more_than_two_streams_are_open_at_the_provider_whatever_is_thrown
     let idle = provider.wait_for(PATIENCE, |counts| counts.in_flight == 0);
     let seen = idle.await.unwrap();
     assert_eq!(seen.max_open_streams, 2);
-    // It was not for want of calls.
+    // There were enough calls to open more.
     assert!(seen.requests >= 30 && seen.faults >= 20, "{seen:?}");
 }
 
-/// Starts 20 calls to a provider that begins to stream and falls silent, and keeps the bodies.
+/// Starts 20 calls to a provider that begins to stream and falls silent, and holds the bodies.
 fn twenty_streams<S, B>(
     provider: &SimulatedProvider,
     service: S,
@@ -159,7 +159,7 @@ where
     calls
 }
 
-/// The most streams that were open while the bodies of 20 were kept.
+/// The maximum number of streams that were open while the bodies of 20 calls were held.
 async fn open_at_once<S, B>(service: S) -> u64
 where
     S: Service<Request, Response = http::Response<B>> + Clone + Send + 'static,
@@ -171,7 +171,7 @@ where
     let calls = twenty_streams(&provider, service);
     let responses = timeout(PATIENCE, calls.join_all())
         .await
-        .expect("no call waits");
+        .expect("no call hangs");
     assert_eq!(
         responses.iter().filter(|response| response.is_ok()).count(),
         20
@@ -193,7 +193,7 @@ async fn permits_released_at_the_headers_admit_all_streams() {
     let peer = ServiceBuilder::new().layer(peer).service(client());
     assert_eq!(open_at_once(peer).await, 20);
 
-    // Ours, told to do the same.
+    // A bulkhead with the same setting.
     let at_head = bulkhead(2)
         .release_at(tower_llm_bulkhead::ReleaseAt::ResponseHeaders)
         .build()
@@ -215,12 +215,12 @@ async fn permits_held_to_the_end_of_the_body_admit_two_streams() {
         .service(client());
     let mut calls = twenty_streams(&provider, service);
     for gone in 0..20 {
-        // One stream of the two ends by being dropped.
+        // One of the two streams ends by being dropped.
         let response = timeout(PATIENCE, calls.join_next()).await.unwrap();
         let response = response.unwrap().unwrap().unwrap();
         assert_eq!(response.status(), 200);
         let handle = layer.handle();
-        eventually("all others wait", || {
+        eventually("all other calls wait", || {
             counts(&handle) == (2.min(20 - gone), 18_usize.saturating_sub(gone), 0)
         })
         .await;
@@ -254,10 +254,10 @@ async fn reserved_permits_admit_two_streams() {
 
 // === a thousand streams ===
 
-/// Where a stream was given up.
+/// The stage at which a stream was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum GivenUp {
-    BeforeHead,
+enum Dropped {
+    BeforeHeaders,
     BetweenEvents,
     InsideEvent,
     AfterLast,
@@ -265,8 +265,8 @@ enum GivenUp {
     Failed,
 }
 
-/// Calls, and gives up at the point that `number` says, unless something fails before.
-async fn give_up<S, B>(service: S, mut request: Request, number: usize) -> GivenUp
+/// Calls, and drops the stream at the stage that `number` selects, unless it fails before.
+async fn drop_midway<S, B>(service: S, mut request: Request, number: usize) -> Dropped
 where
     S: Service<Request, Response = http::Response<B>, Error = BoxError>,
     B: Body<Data = Bytes> + Unpin,
@@ -290,7 +290,7 @@ where
         set("x-sim-fault-after", &(number / 64 % 5).to_string());
     }
     let (point, frames) = (number / 2 % 4, number / 8 % 6);
-    // From before it is sent to about when the head comes, or while it waits for its tenant; and what is silent.
+    // Dropped before the request is sent, around the arrival of the response headers, or while it waits in the queue.
     let patience = match point {
         0 => number / 8 % 6,
         _ => 2_000,
@@ -301,34 +301,34 @@ where
     );
     let response = match call.await {
         Ok(Ok(response)) => response,
-        Ok(Err(_)) => return GivenUp::Failed,
-        Err(_) => return GivenUp::BeforeHead,
+        Ok(Err(_)) => return Dropped::Failed,
+        Err(_) => return Dropped::BeforeHeaders,
     };
     let mut body = response.into_body();
     let mut bytes = Vec::new();
     for read in 0.. {
         let patience = match point {
             1 if read == frames => break,
-            // It has asked for the next one.
+            // The next frame has been polled once.
             2 if read == frames => Duration::ZERO,
             _ => 50 * MS,
         };
         match timeout(patience, body.frame()).await {
             Ok(Some(Ok(frame))) => bytes.extend(frame.into_data().unwrap_or_default()),
-            Ok(None) => return GivenUp::AfterLast,
-            Ok(Some(Err(_))) => return GivenUp::Failed,
+            Ok(None) => return Dropped::AfterLast,
+            Ok(Some(Err(_))) => return Dropped::Failed,
             Err(_) => break,
         }
     }
     if bytes.is_empty() || bytes.ends_with(b"\n\n") {
-        GivenUp::BetweenEvents
+        Dropped::BetweenEvents
     } else {
-        GivenUp::InsideEvent
+        Dropped::InsideEvent
     }
 }
 
 #[tokio::test]
-async fn a_thousand_streams_given_up_anywhere_leave_nothing_behind() {
+async fn a_thousand_streams_dropped_anywhere_leave_nothing_behind() {
     let provider = SimulatedProvider::start().await.unwrap();
     let behavior = Behavior::new().head_delay(MS).first_token(MS).gap(3 * MS);
     let behaviors = [behavior.clone(), behavior.cut(Cut::Every(100))];
@@ -343,15 +343,15 @@ async fn a_thousand_streams_given_up_anywhere_leave_nothing_behind() {
     let mut calls = JoinSet::new();
     for number in 0..1_000 {
         let request = request(&provider, number / 3);
-        calls.spawn(give_up(service.clone(), request, number));
+        calls.spawn(drop_midway(service.clone(), request, number));
     }
     let given_up = timeout(PATIENCE, calls.join_all()).await.unwrap();
     let how_often = [
-        GivenUp::BeforeHead,
-        GivenUp::BetweenEvents,
-        GivenUp::InsideEvent,
-        GivenUp::AfterLast,
-        GivenUp::Failed,
+        Dropped::BeforeHeaders,
+        Dropped::BetweenEvents,
+        Dropped::InsideEvent,
+        Dropped::AfterLast,
+        Dropped::Failed,
     ]
     .map(|point| {
         given_up
@@ -369,7 +369,7 @@ async fn a_thousand_streams_given_up_anywhere_leave_nothing_behind() {
         seen.max_open_streams > 10 && seen.closed_by_caller >= 20,
         "{seen:?}"
     );
-    // The client keeps idle connections, each a task here and one at the provider.
+    // The client keeps idle connections, each with a task here and one at the provider.
     drop(service);
     let alive = || Handle::current().metrics().num_alive_tasks();
     eventually("all tasks have ended", || alive() == tasks_before).await;

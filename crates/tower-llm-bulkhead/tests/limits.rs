@@ -1,4 +1,4 @@
-//! Limits that change, that are counted in tokens, and that all keys share.
+//! Limits that change, limits in tokens, and the limit that all keys share.
 
 mod support;
 
@@ -42,7 +42,7 @@ async fn a_raised_limit_admits_one_call_per_new_permit_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lowered_limit_cuts_no_call_and_admits_none_until_enough_have_ended() {
+async fn a_lowered_limit_ends_no_call_and_admits_none_until_enough_have_ended() {
     let layer = bulkhead(3).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let mut running: Vec<_> = (0..3).map(|id| start(&service, Ask::new(id))).collect();
@@ -68,7 +68,7 @@ async fn a_lowered_limit_cuts_no_call_and_admits_none_until_enough_have_ended() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_limit_of_a_key_that_was_never_seen_can_be_set() {
+async fn the_limit_of_an_unused_key_can_be_set() {
     let layer = bulkhead(1).max_waiting(0).build().unwrap();
     let handle = layer.handle();
     assert_eq!(handle.stats_of(&key()), None);
@@ -105,7 +105,7 @@ async fn a_key_with_a_changed_limit_is_not_evicted_until_it_is_set_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_for_which_there_is_no_room_cannot_be_set() {
+async fn a_key_beyond_the_maximum_cannot_be_set() {
     let layer = bulkhead(1).max_keys(1).build().unwrap();
     let handle = layer.handle();
     // Sixteen shards of one key each.
@@ -133,7 +133,7 @@ fn tokens(id: usize, input: u64) -> Ask {
 }
 
 fn weight(handle: &BulkheadHandle) -> (usize, u64, usize) {
-    let stats = handle.stats_of(&key()).expect("the key has been seen");
+    let stats = handle.stats_of(&key()).expect("the key exists");
     (stats.in_flight, stats.permits_in_use, stats.waiting)
 }
 
@@ -179,7 +179,7 @@ async fn a_call_heavier_than_the_limit_runs_alone_and_no_more_than_the_limit_ove
         overtaking.push(start(&service, tokens(id, 25)));
         assert_eq!(arrived(&mut upstream).0.id, id);
     }
-    // There is room for the next, but the batch is complete.
+    // There is room for the next call, but the batch is complete.
     drop(overtaking.pop());
     let mut next = start(&service, tokens(9, 1));
     assert_pending!(next.poll());
@@ -197,7 +197,7 @@ async fn a_call_heavier_than_the_limit_runs_alone_and_no_more_than_the_limit_ove
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_heavy_call_that_leaves_makes_way_for_the_lighter_behind_it() {
+async fn a_dropped_heavy_call_unblocks_lighter_calls_behind_it() {
     let layer = by_tokens(100)
         .max_wait(Duration::from_secs(5))
         .build()
@@ -208,7 +208,7 @@ async fn a_heavy_call_that_leaves_makes_way_for_the_lighter_behind_it() {
     for by_time in [true, false] {
         let mut heavy = start(&service, tokens(1, 81));
         assert_pending!(heavy.poll());
-        // A batch that is complete, and of which one has ended.
+        // A complete batch, of which one call has ended.
         let mut overtaking = [2, 3].map(|id| Some(start(&service, tokens(id, 40))));
         for id in [2, 3] {
             assert_eq!(arrived(&mut upstream).0.id, id);
@@ -232,9 +232,9 @@ async fn a_heavy_call_that_leaves_makes_way_for_the_lighter_behind_it() {
     }
 }
 
-// === a limit over all keys ===
+// === the global limit ===
 
-fn ten_in_all_three_each() -> BulkheadBuilder<Unary> {
+fn ten_total_three_each() -> BulkheadBuilder<Unary> {
     bulkhead(3).global_limit(10)
 }
 
@@ -246,8 +246,8 @@ fn all(handle: &BulkheadHandle) -> (usize, usize, u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ten_run_in_all_and_three_of_each_provider() {
-    let layer = ten_in_all_three_each().build().unwrap();
+async fn ten_calls_run_in_total_and_three_per_provider() {
+    let layer = ten_total_three_each().build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let mut calls: Vec<_> = (0..20)
         .map(|id| start(&service, Ask::of(PROVIDERS[id % 5], id)))
@@ -260,7 +260,7 @@ async fn ten_run_in_all_and_three_of_each_provider() {
     for provider in PROVIDERS {
         assert_eq!(counts_of(&handle, provider), (2, 2, 0));
     }
-    // One permit of the global limit for each call that ends, of any key.
+    // Each call of any key that ends frees one permit of the global limit.
     for id in 0..10 {
         let (ask, _) = arrived(&mut upstream);
         assert_eq!(ask.id, id);
@@ -278,14 +278,14 @@ async fn ten_run_in_all_and_three_of_each_provider() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_key_holds_up_no_call_of_another() {
-    let layer = ten_in_all_three_each().build().unwrap();
+async fn a_full_key_does_not_block_calls_of_another() {
+    let layer = ten_total_three_each().build().unwrap();
     let (service, _upstream) = asked(&layer);
     let calls: Vec<_> = (0..50)
         .map(|id| start(&service, Ask::of("a", id)))
         .collect();
     let handle = layer.handle();
-    // Those that wait hold nothing.
+    // Waiting calls hold nothing.
     assert_eq!(counts_of(&handle, "a"), (3, 47, 0));
     assert_eq!(all(&handle), (3, 47, 0));
     let others: Vec<_> = ["b", "c"]
@@ -329,7 +329,7 @@ async fn a_refusal_names_the_limit_and_leaves_no_trace() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_limit_over_all_keys_can_be_changed() {
+async fn the_global_limit_can_be_changed() {
     let layer = bulkhead(3).global_limit(2).build().unwrap();
     let (service, _upstream) = asked(&layer);
     let handle = layer.handle();
@@ -353,7 +353,7 @@ async fn the_limit_over_all_keys_can_be_changed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_of_all_keys_that_give_up_anywhere_give_everything_back() {
+async fn calls_dropped_anywhere_release_all_permits() {
     let layer = by_tokens(40)
         .global_limit(60)
         .max_wait(Duration::from_secs(5))
@@ -365,10 +365,11 @@ async fn calls_of_all_keys_that_give_up_anywhere_give_everything_back() {
         call: Ask::of(PROVIDERS[id % 3], id).call,
         ..Ask::new(id)
     };
-    // Thirty tokens each: one of each key, two in all.
+    // Thirty tokens each: one call per key, two in total.
     let mut calls: Vec<_> = (0..12).map(|id| start(&service, ask(id))).collect();
     assert_eq!(all(&handle), (2, 10, 0));
-    // One that waits and was never polled, one that was, one that has been given a permit, and one whose time is up.
+    // One that waits and was never polled, one that was, one that has been granted a permit, and one whose deadline has
+    // passed.
     drop(calls.remove(11));
     assert_pending!(calls[10].poll());
     drop(calls.remove(10));

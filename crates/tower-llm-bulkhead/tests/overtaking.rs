@@ -1,4 +1,4 @@
-//! Heavy calls that wait, and the light ones behind them: neither holds up the other for long.
+//! Heavy calls that wait, and light calls behind them: neither delays the other for long.
 
 use std::{borrow::Cow, convert::Infallible, time::Duration};
 
@@ -30,7 +30,7 @@ impl Described for Ask {
     }
 }
 
-/// Ends with how long the call has waited, or how long until it was refused.
+/// Ends with the time that the call waited, or the time until it was refused.
 type Running = JoinHandle<Result<Duration, Duration>>;
 
 struct Scene {
@@ -98,8 +98,8 @@ struct Ended {
     light_waited: Duration,
 }
 
-/// 20 of 100 permits are in use for `held`. One caller has two calls of 90 permits in the queue, and others start five calls
-/// of one permit in each of 60 s, which run for a second.
+/// 20 of 100 permits are in use for `held`. One caller queues two calls of 90 permits, and others start five calls
+/// of one permit each second for 60 s, each of which runs for a second.
 async fn two_heavy_and_300_light(scene: &Scene, keys: [&'static str; 2], held: Duration) -> Ended {
     let _held = scene.start(keys[0], "long", 20, held);
     tokio::task::yield_now().await;
@@ -120,10 +120,12 @@ async fn two_heavy_and_300_light(scene: &Scene, keys: [&'static str; 2], held: D
         light_waited: Duration::ZERO,
     };
     for call in heavy {
-        ended.heavy.push(call.await.expect("it does not panic"));
+        ended
+            .heavy
+            .push(call.await.expect("the call does not panic"));
     }
     for call in light {
-        match call.await.expect("it does not panic") {
+        match call.await.expect("the call does not panic") {
             Ok(waited) => ended.light_waited = ended.light_waited.max(waited),
             Err(_) => ended.light_refused += 1,
         }
@@ -141,7 +143,7 @@ async fn two_heavy_calls_that_never_fit_refuse_no_light_one() {
     assert_eq!(ended.heavy, [Err(WAIT), Err(WAIT)]);
 }
 
-/// It blocked all keys: 49 of the 300 were refused.
+/// The heavy call blocked all keys: 49 of the 300 were refused.
 #[tokio::test(start_paused = true)]
 async fn a_heavy_call_that_waits_for_the_global_limit_refuses_no_light_one_of_another_key() {
     let scene = Scene::of_all_keys();
@@ -151,7 +153,7 @@ async fn a_heavy_call_that_waits_for_the_global_limit_refuses_no_light_one_of_an
     assert_eq!(ended.heavy, [Err(WAIT), Err(WAIT)]);
 }
 
-/// Light calls come without end, and both heavy ones are served soon after the permits that they need could be free.
+/// Light calls never stop, and both heavy ones are served soon after the permits that they need could be free.
 #[tokio::test(start_paused = true)]
 async fn light_calls_do_not_starve_heavy_ones() {
     for (scene, keys) in [
@@ -163,7 +165,7 @@ async fn light_calls_do_not_starve_heavy_ones() {
         let [Ok(first), Ok(second)] = ended.heavy[..] else {
             panic!("{:?}", ended.heavy);
         };
-        // What had overtaken it by then ends within a second; in between, each of the others has its turn.
+        // Calls that had overtaken it end within a second; after that, each of the other callers has its turn.
         assert!(first <= 12 * SECOND, "{first:?}");
         assert!(second <= 20 * SECOND, "{second:?}");
     }
@@ -176,24 +178,24 @@ async fn a_batch_that_overtakes_weighs_no_more_than_the_call_it_overtakes() {
     let in_use = || scene.handle().stats()[0].permits_in_use;
     let _held = scene.start("a", "long", 20, 1_000 * SECOND);
     tokio::task::yield_now().await;
-    // Of no known caller, as all others here: even behind its own caller's call a lighter one need not wait.
+    // These calls have no known caller: a lighter call need not wait even behind a call of its own caller.
     let _heavy = scene.start("a", "", 81, SECOND);
     let light: Vec<_> = (0..20)
         .map(|_| scene.start("a", "", 8, 3 * SECOND))
         .collect();
     sleep(SECOND).await;
-    // Ten of eight fit besides the 20, and weigh 80; an eleventh would be too much for the batch too.
+    // Ten calls of weight eight fit besides the 20, and weigh 80; an eleventh would be too much for the batch too.
     assert_eq!(in_use(), 100);
     sleep(2 * SECOND + SECOND / 2).await;
     assert_eq!(in_use(), 100);
     let mut waited = Vec::new();
     for call in light {
-        waited.push(call.await.unwrap().expect("it is served").as_secs());
+        waited.push(call.await.unwrap().expect("the call is served").as_secs());
     }
     assert_eq!(waited, [[0; 10], [3; 10]].concat());
 }
 
-/// The next call of the same caller was the head then, and blocked the others again.
+/// The next call of the same caller became the head and blocked the others again.
 #[tokio::test(start_paused = true)]
 async fn a_caller_whose_first_call_leaves_unserved_goes_to_the_end() {
     let scene = Scene::of_one_key();
@@ -207,7 +209,7 @@ async fn a_caller_whose_first_call_leaves_unserved_goes_to_the_end() {
     tokio::task::yield_now().await;
     leaves.abort();
     held.await.unwrap().unwrap();
-    // 50 and 60 do not run at once: it shows which came first.
+    // 50 and 60 do not fit at once, which shows the order.
     assert_eq!(other.await.unwrap(), Ok(10 * SECOND));
     assert_eq!(stays.await.unwrap(), Ok(11 * SECOND));
 }

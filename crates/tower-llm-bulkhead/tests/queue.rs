@@ -1,4 +1,4 @@
-//! Calls that wait: their order, their number, their time, and how they leave.
+//! Waiting calls: their order, their number, their deadlines, and how they leave.
 
 mod support;
 
@@ -23,7 +23,7 @@ async fn permits_go_to_waiting_calls_in_order_of_arrival() {
     let layer = bulkhead(2).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let mut calls: Vec<_> = (0..8).map(|id| start(&service, Ask::new(id))).collect();
-    // Polled in another order than they came in.
+    // Polled in another order than they were made.
     for call in calls.iter_mut().rev() {
         assert_pending!(call.poll());
     }
@@ -36,7 +36,7 @@ async fn permits_go_to_waiting_calls_in_order_of_arrival() {
         nothing_arrived(&mut upstream);
         answer.send_response(id);
         assert_eq!(assert_ready_ok!(calls[id].poll()), id);
-        // Only the one whose tenant it is has been told.
+        // Only the next call in the queue is woken.
         for (waiting, call) in calls.iter().enumerate().skip(id + 2) {
             assert_eq!(call.is_woken(), waiting == id + 2, "call {waiting}");
         }
@@ -86,7 +86,7 @@ async fn exactly_max_waiting_calls_wait_and_the_next_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_queue_a_call_is_shed_at_once() {
+async fn without_a_queue_a_call_is_refused_at_once() {
     let layer = bulkhead(1).max_waiting(0).build().unwrap();
     let (service, mut upstream) = asked(&layer);
     let mut first = start(&service, Ask::new(0));
@@ -126,7 +126,7 @@ async fn a_call_is_refused_when_it_has_waited_for_max_wait_and_not_before() {
     let refused = full(&error);
     assert_eq!((refused.limit(), refused.waited_for()), (1, Some(max_wait)));
     assert!(Refusal::find(&*error).is_some());
-    // It has left the queue by then, though its future is still held.
+    // It has left the queue, although its future is still held.
     assert_eq!(openai(&layer.handle()), (1, 0, 1));
 }
 
@@ -146,7 +146,7 @@ async fn a_call_runs_if_its_permit_comes_in_the_last_millisecond() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_permit_that_comes_at_the_very_end_of_the_wait_is_taken() {
+async fn a_permit_at_the_very_end_of_the_wait_is_used() {
     for permit_first in [true, false] {
         let max_wait = Duration::from_secs(7);
         let layer = bulkhead(1).max_wait(max_wait).build().unwrap();
@@ -244,7 +244,7 @@ async fn a_new_call_never_overtakes_the_queue() {
     assert_pending!(waiting.poll());
     arrived(&mut upstream);
     drop(running);
-    // The permit is the waiting call's, though it has not been polled since.
+    // The permit belongs to the waiting call, although that has not been polled since.
     let mut new = start(&service, Ask::new(2));
     assert_pending!(new.poll());
     nothing_arrived(&mut upstream);
@@ -286,7 +286,7 @@ async fn a_waiting_call_is_woken_once_for_its_permit_or_its_time() {
     assert_eq!(counts(), [2, 0, 0, 0]);
     assert_ready_ok!(poll(0));
     assert_eq!(counts(), [2, 1, 0, 0]);
-    // From here on the second holds its permit.
+    // From here on the second call holds its permit.
     advance(Duration::from_secs(30)).await;
     assert_eq!(counts()[2..], [1, 1]);
     assert_ready_err!(poll(2));
@@ -315,7 +315,7 @@ async fn a_waiting_call_that_moves_to_another_task_wakes_that_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_queue_of_one_key_is_nothing_to_another() {
+async fn the_queue_of_one_key_does_not_affect_another() {
     let layer = bulkhead(1)
         .max_waiting(1)
         .limit_for(Key::new("anthropic"), 2)
@@ -330,7 +330,7 @@ async fn the_queue_of_one_key_is_nothing_to_another() {
         assert_pending!(call.poll());
     }
     assert_ready_err!(start(&service, Ask::of("openai", 2)).poll());
-    // With a limit of its own, a queue of its own.
+    // A key with its own limit has its own queue.
     let anthropic: Vec<_> = (3..6)
         .map(|id| start(&service, Ask::of("anthropic", id)))
         .collect();
@@ -357,7 +357,7 @@ async fn the_queue_of_one_key_is_nothing_to_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_are_counted_together_by_the_key_that_was_chosen() {
+async fn calls_are_grouped_by_the_configured_key() {
     let call = |provider: &Provider, model: &str, account: &str, caller: &str| {
         Call::builder(provider.clone(), Operation::CHAT)
             .model(model)
@@ -372,7 +372,7 @@ async fn calls_are_counted_together_by_the_key_that_was_chosen() {
         ask
     };
     let first = ask(call(&Provider::OPENAI, "m1", "a1", "c1"), "eu");
-    // Each differs from the first in one thing.
+    // Each differs from the first in one part.
     let provider = ask(call(&Provider::ANTHROPIC, "m1", "a1", "c1"), "eu");
     let model = ask(call(&Provider::OPENAI, "m2", "a1", "c1"), "eu");
     let account = ask(call(&Provider::OPENAI, "m1", "a2", "c1"), "eu");
@@ -479,7 +479,7 @@ async fn keys_beyond_the_maximum_share_one_limit() {
     assert_eq!(shared.len(), 1);
     assert_eq!((shared[0].limit, counts(shared[0])), (1, (1, 0, 983)));
 
-    // With all of them gone, a new key finds a permit of its own.
+    // Once all of them have ended, a new key gets its own permit.
     drop(calls);
     let _own = start(&service, numbered(1_000));
     let _other = start(&service, numbered(1_000)).poll().is_ready();
@@ -487,9 +487,9 @@ async fn keys_beyond_the_maximum_share_one_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_in_the_choice_of_a_key_is_the_caller_s_alone() {
+async fn a_panic_in_the_key_closure_affects_only_its_caller() {
     let key_by = KeyBy::custom(|request| {
-        assert!(request.call().is_some(), "as it was told");
+        assert!(request.call().is_some(), "scripted panic");
         Key::new("all")
     });
     let layer = bulkhead(1).key_by(key_by).build().unwrap();
@@ -505,7 +505,7 @@ async fn a_panic_in_the_choice_of_a_key_is_the_caller_s_alone() {
 }
 
 #[test]
-fn a_call_may_be_made_to_wait_outside_of_a_runtime() {
+fn a_call_may_start_waiting_outside_of_a_runtime() {
     use tower::Service;
     use tower_layer::Layer;
 

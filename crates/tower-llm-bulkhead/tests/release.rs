@@ -1,4 +1,4 @@
-//! When a call gives its permit back.
+//! When a call releases its permit.
 
 mod support;
 
@@ -40,13 +40,13 @@ fn in_flight(handle: &BulkheadHandle) -> usize {
     openai(handle).0
 }
 
-/// A stream whose head has come: where its frames go in, and where they come out.
+/// A stream whose response headers have arrived: the sender of its frames, and the body behind the bulkhead.
 fn streaming(layer: &BulkheadLayer) -> (Sender, Watched<Upstream, BulkheadGuard>) {
     let (sender, body) = Upstream::new();
     (sender, through(layer, stream(body)).into_body())
 }
 
-/// What `response` is behind the bulkhead.
+/// `response` as it leaves the bulkhead.
 fn through(
     layer: &BulkheadLayer,
     response: Response,
@@ -60,7 +60,7 @@ fn through(
     assert_ready_ok!(call.poll())
 }
 
-/// Writes down how many permits are taken, where it is run.
+/// Records how many permits are in use when it runs.
 fn noting(handle: &BulkheadHandle) -> (Arc<AtomicUsize>, impl FnOnce() + Send + 'static) {
     let noted = Arc::new(AtomicUsize::new(usize::MAX));
     let (note, handle) = (Arc::clone(&noted), handle.clone());
@@ -76,7 +76,7 @@ async fn released_at_the_headers_the_permit_is_free_while_the_body_runs() {
     assert_eq!(in_flight(&layer.handle()), 0);
     sender.send(CONTENT);
     assert_eq!(read(&mut body), CONTENT);
-    // Nothing is given back twice: the permit is another call's by now.
+    // Nothing is released twice: the permit belongs to another call by now.
     let (service, _upstream) = served(&layer);
     let _running = start(&service, chat());
     drop(body);
@@ -106,7 +106,7 @@ async fn at_the_first_token_the_permit_is_free_with_the_first_content() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_no_first_token_comes_the_permit_is_free_at_the_end() {
+async fn without_a_first_token_the_permit_is_free_at_the_end() {
     let layer = bulkhead(ReleaseAt::FirstToken);
     let (sender, mut body) = streaming(&layer);
     sender.send(ROLE);
@@ -116,7 +116,7 @@ async fn where_no_first_token_comes_the_permit_is_free_at_the_end() {
     assert!(assert_ready!(poll_frame(&mut body)).is_none());
     assert_eq!(in_flight(&layer.handle()), 0);
 
-    // An answer that is not streamed has no first token.
+    // An unstreamed response has no first token.
     let (sender, body) = Upstream::new();
     let mut body = through(&layer, http::Response::new(body)).into_body();
     sender.send(r#"{"choices":[{"message":{"content":"Hi"}}]}"#);
@@ -304,9 +304,9 @@ async fn an_inner_panic_gives_the_permit_back() {
     let handle = layer.handle();
     // Number 0 panics in `call`, all others in their future.
     let service = layer.layer(service_fn(|ask: Ask| {
-        assert_ne!(ask.id, 0, "as it was told");
+        assert_ne!(ask.id, 0, "scripted panic");
         async move {
-            assert_eq!(ask.id, 0, "as it was told");
+            assert_eq!(ask.id, 0, "scripted panic");
             Ok::<_, BoxError>(ask.id)
         }
     }));
@@ -333,7 +333,7 @@ async fn an_inner_panic_gives_the_permit_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_typed_response_gives_the_permit_back_when_it_comes() {
+async fn a_typed_response_releases_the_permit_on_arrival() {
     for release_at in [
         ReleaseAt::ResponseHeaders,
         ReleaseAt::FirstToken,
@@ -353,7 +353,7 @@ async fn a_typed_response_gives_the_permit_back_when_it_comes() {
         full(&assert_ready_err!(tokio_test::task::spawn(refused).poll()));
         assert_eq!(openai(&layer.handle()), (1, 0, 1));
         assert_ready_ok!(call.poll());
-        // Its future may live on.
+        // Its future may still exist.
         assert_eq!(openai(&layer.handle()), (0, 0, 1));
     }
 }

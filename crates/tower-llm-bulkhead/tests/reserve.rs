@@ -1,4 +1,4 @@
-//! Permits that are taken in `poll_ready`.
+//! Permits that are acquired in `poll_ready`.
 
 mod support;
 
@@ -31,7 +31,7 @@ fn reserved(layer: &ReserveLayer<Unary>) -> (Reserved, Handle<Ask, usize>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_takes_a_permit_to_be_ready_and_its_call_gives_it_back() {
+async fn a_ready_service_holds_a_permit_and_its_call_releases_it() {
     let layer = permits(1);
     let (mut service, mut upstream) = reserved(&layer);
     assert_eq!(layer.in_flight(), 0);
@@ -114,12 +114,12 @@ async fn services_become_ready_in_the_order_they_asked_in() {
     for (service, task) in &mut waiting {
         assert_pending!(task.enter(|cx, _| service.poll_ready(cx)));
     }
-    // One gives up its tenant by being dropped; one is not polled, and keeps it.
+    // One leaves the queue by being dropped; one is not polled, and keeps its turn.
     drop(waiting.remove(1));
-    for tenant in 0..3 {
+    for round in 0..3 {
         held.take();
         for (i, (service, task)) in waiting.iter_mut().enumerate().rev() {
-            assert_eq!(task.is_woken(), i == 0, "tenant {tenant}, waiting {i}");
+            assert_eq!(task.is_woken(), i == 0, "round {round}, waiting {i}");
             if i > 0 {
                 assert_pending!(task.enter(|cx, _| service.poll_ready(cx)));
             }
@@ -232,7 +232,7 @@ async fn a_permit_is_held_to_the_end_of_the_body() {
 #[tokio::test(start_paused = true)]
 async fn a_permit_is_given_back_when_the_call_panics_fails_or_is_dropped() {
     let layer = permits(1);
-    let panics = |_: Ask| -> Ready<Result<usize, BoxError>> { panic!("as it was told") };
+    let panics = |_: Ask| -> Ready<Result<usize, BoxError>> { panic!("scripted panic") };
     let panics = layer.layer(service_fn(panics));
     let call = AssertUnwindSafe(|| start(&panics, Ask::new(0)));
     assert!(catch_unwind(call).is_err());
@@ -252,7 +252,7 @@ async fn a_permit_is_given_back_when_the_call_panics_fails_or_is_dropped() {
 }
 
 #[test]
-fn a_service_that_fails_instead_of_becoming_ready_keeps_no_permit() {
+fn a_service_that_fails_to_become_ready_holds_no_permit() {
     struct Broken;
 
     impl Service<Ask> for Broken {

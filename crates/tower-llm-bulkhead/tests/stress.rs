@@ -1,4 +1,4 @@
-//! Thousands of calls on several threads, dropped at any point of their lives.
+//! Thousands of calls on several threads, dropped at any stage.
 
 mod support;
 
@@ -27,11 +27,11 @@ const LIMIT: usize = 3;
 const TASKS: u64 = 48;
 const CALLS: u64 = 150;
 
-/// Numbers that look random, the same at each run.
+/// Pseudo-random numbers, the same in each run.
 struct Numbers(u64);
 
 impl Numbers {
-    /// One below `end` (splitmix64).
+    /// A number below `end` (splitmix64).
     fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
@@ -41,7 +41,7 @@ impl Numbers {
     }
 }
 
-/// How many calls are inside now, and were at most.
+/// How many calls are inside now, and the maximum so far.
 #[derive(Default)]
 struct Inside {
     now: AtomicUsize,
@@ -49,7 +49,7 @@ struct Inside {
     entered: AtomicUsize,
 }
 
-/// One that is inside, until it is dropped.
+/// A call that is inside until this is dropped.
 struct Entered(Arc<Inside>);
 
 impl Inside {
@@ -67,7 +67,7 @@ impl Drop for Entered {
     }
 }
 
-/// A body of some frames, each of which is waited for or not.
+/// A body of some frames; some of them are pending first.
 struct Frames {
     left: u64,
     numbers: Numbers,
@@ -98,7 +98,7 @@ impl Body for Frames {
     }
 }
 
-/// Drops `future` when it has been polled so often, if that is said.
+/// Drops `future` after the given number of polls, if any.
 struct GiveUp<F> {
     future: Pin<Box<F>>,
     polls: Option<u64>,
@@ -113,7 +113,7 @@ impl<F: Future> Future for GiveUp<F> {
                 return Poll::Ready(None);
             }
             *polls -= 1;
-            // Polled again at once, so that it is given up wherever it waits. The others must be woken.
+            // Polled again at once, so that it can be dropped wherever it waits. The others must be woken.
             cx.waker().wake_by_ref();
         }
         self.future.as_mut().poll(cx).map(Some)
@@ -132,7 +132,7 @@ async fn inner(inside: Arc<Inside>, seed: u64) -> Result<http::Response<Frames>,
         yield_now().await;
     }
     match numbers.below(10) {
-        0 => Err("refused by the provider".into()),
+        0 => Err("the provider failed".into()),
         _ => Ok(stream(Frames {
             left: numbers.below(5),
             numbers,
@@ -142,7 +142,7 @@ async fn inner(inside: Arc<Inside>, seed: u64) -> Result<http::Response<Frames>,
     }
 }
 
-/// The same, inside of all keys and of one.
+/// The same, counted for all keys and for one key.
 async fn inner_of_key(
     (in_all, in_key): (Entered, Entered),
     seed: u64,
@@ -155,7 +155,7 @@ async fn inner_of_key(
     }))
 }
 
-/// Runs them all; returns how many were refused.
+/// Runs all calls; returns how many were refused.
 async fn thousands<S>(service: S) -> u64
 where
     S: Service<http::Request<()>, Error = BoxError> + Clone + Send + 'static,
@@ -170,7 +170,7 @@ where
             let mut refused = 0;
             for _ in 0..CALLS {
                 let call = service.clone().oneshot(chat());
-                // In the queue, in the call or in the body; and some run to their end.
+                // Dropped in the queue, in the call or in the body; some run to their end.
                 let polls = match numbers.below(3) {
                     0 => None,
                     1 => Some(numbers.below(8)),
@@ -195,10 +195,7 @@ where
         });
     }
     let all = tokio::time::timeout(Duration::from_secs(60), tasks.join_all());
-    all.await
-        .expect("some call waits for ever")
-        .into_iter()
-        .sum()
+    all.await.expect("no call hangs").into_iter().sum()
 }
 
 trait IntoBody {
@@ -215,14 +212,14 @@ impl<B: Body + Unpin + Send> IntoBody for http::Response<B> {
     }
 }
 
-/// Sets the limit up and down until it is told to stop.
-async fn turn_the_knob(handle: BulkheadHandle, stop: Arc<AtomicUsize>) -> usize {
+/// Raises and lowers the limit until it is stopped.
+async fn change_the_limit(handle: BulkheadHandle, stop: Arc<AtomicUsize>) -> usize {
     let mut numbers = Numbers(99);
     let mut times = 0;
     while stop.load(Relaxed) == 0 {
-        let limit = 1 + usize::try_from(numbers.below(6)).expect("it is small");
+        let limit = 1 + usize::try_from(numbers.below(6)).expect("the number is small");
         let set = handle.set_limit(&Key::new("openai"), limit);
-        set.expect("a good limit");
+        set.expect("a valid limit");
         times += 1;
         yield_now().await;
     }
@@ -230,7 +227,7 @@ async fn turn_the_knob(handle: BulkheadHandle, stop: Arc<AtomicUsize>) -> usize 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn never_over_the_highest_limit_while_it_is_changed_and_never_over_the_last_one() {
+async fn never_exceeds_the_highest_limit_during_changes_nor_the_last_one_after() {
     let layer = BulkheadLayer::builder(LIMIT).max_waiting(1_000);
     let layer = layer.build().unwrap();
     let handle = layer.handle();
@@ -241,7 +238,7 @@ async fn never_over_the_highest_limit_while_it_is_changed_and_never_over_the_las
         move |_| inner(Arc::clone(&inside), seeds.fetch_add(1, Relaxed) as u64)
     }));
     let stop = Arc::<AtomicUsize>::default();
-    let knob = tokio::spawn(turn_the_knob(handle.clone(), Arc::clone(&stop)));
+    let knob = tokio::spawn(change_the_limit(handle.clone(), Arc::clone(&stop)));
     assert_eq!(thousands(service.clone()).await, 0);
     stop.store(1, Relaxed);
     let times = knob.await.unwrap();
@@ -257,7 +254,7 @@ async fn never_over_the_highest_limit_while_it_is_changed_and_never_over_the_las
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn never_over_a_key_s_limit_nor_over_that_of_all_keys() {
+async fn never_exceeds_a_keys_limit_nor_the_global_one() {
     const KEYS: usize = 4;
     const IN_ALL: usize = 5;
     let layer = BulkheadLayer::builder(2)
@@ -276,7 +273,7 @@ async fn never_over_a_key_s_limit_nor_over_that_of_all_keys() {
     let service = layer.layer(service_fn({
         let (all, keys) = (Arc::clone(&all), Arc::clone(&keys));
         move |request: http::Request<()>| {
-            let key: &usize = request.extensions().get().expect("it was put there");
+            let key: &usize = request.extensions().get().expect("the extension is set");
             let entered = (all.enter(), keys[*key].enter());
             inner_of_key(entered, seeds.fetch_add(1, Relaxed) as u64)
         }
@@ -315,7 +312,7 @@ async fn never_over_a_key_s_limit_nor_over_that_of_all_keys() {
         });
     }
     let done = tokio::time::timeout(Duration::from_secs(60), tasks.join_all());
-    done.await.expect("some call waits for ever");
+    done.await.expect("no call hangs");
     assert_eq!(all.most.load(Relaxed), IN_ALL);
     assert_eq!(all.now.load(Relaxed), 0);
     assert!(all.entered.load(Relaxed) > 1_000);
@@ -343,26 +340,26 @@ async fn stress(builder: BulkheadBuilder) -> u64 {
     assert_eq!(inside.most.load(Relaxed), LIMIT);
     assert_eq!(inside.now.load(Relaxed), 0);
     assert_eq!(counts_of(&handle, "openai"), (0, 0, refused));
-    // Enough ran for the test to say something.
+    // Enough calls ran to make the test meaningful.
     let entered = inside.entered.load(Relaxed);
     assert!(entered > 100, "{entered} calls");
     refused
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn never_over_the_limit_whatever_call_leaves_when() {
+async fn never_exceeds_the_limit_whenever_calls_are_dropped() {
     let refused = stress(BulkheadLayer::builder(LIMIT).max_waiting(1_000)).await;
     assert_eq!(refused, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn never_over_the_limit_while_calls_are_shed() {
+async fn never_exceeds_the_limit_while_calls_are_refused() {
     let refused = stress(BulkheadLayer::builder(LIMIT).max_waiting(2)).await;
     assert!(refused > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn never_over_the_limit_while_waits_run_out() {
+async fn never_exceeds_the_limit_while_waits_time_out() {
     let wait = Duration::from_millis(1);
     let builder = BulkheadLayer::builder(LIMIT).max_waiting(1_000);
     let refused = stress(builder.max_wait(wait)).await;
@@ -370,7 +367,7 @@ async fn never_over_the_limit_while_waits_run_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn never_over_the_limit_of_permits_taken_in_poll_ready() {
+async fn never_exceeds_the_limit_of_permits_acquired_in_poll_ready() {
     let layer = BulkheadLayer::builder(LIMIT).build_reserve().unwrap();
     let inside = Arc::<Inside>::default();
     let seeds = Arc::new(AtomicUsize::new(0));
@@ -418,7 +415,7 @@ async fn permits_of_many_keys_come_and_go_with_their_calls() {
         });
     }
     let all = tokio::time::timeout(Duration::from_secs(60), tasks.join_all());
-    all.await.expect("some call waits for ever");
+    all.await.expect("no call hangs");
     assert_eq!(inside.now.load(Relaxed), 0);
     let stats = handle.stats();
     assert!(stats.iter().filter(|stats| stats.key.is_some()).count() <= 32);

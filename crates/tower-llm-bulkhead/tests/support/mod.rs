@@ -1,4 +1,4 @@
-//! Requests, services and bodies that do as a test says.
+//! Requests, services and bodies that a test scripts.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
@@ -23,7 +23,7 @@ use tower_test::mock::{self, Handle, Mock};
 
 // === typed requests ===
 
-/// A request with a number, of a call to some provider.
+/// A numbered request of a call to some provider.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
     pub(crate) id: usize,
@@ -68,17 +68,15 @@ pub(crate) fn asked(layer: &BulkheadLayer<Unary>) -> (Asked, Handle<Ask, usize>)
 
 #[track_caller]
 pub(crate) fn full(error: &BoxError) -> &BulkheadFull {
-    error.downcast_ref().expect("the bulkhead refused it")
+    error.downcast_ref().expect("the bulkhead refused the call")
 }
 
 // === stats ===
 
-/// Permits taken, calls waiting and calls refused of one key.
+/// Permits in use, waiting calls and refused calls of one key.
 #[track_caller]
 pub(crate) fn counts_of(handle: &BulkheadHandle, key: &str) -> (usize, usize, u64) {
-    let stats = handle
-        .stats_of(&Key::new(key))
-        .expect("the key has been seen");
+    let stats = handle.stats_of(&Key::new(key)).expect("the key exists");
     counts(&stats)
 }
 
@@ -86,7 +84,7 @@ pub(crate) fn counts(stats: &KeyStats) -> (usize, usize, u64) {
     (stats.in_flight, stats.waiting, stats.refused)
 }
 
-/// Permits taken, calls waiting and calls refused of OpenAI.
+/// Permits in use, waiting calls and refused calls of OpenAI.
 #[track_caller]
 pub(crate) fn openai(handle: &BulkheadHandle) -> (usize, usize, u64) {
     counts_of(handle, "openai")
@@ -132,14 +130,14 @@ pub(crate) fn chat_to(provider: Provider) -> http::Request<()> {
     request
 }
 
-/// Reads the frame that is there.
+/// Reads the next frame, which has arrived.
 #[track_caller]
 pub(crate) fn read<B>(body: &mut B) -> B::Data
 where
     B: Body + Unpin,
     B::Error: fmt::Debug,
 {
-    let frame = assert_ready!(poll_frame(body)).expect("the body goes on");
-    let frame = frame.expect("the body is well");
+    let frame = assert_ready!(poll_frame(body)).expect("the body continues");
+    let frame = frame.expect("the body does not fail");
     frame.into_data().unwrap_or_else(|_| panic!("not data"))
 }
