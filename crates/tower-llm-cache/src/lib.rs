@@ -97,6 +97,7 @@ mod replay;
 mod service;
 mod shared;
 mod upstream;
+mod warm;
 
 pub use self::{
     body::CacheBody,
@@ -109,4 +110,5 @@ pub use self::{
     memory::Memory,
     policy::Policy,
     service::Cache,
+    warm::{Warmed, Warming, WarmingFailure},
 };

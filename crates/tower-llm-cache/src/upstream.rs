@@ -37,7 +37,7 @@ pin_project! {
 
 /// Keeps how the call has ended.
 #[derive(Clone, Debug, Default)]
-struct Verdict(Arc<OnceLock<Completion>>);
+pub(crate) struct Verdict(Arc<OnceLock<Completion>>);
 
 impl Guard for Verdict {
     fn end(&mut self, completion: &Completion) {
@@ -47,6 +47,10 @@ impl Guard for Verdict {
 }
 
 impl Verdict {
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
+        self.0.get().map(|completion| completion.outcome)
+    }
+
     fn as_end(&self, is_event_stream: bool) -> End {
         let completion = self.0.get().cloned().unwrap_or_else(|| {
             // Not reached: the end of the body ends its guard.

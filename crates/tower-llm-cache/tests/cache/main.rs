@@ -6,3 +6,4 @@ mod flights;
 mod hits;
 mod stored;
 mod support;
+mod warming;
