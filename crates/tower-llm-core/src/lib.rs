@@ -5,8 +5,8 @@
 //! - [`DescribeLayer`] reads a request once and describes it as a [`Call`].
 //! - [`Watch`] and [`Guard`] report to a layer how a call ended, as a [`Completion`] with its [`Outcome`] and [`Usage`],
 //!   when the response body ends or is dropped.
-//! - [`Refusal`] is the error that a layer returns for a call that it refuses to send. [`RefusalLayer`] turns it into a
-//!   response in the dialect of the request.
+//! - [`Refusal`] is the error that a layer returns for a call that it refuses to send. [`RefusalLayer`] turns refusals
+//!   and timeouts into responses in the dialect of the request.
 //! - [`KeyBy`] and [`Registry`] hold bounded state per provider, model, caller or a key of your own.
 //!
 //! It never holds a response body in memory.

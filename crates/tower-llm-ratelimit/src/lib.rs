@@ -1,9 +1,10 @@
 //! Rate limits for calls to language models: requests and tokens per period, reserved before a call and settled after it.
 //!
-//! Providers limit tokens, but the number of tokens a call uses is known only when its stream ends. A limiter that checks
-//! before the call and charges after it lets bursts through: 100 calls at once all see an unused limit. This layer
-//! *reserves* what a call may use, in all of its limits together or in none. When the response body ends, it settles: it
-//! refunds what the call did not use, and charges what the call used beyond its reservation.
+//! Providers limit tokens, but the number of tokens a call uses is known only when its stream ends. A limiter that
+//! checks before the call and charges after it lets bursts through: 100 calls at once all see an unused limit. This
+//! layer *reserves* what a call may use, in all of its limits together or in none. When the response body ends, it
+//! settles: it refunds what the call did not use, and charges what the call used beyond its reservation. If a complete
+//! answer reports no usage, the reservation is charged.
 //!
 //! - A [`Limit`] is plain data: an amount of requests, tokens or cost (by your own prices) per period, counted for each
 //!   caller, for each model or by a key of your own, in a sliding window or a token bucket.

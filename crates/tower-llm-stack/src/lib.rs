@@ -1,7 +1,7 @@
 //! The tower-llm layers as one stack in a fixed order, and adapters for clients.
 //!
-//! [`Stack::builder`] composes the layers you choose into one typed [`tower_layer::Layer`]. Nothing is boxed, and a layer that
-//! is left out costs nothing. The stack keeps the order:
+//! [`Stack::builder`] composes the layers you choose into one typed [`tower_layer::Layer`]. Nothing is boxed, and a
+//! layer that is left out costs nothing. Requests are described unless you say otherwise. The stack keeps the order:
 //!
 //! ```text
 //! Refusal > Describe > your own > caller's RateLimit > Cache > Breaker > provider's RateLimit > Bulkhead > Timeout > client

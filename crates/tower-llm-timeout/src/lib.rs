@@ -14,8 +14,8 @@
 //! If a timeout fires before the response headers arrive, the call fails with [`TimedOut`](tower_llm_core::TimedOut).
 //! If it fires later, an event stream ends with an error event in the dialect of the request, and any other body fails
 //! with the same error. Both name the timeout. The upstream body is dropped, and outer layers see
-//! [`Failed`](tower_llm_core::Outcome::Failed): `Timeout` if nothing had arrived, `Slow` if the stream showed signs of
-//! life, `Stalled` if it fell silent.
+//! [`Failed`](tower_llm_core::Outcome::Failed): `Stalled` if the idle timeout fired; otherwise `Slow` if the stream had
+//! shown signs of life, and `Timeout` if not.
 //!
 //! Some upstreams leave a body open after its last content, which would hold the caller and its permit. So this layer
 //! ends a body at most 250 ms after the end marker of its stream (such as `[DONE]`), or its complete JSON document, has

@@ -142,10 +142,11 @@ pub struct Settings {
 #[command(next_help_heading = "Access")]
 pub struct AccessSettings {
     /// Keys that callers send to the gateway in place of a provider's key. Required if the key of any provider is set:
-    /// without GATEWAY_KEYS every call then gets a 401. `none` allows calls without a key. If the gateway has no key
-    /// for a provider, a caller sends two keys: its gateway key and its own key for that provider. If an upstream
-    /// server needs no key, set any value as that provider's key. Prefer the variable: other users of the machine can
-    /// see flags.
+    /// without GATEWAY_KEYS every call then gets a 401. `none` allows calls without a key. If there are gateway keys,
+    /// and the gateway has no key for a provider, a call to that provider carries two: the gateway key and the caller's
+    /// own, in two of the headers `authorization`, `x-api-key`, `api-key` and `x-goog-api-key`. If the upstream server
+    /// needs no key, give the gateway any value as that provider's key, and callers send only the gateway key. Prefer
+    /// the variable: other users of the machine can see flags.
     #[arg(
         long = "keys",
         env = "GATEWAY_KEYS",
@@ -250,7 +251,7 @@ pub struct ProxySettings {
     pub no: Option<String>,
 }
 
-/// Limits for requests and tokens. What is not set is not limited.
+/// Limits for requests and tokens. What is not set is limited only by what providers report: see RATELIMIT_LEARN.
 ///
 /// A provider's limits apply to all calls of the gateway to that provider together, whatever the model and the caller.
 #[derive(Clone, Debug, clap::Args)]
@@ -308,9 +309,9 @@ pub struct RateLimitSettings {
     #[arg(long = "ratelimit-timeout", env = "RATELIMIT_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub timeout: Duration,
 
-    /// Each caller: requests per minute. A caller is identified by its gateway key. On a gateway without keys it is
-    /// identified by the provider key it sends. If such a gateway has a provider key of its own, it sends that one and
-    /// does not check the caller's, so a caller can send another value each time and avoid its limit.
+    /// Each caller: requests per minute. A caller is identified by its gateway key. Without gateway keys it is
+    /// identified by the provider key it sends. If the gateway then sends a provider key of its own instead, it does
+    /// not check the caller's, so a caller can send another value each time and avoid its limit.
     #[arg(long = "ratelimit-caller-rpm", env = "RATELIMIT_CALLER_RPM", value_name = "REQUESTS", value_parser = amount)]
     pub caller_rpm: Option<u64>,
     /// Each caller: tokens per minute, input and output.
@@ -325,7 +326,7 @@ pub struct RateLimitSettings {
     )]
     pub tiers: Option<Tiers>,
     /// Assigns callers to tiers; a caller not listed here is in the first tier of RATELIMIT_TIERS. A caller is named by
-    /// its gateway key or, on a gateway without keys, by the key it sends. Prefer the variable.
+    /// its gateway key or, without gateway keys, by the provider key it sends. Prefer the variable.
     #[arg(
         long = "ratelimit-caller-tiers",
         env = "RATELIMIT_CALLER_TIERS",
@@ -436,7 +437,7 @@ pub struct BreakerSettings {
     /// extend it.
     #[arg(long = "breaker-timeout", env = "BREAKER_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub open_for: Duration,
-    /// Longest time a circuit stays open.
+    /// Longest time a circuit stays open, unless a provider's `retry-after` is longer.
     #[arg(long = "breaker-max-timeout", env = "BREAKER_MAX_TIMEOUT", value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     pub max_open_for: Duration,
 }
