@@ -14,7 +14,7 @@
 //!
 //! # Locks
 //!
-//! In this order: the driver's, the table's shard, the log. A step is noted while the driver's lock is held, or two
+//! In this order: the driver's, the table's shard (or that of the [claims](crate::items)), the log. A step is noted while the driver's lock is held, or two
 //! participants could note two steps the wrong way round. Wakers run outside of all locks.
 
 mod log;
@@ -79,6 +79,9 @@ pub(crate) enum Step {
 /// Is told of the whole answer, before it leaves the table of flights.
 pub(crate) trait Recorder: Send + Sync {
     fn record(&self, answer: &Recorded, end: &End);
+
+    /// No more callers join. May be called more than once; never while the table or the log is locked.
+    fn closed(&self) {}
 }
 
 /// What a new flight needs.
@@ -89,6 +92,7 @@ pub(crate) struct Start {
     pub(crate) max_recording: usize,
 }
 
+/// A call, what has come of it, and its participants.
 pub(crate) struct Flight {
     key: FlightKey,
     table: Arc<Flights>,
@@ -194,27 +198,32 @@ impl Flight {
             Step::Head(head) => {
                 // Callers that come after a failure start afresh.
                 if !head.status.is_success() {
-                    self.table.remove(self);
+                    self.close();
                 }
                 self.log().head(*head);
             }
             Step::Frame(frame) => {
                 let is_over_cap = self.log().frame(frame);
                 if is_over_cap {
-                    self.table.remove(self);
+                    self.close();
                 }
             }
             Step::End(end) => {
                 self.record(&end);
                 // Stored first: a caller that finds no flight finds the answer.
-                self.table.remove(self);
+                self.close();
                 self.log().end(Ended::Whole);
             }
             Step::Failed(error) => {
-                self.table.remove(self);
+                self.close();
                 self.log().end(Ended::Failed(error.into()));
             }
         }
+    }
+
+    fn close(self: &Arc<Self>) {
+        self.table.remove(self);
+        self.recorder.closed();
     }
 
     /// Wakes all participants that wait; they wait again with their next poll.
@@ -227,6 +236,7 @@ impl Flight {
     ///
     /// Many clients stop reading at a stream's terminal marker. What came until then is a whole answer.
     fn give_up(&self) {
+        self.recorder.closed();
         let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
         let upstream = driver.take();
         drop(driver);

@@ -12,6 +12,8 @@ pub(crate) enum Form {
     Events,
     /// A JSON array that grows: Gemini's streams without `alt=sse`.
     List,
+    /// One document, the answer to one item of a batch, cut where those to others are put in. Not asked for.
+    Item,
 }
 
 impl Form {

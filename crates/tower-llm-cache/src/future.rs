@@ -13,6 +13,7 @@ use tower_service::Service;
 use crate::{
     body::CacheBody,
     headers::{Did, StatusHeader, Why},
+    items::{Begun, Gather, Gathered},
     key::Bypass,
     shared::Boarded,
 };
@@ -36,6 +37,22 @@ pin_project! {
         Passing { #[pin] future: F, status: StatusHeader, reason: Bypass },
         // `None` once the response headers were handed out.
         Flying { boarded: Option<Boarded> },
+        Gathering { gather: Box<Gather> },
+    }
+}
+
+impl<F, B> State<F, B> {
+    fn gathered(result: Result<Gathered, BoxError>) -> Self {
+        let result = match result {
+            Ok(Gathered::Flying(boarded)) => {
+                let boarded = Some(boarded);
+                return Self::Flying { boarded };
+            }
+            Ok(Gathered::Answer(response)) => Ok(response.map(CacheBody::converted)),
+            Err(error) => Err(error),
+        };
+        let result = Some(result);
+        Self::Known { result }
     }
 }
 
@@ -64,6 +81,17 @@ where
         }
     }
 
+    pub(crate) fn begun(begun: Begun) -> Self {
+        match begun {
+            Begun::Ready(result) => Self {
+                state: State::gathered(result),
+            },
+            Begun::Gathering(gather) => Self {
+                state: State::Gathering { gather },
+            },
+        }
+    }
+
     pub(crate) fn flying(boarded: Boarded) -> Self {
         let boarded = Some(boarded);
         Self {
@@ -80,7 +108,12 @@ where
     type Output = Result<Response<CacheBody<ResB>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(match self.project().state.project() {
+        let mut this = self.project();
+        if let StateProj::Gathering { gather } = this.state.as_mut().project() {
+            let gathered = ready!(gather.poll(cx));
+            this.state.set(State::gathered(gathered));
+        }
+        Poll::Ready(match this.state.project() {
             StateProj::Known { result } => result.take().expect("polled after it was ready"),
             StateProj::Passing {
                 future,
@@ -99,6 +132,7 @@ where
                 let boarded = boarded.take().expect("it was polled just now");
                 head.map(|head| boarded.response(head))
             }
+            StateProj::Gathering { .. } => unreachable!("it was gathered just now"),
         })
     }
 }

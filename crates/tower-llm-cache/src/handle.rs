@@ -24,7 +24,11 @@ pub struct CacheStats {
     pub misses: u64,
     /// Calls that shared the call of another caller while it was in flight.
     pub collapsed: u64,
-    /// Answers stored.
+    /// Inputs of embeddings that were not sent: they were stored, in flight, or more than once in a batch.
+    pub items_reused: u64,
+    /// Inputs of embeddings that were sent.
+    pub items_sent: u64,
+    /// Answers stored. Each input of embeddings has one.
     pub stored: u64,
     /// Answers to calls that were sent, and that were not stored: failed, cut, filtered, too large, or calling tools.
     pub not_stored: u64,
@@ -59,7 +63,9 @@ impl CacheHandle {
             evicted: size.evicted,
             entries: size.entries,
             bytes: size.bytes,
-            in_flight: self.shared.flights.len() as u64,
+            items_reused: counters.items_reused.load(Ordering::Relaxed),
+            items_sent: counters.items_sent.load(Ordering::Relaxed),
+            in_flight: (self.shared.flights.len() + self.shared.claims.calls()) as u64,
             bypassed: counters.bypassed().collect(),
         }
     }

@@ -1,6 +1,9 @@
 //! The headers of answers that are shared, and what a cache says of itself in them.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    time::Duration,
+};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
@@ -20,22 +23,29 @@ pub enum StatusHeader {
     /// They do: `hit`, or why the call was forwarded.
     #[default]
     Plain,
-    /// They also name the key, by which the answer can be [invalidated](crate::CacheHandle::invalidate).
+    /// They also name the key, by which the answer can be [invalidated](crate::CacheHandle::invalidate). A batch of embeddings
+    /// has a key for each of its items, so it names none.
     WithKey,
 }
 
 /// What the cache did with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Did {
-    Hit { age: Duration, ttl: Duration },
+    Hit {
+        age: Duration,
+        ttl: Duration,
+    },
     Forwarded(Why),
-    Collapsed,
+    /// Joined a call in flight, instead of being forwarded.
+    Collapsed(Why),
 }
 
 /// Why a request was forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
     Miss,
+    /// Some of the items were stored or in flight.
+    Partial,
     /// The request asked for a new answer, or for none as old as the one stored.
     Request,
     Bypass(Bypass),
@@ -50,6 +60,12 @@ pub(crate) fn shareable(headers: &HeaderMap) -> HeaderMap {
         }
     }
     shared
+}
+
+/// Whether a body with these headers was read. What is compressed was not: its verdict is a guess.
+pub(crate) fn is_readable(headers: &HeaderMap) -> bool {
+    let coding = headers.get(header::CONTENT_ENCODING);
+    coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 fn is_of_one_call(name: &HeaderName) -> bool {
@@ -83,6 +99,17 @@ fn is_of_one_call(name: &HeaderName) -> bool {
             .any(|prefix| name.as_str().starts_with(prefix))
 }
 
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Miss => f.write_str("miss"),
+            Self::Partial => f.write_str("partial"),
+            Self::Request => f.write_str("request"),
+            Self::Bypass(reason) => write!(f, "bypass; detail={reason}"),
+        }
+    }
+}
+
 impl StatusHeader {
     /// Adds what the cache did to what caches nearer to the provider have said.
     pub(crate) fn write(self, did: Did, key: Option<&CacheKey>, headers: &mut HeaderMap) {
@@ -97,10 +124,8 @@ impl StatusHeader {
         let mut status = String::from("tower-llm-cache; ");
         let written = match did {
             Did::Hit { ttl, .. } => write!(status, "hit; ttl={}", ttl.as_secs()),
-            Did::Collapsed => write!(status, "fwd=miss; collapsed"),
-            Did::Forwarded(Why::Miss) => write!(status, "fwd=miss"),
-            Did::Forwarded(Why::Request) => write!(status, "fwd=request"),
-            Did::Forwarded(Why::Bypass(reason)) => write!(status, "fwd=bypass; detail={reason}"),
+            Did::Collapsed(why) => write!(status, "fwd={why}; collapsed"),
+            Did::Forwarded(why) => write!(status, "fwd={why}"),
         };
         if let (Self::WithKey, Some(key)) = (self, key) {
             // A quoted string: RFC 8941, section 3.3.3. A key has neither quotes nor backslashes.

@@ -4,8 +4,8 @@ use tower_layer::Layer;
 use tower_llm_core::{ConfigError, Operation};
 
 use crate::{
-    Cache, CacheHandle, Memory, Policy, Scope, StatusHeader, flight::Flights, key::KeySettings,
-    policy::Policies, shared::Shared,
+    Cache, CacheHandle, Memory, Policy, Scope, StatusHeader, flight::Flights, items::Claims,
+    key::KeySettings, policy::Policies, shared::Shared,
 };
 
 /// Answers repeated calls from memory, and makes one call of those that ask the same at the same time.
@@ -113,6 +113,7 @@ impl CacheBuilder {
                 status: self.status,
                 memory,
                 flights: Arc::new(Flights::default()),
+                claims: Claims::default(),
                 counters: Default::default(),
             }),
         })

@@ -19,6 +19,10 @@
 //!   caller disconnects, the upstream call is dropped. If the shared call fails, it fails for all callers that share
 //!   it, and the next caller starts a new call.
 //!
+//! - **Embeddings by item**: each input of a batch (OpenAI's `input`) has an answer of its own, found alone and in any other
+//!   batch. Only those that are neither stored nor in flight are sent, each once, in one call. Vectors come as the provider
+//!   wrote them, in the caller's order. `usage` says what was sent for the answer: that of the missing items, or zero.
+//!
 //! Requests whose answer depends on more than the request are not cached: those that refer to state at the provider, that have
 //! the provider search or run tools, or that ask it to store the answer. [`Bypass`] lists the reasons.
 //!
@@ -27,8 +31,7 @@
 //!
 //! # What it does not do
 //!
-//! It holds answers in this process only. It compares no meaning: two questions that differ in a word are two questions. A batch
-//! of embeddings is one answer: it is found again as a whole, not by item.
+//! It holds answers in this process only. It compares no meaning: two questions that differ in a word are two questions.
 //!
 //! # Costs
 //!
@@ -88,6 +91,7 @@ mod future;
 mod glob;
 mod handle;
 mod headers;
+mod items;
 mod key;
 mod layer;
 mod memory;

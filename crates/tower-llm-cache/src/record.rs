@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Numbers are little-endian. A header is `u16 name length, u32 value length, name, value`. An object has no frame lengths:
-//! its body is one frame. Nothing is copied to serve it: headers and frames are slices of the buffer.
+//! its body is one frame. Those of an item are its parts. Nothing is copied to serve it: headers and frames are slices of the buffer.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -57,6 +57,7 @@ impl Record {
             Form::Object => 0,
             Form::Events => 1,
             Form::List => 2,
+            Form::Item => 3,
         });
         bytes.put_u8(includes_usage.into());
         bytes.put_u32_le(u32::try_from(headers.len()).ok()?);
@@ -86,6 +87,7 @@ impl Record {
             [0] => Form::Object,
             [1] => Form::Events,
             [2] => Form::List,
+            [3] => Form::Item,
             _ => return None,
         };
         let includes_usage = at.take(1)? == [1];

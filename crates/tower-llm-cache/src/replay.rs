@@ -24,7 +24,7 @@ pub(crate) fn response<B>(record: &Record, lookup: &Lookup) -> Option<Response<C
         let frames = converted(record, lookup)?;
         let label = match lookup.form {
             Form::Events => "text/event-stream; charset=utf-8",
-            Form::Object | Form::List => "application/json",
+            Form::Object | Form::List | Form::Item => "application/json",
         };
         if record.form() != lookup.form {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(label));
@@ -75,10 +75,12 @@ fn converted(record: &Record, lookup: &Lookup) -> Option<Vec<Bytes>> {
             let whole = assemble::whole(dialect, operation, &record.body())?;
             let form = match lookup.form {
                 Form::List => StreamForm::JsonArray,
-                Form::Events | Form::Object => StreamForm::Events { include_usage },
+                _ => StreamForm::Events { include_usage },
             };
             assemble::events(dialect, operation, &whole, form)
         }
         (Form::Object, Form::Object) | (Form::List, Form::List) => None,
+        // An item is found by a key of its own.
+        (Form::Item, _) | (_, Form::Item) => None,
     }
 }

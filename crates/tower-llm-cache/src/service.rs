@@ -13,6 +13,7 @@ use crate::{
     body::CacheBody,
     error::NotCached,
     future::ResponseFuture,
+    items::{self, Outbound},
     key::Bypass,
     shared::{Boarding, Shared},
     upstream::Upstream,
@@ -52,6 +53,15 @@ where
     fn call(&mut self, request: Request<RequestBody<ReqB>>) -> Self::Future {
         let shared = &self.shared;
         let (parts, body) = request.into_parts();
+        let call = parts.extensions.get::<Call>();
+        if let (Some(call), Some(json)) = (call, body.as_bytes())
+            && let Some(batch) = shared.batch(&parts, json, call)
+        {
+            let outbound = || Outbound::new(self.inner.clone(), parts.clone(), json.clone());
+            if let Some(begun) = items::begin(shared, batch, outbound) {
+                return ResponseFuture::begun(begun);
+            }
+        }
         let read = match parts.extensions.get::<Call>() {
             Some(call) => shared.read(&parts, body.as_bytes(), call),
             None => Err(Bypass::Operation),

@@ -6,14 +6,11 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
-use http::{
-    Response, StatusCode,
-    header::{CONTENT_ENCODING, CONTENT_LENGTH},
-    request::Parts,
-};
+use http::{Response, StatusCode, header::CONTENT_LENGTH, request::Parts};
 use tokio::time::Instant;
 use tower_llm_core::{Call, Completion, Outcome, Served};
 
@@ -22,7 +19,8 @@ use crate::{
     directives::Directives,
     flight::{Drive, End, FlightKey, Flights, Head, Join, Participant, Recorded, Recorder, Start},
     form::Form,
-    headers::{Did, StatusHeader, Why, shareable},
+    headers::{Did, StatusHeader, Why, is_readable, shareable},
+    items::Claims,
     key::{self, Asked, Bypass, CacheKey, KeySettings},
     memory::{Entry, Store, Stored},
     policy::{Policies, Policy, is_completion},
@@ -38,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) status: StatusHeader,
     pub(crate) memory: Option<Box<dyn Store>>,
     pub(crate) flights: Arc<Flights>,
+    pub(crate) claims: Claims,
     pub(crate) counters: Counters,
 }
 
@@ -49,6 +48,8 @@ pub(crate) struct Counters {
     pub(crate) collapsed: AtomicU64,
     pub(crate) stored: AtomicU64,
     pub(crate) not_stored: AtomicU64,
+    pub(crate) items_reused: AtomicU64,
+    pub(crate) items_sent: AtomicU64,
     bypassed: [AtomicU64; Bypass::ALL.len()],
 }
 
@@ -66,7 +67,7 @@ pub(crate) struct Boarded {
     pub(crate) participant: Participant,
     did: Did,
     status: StatusHeader,
-    key: CacheKey,
+    key: Option<CacheKey>,
 }
 
 /// What a call that was not answered from the store becomes.
@@ -161,17 +162,32 @@ impl Shared {
                 .join_or_start(flight, || self.hit(&lookup), start)
             {
                 Join::Leader(leader) => (leader, Did::Forwarded(Why::Miss), &self.counters.misses),
-                Join::Follower(follower) => (follower, Did::Collapsed, &self.counters.collapsed),
+                Join::Follower(follower) => (
+                    follower,
+                    Did::Collapsed(Why::Miss),
+                    &self.counters.collapsed,
+                ),
                 Join::Stored(response) => return Boarding::Stored(response),
             }
         };
         count.fetch_add(1, Ordering::Relaxed);
-        Boarding::Flying(Boarded {
-            participant,
-            did,
-            status: self.status,
-            key: lookup.asked.key,
-        })
+        let key = Some(lookup.asked.key);
+        Boarding::Flying(Boarded::new(participant, did, self.status, key))
+    }
+
+    /// Stores an answer; returns whether there is a store.
+    pub(crate) fn store(&self, key: CacheKey, record: Record, ttl: Duration) -> bool {
+        let Some(memory) = &self.memory else {
+            return false;
+        };
+        let now = Instant::now();
+        memory.insert(Entry(Arc::new(Stored {
+            key,
+            record,
+            stored_at: now,
+            fresh_until: now + ttl,
+        })));
+        true
     }
 
     /// Counts a request that has nothing to do with the cache.
@@ -195,6 +211,20 @@ impl Lookup {
 }
 
 impl Boarded {
+    pub(crate) fn new(
+        participant: Participant,
+        did: Did,
+        status: StatusHeader,
+        key: Option<CacheKey>,
+    ) -> Self {
+        Self {
+            participant,
+            did,
+            status,
+            key,
+        }
+    }
+
     /// The response that begins with `head`.
     pub(crate) fn response<B>(self, head: Head) -> Response<CacheBody<B>> {
         let is_leader = self.participant.is_leader();
@@ -211,7 +241,7 @@ impl Boarded {
                 headers.insert(CONTENT_LENGTH, length.clone());
             }
         }
-        self.status.write(self.did, Some(&self.key), headers);
+        self.status.write(self.did, self.key.as_ref(), headers);
         if !is_leader {
             response.extensions_mut().insert(Served::Follower);
         }
@@ -241,7 +271,6 @@ impl Keep {
     }
 
     fn store(&self, answer: &Recorded, end: &End) -> Option<()> {
-        let memory = self.shared.memory.as_ref()?;
         if !self.may_store(&answer.head, &end.completion) {
             return None;
         }
@@ -252,14 +281,8 @@ impl Keep {
             &shareable(&answer.head.headers),
             &answer.frames,
         )?;
-        let now = Instant::now();
-        memory.insert(Entry(Arc::new(Stored {
-            key: self.key.clone(),
-            record,
-            stored_at: now,
-            fresh_until: now + self.policy.ttl,
-        })));
-        Some(())
+        let is_stored = self.shared.store(self.key.clone(), record, self.policy.ttl);
+        is_stored.then_some(())
     }
 
     /// Whether others may be given this answer: it is whole, and not one that another try would better.
@@ -268,14 +291,9 @@ impl Keep {
             Some(finish) => self.policy.allows(finish),
             None => !self.says_why_it_ended,
         };
-        // What is compressed was not read: its verdict is a guess.
-        let is_readable = head
-            .headers
-            .get(CONTENT_ENCODING)
-            .is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
         head.status == StatusCode::OK
             && completion.outcome == Outcome::Success
             && has_ended_well
-            && is_readable
+            && is_readable(&head.headers)
     }
 }

@@ -218,6 +218,19 @@ impl Call {
     pub fn received_at(&self) -> Instant {
         self.0.received_at
     }
+
+    /// Starts a call that is like this one: for a layer that sends a part of it, or the same to another model.
+    ///
+    /// ```
+    /// use tower_llm_core::{Call, Operation, Provider};
+    ///
+    /// let batch = Call::builder(Provider::OPENAI, Operation::EMBEDDINGS).items(100).input_tokens(2_000).build();
+    /// let half = batch.to_builder().items(50).input_tokens(1_000).build();
+    /// assert_eq!(half.received_at(), batch.received_at());
+    /// ```
+    pub fn to_builder(&self) -> CallBuilder {
+        CallBuilder(Parts::clone(&self.0))
+    }
 }
 
 // === impl CallBuilder ===

@@ -140,6 +140,10 @@ impl Log {
         }
     }
 
+    pub(super) fn rewind(&mut self, reader: usize) {
+        self.readers[reader].next = 0;
+    }
+
     /// Whether the reader has read all there will be, and it ended well.
     pub(super) fn is_read(&self, reader: usize) -> bool {
         matches!(self.ended, Some(Ended::Whole))

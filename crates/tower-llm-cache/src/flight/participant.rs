@@ -42,6 +42,20 @@ impl Participant {
         self.is_leader
     }
 
+    pub(crate) fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+
+    /// Reports no longer that its caller's call was never sent: the caller has sent one of its own.
+    pub(crate) fn has_cost(&mut self) {
+        self.unsent = None;
+    }
+
+    /// Starts again with the first frame, if that is still held.
+    pub(crate) fn rewind(&self) {
+        self.flight.log().rewind(self.reader);
+    }
+
     pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, BoxError>> {
         loop {
             let read = self.flight.log().read_head(self.reader, cx.waker());

@@ -26,6 +26,17 @@ pub(crate) struct FlightKey {
     pub(crate) include_usage: bool,
 }
 
+impl FlightKey {
+    /// That of a call whose answer is one document.
+    pub(crate) fn of_object(digest: [u8; 32]) -> Self {
+        Self {
+            digest,
+            form: Form::Object,
+            include_usage: false,
+        }
+    }
+}
+
 type Shard = HashMap<FlightKey, Arc<Flight>, foldhash::fast::RandomState>;
 
 /// All flights that can be joined, by key.
@@ -82,7 +93,7 @@ impl Flights {
         Join::Leader(leader)
     }
 
-    /// Starts a flight that no other call joins: its caller wants an answer that was asked for now.
+    /// Starts a flight that is not in the table: its caller wants an answer that was asked for now, or others find it elsewhere.
     pub(crate) fn start_alone(self: &Arc<Self>, key: FlightKey, start: Start) -> Participant {
         self.lead(key, start).1
     }
@@ -94,7 +105,8 @@ impl Flights {
         (flight, leader)
     }
 
-    fn join(flight: &Arc<Flight>) -> Option<Participant> {
+    /// Joins a flight, in the table or not, if it is open.
+    pub(crate) fn join(flight: &Arc<Flight>) -> Option<Participant> {
         let mut log = flight.log();
         let reader = log.is_open.then(|| log.join())?;
         drop(log);

@@ -11,10 +11,6 @@
 mod buffer;
 mod bypass;
 mod canonical;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "batches of embeddings are not taken apart yet")
-)]
 pub(crate) mod items;
 mod json;
 mod name;

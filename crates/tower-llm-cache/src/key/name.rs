@@ -54,6 +54,14 @@ impl CacheKey {
         )
     }
 
+    /// The key of another answer of the same kind and model.
+    pub(crate) fn sibling(&self, digest: [u8; 32]) -> Self {
+        Self {
+            group: Arc::clone(&self.group),
+            digest,
+        }
+    }
+
     fn from_parts(kind: &str, model: &str, digest: [u8; 32]) -> Self {
         let mut group = String::with_capacity(PREFIX.len() + kind.len() + 1 + model.len() + 8);
         group.push_str(PREFIX);

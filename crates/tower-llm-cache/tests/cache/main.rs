@@ -4,6 +4,7 @@
 
 mod flights;
 mod hits;
+mod items;
 mod stored;
 mod support;
 mod warming;

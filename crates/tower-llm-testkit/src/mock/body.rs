@@ -57,7 +57,12 @@ impl Upstream {
 impl Sender {
     /// Sends a frame. The frame `panic` makes the body panic.
     pub fn send(&self, frame: &'static str) {
-        let _ = self.0.send(Ok(Bytes::from(frame)));
+        self.send_bytes(Bytes::from(frame));
+    }
+
+    /// Sends a frame that is made at run time.
+    pub fn send_bytes(&self, frame: Bytes) {
+        let _ = self.0.send(Ok(frame));
     }
 
     /// Makes the body fail.

@@ -1,0 +1,173 @@
+//! What a request asks for, item by item.
+
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use tokio::time::Instant;
+use tower_llm_core::Call;
+
+use super::answer::ItemAnswer;
+use crate::{directives::Directives, headers::Did, key::CacheKey, policy::Policy, shared::Shared};
+
+/// A request for the answers to several inputs.
+pub(crate) struct Batch {
+    /// That of the first item; those of the others differ in their digests.
+    key: CacheKey,
+    /// The distinct items, in their order.
+    items: Vec<Item>,
+    /// For each input, its item.
+    inputs: Vec<u32>,
+    pub(super) policy: Policy,
+    directives: Directives,
+    /// How many items were stored.
+    stored: usize,
+    oldest: Duration,
+    ttl: Duration,
+}
+
+struct Item {
+    digest: [u8; 32],
+    /// The first input that is this item.
+    input: u32,
+    answer: Option<ItemAnswer>,
+}
+
+impl Batch {
+    pub(super) fn new(
+        call: &Call,
+        digests: Vec<[u8; 32]>,
+        policy: Policy,
+        directives: Directives,
+    ) -> Self {
+        let mut items = Vec::with_capacity(digests.len());
+        let mut known = HashMap::with_capacity_and_hasher(
+            digests.len(),
+            foldhash::fast::RandomState::default(),
+        );
+        let inputs = digests.iter().zip(0..).map(|(&digest, input)| {
+            *known.entry(digest).or_insert_with(|| {
+                let answer = None;
+                items.push(Item {
+                    digest,
+                    input,
+                    answer,
+                });
+                items.len() as u32 - 1
+            })
+        });
+        let inputs = inputs.collect();
+        Self {
+            key: CacheKey::new(call, digests[0]),
+            items,
+            inputs,
+            policy,
+            directives,
+            stored: 0,
+            oldest: Duration::ZERO,
+            ttl: Duration::MAX,
+        }
+    }
+
+    /// Takes an item from the store, if there is an answer that the caller can be given.
+    pub(super) fn find(&mut self, shared: &Shared, item: u32, now: Instant) -> bool {
+        let digest = &self.items[item as usize].digest;
+        let Some(found) = shared.memory.as_ref().and_then(|memory| memory.get(digest)) else {
+            return false;
+        };
+        let stored = &found.0;
+        let age = now.saturating_duration_since(stored.stored_at);
+        let ttl = stored.fresh_until.saturating_duration_since(now);
+        if ttl.is_zero() || !self.directives.allows(age) {
+            return false;
+        }
+        let Some(answer) = ItemAnswer::read(&stored.record) else {
+            return false;
+        };
+        self.stored += 1;
+        self.oldest = self.oldest.max(age);
+        self.ttl = self.ttl.min(ttl);
+        self.put(item, answer);
+        true
+    }
+
+    pub(super) fn find_all(&mut self, shared: &Shared) {
+        let now = Instant::now();
+        for item in 0..self.items.len() as u32 {
+            self.find(shared, item, now);
+        }
+    }
+
+    pub(super) fn put(&mut self, item: u32, answer: ItemAnswer) {
+        self.items[item as usize].answer = Some(answer);
+    }
+
+    /// The items that have no answer yet.
+    pub(super) fn missing(&self) -> Vec<u32> {
+        let items = self.items.iter().zip(0..);
+        items
+            .filter(|(item, _)| item.answer.is_none())
+            .map(|(_, index)| index)
+            .collect()
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.items.iter().all(|item| item.answer.is_some())
+    }
+
+    /// The answers in the order of the inputs, once there are all of them.
+    pub(super) fn answers(&self) -> Vec<&ItemAnswer> {
+        let answers = self.inputs.iter();
+        answers
+            .filter_map(|&item| self.items[item as usize].answer.as_ref())
+            .collect()
+    }
+
+    pub(super) fn digest(&self, item: u32) -> [u8; 32] {
+        self.items[item as usize].digest
+    }
+
+    /// The first input that is this item.
+    pub(super) fn input(&self, item: u32) -> u32 {
+        self.items[item as usize].input
+    }
+
+    pub(super) fn inputs(&self) -> usize {
+        self.inputs.len()
+    }
+
+    pub(super) fn items(&self) -> usize {
+        self.items.len()
+    }
+
+    /// How many items were stored.
+    pub(super) fn stored(&self) -> usize {
+        self.stored
+    }
+
+    /// That of one of its items.
+    pub(super) fn any_key(&self) -> &CacheKey {
+        &self.key
+    }
+
+    /// The key of the answer, if it has one: a batch has many.
+    pub(super) fn key(&self) -> Option<&CacheKey> {
+        (self.items.len() == 1).then_some(&self.key)
+    }
+
+    pub(super) fn only_if_cached(&self) -> bool {
+        self.directives.only_if_cached
+    }
+
+    /// Whether it wants an answer that was asked for now, and not one in flight.
+    pub(super) fn wants_new(&self) -> bool {
+        self.directives.no_cache || self.directives.max_age.is_some()
+    }
+
+    /// What the cache did if all items were stored.
+    pub(super) fn hit(&self) -> Did {
+        Did::Hit {
+            age: self.oldest,
+            ttl: self.ttl,
+        }
+    }
+}

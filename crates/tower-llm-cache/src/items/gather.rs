@@ -1,0 +1,380 @@
+//! A request whose answer is put together from several.
+
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Response, StatusCode,
+    header::{CONTENT_LENGTH, TRAILER, TRANSFER_ENCODING},
+};
+use tower_llm_core::{BoxError, Served, Unsent};
+
+use super::{
+    answer::{self, Answers, ItemAnswer},
+    batch::Batch,
+    claims::{Brought, Claims, ItemCall, Join},
+    outbound::Outbound,
+    usage,
+};
+use crate::{
+    error::NotCached,
+    flight::{End, FlightKey, Head, Participant, Recorded, Recorder, Start},
+    headers::{Did, Why},
+    shared::{Boarded, Shared},
+};
+
+/// What a request comes to.
+pub(crate) enum Gathered {
+    /// The answer, from parts.
+    Answer(Response<Vec<Bytes>>),
+    /// The answer of one call, as it comes.
+    Flying(Boarded),
+}
+
+/// What has become of a request at once.
+pub(crate) enum Begun {
+    Ready(Result<Gathered, BoxError>),
+    Gathering(Box<Gather>),
+}
+
+/// Waits for the calls that have the missing items.
+pub(crate) struct Gather {
+    shared: Arc<Shared>,
+    batch: Batch,
+    outbound: Outbound,
+    readings: Vec<Reading>,
+    /// How many items were sent for this caller.
+    sent: usize,
+    /// A caller that has sent nothing, and leaves, has cost nothing.
+    unsent: Option<Unsent>,
+    own: Option<Own>,
+}
+
+/// What the caller's own calls have brought beside vectors.
+struct Own {
+    head: Head,
+    envelope: ItemAnswer,
+    usage: Option<String>,
+}
+
+/// A call that is read to its end.
+pub(super) struct Reading {
+    participant: Participant,
+    /// Once it has arrived.
+    head: Option<Head>,
+    call: Arc<ItemCall>,
+    /// The items that it has for this caller, and their positions in the call.
+    items: Vec<(u32, u32)>,
+}
+
+/// How a call has ended.
+enum Ended {
+    /// Cleanly, with status 200.
+    Cleanly(Head),
+    /// With another status; its body is not read.
+    Refused,
+    Failed(BoxError),
+}
+
+/// An answer that is passed on as it is, and not stored.
+struct KeepNothing;
+
+impl Recorder for KeepNothing {
+    fn record(&self, _: &Recorded, _: &End) {}
+}
+
+/// Answers a batch from the store, or begins to gather its answer. `outbound` is asked for if something is missing; `None`
+/// from it if the request cannot be taken apart.
+pub(crate) fn begin(
+    shared: &Arc<Shared>,
+    mut batch: Batch,
+    outbound: impl FnOnce() -> Option<Outbound>,
+) -> Option<Begun> {
+    batch.find_all(shared);
+    if batch.is_complete() {
+        return Some(Begun::Ready(Ok(Gathered::Answer(hit(shared, &batch)))));
+    }
+    if batch.only_if_cached() {
+        return Some(Begun::Ready(Err(NotCached::new().into())));
+    }
+    let outbound = outbound().filter(|outbound| outbound.inputs() == batch.inputs())?;
+    let mut gather = Gather {
+        readings: Claims::board(shared, &mut batch, &outbound, Join::Open),
+        shared: Arc::clone(shared),
+        batch,
+        outbound,
+        sent: 0,
+        unsent: Some(Unsent::new()),
+        own: None,
+    };
+    if gather.readings.is_empty() {
+        // All of them were stored just now.
+        return Some(Begun::Ready(Ok(Gathered::Answer(hit(
+            shared,
+            &gather.batch,
+        )))));
+    }
+    gather.note_sent();
+    if gather.sent == 0 {
+        shared.counters.collapsed.fetch_add(1, Ordering::Relaxed);
+    }
+    let reused = gather.batch.inputs() - gather.sent;
+    shared
+        .counters
+        .items_reused
+        .fetch_add(reused as u64, Ordering::Relaxed);
+    if gather.is_as_sent()
+        && let Some(reading) = gather.readings.pop()
+    {
+        return Some(Begun::Ready(Ok(gather.pass_on(reading.participant))));
+    }
+    Some(Begun::Gathering(Box::new(gather)))
+}
+
+/// The answer to a batch whose items were all stored.
+fn hit(shared: &Shared, batch: &Batch) -> Response<Vec<Bytes>> {
+    let counters = &shared.counters;
+    counters.hits.fetch_add(1, Ordering::Relaxed);
+    counters
+        .items_reused
+        .fetch_add(batch.inputs() as u64, Ordering::Relaxed);
+    let answers = batch.answers();
+    let mut headers = answers[0].record().headers();
+    shared.status.write(batch.hit(), batch.key(), &mut headers);
+    let mut response = respond(
+        headers,
+        answer::merge(answers[0], answers.iter().copied(), None),
+    );
+    response.extensions_mut().insert(Served::Hit);
+    response
+}
+
+fn respond(mut headers: HeaderMap, frames: Vec<Bytes>) -> Response<Vec<Bytes>> {
+    let length: usize = frames.iter().map(Bytes::len).sum();
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    headers.remove(TRANSFER_ENCODING);
+    headers.remove(TRAILER);
+    let mut response = Response::new(frames);
+    *response.headers_mut() = headers;
+    response
+}
+
+impl Gather {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Gathered, BoxError>> {
+        loop {
+            let mut at = 0;
+            while let Some(reading) = self.readings.get_mut(at) {
+                let Poll::Ready(ended) = reading.poll(cx) else {
+                    at += 1;
+                    continue;
+                };
+                let reading = self.readings.swap_remove(at);
+                if let Some(gathered) = self.settle(reading, ended) {
+                    return Poll::Ready(gathered);
+                }
+            }
+            if !self.readings.is_empty() {
+                return Poll::Pending;
+            }
+            if self.batch.is_complete() {
+                return Poll::Ready(Ok(Gathered::Answer(self.merged())));
+            }
+            self.send_rest();
+        }
+    }
+
+    /// Takes what a call has brought. Returns the result of the whole if it decides that.
+    fn settle(&mut self, reading: Reading, ended: Ended) -> Option<Result<Gathered, BoxError>> {
+        let is_own = reading.participant.is_leader();
+        // The error of a call for nothing that this request does not ask for is this request's too.
+        let is_same = self.sent == 0 && reading.items.len() == reading.call.items();
+        let call = Arc::clone(&reading.call);
+        match (ended, call.brought()) {
+            (Ended::Cleanly(head), Brought::Answers(answers)) => {
+                for &(item, slot) in &reading.items {
+                    self.batch.put(item, answers.items[slot as usize].clone());
+                }
+                if is_own {
+                    self.note_own(head, answers);
+                }
+                None
+            }
+            (Ended::Cleanly(_), Brought::Error) if is_own || is_same => {
+                reading.participant.rewind();
+                Some(Ok(self.pass_on(reading.participant)))
+            }
+            (Ended::Refused, _) if is_own || is_same => Some(Ok(self.pass_on(reading.participant))),
+            (Ended::Failed(error), _) if is_own || is_same => Some(Err(error)),
+            (Ended::Cleanly(_), _) if is_own => Some(Ok(self.send_as_it_is())),
+            // This request sends what is missing.
+            _ => None,
+        }
+    }
+
+    /// Sends what the calls of others have not brought.
+    fn send_rest(&mut self) {
+        let Self {
+            shared,
+            batch,
+            outbound,
+            ..
+        } = self;
+        self.readings = Claims::board(shared, batch, outbound, Join::None);
+        self.note_sent();
+    }
+
+    /// Sends the caller's own request, whose answer is passed on.
+    fn send_as_it_is(&mut self) -> Gathered {
+        let start = Start {
+            upstream: self.outbound.send_all(),
+            recorder: Box::new(KeepNothing),
+            max_recording: self.batch.policy.max_answer_bytes,
+        };
+        let flight = FlightKey::of_object(*self.batch.any_key().digest());
+        self.sent = self.batch.items();
+        self.pass_on(self.shared.flights.start_alone(flight, start))
+    }
+
+    /// Counts what was sent just now.
+    fn note_sent(&mut self) {
+        let counters = &self.shared.counters;
+        let sent = self
+            .readings
+            .iter()
+            .find(|reading| reading.participant.is_leader());
+        let sent = sent.map_or(0, |reading| reading.items.len());
+        if sent > 0 {
+            if self.unsent.take().is_some() {
+                counters.misses.fetch_add(1, Ordering::Relaxed);
+            }
+            counters
+                .items_sent
+                .fetch_add(sent as u64, Ordering::Relaxed);
+        }
+        self.sent += sent;
+        // One report is enough.
+        self.readings
+            .iter_mut()
+            .for_each(|reading| reading.participant.has_cost());
+    }
+
+    fn note_own(&mut self, head: Head, answers: &Answers) {
+        let earlier = self.own.take().and_then(|own| own.usage);
+        let usage = match (earlier, &answers.usage) {
+            (Some(earlier), Some(usage)) => usage::sum(&earlier, usage),
+            (earlier, usage) => usage.clone().or(earlier),
+        };
+        self.own = Some(Own {
+            head,
+            envelope: answers.items[0].clone(),
+            usage,
+        });
+    }
+
+    /// Whether one call has all that the caller asks for, as the caller asks for it.
+    fn is_as_sent(&self) -> bool {
+        let [reading] = &self.readings[..] else {
+            return false;
+        };
+        reading.participant.is_leader() && reading.items.len() == self.batch.inputs()
+    }
+
+    fn pass_on(&self, participant: Participant) -> Gathered {
+        let key = self.batch.key().cloned();
+        Gathered::Flying(Boarded::new(
+            participant,
+            self.did(),
+            self.shared.status,
+            key,
+        ))
+    }
+
+    fn did(&self) -> Did {
+        let why = match self.batch.stored() {
+            0 => Why::Miss,
+            _ => Why::Partial,
+        };
+        if self.sent == 0 {
+            Did::Collapsed(why)
+        } else if self.sent < self.batch.items() {
+            Did::Forwarded(Why::Partial)
+        } else if self.batch.wants_new() {
+            Did::Forwarded(Why::Request)
+        } else {
+            Did::Forwarded(Why::Miss)
+        }
+    }
+
+    fn merged(&mut self) -> Response<Vec<Bytes>> {
+        let answers = self.batch.answers();
+        let (envelope, usage, mut headers) = match &self.own {
+            Some(own) => (
+                &own.envelope,
+                own.usage.as_deref(),
+                own.head.headers.clone(),
+            ),
+            None => (answers[0], None, answers[0].record().headers()),
+        };
+        self.shared
+            .status
+            .write(self.did(), self.batch.key(), &mut headers);
+        let frames = answer::merge(envelope, answers.iter().copied(), usage);
+        let mut response = respond(headers, frames);
+        match &self.own {
+            Some(own) => *response.version_mut() = own.head.version,
+            None => drop(response.extensions_mut().insert(Served::Follower)),
+        }
+        response
+    }
+}
+
+impl Reading {
+    pub(super) fn new(
+        participant: Participant,
+        call: Arc<ItemCall>,
+        items: Vec<(u32, u32)>,
+    ) -> Self {
+        Self {
+            participant,
+            head: None,
+            call,
+            items,
+        }
+    }
+
+    pub(super) fn is_of(&self, call: &Arc<ItemCall>) -> bool {
+        Arc::ptr_eq(&self.call, call)
+    }
+
+    pub(super) fn add(&mut self, item: u32, slot: u32) {
+        self.items.push((item, slot));
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        if self.head.is_none() {
+            match ready!(self.participant.poll_head(cx)) {
+                Ok(head) if head.status == StatusCode::OK => self.head = Some(head),
+                Ok(_) => return Poll::Ready(Ended::Refused),
+                Err(error) => return Poll::Ready(Ended::Failed(error)),
+            }
+        }
+        // What it reads is taken from the record.
+        while let Some(frame) = ready!(self.participant.poll_frame(cx)) {
+            if let Err(error) = frame {
+                return Poll::Ready(Ended::Failed(error));
+            }
+        }
+        let head = self.head.take().expect("it was read before the body");
+        Poll::Ready(Ended::Cleanly(head))
+    }
+}
+
+impl fmt::Debug for Gather {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gather").finish_non_exhaustive()
+    }
+}

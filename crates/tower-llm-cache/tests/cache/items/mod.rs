@@ -1,0 +1,6 @@
+//! Embeddings by item.
+
+mod calls;
+mod flights;
+mod model;
+mod support;
