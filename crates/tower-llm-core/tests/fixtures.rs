@@ -1,4 +1,4 @@
-//! Bodies as providers send them are read as they are meant.
+//! Bodies as providers send them are read correctly.
 
 mod support;
 
@@ -10,9 +10,9 @@ use tower_llm_testkit::fixtures::{self, Fixture};
 use support::{answer, call_of, expected, watch_to_end};
 
 fn read_whole(call: Option<&Call>, fixture: &Fixture) -> Completion {
-    let (told, frames) = watch_to_end(call, answer(fixture, [fixture.body]));
+    let (completion, frames) = watch_to_end(call, answer(fixture, [fixture.body]));
     assert_eq!(frames, [fixture.body]);
-    told
+    completion
 }
 
 fn usage(fixture: &Fixture) -> Option<Usage> {
@@ -24,13 +24,13 @@ fn usage(fixture: &Fixture) -> Option<Usage> {
     Some(usage)
 }
 
-/// Whether two verdicts agree: the tables round a wait down to milliseconds, and what is told is rounded up.
-fn agree(told: Outcome, expected: Outcome) -> bool {
+/// Whether two outcomes agree: the tables round a wait down to milliseconds, and the reported wait is rounded up.
+fn agree(actual: Outcome, expected: Outcome) -> bool {
     use Outcome::{Overloaded, Throttled};
-    match (told, expected) {
+    match (actual, expected) {
         (
             Throttled {
-                retry_after: Some(told),
+                retry_after: Some(actual),
             },
             Throttled {
                 retry_after: Some(expected),
@@ -38,18 +38,18 @@ fn agree(told: Outcome, expected: Outcome) -> bool {
         )
         | (
             Overloaded {
-                retry_after: Some(told),
+                retry_after: Some(actual),
             },
             Overloaded {
                 retry_after: Some(expected),
             },
-        ) => told >= expected && told - expected <= Duration::from_millis(1),
-        _ => told == expected,
+        ) => actual >= expected && actual - expected <= Duration::from_millis(1),
+        _ => actual == expected,
     }
 }
 
-/// Everything that is told wrong, so that one run shows all fixtures.
-fn faults(fixture: &Fixture, told: &Completion, streamed: bool) -> Vec<String> {
+/// Everything that is read wrongly, so that one run shows all fixtures.
+fn faults(fixture: &Fixture, completion: &Completion, streamed: bool) -> Vec<String> {
     let mut faults = Vec::new();
     let mut check = |agrees: bool, what: &dyn Debug, expected: &dyn Debug| {
         if !agrees {
@@ -57,14 +57,22 @@ fn faults(fixture: &Fixture, told: &Completion, streamed: bool) -> Vec<String> {
         }
     };
     let outcome = expected(fixture);
-    check(agree(told.outcome, outcome), &told.outcome, &outcome);
+    check(
+        agree(completion.outcome, outcome),
+        &completion.outcome,
+        &outcome,
+    );
     let usage = usage(fixture);
-    check(told.usage == usage, &told.usage, &usage);
+    check(completion.usage == usage, &completion.usage, &usage);
     let status = Some(fixture.status);
-    check(told.status == status, &told.status, &status);
+    check(completion.status == status, &completion.status, &status);
     let first_token = streamed && fixture.expect.has_first_token;
-    let is_told = told.first_token_at.is_some();
-    check(is_told == first_token, &told.first_token_at, &first_token);
+    let has_first_token = completion.first_token_at.is_some();
+    check(
+        has_first_token == first_token,
+        &completion.first_token_at,
+        &first_token,
+    );
     faults
 }
 
@@ -79,7 +87,7 @@ fn every_fixture_is_read_as_expected() {
     assert!(faulty.is_empty(), "{}", faulty.join("\n"));
 }
 
-/// Only that a JSON array is a stream cannot be known then.
+/// Except that a JSON array is a stream, which cannot be known then.
 #[test]
 fn every_fixture_is_read_the_same_without_a_described_request() {
     let faulty: Vec<_> = fixtures::all()
@@ -101,10 +109,10 @@ fn output_is_seen_in_every_stream_that_has_some() {
         .iter()
         .filter(|fixture| fixture.expect.has_first_token)
     {
-        let told = read_whole(None, fixture);
-        // A function call that comes as an object is output whose size is not estimated.
+        let completion = read_whole(None, fixture);
+        // A function call that arrives as an object is output whose size is not estimated.
         let is_object = fixture.name == "gemini_stream_tools";
-        assert_eq!(told.output_seen == 0, is_object, "{}", fixture.name);
+        assert_eq!(completion.output_seen == 0, is_object, "{}", fixture.name);
     }
 }
 

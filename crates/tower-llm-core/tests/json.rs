@@ -1,4 +1,4 @@
-//! What is read of a passing JSON body is what a parser finds in the whole of it, and nothing in it is ever a reason to panic.
+//! The values read from a passing JSON body are those that a parser finds in all of it, and no body makes it panic.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tower_llm_core::{Completion, FinishReason, Outcome, Usage};
 
-use support::{Script, Told, json as unary, response, sse, watch_to_end};
+use support::{Script, Summary, json as unary, response, sse, watch_to_end};
 
 /// Cuts `body` into pieces of the given lengths, and then the rest of it.
 fn pieces(body: &[u8], lengths: &[usize]) -> Vec<Bytes> {
@@ -33,7 +33,7 @@ enum From {
     Gemini,
 }
 
-/// What a document says, apart from how it is written.
+/// The content of a document, apart from how it is written.
 #[derive(Clone, Debug)]
 struct Answer {
     from: From,
@@ -144,10 +144,10 @@ impl Answer {
             }
             From::Gemini => usage.output += self.reasoning,
         }
-        // A part is never more than the whole, whatever the provider says.
+        // A part is never more than the whole, whatever the provider reports.
         usage.cached_input = usage.cached_input.min(usage.input);
         usage.reasoning = usage.reasoning.min(usage.output);
-        // Zeros beside output that was seen report nothing.
+        // Zeros report nothing if output was seen.
         let seen = self.output_seen();
         if usage.output == 0 && seen > 0 {
             usage.output = seen;
@@ -186,7 +186,7 @@ fn is_long_escape(byte: u8) -> bool {
     byte < b' ' && !b"\x08\t\n\x0c\r".contains(&byte)
 }
 
-/// What a tool's arguments may look like.
+/// What the arguments of a tool may look like.
 fn misleading() -> Value {
     json!({
         "usage": { "prompt_tokens": 999_999, "input_tokens": 999_999 },
@@ -209,12 +209,12 @@ fn tangled() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Members that no provider's answer is understood by, whatever is in them.
+/// Members that no provider's response is recognised by, whatever they contain.
 fn noise() -> impl Strategy<Value = Vec<(String, Value)>> {
     let key = prop_oneof![
         "x_[a-z]{0,8}",
         "x_[a-z]{60,90}",
-        // Would be known were the rest of it not there.
+        // Would be recognised without the rest.
         Just("usage_and_something_more".to_owned()),
         "x_[\"\\\\😀]{1,6}",
     ];
@@ -268,17 +268,17 @@ fn answer() -> impl Strategy<Value = Answer> {
         )
 }
 
-fn assert_told(told: &Completion, answer: &Answer) {
-    assert_eq!(told.outcome, answer.outcome());
-    assert_eq!(told.usage, answer.usage());
-    assert_eq!(told.output_seen, answer.output_seen());
-    assert_eq!(told.finish, answer.finish());
-    assert_eq!(told.first_token_at, None);
+fn assert_reads(completion: &Completion, answer: &Answer) {
+    assert_eq!(completion.outcome, answer.outcome());
+    assert_eq!(completion.usage, answer.usage());
+    assert_eq!(completion.output_seen, answer.output_seen());
+    assert_eq!(completion.finish, answer.finish());
+    assert_eq!(completion.first_token_at, None);
 }
 
 proptest! {
     #[test]
-    fn what_is_read_is_what_was_written(
+    fn values_are_read_as_written(
         answer in answer(),
         is_pretty in any::<bool>(),
         lengths in prop::collection::vec(0_usize..60, 0..60),
@@ -288,25 +288,25 @@ proptest! {
             true => serde_json::to_vec_pretty(&document).unwrap(),
             false => document.to_string().into_bytes(),
         };
-        let (told, _) = watch_to_end(None, unary(Script::data(pieces(&body, &lengths))));
-        assert_told(&told, &answer);
+        let (completion, _) = watch_to_end(None, unary(Script::data(pieces(&body, &lengths))));
+        assert_reads(&completion, &answer);
     }
 
     #[test]
     fn members_may_come_in_any_order(answer in answer(), seed in any::<u64>()) {
         let document = shuffled(answer.document(), seed).to_string();
-        let (told, _) = watch_to_end(None, unary(Script::data([document])));
-        assert_told(&told, &answer);
+        let (completion, _) = watch_to_end(None, unary(Script::data([document])));
+        assert_reads(&completion, &answer);
     }
 
     #[test]
     fn an_event_of_many_lines_is_one_document(answer in answer()) {
         let pretty = serde_json::to_string_pretty(&answer.document()).unwrap();
         let body = format!("data: {}\n\n", pretty.replace('\n', "\ndata: "));
-        let (told, _) = watch_to_end(None, sse(Script::data([body])));
-        prop_assert_eq!(told.usage, answer.usage());
-        prop_assert_eq!(told.output_seen, answer.output_seen());
-        prop_assert_eq!(told.finish, answer.finish());
+        let (completion, _) = watch_to_end(None, sse(Script::data([body])));
+        prop_assert_eq!(completion.usage, answer.usage());
+        prop_assert_eq!(completion.output_seen, answer.output_seen());
+        prop_assert_eq!(completion.finish, answer.finish());
     }
 }
 
@@ -324,7 +324,7 @@ fn shuffled(document: Value, seed: u64) -> Raw {
     Raw(members)
 }
 
-/// An object in an order of its own.
+/// An object in its own order.
 struct Raw(Vec<(String, Value)>);
 
 impl std::fmt::Display for Raw {
@@ -336,7 +336,7 @@ impl std::fmt::Display for Raw {
     }
 }
 
-// === anything at all ===
+// === arbitrary bytes ===
 
 const CONTENT_TYPES: [&str; 4] = [
     "application/json",
@@ -345,7 +345,7 @@ const CONTENT_TYPES: [&str; 4] = [
     "application/octet-stream",
 ];
 
-/// Bytes that look like something.
+/// Bytes that look like JSON.
 fn lookalike() -> impl Strategy<Value = Vec<u8>> {
     let word = prop::sample::select(vec![
         "{",
@@ -397,11 +397,11 @@ fn garbage() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![prop::collection::vec(any::<u8>(), 0..400), lookalike()]
 }
 
-/// What is told; when the first token passed may depend on the frames where what passes is no JSON.
-fn told_of(status: u16, content_type: &str, body: Script) -> Told {
-    let mut told = Told::from(watch_to_end(None, response(status, content_type, body)).0);
-    told.has_first_token = false;
-    told
+/// The summary of a body, without the first token: when it passed may depend on the frames if the body is not JSON.
+fn summary_of(status: u16, content_type: &str, body: Script) -> Summary {
+    let mut summary = Summary::from(watch_to_end(None, response(status, content_type, body)).0);
+    summary.has_first_token = false;
+    summary
 }
 
 proptest! {
@@ -414,17 +414,17 @@ proptest! {
         body in garbage(),
         lengths in prop::collection::vec(0_usize..9, 0..80),
     ) {
-        let whole = told_of(status, content_type, Script::data([body.clone()]));
-        let cut = told_of(status, content_type, Script::data(pieces(&body, &lengths)));
+        let whole = summary_of(status, content_type, Script::data([body.clone()]));
+        let cut = summary_of(status, content_type, Script::data(pieces(&body, &lengths)));
         prop_assert_eq!(cut, whole);
     }
 }
 
 #[test]
 fn an_empty_object_reports_nothing() {
-    let (told, _) = watch_to_end(None, unary(Script::data(["{}"])));
+    let (completion, _) = watch_to_end(None, unary(Script::data(["{}"])));
     assert_eq!(
-        (told.outcome, told.usage, told.output_seen),
+        (completion.outcome, completion.usage, completion.output_seen),
         (Outcome::Success, None, 0)
     );
 }

@@ -23,7 +23,7 @@ use support::{Script, json};
 
 const ANSWER: &str = r#"{"choices":[{"message":{"content":"Hello"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":2}}"#;
 
-/// What the closure was called with: the model, and how the call ended.
+/// The arguments of the closure: the model, and how the call ended.
 type Ends = Arc<Mutex<Vec<(Option<String>, Completion)>>>;
 
 fn record(ends: &Ends) -> impl Fn(Option<&Call>, &Completion) + Clone + use<> {
@@ -54,7 +54,7 @@ fn failing(error: impl Into<BoxError>) -> Ready<Result<Response<Script>, BoxErro
 }
 
 #[tokio::test]
-async fn it_runs_when_the_body_has_ended() {
+async fn the_closure_runs_when_the_body_has_ended() {
     let ends = Ends::default();
     let service = OnEndLayer::new(record(&ends)).layer(service_fn(async |_: Request<()>| {
         Ok::<_, Infallible>(json(Script::data([ANSWER])))
@@ -69,7 +69,7 @@ async fn it_runs_when_the_body_has_ended() {
 }
 
 #[tokio::test]
-async fn it_runs_when_a_call_fails_is_refused_or_is_dropped() {
+async fn the_closure_runs_when_a_call_fails_is_refused_or_is_dropped() {
     let errors: [(fn() -> Ready<Result<Response<Script>, BoxError>>, Outcome); 2] = [
         (|| failing("reset"), Outcome::Failed(Failure::Transport)),
         (|| failing(TooLarge::new(1)), Outcome::Refused),
@@ -100,7 +100,7 @@ impl Described for Typed {
 }
 
 #[tokio::test]
-async fn it_runs_for_typed_services_and_calls_the_one_that_was_readied() {
+async fn the_closure_runs_for_typed_services_and_the_readied_one_is_called() {
     let ends = Ends::default();
     let mut service = ServiceBuilder::new()
         .layer(OnEndLayer::new(record(&ends)).watch(Unary))

@@ -1,4 +1,4 @@
-//! A refusal looks to a caller as its provider's own errors do.
+//! To a caller, a refusal looks like an error of its provider.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -35,7 +35,7 @@ const AZURE: &str = "/openai/deployments/east/chat/completions";
 const ANTHROPIC: &str = "/v1/messages";
 const GEMINI: &str = "/v1beta/models/gemini-3-flash:generateContent";
 
-/// What a caller gets.
+/// What a caller receives.
 #[derive(Debug)]
 struct Seen {
     status: u16,
@@ -81,7 +81,7 @@ async fn seen(response: Response<impl Body<Data = Bytes, Error: fmt::Debug>>) ->
     }
 }
 
-/// What is answered where no error may be left, which the type says: there is nothing to unwrap.
+/// The response of a layer whose error type is infallible, so there is nothing to unwrap.
 async fn refuse_all(path: &str, error: impl Into<BoxError>) -> Seen {
     let service = RefusalLayer::new()
         .infallible()
@@ -94,7 +94,7 @@ async fn refuse(path: &str, error: impl Into<BoxError>) -> Seen {
     try_refuse(RefusalLayer::new(), path, error).await.unwrap()
 }
 
-/// A layer's own error, as they are all made.
+/// A layer's own error, in the form that all layers use.
 #[derive(Debug)]
 struct BulkheadFull(Refusal);
 
@@ -110,7 +110,7 @@ impl Error for BulkheadFull {
     }
 }
 
-/// A client's error, which names more than a caller should read.
+/// A client's error, whose text holds more than a caller should see.
 #[derive(Debug)]
 struct Client(BoxError);
 
@@ -190,7 +190,7 @@ async fn every_kind_is_written_in_every_dialect() {
 }
 
 #[tokio::test]
-async fn what_is_written_is_read_back_as_what_it_is() {
+async fn a_written_refusal_is_read_back_as_the_same_kind() {
     let cases: [(BoxError, Outcome); 3] = [
         (
             Refusal::new(RefusalKind::RateLimited, "ratelimit")
@@ -238,11 +238,11 @@ async fn a_wait_is_rounded_up() {
         for kind in [RefusalKind::RateLimited, RefusalKind::Unavailable] {
             let seen = refuse(OPENAI, Refusal::new(kind, "any").after(wait)).await;
             assert_eq!(seen.header("retry-after"), Some(seconds), "{wait:?}");
-            // The wait as the largest number there is of milliseconds is as good as any.
-            let told = seen.header("retry-after-ms");
+            // The largest number of milliseconds is good enough for the longest wait.
+            let sent = seen.header("retry-after-ms");
             assert!(
-                told == Some(millis) || wait == Duration::MAX,
-                "{wait:?}: {told:?}"
+                sent == Some(millis) || wait == Duration::MAX,
+                "{wait:?}: {sent:?}"
             );
             assert_eq!(seen.header("x-should-retry"), None);
         }
@@ -284,9 +284,9 @@ async fn a_refusal_is_found_within_other_errors() {
     }
 }
 
-/// A client's error names the URL it called, with the key that is in it.
+/// A client's error names the URL that it called, including the key in it.
 #[tokio::test]
-async fn what_others_wrote_around_a_refusal_does_not_leak() {
+async fn errors_around_a_refusal_do_not_leak() {
     let full = BulkheadFull(Refusal::new(RefusalKind::Unavailable, "bulkhead"));
     let seen = refuse(OPENAI, Client(Client(full.into()).into())).await;
     assert_eq!(
@@ -338,7 +338,7 @@ async fn an_infallible_layer_turns_other_errors_into_a_502_without_their_text() 
         assert_eq!(seen.header("x-should-retry"), None);
         assert_eq!((seen.status, seen.body), (502, body), "{path}");
     }
-    // What is a refusal stays one.
+    // A refusal stays a refusal.
     let seen = refuse_all(OPENAI, TooLarge::new(1)).await;
     assert_eq!(seen.status, 413);
 }
@@ -352,7 +352,7 @@ async fn an_inner_service_that_fails_to_become_ready_is_a_bad_gateway() {
     assert_eq!(seen(response).await.status, 502);
 }
 
-/// It was a bad gateway, which invites a retry of a request that cannot be read.
+/// The error became a 502, which invites a retry of a request that cannot be read.
 #[tokio::test]
 async fn an_error_that_states_an_outcome_has_the_status_of_that_outcome() {
     let wait = Some(Duration::from_millis(1_500));
@@ -416,7 +416,7 @@ async fn a_request_of_unknown_path_is_answered_by_its_headers() {
 }
 
 #[tokio::test]
-async fn a_response_passes_as_it_is() {
+async fn a_response_passes_unchanged() {
     let inner = service_fn(async |_: Request<Empty<Bytes>>| {
         Ok::<_, BoxError>(sse(
             Script::data(["data: 1\n\n", "data: 2\n\n"]).with_known_length()
@@ -440,7 +440,7 @@ async fn a_response_passes_as_it_is() {
     assert!(next_frame(&mut body).is_none());
 }
 
-/// What a layer writes when it cuts a stream, and what the scanner makes of it.
+/// What a layer writes when it cuts a stream, and how the scanner reads it.
 #[test]
 fn a_time_out_ends_a_stream_with_an_error_in_its_dialect() {
     let timed_out = TimedOut::new(Deadline::Idle, Duration::from_millis(1_500));

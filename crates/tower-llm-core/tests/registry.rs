@@ -19,7 +19,7 @@ use tower_llm_core::{
     Call, Caller, Described, Evictable, Key, KeyBy, Operation, Provider, Registry,
 };
 
-/// State that says whether it is evictable.
+/// State with a switch for whether it is evictable.
 #[derive(Debug, Default)]
 struct State {
     key: Option<Key>,
@@ -38,7 +38,7 @@ impl Evictable for State {
     }
 }
 
-/// A request with a key of its own.
+/// A request with its own key.
 struct Asks(String);
 
 impl Described for Asks {
@@ -132,7 +132,7 @@ fn a_key_whose_state_is_not_evictable_is_never_evicted() {
     for key in 0..16 {
         assert!(!registry.get(&asks(key)).is_evictable(), "key {key}");
     }
-    // The same keys give way once they are not needed any more.
+    // The same keys are evicted once they are not needed any more.
     for key in 0..16 {
         registry
             .get(&asks(key))
@@ -150,7 +150,7 @@ fn a_key_whose_state_is_not_evictable_is_never_evicted() {
     }
 }
 
-/// New keys counted as looked up: the first one that met a full shard evicted any other.
+/// New keys counted as used: the first one that met a full shard could evict any other.
 #[test]
 fn a_used_key_outlives_unused_ones() {
     for _ in 0..50 {
@@ -163,7 +163,7 @@ fn check_favourite(registry: &Registry<State>) {
     for key in 0..5_000 {
         registry.get(&asks(key));
         if key % 20 == 0 {
-            let same = favourite.upgrade().expect("the favourite was forgotten");
+            let same = favourite.upgrade().expect("the favourite was evicted");
             assert!(Arc::ptr_eq(&same, &registry.get(&asks("favourite"))));
         }
     }
@@ -181,7 +181,7 @@ fn keys_that_do_not_fit_share_one_state() {
     for key in 2_000..3_000 {
         assert!(
             !is_overflow(&registry.get(&asks(key))),
-            "key {key} finds no room that others have left"
+            "no room for key {key} after others were evicted"
         );
     }
     assert_eq!(registry.len(), 16);
@@ -268,7 +268,7 @@ fn state_is_created_once_for_a_key_that_stays() {
         counter.fetch_add(1, Ordering::Relaxed);
         State::default()
     });
-    // The one that is shared when the registry is full.
+    // The state that is shared when the registry is full.
     assert_eq!(made.load(Ordering::Relaxed), 1);
     for _ in 0..100 {
         registry.get(&asks("a"));
@@ -355,7 +355,7 @@ fn a_panic_where_state_is_created_or_evicted_leaves_the_registry_intact() {
     let panics = (0..1_000)
         .filter(|key| ask(key.to_string()).is_none())
         .count();
-    assert!(panics > 0, "nothing was ever to give way");
+    assert!(panics > 0, "no key was ever evicted");
     assert_eq!(registry.len(), 16);
     let mut keys = 0;
     registry.for_each(|_, _| keys += 1);
@@ -406,7 +406,7 @@ fn a_key_is_what_its_policy_chooses() {
         };
         let registry = Registry::new(by, make);
         assert_eq!(registry.get(&request).key, Some(key), "{name}");
-        // What lacks what the policy asks for shares one key.
+        // Requests without the part that the policy needs share one key.
         let without = registry.get(&Request::new(()));
         assert!(Arc::ptr_eq(&without, &registry.get(&odd)), "{name}");
         if !is_custom {

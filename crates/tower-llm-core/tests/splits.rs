@@ -1,4 +1,4 @@
-//! Where the network cuts a response makes no difference to what is told of it, and none to what comes out.
+//! Where the network splits a response affects neither its outcome nor the frames that come out.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -10,17 +10,17 @@ use proptest::prelude::*;
 use tower_llm_core::Call;
 use tower_llm_testkit::fixtures::{self, Fixture};
 
-use support::{Script, Told, answer, call_of, watch_to_end};
+use support::{Script, Summary, answer, call_of, watch_to_end};
 
-fn told(call: &Call, fixture: &Fixture, body: &[u8]) -> Told {
+fn summary(call: &Call, fixture: &Fixture, body: &[u8]) -> Summary {
     let whole = Bytes::copy_from_slice(body);
     watch_to_end(Some(call), answer(fixture, [whole])).0.into()
 }
 
-/// Reads the fixture with its body in these pieces; what comes out must be the same pieces, not even copied.
-fn told_in_pieces(call: &Call, fixture: &Fixture, pieces: &[Bytes]) -> Told {
+/// Reads the fixture with its body in these pieces, which must come out without a copy.
+fn summary_in_pieces(call: &Call, fixture: &Fixture, pieces: &[Bytes]) -> Summary {
     let response: Response<Script> = answer(fixture, pieces.iter().cloned());
-    let (told, frames) = watch_to_end(Some(call), response);
+    let (completion, frames) = watch_to_end(Some(call), response);
     assert_eq!(frames, pieces, "{}: other frames came out", fixture.name);
     for (frame, piece) in frames.iter().zip(pieces) {
         assert_eq!(
@@ -30,7 +30,7 @@ fn told_in_pieces(call: &Call, fixture: &Fixture, pieces: &[Bytes]) -> Told {
             fixture.name
         );
     }
-    told.into()
+    completion.into()
 }
 
 #[test]
@@ -38,10 +38,10 @@ fn every_fixture_may_be_cut_in_two_anywhere() {
     for fixture in fixtures::all() {
         let call = call_of(fixture);
         let body = Bytes::from_static(fixture.body);
-        let whole = told(&call, fixture, &body);
+        let whole = summary(&call, fixture, &body);
         for at in 0..=body.len() {
             let pieces = [body.slice(..at), body.slice(at..)];
-            let cut = told_in_pieces(&call, fixture, &pieces);
+            let cut = summary_in_pieces(&call, fixture, &pieces);
             assert_eq!(cut, whole, "{} cut at {at}", fixture.name);
         }
     }
@@ -53,12 +53,12 @@ fn every_fixture_may_come_byte_by_byte() {
         let call = call_of(fixture);
         let body = Bytes::from_static(fixture.body);
         let bytes: Vec<_> = (0..body.len()).map(|at| body.slice(at..=at)).collect();
-        let cut = told_in_pieces(&call, fixture, &bytes);
-        assert_eq!(cut, told(&call, fixture, &body), "{}", fixture.name);
+        let cut = summary_in_pieces(&call, fixture, &bytes);
+        assert_eq!(cut, summary(&call, fixture, &body), "{}", fixture.name);
     }
 }
 
-/// What the response's headers call a body.
+/// The content type of the response headers.
 const LABELS: [Option<&str>; 6] = [
     None,
     Some(""),
@@ -68,8 +68,8 @@ const LABELS: [Option<&str>; 6] = [
     Some("application/octet-stream"),
 ];
 
-/// The fixture with another content type, in pieces of so many bytes.
-fn told_labelled(call: &Call, fixture: &Fixture, label: Option<&str>, size: usize) -> Told {
+/// The fixture with another content type, in pieces of `size` bytes.
+fn summary_labelled(call: &Call, fixture: &Fixture, label: Option<&str>, size: usize) -> Summary {
     let body = Bytes::from_static(fixture.body);
     let mut response: Response<Script> = answer(
         fixture,
@@ -86,20 +86,20 @@ fn told_labelled(call: &Call, fixture: &Fixture, label: Option<&str>, size: usiz
 }
 
 #[test]
-fn every_fixture_is_read_the_same_whatever_it_is_called() {
+fn every_fixture_is_read_the_same_with_any_content_type() {
     for fixture in fixtures::all() {
         let call = call_of(fixture);
-        let whole = told(&call, fixture, fixture.body);
+        let whole = summary(&call, fixture, fixture.body);
         for label in LABELS {
             for size in [usize::MAX, 1, 7] {
-                let told = told_labelled(&call, fixture, label, size);
-                assert_eq!(told, whole, "{} as {label:?}, by {size}", fixture.name);
+                let summary = summary_labelled(&call, fixture, label, size);
+                assert_eq!(summary, whole, "{} as {label:?}, by {size}", fixture.name);
             }
         }
     }
 }
 
-/// The same events, written otherwise.
+/// The same events, written differently.
 fn rewritten(body: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let text = String::from_utf8(body.to_vec())
         .unwrap()
@@ -152,7 +152,7 @@ fn rewritten(body: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Puts each member of an event's JSON on a line of its own.
+/// Puts each member of an event's JSON on its own line.
 fn over_many_lines(text: &str) -> String {
     let mut spread = String::new();
     for line in text.split_inclusive('\n') {
@@ -172,22 +172,27 @@ fn over_many_lines(text: &str) -> String {
 }
 
 #[test]
-fn every_way_to_write_the_same_events_is_read_the_same() {
+fn equivalent_events_are_read_the_same() {
     for fixture in fixtures::all()
         .iter()
         .filter(|fixture| fixture.is_event_stream())
     {
         let call = call_of(fixture);
-        let whole = told(&call, fixture, fixture.body);
+        let whole = summary(&call, fixture, fixture.body);
         for (how, body) in rewritten(fixture.body) {
-            assert_eq!(told(&call, fixture, &body), whole, "{} {how}", fixture.name);
+            assert_eq!(
+                summary(&call, fixture, &body),
+                whole,
+                "{} {how}",
+                fixture.name
+            );
         }
     }
 }
 
 #[test]
-fn every_way_to_write_the_same_events_may_be_cut_anywhere() {
-    // The longer ones say nothing here that the shorter ones do not.
+fn equivalent_events_may_be_cut_anywhere() {
+    // The longer ones show nothing that the shorter ones do not.
     let streams = fixtures::all()
         .iter()
         .filter(|fixture| fixture.is_event_stream() && fixture.body.len() < 700);
@@ -195,12 +200,12 @@ fn every_way_to_write_the_same_events_may_be_cut_anywhere() {
     for fixture in streams {
         seen += 1;
         let call = call_of(fixture);
-        let whole = told(&call, fixture, fixture.body);
+        let whole = summary(&call, fixture, fixture.body);
         for (how, body) in rewritten(fixture.body) {
             let body = Bytes::from(body);
             for at in 0..=body.len() {
                 let pieces = [body.slice(..at), body.slice(at..)];
-                let cut = told_in_pieces(&call, fixture, &pieces);
+                let cut = summary_in_pieces(&call, fixture, &pieces);
                 assert_eq!(cut, whole, "{} {how}, cut at {at}", fixture.name);
             }
         }
@@ -208,7 +213,7 @@ fn every_way_to_write_the_same_events_may_be_cut_anywhere() {
     assert!(seen > 10, "only {seen} streams");
 }
 
-/// Cuts `body` at the given places, which may repeat: that makes empty pieces.
+/// Cuts `body` at the given offsets, which may repeat: that makes empty pieces.
 fn pieces(body: &Bytes, mut cuts: Vec<usize>) -> Vec<Bytes> {
     cuts.extend([0, body.len()]);
     cuts.sort_unstable();
@@ -226,8 +231,8 @@ proptest! {
         let call = call_of(&fixture);
         let body = Bytes::from_static(fixture.body);
         let cuts = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
-        let cut = told_in_pieces(&call, &fixture, &pieces(&body, cuts));
-        prop_assert_eq!(cut, told(&call, &fixture, &body), "{}", fixture.name);
+        let cut = summary_in_pieces(&call, &fixture, &pieces(&body, cuts));
+        prop_assert_eq!(cut, summary(&call, &fixture, &body), "{}", fixture.name);
     }
 
     #[test]
@@ -239,7 +244,7 @@ proptest! {
         let call = call_of(&fixture);
         let body = Bytes::from_static(&fixture.body[..end.index(fixture.body.len() + 1)]);
         let cuts = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
-        let cut = told_in_pieces(&call, &fixture, &pieces(&body, cuts));
-        prop_assert_eq!(cut, told(&call, &fixture, &body), "{}", fixture.name);
+        let cut = summary_in_pieces(&call, &fixture, &pieces(&body, cuts));
+        prop_assert_eq!(cut, summary(&call, &fixture, &body), "{}", fixture.name);
     }
 }

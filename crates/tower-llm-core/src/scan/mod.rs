@@ -135,7 +135,7 @@ impl Scanner {
         self.first_token_at
     }
 
-    /// How much content has passed; `None` if it cannot be told from the rest of the body.
+    /// How much content has passed; `None` if it cannot be distinguished from the rest of the body.
     pub(crate) fn content_bytes(&self) -> Option<u64> {
         match self.format {
             Format::Sse(_) | Format::Json { .. } => self.facts.content_bytes(),

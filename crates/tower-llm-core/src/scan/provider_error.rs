@@ -96,21 +96,26 @@ impl ProviderError {
         self.verdict(Some(status), retry_after, hint)
     }
 
-    fn verdict(&self, status: Option<u16>, told: Option<Duration>, hint: &RetryHint) -> Verdict {
+    fn verdict(
+        &self,
+        status: Option<u16>,
+        header_wait: Option<Duration>,
+        hint: &RetryHint,
+    ) -> Verdict {
         let failed = Outcome::Failed(match status {
             Some(_) => Failure::Status,
             None => Failure::InBand,
         });
-        let retry_after = told.or(self.retry_after).or_else(|| hint.wait());
+        let retry_after = header_wait.or(self.retry_after).or_else(|| hint.wait());
         let status = status.or(self.status);
         let outcome = match (status.unwrap_or_default(), self.kind) {
-            (402, _) | (_, ErrorKind::Exhausted) => self.exhausted(told, retry_after),
+            (402, _) | (_, ErrorKind::Exhausted) => self.exhausted(header_wait, retry_after),
             (0 | 429 | 500.., ErrorKind::Overloaded) | (498 | 529, _) => {
                 Outcome::Overloaded { retry_after }
             }
             (429, _) | (0, ErrorKind::Throttled) => Outcome::Throttled { retry_after },
             // Azure's API management answers 403 when a quota is exceeded, and names the time of its refill.
-            (403, _) if told.is_some() => Outcome::Throttled { retry_after },
+            (403, _) if header_wait.is_some() => Outcome::Throttled { retry_after },
             (503, ErrorKind::Throttled) => Outcome::Overloaded { retry_after },
             (503, _) if retry_after.is_some() => Outcome::Overloaded { retry_after },
             (0, ErrorKind::ClientError | ErrorKind::Credential) => Outcome::ClientError,
@@ -128,8 +133,12 @@ impl ProviderError {
     /// that returns in a second is not a lack of money.
     ///
     /// Only a daily quota stays used up whatever delay the body names: Gemini names one of seconds.
-    fn exhausted(&self, told: Option<Duration>, retry_after: Option<Duration>) -> Outcome {
-        let clock = if self.is_daily { told } else { retry_after };
+    fn exhausted(&self, header_wait: Option<Duration>, retry_after: Option<Duration>) -> Outcome {
+        let clock = if self.is_daily {
+            header_wait
+        } else {
+            retry_after
+        };
         match clock {
             Some(wait) if !wait.is_zero() => Outcome::Throttled { retry_after: clock },
             _ => Outcome::Exhausted,
@@ -232,9 +241,14 @@ mod tests {
         let verdict = daily.with_status(429, None, &hint);
         assert_eq!(verdict.outcome, Outcome::Exhausted);
         assert_eq!(verdict.subject, Some(Subject::Model));
-        let told = Some(Duration::from_secs(2));
-        let throttled = Outcome::Throttled { retry_after: told };
-        assert_eq!(daily.with_status(429, told, &hint).outcome, throttled);
+        let header_wait = Some(Duration::from_secs(2));
+        let throttled = Outcome::Throttled {
+            retry_after: header_wait,
+        };
+        assert_eq!(
+            daily.with_status(429, header_wait, &hint).outcome,
+            throttled
+        );
     }
 
     #[test]

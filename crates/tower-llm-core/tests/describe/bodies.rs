@@ -1,9 +1,9 @@
-//! Bodies pass as they came, whatever is in them, and one that breaks off is not sent.
+//! Bodies pass unchanged, whatever they contain, and a body that breaks off is not sent.
 
 use super::*;
 
 #[tokio::test]
-async fn a_request_passes_as_it_came() {
+async fn a_request_passes_unchanged() {
     let body = r#"{"model" : "gpt-5",  "extra":[1.0, 1e2], "model":"twice"} "#;
     let request = Request::post("/v1/chat/completions?a=b")
         .header("x-request-id", "7")
@@ -59,7 +59,7 @@ async fn a_body_that_is_not_json_passes_byte_for_byte_described_by_what_is_known
 }
 
 #[tokio::test]
-async fn what_is_nested_without_end_neither_panics_nor_hides_what_came_before() {
+async fn endless_nesting_neither_panics_nor_hides_earlier_members() {
     for bracket in ["[", "{\"a\":"] {
         let body = format!(
             "{{\"model\":\"gpt-5\",\"messages\":{}",
@@ -99,7 +99,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_not_sent_and_is_the_callers_fault() {
+async fn a_body_that_breaks_off_is_not_sent_and_is_a_client_error() {
     let script = Script::data(["{\"model\":"]).then(Step::Error("reset by the caller".into()));
     let request = Request::post("/v1/messages").body(script).unwrap();
     let error = pass(&DescribeLayer::new(), request).await.unwrap_err();
@@ -108,7 +108,7 @@ async fn a_body_that_breaks_off_is_not_sent_and_is_the_callers_fault() {
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_of_its_server_is_too_large() {
+async fn a_body_over_the_servers_limit_is_too_large() {
     let request = Request::post("/v1/messages")
         .body(http_body_util::Limited::new(
             Full::<Bytes>::from("{\"model\":\"m\"}"),
@@ -120,7 +120,7 @@ async fn a_body_over_the_limit_of_its_server_is_too_large() {
     assert_eq!(error.to_string(), "request body is over the server's limit");
 }
 
-/// The provider is not blamed for `error`, and the caller is answered with `status`.
+/// `error` does not count against the provider, and the caller receives `status`.
 #[track_caller]
 pub(crate) fn assert_callers_fault(error: &BoxError, status: u16) {
     let (outcome, kind) = match status {

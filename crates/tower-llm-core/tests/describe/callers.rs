@@ -1,4 +1,4 @@
-//! Whose call it is, by its credential or by what the service says.
+//! The caller of a request, by its credential or as named by the service.
 
 use super::*;
 
@@ -18,7 +18,7 @@ async fn caller_of(layer: &DescribeLayer, uri: &str, headers: &[(&str, &str)]) -
 }
 
 #[tokio::test]
-async fn a_credential_makes_the_same_caller_every_time_and_another_makes_another() {
+async fn the_same_credential_is_the_same_caller_and_another_is_not() {
     let layer = DescribeLayer::new();
     let with = async |name, value| {
         caller_of(&layer, "/v1/messages", &[(name, value)])
@@ -46,7 +46,7 @@ async fn a_credential_makes_the_same_caller_every_time_and_another_makes_another
 }
 
 #[tokio::test]
-async fn clones_of_a_layer_know_the_same_callers_and_other_layers_do_not() {
+async fn clones_of_a_layer_agree_on_callers_and_other_layers_do_not() {
     let layer = DescribeLayer::new();
     let caller = async |layer: &DescribeLayer| {
         caller_of(layer, "/", &[("x-api-key", "sk-one")])
@@ -60,7 +60,7 @@ async fn clones_of_a_layer_know_the_same_callers_and_other_layers_do_not() {
 }
 
 #[tokio::test]
-async fn layers_with_the_same_secret_know_the_same_callers() {
+async fn layers_with_the_same_secret_agree_on_callers() {
     let caller = async |secret: u8| {
         let layer = DescribeLayer::new().caller_secret([secret; 16]);
         caller_of(&layer, "/", &[("x-api-key", "sk-one")])
@@ -72,7 +72,7 @@ async fn layers_with_the_same_secret_know_the_same_callers() {
 }
 
 #[tokio::test]
-async fn a_credential_appears_nowhere_but_in_its_header() {
+async fn a_credential_appears_only_in_its_header() {
     const CREDENTIAL: &str = "sk-very-secret";
     let layer = DescribeLayer::new().caller_secret(*b"0123456789abcdef");
     let request = Request::post("/v1/messages")

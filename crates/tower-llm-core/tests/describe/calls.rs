@@ -1,10 +1,10 @@
-//! What a call is: by its path, its headers and its body, and by what the service says.
+//! The description of a call: by its path, its headers and its body, and as set by the service.
 
 use super::*;
 
 #[tokio::test]
 async fn every_dialect_is_described() {
-    // Texts of four bytes are a token each.
+    // Texts of four bytes are one token each.
     for (path, body, expected) in [
         (
             "/v1/chat/completions",
@@ -144,7 +144,7 @@ async fn a_request_without_a_body_is_described_by_its_headers() {
 }
 
 #[tokio::test]
-async fn a_get_of_a_path_that_is_posted_to_is_not_a_call_to_a_model() {
+async fn a_get_of_a_post_path_is_not_a_call_to_a_model() {
     let request = Request::get("/v1/responses")
         .body(Empty::<Bytes>::new())
         .unwrap();
@@ -168,7 +168,7 @@ async fn the_service_sets_provider_and_account() {
 }
 
 #[tokio::test]
-async fn an_account_by_credential_is_the_same_for_callers_of_other_names() {
+async fn an_account_by_credential_is_the_same_for_differently_named_callers() {
     let layer = DescribeLayer::new()
         .caller_by(|parts| Some(tower_llm_core::Caller::named(parts.uri.query()?)))
         .account_by_credential();

@@ -1,10 +1,10 @@
-//! How large a body may be, and how much is read of one that is larger.
+//! The maximum size of a body, and how much of a larger one is read.
 
 use super::*;
 
 #[track_caller]
 fn assert_too_large<B>(result: Result<Sent<B>, BoxError>, limit: usize) {
-    let error = result.expect_err("it is refused");
+    let error = result.expect_err("the request is refused");
     let too_large = error.downcast_ref::<TooLarge>().expect("another error");
     assert_eq!(too_large.limit_bytes(), limit);
     assert_eq!(too_large.retry_after(), None);
@@ -81,7 +81,7 @@ async fn a_body_is_read_no_further_than_over_the_limit() {
 }
 
 #[tokio::test]
-async fn a_body_that_lies_about_its_length_is_limited_all_the_same() {
+async fn a_body_with_a_wrong_length_is_limited_anyway() {
     let layer = DescribeLayer::new().max_body_bytes(10).unwrap();
     let request = post("/")
         .header("content-length", "3")
@@ -91,7 +91,7 @@ async fn a_body_that_lies_about_its_length_is_limited_all_the_same() {
 }
 
 #[test]
-fn a_limit_of_zero_is_no_limit_and_is_not_taken() {
+fn a_limit_of_zero_is_rejected() {
     let error = DescribeLayer::new().max_body_bytes(0).unwrap_err();
     assert_eq!((error.field(), error.value()), ("max_body_bytes", "0"));
 }

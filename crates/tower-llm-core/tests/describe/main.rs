@@ -1,4 +1,4 @@
-//! A request is read once, described by what it says, and passed on as it came.
+//! A request is read once, described by its content, and passed on unchanged.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -40,7 +40,7 @@ use support::{Script, Step};
 
 type Sent<B = Full<Bytes>> = Request<RequestBody<B>>;
 
-/// Answers with the request, as it was passed on.
+/// Responds with the request as it was passed on.
 async fn echo<B>(request: Sent<B>) -> Result<Sent<B>, BoxError> {
     Ok(request)
 }
@@ -54,7 +54,7 @@ where
     layer.layer(service_fn(echo::<B>)).oneshot(request).await
 }
 
-/// The call that a POST of `body` to `path` is.
+/// The call of a POST of `body` to `path`.
 async fn call(path: &str, body: &str) -> Call {
     let request = Request::post(path)
         .body(Full::<Bytes>::from(body.to_owned()))
@@ -98,7 +98,7 @@ fn line(call: &Call) -> String {
     )
 }
 
-/// A body of `{}` that comes after a while.
+/// A body of `{}` that arrives after a while.
 struct Slow {
     until: Pin<Box<Sleep>>,
     sent: bool,

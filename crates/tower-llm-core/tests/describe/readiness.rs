@@ -1,4 +1,4 @@
-//! The inner service is readied and called when the body has arrived, and none of its permits is taken before.
+//! The inner service is readied and called once the body has arrived, and none of its permits is acquired before.
 
 use super::*;
 
@@ -6,7 +6,7 @@ use super::*;
 async fn the_inner_service_is_readied_before_it_is_called() {
     let (mut service, mut handle) = mock::spawn_layer::<Sent, &str, _>(DescribeLayer::new());
     handle.allow(0);
-    // Nothing of the inner service is needed to read a body.
+    // Reading a body does not need the inner service.
     assert!(matches!(
         service.poll_ready::<Request<Full<Bytes>>>(),
         Poll::Ready(Ok(()))
@@ -50,7 +50,7 @@ async fn an_error_of_the_inner_service_passes() {
 }
 
 #[tokio::test]
-async fn a_caller_that_leaves_while_it_sends_its_request_never_reaches_the_inner_service() {
+async fn a_disconnect_during_the_request_never_reaches_the_inner_service() {
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&calls);
     let inner = service_fn(move |request: Sent<_>| {
@@ -95,7 +95,7 @@ async fn a_slow_request_body_holds_no_permit_of_an_inner_layer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_waits_for_a_saturated_inner_service_and_gives_its_permit_back() {
+async fn a_call_waits_for_a_saturated_inner_service_and_releases_its_permit() {
     let work = service_fn(async |request: Sent<_>| {
         tokio::time::sleep(Duration::from_secs(10)).await;
         echo(request).await

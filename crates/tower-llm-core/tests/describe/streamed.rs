@@ -1,8 +1,8 @@
-//! Bodies that no layer reads: they pass frame by frame, and nothing holds them.
+//! Bodies that no layer reads: they pass frame by frame and are not held.
 
 use super::{bodies::assert_callers_fault, *};
 
-/// A path, a content type, and how such a body begins.
+/// A path, a content type, and the beginning of such a body.
 const UPLOADS: [(&str, &str, &[u8]); 5] = [
     (
         "/v1/files",
@@ -33,7 +33,7 @@ fn upload(path: &str, content_type: &str, body: Script) -> Request<Script> {
 }
 
 #[tokio::test]
-async fn an_upload_passes_as_it_came_and_is_described_by_its_path() {
+async fn an_upload_passes_unchanged_and_is_described_by_its_path() {
     for (path, content_type, begin) in UPLOADS {
         for known_length in [false, true] {
             let mut script = Script::data([begin, b"more", b"{\"model\":\"m\"}"]);
@@ -62,7 +62,7 @@ async fn an_upload_passes_as_it_came_and_is_described_by_its_path() {
 }
 
 #[tokio::test]
-async fn of_twenty_megabytes_one_frame_is_outstanding() {
+async fn one_frame_of_twenty_megabytes_is_outstanding() {
     const FRAME: usize = 64 * 1024;
     let frame = Bytes::from(vec![7; FRAME]);
     let script = Script::data(std::iter::repeat_n(frame, 20 * 1024 * 1024 / FRAME));
@@ -71,7 +71,7 @@ async fn of_twenty_megabytes_one_frame_is_outstanding() {
         let mut taken = 0;
         let mut bytes = 0;
         loop {
-            // What has been read of the caller's body and not been taken here is held somewhere.
+            // Frames read from the caller's body and not yet received here are held somewhere.
             let outstanding = polls.load(Ordering::Relaxed) - taken;
             assert!(outstanding <= 1, "{outstanding} frames after {taken}");
             let Some(frame) = request.body_mut().frame().await else {
@@ -87,7 +87,7 @@ async fn of_twenty_megabytes_one_frame_is_outstanding() {
 }
 
 #[tokio::test]
-async fn an_upload_is_handed_on_before_more_than_its_first_bytes_have_come() {
+async fn an_upload_is_passed_on_after_its_first_bytes() {
     for (path, content_type, begin) in UPLOADS {
         let script = Script::data([&b""[..], b" \r\n", begin]).then(Step::Hang);
         let request = upload(path, content_type, script);
@@ -124,7 +124,7 @@ async fn json_is_held_and_described_whatever_its_content_type() {
             let call = passed.call().unwrap().into_owned();
             assert_eq!(call.model(), Some("m"), "{content_type}");
             assert_eq!(call.input_tokens(), 1, "{content_type}");
-            let clone = passed.body().try_clone().expect("it is held");
+            let clone = passed.body().try_clone().expect("the body is held");
             assert_eq!(bytes(passed).await.len(), body.len() + 5);
             assert_eq!(
                 clone.collect().await.unwrap().to_bytes().len(),
@@ -145,7 +145,7 @@ async fn a_file_that_begins_like_json_is_streamed_when_it_is_over_the_limit_for_
             .await
             .unwrap();
         assert_eq!(passed.body().as_bytes(), None);
-        // One that announces its length need not be read so far.
+        // A body that announces its length need not be read that far.
         let read = polls.load(Ordering::Relaxed);
         assert_eq!(read, if known_length { 1 } else { 2 });
         assert_eq!(
@@ -153,21 +153,21 @@ async fn a_file_that_begins_like_json_is_streamed_when_it_is_over_the_limit_for_
             "{\"custom_id\":1}\n{\"custom_id\":2}\n{}"
         );
     }
-    // A GET asks for what is stored, whatever its path.
+    // A GET requests stored data, whatever its path.
     for path in ["/v1/files", "/v1/chat/completions"] {
         let mut stored = upload(path, "", lines());
         *stored.method_mut() = http::Method::GET;
         let passed = pass(&layer, stored).await.unwrap();
         assert_eq!(passed.body().as_bytes(), None, "{path}");
     }
-    // Where layers have to read it, it is refused.
+    // If layers have to read it, it is refused.
     for (path, content_type) in [
         ("/v1/chat/completions", ""),
         ("/v1/messages", "text/plain"),
         ("/v1/batches", "application/json"),
     ] {
         let error = pass(&layer, upload(path, content_type, lines())).await;
-        let error = error.expect_err("it is refused");
+        let error = error.expect_err("the request is refused");
         assert_eq!(error.downcast_ref::<TooLarge>().unwrap().limit_bytes(), 20);
     }
 }
@@ -183,7 +183,7 @@ async fn white_space_alone_is_held_no_further_than_the_limit() {
 }
 
 #[tokio::test]
-async fn an_upload_has_a_limit_of_its_own() {
+async fn an_upload_has_its_own_limit() {
     let layer = DescribeLayer::new()
         .max_body_bytes(10)
         .unwrap()
@@ -195,10 +195,10 @@ async fn an_upload_has_a_limit_of_its_own() {
     let passed = pass(&layer, upload(path, content_type, frames(40))).await;
     assert_eq!(bytes(passed.unwrap()).await.len(), 100);
 
-    // Announced, it is refused before it is sent.
+    // With an announced length, it is refused before it is sent.
     let announced = frames(41).with_known_length();
     let error = pass(&layer, upload(path, content_type, announced)).await;
-    let error = error.expect_err("it is refused");
+    let error = error.expect_err("the request is refused");
     assert_eq!(error.downcast_ref::<TooLarge>().unwrap().limit_bytes(), 100);
 
     // Otherwise it is cut.
@@ -210,13 +210,13 @@ async fn an_upload_has_a_limit_of_its_own() {
 }
 
 #[test]
-fn a_limit_of_zero_for_uploads_is_no_limit_and_is_not_taken() {
+fn a_limit_of_zero_for_uploads_is_rejected() {
     let error = DescribeLayer::new().max_streamed_bytes(0).unwrap_err();
     assert_eq!((error.field(), error.value()), ("max_streamed_bytes", "0"));
 }
 
 #[tokio::test]
-async fn an_upload_that_breaks_off_is_the_callers_fault() {
+async fn an_upload_that_breaks_off_is_a_client_error() {
     let (path, content_type, begin) = UPLOADS[0];
     let script = Script::data([begin]).then(Step::Error("reset by the caller".into()));
     let passed = pass(&DescribeLayer::new(), upload(path, content_type, script)).await;
@@ -238,7 +238,7 @@ async fn trailers_of_an_upload_pass() {
 }
 
 #[tokio::test]
-async fn a_clone_of_a_request_is_the_whole_request_even_when_it_has_been_sent() {
+async fn a_clone_of_a_request_is_complete_even_after_it_was_sent() {
     let request = post("/v1/messages?a=b")
         .version(http::Version::HTTP_2)
         .body(Full::<Bytes>::from(r#"{"model":"m"}"#))
@@ -260,11 +260,11 @@ async fn a_clone_of_a_request_is_the_whole_request_even_when_it_has_been_sent() 
 }
 
 #[test]
-fn a_body_goes_wherever_the_callers_body_goes() {
+fn a_body_has_the_auto_traits_of_the_callers_body() {
     fn assert_client_body<B: Body + Send + Sync + Unpin + 'static>() {}
     assert_client_body::<RequestBody>();
     assert_client_body::<RequestBody<http_body_util::combinators::BoxBody<Bytes, BoxError>>>();
-    // A prompt does not show in a log.
+    // A prompt does not appear in a log.
     let body = RequestBody::<Full<Bytes>>::held("secret");
     assert_eq!(format!("{body:?}"), "Held(6)");
 }

@@ -1,4 +1,4 @@
-//! Bodies that do as they are told, and guards that remember what they were told.
+//! Scripted bodies, and guards that record how they end.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 #![allow(dead_code, reason = "each test file uses its part")]
@@ -28,9 +28,9 @@ use tower_llm_core::{
 };
 use tower_llm_testkit::fixtures::{Fixture, Verdict};
 
-// === what was told, in order ===
+// === events in order ===
 
-/// What happened, in the order it happened.
+/// The events, in the order in which they happened.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<Event>>>);
 
@@ -42,7 +42,7 @@ pub(crate) enum Event {
     UpstreamDropped,
 }
 
-/// A guard with a name, which tells everything to a log.
+/// A named guard that records everything in a log.
 #[derive(Debug)]
 pub(crate) struct Probe {
     name: &'static str,
@@ -67,7 +67,7 @@ impl Log {
         self.0.lock().unwrap().clone()
     }
 
-    /// The events without what they carry.
+    /// The events without their values.
     pub(crate) fn order(&self) -> Vec<String> {
         let name = |event: &Event| match event {
             Event::FirstToken(name, _) => format!("{name} first token"),
@@ -93,11 +93,11 @@ impl Log {
         self.events().into_iter().filter_map(at).collect()
     }
 
-    /// The completion that was told, which must have been told once.
+    /// The completion of the only end.
     #[track_caller]
     pub(crate) fn completion(&self) -> Completion {
         let [completion] = <[Completion; 1]>::try_from(self.completions())
-            .unwrap_or_else(|told| panic!("told {} times: {told:?}", told.len()));
+            .unwrap_or_else(|all| panic!("ended {} times: {all:?}", all.len()));
         completion
     }
 
@@ -125,7 +125,7 @@ pub(crate) enum Step {
     Data(Bytes),
     Trailers(HeaderMap),
     Error(BoxError),
-    /// Nothing comes, now or later.
+    /// Nothing arrives, now or later.
     Hang,
     Panic,
 }
@@ -136,7 +136,7 @@ pub(crate) struct Script {
     steps: VecDeque<Step>,
     polls: Arc<AtomicUsize>,
     log: Option<Log>,
-    /// It says how long it is, and with its last frame that it is over.
+    /// The body reports its length, and with its last frame its end.
     known_length: bool,
 }
 
@@ -159,7 +159,7 @@ impl Script {
         self
     }
 
-    /// Tells `log` when it is dropped.
+    /// Records in `log` when it is dropped.
     pub(crate) fn logged(mut self, log: &Log) -> Self {
         self.log = Some(log.clone());
         self
@@ -224,9 +224,9 @@ impl Drop for Script {
 
 // === responses ===
 
-/// What a response's end says, apart from when it was.
+/// The end of a response, apart from its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Told {
+pub(crate) struct Summary {
     pub(crate) outcome: Outcome,
     pub(crate) usage: Option<Usage>,
     pub(crate) output_seen: u64,
@@ -234,7 +234,7 @@ pub(crate) struct Told {
     pub(crate) has_first_token: bool,
 }
 
-impl From<Completion> for Told {
+impl From<Completion> for Summary {
     fn from(completion: Completion) -> Self {
         Self {
             outcome: completion.outcome,
@@ -262,13 +262,13 @@ pub(crate) fn json<B>(body: B) -> Response<B> {
     response(200, "application/json", body)
 }
 
-/// The next frame, which must be there without waiting; `None` at the end.
+/// The next frame, which must be ready; `None` at the end.
 pub(crate) fn next_frame<B: Body + Unpin>(
     body: &mut B,
 ) -> Option<Result<Frame<B::Data>, B::Error>> {
     match poll_frame(body) {
         Poll::Ready(frame) => frame,
-        Poll::Pending => panic!("the body waits"),
+        Poll::Pending => panic!("the body is pending"),
     }
 }
 
@@ -278,7 +278,7 @@ pub(crate) fn poll_frame<B: Body + Unpin>(
     pin!(body).poll_frame(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Reads `response` through a watch to its end; returns what was told, and the frames that came out.
+/// Reads `response` through a watch to its end; returns the completion and the frames that came out.
 #[track_caller]
 pub(crate) fn watch_to_end(
     call: Option<&Call>,
@@ -295,10 +295,10 @@ pub(crate) fn watch_to_end(
     drop(body);
     assert!(log.first_tokens().len() <= 1, "{:?}", log.order());
     let completion = log.completion();
-    let told = log.first_tokens().first().copied();
+    let first_token = log.first_tokens().first().copied();
     assert_eq!(
-        told, completion.first_token_at,
-        "told of another first token"
+        first_token, completion.first_token_at,
+        "another first token was reported"
     );
     (completion, frames)
 }
@@ -324,7 +324,7 @@ pub(crate) fn call_of(fixture: &Fixture) -> Call {
     }
 }
 
-/// The response that `fixture` is, its body in these pieces.
+/// The response of `fixture`, with its body in these pieces.
 pub(crate) fn answer<D: Into<Bytes>>(
     fixture: &Fixture,
     pieces: impl IntoIterator<Item = D>,
@@ -335,7 +335,7 @@ pub(crate) fn answer<D: Into<Bytes>>(
     response
 }
 
-/// What the fixture's own table says should be told.
+/// The completion that the fixture's table expects.
 pub(crate) fn expected(fixture: &Fixture) -> Outcome {
     let wait = |millis: Option<u64>| millis.map(Duration::from_millis);
     match fixture.expect.verdict {

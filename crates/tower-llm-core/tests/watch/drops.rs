@@ -1,4 +1,4 @@
-//! Bodies that are dropped, or cut.
+//! Bodies that are dropped or cut.
 
 use super::*;
 
@@ -25,10 +25,10 @@ fn a_body_dropped_between_frames_is_abandoned_with_what_was_seen() {
         &log,
         3,
     ));
-    let told = log.completion();
-    assert_eq!(told.outcome, Outcome::Abandoned);
-    assert_eq!(told.usage, Some(Usage::new(9, 2)));
-    assert_eq!(told.output_seen, 2);
+    let completion = log.completion();
+    assert_eq!(completion.outcome, Outcome::Abandoned);
+    assert_eq!(completion.usage, Some(Usage::new(9, 2)));
+    assert_eq!(completion.output_seen, 2);
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn a_stream_dropped_between_its_marker_and_its_end_is_a_success() {
 }
 
 #[test]
-fn a_json_body_dropped_once_the_whole_of_it_came_is_a_success() {
+fn a_json_body_dropped_after_its_last_byte_is_a_success() {
     let log = Log::new();
     drop(read_frames(
         json(Script::data([&ANSWER[..40], &ANSWER[40..]]).then(Step::Hang)),
@@ -134,7 +134,7 @@ fn a_cut_by_an_outer_layer_is_the_verdict_of_all() {
     assert!(
         log.completions()
             .iter()
-            .all(|told| told.outcome == Outcome::Superseded)
+            .all(|completion| completion.outcome == Outcome::Superseded)
     );
 }
 

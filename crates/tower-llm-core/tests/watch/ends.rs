@@ -1,31 +1,31 @@
-//! Bodies that end, or break off.
+//! Bodies that end or break off.
 
 use super::*;
 
 #[test]
 fn a_stream_that_ends_after_its_marker_is_a_success() {
     let body = Script::data([ROLE, CONTENT, STOP, USAGE, DONE]);
-    let (told, _) = watch_to_end(None, sse(body));
-    assert_eq!(told.outcome, Outcome::Success);
-    assert_eq!(told.usage, Some(Usage::new(9, 2)));
-    assert_eq!(told.output_seen, 2);
-    assert_eq!(told.finish, Some(FinishReason::Stop));
-    assert_eq!(told.status, Some(200));
-    assert!(told.ended_at.is_some());
+    let (completion, _) = watch_to_end(None, sse(body));
+    assert_eq!(completion.outcome, Outcome::Success);
+    assert_eq!(completion.usage, Some(Usage::new(9, 2)));
+    assert_eq!(completion.output_seen, 2);
+    assert_eq!(completion.finish, Some(FinishReason::Stop));
+    assert_eq!(completion.status, Some(200));
+    assert!(completion.ended_at.is_some());
 }
 
 #[test]
-fn a_stream_that_ends_without_its_marker_is_whole_if_its_model_has_finished() {
-    let (told, _) = watch_to_end(None, sse(Script::data([ROLE, CONTENT, STOP, USAGE])));
-    assert_eq!(told.outcome, Outcome::Success);
-    assert_eq!(told.usage, Some(Usage::new(9, 2)));
+fn a_stream_without_its_marker_is_complete_if_the_model_has_finished() {
+    let (completion, _) = watch_to_end(None, sse(Script::data([ROLE, CONTENT, STOP, USAGE])));
+    assert_eq!(completion.outcome, Outcome::Success);
+    assert_eq!(completion.usage, Some(Usage::new(9, 2)));
 
-    let (told, _) = watch_to_end(None, sse(Script::data([ROLE, CONTENT, USAGE])));
-    assert_eq!(told.outcome, Outcome::Failed(Failure::Truncated));
-    assert_eq!(told.usage, Some(Usage::new(9, 2)));
+    let (completion, _) = watch_to_end(None, sse(Script::data([ROLE, CONTENT, USAGE])));
+    assert_eq!(completion.outcome, Outcome::Failed(Failure::Truncated));
+    assert_eq!(completion.usage, Some(Usage::new(9, 2)));
 }
 
-/// Whether usage was still to come is not known then.
+/// Then it is unknown whether usage was still to come.
 #[test]
 fn a_finish_reason_without_a_clean_end_is_no_success() {
     let frames = [ROLE, CONTENT, STOP];
@@ -42,7 +42,7 @@ fn a_finish_reason_without_a_clean_end_is_no_success() {
 }
 
 #[test]
-fn a_stream_that_ends_before_it_began_is_truncated_where_its_dialect_is_known() {
+fn a_stream_that_ends_before_it_began_is_truncated_if_its_dialect_is_known() {
     for dialect in [
         Dialect::OpenAi,
         Dialect::OpenAiResponses,
@@ -53,9 +53,9 @@ fn a_stream_that_ends_before_it_began_is_truncated_where_its_dialect_is_known() 
             .dialect(dialect)
             .streamed(true)
             .build();
-        let (told, _) = watch_to_end(Some(&call), sse(Script::data([": hello\n\n"])));
+        let (completion, _) = watch_to_end(Some(&call), sse(Script::data([": hello\n\n"])));
         assert_eq!(
-            told.outcome,
+            completion.outcome,
             Outcome::Failed(Failure::Truncated),
             "{dialect:?}"
         );
@@ -65,26 +65,26 @@ fn a_stream_that_ends_before_it_began_is_truncated_where_its_dialect_is_known() 
 #[test]
 fn a_chat_stream_does_not_end_with_the_marker_of_another_dialect() {
     let script = Script::data([CONTENT, "data: {\"type\":\"message_stop\"}\n\n"]);
-    let (told, _) = watch_to_end(None, sse(script));
-    assert_eq!(told.outcome, Outcome::Failed(Failure::Truncated));
+    let (completion, _) = watch_to_end(None, sse(script));
+    assert_eq!(completion.outcome, Outcome::Failed(Failure::Truncated));
 }
 
-/// Half a number would be taken for another, smaller one.
+/// Half a number would read as another, smaller one.
 #[test]
 fn a_number_that_the_end_cuts_does_not_count() {
     let cut = USAGE.split_once("2}").unwrap().0.to_owned() + "12";
-    let (told, _) = watch_to_end(None, sse(Script::data([CONTENT.to_owned(), cut])));
-    assert_eq!(told.outcome, Outcome::Failed(Failure::Truncated));
-    // What was seen is an estimate; it is not the half number either.
-    assert_eq!(told.usage, Some(Usage::new(9, 2)));
+    let (completion, _) = watch_to_end(None, sse(Script::data([CONTENT.to_owned(), cut])));
+    assert_eq!(completion.outcome, Outcome::Failed(Failure::Truncated));
+    // The estimate of the seen output is not the half number either.
+    assert_eq!(completion.usage, Some(Usage::new(9, 2)));
 }
 
 #[test]
 fn a_json_body_that_is_cut_is_truncated_wherever_it_is_cut() {
     for at in 1..ANSWER.len() {
-        let (told, _) = watch_to_end(None, json(Script::data([&ANSWER[..at]])));
+        let (completion, _) = watch_to_end(None, json(Script::data([&ANSWER[..at]])));
         assert_eq!(
-            told.outcome,
+            completion.outcome,
             Outcome::Failed(Failure::Truncated),
             "cut at {at}"
         );
@@ -92,38 +92,47 @@ fn a_json_body_that_is_cut_is_truncated_wherever_it_is_cut() {
 }
 
 #[test]
-fn a_json_body_that_is_whole_is_a_success() {
-    let (told, _) = watch_to_end(None, json(Script::data([ANSWER])));
-    assert_eq!(told.outcome, Outcome::Success);
-    assert_eq!(told.usage, Some(Usage::new(9, 2)));
-    assert_eq!(told.first_token_at, None);
+fn a_complete_json_body_is_a_success() {
+    let (completion, _) = watch_to_end(None, json(Script::data([ANSWER])));
+    assert_eq!(completion.outcome, Outcome::Success);
+    assert_eq!(completion.usage, Some(Usage::new(9, 2)));
+    assert_eq!(completion.first_token_at, None);
 }
 
 #[test]
 fn a_body_that_cannot_be_read_here_is_a_success_when_it_ends() {
-    let (told, _) = watch_to_end(
+    let (completion, _) = watch_to_end(
         None,
         response(200, "audio/mpeg", Script::data(["\u{0}\u{1}"])),
     );
-    assert_eq!((told.outcome, told.usage), (Outcome::Success, None));
+    assert_eq!(
+        (completion.outcome, completion.usage),
+        (Outcome::Success, None)
+    );
 
     let mut gzip = sse(Script::data([&b"\x1f\x8b\x08"[..]]));
     gzip.headers_mut()
         .insert("content-encoding", HeaderValue::from_static("gzip"));
-    let (told, _) = watch_to_end(None, gzip);
-    assert_eq!((told.outcome, told.output_seen), (Outcome::Success, 0));
+    let (completion, _) = watch_to_end(None, gzip);
+    assert_eq!(
+        (completion.outcome, completion.output_seen),
+        (Outcome::Success, 0)
+    );
 
-    // A coding that is named is none if the body is text.
+    // A named coding is ignored if the body is text.
     let mut named = sse(Script::data([CONTENT, DONE]));
     named
         .headers_mut()
         .insert("content-encoding", HeaderValue::from_static("gzip"));
-    let (told, _) = watch_to_end(None, named);
-    assert_eq!((told.outcome, told.output_seen), (Outcome::Success, 2));
+    let (completion, _) = watch_to_end(None, named);
+    assert_eq!(
+        (completion.outcome, completion.output_seen),
+        (Outcome::Success, 2)
+    );
 }
 
 #[test]
-fn an_error_in_mid_stream_is_the_transports_fault() {
+fn an_error_in_mid_stream_is_a_transport_failure() {
     let log = Log::new();
     let script = Script::data([CONTENT]).then(Step::Error("connection reset".into()));
     let mut body = read_frames(sse(script.logged(&log)), &log, 1);
@@ -131,7 +140,7 @@ fn an_error_in_mid_stream_is_the_transports_fault() {
     assert_eq!(error.to_string(), "connection reset");
     assert_eq!(log.outcome(), Outcome::Failed(Failure::Transport));
     assert_eq!(log.completion().output_seen, 2);
-    // Nothing more arrives, and no guard ends twice.
+    // No more frames arrive, and no guard ends twice.
     assert!(next_frame(&mut body).is_none());
     assert!(body.is_end_stream());
     drop(body);

@@ -1,4 +1,4 @@
-//! Errors that say how the call ended: an adapter's verdict, and tower's own errors.
+//! Errors that state how the call ended: an adapter's verdict, and tower's own errors.
 
 use tower::{load_shed::error::Overloaded, timeout::error::Elapsed};
 use tower_llm_core::ClassifiedError;
@@ -52,7 +52,7 @@ fn a_verdict_of_the_client_counts_wherever_it_is_in_the_chain() {
     }
 }
 
-/// It was a failure of the connection, which opened circuits for other callers.
+/// The error counted as a connection failure, which opened circuits for other callers.
 #[test]
 fn a_request_body_that_fails_is_neutral_and_charged_for_what_was_seen() {
     let error = || classified(Outcome::ClientError);
@@ -69,9 +69,9 @@ fn the_outermost_verdict_decides() {
     assert_eq!(before_the_response(error.into()), Outcome::Exhausted);
 }
 
-/// It was a failure of the connection.
+/// The timeout counted as a connection failure.
 #[test]
-fn a_timeout_of_towers_is_a_timeout() {
+fn towers_timeout_is_a_timeout() {
     for error in [Elapsed::new().into(), Wrapped(Elapsed::new().into()).into()] {
         let outcome = before_the_response(error);
         assert_eq!(outcome, Outcome::Failed(Failure::Timeout));
@@ -80,9 +80,9 @@ fn a_timeout_of_towers_is_a_timeout() {
     assert_eq!(outcome, Outcome::Failed(Failure::Timeout));
 }
 
-/// It was a failure of the connection: a service that sheds load opened the circuit around it.
+/// The refusal counted as a connection failure: a service that sheds load opened the circuit around it.
 #[test]
-fn a_call_that_towers_load_shed_refuses_was_not_sent() {
+fn a_call_refused_by_towers_load_shed_counts_as_unsent() {
     let error = Overloaded::new().into();
     assert_eq!(before_the_response(error), Outcome::Refused);
 }

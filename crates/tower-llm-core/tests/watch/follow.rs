@@ -1,4 +1,4 @@
-//! One reads, the others follow; and what passes is as it was.
+//! One layer reads, the others follow; and the body passes unchanged.
 
 use super::*;
 
@@ -27,22 +27,25 @@ async fn outer_layers_see_what_the_innermost_one_reads() {
         log.order()[3..],
         ["upstream dropped", "inner end", "middle end", "outer end"]
     );
-    let told = log.completions();
-    assert_eq!(told[0].outcome, Outcome::Success);
-    assert_eq!(told[0].usage, Some(Usage::new(9, 2)));
-    // Read by all three, the text would be three times as long.
-    assert_eq!(told[0].output_seen, 10_u64.div_ceil(4));
-    assert_eq!(told[0].first_token_at, Some(at));
-    assert_eq!(told[0].ended_at, Some(begun + Duration::from_secs(3)));
-    assert_eq!(told[1], told[0]);
-    assert_eq!(told[2], told[0]);
+    let completions = log.completions();
+    assert_eq!(completions[0].outcome, Outcome::Success);
+    assert_eq!(completions[0].usage, Some(Usage::new(9, 2)));
+    // If all three had read it, the text would count three times.
+    assert_eq!(completions[0].output_seen, 10_u64.div_ceil(4));
+    assert_eq!(completions[0].first_token_at, Some(at));
+    assert_eq!(
+        completions[0].ended_at,
+        Some(begun + Duration::from_secs(3))
+    );
+    assert_eq!(completions[1], completions[0]);
+    assert_eq!(completions[2], completions[0]);
 }
 
 #[test]
 fn a_layer_that_follows_reads_nothing_itself() {
     let log = Log::new();
     let inner = HttpBody.watch(None, sse(Script::data([CONTENT, DONE])), log.probe("inner"));
-    // Something in between spoils the head, which only a reader of its own would go by.
+    // A layer in between corrupts the headers, which only a layer that reads by itself would use.
     let (mut parts, body) = inner.into_parts();
     parts.status = http::StatusCode::INTERNAL_SERVER_ERROR;
     parts.headers.clear();
@@ -50,10 +53,10 @@ fn a_layer_that_follows_reads_nothing_itself() {
         .watch(None, Response::from_parts(parts, body), log.probe("outer"))
         .into_body();
     while next_frame(&mut body).is_some() {}
-    let told = log.completions();
-    assert_eq!(told.len(), 2);
-    assert_eq!(told[1].status, Some(200));
-    assert_eq!(told[0], told[1]);
+    let completions = log.completions();
+    assert_eq!(completions.len(), 2);
+    assert_eq!(completions[1].status, Some(200));
+    assert_eq!(completions[0], completions[1]);
 }
 
 #[test]
@@ -67,13 +70,13 @@ fn response_headers_that_are_sent_again_mislead_no_layer() {
     let (head, mut body) = live.into_parts();
     while next_frame(&mut body).is_some() {}
     drop(body);
-    // A cache would do so; its reader leaves at once, and owes nothing for the first one's tokens.
+    // A cache does this; its reader disconnects at once, and is not charged for the first response's tokens.
     let replay = Response::from_parts(head, Script::data([CONTENT, DONE]));
     drop(HttpBody.watch(None, replay, log.probe("replay")));
-    let told = log.completions();
-    assert_eq!(told[0].outcome, Outcome::Success);
-    assert_eq!(told[1].outcome, Outcome::Abandoned);
-    assert_eq!(told[1].usage, None);
+    let completions = log.completions();
+    assert_eq!(completions[0].outcome, Outcome::Success);
+    assert_eq!(completions[1].outcome, Outcome::Abandoned);
+    assert_eq!(completions[1].usage, None);
 }
 
 #[test]
@@ -95,7 +98,9 @@ fn nested_bodies_dropped_early_drop_the_upstream_first_and_end_inner_guards_firs
             ["upstream dropped", "inner end", "middle end", "outer end"]
         );
         assert!(
-            log.completions().iter().all(|told| told.outcome == outcome),
+            log.completions()
+                .iter()
+                .all(|completion| completion.outcome == outcome),
             "{frames} frames"
         );
     }

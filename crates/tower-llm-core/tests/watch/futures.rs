@@ -1,4 +1,4 @@
-//! Futures that answer, fail, are dropped or panic.
+//! Futures that succeed, fail, are dropped or panic.
 
 use super::*;
 
@@ -28,11 +28,15 @@ fn a_panic_of_the_upstreams_body_is_its_failure_for_every_layer() {
         ["upstream dropped", "inner end", "middle end", "outer end"]
     );
     let panic = Outcome::Failed(Failure::Panic);
-    assert!(log.completions().iter().all(|told| told.outcome == panic));
+    assert!(
+        log.completions()
+            .iter()
+            .all(|completion| completion.outcome == panic)
+    );
 }
 
 #[test]
-fn a_panic_of_the_caller_between_polls_is_its_leaving() {
+fn a_panic_of_the_caller_between_polls_is_a_disconnect() {
     let log = Log::new();
     let body = read_frames(sse(Script::data([CONTENT]).then(Step::Hang)), &log, 1);
     let panicked = catch_unwind(AssertUnwindSafe(move || {
@@ -70,12 +74,12 @@ fn a_future_hands_the_guard_on_to_the_body() {
     assert_eq!(log.outcome(), Outcome::Success);
 }
 
-/// Remembers how much of a response had come, by what it was told.
+/// Records which stages of a response were reported.
 struct Stages(Arc<Mutex<Vec<&'static str>>>);
 
 impl Guard for Stages {
     fn response_headers(&mut self, _: Option<&mut http::response::Parts>) {
-        self.0.lock().unwrap().push("head");
+        self.0.lock().unwrap().push("headers");
     }
 
     fn first_token(&mut self, _: Instant) {
@@ -89,24 +93,24 @@ impl Guard for Stages {
 
 #[test]
 fn response_headers_are_reported_once_and_first() {
-    let told = Arc::default();
+    let stages = Arc::default();
     let answer: Answer = Ok(sse(Script::data([ROLE, CONTENT, DONE])));
-    let armed = Armed::new(Stages(Arc::clone(&told)));
+    let armed = Armed::new(Stages(Arc::clone(&stages)));
     let mut future = Box::pin(Guarded::new(ready(answer), HttpBody, None, armed));
-    assert!(told.lock().unwrap().is_empty());
+    assert!(stages.lock().unwrap().is_empty());
     let Poll::Ready(Ok(response)) = poll_once(future.as_mut()) else {
         panic!("not ready");
     };
-    assert_eq!(*told.lock().unwrap(), ["head"]);
+    assert_eq!(*stages.lock().unwrap(), ["headers"]);
     let mut body = response.into_body();
     while next_frame(&mut body).is_some() {}
-    assert_eq!(*told.lock().unwrap(), ["head", "first token", "end"]);
+    assert_eq!(*stages.lock().unwrap(), ["headers", "first token", "end"]);
 }
 
 #[test]
 fn no_response_headers_are_reported_if_none_arrived() {
-    let told = Arc::default();
-    let armed = Armed::new(Stages(Arc::clone(&told)));
+    let stages = Arc::default();
+    let armed = Armed::new(Stages(Arc::clone(&stages)));
     let mut future = Box::pin(Guarded::new(
         ready(Answer::Err("reset".into())),
         HttpBody,
@@ -114,7 +118,7 @@ fn no_response_headers_are_reported_if_none_arrived() {
         armed,
     ));
     assert!(matches!(poll_once(future.as_mut()), Poll::Ready(Err(_))));
-    assert_eq!(*told.lock().unwrap(), ["end"]);
+    assert_eq!(*stages.lock().unwrap(), ["end"]);
 }
 
 #[test]
@@ -138,7 +142,7 @@ async fn waiting() -> Answer {
 }
 
 #[test]
-fn a_call_that_is_dropped_while_it_waits_inside_was_refused_for_every_layer_around() {
+fn a_call_dropped_while_it_waits_is_refused_for_every_outer_layer() {
     let log = Log::new();
     let inner = Guarded::new(waiting(), HttpBody, None, Armed::new(log.probe("inner")));
     let outer = Guarded::new(inner, HttpBody, None, Armed::new(log.probe("outer")));
@@ -146,7 +150,7 @@ fn a_call_that_is_dropped_while_it_waits_inside_was_refused_for_every_layer_arou
     assert!(poll_once(outer.as_mut()).is_pending());
     drop(outer);
     assert_eq!(log.order(), ["inner end", "outer end"]);
-    let refused = |told: &Completion| told.outcome == Outcome::Refused;
+    let refused = |completion: &Completion| completion.outcome == Outcome::Refused;
     assert!(log.completions().iter().all(refused));
 }
 
@@ -159,13 +163,13 @@ fn an_unsent_call_dropped_earlier_does_not_affect_the_next() {
 }
 
 #[test]
-fn of_two_branches_one_that_was_sent_counts_for_both() {
+fn one_sent_branch_of_two_counts_for_both() {
     for sent_first in [true, false] {
         let log = Log::new();
         let sent = async { guarded(pending::<Answer>(), &log).await.map(drop) };
         let unsent = async { waiting().await.map(drop) };
         let branches = async {
-            // Dropped in the order in which they are declared here.
+            // Dropped in the order of their declaration.
             let mut branches: [Pin<Box<dyn Future<Output = _>>>; 2] =
                 [Box::pin(sent), Box::pin(unsent)];
             if !sent_first {
@@ -263,24 +267,24 @@ fn an_armed_guard_ends_once() {
 }
 
 /// Panics at the end.
-struct Clumsy(Arc<Mutex<Vec<Outcome>>>);
+struct PanicsAtEnd(Arc<Mutex<Vec<Outcome>>>);
 
-impl Guard for Clumsy {
+impl Guard for PanicsAtEnd {
     fn end(&mut self, completion: &Completion) {
         self.0.lock().unwrap().push(completion.outcome);
-        panic!("it should not");
+        panic!("panics at the end");
     }
 }
 
 #[test]
 fn a_guard_that_panics_at_the_end_does_not_end_again() {
-    let told = Arc::default();
-    let mut armed = Armed::new(Clumsy(Arc::clone(&told)));
+    let outcomes = Arc::default();
+    let mut armed = Armed::new(PanicsAtEnd(Arc::clone(&outcomes)));
     let end = AssertUnwindSafe(|| armed.end(&Completion::new(Outcome::Refused)));
     assert!(catch_unwind(end).is_err());
     assert!(armed.has_ended());
     drop(armed);
-    assert_eq!(*told.lock().unwrap(), [Outcome::Refused]);
+    assert_eq!(*outcomes.lock().unwrap(), [Outcome::Refused]);
 }
 
 #[test]

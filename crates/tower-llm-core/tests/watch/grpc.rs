@@ -1,4 +1,4 @@
-//! gRPC, whose status comes last.
+//! gRPC, where the status comes last.
 
 use super::*;
 
@@ -17,7 +17,7 @@ fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
 }
 
 #[test]
-fn a_grpc_call_ends_as_its_trailers_say() {
+fn a_grpc_call_ends_with_the_outcome_of_its_trailers() {
     let wait = Some(Duration::from_millis(1_500));
     for (trailers, outcome) in [
         (&[("grpc-status", "0")][..], Outcome::Success),
@@ -43,16 +43,16 @@ fn a_grpc_call_ends_as_its_trailers_say() {
         ),
     ] {
         let script = Script::data(["\0\0\0\0\0"]).then(Step::Trailers(map(trailers)));
-        let (told, _) = watch_to_end(None, grpc(&[], script));
-        assert_eq!(told.outcome, outcome, "{trailers:?}");
-        assert!(told.first_token_at.is_some());
+        let (completion, _) = watch_to_end(None, grpc(&[], script));
+        assert_eq!(completion.outcome, outcome, "{trailers:?}");
+        assert!(completion.first_token_at.is_some());
     }
 }
 
 #[test]
 fn a_grpc_body_that_ends_without_trailers_is_truncated() {
-    let (told, _) = watch_to_end(None, grpc(&[], Script::data(["\0\0\0\0\0"])));
-    assert_eq!(told.outcome, Outcome::Failed(Failure::Truncated));
+    let (completion, _) = watch_to_end(None, grpc(&[], Script::data(["\0\0\0\0\0"])));
+    assert_eq!(completion.outcome, Outcome::Failed(Failure::Truncated));
 }
 
 #[test]
@@ -79,10 +79,10 @@ fn a_grpc_body_dropped_before_its_trailers_is_abandoned() {
 
 /// gRPC-web has no trailers: its status comes in the last frame of data.
 #[test]
-fn a_grpc_web_body_is_not_truncated_for_want_of_trailers() {
+fn a_grpc_web_body_without_trailers_is_not_truncated() {
     for content_type in ["application/grpc-web", "application/grpc-web-text+proto"] {
         let script = Script::data(["\u{0}\0\0\0\0", "grpc-status: 0\r\n"]);
-        let (told, _) = watch_to_end(None, response(200, content_type, script));
-        assert_eq!(told.outcome, Outcome::Success, "{content_type}");
+        let (completion, _) = watch_to_end(None, response(200, content_type, script));
+        assert_eq!(completion.outcome, Outcome::Success, "{content_type}");
     }
 }

@@ -1,4 +1,4 @@
-//! A guard is told of the end once, on every path, and told right.
+//! A guard ends exactly once on every path, with the right outcome.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -8,7 +8,7 @@ mod errors;
 mod follow;
 mod futures;
 mod grpc;
-mod pace;
+mod progress;
 #[path = "../support/mod.rs"]
 mod support;
 mod verdicts;
@@ -50,7 +50,7 @@ const USAGE: &str =
 const DONE: &str = "data: [DONE]\n\n";
 const ANSWER: &str = r#"{"choices":[{"message":{"content":"Hello"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":2}}"#;
 
-/// A watched response's body, of which `frames` frames were read.
+/// A watched body, of which `frames` frames were read.
 fn read_frames(response: Response<Script>, log: &Log, frames: usize) -> Watched<Script, Probe> {
     let mut body = HttpBody
         .watch(None, response, log.probe("only"))
@@ -69,7 +69,7 @@ fn nested(response: Response<Script>, log: &Log) -> Nested {
     HttpBody.watch(None, response, log.probe("outer"))
 }
 
-/// A foreign error around another.
+/// An error of another crate around another.
 #[derive(Debug)]
 struct Wrapped(BoxError);
 

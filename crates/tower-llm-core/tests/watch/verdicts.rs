@@ -1,4 +1,4 @@
-//! Verdicts that stand, and answers that are none.
+//! Verdicts that do not change, and responses that are not answers.
 
 use super::*;
 
@@ -55,7 +55,7 @@ fn answered(streamed: bool, response: Response<Script>) -> Outcome {
 }
 
 #[test]
-fn what_is_no_answer_of_a_model_is_no_success() {
+fn a_response_that_is_not_an_answer_is_not_a_success() {
     let truncated = Outcome::Failed(Failure::Truncated);
     let html = || response(200, "text/html", Script::data(["<p>Are you human?"]));
     assert_eq!(answered(true, html()), truncated);
@@ -63,12 +63,12 @@ fn what_is_no_answer_of_a_model_is_no_success() {
     for nothing in ["", "  \n \n"] {
         assert_eq!(answered(false, json(Script::data([nothing]))), truncated);
     }
-    // Neither is it the caller's fault.
+    // Nor is it a client error.
     for status in [302, 307] {
         let moved = response(status, "application/json", Script::data(["{}"]));
         assert_eq!(answered(false, moved), Outcome::Failed(Failure::Status));
     }
-    // What is compressed cannot be read, and is taken at its word.
+    // Compressed data cannot be read, and counts by its content type.
     let mut gzip = json(Script::data([&b"\x1f\x8b"[..]]));
     let encoding = HeaderValue::from_static("gzip");
     gzip.headers_mut().insert("content-encoding", encoding);
@@ -76,33 +76,36 @@ fn what_is_no_answer_of_a_model_is_no_success() {
 }
 
 #[test]
-fn a_redirect_of_what_is_no_answer_is_a_success() {
+fn a_redirect_is_a_success() {
     let call = Call::builder(Provider::OPENAI, Operation::RETRIEVE).build();
     for status in [101, 302, 304] {
         let answer = response(status, "text/html", Script::data([""]));
-        let (told, _) = watch_to_end(Some(&call), answer);
-        assert_eq!(told.outcome, Outcome::Success, "{status}");
+        let (completion, _) = watch_to_end(Some(&call), answer);
+        assert_eq!(completion.outcome, Outcome::Success, "{status}");
     }
 }
 
 #[test]
-fn what_is_stored_was_paid_for_when_it_was_made() {
+fn stored_responses_cost_nothing_again() {
     let body = r#"{"object":"response","status":"completed","output":[{"content":[{"text":"hi"}]}],
         "usage":{"input_tokens":5000,"output_tokens":3000,"total_tokens":8000}}"#;
     let answer = || json(Script::data([body]));
     let stored = Call::builder(Provider::OPENAI, Operation::RETRIEVE)
         .dialect(Dialect::OpenAiResponses)
         .build();
-    let (told, _) = watch_to_end(Some(&stored), answer());
+    let (completion, _) = watch_to_end(Some(&stored), answer());
     let none = (Outcome::Success, None, 0);
-    assert_eq!((told.outcome, told.usage, told.output_seen), none);
+    assert_eq!(
+        (completion.outcome, completion.usage, completion.output_seen),
+        none
+    );
 
-    let (told, _) = watch_to_end(None, answer());
-    assert_eq!(told.usage, Some(Usage::new(5000, 3000)));
+    let (completion, _) = watch_to_end(None, answer());
+    assert_eq!(completion.usage, Some(Usage::new(5000, 3000)));
 }
 
 #[test]
-fn an_error_closes_what_it_names_and_no_more() {
+fn an_error_concerns_only_what_it_names() {
     let subject = |status, body: &'static str| {
         let answer = response(status, "text/plain", Script::data([body]));
         watch_to_end(None, answer).0.subject
@@ -130,10 +133,10 @@ fn an_error_closes_what_it_names_and_no_more() {
 }
 
 #[test]
-fn a_time_that_only_the_text_names_counts() {
+fn a_retry_time_only_in_the_text_counts() {
     let wait = |status, label, body: String| {
-        let (told, _) = watch_to_end(None, response(status, label, Script::data([body])));
-        told.outcome
+        let (completion, _) = watch_to_end(None, response(status, label, Script::data([body])));
+        completion.outcome
     };
     let six_minutes = Some(Duration::from_secs(360));
     let long = "x".repeat(300);
@@ -154,14 +157,14 @@ fn a_time_that_only_the_text_names_counts() {
     }
 }
 
-/// The verdict on the answer to a request of an operation that is not known.
+/// The outcome of a response to an unknown operation.
 fn other(response: Response<Script>) -> Completion {
     let call = Call::builder(Provider::OPENAI, Operation::OTHER).build();
     watch_to_end(Some(&call), response).0
 }
 
 #[test]
-fn an_error_that_answers_an_unknown_operation_is_judged_as_its_status_would_be() {
+fn an_error_in_response_to_an_unknown_operation_is_judged_like_its_status() {
     for (body, expected) in [
         (
             r#"{"error":{"type":"invalid_request_error","message":"no such size"}}"#,
@@ -208,33 +211,33 @@ fn an_error_that_answers_an_unknown_operation_is_judged_as_its_status_would_be()
         );
     }
     let credential = r#"{"error":{"type":"authentication_error","message":"x"}}"#;
-    let told = other(json(Script::data([credential])));
-    assert_eq!(told.subject, Some(Subject::Credential));
+    let completion = other(json(Script::data([credential])));
+    assert_eq!(completion.subject, Some(Subject::Credential));
 }
 
 #[test]
-fn an_object_that_has_failed_is_no_failure_of_the_server() {
+fn a_failed_object_is_not_a_failure_of_the_server() {
     for body in [
         r#"{"object":"batch","status":"failed","error":{"code":"x","message":"bad file"}}"#,
         r#"{"error":{"code":"server_error","message":"x"},"object":"video","status":"queued"}"#,
         r#"{"id":"task","status":"failed","error":{"code":"server_error","message":"x"}}"#,
         r#"{"id":"ftjob-1","object":"fine_tuning.job","error":{"code":"invalid_file"}}"#,
         r#"{"results":[{"error":{"code":"server_error"}}]}"#,
-        // A message and a code of its own say nothing of an error.
+        // A message and a code of its own do not make an object an error.
         r#"{"message":"done","code":"print(1)"}"#,
     ] {
-        let told = other(json(Script::data([body])));
-        assert_eq!(told.outcome, Outcome::Success, "{body}");
+        let completion = other(json(Script::data([body])));
+        assert_eq!(completion.outcome, Outcome::Success, "{body}");
     }
-    // Nor is one that is only read, whatever it looks like.
+    // A stored object that is only read is not an error either, whatever it looks like.
     let call = Call::builder(Provider::GEMINI, Operation::RETRIEVE).build();
     let body = r#"{"name":"operations/1","done":true,"error":{"code":13,"message":"x"}}"#;
-    let (told, _) = watch_to_end(Some(&call), json(Script::data([body])));
-    assert_eq!(told.outcome, Outcome::Success);
+    let (completion, _) = watch_to_end(Some(&call), json(Script::data([body])));
+    assert_eq!(completion.outcome, Outcome::Success);
 }
 
 #[test]
-fn an_empty_error_is_none() {
+fn an_empty_error_is_not_an_error() {
     for error in [
         "null",
         "{}",
@@ -243,19 +246,19 @@ fn an_empty_error_is_none() {
         r#"{"code":null,"message":null}"#,
     ] {
         let body = format!(r#"{{"choices":[],"error":{error}}}"#);
-        let (told, _) = watch_to_end(None, json(Script::data([body])));
-        assert_eq!(told.outcome, Outcome::Success, "{error}");
+        let (completion, _) = watch_to_end(None, json(Script::data([body])));
+        assert_eq!(completion.outcome, Outcome::Success, "{error}");
     }
 }
 
 #[test]
-fn what_the_total_counts_is_not_counted_twice() {
-    // As proxies write Anthropic's usage in OpenAI's form.
+fn usage_in_the_total_is_not_counted_twice() {
+    // As proxies write Anthropic's usage in OpenAI's format.
     let body = r#"{"usage":{"prompt_tokens":1000,"completion_tokens":105,
         "prompt_tokens_details":{"cached_tokens":900},"completion_tokens_details":{"reasoning_tokens":100},
         "cache_read_input_tokens":900,"cache_creation_input_tokens":50}}"#;
-    let (told, _) = watch_to_end(None, json(Script::data([body])));
-    let usage = told.usage.unwrap();
+    let (completion, _) = watch_to_end(None, json(Script::data([body])));
+    let usage = completion.usage.unwrap();
     assert_eq!((usage.input, usage.output), (1_000, 105));
     assert_eq!(
         (usage.cached_input, usage.cache_write, usage.reasoning),
@@ -268,8 +271,8 @@ fn a_byte_order_mark_hides_no_event() {
     let first = format!("\u{feff}{USAGE}");
     let alone: Vec<_> = first.bytes().map(|byte| Bytes::from(vec![byte])).collect();
     for pieces in [vec![Bytes::from(first)], alone] {
-        let (told, _) = watch_to_end(None, sse(Script::data(pieces)));
-        assert_eq!(told.usage, Some(Usage::new(9, 2)));
+        let (completion, _) = watch_to_end(None, sse(Script::data(pieces)));
+        assert_eq!(completion.usage, Some(Usage::new(9, 2)));
     }
 }
 
@@ -278,9 +281,9 @@ fn no_wait_is_longer_than_a_month() {
     let mut throttled = response(429, "application/json", Script::data(["{}"]));
     let long = HeaderValue::from_static("1000000000000000000");
     throttled.headers_mut().insert("retry-after", long);
-    let (told, _) = watch_to_end(None, throttled);
+    let (completion, _) = watch_to_end(None, throttled);
     let retry_after = Some(Duration::from_secs(31 * 86_400));
-    assert_eq!(told.outcome, Outcome::Throttled { retry_after });
+    assert_eq!(completion.outcome, Outcome::Throttled { retry_after });
 }
 
 /// The finish reason of a body that is read to its end.
@@ -294,7 +297,7 @@ fn finish(response: Response<Script>) -> Option<FinishReason> {
 }
 
 #[test]
-fn of_several_choices_the_one_that_is_least_an_answer_says_how_all_ended() {
+fn the_worst_of_several_finish_reasons_counts() {
     let choice = |reason| format!(r#"{{"index":0,"delta":{{}},"finish_reason":"{reason}"}}"#);
     for (reasons, expected) in [
         (["length", "stop"], FinishReason::Length),
@@ -319,7 +322,7 @@ fn of_several_choices_the_one_that_is_least_an_answer_says_how_all_ended() {
 }
 
 #[test]
-fn a_refusal_is_no_stop_even_if_the_provider_calls_it_one() {
+fn a_refusal_is_not_a_stop_even_if_the_provider_says_so() {
     let message =
         r#"{"choices":[{"message":{"content":null,"refusal":"No."},"finish_reason":"stop"}]}"#;
     assert_eq!(
@@ -338,7 +341,7 @@ fn a_refusal_is_no_stop_even_if_the_provider_calls_it_one() {
 }
 
 #[test]
-fn a_stream_of_responses_says_why_it_ended() {
+fn a_responses_stream_reports_its_finish_reason() {
     let completed = "data: {\"type\":\"response.completed\",\"response\":{}}\n\n";
     assert_eq!(
         finish(sse(Script::data([completed]))),

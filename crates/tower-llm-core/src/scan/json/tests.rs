@@ -7,20 +7,20 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// Asks for everything but what keys that begin with `-` hold. Strings under keys that begin with `#` are counted, and those
+/// Reads everything except values of keys that begin with `-`. Strings under keys that begin with `#` are counted, and those
 /// under `+` are passed on in pieces.
 #[derive(Debug, Default, PartialEq)]
 struct Recorder {
-    /// The places given out, as paths of keys.
+    /// The known places, as paths of keys.
     paths: Vec<Vec<u8>>,
-    told: Vec<Told>,
+    events: Vec<Event>,
     counted: BTreeMap<Vec<u8>, i64>,
-    /// What has come of a string that is passed on.
+    /// The part so far of a string that is passed on in pieces.
     passing: Vec<u8>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-enum Told {
+enum Event {
     Open(Vec<u8>),
     Close(Vec<u8>),
     Passed(Vec<u8>, Vec<u8>),
@@ -70,11 +70,11 @@ impl Sink for Recorder {
     }
 
     fn open(&mut self, place: usize) {
-        self.told.push(Told::Open(self.path(place)));
+        self.events.push(Event::Open(self.path(place)));
     }
 
     fn close(&mut self, place: usize) {
-        self.told.push(Told::Close(self.path(place)));
+        self.events.push(Event::Close(self.path(place)));
     }
 
     fn pass(&mut self, _: usize, piece: &[u8]) {
@@ -83,11 +83,12 @@ impl Sink for Recorder {
 
     fn passed(&mut self, place: usize) {
         let text = std::mem::take(&mut self.passing);
-        self.told.push(Told::Passed(self.path(place), text));
+        self.events.push(Event::Passed(self.path(place), text));
     }
 
     fn string(&mut self, place: usize, raw: &[u8]) {
-        self.told.push(Told::String(self.path(place), raw.into()));
+        self.events
+            .push(Event::String(self.path(place), raw.into()));
     }
 
     fn text(&mut self, place: usize, bytes: i64) {
@@ -95,11 +96,11 @@ impl Sink for Recorder {
     }
 
     fn number(&mut self, place: usize, value: u64) {
-        self.told.push(Told::Number(self.path(place), value));
+        self.events.push(Event::Number(self.path(place), value));
     }
 
     fn word(&mut self, place: usize, word: &[u8]) {
-        self.told.push(Told::Word(self.path(place), word.into()));
+        self.events.push(Event::Word(self.path(place), word.into()));
     }
 }
 
@@ -115,49 +116,49 @@ fn is_passed(path: &[u8]) -> bool {
     path.starts_with(b"/+")
 }
 
-/// What should be reported of `value`: slow and obvious.
+/// The expected events of `value`: slow and obvious.
 fn walk(value: &Value, path: &[u8], depth: usize, expected: &mut Recorder) {
     match value {
         Value::Null | Value::Bool(_) => {
             let word = value.to_string().into_bytes();
-            expected.told.push(Told::Word(path.into(), word));
+            expected.events.push(Event::Word(path.into(), word));
         }
         Value::Number(number) => {
             let text = number.to_string();
             if !text.contains(['-', 'e', 'E']) {
                 let whole = text.split('.').next().unwrap();
                 let value = whole.parse().unwrap_or(u64::MAX);
-                expected.told.push(Told::Number(path.into(), value));
+                expected.events.push(Event::Number(path.into(), value));
             }
         }
         Value::String(text) if is_counted(path) => {
             *expected.counted.entry(path.into()).or_default() += counted(text);
         }
         Value::String(text) if is_passed(path) => {
-            let told = Told::Passed(path.into(), quoted(text));
-            expected.told.push(told);
+            let event = Event::Passed(path.into(), quoted(text));
+            expected.events.push(event);
         }
         Value::String(text) => {
-            let told = Told::String(path.into(), spelt(text));
-            expected.told.push(told);
+            let event = Event::String(path.into(), spelt(text));
+            expected.events.push(event);
         }
         Value::Array(_) | Value::Object(_) if depth == MAX_DEPTH => {}
         Value::Array(items) => {
-            expected.told.push(Told::Open(path.into()));
+            expected.events.push(Event::Open(path.into()));
             for item in items {
                 walk(item, &below(path, b"[]"), depth + 1, expected);
             }
-            expected.told.push(Told::Close(path.into()));
+            expected.events.push(Event::Close(path.into()));
         }
         Value::Object(members) => {
-            expected.told.push(Told::Open(path.into()));
+            expected.events.push(Event::Open(path.into()));
             for (key, value) in members {
                 let key = spelt(key);
                 if !key.starts_with(b"-") {
                     walk(value, &below(path, &key), depth + 1, expected);
                 }
             }
-            expected.told.push(Told::Close(path.into()));
+            expected.events.push(Event::Close(path.into()));
         }
     }
 }
@@ -234,8 +235,8 @@ fn assert_reads(value: &Value, lengths: &[usize]) {
     walk(value, b"", 0, &mut expected);
     let pretty = serde_json::to_vec_pretty(value).unwrap();
     for document in [value.to_string().into_bytes(), pretty] {
-        let (told, json) = read(&document, lengths);
-        assert_eq!(told, expected, "{}", String::from_utf8_lossy(&document));
+        let (recorder, json) = read(&document, lengths);
+        assert_eq!(recorder, expected, "{}", String::from_utf8_lossy(&document));
         assert!(json.is_complete());
         assert!(!json.is_open());
     }
@@ -262,8 +263,8 @@ proptest! {
         lengths in prop::collection::vec(0_usize..9, 0..20),
     ) {
         let (whole, at_end) = read(document.as_bytes(), &[]);
-        let (told, json) = read(document.as_bytes(), &lengths);
-        prop_assert_eq!(told, whole);
+        let (recorder, json) = read(document.as_bytes(), &lengths);
+        prop_assert_eq!(recorder, whole);
         prop_assert_eq!(json.is_open(), at_end.is_open());
         prop_assert_eq!(json.is_complete(), at_end.is_complete());
     }
@@ -289,11 +290,12 @@ fn members_below_the_maximum_depth_are_skipped() {
         }
         let both = json!({ "deep": value, "z": 8 });
         assert_reads(&both, &[]);
-        let (told, _) = read(both.to_string().as_bytes(), &[]);
+        let (recorder, _) = read(both.to_string().as_bytes(), &[]);
         let sees = |number| {
-            told.told
+            recorder
+                .events
                 .iter()
-                .any(|told| matches!(told, Told::Number(_, value) if *value == number))
+                .any(|event| matches!(event, Event::Number(_, value) if *value == number))
         };
         assert_eq!(sees(7), depth < MAX_DEPTH, "depth {depth}");
         assert!(sees(8), "what follows is lost at depth {depth}");
@@ -306,18 +308,18 @@ fn a_skipped_value_hides_all_that_is_in_it() {
     let document = value.to_string();
     let bytes_alone = vec![1; document.len()];
     for lengths in [&[][..], &bytes_alone] {
-        let (told, _) = read(document.as_bytes(), lengths);
-        let after = Told::Number(b"/after".into(), 2);
-        let (open, close) = (Told::Open(Vec::new()), Told::Close(Vec::new()));
-        assert_eq!(told.told, [open, after, close]);
+        let (recorder, _) = read(document.as_bytes(), lengths);
+        let after = Event::Number(b"/after".into(), 2);
+        let (open, close) = (Event::Open(Vec::new()), Event::Close(Vec::new()));
+        assert_eq!(recorder.events, [open, after, close]);
     }
 }
 
 #[test]
 fn a_number_too_large_is_the_largest() {
-    let (told, _) = read(b"[18446744073709551615, 18446744073709551616]", &[]);
-    let numbers = told.told[1..3].iter().map(|told| match told {
-        Told::Number(_, value) => *value,
+    let (recorder, _) = read(b"[18446744073709551615, 18446744073709551616]", &[]);
+    let numbers = recorder.events[1..3].iter().map(|event| match event {
+        Event::Number(_, value) => *value,
         other => panic!("{other:?}"),
     });
     assert!(numbers.eq([u64::MAX, u64::MAX]));
@@ -328,9 +330,9 @@ fn a_number_that_is_negative_or_has_an_exponent_counts_nothing() {
     for document in ["[-1]", "[-0.5]", "[1e3]", "[1.2E+3]", "[0e0]", "[-]"] {
         let bytes_alone = vec![1; document.len()];
         for lengths in [&[][..], &bytes_alone] {
-            let (told, _) = read(document.as_bytes(), lengths);
-            let (open, close) = (Told::Open(Vec::new()), Told::Close(Vec::new()));
-            assert_eq!(told.told, [open, close], "{document}");
+            let (recorder, _) = read(document.as_bytes(), lengths);
+            let (open, close) = (Event::Open(Vec::new()), Event::Close(Vec::new()));
+            assert_eq!(recorder.events, [open, close], "{document}");
         }
     }
 }
@@ -347,11 +349,11 @@ fn a_reset_forgets_a_document_that_was_cut() {
         let mut json = Json::new(ROOT);
         json.feed(cut.as_bytes(), &mut Recorder::default());
         json.reset();
-        let mut told = Recorder::default();
-        json.feed(br#"{"c":"d"}"#, &mut told);
-        let d = Told::String(b"/c".into(), b"d".into());
-        let (open, close) = (Told::Open(Vec::new()), Told::Close(Vec::new()));
-        assert_eq!(told.told, [open, d, close], "after {cut}");
+        let mut recorder = Recorder::default();
+        json.feed(br#"{"c":"d"}"#, &mut recorder);
+        let d = Event::String(b"/c".into(), b"d".into());
+        let (open, close) = (Event::Open(Vec::new()), Event::Close(Vec::new()));
+        assert_eq!(recorder.events, [open, d, close], "after {cut}");
         assert!(json.is_complete());
     }
 }
