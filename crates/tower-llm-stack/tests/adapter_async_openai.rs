@@ -120,7 +120,7 @@ async fn a_streamed_chat_call_holds_its_layers_until_the_stream_is_dropped() {
     let mut answer = client.chat().create_stream(ping()).await.unwrap();
     let mut sender = senders.recv().await.unwrap();
     for content in ["po", "ng"] {
-        // The next is not sent before this one was read, so nothing can have been gathered.
+        // The next event is not sent before this one was read, so nothing can have been buffered.
         sender.send_data(chunk(content)).await.unwrap();
         let part = answer.next().await.unwrap().unwrap();
         assert_eq!(part.choices[0].delta.content.as_deref(), Some(content));
@@ -129,8 +129,8 @@ async fn a_streamed_chat_call_holds_its_layers_until_the_stream_is_dropped() {
 
     drop(answer);
 
-    // async-openai reads in a task of its own, which has to notice.
-    eventually("the layers let go", || in_flight.0.value() == 0).await;
+    // async-openai reads in its own task, which has to notice the drop.
+    eventually("the layers release the call", || in_flight.0.value() == 0).await;
     eventually("the server sees the call end", || server.seen.open() == 0).await;
 }
 
@@ -158,7 +158,7 @@ async fn a_refusal_names_its_cause() {
 }
 
 #[tokio::test]
-async fn their_retry_layer_repeats_answers_but_no_refusal() {
+async fn async_openais_retry_layer_repeats_responses_but_no_refusals() {
     let server = serve(async |number, _| match number {
         0 => text(503, "busy"),
         _ => text(200, COMPLETION),
@@ -193,7 +193,7 @@ async fn their_retry_layer_repeats_answers_but_no_refusal() {
 }
 
 #[tokio::test]
-async fn nothing_is_retried_unless_the_stack_does() {
+async fn only_the_stack_retries() {
     let server = serve(async |_, _| text(503, "busy")).await;
     let client = client(server.url("/v1"), OpenAiService::new(upstream()));
 
@@ -221,7 +221,7 @@ async fn a_failed_connection_is_reqwests_error_as_without_a_stack() {
 }
 
 #[tokio::test]
-async fn a_request_that_cannot_be_built_is_their_error() {
+async fn a_request_that_cannot_be_built_is_async_openais_own_error() {
     let client = client("no address".into(), OpenAiService::new(upstream()));
     let error = client.chat().create(ping()).await.unwrap_err();
     assert!(
@@ -230,7 +230,7 @@ async fn a_request_that_cannot_be_built_is_their_error() {
     );
 }
 
-/// If this fails, async-openai has learnt to keep the cause: say so in the adapter's docs.
+/// If this fails, async-openai now keeps the cause: change the adapter's docs.
 #[tokio::test]
 async fn an_error_inside_a_stream_loses_its_cause() {
     let server = serve(async |_, _| -> http::Response<ServerBody> {
@@ -305,7 +305,7 @@ async fn json_is_held_and_a_form_is_streamed_and_keeps_its_length() {
 
 #[tokio::test]
 async fn calls_the_stack_that_was_made_ready() {
-    // The mock panics if it is called without.
+    // The mock panics if it is called without having been readied.
     let (stack, mut handle) =
         tower_test::mock::pair::<Request<RequestBody<Body>>, http::Response<Full<Bytes>>>();
     let mut service = OpenAiService::new(stack);
@@ -331,7 +331,7 @@ async fn calls_the_stack_that_was_made_ready() {
     });
 
     let response = response.unwrap();
-    // Made by the stack, so it has the request's address.
+    // The stack made the response, so it has the request's address.
     assert_eq!(response.url().as_str(), "http://h/v1/embeddings");
     assert_eq!(response.text().await.unwrap(), "pong");
 }

@@ -1,4 +1,4 @@
-//! Whose fault an error of a client is: its own timeout, the request's body, or the connection.
+//! What a client's error is attributed to: its own timeout, the request body, or the connection.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -29,7 +29,7 @@ const BROKEN: &str = "the upload broke off";
 
 type Upload = StreamBody<stream::Iter<std::array::IntoIter<Result<Frame<Bytes>, BoxError>, 2>>>;
 
-/// Both timeouts of reqwest's that bound the answer.
+/// Both of reqwest's timeouts that bound the response.
 const OWN_TIMEOUTS: [fn(reqwest::ClientBuilder) -> reqwest::ClientBuilder; 2] = [
     |client| client.timeout(TIMEOUT),
     |client| client.read_timeout(TIMEOUT),
@@ -60,7 +60,7 @@ fn outcome(error: &BoxError) -> Outcome {
     Completion::of_error(&**error).outcome
 }
 
-/// How a call has ended, as a layer around the client sees it.
+/// How a call ended, as a layer around the client sees it.
 #[derive(Clone, Default)]
 struct Ended(Arc<Mutex<Option<Outcome>>>);
 
@@ -83,7 +83,7 @@ where
 }
 
 #[tokio::test]
-async fn reqwests_own_timeout_is_the_models() {
+async fn reqwests_own_timeout_counts_against_the_model() {
     let server = serve(async |_, _| std::future::pending().await).await;
     for configure in OWN_TIMEOUTS {
         let request = Request::get(server.url("/"))
@@ -96,7 +96,7 @@ async fn reqwests_own_timeout_is_the_models() {
 }
 
 #[tokio::test]
-async fn reqwests_own_timeout_in_the_middle_of_a_body_is_the_models() {
+async fn reqwests_own_timeout_within_a_body_counts_against_the_model() {
     let (senders, mut sent) = tokio::sync::mpsc::unbounded_channel();
     let server = serve(move |_, _| {
         let (sender, response) = stream_by_hand();
@@ -118,7 +118,7 @@ async fn reqwests_own_timeout_in_the_middle_of_a_body_is_the_models() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_refused_is_the_connections_fault() {
+async fn a_refused_connection_is_a_connection_failure() {
     let request = Request::get(nowhere().await)
         .body(Empty::<Bytes>::new())
         .unwrap();
@@ -131,7 +131,7 @@ async fn a_connection_that_is_refused_is_the_connections_fault() {
 }
 
 #[tokio::test]
-async fn a_request_that_cannot_be_sent_is_the_callers_fault() {
+async fn a_request_that_cannot_be_sent_is_a_client_error() {
     let request = || {
         Request::options("*")
             .body(Full::<Bytes>::default())
@@ -159,7 +159,7 @@ async fn a_request_that_cannot_be_sent_is_the_callers_fault() {
     assert!(find::<BaseUrlError>(&*error).is_some());
 }
 
-/// A call whose request's body breaks off while it is sent.
+/// A call whose request body breaks off while it is sent.
 async fn sends_a_broken_body<S, R>(service: S)
 where
     S: Service<Request<Upload>, Response = Response<R>, Error = BoxError>,
@@ -181,7 +181,7 @@ where
 }
 
 #[tokio::test]
-async fn a_request_body_that_breaks_off_is_the_callers_fault() {
+async fn a_broken_request_body_is_a_client_error() {
     sends_a_broken_body(reqwest(|client| client)).await;
     let layer = ServiceBuilder::new().layer(RequestBodyLayer::new());
     sends_a_broken_body(layer.service(hyper::<SentBody<Upload>>(|_| {}))).await;
@@ -189,7 +189,7 @@ async fn a_request_body_that_breaks_off_is_the_callers_fault() {
 
 /// Over HTTP/2 the client resets the stream, and its error does not name the body at all.
 #[tokio::test]
-async fn a_request_body_that_breaks_off_is_the_callers_fault_over_http2() {
+async fn a_broken_request_body_is_a_client_error_over_http2() {
     sends_a_broken_body(reqwest(|client| client.http2_prior_knowledge())).await;
     let layer = ServiceBuilder::new().layer(RequestBodyLayer::new());
     let client = hyper::<SentBody<Upload>>(|builder| {
@@ -198,7 +198,7 @@ async fn a_request_body_that_breaks_off_is_the_callers_fault_over_http2() {
     sends_a_broken_body(layer.service(client)).await;
 }
 
-/// A server that answers before it has read the request's body.
+/// A server that responds before it has read the request body.
 async fn answers_early() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -210,7 +210,7 @@ async fn answers_early() -> String {
         }
         let answer = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n";
         stream.write_all(answer.as_bytes()).await.unwrap();
-        // Reads what comes until the client closes.
+        // Reads until the client closes.
         tokio::io::copy(&mut stream, &mut tokio::io::sink())
             .await
             .ok();
@@ -218,7 +218,7 @@ async fn answers_early() -> String {
     url
 }
 
-async fn breaks_off_while_it_is_answered<S, R>(service: S)
+async fn breaks_off_during_the_response<S, R>(service: S)
 where
     S: Service<Request<Channel<Bytes, BoxError>>, Response = Response<R>, Error = BoxError>,
     R: Body<Data = Bytes, Error: Into<BoxError>>,
@@ -229,7 +229,7 @@ where
 
     sender.abort(BROKEN.into());
 
-    // The model was at work: it is charged for what was seen, as if the caller had left.
+    // The model was at work: the call is charged for what was seen, as if the caller had disconnected.
     let (error, seen) = fails(response).await;
     assert_eq!(seen, Outcome::Abandoned);
     assert_eq!(outcome(&error), Outcome::ClientError);
@@ -237,8 +237,8 @@ where
 }
 
 #[tokio::test]
-async fn a_request_body_that_breaks_off_while_it_is_answered_is_the_callers_leaving() {
-    breaks_off_while_it_is_answered(reqwest(|client| client)).await;
+async fn a_request_body_broken_during_the_response_is_a_disconnect() {
+    breaks_off_during_the_response(reqwest(|client| client)).await;
     let layer = ServiceBuilder::new().layer(RequestBodyLayer::new());
-    breaks_off_while_it_is_answered(layer.service(hyper(|_| {}))).await;
+    breaks_off_during_the_response(layer.service(hyper(|_| {}))).await;
 }

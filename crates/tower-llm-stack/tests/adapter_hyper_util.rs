@@ -26,7 +26,7 @@ async fn completes_paths_and_sets_the_host() {
 
     for path in ["/models", "/v1/models"] {
         let mut request = Request::get(path).body(Full::<Bytes>::default()).unwrap();
-        // As a server hands it on that was called over HTTP/2; hyper's client would refuse it.
+        // As a server forwards it after an HTTP/2 request; hyper's client would reject it.
         *request.version_mut() = Version::HTTP_2;
         request
             .headers_mut()

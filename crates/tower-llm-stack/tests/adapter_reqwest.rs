@@ -119,7 +119,7 @@ async fn streams_the_response_and_drops_the_call_with_the_body() {
     let mut body = response.into_body();
     let mut sender = senders.recv().await.unwrap();
     for data in ["one", "two"] {
-        // The next is not sent before this one was read, so nothing can have been gathered.
+        // The next frame is not sent before this one was read, so nothing can have been buffered.
         sender.send_data(data.into()).await.unwrap();
         let frame = body.frame().await.unwrap().unwrap();
         assert_eq!(frame.into_data().unwrap(), data);
@@ -212,7 +212,7 @@ async fn is_ready_at_once() {
 }
 
 #[tokio::test]
-async fn what_is_held_is_sent_again_after_a_redirect_and_what_is_streamed_is_not() {
+async fn a_held_body_is_sent_again_after_a_redirect_and_a_streamed_one_is_not() {
     let server = serve(async |_, request: Request<Bytes>| {
         if request.uri().path() == "/end" {
             return text(200, request.into_body());
@@ -247,7 +247,7 @@ async fn what_is_held_is_sent_again_after_a_redirect_and_what_is_streamed_is_not
     }
 }
 
-/// A body that comes in two frames, of a type that is not `Sync`, as axum's is.
+/// A body that arrives in two frames, of a type that is not `Sync`, as axum's is.
 fn unsync(body: &'static str) -> UnsyncBoxBody<Bytes, BoxError> {
     let (first, rest) = body.split_at(1);
     let frames = [first, rest].map(|data| Ok(Frame::data(Bytes::from_static(data.as_bytes()))));

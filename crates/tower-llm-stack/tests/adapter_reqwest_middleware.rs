@@ -27,7 +27,7 @@ type InnerRequest = Request<RequestBody<Body>>;
 type InnerResponse = http::Response<Body>;
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// A layer out of an async function that may call the port as it likes.
+/// A layer made of an async function that may call the port as it likes.
 #[derive(Clone)]
 struct Calls<F>(F);
 
@@ -66,7 +66,7 @@ where
     }
 }
 
-/// The request once more; its body is held.
+/// Clones the request, whose body is held.
 fn clone(request: &InnerRequest) -> InnerRequest {
     RequestBody::try_clone_request(request).unwrap()
 }
@@ -116,7 +116,7 @@ async fn request_and_response_pass_unchanged() {
 }
 
 #[tokio::test]
-async fn the_address_is_where_a_redirect_led() {
+async fn the_address_is_the_target_of_a_redirect() {
     let server = serve(async |number, _| {
         let mut response = text(if number == 0 { 307 } else { 200 }, "");
         response
@@ -161,7 +161,7 @@ async fn a_layer_may_call_again() {
 
 #[tokio::test]
 async fn a_layer_may_call_twice_at_once_and_the_loser_is_cancelled() {
-    // The first to arrive is never answered, so only a second call beside it can be.
+    // The first call is never answered, so only a second concurrent one can be.
     let server = serve(async |number, request: Request<Bytes>| {
         if number == 0 {
             std::future::pending::<()>().await;
@@ -193,12 +193,12 @@ async fn a_layer_may_call_twice_at_once_and_the_loser_is_cancelled() {
 async fn an_inner_call_is_cancelled_as_soon_as_the_layer_drops_it() {
     let server = serve(async |_, _| std::future::pending().await).await;
     let cancelled = server.seen.clone();
-    // Drops its call, and then returns only once the server has seen that: the rest of the request is still running.
+    // Drops its call, and returns only once the server has noticed: the rest of the request is still running.
     let gives_up = Calls(move |port: Port, request: InnerRequest| {
         let cancelled = cancelled.clone();
         async move {
             tokio::select! {
-                _ = port.oneshot(request) => unreachable!("it is never answered"),
+                _ = port.oneshot(request) => unreachable!("the call is never answered"),
                 () = eventually("it arrives", || cancelled.requests() == 1) => {}
             }
             eventually("the server sees the call end", || cancelled.open() == 0).await;
@@ -209,7 +209,7 @@ async fn an_inner_call_is_cancelled_as_soon_as_the_layer_drops_it() {
     let url = server.url("/v1/models");
     let response = layered(gives_up).get(&url).send().await.unwrap();
 
-    // The layer's own answer has no address; it is the request's.
+    // The layer's own response has no address, so the request's is used.
     assert_eq!(response.url().as_str(), url);
     assert_eq!(response.text().await.unwrap(), "gave up");
 }
@@ -245,7 +245,7 @@ async fn the_response_streams_and_holds_its_layers_to_the_end() {
     let mut response = client.get(server.url("/")).send().await.unwrap();
     let mut sender = senders.recv().await.unwrap();
     for data in ["one", "two"] {
-        // The next is not sent before this one was read, so nothing can have been gathered.
+        // The next frame is not sent before this one was read, so nothing can have been buffered.
         sender.send_data(data.into()).await.unwrap();
         assert_eq!(response.chunk().await.unwrap().unwrap(), data);
         assert_eq!(in_flight.0.value(), 1);
@@ -310,7 +310,7 @@ async fn a_refusal_is_a_middleware_error_and_among_its_sources() {
 }
 
 #[tokio::test]
-async fn an_error_from_behind_the_layer_stays_what_it_was() {
+async fn an_error_from_behind_the_layer_is_unchanged() {
     let client = layered(
         ServiceBuilder::new()
             .concurrency_limit(1)
@@ -356,7 +356,7 @@ async fn a_request_body_that_is_bytes_can_be_cloned_and_a_streamed_one_passes_on
 
     for body in [
         streamed(&["one", "two"]),
-        // Its length is known, and that is all the difference.
+        // Its length is known, which is the only difference.
         Body::wrap(Full::new(Bytes::from("onetwo"))),
     ] {
         let sent = server.seen.requests();
@@ -367,7 +367,7 @@ async fn a_request_body_that_is_bytes_can_be_cloned_and_a_streamed_one_passes_on
 }
 
 #[tokio::test]
-async fn a_request_body_that_fails_is_not_the_providers_fault() {
+async fn a_failed_request_body_does_not_count_against_the_provider() {
     let server = serve(async |_, request: Request<Bytes>| text(200, request.into_body())).await;
     let failing = futures_util::stream::iter([
         Ok(http_body::Frame::data(Bytes::from("one"))),
@@ -419,7 +419,7 @@ async fn a_call_after_the_request_has_ended_is_refused() {
 }
 
 #[tokio::test]
-async fn a_call_under_way_when_the_request_ends_is_refused() {
+async fn a_call_in_flight_when_the_request_ends_is_refused() {
     let server = serve(async |_, _| std::future::pending().await).await;
     let url = server.url("/");
     let (late, mut calls) = tokio::sync::mpsc::unbounded_channel();
@@ -445,7 +445,7 @@ struct Mark(&'static str);
 #[derive(Clone, Debug, PartialEq)]
 struct Left(usize);
 
-/// A middleware behind the layer: notes what it sees in the extensions and leaves something there.
+/// A middleware behind the layer: records what it sees in the extensions, and adds its own.
 #[derive(Clone, Default)]
 struct Behind(Arc<Mutex<Vec<Option<Mark>>>>);
 
@@ -467,7 +467,7 @@ impl Middleware for Behind {
     }
 }
 
-/// A middleware before the layer: notes what was left behind it.
+/// A middleware in front of the layer: records what the one behind it added.
 #[derive(Clone, Default)]
 struct Before(Arc<Mutex<Option<Left>>>);
 
@@ -515,8 +515,8 @@ async fn extensions_go_through_every_branch_and_come_back_with_the_one_that_is_r
 }
 
 #[tokio::test]
-async fn extensions_of_another_requests_answer_stay_out() {
-    // A layer that answers every request with the head of the first, as a careless cache does.
+async fn extensions_of_another_requests_response_are_dropped() {
+    // A layer that answers every request with the headers of the first response, as a careless cache does.
     let server = serve(async |_, _| text(200, "")).await;
     let kept = Arc::new(Mutex::new(None));
     let cache = Calls(move |port: Port, request: InnerRequest| {
@@ -572,7 +572,7 @@ async fn two_layers_as_two_middlewares_keep_their_ports_apart() {
 }
 
 #[tokio::test]
-async fn a_requests_own_timeout_is_that_of_each_inner_call() {
+async fn a_requests_own_timeout_applies_to_each_inner_call() {
     let server = serve(async |number, _| {
         if number == 0 {
             std::future::pending::<()>().await;

@@ -1,4 +1,4 @@
-//! `adapters::tonic`: layers around a real channel, a real gRPC client on top.
+//! `adapters::tonic`: layers around a real channel, under a real gRPC client.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -25,7 +25,7 @@ use tower_llm_stack::{
 
 const UNENCODABLE: &[u8] = b"unencodable";
 
-/// Messages are bytes; what they mean is not this test's affair.
+/// Messages are bytes, whose meaning does not matter here.
 #[derive(Clone, Copy, Debug, Default)]
 struct Raw;
 
@@ -66,7 +66,7 @@ impl Decoder for Raw {
     }
 }
 
-/// A gRPC message as it is on the wire.
+/// A gRPC message as sent.
 fn message(payload: &[u8]) -> Bytes {
     let mut message = vec![0];
     message.put_u32(u32::try_from(payload.len()).unwrap());
@@ -159,7 +159,7 @@ async fn a_stream_holds_its_layers_until_it_is_dropped() {
 }
 
 #[tokio::test]
-async fn an_error_gets_the_code_that_one_of_its_sources_stands_for() {
+async fn an_error_gets_the_code_of_one_of_its_sources() {
     let server = serve(async |_, _| std::future::pending().await).await;
     let code_of = |error: &(dyn std::error::Error + 'static)| {
         if error.is::<Elapsed>() {
@@ -202,7 +202,7 @@ async fn an_error_gets_the_code_that_one_of_its_sources_stands_for() {
 }
 
 #[tokio::test]
-async fn an_error_without_a_code_is_what_tonic_makes_of_it() {
+async fn an_error_without_a_code_gets_tonics_own() {
     let failing = |error: fn() -> BoxError| {
         ServiceBuilder::new()
             .layer(StatusLayer::new(|_| None))
@@ -222,7 +222,7 @@ async fn an_error_without_a_code_is_what_tonic_makes_of_it() {
     assert_eq!(status.code(), Code::Aborted);
 }
 
-/// It was `UNKNOWN`: the layer saw only errors instead of response headers.
+/// The code was `UNKNOWN`: the layer saw only errors instead of response headers.
 #[tokio::test]
 async fn an_error_inside_a_stream_gets_its_code_too() {
     let server = serve(async |_, _| answer(vec![message(b"one")], std::future::pending())).await;
@@ -250,7 +250,7 @@ async fn an_error_inside_a_stream_gets_its_code_too() {
 async fn a_described_request_goes_into_a_channel_as_tonics_own_body() {
     let service = DescribeLayer::new().layer(service_fn(
         async |request: Request<RequestBody<tonic::body::Body>>| {
-            // Messages are no JSON, so a stream of them is not collected.
+            // Messages are not JSON, so a stream of them is not collected.
             assert_eq!(request.body().as_bytes(), None);
             let request: Request<tonic::body::Body> = request.map(tonic::body::Body::new);
             let body = request.into_body().collect().await?;
@@ -269,7 +269,7 @@ async fn a_described_request_goes_into_a_channel_as_tonics_own_body() {
 
 type Client<S> = tonic::client::Grpc<S>;
 
-/// Asks a model, in a request that says which.
+/// Calls a model, which the request names.
 async fn ask<S, B>(
     client: &mut Client<S>,
     message: &'static [u8],
@@ -325,9 +325,9 @@ fn failures(breaker: &BreakerLayer) -> (u64, u64) {
     (of(model), of(CircuitId::provider("openai")))
 }
 
-/// It was the connection's failure, and `CANCELLED`.
+/// The timeout was a failure of the connection, with the code `CANCELLED`.
 #[tokio::test]
-async fn a_timeout_of_the_channel_is_the_models() {
+async fn a_timeout_of_the_channel_counts_against_the_model() {
     let server = serve(async |_, _| std::future::pending().await).await;
     let endpoint = Endpoint::from_shared(server.url("")).unwrap();
     let channel = endpoint.timeout(Duration::from_millis(50)).connect_lazy();
@@ -341,7 +341,7 @@ async fn a_timeout_of_the_channel_is_the_models() {
     assert_eq!(failures(&breaker), (1, 0));
 }
 
-/// It was the connection's failure.
+/// The error was a failure of the connection.
 #[tokio::test]
 async fn a_message_that_cannot_be_encoded_is_a_client_error() {
     let server = serve(async |_, _| answer(vec![], std::future::ready(()))).await;
@@ -351,7 +351,7 @@ async fn a_message_that_cannot_be_encoded_is_a_client_error() {
 
     let status = ask(&mut client, UNENCODABLE).await.unwrap_err();
 
-    // tonic's own: it takes every error of a codec for an internal one.
+    // tonic reports every error of a codec as an internal one.
     assert_eq!(status.code(), Code::Internal);
     assert!(status.message().contains("cannot be encoded"), "{status}");
     assert_eq!(failures(&breaker), (0, 0));

@@ -83,7 +83,7 @@ async fn answer(request: Request<RequestBody>) -> Result<Response<Full<Bytes>>, 
     Ok(Response::new(model.to_owned().into()))
 }
 
-/// The text of the answer.
+/// The text of the response.
 async fn ask(layers: Layers) -> String {
     let response = layers.around(service_fn(answer)).oneshot(post()).await;
     let body = response.unwrap().into_body().collect().await.unwrap();
@@ -106,7 +106,7 @@ async fn without_any_layer_a_call_passes() {
 }
 
 #[tokio::test]
-async fn each_layer_acts_if_it_is_there_and_others_are_not() {
+async fn each_layer_acts_without_the_others() {
     let callers = Layers {
         callers: Some(one_request(RateLimitLayer::for_callers())),
         ..Layers::default()
@@ -141,7 +141,7 @@ async fn each_layer_acts_if_it_is_there_and_others_are_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_timeout_acts_if_it_is_there() {
+async fn a_timeout_acts_if_present() {
     let silence = service_fn(|_| future::pending::<Result<Response<Full<Bytes>>, Infallible>>());
     let total = TimeoutLayer::builder().total(Duration::from_secs(1));
     let timeout = Layers {

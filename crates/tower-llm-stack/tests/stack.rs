@@ -1,4 +1,4 @@
-//! `Stack`: the order of its layers, what its services share, how its refusals look.
+//! `Stack`: the order of its layers, the state that its services share, and its refusals.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -38,7 +38,7 @@ fn total(timeout: Duration) -> TimeoutLayer {
 }
 
 /// One permit, and no queue.
-fn one_place() -> BulkheadLayer {
+fn one_permit() -> BulkheadLayer {
     BulkheadLayer::builder(1).max_waiting(0).build().unwrap()
 }
 
@@ -46,7 +46,7 @@ fn post(path: &str) -> Request<Full<Bytes>> {
     Request::post(path).body("{}".into()).unwrap()
 }
 
-/// Readies a service for a request: one that describes takes any body, so which has to be said.
+/// Readies a service for one request type: a service that describes accepts any body.
 fn ready<S>(service: &mut S) -> tower::util::Ready<'_, S, Request<Full<Bytes>>>
 where
     S: Service<Request<Full<Bytes>>>,
@@ -54,7 +54,7 @@ where
     service.ready()
 }
 
-/// What happened, in order.
+/// The events, in order.
 #[derive(Clone, Debug, Default)]
 struct Record(Arc<Mutex<Vec<&'static str>>>);
 
@@ -76,7 +76,7 @@ async fn pong<R>(_: R) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(Response::new("pong".into()))
 }
 
-/// Answers with streams that are fed by hand.
+/// Answers with streams whose frames the test sends.
 fn streams() -> (
     impl Service<
         Request<RequestBody>,
@@ -98,7 +98,7 @@ fn streams() -> (
 
 // === order ===
 
-/// Sets the layers in each of the orders, which all must give one and the same type.
+/// Sets the layers in each order; all of them must result in the same type.
 macro_rules! in_each_order {
     ($layers:ident: $([$($setter:ident)*])*) => {
         [$({
@@ -162,7 +162,7 @@ impl Layers {
     }
 }
 
-/// That the user's own layer was there, and whether the request was described then.
+/// Whether the user's own layer was called, and whether the request was described by then.
 #[derive(Clone)]
 struct Own(bool);
 
@@ -170,7 +170,7 @@ struct Own(bool);
 async fn the_order_of_the_setters_is_not_the_order_of_the_layers() {
     let record = Record::default();
     let layers = Layers::new(&record);
-    // Each is the first and the last of one, and comes before and after each other.
+    // Each setter is first and last in one of the orders, and comes before and after each other one.
     let stacks = in_each_order!(layers:
         [refusal describe own caller_rate_limit provider_rate_limit bulkhead timeout]
         [describe own caller_rate_limit provider_rate_limit bulkhead timeout refusal]
@@ -197,8 +197,8 @@ async fn the_order_of_the_setters_is_not_the_order_of_the_layers() {
         };
         let (first, second) = tokio::join!(call(), call());
 
-        // Each has its ten seconds from when it got its permit, so the timeout is inside the bulkhead; both are responses,
-        // so the refusals are outside of all.
+        // Each call has ten seconds once it has its permit, so the timeout is inside the bulkhead. Both refusals are
+        // responses, so the refusal layer is outside of all.
         assert_eq!(first, (StatusCode::GATEWAY_TIMEOUT, seconds(10)));
         assert_eq!(second, (StatusCode::GATEWAY_TIMEOUT, seconds(20)));
         let until_client = [
@@ -213,8 +213,8 @@ async fn the_order_of_the_setters_is_not_the_order_of_the_layers() {
 }
 
 #[tokio::test]
-async fn what_is_set_twice_is_what_was_set_last() {
-    let (first, last) = (one_place(), one_place());
+async fn the_last_of_two_settings_is_used() {
+    let (first, last) = (one_permit(), one_permit());
     let stack = Stack::builder()
         .bulkhead(first.clone())
         .timeout(TimeoutLayer::new())
@@ -298,7 +298,7 @@ async fn an_own_layer_sees_the_refusals_of_those_inside_as_errors() {
 }
 
 #[tokio::test]
-async fn what_is_not_chosen_is_not_there() {
+async fn layers_that_are_not_set_are_absent() {
     let stack = Stack::builder().build();
     let service = ServiceBuilder::new().layer(stack).service(service_fn(
         async |request: Request<RequestBody>| {
@@ -309,7 +309,7 @@ async fn what_is_not_chosen_is_not_there() {
         },
     ));
     let answer = service.oneshot(post(PATHS[2])).await.unwrap();
-    // `Full` is what the client answered with: nothing stands between.
+    // `Full` is the client's own body type: no layer wraps it.
     let body: Full<Bytes> = answer.into_body();
     assert_eq!(body.collect().await.unwrap().to_bytes(), "anthropic");
 }
@@ -318,7 +318,7 @@ async fn what_is_not_chosen_is_not_there() {
 
 #[tokio::test]
 async fn clones_and_services_of_a_stack_share_permits() {
-    let bulkhead = one_place();
+    let bulkhead = one_permit();
     let stack = Stack::builder().bulkhead(bulkhead.clone()).build();
     let copy = stack.clone();
     let services = [
@@ -342,8 +342,8 @@ async fn clones_and_services_of_a_stack_share_permits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_is_cut_gives_its_permit_back() {
-    let bulkhead = one_place();
+async fn a_stream_that_is_cut_releases_its_permit() {
+    let bulkhead = one_permit();
     let stack = Stack::builder()
         .refusal(RefusalLayer::new())
         .bulkhead(bulkhead.clone())
@@ -373,7 +373,7 @@ async fn a_stream_that_is_cut_gives_its_permit_back() {
 
 // === refusals ===
 
-/// Status, and the error's kind as each dialect says it.
+/// The status, and the kind of the error in each dialect.
 async fn refusal<B>(response: Response<B>) -> (StatusCode, String)
 where
     B: http_body::Body<Data = Bytes, Error: std::fmt::Debug>,
@@ -398,7 +398,7 @@ async fn every_refusal_is_answered_in_the_dialect_of_its_request() {
     for (path, [too_large, unavailable, timed_out]) in PATHS.into_iter().zip(expected) {
         let stack = Stack::builder()
             .timeout(total(seconds(10)))
-            .bulkhead(one_place())
+            .bulkhead(one_permit())
             .describe(DescribeLayer::new().max_body_bytes(100).unwrap())
             .refusal(RefusalLayer::new())
             .build();
@@ -457,7 +457,7 @@ async fn a_caller_over_a_limit_gets_the_wait_in_its_dialect() {
 #[tokio::test(start_paused = true)]
 async fn without_its_refusal_layer_a_stack_gives_typed_errors() {
     let stack = Stack::builder()
-        .bulkhead(one_place())
+        .bulkhead(one_permit())
         .timeout(total(seconds(10)))
         .build();
     let service = stack.layer(service_fn(silence));
@@ -484,7 +484,7 @@ async fn an_error_of_the_client_passes_the_whole_stack() {
     struct Reset;
     let stack = Stack::builder()
         .refusal(RefusalLayer::new())
-        .bulkhead(one_place())
+        .bulkhead(one_permit())
         .timeout(TimeoutLayer::new())
         .build();
     let service = stack.layer(service_fn(async |_: Request<RequestBody>| {

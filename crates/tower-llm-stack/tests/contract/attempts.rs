@@ -1,11 +1,11 @@
-//! What calls several times for one call: retries, within the caller's limit and around it, and branches.
+//! Several calls for one: retries, within the caller's limit and around it, and branches.
 
 use super::*;
 
 mod retry_inside {
     use super::*;
 
-    /// Two failures and an answer, between the caller's limit and the provider's.
+    /// Two failures and a success, between the caller's limit and the provider's.
     async fn event() -> Stand {
         // One permit: it must be free before the next attempt needs it.
         let layers = Layers::with_room(100, 100, 1, [failure(), failure()]);
@@ -44,7 +44,7 @@ mod retry_inside {
 mod retry_outside {
     use super::*;
 
-    /// Two failures and an answer, around the whole stack: each attempt is a call.
+    /// Two failures and a success, around the whole stack: each attempt is a call.
     async fn event() -> Stand {
         let layers = Layers::with_room(100, 100, 1, [failure(), failure()]);
         let retries =
@@ -79,7 +79,7 @@ mod retry_outside {
 mod branch {
     use super::*;
 
-    /// Two branches under way, of which one answers in a second and the other never.
+    /// Two branches in flight, of which one answers in a second and the other never.
     async fn event() -> (Stand, impl Future<Output = Response<Body>>) {
         let winner = answer().head_delay(Duration::from_secs(1));
         let layers = Layers::new([Fault::NoAnswer.into(), winner]);
@@ -120,7 +120,7 @@ mod branch {
     async fn each_branch_has_its_own_verdict() {
         let (stand, call) = event().await;
         call.await.into_body().collect().await.unwrap();
-        // The loser says nothing.
+        // The loser counts nothing.
         assert_eq!(stand.verdicts(), verdicts(1, 0));
     }
 }
@@ -129,7 +129,7 @@ fn failure() -> Behavior {
     Fault::Status(500).into()
 }
 
-/// Tries again twice, whatever failed with a 500.
+/// Retries twice after any 500.
 struct Twice<A> {
     attempts: usize,
     clone: fn(&Request<A>) -> Option<Request<A>>,
@@ -166,14 +166,14 @@ impl<A> retry::Policy<Request<A>, Response<Body>, BoxError> for Twice<A> {
     }
 }
 
-/// Calls twice at once, and hands out the answer that comes first.
+/// Calls twice at once, and returns the first response.
 fn race(attempts: Attempts) -> Attempts {
     Attempts::new(service_fn(move |request: Request<RequestBody>| {
         let one = RequestBody::try_clone_request(&request).expect("it is held");
         let one = attempts.clone().oneshot(one);
         let other = attempts.clone().oneshot(request);
         async {
-            // Dropping what is left of the other ends it.
+            // Dropping the rest of the other call ends it.
             match future::select(one, other).await {
                 Either::Left((response, _)) | Either::Right((response, _)) => response,
             }

@@ -1,4 +1,4 @@
-//! Answers that cost no call of their own.
+//! Responses that cost no call of their own.
 
 use super::*;
 
@@ -25,7 +25,7 @@ mod cached_answer {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_permit_is_taken() {
+    async fn no_permit_is_used() {
         let layers = Layers::with_cache([]);
         let client = layers.stack();
         read(&client).await;
@@ -72,7 +72,7 @@ mod follower_of_a_call_in_flight {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_holds_no_permit() {
+    async fn a_follower_holds_no_permit() {
         let layers = Layers::with_cache([answer().head_delay(Duration::from_secs(1))]);
         let client = layers.stack();
         let mut calls = [client.clone().oneshot(request()), client.oneshot(request())];
@@ -87,9 +87,9 @@ mod follower_of_a_call_in_flight {
         assert_eq!(event().await.verdicts(), verdicts(1, 0));
     }
 
-    /// It has cost nothing, and the call it waited for goes on.
+    /// The follower has cost nothing, and the call it waited for continues.
     #[tokio::test(start_paused = true)]
-    async fn it_is_refunded_if_it_leaves_before_there_is_an_answer() {
+    async fn a_follower_dropped_before_a_response_is_refunded() {
         let layers = Layers::with_cache([answer().head_delay(Duration::from_secs(1))]);
         let client = layers.stack();
         let mut leader = client.clone().oneshot(request());
@@ -102,9 +102,9 @@ mod follower_of_a_call_in_flight {
         assert_eq!(layers.stand().of_caller(), USED);
     }
 
-    /// The leader pays for what it saw, and the call goes on for those that follow.
+    /// The leader is charged for what it saw, and the call continues for its followers.
     #[tokio::test(start_paused = true)]
-    async fn it_outlives_a_leader_that_leaves() {
+    async fn a_follower_outlives_a_dropped_leader() {
         let layers = Layers::with_cache([answer().head_delay(Duration::from_secs(1))]);
         let client = layers.stack();
         let mut leader = client.clone().oneshot(request());

@@ -1,4 +1,4 @@
-//! Errors of the client that are not the connection's: its own timeout, and a request body that breaks off.
+//! Errors of the client that are not connection failures: its own timeout, and a request body that breaks off.
 
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -83,14 +83,14 @@ async fn a_timeout_of_the_client_is_charged_as_a_timeout() {
     }
 }
 
-/// It was the connection's failure, and shut every model of the provider.
+/// The timeout counted against the connection, and opened the provider's circuit for every model.
 #[tokio::test(start_paused = true)]
-async fn a_timeout_of_the_client_is_the_models_failure() {
+async fn a_timeout_of_the_client_is_a_failure_of_the_model() {
     for error in [own_timeout as Error, towers_timeout] {
         assert_eq!(failures(&before_the_response(error).await), (1, 0));
         assert_eq!(failures(&within_the_body(error).await), (1, 0));
     }
-    // A connection that breaks is another matter.
+    // A broken connection counts against the connection.
     assert_eq!(
         failures(&before_the_response(broken_connection).await),
         (0, 1)
@@ -106,7 +106,7 @@ async fn a_request_body_that_breaks_off_uses_no_tokens_unless_the_model_was_at_w
     assert_eq!((stand.of_caller(), stand.of_provider()), (seen(), seen()));
 }
 
-/// It was the connection's failure: one client could shut the provider for all.
+/// It counted against the connection: one client could open the provider's circuit for all callers.
 #[tokio::test(start_paused = true)]
 async fn a_request_body_that_breaks_off_is_a_client_error() {
     assert_eq!(failures(&before_the_response(broken_request).await), (0, 0));
@@ -114,16 +114,16 @@ async fn a_request_body_that_breaks_off_is_a_client_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_permit_is_free_after_any_of_them() {
+async fn the_permit_is_free_after_each_error() {
     for error in [own_timeout as Error, broken_request, broken_connection] {
         assert_eq!(before_the_response(error).await.places_held(), 0);
         assert_eq!(within_the_body(error).await.places_held(), 0);
     }
 }
 
-/// tower's own `load_shed`, inside of the stack, was a failure of the connection too.
+/// tower's own `load_shed`, inside the stack, counted as a connection failure too.
 #[tokio::test(start_paused = true)]
-async fn a_call_that_a_foreign_load_shed_refuses_was_not_sent() {
+async fn a_call_refused_by_towers_load_shed_counts_as_unsent() {
     let stand = before_the_response(|| tower::load_shed::error::Overloaded::new().into()).await;
     assert_eq!((stand.of_caller(), stand.of_provider()), (NOTHING, NOTHING));
     assert_eq!(failures(&stand), (0, 0));

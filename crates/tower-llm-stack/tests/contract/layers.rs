@@ -1,4 +1,4 @@
-//! The layers under test, what they stand in front of, and how they stand when an event is over.
+//! The layers under test, the upstream behind them, and their state after an event.
 
 use std::{
     collections::VecDeque,
@@ -25,7 +25,7 @@ use tower_llm_testkit::{
 pub(crate) type Body = UnsyncBoxBody<Bytes, BoxError>;
 pub(crate) type Client<A = Full<Bytes>> = BoxCloneSyncService<Request<A>, Response<Body>, BoxError>;
 
-/// What calls behind the layer that describes.
+/// The client side: it calls the layer that describes requests.
 pub(crate) type Attempts = Client<RequestBody>;
 
 /// An estimated 10 tokens of input: 40 bytes of text.
@@ -36,16 +36,16 @@ pub(crate) const REQUEST: &str = r#"{
 
 pub(crate) const ESTIMATED_INPUT: u64 = 10;
 
-/// Reserved of a caller's limit: the estimated input and the maximum of the output.
+/// Reserved in a caller's limit: the estimated input and the maximum output.
 pub(crate) const RESERVED_OF_CALLER: Taken = taken(1, ESTIMATED_INPUT + 100);
 
-/// Reserved of OpenAI's: the larger of the two.
+/// Reserved in OpenAI's limit: the larger of the two.
 pub(crate) const RESERVED_OF_PROVIDER: Taken = taken(1, 100);
 
-/// What an answer uses by its provider's word.
+/// The usage that the provider reports for a response.
 pub(crate) const USED: Taken = taken(1, 12 + 7);
 
-/// What was sent, and nothing came of it.
+/// The charge of a call that was sent and got no response.
 pub(crate) const INPUT: Taken = taken(1, ESTIMATED_INPUT);
 
 pub(crate) const A_REQUEST: Taken = taken(1, 0);
@@ -62,7 +62,7 @@ pub(crate) fn request() -> Request<Full<Bytes>> {
 
 // === the layers under test ===
 
-/// What is taken of a limit of requests and one of tokens.
+/// What is charged to a limit of requests and one of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
     pub(crate) requests: u64,
@@ -73,7 +73,7 @@ pub(crate) const fn taken(requests: u64, tokens: u64) -> Taken {
     Taken { requests, tokens }
 }
 
-/// A caller's limit, a provider's limit, and permits: in one stack, or with something between the first two.
+/// A caller's limit, a provider's limit, and permits: in one stack, or with a layer between the first two.
 pub(crate) struct Layers {
     callers: RateLimitLayer,
     breaker: BreakerLayer,
@@ -83,7 +83,7 @@ pub(crate) struct Layers {
     model: Model,
 }
 
-/// How the layers stand when an event is over.
+/// The state of the layers after an event.
 pub(crate) struct Stand {
     pub(crate) callers: RateLimitHandle,
     pub(crate) breaker: BreakerHandle,
@@ -92,12 +92,12 @@ pub(crate) struct Stand {
 }
 
 impl Layers {
-    /// Room for a hundred calls in each layer.
+    /// Room for 100 calls in each layer.
     pub(crate) fn new(answers: impl IntoIterator<Item = Behavior>) -> Self {
         Self::with_room(100, 100, 100, answers)
     }
 
-    /// Room for so many calls in the caller's limit, the provider's, and the bulkhead; no call waits for any.
+    /// Room for these numbers of calls in the caller's limit, the provider's and the bulkhead; no call waits for any.
     pub(crate) fn with_room(
         callers: u64,
         providers: u64,
@@ -125,7 +125,7 @@ impl Layers {
         }
     }
 
-    /// The same with a cache whose answers all callers share.
+    /// The same, with a cache whose responses all callers share.
     pub(crate) fn with_cache(answers: impl IntoIterator<Item = Behavior>) -> Self {
         let cache = CacheLayer::builder(Scope::shared());
         Self {
@@ -134,7 +134,7 @@ impl Layers {
         }
     }
 
-    /// One permit, and a queue for those that find it in use.
+    /// One permit, and a queue for calls that find it in use.
     pub(crate) fn with_queue(answers: impl IntoIterator<Item = Behavior>) -> Self {
         let bulkhead = BulkheadLayer::builder(1).max_waiting(10);
         Self {
@@ -159,7 +159,7 @@ impl Layers {
         boxed(stack.layer(client))
     }
 
-    /// The layers in two stacks, with `between` for layers that make several calls of one.
+    /// The layers in two stacks, with `between` for layers that make several calls for one.
     pub(crate) fn around<S>(&self, between: impl Layer<Attempts, Service = S>) -> Client
     where
         S: Service<Request<RequestBody>, Response = Response<Body>, Error = BoxError>,
@@ -179,7 +179,7 @@ impl Layers {
         boxed(outside.layer(between.layer(attempts)))
     }
 
-    /// Opens the model's circuit for no time at all, so that the next call probes it.
+    /// Opens the model's circuit for no time, so that the next call probes it.
     pub(crate) fn half_open(&self) {
         self.breaker.handle().trip(&model(), Duration::ZERO);
     }
@@ -230,7 +230,7 @@ impl Stand {
     }
 }
 
-/// How the calls of the model have ended, as its circuit has counted them.
+/// How the calls to the model ended, as counted by its circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Verdicts {
     pub(crate) successes: u64,
@@ -246,13 +246,13 @@ pub(crate) const fn verdicts(successes: u64, failures: u64) -> Verdicts {
     }
 }
 
-/// The circuit of the model that is asked for.
+/// The circuit of the requested model.
 pub(crate) fn model() -> CircuitId {
     CircuitId::model("openai", "m")
 }
 
 impl Taken {
-    /// Of both limits of a layer; what it says is consumed must be gone from what remains.
+    /// The charges of both limits of a layer; what is charged must be missing from what remains.
     fn of(handle: &RateLimitHandle) -> Self {
         let stats = handle.stats();
         let [requests, tokens] = &*stats else {
@@ -265,7 +265,7 @@ impl Taken {
     }
 }
 
-/// The upstream: answers as it is told, and as [`answer`] when it is told no more.
+/// The upstream: scripted answers first, and then [`answer`].
 #[derive(Clone)]
 pub(crate) struct Model(Arc<Mutex<VecDeque<Behavior>>>);
 

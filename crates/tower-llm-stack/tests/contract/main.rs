@@ -1,4 +1,4 @@
-//! What the layers promise each other: one module for each event, one test for each layer that it bears on.
+//! What the layers guarantee to each other: one module for each event, one test for each layer that it affects.
 //!
 //! | event | caller's limit | provider's limit | bulkhead | breaker |
 //! |---|---|---|---|---|
@@ -15,7 +15,7 @@
 //! | retry | once per call | each attempt | each attempt | each attempt |
 //! | branch | once per call | each branch reserves and settles | each its own permit | each its own verdict |
 //!
-//! The first two rows are those of `cached`, the last two of `attempts`; the three before them of `client_errors` and
+//! The first two rows are in `cached`, the last two in `attempts`; the three before them in `client_errors` and
 //! `throttled`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
@@ -48,7 +48,7 @@ use tower_llm_testkit::{Behavior, Fault, InBand, wire};
 /// Calls, and reads to the end.
 async fn read(client: &Client) {
     let response = client.clone().oneshot(request()).await.unwrap();
-    // The error that a broken body ends with is the upstream's, and part of the event.
+    // The error of a broken body is the upstream's, and part of the event.
     let _ = response.into_body().collect().await;
 }
 
@@ -58,7 +58,7 @@ async fn refused_by(client: &Client) -> &'static str {
     Refusal::find(&*error).unwrap().layer()
 }
 
-/// The output that passes in so many events of an answer, in tokens of four bytes.
+/// The output in the first `events` events of a response, in tokens of four bytes.
 fn output_seen(events: usize) -> u64 {
     let frames = wire::body("/v1/chat/completions", REQUEST.as_bytes(), &answer());
     let text = |frame: &Bytes| -> usize {
@@ -68,13 +68,13 @@ fn output_seen(events: usize) -> u64 {
         content.map_or(0, |content| content.as_str().unwrap().len())
     };
     let bytes: usize = frames.iter().take(events).map(text).sum();
-    assert!(bytes > 0, "something is seen");
+    assert!(bytes > 0, "some output was seen");
     u64::try_from(bytes).unwrap().div_ceil(4)
 }
 
 // === the table ===
 
-/// The row to measure the others by.
+/// The baseline for the other rows.
 mod answer_that_is_read_to_its_end {
     use super::*;
 
@@ -123,12 +123,12 @@ mod refusal_by_the_callers_limit {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_callers_limit_keeps_what_was_before() {
+    async fn the_callers_limit_keeps_earlier_charges() {
         assert_eq!(event().await.of_caller(), USED);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_providers_limit_is_not_asked() {
+    async fn the_providers_limit_is_not_checked() {
         let stand = event().await;
         let stats = &stand.providers.stats()[0];
         assert_eq!((stats.admitted, stats.refused), (1, 0));
@@ -148,7 +148,7 @@ mod refusal_by_the_callers_limit {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_circuit_counts_what_was_before() {
+    async fn the_circuit_counts_only_earlier_calls() {
         assert_eq!(event().await.verdicts(), verdicts(1, 0));
     }
 }
@@ -167,7 +167,7 @@ mod refusal_by_the_providers_limit {
     async fn the_callers_limit_is_refunded_whole() {
         let stand = event().await;
         assert_eq!(stand.of_caller(), USED);
-        // It was let through, and given back: one request, and what both calls had reserved beyond the 19 tokens.
+        // The call was admitted and refunded: one request, and what both calls had reserved beyond the 19 tokens.
         let [requests, tokens] = &stand.callers.stats()[..] else {
             panic!("two limits");
         };
@@ -177,7 +177,7 @@ mod refusal_by_the_providers_limit {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_providers_limit_keeps_what_was_before() {
+    async fn the_providers_limit_keeps_earlier_charges() {
         let stand = event().await;
         assert_eq!(stand.of_provider(), USED);
         let stats = &stand.providers.stats()[0];
@@ -196,7 +196,7 @@ mod refusal_by_the_providers_limit {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_circuit_counts_what_was_before() {
+    async fn the_circuit_counts_only_earlier_calls() {
         assert_eq!(event().await.verdicts(), verdicts(1, 0));
     }
 
@@ -220,7 +220,7 @@ mod refusal_by_the_bulkhead {
         assert!(poll!(&mut held).is_pending());
         assert_eq!(refused_by(&layers.stack()).await, "bulkhead");
         let stand = layers.stand();
-        // The other's reservations are left.
+        // The reservations of the other call remain.
         assert_eq!(stand.of_caller(), RESERVED_OF_CALLER);
         assert_eq!(stand.of_provider(), RESERVED_OF_PROVIDER);
         assert_eq!(stand.places_held(), 1);
@@ -243,7 +243,7 @@ mod refusal_by_the_bulkhead {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_permit_is_free_when_its_holder_is_gone() {
+    async fn the_permit_is_free_when_its_holder_has_ended() {
         assert_eq!(event().await.places_held(), 0);
     }
 
@@ -256,7 +256,7 @@ mod refusal_by_the_bulkhead {
 mod refusal_by_the_breaker {
     use super::*;
 
-    /// A call that is refused after one that was answered.
+    /// A call that is refused after one that succeeded.
     async fn event() -> Stand {
         let layers = Layers::new([]);
         read(&layers.stack()).await;
@@ -275,7 +275,7 @@ mod refusal_by_the_breaker {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_providers_limit_is_not_asked() {
+    async fn the_providers_limit_is_not_checked() {
         let stand = event().await;
         assert_eq!(stand.of_provider(), USED);
         let stats = &stand.providers.stats()[0];
@@ -290,7 +290,7 @@ mod refusal_by_the_breaker {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_circuit_counts_it_as_refused_and_nothing_else() {
+    async fn the_circuit_counts_only_a_refusal() {
         let stand = event().await;
         assert_eq!(stand.verdicts(), NEITHER);
         assert_eq!(stand.breaker.stats_of(&model()).unwrap().refused, 1);
@@ -367,7 +367,7 @@ mod caller_leaves_while_the_call_waits_for_a_permit {
         stand
     }
 
-    // What is left is the call that was sent.
+    // Only the sent call stays charged.
     #[tokio::test(start_paused = true)]
     async fn the_callers_limit_is_refunded_whole() {
         assert_eq!(event().await.of_caller(), INPUT);
@@ -448,8 +448,8 @@ mod success_with_an_error_inside_the_stream {
 
     const EVENTS: usize = 4;
 
-    /// Each kind of error, and what it leaves of the call: nothing where the provider had no capacity, the request
-    /// where it was one too many, what was seen where it failed.
+    /// Each kind of error, and what the call is charged: nothing if the provider had no capacity, one request if it was
+    /// throttled, and what was seen if it failed.
     fn kinds() -> [(InBand, Taken); 3] {
         let seen = taken(1, ESTIMATED_INPUT + output_seen(EVENTS));
         [
@@ -491,7 +491,7 @@ mod success_with_an_error_inside_the_stream {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_circuit_counts_a_failure_but_of_a_limit() {
+    async fn the_circuit_counts_a_failure_unless_throttled() {
         for (error, counted) in [
             (InBand::Overloaded, verdicts(0, 1)),
             (InBand::RateLimited, NEITHER),

@@ -1,4 +1,4 @@
-//! A 429 of the provider: one layer acts on it, the provider's limit if it learns from the provider, else the breaker.
+//! A 429 of the provider: one layer acts on it, the provider's limit if it observes reports, otherwise the breaker.
 
 use tokio::time::Instant;
 use tower::Layer;
@@ -10,7 +10,7 @@ use crate::layers::{Attempts, Model, boxed};
 
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// A 429, and then answers.
+/// A 429, and then successes.
 fn throttled_once() -> Attempts {
     Model::new([Fault::Throttled(RetryAfter::Seconds(5)).into()]).service()
 }
@@ -26,7 +26,7 @@ async fn is_throttled(client: &Client) {
     response.into_body().collect().await.unwrap();
 }
 
-/// The call after the 429 waits for its time, and is answered.
+/// The call after the 429 waits for the retry-after, and succeeds.
 async fn waits(client: Client, breaker: &BreakerLayer) {
     is_throttled(&client).await;
     let start = Instant::now();
@@ -37,7 +37,7 @@ async fn waits(client: Client, breaker: &BreakerLayer) {
     assert_eq!((circuit.state, circuit.refused), (State::Closed, 0));
 }
 
-/// The call after the 429 is refused by the circuit, which tells the time.
+/// The circuit refuses the call after the 429, with the retry-after.
 async fn opens(client: Client) {
     is_throttled(&client).await;
     let error = client.oneshot(request()).await.unwrap_err();
@@ -50,7 +50,7 @@ async fn opens(client: Client) {
     );
 }
 
-/// Both acted: the circuit refused the calls that the limit would have let wait.
+/// Both acted: the circuit refused calls that would have waited at the limit.
 #[tokio::test(start_paused = true)]
 async fn with_both_layers_the_limit_acts_and_calls_wait() {
     let breaker = BreakerLayer::new();
@@ -76,7 +76,7 @@ async fn with_the_breaker_alone_the_circuit_acts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_a_limit_that_is_left_out_the_circuit_acts() {
+async fn with_a_disabled_limit_the_circuit_acts() {
     let without = Stack::builder()
         .breaker(BreakerLayer::new())
         .provider_rate_limit(None::<RateLimitLayer>);
@@ -84,7 +84,7 @@ async fn with_a_limit_that_is_left_out_the_circuit_acts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_a_limit_that_does_not_learn_the_circuit_acts() {
+async fn with_a_limit_that_does_not_observe_the_circuit_acts() {
     let deaf = RateLimitLayer::for_providers()
         .limit(Limit::requests(100).per_minute())
         .enforce_reported_limits(false);
@@ -118,7 +118,7 @@ async fn each_stack_decides_for_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_meets_a_429_is_given_back() {
+async fn a_probe_answered_429_releases_its_lease() {
     let breaker = BreakerLayer::new();
     breaker.handle().trip(&model(), Duration::ZERO);
     let both = Stack::builder()

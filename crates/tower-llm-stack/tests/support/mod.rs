@@ -24,7 +24,7 @@ use tower::{BoxError, Layer, Service};
 
 pub(crate) type ServerBody = BoxBody<Bytes, BoxError>;
 
-/// What a server saw.
+/// What a server received.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     requests: Arc<AtomicUsize>,
@@ -37,7 +37,7 @@ impl Seen {
         self.requests.load(Ordering::SeqCst)
     }
 
-    /// Exchanges that are neither answered to the end nor broken off by the client.
+    /// Exchanges that neither ended nor were broken off by the client.
     pub(crate) fn open(&self) -> usize {
         self.open.value()
     }
@@ -55,7 +55,7 @@ impl Server {
     }
 }
 
-/// Serves `handler`, which is told the number of the request (from 0), HTTP/1.1 and HTTP/2 with prior knowledge.
+/// Serves `handler`, which gets the number of the request (from 0), over HTTP/1.1 and HTTP/2 with prior knowledge.
 pub(crate) async fn serve<H, F>(handler: H) -> Server
 where
     H: Fn(usize, http::Request<Bytes>) -> F + Clone + Send + Sync + 'static,
@@ -101,19 +101,19 @@ pub(crate) fn text(status: u16, body: impl Into<Bytes>) -> http::Response<Server
         .unwrap()
 }
 
-/// A response whose body is sent by hand.
+/// A response whose body the test sends.
 pub(crate) fn stream() -> (Sender<Bytes, BoxError>, http::Response<ServerBody>) {
     let (sender, body) = Channel::<Bytes, BoxError>::new(16);
     (sender, http::Response::new(body.boxed()))
 }
 
-/// An address that nothing listens on.
+/// An address without a listener.
 pub(crate) async fn nowhere() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
 }
 
-/// Waits until `condition` holds; what it waits for crosses sockets, so there is nothing to await.
+/// Polls until `condition` holds; it depends on sockets, so there is nothing to await.
 pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
     for _ in 0..1000 {
         if condition() {
@@ -124,7 +124,7 @@ pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
     panic!("not within five seconds: {what}");
 }
 
-/// The first `T` on the way from `error` to its last source.
+/// The first `T` among `error` and its sources.
 pub(crate) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -136,7 +136,7 @@ pub(crate) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> 
     None
 }
 
-/// What the toy layers refuse with.
+/// The refusal of the toy layers.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Refused(pub(crate) &'static str);
 
@@ -148,7 +148,7 @@ impl std::fmt::Display for Refused {
 
 impl Error for Refused {}
 
-/// Counts what is inside.
+/// Counts the calls inside.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Gauge(Arc<AtomicUsize>);
 
@@ -172,7 +172,7 @@ impl Drop for Entered {
     }
 }
 
-/// A layer that counts a call until its response's body has ended or was dropped.
+/// A layer that counts a call until its response body has ended or was dropped.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct InFlight(pub(crate) Gauge);
 
@@ -213,7 +213,7 @@ where
     }
 }
 
-/// A body that holds something until it has ended or is dropped.
+/// A body that holds a value until it has ended or is dropped.
 #[derive(Debug)]
 pub(crate) struct Guarded<B> {
     inner: Pin<Box<B>>,
