@@ -233,7 +233,7 @@ impl Keys {
     }
 
     /// The key in a header's value: all of it, or what follows `Bearer` or another scheme.
-    fn find_in(&self, value: &HeaderValue) -> Option<KeyNumber> {
+    pub(crate) fn find_in(&self, value: &HeaderValue) -> Option<KeyNumber> {
         let value = value.as_bytes().trim_ascii();
         let scheme_end = value.iter().position(u8::is_ascii_whitespace);
         let credential = scheme_end.map(|end| value[end..].trim_ascii_start());

@@ -8,7 +8,7 @@ use tower_llm_stack::{
 };
 
 use crate::{
-    CacheSettings, StartError,
+    CacheSettings, CacheStatus, StartError,
     settings::{CacheCompletions, Names},
 };
 
@@ -43,7 +43,11 @@ pub(crate) fn layer(
         .completions(completions)
         .embeddings(embeddings)
         .memory(memory)
-        .status_header(StatusHeader::Plain)
+        .status_header(match settings.status {
+            CacheStatus::Off => StatusHeader::Omitted,
+            CacheStatus::Plain => StatusHeader::Plain,
+            CacheStatus::Key => StatusHeader::WithKey,
+        })
         .build();
     let layer = layer.map_err(|error| {
         let name = match error.field() {

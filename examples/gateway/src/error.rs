@@ -8,8 +8,15 @@ pub struct StartError(Reason);
 
 #[derive(Debug)]
 pub(crate) enum Reason {
-    Setting { name: String, what: String },
-    Listen { addr: SocketAddr, error: io::Error },
+    Setting {
+        name: String,
+        what: String,
+    },
+    Listen {
+        addr: SocketAddr,
+        flag: &'static str,
+        error: io::Error,
+    },
     Simulator(io::Error),
     Tls(String),
     Redis(String),
@@ -39,13 +46,13 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Reason::Setting { name, what } => write!(f, "{name}: {what}"),
-            Reason::Listen { addr, error } if error.kind() == io::ErrorKind::AddrInUse => {
+            Reason::Listen { addr, flag, error } if error.kind() == io::ErrorKind::AddrInUse => {
                 write!(
                     f,
-                    "{addr} is in use by another program; choose another with --listen"
+                    "{addr} is in use by another program; choose another with {flag}"
                 )
             }
-            Reason::Listen { addr, error } => write!(f, "cannot listen on {addr}: {error}"),
+            Reason::Listen { addr, error, .. } => write!(f, "cannot listen on {addr}: {error}"),
             Reason::Simulator(error) => {
                 write!(f, "the simulated provider does not start: {error}")
             }

@@ -29,11 +29,20 @@ pub(crate) fn check_form(parts: &Parts, ambiguous: &Ambiguous) -> Result<(), Pro
         Err(Problem::TWO_LENGTHS)
     } else if is_ambiguous(parts.uri.path()) {
         Err(Problem::DOT_SEGMENTS)
+    } else if is_admin(parts.uri.path()) {
+        Err(Problem::NO_ADMIN)
     } else if wants_upgrade(&parts.headers) {
         Err(Problem::NO_UPGRADE)
     } else {
         Ok(())
     }
+}
+
+/// Whether a path is one of administration, whose token must not reach a provider if it is sent to the wrong port.
+fn is_admin(path: &str) -> bool {
+    let path = path.strip_prefix("/v1").unwrap_or(path);
+    let rest = path.strip_prefix("/admin");
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 impl Gate {

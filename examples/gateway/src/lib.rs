@@ -9,6 +9,7 @@
 //! ```
 
 mod access;
+mod admin;
 mod breaker;
 mod cache;
 mod caller;
@@ -44,9 +45,9 @@ pub use self::{
     paths::AllowPaths,
     server::{Gateway, Stopped},
     settings::{
-        AccessSettings, BreakerMode, BreakerSettings, BulkheadSettings, CacheCompletions,
-        CacheSettings, ProxySettings, RateLimitSettings, Secret, Settings, SharedLimitsBy,
-        SharingSettings, Tiers, TimeoutSettings, UpstreamSettings,
+        AccessSettings, AdminSettings, BreakerMode, BreakerSettings, BulkheadSettings,
+        CacheCompletions, CacheSettings, CacheStatus, ProxySettings, RateLimitSettings, Secret,
+        Settings, SharedLimitsBy, SharingSettings, Tiers, TimeoutSettings, UpstreamSettings,
     },
     shutdown::Drain,
 };

@@ -105,6 +105,9 @@ fn greet(gateway: &Gateway, out: &mut impl Write) -> io::Result<()> {
     if let Some(sharing) = gateway.sharing() {
         writeln!(out, "shared through Redis: {sharing}")?;
     }
+    if let Some(addr) = gateway.admin_addr() {
+        writeln!(out, "administration on http://{addr}")?;
+    }
     let json = "-H 'content-type: application/json'";
     let key = match gateway.requires_key() {
         true => " -H \"authorization: Bearer $KEY\"",

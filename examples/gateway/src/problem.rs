@@ -54,6 +54,10 @@ impl Problem {
         anthropic: "not_found_error",
         gemini: "NOT_FOUND",
     };
+    pub(crate) const NO_ADMIN: Self = Self {
+        message: "Administration has a listener of its own: see GATEWAY_ADMIN_LISTEN.",
+        ..Self::NOT_FOUND
+    };
     pub(crate) const NO_UPGRADE: Self = Self {
         status: StatusCode::UPGRADE_REQUIRED,
         code: "upgrade_not_supported",

@@ -46,6 +46,7 @@ use tower_llm_testkit::{Behavior, SimulatedProvider};
 use crate::{
     Settings, StartError,
     access::Access,
+    admin::Admin,
     breaker::{self, Breakers},
     cache,
     caller::{PatientBody, PatientExecutor, PatientSocket, Stalled},
@@ -89,6 +90,7 @@ pub struct Gateway {
     addr: SocketAddr,
     settings: Settings,
     shared: Arc<Shared>,
+    admin: Option<Admin>,
     simulator: Option<SimulatedProvider>,
     notices: Vec<String>,
 }
@@ -216,10 +218,19 @@ impl Gateway {
         }
 
         let addr = settings.listen;
-        let listen = |error| Reason::Listen { addr, error };
+        let listen = |error| Reason::Listen {
+            addr,
+            flag: "--listen",
+            error,
+        };
         let listener = TcpListener::bind(addr).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
         refuse_itself(addr, &upstreams)?;
+        let cache = cache.as_ref().map(CacheLayer::handle);
+        let admin = Admin::bind(&settings, &access, cache.clone(), &mut notices).await?;
+        if let Some(admin) = &admin {
+            refuse_itself(admin.addr(), &upstreams)?;
+        }
         let gate = Gate {
             access,
             allow_paths: settings.access.allow_paths.clone().unwrap_or_default(),
@@ -231,7 +242,7 @@ impl Gateway {
             proxies,
             bulkhead: handle,
             limiters,
-            cache: cache.as_ref().map(CacheLayer::handle),
+            cache,
             sharing,
             breakers,
             metrics,
@@ -248,6 +259,7 @@ impl Gateway {
             addr,
             settings,
             shared: Arc::new(shared),
+            admin,
             simulator,
             notices,
         })
@@ -263,6 +275,12 @@ impl Gateway {
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where its administrator's listener is; `None` if it has none.
+    #[must_use]
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(Admin::addr)
     }
 
     /// The state of the bulkhead, which is in the metrics too.
@@ -305,6 +323,7 @@ impl Gateway {
             listener,
             settings,
             shared,
+            admin,
             simulator,
             ..
         } = self;
@@ -313,6 +332,11 @@ impl Gateway {
         upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Dropping the set drops the connections.
         let mut connections = JoinSet::new();
+        // It has connections of its own, which do not count here.
+        let mut administration = JoinSet::new();
+        if let Some(admin) = admin {
+            administration.spawn(admin.serve(shared.closing.subscribe()));
+        }
         loop {
             let has_room = connections.len() < settings.max_connections;
             tokio::select! {
@@ -334,7 +358,11 @@ impl Gateway {
         let all = async |connections: &mut JoinSet<()>| {
             while connections.join_next().await.is_some() {}
         };
-        let _ = timeout(settings.shutdown_deadline, all(&mut connections)).await;
+        let _ = timeout(settings.shutdown_deadline, async {
+            all(&mut connections).await;
+            all(&mut administration).await;
+        })
+        .await;
         let cut = connections.len();
         shared.shutdown.cut();
         let _ = timeout(LAST_WORDS, all(&mut connections)).await;
@@ -397,7 +425,7 @@ fn http(settings: &Settings) -> auto::Builder<PatientExecutor> {
 
 /// Most failures to accept are of one connection that is gone. Without free file descriptors the next attempt would fail at
 /// once too, so it waits.
-async fn refused_by_system(error: &io::Error) {
+pub(crate) async fn refused_by_system(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     if !matches!(
         error.kind(),

@@ -439,6 +439,8 @@ mod tests {
             "redis://:sk-hidden@store",
             "--caller-secret",
             "sk-hidden",
+            "--admin-token",
+            "sk-hidden",
         ];
         assert!(!format!("{:?}", read(&flags, &[]).unwrap()).contains("hidden"));
     }

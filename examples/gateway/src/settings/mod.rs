@@ -1,5 +1,6 @@
 //! The gateway's settings, by flag or by environment variable.
 
+mod admin;
 mod load;
 mod sharing;
 mod values;
@@ -10,10 +11,11 @@ use clap::Parser;
 
 pub(crate) use self::load::Names;
 use self::values::{
-    amount, at_least_one, breaker_mode, cache_completions, permits, seconds, seconds_or_zero,
-    switch, ttl,
+    amount, at_least_one, breaker_mode, cache_completions, cache_status, permits, seconds,
+    seconds_or_zero, switch, ttl,
 };
 pub use self::{
+    admin::AdminSettings,
     sharing::{SharedLimitsBy, SharingSettings},
     values::{Secret, Tiers},
 };
@@ -111,6 +113,10 @@ pub struct Settings {
     /// Which answers are cached.
     #[command(flatten)]
     pub cache: CacheSettings,
+
+    /// Administration of a running gateway.
+    #[command(flatten)]
+    pub admin: AdminSettings,
 
     /// What several gateways share.
     #[command(flatten)]
@@ -376,6 +382,27 @@ pub struct CacheSettings {
     /// Maximum number of answers; no limit unless set.
     #[arg(long = "cache-max-entries", env = "CACHE_MAX_ENTRIES", value_name = "ANSWERS", value_parser = amount)]
     pub max_entries: Option<u64>,
+    /// Content of the `cache-status` header in responses: `off`, `plain` (hit, or why not), or `key`, which adds the key that
+    /// `/admin/cache/invalidate` takes.
+    #[arg(
+        long = "cache-status",
+        env = "CACHE_STATUS",
+        value_name = "WHAT",
+        default_value = "plain",
+        value_parser = cache_status
+    )]
+    pub status: CacheStatus,
+}
+
+/// What responses say of the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheStatus {
+    /// Nothing.
+    Off,
+    /// Whether they come from the cache, or why not.
+    Plain,
+    /// Also the key, by which an answer can be invalidated.
+    Key,
 }
 
 /// Which completions are cached.

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, fmt, str::FromStr, time::Duration};
 
-use super::{BreakerMode, CacheCompletions, SharedLimitsBy};
+use super::{BreakerMode, CacheCompletions, CacheStatus, SharedLimitsBy};
 
 /// A value that is never shown: a key, or something with one in it.
 #[derive(Clone)]
@@ -85,6 +85,18 @@ pub(super) fn cache_completions(text: &str) -> Result<CacheCompletions, String> 
             Ok(false) => Ok(CacheCompletions::Off),
             // `on` does not say which.
             _ => Err("it must be all, deterministic or off".to_owned()),
+        },
+    }
+}
+
+pub(super) fn cache_status(text: &str) -> Result<CacheStatus, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "plain" => Ok(CacheStatus::Plain),
+        "key" => Ok(CacheStatus::Key),
+        text => match switch(text) {
+            Ok(true) => Ok(CacheStatus::Plain),
+            Ok(false) => Ok(CacheStatus::Off),
+            Err(_) => Err("it must be off, plain or key".to_owned()),
         },
     }
 }

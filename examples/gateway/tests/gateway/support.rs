@@ -28,6 +28,8 @@ pub(crate) const SOON: Duration = Duration::from_secs(10);
 /// A gateway in this process.
 pub(crate) struct Running {
     pub(crate) addr: SocketAddr,
+    /// Its administrator's listener.
+    pub(crate) admin: Option<SocketAddr>,
     pub(crate) bulkhead: BulkheadHandle,
     /// The gateway, as `Debug` shows it.
     pub(crate) debug: String,
@@ -96,6 +98,7 @@ impl Running {
         let (stop, stopped) = oneshot::channel();
         Self {
             addr: gateway.addr(),
+            admin: gateway.admin_addr(),
             bulkhead: gateway.bulkhead(),
             debug: format!("{gateway:?}"),
             stop,
