@@ -1,4 +1,4 @@
-//! Requests that say in two ways how long they are.
+//! Requests that state their length in two ways.
 //!
 //! A request with both `content-length` and `transfer-encoding` is read as one request by some servers and as two by
 //! others, so it can smuggle one past a proxy. hyper takes the chunks and removes the length, wherever it stands, so a
@@ -16,7 +16,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// As much of a line as is looked at: enough for both names, a length, and a chunk's size.
+/// How much of a line is stored: enough for both names, a length, and a chunk's size.
 const LINE_BYTES: usize = 64;
 
 /// A socket whose requests are checked as they are read.
@@ -31,9 +31,9 @@ pub(crate) struct Framing<S> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ambiguous(Arc<AtomicBool>);
 
-/// Where in a connection's requests the reading stands.
+/// The position in the requests of a connection.
 ///
-/// hyper reads them for real; this follows along as far as it must to know where headers begin.
+/// hyper parses them; this follows only as far as needed to know where headers begin.
 #[derive(Debug, Default)]
 struct Scan {
     state: State,
@@ -47,7 +47,7 @@ struct Scan {
 enum State {
     #[default]
     Headers,
-    /// So many bytes of a body, or of a chunk.
+    /// The remaining bytes of a body, or of a chunk.
     Data {
         left: u64,
         chunked: bool,
@@ -55,7 +55,7 @@ enum State {
     ChunkSize,
     ChunkEnd,
     Trailers,
-    /// HTTP/2, or broken: there is nothing more to learn.
+    /// HTTP/2, or broken: nothing more is read.
     Over,
 }
 
@@ -66,7 +66,7 @@ struct Line {
     len: usize,
 }
 
-/// What a piece of input has shown.
+/// The result of a piece of input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Fine,

@@ -26,7 +26,7 @@ pub(crate) struct Limiters {
 /// The limits of one provider; `None` if there are none.
 ///
 /// Configured limits apply to all calls of the gateway to that provider. What the provider reports is
-/// about one model and one credential: where callers send their own, one that is throttled does not hold up the others.
+/// about one model and one credential: where callers send their own, a throttled credential does not block the others.
 pub(crate) fn of_provider(
     upstream: &Upstream,
     settings: &RateLimitSettings,
@@ -36,7 +36,7 @@ pub(crate) fn of_provider(
     if limits.is_empty() && !settings.learn {
         return Ok(None);
     }
-    let told_by = if upstream.passes_credentials() {
+    let key_by = if upstream.passes_credentials() {
         KeyBy::custom(|request| {
             let call = request.call();
             let call = call.as_deref();
@@ -51,7 +51,7 @@ pub(crate) fn of_provider(
     let limits = limits.into_iter().map(|limit| limit.by(KeyBy::shared()));
     let mut builder = RateLimitLayer::for_providers()
         .limits(limits)
-        .key_by(told_by)
+        .key_by(key_by)
         .enforce_reported_limits(settings.learn)
         .max_waiting(settings.queue)
         .max_wait(settings.timeout);
@@ -61,8 +61,8 @@ pub(crate) fn of_provider(
     builder.build().map(Some).map_err(not_built)
 }
 
-/// The limits of each caller, told apart by the gateway's keys if it has any, else as `describe` does; `None` if there are
-/// none.
+/// The limits of each caller, identified by the gateway's keys if it has any, else as `describe` does; `None` if there
+/// are none.
 pub(crate) async fn of_callers(
     describe: &DescribeLayer,
     access: &Access,
@@ -137,7 +137,7 @@ impl RateLimitSettings {
 }
 
 impl Tiers {
-    /// Requests per hour, for callers of no other tier those of the first.
+    /// Requests per hour: each tier's own, and the first tier's for callers without a tier.
     fn limit(&self) -> Limit {
         let (_, first) = self.0[0];
         let limit = Limit::requests(first).per_hour();

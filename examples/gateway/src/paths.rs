@@ -1,4 +1,4 @@
-//! Which paths are ambiguous, and which ones the owner's credential may be used for.
+//! Which paths are ambiguous, and which ones callers may use with the owner's credential.
 
 use std::{borrow::Cow, str::FromStr};
 
@@ -8,7 +8,7 @@ use percent_encoding::percent_decode;
 /// How often a path is decoded: no honest client encodes more than twice.
 const MAX_DECODINGS: usize = 8;
 
-/// Paths that callers may use with the owner's credential, beside those of inference and of lists of models.
+/// Paths that callers may use with the owner's credential, besides those of inference and of model lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowPaths(Vec<Pattern>);
 
@@ -70,7 +70,7 @@ impl Pattern {
     }
 }
 
-/// The address with each run of slashes in its path made one; `None` if there is none.
+/// The address with repeated slashes in its path merged; `None` if there are none.
 ///
 /// Clients join a base URL that ends in a slash with a path that begins with one.
 pub(crate) fn merge_slashes(uri: &Uri) -> Option<Uri> {

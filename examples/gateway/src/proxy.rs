@@ -1,4 +1,4 @@
-//! The way to an upstream through a proxy: by CONNECT for https, by forwarding for http.
+//! Connects to an upstream through a proxy: by CONNECT for https, by forwarding for http.
 
 use std::{
     fmt,
@@ -86,7 +86,7 @@ impl Proxies {
         self.0.intercept(upstream)
     }
 
-    /// What a proxy that forwards requests to `upstream` asks of each of them. One that is reached by CONNECT is told once.
+    /// The credentials for a proxy that forwards requests to `upstream`, sent with each. CONNECT sends them once.
     pub(crate) fn authorization(&self, upstream: &Uri) -> Option<HeaderValue> {
         if upstream.scheme_str() != Some("http") {
             return None;
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_proxy_is_refused_without_being_shown() {
+    fn an_invalid_proxy_is_refused_without_being_shown() {
         for (flag, url) in [
             ("--https-proxy", "socks5://hidden:1080"),
             ("--http-proxy", "ftp://hidden"),

@@ -70,21 +70,21 @@ use crate::{
     upstream::{Upstream, Upstreams},
 };
 
-/// What reading the request body may add to the longest time of a call.
+/// Maximum time for reading the request body, in addition to the maximum time of a call.
 const UPLOAD: Duration = Duration::from_secs(300);
 
-/// For callers to be told that they are cut.
+/// Time for the last frames of calls that are cut at shutdown.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// The layers around the client: each stands inside the one before it.
+/// The layers around the client, outermost first.
 type Service = Describe<Monitor<Limited<Cached<Breaker<Limited<Target>, HttpBody>>>>>;
 type Cached<S> = OptionalService<Cache<S>, S, HttpBody>;
 type Limited<S> = OptionalService<RateLimit<S, HttpBody>, S, HttpBody>;
 type Target = Bulkhead<Timeout<Decode, HttpBody>, HttpBody>;
 
-/// A gateway that listens, and serves once it is told to.
+/// A gateway that listens; it serves once [`serve`](Self::serve) runs.
 pub struct Gateway {
     listener: TcpListener,
     addr: SocketAddr,
@@ -199,8 +199,8 @@ impl Gateway {
             let describe = describe.clone().provider(provider);
             let describe = match (upstream.credential(), &secret) {
                 (None, _) => describe.account_by_credential(),
-                // A name for the credential that is configured, so that it is told apart from those of callers; and from
-                // the one that another gateway has.
+                // A name for the configured credential, which distinguishes it from those of callers, and from the one
+                // of another gateway.
                 (Some(credential), Some(secret)) => describe.account(secret.account(credential)),
                 (Some(_), None) => describe.account("gateway"),
             };
@@ -311,7 +311,7 @@ impl Gateway {
         matches!(self.shared.gate.access, Access::Keys(_))
     }
 
-    /// What makes it unready, some time before it is to stop.
+    /// Returns a handle that makes the gateway report that it is not ready, some time before it stops.
     #[must_use]
     pub fn drain(&self) -> Drain {
         Drain(Arc::clone(&self.shared.shutdown))
@@ -384,7 +384,7 @@ fn lively() -> Behavior {
         .gap(Duration::from_millis(20))
 }
 
-/// Refuses an upstream that is the gateway itself, where each call would come back until no sockets are left. It happens when
+/// Refuses an upstream that is the gateway itself: each call would come back until no sockets are left. It happens when
 /// `OPENAI_BASE_URL` is exported for a client.
 fn refuse_itself(addr: SocketAddr, upstreams: &Upstreams) -> Result<(), StartError> {
     let is_itself = |uri: &Uri| {
@@ -493,7 +493,7 @@ async fn exchange(
     let awaits_leave =
         parts.version < Version::HTTP_2 && parts.headers.contains_key(header::EXPECT);
     let mut response = answer(shared, ambiguous, parts, body, stalled).await?;
-    // A client that has not been told to go on may send the body or not, so what comes next cannot be told.
+    // A client that still waits for `100 Continue` may or may not send the body, so what follows is unknown.
     if awaits_leave && rest.is_given_up() {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
@@ -508,7 +508,7 @@ async fn answer(
     body: PatientBody,
     stalled: Stalled,
 ) -> Result<Response<impl Body<Data = Bytes, Error = BoxError> + Send>, BoxError> {
-    // Before the keys are taken, since a header that only one provider's clients send may tell.
+    // Before the keys are removed, since a header that only one provider's clients send may identify the dialect.
     let dialect = shared.gate.dialect(&parts);
     if let Err(problem) = gate::check_form(&parts, &ambiguous) {
         return Ok(refuse(problem, dialect, &parts).map(Either::Right));
