@@ -5,6 +5,7 @@
 
 use std::{
     cell::LazyCell,
+    env,
     fs::{self, File, OpenOptions},
     hint::black_box,
     io::Write,
@@ -120,6 +121,37 @@ impl Suite {
         one
     }
 
+    /// Writes down a figure that is not the time of a call, such as a size or a ratio; returns it, if it was not filtered out.
+    ///
+    /// # Panics
+    ///
+    /// If the row cannot be written.
+    pub fn figure(
+        &mut self,
+        case: &str,
+        subject: &str,
+        unit: &str,
+        value: impl FnOnce() -> f64,
+    ) -> Option<f64> {
+        if !is_wanted(
+            &format!("{}/{case}/{subject}", self.name),
+            env::args().skip(1),
+        ) {
+            return None;
+        }
+        let value = value();
+        let row = serde_json::json!({
+            "suite": self.name,
+            "case": case,
+            "subject": subject,
+            "unit": unit,
+            "value": round(value),
+        });
+        println!("{row}\n");
+        writeln!(self.rows, "{row}").expect("the row can be written");
+        Some(value)
+    }
+
     fn measure(
         &mut self,
         case: &Case,
@@ -195,6 +227,14 @@ pub fn peer(name: &str) -> String {
     format!("{name} {}", version.expect("a crate in the lock file"))
 }
 
+/// Whether a figure is to be taken, by the arguments that criterion reads for its own: `cargo bench` says `--bench`, and a
+/// filter is a part of the name.
+fn is_wanted(name: &str, args: impl Iterator<Item = String>) -> bool {
+    let (options, filters): (Vec<_>, Vec<_>) = args.partition(|arg| arg.starts_with('-'));
+    let is_run = options.iter().any(|option| option == "--bench");
+    is_run && filters.last().is_none_or(|filter| name.contains(filter))
+}
+
 /// How long the runs of a sample took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Elapsed {
@@ -264,6 +304,16 @@ mod tests {
     fn the_median_is_in_the_middle() {
         assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&mut [4.0, 1.0, 3.0, 2.0]), 2.5);
+    }
+
+    #[test]
+    fn figures_are_taken_by_bench_alone_and_by_a_part_of_their_name() {
+        let is_wanted =
+            |args: &[&str]| is_wanted("cache/memory/lru", args.iter().map(ToString::to_string));
+        assert!(is_wanted(&["--bench"]));
+        assert!(is_wanted(&["memory", "--bench"]));
+        assert!(!is_wanted(&["hit", "--bench"]));
+        assert!(!is_wanted(&["--test"]));
     }
 
     #[test]

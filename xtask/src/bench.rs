@@ -15,10 +15,18 @@ const SUMMARY: &str = "summary.json";
 /// What building all suites in release mode takes, with room to spare.
 const BUILD_MIB: u64 = 3 * 1024;
 
-/// One figure, as a suite writes it to `target/bench/<suite>.jsonl` and the summary lists it.
+/// One row, as a suite writes it to `target/bench/<suite>.jsonl` and the summary lists it.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(untagged)]
+enum Row {
+    Call(Call),
+    Figure(Figure),
+}
+
+/// What a call costs.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Row {
+struct Call {
     suite: String,
     case: String,
     subject: String,
@@ -26,6 +34,26 @@ struct Row {
     ns_per_call: f64,
     allocs_per_call: f64,
     bytes_per_call: f64,
+}
+
+/// What is not the time of a call: a size, a ratio.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Figure {
+    suite: String,
+    case: String,
+    subject: String,
+    unit: String,
+    value: f64,
+}
+
+impl Row {
+    fn suite(&self) -> &str {
+        match self {
+            Self::Call(call) => &call.suite,
+            Self::Figure(figure) => &figure.suite,
+        }
+    }
 }
 
 /// Runs the named suites, or all if none is named, and prints their figures in one table.
@@ -79,16 +107,28 @@ fn prepare(sh: &Shell, folder: &Path, target: &Path, suites: &[&str]) -> Result 
     }
     for suite in suites {
         // A suite that needs Redis starts a server of its own.
-        if sh
-            .read_file(format!("benches/benches/{suite}.rs"))?
-            .contains("RedisServer::start")
-        {
+        if uses_redis(sh, suite)? {
             tools::find_or_install(sh, Tool::Redis)?;
         }
     }
     let targets = suites.iter().flat_map(|suite| ["--bench", suite]);
     cmd!(sh, "cargo bench -p benches --no-run {targets...}").run()?;
     Ok(())
+}
+
+/// Whether the suite, which is a file or a folder of them, starts a server.
+fn uses_redis(sh: &Shell, suite: &str) -> Result<bool> {
+    let suite = format!("benches/benches/{suite}");
+    let files = match sh.path_exists(&suite) {
+        true => sh.read_dir(&suite)?,
+        false => vec![format!("{suite}.rs").into()],
+    };
+    for file in files {
+        if sh.read_file(file)?.contains("RedisServer::start") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The free disk space at `folder`; `None` where there is no `df` to ask.
@@ -118,8 +158,8 @@ fn parse_rows(lines: &str, suite: &str) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for line in lines.lines().filter(|line| !line.trim().is_empty()) {
         let row: Row = serde_json::from_str(line).map_err(|error| format!("{error}: {line}"))?;
-        if row.suite != suite {
-            return Err(format!("suite `{suite}` wrote a row of suite `{}`", row.suite).into());
+        if row.suite() != suite {
+            return Err(format!("suite `{suite}` wrote a row of suite `{}`", row.suite()).into());
         }
         rows.push(row);
     }
@@ -137,9 +177,9 @@ fn read_summary(sh: &Shell, folder: &Path) -> Result<Vec<Row>> {
 
 /// Replaces a suite's old rows by its new ones; suites stay sorted by name.
 fn merge(mut summary: Vec<Row>, suite: &str, rows: Vec<Row>) -> Vec<Row> {
-    summary.retain(|row| row.suite != suite);
+    summary.retain(|row| row.suite() != suite);
     summary.extend(rows);
-    summary.sort_by(|a, b| a.suite.cmp(&b.suite));
+    summary.sort_by(|a, b| a.suite().cmp(b.suite()));
     summary
 }
 
@@ -152,9 +192,9 @@ fn to_json_lines(rows: &[Row]) -> serde_json::Result<String> {
     Ok(format!("[\n{}\n]\n", rows.join(",\n")))
 }
 
-/// The rows as text: names to the left, numbers to the right.
+/// The rows as text: what calls cost, and then the other figures.
 fn table(rows: &[Row]) -> String {
-    const HEAD: [&str; 7] = [
+    const CALLS: [&str; 7] = [
         "suite",
         "case",
         "subject",
@@ -163,31 +203,57 @@ fn table(rows: &[Row]) -> String {
         "allocs/call",
         "bytes/call",
     ];
+    const FIGURES: [&str; 5] = ["suite", "case", "subject", "value", "unit"];
+
+    let mut calls = Vec::new();
+    let mut figures = Vec::new();
+    for row in rows {
+        match row {
+            Row::Call(call) => calls.push([
+                call.suite.clone(),
+                call.case.clone(),
+                call.subject.clone(),
+                call.threads.to_string(),
+                format!("{:.1}", call.ns_per_call),
+                format!("{:.2}", call.allocs_per_call),
+                format!("{:.0}", call.bytes_per_call),
+            ]),
+            Row::Figure(figure) => figures.push([
+                figure.suite.clone(),
+                figure.case.clone(),
+                figure.subject.clone(),
+                format!("{:.2}", figure.value),
+                figure.unit.clone(),
+            ]),
+        }
+    }
+    let mut text = String::new();
+    if !calls.is_empty() {
+        text += &aligned(CALLS, calls);
+    }
+    if !figures.is_empty() {
+        text += &aligned(FIGURES, figures);
+    }
+    text
+}
+
+/// The lines in columns: names to the left, numbers to the right, as far as there are any behind the names.
+fn aligned<const N: usize>(head: [&str; N], lines: Vec<[String; N]>) -> String {
     const NAMES: usize = 3;
 
-    let mut lines = vec![HEAD.map(str::to_owned)];
-    lines.extend(rows.iter().map(|row| {
-        [
-            row.suite.clone(),
-            row.case.clone(),
-            row.subject.clone(),
-            row.threads.to_string(),
-            format!("{:.1}", row.ns_per_call),
-            format!("{:.2}", row.allocs_per_call),
-            format!("{:.0}", row.bytes_per_call),
-        ]
-    }));
-    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
-    let widths: Vec<usize> = (0..HEAD.len())
-        .map(|column| width(column).unwrap_or(0))
-        .collect();
+    let mut all = vec![head.map(str::to_owned)];
+    all.extend(lines);
+    let width = |column: usize| all.iter().map(|line| line[column].chars().count()).max();
+    let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
 
     let mut text = String::new();
-    for line in &lines {
+    for line in &all {
         for (column, cell) in line.iter().enumerate() {
             let gap = if column == 0 { "" } else { "  " };
             let width = widths[column];
-            let written = if column < NAMES {
+            let written = if head[column] == "unit" {
+                write!(text, "{gap}{cell}")
+            } else if column < NAMES {
                 write!(text, "{gap}{cell:<width$}")
             } else {
                 write!(text, "{gap}{cell:>width$}")
@@ -233,7 +299,7 @@ mod tests {
     use super::*;
 
     fn row(suite: &str, subject: &str, ns_per_call: f64) -> Row {
-        Row {
+        Row::Call(Call {
             suite: suite.into(),
             case: "admit".into(),
             subject: subject.into(),
@@ -241,7 +307,17 @@ mod tests {
             ns_per_call,
             allocs_per_call: 0.0,
             bytes_per_call: 0.0,
-        }
+        })
+    }
+
+    fn figure(subject: &str, value: f64) -> Row {
+        Row::Figure(Figure {
+            suite: "cache".into(),
+            case: "memory".into(),
+            subject: subject.into(),
+            unit: "bytes".into(),
+            value,
+        })
     }
 
     #[test]
@@ -275,6 +351,7 @@ mod tests {
         for rows in [
             vec![],
             vec![row("watch", "bare", 0.5), row("watch", "x", 1e6)],
+            vec![figure("lru", 2.5), row("watch", "x", 1e6)],
         ] {
             let text = to_json_lines(&rows).unwrap();
             assert_eq!(serde_json::from_str::<Vec<Row>>(&text).unwrap(), rows);
@@ -298,20 +375,38 @@ mod tests {
         let error = parse_rows(r#"{"suite": "watch"}"#, "watch")
             .unwrap_err()
             .to_string();
-        assert!(error.starts_with("missing field `case`"), "{error}");
+        assert!(
+            error.ends_with(r#"enum Row: {"suite": "watch"}"#),
+            "{error}"
+        );
     }
 
     #[test]
     fn names_align_left_and_numbers_right() {
         let mut slow = row("bulkhead", "tower-llm-bulkhead", 1234.56);
-        slow.allocs_per_call = 1.5;
-        slow.bytes_per_call = 640.0;
+        if let Row::Call(slow) = &mut slow {
+            slow.allocs_per_call = 1.5;
+            slow.bytes_per_call = 640.0;
+        }
         let expected = "\
 suite     case   subject             threads  ns/call  allocs/call  bytes/call
 bulkhead  admit  bare                      1      2.0         0.00           0
 bulkhead  admit  tower-llm-bulkhead        1   1234.6         1.50         640
 ";
         assert_eq!(table(&[row("bulkhead", "bare", 2.0), slow]), expected);
+    }
+
+    #[test]
+    fn other_figures_have_a_table_of_their_own() {
+        let expected = "\
+suite  case    subject     value  unit
+cache  memory  lru       2400.50  bytes
+cache  memory  tiny_lfu     1.00  bytes
+";
+        assert_eq!(
+            table(&[figure("lru", 2400.5), figure("tiny_lfu", 1.0)]),
+            expected
+        );
     }
 
     #[test]
