@@ -118,3 +118,81 @@ mod follower_of_a_call_in_flight {
         assert_eq!(layers.stand().verdicts(), verdicts(1, 0));
     }
 }
+
+mod batch_of_embeddings_that_is_stored_in_part {
+    use super::*;
+
+    /// A provider that charges seven tokens an input.
+    fn provider() -> Attempts {
+        boxed(service_fn(|request: Request<RequestBody>| async move {
+            let body: serde_json::Value =
+                serde_json::from_slice(request.body().as_bytes().unwrap()).unwrap();
+            let inputs = body["input"].as_array().unwrap().len();
+            let items =
+                (0..inputs).map(|index| serde_json::json!({"index": index, "embedding": [1]}));
+            let answer = serde_json::json!({
+                "data": items.collect::<Vec<_>>(),
+                "usage": {"prompt_tokens": 7 * inputs, "total_tokens": 7 * inputs},
+            });
+            Ok::<_, BoxError>(Response::new(Full::new(Bytes::from(answer.to_string()))))
+        }))
+    }
+
+    async fn ask(client: &Client, input: &str) {
+        let request = Request::post("/v1/embeddings");
+        let body = format!(r#"{{"model":"m","input":{input}}}"#);
+        let response = client.clone().oneshot(request.body(body.into()).unwrap());
+        response.await.unwrap().into_body().collect().await.unwrap();
+    }
+
+    async fn event() -> Stand {
+        let layers = Layers::with_cache([]);
+        let client = layers.stack_over(provider());
+        ask(&client, r#"["one","two"]"#).await;
+        ask(&client, r#"["two","three","one"]"#).await;
+        ask(&client, r#"["three","three"]"#).await;
+        layers.stand()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_callers_limit_is_charged_what_was_sent() {
+        assert_eq!(event().await.of_caller(), taken(3, 3 * 7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_providers_limit_is_charged_the_same() {
+        assert_eq!(event().await.of_provider(), taken(2, 3 * 7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_permit_stays_taken_and_the_circuit_counts_two_calls() {
+        let stand = event().await;
+        assert_eq!(stand.places_held(), 0);
+        assert_eq!(stand.verdicts(), verdicts(2, 0));
+    }
+
+    /// A call that waits for the items of others, and leaves, has cost nothing; one that has sent some of them has.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_has_sent_nothing_is_refunded_if_it_leaves() {
+        let layers = Layers::with_cache([]);
+        let never = service_fn(|_: Request<RequestBody>| {
+            future::pending::<Result<Response<Full<Bytes>>, BoxError>>()
+        });
+        let client = layers.stack_over(boxed(never));
+        let mut calls = [r#"["one"]"#, r#"["one","one"]"#, r#"["one","two"]"#]
+            .map(|input| Box::pin(ask(&client, input)));
+        let mut requests = Vec::new();
+        for call in &mut calls {
+            assert!(poll!(call).is_pending());
+            requests.push(layers.stand().of_caller().requests);
+        }
+        assert_eq!(requests, [1, 2, 3]);
+        let [first, waits, sends] = calls;
+        drop(waits);
+        assert_eq!(layers.stand().of_caller().requests, 2);
+        drop(sends);
+        assert_eq!(layers.stand().of_caller().requests, 2);
+        drop(first);
+        assert_eq!(layers.stand().of_caller().requests, 2);
+    }
+}

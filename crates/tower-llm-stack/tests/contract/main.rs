@@ -4,6 +4,7 @@
 //! |---|---|---|---|---|
 //! | cached answer | one request, no tokens | nothing | nothing | nothing |
 //! | follower of a call in flight | one request, no tokens | nothing | nothing | nothing |
+//! | batch of embeddings, stored in part | one request, tokens of what was sent | the same | freed at end | what was sent |
 //! | refusal by any layer | refunded | refunded whole | freed | neutral |
 //! | caller leaves, before or inside the body | settled by what was seen | same | freed at once | neutral; a probe is given back |
 //! | caller leaves while an inner layer queues the call | refunded | refunded whole | leaves the queue | neutral |
@@ -15,7 +16,7 @@
 //! | retry | once per call | each attempt | each attempt | each attempt |
 //! | branch | once per call | each branch reserves and settles | each its own permit | each its own verdict |
 //!
-//! The first two rows are in `cached`, the last two in `attempts`; the three before them in `client_errors` and
+//! The first three rows are in `cached`, the last two in `attempts`; the three before them in `client_errors` and
 //! `throttled`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
@@ -35,11 +36,11 @@ use futures_util::{
     poll,
 };
 use http::{Request, Response, StatusCode};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
 use layers::{
     A_REQUEST, Attempts, Body, Client, ESTIMATED_INPUT, INPUT, Layers, NEITHER, NOTHING, REQUEST,
-    RESERVED_OF_CALLER, RESERVED_OF_PROVIDER, Stand, Taken, USED, answer, model, request, taken,
-    verdicts,
+    RESERVED_OF_CALLER, RESERVED_OF_PROVIDER, Stand, Taken, USED, answer, boxed, model, request,
+    taken, verdicts,
 };
 use tower::{ServiceExt, layer::layer_fn, retry, service_fn};
 use tower_llm_stack::{BoxError, Key, Refusal, RequestBody, breaker::State};

@@ -1,8 +1,15 @@
 //! Items that several callers ask for at the same time.
 
-use serde_json::json;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http_body_util::{BodyExt, Full};
+use serde_json::{Value, json};
 use tokio_test::assert_ready;
-use tower_llm_core::Served;
+use tower::{ServiceExt, service_fn};
+use tower_layer::Layer;
+use tower_llm_core::{BoxError, Served};
 use tower_llm_testkit::mock;
 
 use super::support::*;
@@ -175,4 +182,66 @@ fn a_request_joins_a_bounded_number_of_calls() {
     alone_sent.into_iter().for_each(Arrived::answer);
     check(answered(&mut all), &json!({"input": input}));
     alone.iter_mut().for_each(|calling| drop(answered(calling)));
+}
+
+/// Overlapping batches on real threads, in some rounds with callers that leave.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn callers_on_many_threads_send_each_item_once_and_all_are_answered() {
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&sent);
+    let provider = service_fn(move |request: Sent| {
+        let seen = Arc::clone(&seen);
+        async move {
+            tokio::task::yield_now().await;
+            let request: Value =
+                serde_json::from_slice(request.body().as_bytes().unwrap()).unwrap();
+            let answer = embeddings(&request);
+            seen.lock().unwrap().extend(inputs(&request["input"]));
+            Ok::<_, BoxError>(http::Response::new(Full::new(Bytes::from(answer))))
+        }
+    });
+    let layer = shared();
+    let cache = layer.layer(provider);
+    for round in 0..300 {
+        let callers: Vec<_> = (0..8)
+            .map(|caller| {
+                let cache = cache.clone();
+                let input: Vec<_> = (0..6)
+                    .map(|item| format!("{round}-{}", (caller * item) % 11))
+                    .collect();
+                let request = json!({"input": input});
+                let calling = cache.oneshot(batch(&request["input"])).boxed();
+                tokio::spawn(async move {
+                    let answer = calling.await.unwrap().into_body().collect().await.unwrap();
+                    let answer: Value = serde_json::from_slice(&answer.to_bytes()).unwrap();
+                    for (index, input) in inputs(&request["input"]).iter().enumerate() {
+                        let vector = vector(input, &request);
+                        let vector: Value = serde_json::from_str(&vector).unwrap();
+                        assert_eq!(answer["data"][index]["embedding"], vector);
+                    }
+                })
+            })
+            .collect();
+        let leave = round % 2 == 1;
+        if leave {
+            callers
+                .iter()
+                .step_by(3)
+                .for_each(tokio::task::JoinHandle::abort);
+        }
+        for caller in callers {
+            match caller.await {
+                Err(error) if leave && error.is_cancelled() => {}
+                caller => caller.unwrap(),
+            }
+        }
+        let mut sent = std::mem::take(&mut *sent.lock().unwrap());
+        let all = sent.len();
+        sent.sort_by_key(Value::to_string);
+        sent.dedup();
+        if !leave {
+            assert_eq!((sent.len(), all), (11, 11), "in round {round}");
+        }
+    }
+    assert_eq!(layer.handle().stats().in_flight, 0);
 }
