@@ -1,4 +1,8 @@
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    future::Future,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -38,6 +42,12 @@ pub struct CacheStats {
     pub entries: u64,
     /// The size of all answers held, in bytes.
     pub bytes: u64,
+    /// Plain [values](CacheHandle::value) that were held.
+    pub value_hits: u64,
+    /// Plain values that were loaded, or tried to be.
+    pub value_loads: u64,
+    /// Plain values held, stale ones that were not evicted yet among them.
+    pub values: u64,
     /// Calls in flight that can be joined.
     pub in_flight: u64,
     bypassed: Vec<(Bypass, u64)>,
@@ -65,6 +75,9 @@ impl CacheHandle {
             bytes: size.bytes,
             items_reused: counters.items_reused.load(Ordering::Relaxed),
             items_sent: counters.items_sent.load(Ordering::Relaxed),
+            value_hits: self.shared.values.hits.load(Ordering::Relaxed),
+            value_loads: self.shared.values.loads.load(Ordering::Relaxed),
+            values: self.shared.values.len(),
             in_flight: (self.shared.flights.len() + self.shared.claims.calls()) as u64,
             bypassed: counters.bypassed().collect(),
         }
@@ -97,12 +110,59 @@ impl CacheHandle {
         memory.remove_if(&|stored| pattern.matches(&stored.key.to_string()))
     }
 
-    /// Removes all answers; returns how many.
+    /// The value called `id` in a namespace of your own, held for `ttl`, or loaded: for what is cached beside answers, such as
+    /// summaries and metrics.
+    ///
+    /// Callers that ask for a value while it is loaded wait for it, without a task. If the caller that loads it is dropped,
+    /// one that waits loads it with its own `load`. Values are held in this process only, counted and not weighed
+    /// ([`max_values`](crate::CacheBuilder::max_values)), and not scoped: put the tenant into the id. Values of different
+    /// types with one name are different values. Each caller gets a clone, so let a large value be an `Arc`.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_llm_cache::{CacheLayer, Scope};
+    /// # use tower_llm_core::BoxError;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # async fn summarize(dialog: &str) -> Result<String, std::io::Error> { Ok(dialog.to_uppercase()) }
+    /// let cache = CacheLayer::builder(Scope::caller()).build()?.handle();
+    /// let summary = cache.value("dialog:summary", "d-7", Duration::from_secs(600), || summarize("hello"));
+    /// assert_eq!(summary.await?, "HELLO");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// That of the load, shared by all callers that waited for it. It is not stored: the next caller loads.
+    pub async fn value<T, E, F, Fut>(
+        &self,
+        namespace: &str,
+        id: &str,
+        ttl: Duration,
+        load: F,
+    ) -> Result<T, Arc<E>>
+    where
+        T: Clone + Send + Sync + 'static,
+        E: Send + Sync + 'static,
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        self.shared.values.value(namespace, id, ttl, load).await
+    }
+
+    /// Removes a value; returns whether there was one. All names are looked through. A load in flight goes on and is stored.
+    pub async fn remove_value(&self, namespace: &str, id: &str) -> bool {
+        self.shared.values.remove(namespace, id).await
+    }
+
+    /// Removes all answers and values; returns how many answers.
     #[expect(
         clippy::must_use_candidate,
         reason = "it removes; the answer is for logs"
     )]
     pub fn clear(&self) -> u64 {
+        self.shared.values.clear();
         let memory = self.shared.memory.as_ref();
         memory.map_or(0, |memory| memory.remove_if(&|_| true))
     }

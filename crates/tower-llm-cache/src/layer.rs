@@ -5,7 +5,7 @@ use tower_llm_core::{ConfigError, Operation};
 
 use crate::{
     Cache, CacheHandle, Memory, Policy, Scope, StatusHeader, flight::Flights, items::Claims,
-    key::KeySettings, policy::Policies, shared::Shared,
+    key::KeySettings, policy::Policies, shared::Shared, values::Values,
 };
 
 /// Answers repeated calls from memory, and makes one call of those that ask the same at the same time.
@@ -24,6 +24,7 @@ pub struct CacheBuilder {
     policies: Policies,
     status: StatusHeader,
     memory: Option<Memory>,
+    max_values: u64,
 }
 
 impl CacheLayer {
@@ -35,6 +36,7 @@ impl CacheLayer {
             policies: Policies::new(),
             status: StatusHeader::default(),
             memory: Some(Memory::lru()),
+            max_values: 10_000,
         }
     }
 
@@ -97,15 +99,26 @@ impl CacheBuilder {
         self
     }
 
+    /// Sets the maximum number of plain [values](CacheHandle::value); 10,000 unless set. Beyond, the value that was used
+    /// longest ago is evicted. The size of a value is not known, so they are counted.
+    pub fn max_values(mut self, values: u64) -> Self {
+        self.max_values = values;
+        self
+    }
+
     /// Builds the layer.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] naming the setting: `ttl` if it is zero or over ten years, `max_answer_bytes`, `max_bytes` or `max_entries`
-    /// if it is zero.
+    /// [`ConfigError`] naming the setting: `ttl` if it is zero or over ten years, `max_answer_bytes`, `max_bytes`, `max_entries`
+    /// or `max_values` if it is zero.
     pub fn build(self) -> Result<CacheLayer, ConfigError> {
         self.policies.check()?;
         let memory = self.memory.map(Memory::build).transpose()?;
+        if self.max_values == 0 {
+            let reason = "at least one value is held while it is loaded";
+            return Err(ConfigError::new("max_values", 0, reason));
+        }
         Ok(CacheLayer {
             shared: Arc::new(Shared {
                 keys: self.keys,
@@ -114,6 +127,7 @@ impl CacheBuilder {
                 memory,
                 flights: Arc::new(Flights::default()),
                 claims: Claims::default(),
+                values: Values::new(self.max_values),
                 counters: Default::default(),
             }),
         })

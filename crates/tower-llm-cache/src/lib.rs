@@ -29,6 +29,8 @@
 //! Responses say what happened in a `cache-status` header (RFC 9211), and the layer obeys these directives in a
 //! request's `cache-control`: `no-store`, `no-cache`, `max-age` and `only-if-cached`.
 //!
+//! The [handle](CacheHandle) also caches [plain values](CacheHandle::value) beside answers, such as summaries.
+//!
 //! # What it does not do
 //!
 //! It holds answers in this process only. It compares no meaning: two questions that differ in a word are two questions.
@@ -101,6 +103,7 @@ mod replay;
 mod service;
 mod shared;
 mod upstream;
+mod values;
 mod warm;
 
 pub use self::{

@@ -26,6 +26,7 @@ use crate::{
     policy::{Policies, Policy, is_completion},
     record::Record,
     replay,
+    values::Values,
 };
 
 /// The settings and the state of a cache.
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) memory: Option<Box<dyn Store>>,
     pub(crate) flights: Arc<Flights>,
     pub(crate) claims: Claims,
+    pub(crate) values: Values,
     pub(crate) counters: Counters,
 }
 

@@ -7,4 +7,5 @@ mod hits;
 mod items;
 mod stored;
 mod support;
+mod values;
 mod warming;
