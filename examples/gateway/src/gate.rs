@@ -76,6 +76,7 @@ impl Gate {
         if matches!(self.access, Access::Keys(_)) {
             upstream.check_credential(parts)?;
         }
+        upstream.address(parts);
         Ok(upstream)
     }
 }

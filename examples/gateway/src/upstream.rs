@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use http::{
     HeaderName, HeaderValue, Method, Request, Uri,
-    header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, EXPECT},
+    header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST},
     request::Parts,
 };
 use tower_llm_stack::{BoxError, Dialect, Provider, adapters::base_url::BaseUrl};
@@ -28,6 +28,8 @@ pub(crate) struct Upstream {
     base: BaseUrl,
     /// The same as an address.
     url: Uri,
+    /// Its host, as a header.
+    host: HeaderValue,
     /// What `base` was given by.
     url_name: Box<str>,
     /// What its credential was given by.
@@ -111,9 +113,11 @@ impl Known {
         simulated: bool,
     ) -> Upstream {
         let url: Uri = base.to_string().parse().expect("a base URL is a URL");
+        let host = url.authority().map_or("", |authority| authority.as_str());
         Upstream {
             name: self.name,
             provider: self.provider.clone(),
+            host: HeaderValue::from_str(host).expect("a host is a header value"),
             url,
             base,
             url_name: self.url.variable.into(),
@@ -305,6 +309,16 @@ impl Upstream {
             Dialect::Gemini
         } else {
             Dialect::OpenAi
+        }
+    }
+
+    /// Addresses a request to this provider. Before, it names the gateway, by the name under which its caller knows it.
+    pub(crate) fn address(&self, parts: &mut Parts) {
+        parts.headers.insert(HOST, self.host.clone());
+        if parts.uri.authority().is_some()
+            && let Some(path) = parts.uri.path_and_query()
+        {
+            parts.uri = path.clone().into();
         }
     }
 

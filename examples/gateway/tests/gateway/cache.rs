@@ -3,7 +3,7 @@
 use gateway::{Gateway, Settings};
 use tower_llm_testkit::{Behavior, SimulatedProvider};
 
-use crate::support::{Answer, Running, get, post};
+use crate::support::{Answer, Connection, Running, get, post};
 
 const CHAT: &str = "/v1/chat/completions";
 const STREAM: &str = r#"{"model":"m","temperature":0,"stream":true,"stream_options":{"include_usage":true},"messages":[{"role":"user","content":"Why?"}]}"#;
@@ -78,6 +78,32 @@ async fn what_asks_for_determinism_is_repeated_to_its_caller_alone() {
             "{line}\n{metrics}"
         );
     }
+}
+
+#[tokio::test]
+async fn an_answer_is_repeated_whatever_the_gateway_is_called() {
+    let provider = provider().await;
+    let gateway = Running::over(&provider, &[]).await;
+    let request = |target: &str, host: &str| {
+        format!(
+            "POST {target}{CHAT} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer alice\r\ncontent-length: {}\r\n\r\n{STREAM}",
+            STREAM.len()
+        )
+    };
+    for (index, (target, host)) in [
+        ("", "one.test"),
+        ("", "two.test:8080"),
+        ("http://three.test", "three.test"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut connection = Connection::open(gateway.addr).await;
+        connection.write(request(target, host).as_bytes()).await;
+        let answer = connection.answer(false).await.unwrap();
+        assert_eq!(status(&answer).contains("; hit"), index > 0, "{host}");
+    }
+    assert_eq!(provider.counts().requests, 1);
 }
 
 #[tokio::test]
