@@ -150,6 +150,12 @@ impl Keys {
         self.digests.is_empty()
     }
 
+    /// The key with this number in the list, from 1.
+    pub(crate) fn number(&self, number: u64) -> Option<KeyNumber> {
+        let index = usize::try_from(number.checked_sub(1)?).ok()?;
+        (index < self.digests.len()).then_some(KeyNumber(index))
+    }
+
     /// The caller that sends this key, under a name that may be logged.
     pub(crate) fn caller(&self, key: KeyNumber) -> &Caller {
         &self.callers[key.0]

@@ -46,6 +46,8 @@ pub(crate) struct PatientSocket {
 pub(crate) struct PatientBody {
     // `None` once it has ended.
     inner: Option<Incoming>,
+    /// The body of a call of the gateway's own.
+    own: Option<Bytes>,
     patience: Patience,
     stalled: Stalled,
     rest: Rest,
@@ -151,11 +153,23 @@ impl PatientBody {
         let stalled = Stalled::default();
         let body = Self {
             inner: (!inner.is_end_stream()).then_some(inner),
+            own: None,
             patience: Patience::new(limit),
             stalled: stalled.clone(),
             rest,
         };
         (body, stalled)
+    }
+
+    /// The body of a call of the gateway's own, which is there at once.
+    pub(crate) fn own(body: Bytes) -> Self {
+        Self {
+            inner: None,
+            own: Some(body),
+            patience: Patience::new(Duration::ZERO),
+            stalled: Stalled::default(),
+            rest: Rest::default(),
+        }
     }
 }
 
@@ -168,7 +182,7 @@ impl Body for PatientBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let Some(inner) = &mut self.inner else {
-            return Poll::Ready(None);
+            return Poll::Ready(self.own.take().map(|body| Ok(Frame::data(body))));
         };
         if let Poll::Ready(frame) = Pin::new(inner).poll_frame(cx) {
             self.patience.timer = None;
@@ -183,12 +197,12 @@ impl Body for PatientBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Body::is_end_stream)
+        self.own.is_none() && self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        let ended = || SizeHint::with_exact(0);
-        self.inner.as_ref().map_or_else(ended, Body::size_hint)
+        let own = || SizeHint::with_exact(self.own.as_ref().map_or(0, Bytes::len) as u64);
+        self.inner.as_ref().map_or_else(own, Body::size_hint)
     }
 }
 

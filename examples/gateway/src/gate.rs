@@ -7,7 +7,7 @@ use tower_llm_stack::Dialect;
 
 use crate::{
     AllowPaths,
-    access::Access,
+    access::{Access, KeyNumber},
     framing::Ambiguous,
     headers::wants_upgrade,
     paths::is_ambiguous,
@@ -68,6 +68,23 @@ impl Gate {
             })?;
             parts.extensions.insert(key);
         }
+        self.check(upstream, parts)
+    }
+
+    /// The upstream of a call of the gateway's own. Its caller is the [`KeyNumber`] in its extensions, or as in any request.
+    pub(crate) fn admit_own(&self, parts: &mut Parts) -> Result<Arc<Upstream>, Problem> {
+        if parts.extensions.get::<KeyNumber>().is_none() {
+            return self.admit(parts);
+        }
+        let upstream = self.upstreams.of(parts).cloned();
+        self.check(upstream, parts)
+    }
+
+    fn check(
+        &self,
+        upstream: Option<Arc<Upstream>>,
+        parts: &mut Parts,
+    ) -> Result<Arc<Upstream>, Problem> {
         let upstream = upstream.ok_or(Problem::NOT_FOUND)?;
         if !upstream.allows(&parts.method, parts.uri.path(), &self.allow_paths) {
             return Err(Problem::NOT_ALLOWED);

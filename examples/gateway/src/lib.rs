@@ -38,6 +38,7 @@ mod settings;
 mod sharing;
 mod shutdown;
 mod upstream;
+mod warm;
 
 pub use self::{
     error::StartError,

@@ -12,7 +12,7 @@ pub(crate) struct Problem {
     pub(crate) status: StatusCode,
     /// What it is called in the log, and `error.code` in OpenAI's dialects.
     pub(crate) code: &'static str,
-    message: &'static str,
+    pub(crate) message: &'static str,
     /// `error.type` in OpenAI's dialects.
     openai: &'static str,
     /// `error.type` in Anthropic's.

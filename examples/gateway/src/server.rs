@@ -68,6 +68,7 @@ use crate::{
     sharing::Sharing,
     shutdown::{CutBody, Drain, Shutdown},
     upstream::{Upstream, Upstreams},
+    warm::{self, Warm},
 };
 
 /// Maximum time for reading the request body, in addition to the maximum time of a call.
@@ -91,6 +92,7 @@ pub struct Gateway {
     settings: Settings,
     shared: Arc<Shared>,
     admin: Option<Admin>,
+    warm: Option<Warm>,
     simulator: Option<SimulatedProvider>,
     notices: Vec<String>,
 }
@@ -178,6 +180,7 @@ impl Gateway {
             Access::Keys(keys) => describe.caller_by(keys.caller_by()),
         };
         let cache = cache::layer(&settings.cache, &settings.names)?;
+        let warm = Warm::load(&settings, &access, cache.is_some())?;
         let mut breakers = Breakers::new();
         // Under the layers, so that they read what an upstream compressed unasked.
         let client = decode(Client::new(&upstreams, proxies.clone())?);
@@ -260,6 +263,7 @@ impl Gateway {
             settings,
             shared: Arc::new(shared),
             admin,
+            warm,
             simulator,
             notices,
         })
@@ -324,6 +328,7 @@ impl Gateway {
             settings,
             shared,
             admin,
+            warm,
             simulator,
             ..
         } = self;
@@ -336,6 +341,11 @@ impl Gateway {
         let mut administration = JoinSet::new();
         if let Some(admin) = admin {
             administration.spawn(admin.serve(shared.closing.subscribe()));
+        }
+        let mut warming = JoinSet::new();
+        if let Some(warm) = warm {
+            let shared = Arc::clone(&shared);
+            warming.spawn(warm.run(move |request| own_call(Arc::clone(&shared), request)));
         }
         loop {
             let has_room = connections.len() < settings.max_connections;
@@ -355,6 +365,7 @@ impl Gateway {
         // From here on the system refuses new connections.
         drop(listener);
         shared.closing.send_replace(true);
+        drop(warming);
         let all = async |connections: &mut JoinSet<()>| {
             while connections.join_next().await.is_some() {}
         };
@@ -538,6 +549,27 @@ async fn answer(
     }
     let shutdown = Arc::clone(&shared.shutdown);
     Ok(CutBody::response(response, dialect, shutdown).map(Either::Left))
+}
+
+/// Makes a call of the gateway's own, which is to be cached.
+async fn own_call(
+    shared: Arc<Shared>,
+    request: Request<Bytes>,
+) -> Result<Response<impl Body<Data = Bytes, Error = BoxError> + Send>, BoxError> {
+    let (mut parts, body) = request.into_parts();
+    let admitted = gate::check_form(&parts, &Ambiguous::default())
+        .and_then(|()| shared.gate.admit_own(&mut parts));
+    let upstream = admitted.map_err(|problem| problem.message)?;
+    let service = shared.services[upstream.name()].clone();
+    parts.extensions.insert(upstream);
+    let response = service
+        .oneshot(Request::from_parts(parts, PatientBody::own(body)))
+        .await?;
+    // Dropping the response ends the call before all of it is paid for.
+    match warm::not_cached(response.headers()) {
+        Some(why) => Err(why.into()),
+        None => Ok(response),
+    }
 }
 
 /// Sends a request into the stack. An error becomes a response in the dialect of the request.

@@ -5,7 +5,7 @@ mod load;
 mod sharing;
 mod values;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::Parser;
 
@@ -392,6 +392,19 @@ pub struct CacheSettings {
         value_parser = cache_status
     )]
     pub status: CacheStatus,
+    /// File with calls to make after the start, so that their answers are in the cache: one JSON object a line, such as
+    /// `{"caller": 1, "path": "/v1/embeddings", "body": {..}}`. An answer is cached for its caller: the number of a key in
+    /// GATEWAY_KEYS or, instead of it, the `headers` that the caller sends. The calls cost money and count against limits.
+    #[arg(long = "cache-warm", env = "CACHE_WARM", value_name = "FILE")]
+    pub warm: Option<PathBuf>,
+    /// Calls of that file that run at once at most.
+    #[arg(
+        long = "cache-warm-concurrency",
+        env = "CACHE_WARM_CONCURRENCY",
+        value_name = "CALLS",
+        default_value = "4"
+    )]
+    pub warm_concurrency: NonZeroUsize,
 }
 
 /// What responses say of the cache.

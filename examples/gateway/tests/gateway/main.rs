@@ -28,3 +28,4 @@ mod start;
 mod support;
 mod tls;
 mod uploads;
+mod warm;
