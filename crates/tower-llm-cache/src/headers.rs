@@ -121,7 +121,9 @@ impl StatusHeader {
         if self == Self::Omitted || is_foreign {
             return;
         }
-        let mut status = String::from("tower-llm-cache; ");
+        // Room for all but a key.
+        let mut status = String::with_capacity(64);
+        status.push_str("tower-llm-cache; ");
         let written = match did {
             Did::Hit { ttl, .. } => write!(status, "hit; ttl={}", ttl.as_secs()),
             Did::Collapsed(why) => write!(status, "fwd={why}; collapsed"),

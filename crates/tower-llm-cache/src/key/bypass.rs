@@ -3,6 +3,8 @@ use std::fmt;
 /// Why a request is neither answered from the cache nor stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+// As wide as what a parser returns beside it: see `Text` in `json`.
+#[repr(u32)]
 pub enum Bypass {
     /// The operation is not one whose answers can be reused.
     Operation,

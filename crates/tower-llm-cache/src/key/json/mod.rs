@@ -69,14 +69,18 @@ struct Entry {
 #[derive(Clone, Copy, Debug)]
 enum Value {
     Null,
-    Bool(bool),
+    False,
+    True,
     Number(Span),
     String(Text),
     Array(Span),
     Object(Span),
 }
 
+// Tags as wide as what follows them, and nothing of one byte beside it, in errors neither: values are then copied word by
+// word. Otherwise they are copied in pieces that overlap, and each copy waits for the one before.
 #[derive(Clone, Copy, Debug)]
+#[repr(u32)]
 enum Text {
     /// In the body.
     Plain(Span),
@@ -90,6 +94,8 @@ struct Span {
     start: u32,
     len: u32,
 }
+
+const _: () = assert!(size_of::<Entry>() == 24);
 
 // === impl Arena ===
 
@@ -144,7 +150,8 @@ impl<'a> Node<'a> {
         let json = self.json;
         match self.value {
             Value::Null => Shape::Null,
-            Value::Bool(value) => Shape::Bool(value),
+            Value::False => Shape::Bool(false),
+            Value::True => Shape::Bool(true),
             Value::Number(span) => Shape::Number(Number(span.of(json.body))),
             Value::String(text) => Shape::String(json.text(text)),
             Value::Array(span) => Shape::Array(json.children(span)),
@@ -186,7 +193,7 @@ impl<'a> Node<'a> {
     }
 
     pub(super) fn is_bool(self, value: bool) -> bool {
-        matches!(self.value, Value::Bool(other) if other == value)
+        matches!(self.shape(), Shape::Bool(other) if other == value)
     }
 }
 
