@@ -61,12 +61,10 @@ impl Redis {
     ///
     /// The first [`StoreError`]. All other keys are removed nevertheless, as far as their servers are up.
     pub async fn remove(&self, keys: Vec<String>) -> Result<u64, StoreError> {
-        let requests = self.batches(keys).into_iter();
-        let requests = requests.map(|keys| Request::of_keys("UNLINK", keys, Vec::new()));
-        let removing = requests.map(|request| async move {
-            let reply = self.send(&request).await?;
-            Ok(u64::try_from(reply.into_integer()?).unwrap_or(0))
-        });
+        let removing = self
+            .batches(keys)
+            .into_iter()
+            .map(|keys| self.remove_together(keys));
         let mut replies = stream::iter(removing).buffer_unordered(AT_ONCE);
         let (mut removed, mut failed) = (0, None);
         while let Some(reply) = replies.next().await {
@@ -76,6 +74,12 @@ impl Redis {
             }
         }
         failed.map_or(Ok(removed), Err)
+    }
+
+    async fn remove_together(&self, keys: Vec<String>) -> Result<u64, StoreError> {
+        let request = Request::of_keys("UNLINK", keys, Vec::new());
+        let reply = self.send(&request).await?;
+        Ok(u64::try_from(reply.into_integer()?).unwrap_or(0))
     }
 
     fn batches(&self, keys: Vec<String>) -> Vec<Vec<String>> {

@@ -170,3 +170,19 @@ async fn a_scan_that_is_dropped_between_pages_goes_on_where_it_was() {
     }
     assert_eq!(all.len(), 1_500);
 }
+
+#[tokio::test]
+async fn every_command_can_be_spawned() {
+    let server = RedisServer::start().await.unwrap();
+    let redis = connect_patiently(server.url()).await;
+    let all = tokio::spawn(async move {
+        redis.set("a", "1", MINUTE).await?;
+        redis.publish("a", "1").await?;
+        let mut scan = redis.scan("*");
+        while let Some(keys) = scan.next().await {
+            redis.remove(keys?).await?;
+        }
+        redis.get("a").await
+    });
+    assert_eq!(all.await.unwrap().unwrap(), None);
+}
