@@ -18,6 +18,15 @@ pub struct FlightFailed {
     reason: Reason,
 }
 
+/// Answers were removed from this process's memory, and perhaps not from Redis or from the memory of other processes.
+///
+/// The text may change; the getters will not.
+#[derive(Debug)]
+pub struct InvalidateError {
+    memory: u64,
+    source: BoxError,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reason {
     Panicked,
@@ -84,6 +93,36 @@ impl fmt::Display for FlightFailed {
 }
 
 impl Error for FlightFailed {}
+
+// === impl InvalidateError ===
+
+impl InvalidateError {
+    #[cfg(feature = "redis")]
+    pub(crate) fn new(memory: u64, source: impl Into<BoxError>) -> Self {
+        Self {
+            memory,
+            source: source.into(),
+        }
+    }
+
+    /// How many answers were removed from this process's memory.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.memory
+    }
+}
+
+impl fmt::Display for InvalidateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("some answers may not have been removed from redis")
+    }
+}
+
+impl Error for InvalidateError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.source)
+    }
+}
 
 // === impl SharedError ===
 

@@ -34,6 +34,7 @@ pin_project! {
     enum State<F, B> {
         // `None` once it was handed out.
         Known { result: Option<Result<Response<CacheBody<B>>, BoxError>> },
+        Looking { future: Looking<B> },
         Passing { #[pin] future: F, status: StatusHeader, reason: Bypass },
         // `None` once the response headers were handed out.
         Flying { boarded: Option<Boarded> },
@@ -56,6 +57,9 @@ impl<F, B> State<F, B> {
     }
 }
 
+/// Looks for an answer outside of this process.
+type Looking<B> = Pin<Box<dyn Future<Output = Result<Response<CacheBody<B>>, BoxError>> + Send>>;
+
 impl<S, ReqB, ResB> ResponseFuture<S, ReqB, ResB>
 where
     S: Service<Request<ReqB>>,
@@ -64,6 +68,16 @@ where
         let result = Some(result);
         Self {
             state: State::Known { result },
+        }
+    }
+
+    #[cfg_attr(
+        not(feature = "redis"),
+        expect(dead_code, reason = "only Redis is outside")
+    )]
+    pub(crate) fn looking(future: Looking<ResB>) -> Self {
+        Self {
+            state: State::Looking { future },
         }
     }
 
@@ -115,6 +129,7 @@ where
         }
         Poll::Ready(match this.state.project() {
             StateProj::Known { result } => result.take().expect("polled after it was ready"),
+            StateProj::Looking { future } => ready!(future.as_mut().poll(cx)),
             StateProj::Passing {
                 future,
                 status,

@@ -7,9 +7,10 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    glob::Glob,
+    error::InvalidateError,
     key::{Bypass, CacheKey},
     shared::Shared,
+    target::Target,
 };
 
 /// Reads and changes what a [`CacheLayer`](crate::CacheLayer) holds; cheap to clone.
@@ -40,6 +41,16 @@ pub struct CacheStats {
     pub evicted: u64,
     /// Answers held, expired ones that were not evicted yet among them.
     pub entries: u64,
+    /// Of `hits`, those answered from Redis. What is answered from there is held in memory from then on.
+    pub shared_hits: u64,
+    /// Answers stored in Redis.
+    pub shared_stored: u64,
+    /// Answers not stored in Redis: it was unavailable, too many were waiting, or they were removed meanwhile.
+    pub shared_not_stored: u64,
+    /// Look-ups in Redis without a response.
+    pub shared_failures: u64,
+    /// Values in Redis that were not used: damaged, of another version, or sealed with another secret.
+    pub shared_unreadable: u64,
     /// The size of all answers held, in bytes.
     pub bytes: u64,
     /// Plain [values](CacheHandle::value) that were held.
@@ -51,6 +62,16 @@ pub struct CacheStats {
     /// Calls in flight that can be joined.
     pub in_flight: u64,
     bypassed: Vec<(Bypass, u64)>,
+}
+
+/// How many answers were removed; see [`CacheHandle::invalidate`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Removed {
+    /// From this process's memory.
+    pub memory: u64,
+    /// From Redis.
+    pub shared: u64,
 }
 
 impl CacheHandle {
@@ -70,6 +91,11 @@ impl CacheHandle {
             collapsed: counters.collapsed.load(Ordering::Relaxed),
             stored: counters.stored.load(Ordering::Relaxed),
             not_stored: counters.not_stored.load(Ordering::Relaxed),
+            shared_hits: counters.shared_hits.load(Ordering::Relaxed),
+            shared_stored: counters.shared_stored.load(Ordering::Relaxed),
+            shared_not_stored: counters.shared_not_stored.load(Ordering::Relaxed),
+            shared_failures: counters.shared_failures.load(Ordering::Relaxed),
+            shared_unreadable: counters.shared_unreadable.load(Ordering::Relaxed),
             evicted: size.evicted,
             entries: size.entries,
             bytes: size.bytes,
@@ -83,31 +109,58 @@ impl CacheHandle {
         }
     }
 
-    /// Removes one answer; returns whether there was one.
+    /// Removes one answer.
     ///
-    /// A call in flight for it goes on and is stored when it ends.
-    #[expect(
-        clippy::must_use_candidate,
-        reason = "it removes; the answer is for logs"
-    )]
-    pub fn invalidate(&self, key: &CacheKey) -> bool {
-        let memory = self.shared.memory.as_ref();
-        memory.is_some_and(|memory| memory.remove(key.digest()))
+    /// It is removed from this process's memory, from Redis, and from the memory of the other processes that share it: at
+    /// once, if they are connected to Redis, or when they are again, which empties their memory. An answer that waits to be
+    /// stored in Redis is removed too. A call in flight for it, in any process, goes on and is stored when it ends; so may be
+    /// an answer that another process is storing at that moment.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidateError`] if Redis was not reached: the answer is removed from this process's memory only. Not without
+    /// a Redis.
+    pub async fn invalidate(&self, key: &CacheKey) -> Result<Removed, InvalidateError> {
+        self.remove(Target::Key(key.clone())).await
     }
 
-    /// Removes all answers whose keys match a pattern, such as `ai:completion:claude*`; returns how many.
+    /// Removes all answers whose keys match a pattern, such as `ai:completion:claude*`; otherwise as
+    /// [`invalidate`](Self::invalidate).
     ///
-    /// `*` stands for any characters and `?` for one. Models stand in keys percent-encoded. The whole memory is looked through.
-    #[expect(
-        clippy::must_use_candidate,
-        reason = "it removes; the answer is for logs"
-    )]
-    pub fn invalidate_matching(&self, pattern: &str) -> u64 {
-        let pattern = Glob::new(pattern);
-        let Some(memory) = &self.shared.memory else {
-            return 0;
+    /// `*` stands for any characters and `?` for one. Models stand in keys percent-encoded. The whole memory is looked through,
+    /// and all keys in Redis, 512 at a time. Dropping the future leaves answers in Redis.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidateError`] if a part of Redis was not reached. What could be removed is.
+    pub async fn invalidate_matching(&self, pattern: &str) -> Result<Removed, InvalidateError> {
+        self.remove(Target::Matching(pattern.to_owned())).await
+    }
+
+    /// Removes all answers, from Redis those of all caches that share it, whatever their namespace, and all plain values of
+    /// this process; otherwise as [`invalidate_matching`](Self::invalidate_matching). It returns how many answers.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidateError`] if a part of Redis was not reached. What could be removed is.
+    pub async fn clear(&self) -> Result<Removed, InvalidateError> {
+        self.shared.values.clear();
+        self.remove(Target::All).await
+    }
+
+    async fn remove(&self, target: Target) -> Result<Removed, InvalidateError> {
+        let from_memory = |target: &Target| {
+            let memory = self.shared.memory.as_ref();
+            memory.map_or(0, |memory| target.remove_from(&**memory))
         };
-        memory.remove_if(&|stored| pattern.matches(&stored.key.to_string()))
+        #[cfg(feature = "redis")]
+        if let Some(second) = &self.shared.second {
+            return second.remove(target, from_memory).await;
+        }
+        Ok(Removed {
+            memory: from_memory(&target),
+            shared: 0,
+        })
     }
 
     /// The value called `id` in a namespace of your own, held for `ttl`, or loaded: for what is cached beside answers, such as
@@ -156,18 +209,8 @@ impl CacheHandle {
         self.shared.values.remove(namespace, id).await
     }
 
-    /// Removes all answers and values; returns how many answers.
-    #[expect(
-        clippy::must_use_candidate,
-        reason = "it removes; the answer is for logs"
-    )]
-    pub fn clear(&self) -> u64 {
-        self.shared.values.clear();
-        let memory = self.shared.memory.as_ref();
-        memory.map_or(0, |memory| memory.remove_if(&|_| true))
-    }
-
-    /// Removes the answers that have expired, before they are evicted; returns how many.
+    /// Removes the answers from memory that have expired, before they are evicted; returns how many. Those in Redis expire by
+    /// themselves.
     #[expect(
         clippy::must_use_candidate,
         reason = "it removes; the answer is for logs"

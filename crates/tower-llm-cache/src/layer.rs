@@ -3,6 +3,8 @@ use std::sync::Arc;
 use tower_layer::Layer;
 use tower_llm_core::{ConfigError, Operation};
 
+#[cfg(feature = "redis")]
+use crate::SharedCache;
 use crate::{
     Cache, CacheHandle, Memory, Policy, Scope, StatusHeader, flight::Flights, items::Claims,
     key::KeySettings, policy::Policies, shared::Shared, values::Values,
@@ -25,6 +27,8 @@ pub struct CacheBuilder {
     status: StatusHeader,
     memory: Option<Memory>,
     max_values: u64,
+    #[cfg(feature = "redis")]
+    second: Option<SharedCache>,
 }
 
 impl CacheLayer {
@@ -37,6 +41,8 @@ impl CacheLayer {
             status: StatusHeader::default(),
             memory: Some(Memory::lru()),
             max_values: 10_000,
+            #[cfg(feature = "redis")]
+            second: None,
         }
     }
 
@@ -51,6 +57,22 @@ impl CacheBuilder {
     /// Sets what holds the answers; `None` for nothing but calls in flight, which are shared all the same.
     pub fn memory(mut self, memory: impl Into<Option<Memory>>) -> Self {
         self.memory = memory.into();
+        self
+    }
+
+    /// Shares answers with other processes, in Redis; none unless set.
+    ///
+    /// An answer that is not in memory is looked for in Redis before the call is made, which costs a miss one round trip, and
+    /// at most the [`command_timeout`](tower_llm_redis::RedisBuilder::command_timeout) of the client. While Redis is
+    /// unavailable, the cache works from memory alone, and an outage costs one timeout, not one per call. Answers are stored
+    /// after they were passed on, by a task of the layer; if 4,096 of them or 64 MiB wait, further ones are not.
+    ///
+    /// Processes share an answer if they agree on scope, [`namespace`](Self::namespace) and [`secret`](Self::secret). With
+    /// [`Scope::caller`], all of them must name callers in the same way.
+    #[cfg(feature = "redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+    pub fn shared(mut self, shared: impl Into<Option<SharedCache>>) -> Self {
+        self.second = shared.into();
         self
     }
 
@@ -111,24 +133,32 @@ impl CacheBuilder {
     /// # Errors
     ///
     /// [`ConfigError`] naming the setting: `ttl` if it is zero or over ten years, `max_answer_bytes`, `max_bytes`, `max_entries`
-    /// or `max_values` if it is zero.
+    /// or `max_values` if it is zero; `shared.secret` if it is all zero, and `shared` outside a tokio runtime.
     pub fn build(self) -> Result<CacheLayer, ConfigError> {
         self.policies.check()?;
-        let memory = self.memory.map(Memory::build).transpose()?;
+        let memory = self.memory.map(Memory::build).transpose()?.map(Arc::from);
         if self.max_values == 0 {
             let reason = "at least one value is held while it is loaded";
             return Err(ConfigError::new("max_values", 0, reason));
         }
+        let counters = Arc::default();
+        #[cfg(feature = "redis")]
+        let second = match self.second {
+            Some(second) => Some(second.start(Option::clone(&memory), Arc::clone(&counters))?),
+            None => None,
+        };
         Ok(CacheLayer {
             shared: Arc::new(Shared {
                 keys: self.keys,
                 policies: self.policies,
                 status: self.status,
                 memory,
+                #[cfg(feature = "redis")]
+                second,
                 flights: Arc::new(Flights::default()),
                 claims: Claims::default(),
                 values: Values::new(self.max_values),
-                counters: Default::default(),
+                counters,
             }),
         })
     }

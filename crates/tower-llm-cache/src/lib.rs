@@ -33,7 +33,18 @@
 //!
 //! # What it does not do
 //!
-//! It holds answers in this process only. It compares no meaning: two questions that differ in a word are two questions.
+//! It compares no meaning: two questions that differ in a word are two questions.
+//!
+//! # Several processes
+//!
+//! With the feature `redis`, `CacheBuilder::shared` adds a second tier: Redis, Valkey or a Cluster. An answer stored by one
+//! process is a hit in all; callers who ask the same share the look-up as they share the call. Nothing a caller waits for is
+//! written there: a task of the layer stores answers after they were passed on. While Redis is unavailable, the cache works
+//! from memory, and an outage costs one timeout, not one per call. What does not check out there - damaged, of another
+//! version, another key's - is a miss. Answers can be sealed, so that a reader of Redis learns nothing from them.
+//!
+//! [`CacheHandle::invalidate`] and its kin reach Redis and, by publish/subscribe, the memory of every process. A process that
+//! lost its connection may have missed one of these messages, so it empties its memory when it is connected again.
 //!
 //! # Costs
 //!
@@ -100,17 +111,20 @@ mod memory;
 mod policy;
 mod record;
 mod replay;
+#[cfg(feature = "redis")]
+mod second;
 mod service;
 mod shared;
+mod target;
 mod upstream;
 mod values;
 mod warm;
 
 pub use self::{
     body::CacheBody,
-    error::{FlightFailed, NotCached},
+    error::{FlightFailed, InvalidateError, NotCached},
     future::ResponseFuture,
-    handle::{CacheHandle, CacheStats},
+    handle::{CacheHandle, CacheStats, Removed},
     headers::StatusHeader,
     key::{Bypass, CacheKey, ParseKeyError, Scope},
     layer::{CacheBuilder, CacheLayer},
@@ -119,3 +133,7 @@ pub use self::{
     service::Cache,
     warm::{Warmed, Warming, WarmingFailure},
 };
+
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use self::second::SharedCache;

@@ -78,6 +78,12 @@ where
             return ResponseFuture::known(Ok(response));
         }
         if lookup.only_if_cached() {
+            #[cfg(feature = "redis")]
+            if let Some(looking) = shared.look_only(&lookup) {
+                return ResponseFuture::looking(Box::pin(async move {
+                    looking.await.ok_or_else(|| NotCached::new().into())
+                }));
+            }
             return ResponseFuture::known(Err(NotCached::new().into()));
         }
         let call = lookup.call.clone();

@@ -14,6 +14,8 @@ use http::{Response, StatusCode, header::CONTENT_LENGTH, request::Parts};
 use tokio::time::Instant;
 use tower_llm_core::{Call, Completion, Outcome, Served};
 
+#[cfg(feature = "redis")]
+use crate::second::{LookFirst, Opened, SecondTier};
 use crate::{
     body::CacheBody,
     directives::Directives,
@@ -35,11 +37,13 @@ pub(crate) struct Shared {
     pub(crate) keys: KeySettings,
     pub(crate) policies: Policies,
     pub(crate) status: StatusHeader,
-    pub(crate) memory: Option<Box<dyn Store>>,
+    pub(crate) memory: Option<Arc<dyn Store>>,
+    #[cfg(feature = "redis")]
+    pub(crate) second: Option<SecondTier>,
     pub(crate) flights: Arc<Flights>,
     pub(crate) claims: Claims,
     pub(crate) values: Values,
-    pub(crate) counters: Counters,
+    pub(crate) counters: Arc<Counters>,
 }
 
 /// What has happened to requests.
@@ -52,10 +56,16 @@ pub(crate) struct Counters {
     pub(crate) not_stored: AtomicU64,
     pub(crate) items_reused: AtomicU64,
     pub(crate) items_sent: AtomicU64,
+    pub(crate) shared_hits: AtomicU64,
+    pub(crate) shared_stored: AtomicU64,
+    pub(crate) shared_not_stored: AtomicU64,
+    pub(crate) shared_failures: AtomicU64,
+    pub(crate) shared_unreadable: AtomicU64,
     bypassed: [AtomicU64; Bypass::ALL.len()],
 }
 
 /// A request whose answer may be cached.
+#[derive(Clone)]
 pub(crate) struct Lookup {
     pub(crate) call: Call,
     pub(crate) asked: Asked,
@@ -70,6 +80,13 @@ pub(crate) struct Boarded {
     did: Did,
     status: StatusHeader,
     key: Option<CacheKey>,
+    tally: Option<Tally>,
+}
+
+/// Counts a call once: by what the cache did, or, if the caller leaves before that is known, as what it was about to be.
+struct Tally {
+    counters: Arc<Counters>,
+    did: Did,
 }
 
 /// What a call that was not answered from the store becomes.
@@ -148,39 +165,43 @@ impl Shared {
             form: lookup.form,
             include_usage: lookup.asked.include_usage,
         };
+        let looks = self.looks_first(&lookup);
         let start = || Start {
-            upstream: upstream(),
+            upstream: self.look_first(looks, &lookup, upstream()),
             recorder: Box::new(Keep::new(self, &lookup)),
             max_recording: lookup.policy.max_answer_bytes,
         };
         let wants_new = lookup.directives.no_cache || lookup.directives.max_age.is_some();
-        let (participant, did, count) = if wants_new {
+        let (participant, did) = if wants_new {
             let leader = self.flights.start_alone(flight, start());
-            let did = Did::Forwarded(Why::Request);
-            (leader, did, &self.counters.misses)
+            (leader, Did::Forwarded(Why::Request))
         } else {
             match self
                 .flights
                 .join_or_start(flight, || self.hit(&lookup), start)
             {
-                Join::Leader(leader) => (leader, Did::Forwarded(Why::Miss), &self.counters.misses),
-                Join::Follower(follower) => (
-                    follower,
-                    Did::Collapsed(Why::Miss),
-                    &self.counters.collapsed,
-                ),
+                Join::Leader(leader) => (leader, Did::Forwarded(Why::Miss)),
+                Join::Follower(follower) => (follower, Did::Collapsed(Why::Miss)),
                 Join::Stored(response) => return Boarding::Stored(response),
             }
         };
-        count.fetch_add(1, Ordering::Relaxed);
+        let tally = Tally {
+            counters: Arc::clone(&self.counters),
+            did,
+        };
         let key = Some(lookup.asked.key);
-        Boarding::Flying(Boarded::new(participant, did, self.status, key))
+        Boarding::Flying(Boarded {
+            // Without a look-up it cannot become a hit any more, and is counted at once.
+            tally: Some(tally).filter(|_| looks),
+            ..Boarded::new(participant, did, self.status, key)
+        })
     }
 
     /// Stores an answer; returns whether there is a store.
     pub(crate) fn store(&self, key: CacheKey, record: Record, ttl: Duration) -> bool {
+        let is_stored = self.share(&key, &record, ttl);
         let Some(memory) = &self.memory else {
-            return false;
+            return is_stored;
         };
         let now = Instant::now();
         memory.insert(Entry(Arc::new(Stored {
@@ -195,6 +216,107 @@ impl Shared {
     /// Counts a request that has nothing to do with the cache.
     pub(crate) fn bypassed(&self, reason: Bypass) {
         self.counters.bypassed[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(feature = "redis")]
+impl Shared {
+    /// Has an answer stored in Redis; returns whether there is one.
+    fn share(&self, key: &CacheKey, record: &Record, ttl: Duration) -> bool {
+        let Some(second) = &self.second else {
+            return false;
+        };
+        second.store(key, record, ttl);
+        true
+    }
+
+    /// Whether a call looks into Redis before it is made.
+    fn looks_first(&self, lookup: &Lookup) -> bool {
+        self.second.is_some() && !lookup.directives.no_cache
+    }
+
+    fn look_first(
+        self: &Arc<Self>,
+        looks: bool,
+        lookup: &Lookup,
+        upstream: Pin<Box<dyn Drive>>,
+    ) -> Pin<Box<dyn Drive>> {
+        if !looks {
+            return upstream;
+        }
+        let (shared, lookup) = (Arc::clone(self), lookup.clone());
+        let looking = async move {
+            let (did, mut found) = shared.find(&lookup).await?;
+            found.extensions_mut().insert(did);
+            Some(found)
+        };
+        Box::pin(LookFirst::new(Box::pin(looking), upstream))
+    }
+
+    /// The answer that is stored in Redis, for a call that is not made otherwise; `None` without Redis.
+    pub(crate) fn look_only<B: Send + 'static>(
+        self: &Arc<Self>,
+        lookup: &Lookup,
+    ) -> Option<impl Future<Output = Option<Response<CacheBody<B>>>> + Send + use<B>> {
+        let looks = self.looks_first(lookup);
+        let (shared, lookup) = looks.then(|| (Arc::clone(self), lookup.clone()))?;
+        Some(async move {
+            let (did, mut response) = shared.find(&lookup).await?;
+            let key = Some(&lookup.asked.key);
+            shared.status.write(did, key, response.headers_mut());
+            response.extensions_mut().insert(Served::Hit);
+            shared.counters.shared_hits.fetch_add(1, Ordering::Relaxed);
+            shared.counters.hits.fetch_add(1, Ordering::Relaxed);
+            Some(response)
+        })
+    }
+
+    /// Looks into Redis; what is found enters the memory for the time that is left.
+    async fn find<B>(&self, lookup: &Lookup) -> Option<(Did, Response<CacheBody<B>>)> {
+        let second = self.second.as_ref()?;
+        let key = &lookup.asked.key;
+        let epoch = second.epoch();
+        let Opened { record, age, ttl } = second.get(key).await?;
+        // Another process may store answers for longer than this one wants them.
+        let ttl = ttl.min(lookup.policy.ttl).saturating_sub(age);
+        if ttl.is_zero() || !lookup.directives.allows(age) {
+            return None;
+        }
+        let response = replay::response(&record, lookup)?;
+        if let Some(memory) = &self.memory {
+            let now = Instant::now();
+            memory.insert(Entry(Arc::new(Stored {
+                key: key.clone(),
+                record,
+                stored_at: now.checked_sub(age).unwrap_or(now),
+                fresh_until: now + ttl,
+            })));
+            // A removal came after it was read: if it was before this, it has not removed it.
+            if second.was_removed(key, epoch) {
+                memory.remove(key.digest());
+            }
+        }
+        Some((Did::Hit { age, ttl }, response))
+    }
+}
+
+#[cfg(not(feature = "redis"))]
+impl Shared {
+    const fn share(&self, _: &CacheKey, _: &Record, _: Duration) -> bool {
+        false
+    }
+
+    const fn looks_first(&self, _: &Lookup) -> bool {
+        false
+    }
+
+    fn look_first(
+        &self,
+        _: bool,
+        _: &Lookup,
+        upstream: Pin<Box<dyn Drive>>,
+    ) -> Pin<Box<dyn Drive>> {
+        upstream
     }
 }
 
@@ -224,11 +346,16 @@ impl Boarded {
             did,
             status,
             key,
+            tally: None,
         }
     }
 
     /// The response that begins with `head`.
-    pub(crate) fn response<B>(self, head: Head) -> Response<CacheBody<B>> {
+    pub(crate) fn response<B>(mut self, head: Head) -> Response<CacheBody<B>> {
+        let did = head.found.unwrap_or(self.did);
+        if let Some(mut tally) = self.tally.take() {
+            tally.did = did;
+        }
         let is_leader = self.participant.is_leader();
         let mut response = Response::new(CacheBody::shared(self.participant));
         *response.status_mut() = head.status;
@@ -243,16 +370,37 @@ impl Boarded {
                 headers.insert(CONTENT_LENGTH, length.clone());
             }
         }
-        self.status.write(self.did, self.key.as_ref(), headers);
-        if !is_leader {
+        self.status.write(did, self.key.as_ref(), headers);
+        if head.found.is_some() {
+            response.extensions_mut().insert(Served::Hit);
+        } else if !is_leader {
             response.extensions_mut().insert(Served::Follower);
         }
         response
     }
 }
 
+impl Drop for Tally {
+    fn drop(&mut self) {
+        let counters = &*self.counters;
+        let count = match self.did {
+            Did::Hit { .. } => {
+                counters.shared_hits.fetch_add(1, Ordering::Relaxed);
+                &counters.hits
+            }
+            Did::Collapsed(_) => &counters.collapsed,
+            Did::Forwarded(_) => &counters.misses,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 impl Recorder for Keep {
     fn record(&self, answer: &Recorded, end: &End) {
+        if answer.head.found.is_some() {
+            // It is stored.
+            return;
+        }
         let count = match self.store(answer, end) {
             Some(()) => &self.shared.counters.stored,
             None => &self.shared.counters.not_stored,

@@ -86,6 +86,9 @@ pub use tower_llm_breaker::{self as breaker, BreakerHandle, BreakerLayer, Circui
 pub use tower_llm_bulkhead::{
     self as bulkhead, BulkheadFull, BulkheadHandle, BulkheadLayer, ReleaseAt, ReserveLayer,
 };
+#[cfg(all(feature = "cache", feature = "redis"))]
+#[cfg_attr(docsrs, doc(cfg(all(feature = "cache", feature = "redis"))))]
+pub use tower_llm_cache::SharedCache;
 #[cfg(feature = "cache")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
 pub use tower_llm_cache::{self as cache, CacheHandle, CacheLayer, Policy, Scope};

@@ -8,7 +8,7 @@ use http_body::Frame;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use crate::error::SharedError;
+use crate::{error::SharedError, headers::Did};
 
 /// The growing answer of one flight.
 ///
@@ -36,6 +36,8 @@ pub(crate) struct Head {
     pub(crate) status: StatusCode,
     pub(crate) version: http::Version,
     pub(crate) headers: http::HeaderMap,
+    /// What the cache did, if it was found in another store and no call was made.
+    pub(crate) found: Option<Did>,
 }
 
 /// A frame; trailers are seldom.
@@ -171,12 +173,13 @@ impl Log {
 
     // === What comes ===
 
-    pub(super) fn head(&mut self, parts: Parts) {
+    pub(super) fn head(&mut self, mut parts: Parts) {
         self.is_open &= parts.status.is_success();
         self.head = Some(Head {
             status: parts.status,
             version: parts.version,
             headers: parts.headers,
+            found: parts.extensions.remove(),
         });
     }
 

@@ -120,8 +120,8 @@ async fn a_request_can_ask_for_an_answer_that_is_new() {
     }
 }
 
-#[test]
-fn an_answer_is_invalidated_by_the_key_that_its_header_names() {
+#[tokio::test]
+async fn an_answer_is_invalidated_by_the_key_that_its_header_names() {
     let layer = CacheLayer::builder(Scope::shared())
         .status_header(StatusHeader::WithKey)
         .build()
@@ -134,13 +134,13 @@ fn an_answer_is_invalidated_by_the_key_that_its_header_names() {
     assert!(key.to_string().starts_with("ai:completion:gpt-5.4:"));
 
     let handle = layer.handle();
-    assert!(handle.invalidate(&key));
-    assert!(!handle.invalidate(&key));
+    assert_eq!(handle.invalidate(&key).await.unwrap().memory, 1);
+    assert_eq!(handle.invalidate(&key).await.unwrap().memory, 0);
     assert!(found(&cache, question()).is_none());
 }
 
-#[test]
-fn answers_are_invalidated_by_a_pattern_of_their_keys() {
+#[tokio::test]
+async fn answers_are_invalidated_by_a_pattern_of_their_keys() {
     let layer = shared();
     let (cache, mut provider) = upstream(&layer);
     let model = |name: &str| described(post(CHAT), &QUESTION.replace("gpt-5.4", name));
@@ -148,14 +148,15 @@ fn answers_are_invalidated_by_a_pattern_of_their_keys() {
         ask(&cache, &mut provider, model(name), &WHOLE);
     }
     let handle = layer.handle();
-    assert_eq!(handle.invalidate_matching("ai:completion:claude*"), 2);
+    let removed = handle.invalidate_matching("ai:completion:claude*").await;
+    assert_eq!(removed.unwrap().memory, 2);
     assert!(found(&cache, model("gpt-5")).is_some());
-    assert_eq!(handle.clear(), 1);
+    assert_eq!(handle.clear().await.unwrap().memory, 1);
     assert_eq!(handle.stats().entries, 0);
 }
 
-#[test]
-fn the_policy_can_ask_for_determinism() {
+#[tokio::test]
+async fn the_policy_can_ask_for_determinism() {
     let policy = Policy::completions().deterministic_only();
     let layer = CacheLayer::builder(Scope::shared())
         .completions(policy)
@@ -172,7 +173,7 @@ fn the_policy_can_ask_for_determinism() {
         ("{", false),
     ] {
         // Two spellings of one number are one request.
-        layer.handle().clear();
+        layer.handle().clear().await.unwrap();
         ask(&cache, &mut provider, with(member), &WHOLE);
         assert_eq!(found(&cache, with(member)).is_some(), is_cached, "{member}");
         if !is_cached {

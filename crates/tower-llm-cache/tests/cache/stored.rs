@@ -219,8 +219,8 @@ fn recorded_answers_of_all_providers_are_stored_only_if_they_ended_well() {
 }
 
 /// A recorded stream serves a caller that does not stream, and the other way round; neither is sent.
-#[test]
-fn either_recording_serves_both_kinds_of_callers() {
+#[tokio::test]
+async fn either_recording_serves_both_kinds_of_callers() {
     let unstreamed = || described(post(CHAT), &QUESTION.replace("true", "false"));
     let layer = shared();
     let (cache, mut provider) = upstream(&layer);
@@ -237,7 +237,7 @@ fn either_recording_serves_both_kinds_of_callers() {
     let object: serde_json::Value = serde_json::from_slice(&object).unwrap();
     assert_eq!(object["choices"][0]["message"]["content"], "Because.");
 
-    layer.handle().clear();
+    layer.handle().clear().await.unwrap();
     let mut calling = start(&cache, unstreamed());
     let (_, send) = mock::arrived(&mut provider);
     let (sender, body) = Upstream::new();

@@ -56,6 +56,10 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "the cache is off")
     }
 
+    pub(super) fn store_unavailable(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
     pub(super) fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, detail)
     }

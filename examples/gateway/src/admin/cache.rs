@@ -51,12 +51,14 @@ impl Endpoint {
         let which = Which::parse(body)?;
         let removed = match (self, which) {
             (Self::Stats, _) => return Ok(stats(&cache.stats())),
-            (Self::Purge, Which::All) => cache.purge_expired(),
-            (Self::Clear, Which::All) => cache.clear(),
-            (Self::Clear | Self::Invalidate, Which::Matching(pattern)) => {
-                cache.invalidate_matching(&pattern)
+            (Self::Purge, Which::All) => {
+                return Ok(json!({ "removed": cache.purge_expired() }));
             }
-            (Self::Invalidate, Which::Key(key)) => u64::from(cache.invalidate(&key)),
+            (Self::Clear, Which::All) => cache.clear().await,
+            (Self::Clear | Self::Invalidate, Which::Matching(pattern)) => {
+                cache.invalidate_matching(&pattern).await
+            }
+            (Self::Invalidate, Which::Key(key)) => cache.invalidate(&key).await,
             (Self::Invalidate, Which::All) => {
                 return Err(Problem::bad_request(
                     "the request body must name a `key` or a `pattern`",
@@ -73,7 +75,11 @@ impl Endpoint {
                 ));
             }
         };
-        Ok(json!({ "removed": removed }))
+        let removed = removed.map_err(|error| {
+            let memory = error.memory();
+            Problem::store_unavailable(format!("{error}; {memory} were removed from memory"))
+        })?;
+        Ok(json!({ "removed": removed.memory, "removed_from_redis": removed.shared }))
     }
 }
 
@@ -123,6 +129,11 @@ fn stats(stats: &CacheStats) -> Value {
         "stored": stats.stored,
         "not_stored": stats.not_stored,
         "evicted": stats.evicted,
+        "shared_hits": stats.shared_hits,
+        "shared_stored": stats.shared_stored,
+        "shared_not_stored": stats.shared_not_stored,
+        "shared_failures": stats.shared_failures,
+        "shared_unreadable": stats.shared_unreadable,
         "entries": stats.entries,
         "bytes": stats.bytes,
         "in_flight": stats.in_flight,

@@ -324,7 +324,7 @@ async fn a_single_item_names_its_key_and_a_batch_none() {
     let (_, key) = status(&answer).split_once("; key=").unwrap();
     let key: CacheKey = key.trim_matches('"').parse().unwrap();
     assert_eq!(key.group(), "ai:embedding:text-embedding-3-small");
-    assert!(layer.handle().invalidate(&key));
+    assert_eq!(layer.handle().invalidate(&key).await.unwrap().memory, 1);
     let mut calling = call(&cache, batch(&json!(["a", "b"])));
     let sent = arrived(&mut provider);
     assert_eq!(sent.inputs(), ["a"]);

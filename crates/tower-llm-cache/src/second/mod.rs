@@ -1,0 +1,328 @@
+//! Answers that several processes share, in Redis.
+//!
+//! A look-up waits for Redis and is part of the flight, so that callers who ask the same make one. Everything else is done by
+//! two tasks of the layer: one stores answers, one hears of removals by other processes.
+
+mod envelope;
+mod look;
+mod removals;
+mod writer;
+
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use tokio::{runtime::Handle, task::AbortHandle};
+use tower_llm_core::ConfigError;
+use tower_llm_redis::{Event, Redis, StoreError, Subscription};
+
+use self::{
+    envelope::Codec,
+    removals::Removals,
+    writer::{Job, Writer},
+};
+pub(crate) use self::{envelope::Opened, look::LookFirst};
+use crate::{
+    error::InvalidateError, handle::Removed, key::CacheKey, memory::Store, record::Record,
+    shared::Counters, target::Target,
+};
+
+/// The channel on which processes tell each other what they have removed.
+const CHANNEL: &str = "tower-llm-cache";
+
+/// Answers below this size gain next to nothing from compression.
+const COMPRESS_ABOVE: usize = 2_048;
+
+/// The Redis, Valkey or Cluster in which answers are shared, and how they are stored there.
+///
+/// An answer stands under its [`CacheKey`], `ai:completion:{model}:{digest}`, and expires by itself: after its time to live or
+/// up to 10 % earlier, so that answers that were stored together do not expire together.
+///
+/// | setting | default |
+/// |---|---|
+/// | [`secret`](Self::secret) | none: a reader of Redis can read the answers |
+/// | [`compress_above`](Self::compress_above) | 2 KiB |
+#[derive(Clone)]
+#[must_use = "it does nothing until a builder takes it"]
+pub struct SharedCache {
+    redis: Redis,
+    secret: Option<[u8; 32]>,
+    compress_above: Option<usize>,
+}
+
+/// The second tier of a cache.
+pub(crate) struct SecondTier {
+    redis: Redis,
+    codec: Arc<Codec>,
+    writer: Writer,
+    removals: Arc<Removals>,
+    counters: Arc<Counters>,
+    listener: AbortHandle,
+}
+
+// === impl SharedCache ===
+
+impl SharedCache {
+    /// Shares answers in a Redis. One client for a process is enough: it can serve limits and circuits, too.
+    pub fn new(redis: Redis) -> Self {
+        Self {
+            redis,
+            secret: None,
+            compress_above: Some(COMPRESS_ABOVE),
+        }
+    }
+
+    /// Seals answers with XChaCha20-Poly1305 under a key that is derived from `secret`; none unless set.
+    ///
+    /// All processes need the same one: what is sealed with another secret, or not sealed, is not used. It hides the answers
+    /// and their headers; models stand in the keys, and [`CacheBuilder::secret`](crate::CacheBuilder::secret) keeps keys from
+    /// being guessed.
+    pub fn secret(mut self, secret: [u8; 32]) -> Self {
+        self.secret = Some(secret);
+        self
+    }
+
+    /// Sets the size in bytes above which answers are compressed with LZ4, by the task that stores them; `None` for never.
+    pub fn compress_above(mut self, bytes: impl Into<Option<usize>>) -> Self {
+        self.compress_above = bytes.into();
+        self
+    }
+
+    pub(crate) fn start(
+        self,
+        memory: Option<Arc<dyn Store>>,
+        counters: Arc<Counters>,
+    ) -> Result<SecondTier, ConfigError> {
+        let runtime = Handle::try_current().map_err(|_| {
+            let reason = "answers are shared by tasks, which need a tokio runtime";
+            ConfigError::new("shared", "outside a runtime", reason)
+        })?;
+        if self.secret == Some([0; 32]) {
+            let reason = "all of it is zero; leave it out to seal nothing";
+            return Err(ConfigError::new("shared.secret", "...", reason));
+        }
+        let codec = Arc::new(Codec::new(self.secret.as_ref(), self.compress_above));
+        let removals = Arc::new(Removals::new());
+        let subscription = self.redis.subscribe(CHANNEL);
+        let listening = listen(subscription, memory, Arc::clone(&removals));
+        let writer = Writer::start(
+            &runtime,
+            self.redis.clone(),
+            Arc::clone(&codec),
+            Arc::clone(&removals),
+            Arc::clone(&counters),
+        );
+        Ok(SecondTier {
+            redis: self.redis,
+            codec,
+            writer,
+            removals,
+            counters,
+            listener: runtime.spawn(listening).abort_handle(),
+        })
+    }
+}
+
+impl fmt::Debug for SharedCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedCache")
+            .field("redis", &self.redis)
+            .field("secret", &self.secret.map(|_| "..."))
+            .field("compress_above", &self.compress_above)
+            .finish()
+    }
+}
+
+// === impl SecondTier ===
+
+impl SecondTier {
+    /// Looks for an answer; none if Redis is unavailable, or what stands there is not one.
+    pub(crate) async fn get(&self, key: &CacheKey) -> Option<Opened> {
+        let text = key.to_string();
+        let value = match self.redis.get(text.as_str()).await {
+            Ok(value) => value?,
+            Err(_) => {
+                self.counters
+                    .shared_failures
+                    .fetch_add(1, Ordering::Relaxed);
+                return None;
+            }
+        };
+        let opened = self.codec.open(&text, &value, unix_ms());
+        if opened.is_none() {
+            self.counters
+                .shared_unreadable
+                .fetch_add(1, Ordering::Relaxed);
+        }
+        opened
+    }
+
+    /// Has an answer stored; does not wait.
+    pub(crate) fn store(&self, key: &CacheKey, record: &Record, ttl: Duration) {
+        self.writer.send(Job {
+            key: key.clone(),
+            record: record.bytes().clone(),
+            stored_at_ms: unix_ms(),
+            ttl: jittered(ttl),
+            since: self.removals.epoch(),
+        });
+    }
+
+    /// What has been removed so far, to ask later [`was_removed`](Self::was_removed) since.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.removals.epoch()
+    }
+
+    pub(crate) fn was_removed(&self, key: &CacheKey, since: u64) -> bool {
+        self.removals.concern(key, since)
+    }
+
+    /// Removes from Redis what was stored before, and tells the other processes. `in_memory` are the answers that were removed
+    /// from this process's memory meanwhile.
+    pub(crate) async fn remove(
+        &self,
+        target: Target,
+        remove_from_memory: impl FnOnce(&Target) -> u64,
+    ) -> Result<Removed, InvalidateError> {
+        // Answers that wait to be stored are not, from here on.
+        self.removals.note(target.clone());
+        let memory = remove_from_memory(&target);
+        // Those on their way to Redis arrive before they are removed.
+        self.writer.settled().await;
+        let removed = self.remove_from_redis(&target).await;
+        // In any case: no other process is to serve it from its memory.
+        let message = self.removals.message(&target);
+        let told = self.redis.publish(CHANNEL, message).await;
+        match removed.and_then(|shared| told.map(|()| shared)) {
+            Ok(shared) => Ok(Removed { memory, shared }),
+            Err(error) => Err(InvalidateError::new(memory, error)),
+        }
+    }
+
+    async fn remove_from_redis(&self, target: &Target) -> Result<u64, StoreError> {
+        let pattern = match target {
+            Target::Key(key) => return self.redis.remove(vec![key.to_string()]).await,
+            Target::Matching(pattern) => escaped(pattern),
+            Target::All => "ai:*".to_owned(),
+        };
+        let mut pages = self.redis.scan(&pattern);
+        let (mut removed, mut failed) = (0, None);
+        while let Some(page) = pages.next().await {
+            let result = match page {
+                Ok(mut keys) => {
+                    // The server knows more patterns than we do, and others may use keys that look like ours.
+                    keys.retain(|key| key.parse().is_ok_and(|key| target.is(&key)));
+                    self.redis.remove(keys).await
+                }
+                Err(error) => Err(error),
+            };
+            match result {
+                Ok(keys) => removed += keys,
+                // The other nodes are served nevertheless.
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        failed.map_or(Ok(removed), Err)
+    }
+}
+
+impl Drop for SecondTier {
+    fn drop(&mut self) {
+        self.listener.abort();
+    }
+}
+
+impl fmt::Debug for SecondTier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SecondTier")
+            .field("redis", &self.redis)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Removes from memory what other processes have removed.
+async fn listen(
+    mut messages: Subscription,
+    memory: Option<Arc<dyn Store>>,
+    removals: Arc<Removals>,
+) {
+    let forget = |target: &Target| {
+        if let Some(memory) = &memory {
+            target.remove_from(&**memory);
+        }
+    };
+    // At the first connection no message was missed that concerns what this process is about to store.
+    let mut is_first = true;
+    loop {
+        match messages.next().await {
+            Event::Message(message) => {
+                if let Some(target) = removals.heard(&message) {
+                    removals.note(target.clone());
+                    forget(&target);
+                }
+            }
+            Event::Lost => {
+                if !is_first {
+                    removals.note(Target::All);
+                }
+                is_first = false;
+                forget(&Target::All);
+            }
+        }
+    }
+}
+
+/// A pattern of ours as one of Redis, in which more characters mean something.
+fn escaped(pattern: &str) -> String {
+    let mut escaped = String::with_capacity(pattern.len());
+    for character in pattern.chars() {
+        if matches!(character, '[' | ']' | '\\') {
+            escaped.push('\\');
+        }
+        escaped.push(character);
+    }
+    escaped
+}
+
+/// Up to a tenth less.
+fn jittered(ttl: Duration) -> Duration {
+    ttl.mul_f64(1.0 - fastrand::f64() / 10.0)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "processes have no other clock in common"
+)]
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
+/// A copy that holds no more memory than its own: what comes from a connection is a part of a larger buffer.
+fn owned(bytes: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ttl_is_up_to_a_tenth_shorter_and_not_always_the_same() {
+        let ttl = Duration::from_secs(1_000);
+        let all: Vec<_> = (0..100).map(|_| jittered(ttl)).collect();
+        assert!(all.iter().all(|&jittered| jittered <= ttl));
+        assert!(all.iter().all(|jittered| jittered.as_secs() >= 900));
+        assert!(all.iter().any(|&jittered| jittered != all[0]));
+    }
+
+    #[test]
+    fn only_stars_and_question_marks_mean_something() {
+        assert_eq!(escaped(r"a*b?[c]\d"), r"a*b?\[c\]\\d");
+    }
+}

@@ -1,0 +1,158 @@
+//! What was removed lately, here or by another process.
+//!
+//! An answer on its way into a store must not arrive there after its removal. So it notes the epoch at its start, and at its
+//! end asks whether it was removed since.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::{key::CacheKey, target::Target};
+
+/// Removals that are held. An answer that was on its way for longer counts as removed.
+const HELD: usize = 64;
+
+pub(super) struct Removals {
+    /// The number of removals so far.
+    epoch: AtomicU64,
+    /// The last of them.
+    recent: Mutex<VecDeque<Target>>,
+    /// Distinguishes this layer's messages from those of others.
+    origin: u64,
+}
+
+impl Removals {
+    pub(super) fn new() -> Self {
+        Self {
+            epoch: AtomicU64::new(0),
+            recent: Mutex::default(),
+            origin: fastrand::u64(..),
+        }
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Notes a removal, before it takes place.
+    pub(super) fn note(&self, target: Target) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == HELD {
+            recent.pop_front();
+        }
+        recent.push_back(target);
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether `key` was removed since an epoch, as far as is known; in doubt it was.
+    pub(super) fn concern(&self, key: &CacheKey, since: u64) -> bool {
+        if self.epoch() == since {
+            return false;
+        }
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let missed = usize::try_from(self.epoch() - since).unwrap_or(usize::MAX);
+        let Some(first) = recent.len().checked_sub(missed) else {
+            return true;
+        };
+        recent.range(first..).any(|target| target.is(key))
+    }
+
+    /// A removal as other processes are told of it.
+    pub(super) fn message(&self, target: &Target) -> String {
+        let origin = self.origin;
+        match target {
+            Target::Key(key) => format!("1 {origin:016x} key {key}"),
+            Target::Matching(pattern) => format!("1 {origin:016x} matching {pattern}"),
+            Target::All => format!("1 {origin:016x} all"),
+        }
+    }
+
+    /// What another process has removed; `None` if it was this one. What cannot be read, perhaps of a later version, may have
+    /// removed anything.
+    pub(super) fn heard(&self, message: &[u8]) -> Option<Target> {
+        match parse(message) {
+            Some((origin, _)) if origin == self.origin => None,
+            Some((_, target)) => Some(target),
+            None => Some(Target::All),
+        }
+    }
+}
+
+fn parse(message: &[u8]) -> Option<(u64, Target)> {
+    let rest = str::from_utf8(message).ok()?.strip_prefix("1 ")?;
+    let (origin, what) = rest.split_once(' ')?;
+    let origin = u64::from_str_radix(origin, 16).ok()?;
+    let target = match what.split_once(' ') {
+        Some(("key", key)) => Target::Key(key.parse().ok()?),
+        Some(("matching", pattern)) => Target::Matching(pattern.to_owned()),
+        None if what == "all" => Target::All,
+        _ => return None,
+    };
+    Some((origin, target))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(model: &str) -> CacheKey {
+        let text = format!("ai:completion:{model}:{}", "0".repeat(64));
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_key_is_removed_by_its_name_by_a_pattern_and_with_all_others() {
+        for (target, is_a, is_b) in [
+            (Target::Key(key("a")), true, false),
+            (Target::Matching("*:b:*".into()), false, true),
+            (Target::All, true, true),
+        ] {
+            let removals = Removals::new();
+            let before = removals.epoch();
+            removals.note(target);
+            assert_eq!(removals.concern(&key("a"), before), is_a);
+            assert_eq!(removals.concern(&key("b"), before), is_b);
+            assert!(!removals.concern(&key("a"), removals.epoch()));
+        }
+    }
+
+    #[test]
+    fn removals_that_are_no_longer_held_concern_every_key() {
+        let removals = Removals::new();
+        for _ in 0..HELD {
+            removals.note(Target::Key(key("a")));
+        }
+        assert!(!removals.concern(&key("b"), 0));
+        removals.note(Target::Key(key("a")));
+        assert!(removals.concern(&key("b"), 0));
+        assert!(!removals.concern(&key("b"), 1));
+    }
+
+    #[test]
+    fn others_read_what_is_told_and_its_sender_ignores_it() {
+        let (here, there) = (Removals::new(), Removals::new());
+        for target in [
+            Target::Key(key("a%20b")),
+            Target::Matching("a b *".into()),
+            Target::Matching(String::new()),
+            Target::All,
+        ] {
+            let message = here.message(&target);
+            assert_eq!(there.heard(message.as_bytes()), Some(target));
+            assert_eq!(here.heard(message.as_bytes()), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_cannot_be_read_removes_all(message in prop::collection::vec(any::<u8>(), 0..100)) {
+            prop_assert_eq!(Removals::new().heard(&message), Some(Target::All));
+        }
+    }
+}
