@@ -37,6 +37,10 @@ pub struct CacheStats {
     pub stored: u64,
     /// Answers to calls that were sent, and that were not stored: failed, cut, filtered, too large, or calling tools.
     pub not_stored: u64,
+    /// Of the hits, those with an answer that was past its time.
+    pub stale: u64,
+    /// Calls made to renew an answer that was served past its time.
+    pub revalidations: u64,
     /// Answers evicted to make room. Those that expired are not counted.
     pub evicted: u64,
     /// Answers held, expired ones that were not evicted yet among them.
@@ -90,6 +94,8 @@ impl CacheHandle {
             misses: counters.misses.load(Ordering::Relaxed),
             collapsed: counters.collapsed.load(Ordering::Relaxed),
             stored: counters.stored.load(Ordering::Relaxed),
+            stale: counters.stale.load(Ordering::Relaxed),
+            revalidations: counters.revalidations.load(Ordering::Relaxed),
             not_stored: counters.not_stored.load(Ordering::Relaxed),
             shared_hits: counters.shared_hits.load(Ordering::Relaxed),
             shared_stored: counters.shared_stored.load(Ordering::Relaxed),
@@ -218,9 +224,7 @@ impl CacheHandle {
     pub fn purge_expired(&self) -> u64 {
         let now = Instant::now();
         let memory = self.shared.memory.as_ref();
-        memory.map_or(0, |memory| {
-            memory.remove_if(&|stored| stored.fresh_until <= now)
-        })
+        memory.map_or(0, |memory| memory.remove_if(&|stored| stored.is_over(now)))
     }
 }
 

@@ -35,6 +35,11 @@ pub(crate) enum Did {
         age: Duration,
         ttl: Duration,
     },
+    /// Served an answer that was past its time.
+    Stale {
+        age: Duration,
+        since: Duration,
+    },
     Forwarded(Why),
     /// Joined a call in flight, instead of being forwarded.
     Collapsed(Why),
@@ -113,7 +118,7 @@ impl fmt::Display for Why {
 impl StatusHeader {
     /// Adds what the cache did to what caches nearer to the provider have said.
     pub(crate) fn write(self, did: Did, key: Option<&CacheKey>, headers: &mut HeaderMap) {
-        if let Did::Hit { age, .. } = did {
+        if let Did::Hit { age, .. } | Did::Stale { age, .. } = did {
             headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
         }
         // A list of models, say, has nothing to do with a cache.
@@ -126,6 +131,7 @@ impl StatusHeader {
         status.push_str("tower-llm-cache; ");
         let written = match did {
             Did::Hit { ttl, .. } => write!(status, "hit; ttl={}", ttl.as_secs()),
+            Did::Stale { since, .. } => write!(status, "hit; ttl=-{}", since.as_secs().max(1)),
             Did::Collapsed(why) => write!(status, "fwd={why}; collapsed"),
             Did::Forwarded(why) => write!(status, "fwd={why}"),
         };

@@ -31,6 +31,9 @@
 //!
 //! The [handle](CacheHandle) also caches [plain values](CacheHandle::value) beside answers, such as summaries.
 //!
+//! A [`Policy`] can serve an answer past its time while a new one is fetched, or instead of a failure, and renew the time of what
+//! keeps being asked for. All three are off unless set.
+//!
 //! # What it does not do
 //!
 //! It compares no meaning: two questions that differ in a word are two questions.
@@ -115,6 +118,7 @@ mod replay;
 mod second;
 mod service;
 mod shared;
+mod stale;
 mod target;
 mod upstream;
 mod values;

@@ -18,6 +18,9 @@ const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 #[must_use = "a policy does nothing until a builder takes it"]
 pub struct Policy {
     pub(crate) ttl: Duration,
+    pub(crate) max_ttl: Option<Duration>,
+    pub(crate) stale_while_revalidate: Duration,
+    pub(crate) stale_if_error: Duration,
     pub(crate) max_answer_bytes: usize,
     pub(crate) deterministic_only: bool,
     pub(crate) tool_calls: bool,
@@ -32,14 +35,23 @@ pub(crate) struct Policies {
 }
 
 impl Policy {
+    const DEFAULT: Self = Self {
+        ttl: Duration::ZERO,
+        max_ttl: None,
+        stale_while_revalidate: Duration::ZERO,
+        stale_if_error: Duration::ZERO,
+        max_answer_bytes: 0,
+        deterministic_only: false,
+        tool_calls: false,
+    };
+
     /// A policy for chat, messages, responses and text completions: 30 minutes, answers up to 4 MiB, whatever the
     /// temperature, none that call tools.
     pub const fn completions() -> Self {
         Self {
             ttl: Duration::from_secs(30 * 60),
             max_answer_bytes: 4 << 20,
-            deterministic_only: false,
-            tool_calls: false,
+            ..Self::DEFAULT
         }
     }
 
@@ -48,14 +60,41 @@ impl Policy {
         Self {
             ttl: Duration::from_secs(24 * 60 * 60),
             max_answer_bytes: 16 << 20,
-            deterministic_only: false,
-            tool_calls: false,
+            ..Self::DEFAULT
         }
     }
 
     /// Sets how long an answer is served after it was stored.
     pub const fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
+        self
+    }
+
+    /// Renews the time of an answer with each hit, up to this age: what is asked for again and again stays, and the rest goes
+    /// after its [`ttl`](Self::ttl). Unless set, hits change nothing.
+    ///
+    /// Only in this process's memory: in Redis an answer keeps its time.
+    pub const fn max_ttl(mut self, max_ttl: Duration) -> Self {
+        self.max_ttl = Some(max_ttl);
+        self
+    }
+
+    /// Serves an answer for this long after its time while a new one is fetched (RFC 5861, section 3); zero unless set.
+    ///
+    /// The first caller after the time of an answer gets it at once, and its request is sent in a task of its own. That call is
+    /// subject to the limits inside of the cache and is charged to no caller. Calls outside of a tokio runtime are sent instead.
+    /// Embeddings are not served so.
+    pub const fn stale_while_revalidate(mut self, time: Duration) -> Self {
+        self.stale_while_revalidate = time;
+        self
+    }
+
+    /// Serves an answer for this long after its time instead of a failure (RFC 5861, section 4); zero unless set.
+    ///
+    /// A failure is an error, among them a refusal by a layer inside of the cache, or a status of 408, 429, or 500 and above. A
+    /// stream that breaks off later is passed on as it is. Embeddings are not served so.
+    pub const fn stale_if_error(mut self, time: Duration) -> Self {
+        self.stale_if_error = time;
         self
     }
 
@@ -89,10 +128,30 @@ impl Policy {
         }
     }
 
+    /// How long an answer may be of use after its time.
+    pub(crate) fn stale_for(&self) -> Duration {
+        self.stale_while_revalidate.max(self.stale_if_error)
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         if self.ttl.is_zero() || self.ttl > MAX_TTL {
             let reason = "it must be over zero and at most ten years";
             return Err(ConfigError::new("ttl", format!("{:?}", self.ttl), reason));
+        }
+        if let Some(max_ttl) = self.max_ttl
+            && !(self.ttl..=MAX_TTL).contains(&max_ttl)
+        {
+            let reason = "it must be at least the ttl and at most ten years";
+            return Err(ConfigError::new("max_ttl", format!("{max_ttl:?}"), reason));
+        }
+        for (field, time) in [
+            ("stale_while_revalidate", self.stale_while_revalidate),
+            ("stale_if_error", self.stale_if_error),
+        ] {
+            if time > MAX_TTL {
+                let reason = "it must be at most ten years";
+                return Err(ConfigError::new(field, format!("{time:?}"), reason));
+            }
         }
         if self.max_answer_bytes == 0 {
             let reason = "no answer is that small; leave the policy out to cache nothing";

@@ -1,19 +1,60 @@
 //! A stored answer as a response, in the form that is asked for.
 
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
 use bytes::Bytes;
 use http::{
     HeaderValue, Response,
     header::{CONTENT_LENGTH, CONTENT_TYPE},
 };
-use tower_llm_core::Dialect;
+use http_body::Body;
+use tower_llm_core::{Completion, Dialect, Outcome};
 
 use crate::{
     assemble::{self, StreamForm},
     body::CacheBody,
+    flight::{End, Step},
     form::Form,
     record::Record,
     shared::Lookup,
 };
+
+/// A stored answer; its body is never one that passed, so its type does not matter.
+pub(crate) type Found = Response<CacheBody<String>>;
+
+/// A stored answer as what a flight brings.
+pub(crate) struct Replay(CacheBody<String>);
+
+impl Replay {
+    /// The first step, and the rest.
+    pub(crate) fn start(found: Found) -> (Step, Self) {
+        let (parts, body) = found.into_parts();
+        (Step::Head(Box::new(parts)), Self(body))
+    }
+
+    pub(crate) fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        Poll::Ready(match ready!(Pin::new(&mut self.0).poll_frame(cx)) {
+            Some(Ok(frame)) => Step::Frame(frame),
+            Some(Err(error)) => Step::Failed(error),
+            None => Step::End(end_of_replay()),
+        })
+    }
+
+    pub(crate) fn end(&self) -> Option<End> {
+        self.0.is_end_stream().then(end_of_replay)
+    }
+}
+
+/// It says nothing of the answer, which is not recorded again.
+fn end_of_replay() -> End {
+    End {
+        completion: Completion::new(Outcome::Success),
+        is_event_stream: false,
+    }
+}
 
 /// The response with a stored answer; `None` if the answer cannot be told for certain in the form that is asked for.
 pub(crate) fn response<B>(record: &Record, lookup: &Lookup) -> Option<Response<CacheBody<B>>> {

@@ -1,4 +1,5 @@
 use std::{
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -6,12 +7,14 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
+use tokio::runtime::Handle;
 use tower_llm_core::{BoxError, Call, Oneshot, RequestBody};
 use tower_service::Service;
 
 use crate::{
     body::CacheBody,
     error::NotCached,
+    flight::Drive,
     future::ResponseFuture,
     items::{self, Outbound},
     key::Bypass,
@@ -87,7 +90,14 @@ where
             return ResponseFuture::known(Err(NotCached::new().into()));
         }
         let call = lookup.call.clone();
-        match shared.board(lookup, || Box::pin(Upstream::new(send(), call))) {
+        let upstream = || -> Pin<Box<dyn Drive>> { Box::pin(Upstream::new(send(), call)) };
+        if let Some(stale) = shared.stale_while_revalidate(&lookup)
+            && let Ok(runtime) = Handle::try_current()
+        {
+            shared.revalidate(&lookup, upstream, &runtime);
+            return ResponseFuture::known(Ok(stale));
+        }
+        match shared.board(lookup, upstream) {
             Boarding::Flying(boarded) => ResponseFuture::flying(boarded),
             Boarding::Stored(response) => ResponseFuture::known(Ok(response)),
         }

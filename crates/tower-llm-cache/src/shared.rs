@@ -1,6 +1,7 @@
 //! What all clones of a cache have in common, and what it does with a request.
 
 use std::{
+    convert::Infallible,
     pin::Pin,
     sync::{
         Arc,
@@ -11,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Response, StatusCode, header::CONTENT_LENGTH, request::Parts};
-use tokio::time::Instant;
+use tokio::{runtime::Handle, time::Instant};
 use tower_llm_core::{Call, Completion, Outcome, Served};
 
 #[cfg(feature = "redis")]
@@ -28,6 +29,7 @@ use crate::{
     policy::{Policies, Policy, is_completion},
     record::Record,
     replay,
+    stale::{self, OrStale},
     values::Values,
 };
 
@@ -54,6 +56,8 @@ pub(crate) struct Counters {
     pub(crate) collapsed: AtomicU64,
     pub(crate) stored: AtomicU64,
     pub(crate) not_stored: AtomicU64,
+    pub(crate) stale: AtomicU64,
+    pub(crate) revalidations: AtomicU64,
     pub(crate) items_reused: AtomicU64,
     pub(crate) items_sent: AtomicU64,
     pub(crate) shared_hits: AtomicU64,
@@ -139,13 +143,14 @@ impl Shared {
         let now = Instant::now();
         let Entry(stored) = self.memory.as_ref()?.get(lookup.asked.key.digest())?;
         let age = now.saturating_duration_since(stored.stored_at);
-        if now >= stored.fresh_until || !lookup.directives.allows(age) {
+        if now >= stored.fresh_until() || !lookup.directives.allows(age) {
             return None;
         }
         let mut response = replay::response(&stored.record, lookup)?;
+        stored.renew(now);
         let did = Did::Hit {
             age,
-            ttl: stored.fresh_until.saturating_duration_since(now),
+            ttl: stored.fresh_until().saturating_duration_since(now),
         };
         let key = Some(&lookup.asked.key);
         self.status.write(did, key, response.headers_mut());
@@ -160,17 +165,10 @@ impl Shared {
         lookup: Lookup,
         upstream: impl FnOnce() -> Pin<Box<dyn Drive>>,
     ) -> Boarding<B> {
-        let flight = FlightKey {
-            digest: *lookup.asked.key.digest(),
-            form: lookup.form,
-            include_usage: lookup.asked.include_usage,
-        };
+        let flight = lookup.flight();
         let looks = self.looks_first(&lookup);
-        let start = || Start {
-            upstream: self.look_first(looks, &lookup, upstream()),
-            recorder: Box::new(Keep::new(self, &lookup)),
-            max_recording: lookup.policy.max_answer_bytes,
-        };
+        let is_still_open = looks || !lookup.policy.stale_if_error.is_zero();
+        let start = || self.start(&lookup, upstream());
         let wants_new = lookup.directives.no_cache || lookup.directives.max_age.is_some();
         let (participant, did) = if wants_new {
             let leader = self.flights.start_alone(flight, start());
@@ -191,25 +189,80 @@ impl Shared {
         };
         let key = Some(lookup.asked.key);
         Boarding::Flying(Boarded {
-            // Without a look-up it cannot become a hit any more, and is counted at once.
-            tally: Some(tally).filter(|_| looks),
+            // What cannot become a hit any more is counted at once.
+            tally: Some(tally).filter(|_| is_still_open),
             ..Boarded::new(participant, did, self.status, key)
         })
     }
 
+    /// What a new flight for `lookup` needs.
+    fn start(self: &Arc<Self>, lookup: &Lookup, upstream: Pin<Box<dyn Drive>>) -> Start {
+        let upstream = match self.stale(lookup, lookup.policy.stale_if_error) {
+            Some((_, stale)) => Box::pin(OrStale::new(upstream, stale)),
+            None => upstream,
+        };
+        Start {
+            upstream: self.look_first(self.looks_first(lookup), lookup, upstream),
+            recorder: Box::new(Keep::new(self, lookup)),
+            max_recording: lookup.policy.max_answer_bytes,
+        }
+    }
+
+    /// The stored answer, if it is past its time by less than `within`.
+    fn stale<B>(&self, lookup: &Lookup, within: Duration) -> Option<(Did, Response<CacheBody<B>>)> {
+        if within.is_zero() {
+            return None;
+        }
+        let now = Instant::now();
+        let Entry(stored) = self.memory.as_ref()?.get(lookup.asked.key.digest())?;
+        let age = now.saturating_duration_since(stored.stored_at);
+        let since = now.checked_duration_since(stored.fresh_until())?;
+        if since >= within || !lookup.directives.allows(age) {
+            return None;
+        }
+        let mut response = replay::response(&stored.record, lookup)?;
+        let did = Did::Stale { age, since };
+        response.extensions_mut().insert(did);
+        Some((did, response))
+    }
+
+    /// The stored answer, if it may be served while a new one is fetched: see [`revalidate`](Self::revalidate).
+    pub(crate) fn stale_while_revalidate<B>(
+        &self,
+        lookup: &Lookup,
+    ) -> Option<Response<CacheBody<B>>> {
+        let (did, mut response) = self.stale(lookup, lookup.policy.stale_while_revalidate)?;
+        let key = Some(&lookup.asked.key);
+        self.status.write(did, key, response.headers_mut());
+        response.extensions_mut().insert(Served::Hit);
+        self.counters.hits.fetch_add(1, Ordering::Relaxed);
+        self.counters.stale.fetch_add(1, Ordering::Relaxed);
+        Some(response)
+    }
+
+    /// Fetches a new answer in a task, unless one is on its way.
+    pub(crate) fn revalidate(
+        self: &Arc<Self>,
+        lookup: &Lookup,
+        upstream: impl FnOnce() -> Pin<Box<dyn Drive>>,
+        runtime: &Handle,
+    ) {
+        let start = || self.start(lookup, upstream());
+        let stored = || self.hit::<Infallible>(lookup);
+        if let Join::Leader(leader) = self.flights.join_or_start(lookup.flight(), stored, start) {
+            self.counters.revalidations.fetch_add(1, Ordering::Relaxed);
+            runtime.spawn(stale::read_all(leader));
+        }
+    }
+
     /// Stores an answer; returns whether there is a store.
-    pub(crate) fn store(&self, key: CacheKey, record: Record, ttl: Duration) -> bool {
-        let is_stored = self.share(&key, &record, ttl);
+    pub(crate) fn store(&self, key: CacheKey, record: Record, policy: &Policy) -> bool {
+        let is_stored = self.share(&key, &record, policy.ttl);
         let Some(memory) = &self.memory else {
             return is_stored;
         };
-        let now = Instant::now();
-        memory.insert(Entry(Arc::new(Stored {
-            key,
-            record,
-            stored_at: now,
-            fresh_until: now + ttl,
-        })));
+        let stored = Stored::new(key, record, Instant::now(), policy.ttl, policy);
+        memory.insert(Entry(Arc::new(stored)));
         true
     }
 
@@ -285,12 +338,10 @@ impl Shared {
         let response = replay::response(&record, lookup)?;
         if let Some(memory) = &self.memory {
             let now = Instant::now();
-            memory.insert(Entry(Arc::new(Stored {
-                key: key.clone(),
-                record,
-                stored_at: now.checked_sub(age).unwrap_or(now),
-                fresh_until: now + ttl,
-            })));
+            let stored_at = now.checked_sub(age).unwrap_or(now);
+            let fresh_for = (now + ttl).duration_since(stored_at);
+            let stored = Stored::new(key.clone(), record, stored_at, fresh_for, &lookup.policy);
+            memory.insert(Entry(Arc::new(stored)));
             // A removal came after it was read: if it was before this, it has not removed it.
             if second.was_removed(key, epoch) {
                 memory.remove(key.digest());
@@ -331,6 +382,14 @@ impl Counters {
 impl Lookup {
     pub(crate) fn only_if_cached(&self) -> bool {
         self.directives.only_if_cached
+    }
+
+    fn flight(&self) -> FlightKey {
+        FlightKey {
+            digest: *self.asked.key.digest(),
+            form: self.form,
+            include_usage: self.asked.include_usage,
+        }
     }
 }
 
@@ -388,6 +447,10 @@ impl Drop for Tally {
                 counters.shared_hits.fetch_add(1, Ordering::Relaxed);
                 &counters.hits
             }
+            Did::Stale { .. } => {
+                counters.stale.fetch_add(1, Ordering::Relaxed);
+                &counters.hits
+            }
             Did::Collapsed(_) => &counters.collapsed,
             Did::Forwarded(_) => &counters.misses,
         };
@@ -431,7 +494,7 @@ impl Keep {
             &shareable(&answer.head.headers),
             &answer.frames,
         )?;
-        let is_stored = self.shared.store(self.key.clone(), record, self.policy.ttl);
+        let is_stored = self.shared.store(self.key.clone(), record, &self.policy);
         is_stored.then_some(())
     }
 

@@ -76,13 +76,14 @@ impl Batch {
         };
         let stored = &found.0;
         let age = now.saturating_duration_since(stored.stored_at);
-        let ttl = stored.fresh_until.saturating_duration_since(now);
+        let ttl = stored.fresh_until().saturating_duration_since(now);
         if ttl.is_zero() || !self.directives.allows(age) {
             return false;
         }
         let Some(answer) = ItemAnswer::read(&stored.record) else {
             return false;
         };
+        stored.renew(now);
         self.stored += 1;
         self.oldest = self.oldest.max(age);
         self.ttl = self.ttl.min(ttl);

@@ -227,7 +227,7 @@ impl Recorder for KeepItems {
                 if is_small
                     && self
                         .shared
-                        .store(key, answer.record().clone(), self.policy.ttl)
+                        .store(key, answer.record().clone(), &self.policy)
                 {
                     stored += 1;
                 }

@@ -3,12 +3,19 @@
 mod fifo;
 mod moka;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tower_llm_core::ConfigError;
 
-use crate::{key::CacheKey, record::Record};
+use crate::{key::CacheKey, policy::Policy, record::Record};
 
 /// The memory that answers are held in: its size, and which answer goes first when it is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +43,12 @@ pub(crate) struct Stored {
     pub(crate) key: CacheKey,
     pub(crate) record: Record,
     pub(crate) stored_at: Instant,
-    pub(crate) fresh_until: Instant,
+    /// The age up to which it is fresh, in nanoseconds; hits may raise it.
+    fresh_for: AtomicU64,
+    ttl: Duration,
+    max_ttl: Option<Duration>,
+    /// How long it is of use after that.
+    stale_for: Duration,
 }
 
 /// Where answers are held.
@@ -124,6 +136,51 @@ impl Default for Memory {
     fn default() -> Self {
         Self::lru()
     }
+}
+
+impl Stored {
+    /// An answer that is fresh up to the age `fresh_for`.
+    pub(crate) fn new(
+        key: CacheKey,
+        record: Record,
+        stored_at: Instant,
+        fresh_for: Duration,
+        policy: &Policy,
+    ) -> Self {
+        Self {
+            key,
+            record,
+            stored_at,
+            fresh_for: AtomicU64::new(nanos(fresh_for)),
+            ttl: policy.ttl,
+            max_ttl: policy.max_ttl,
+            stale_for: policy.stale_for(),
+        }
+    }
+
+    pub(crate) fn fresh_until(&self) -> Instant {
+        self.stored_at + Duration::from_nanos(self.fresh_for.load(Ordering::Relaxed))
+    }
+
+    /// Whether it is of no more use.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        now >= self.fresh_until() + self.stale_for
+    }
+
+    /// Notes a hit, which may give it more time.
+    pub(crate) fn renew(&self, now: Instant) {
+        if let Some(max_ttl) = self.max_ttl {
+            let age = now.saturating_duration_since(self.stored_at);
+            let fresh_for = (age + self.ttl).min(max_ttl);
+            self.fresh_for
+                .fetch_max(nanos(fresh_for), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Ten years, the longest, are a tenth of a percent of what fits.
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Entry {

@@ -17,13 +17,13 @@ fn digest(number: u8) -> [u8; 32] {
 fn entry(number: u8) -> Entry {
     let call = Call::builder(Provider::OPENAI, Operation::CHAT).build();
     let body = [Bytes::from(vec![number; 100])];
-    let now = Instant::now();
-    Entry(Arc::new(Stored {
-        key: CacheKey::new(&call, digest(number)),
-        record: Record::new(Form::Object, false, &HeaderMap::new(), &body).unwrap(),
-        stored_at: now,
-        fresh_until: now,
-    }))
+    Entry(Arc::new(Stored::new(
+        CacheKey::new(&call, digest(number)),
+        Record::new(Form::Object, false, &HeaderMap::new(), &body).unwrap(),
+        Instant::now(),
+        Duration::ZERO,
+        &Policy::completions(),
+    )))
 }
 
 fn held(store: &dyn Store) -> Vec<u8> {

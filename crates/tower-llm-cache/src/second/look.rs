@@ -6,17 +6,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::Response;
-use http_body::Body;
-use tower_llm_core::{Completion, Outcome};
-
 use crate::{
-    body::CacheBody,
     flight::{Drive, End, Step},
+    replay::{Found, Replay},
 };
 
-/// The answer that was found; its body is never one that passed, so its type does not matter.
-pub(crate) type Found = Response<CacheBody<String>>;
 type Looking = Pin<Box<dyn Future<Output = Option<Found>> + Send>>;
 
 /// Brings what is found in Redis, or else what the upstream answers.
@@ -27,7 +21,7 @@ pub(crate) struct LookFirst {
 
 enum State {
     Looking(Looking),
-    Replaying(CacheBody<String>),
+    Replaying(Replay),
     Calling,
 }
 
@@ -45,28 +39,24 @@ impl Drive for LookFirst {
         if let State::Looking(looking) = &mut self.state {
             match ready!(looking.as_mut().poll(cx)) {
                 Some(found) => {
-                    let (parts, body) = found.into_parts();
-                    self.state = State::Replaying(body);
-                    return Poll::Ready(Step::Head(Box::new(parts)));
+                    let (head, replay) = Replay::start(found);
+                    self.state = State::Replaying(replay);
+                    return Poll::Ready(head);
                 }
                 None => self.state = State::Calling,
             }
         }
         let this = &mut *self;
-        let State::Replaying(body) = &mut this.state else {
-            return this.upstream.as_mut().poll_step(cx);
-        };
-        Poll::Ready(match ready!(Pin::new(body).poll_frame(cx)) {
-            Some(Ok(frame)) => Step::Frame(frame),
-            Some(Err(error)) => Step::Failed(error),
-            None => Step::End(end_of_replay()),
-        })
+        match &mut this.state {
+            State::Replaying(replay) => replay.poll_step(cx),
+            State::Looking(_) | State::Calling => this.upstream.as_mut().poll_step(cx),
+        }
     }
 
     fn end(&self) -> Option<End> {
         match &self.state {
             State::Looking(_) => None,
-            State::Replaying(body) => body.is_end_stream().then(end_of_replay),
+            State::Replaying(replay) => replay.end(),
             State::Calling => self.upstream.end(),
         }
     }
@@ -77,13 +67,5 @@ impl Drive for LookFirst {
             State::Looking(_) | State::Replaying(_) => None,
             State::Calling => this.upstream.give_up(),
         }
-    }
-}
-
-/// It says nothing of the answer, which is not recorded again.
-fn end_of_replay() -> End {
-    End {
-        completion: Completion::new(Outcome::Success),
-        is_event_stream: false,
     }
 }

@@ -6,6 +6,7 @@ mod faults;
 mod flights;
 mod hits;
 mod items;
+mod stale;
 mod stored;
 mod support;
 mod values;

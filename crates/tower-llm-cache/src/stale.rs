@@ -1,0 +1,83 @@
+//! Answers that are past their time, instead of a failure or while a new one is fetched.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::StatusCode;
+
+use crate::{
+    flight::{Drive, End, Participant, Step},
+    replay::{Found, Replay},
+};
+
+/// Brings what the upstream answers or, if it fails before its answer has begun, a stale answer.
+pub(crate) struct OrStale {
+    state: State,
+}
+
+enum State {
+    // `None` once the answer has begun, or was the stale one.
+    Calling(Pin<Box<dyn Drive>>, Option<Found>),
+    Replaying(Replay),
+}
+
+impl OrStale {
+    pub(crate) fn new(upstream: Pin<Box<dyn Drive>>, stale: Found) -> Self {
+        Self {
+            state: State::Calling(upstream, Some(stale)),
+        }
+    }
+}
+
+impl Drive for OrStale {
+    fn poll_step(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step> {
+        let (upstream, stale) = match &mut self.state {
+            State::Calling(upstream, stale) => (upstream, stale),
+            State::Replaying(replay) => return replay.poll_step(cx),
+        };
+        let step = ready!(upstream.as_mut().poll_step(cx));
+        let has_failed = match &step {
+            Step::Head(head) => is_failure(head.status),
+            Step::Failed(_) => true,
+            Step::Frame(_) | Step::End(_) => false,
+        };
+        match stale.take() {
+            Some(stale) if has_failed => {
+                let (head, replay) = Replay::start(stale);
+                self.state = State::Replaying(replay);
+                Poll::Ready(head)
+            }
+            _ => Poll::Ready(step),
+        }
+    }
+
+    fn end(&self) -> Option<End> {
+        match &self.state {
+            State::Calling(upstream, _) => upstream.end(),
+            State::Replaying(replay) => replay.end(),
+        }
+    }
+
+    fn give_up(self: Pin<Box<Self>>) -> Option<End> {
+        match Pin::into_inner(self).state {
+            State::Calling(upstream, _) => upstream.give_up(),
+            State::Replaying(_) => None,
+        }
+    }
+}
+
+/// Whether another try may succeed.
+fn is_failure(status: StatusCode) -> bool {
+    const PASSING: [StatusCode; 2] = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+    status.is_server_error() || PASSING.contains(&status)
+}
+
+/// Reads a whole answer, which its flight stores.
+pub(crate) async fn read_all(mut leader: Participant) {
+    if poll_fn(|cx| leader.poll_head(cx)).await.is_ok() {
+        while let Some(Ok(_)) = poll_fn(|cx| leader.poll_frame(cx)).await {}
+    }
+}
