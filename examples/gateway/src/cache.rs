@@ -9,7 +9,9 @@ use tower_llm_stack::{
 
 use crate::{
     CacheSettings, CacheStatus, StartError,
+    secret::CallerSecret,
     settings::{CacheCompletions, Names},
+    sharing::Sharing,
 };
 
 /// The cache of all upstreams; `None` if nothing is to be cached.
@@ -18,6 +20,8 @@ use crate::{
 pub(crate) fn layer(
     settings: &CacheSettings,
     names: &Names,
+    sharing: Option<&Sharing>,
+    secret: Option<&CallerSecret>,
 ) -> Result<Option<CacheLayer>, StartError> {
     let lasts = |policy: Policy, own: Option<Duration>| match own.or(settings.ttl) {
         Some(ttl) => policy.ttl(ttl),
@@ -39,7 +43,13 @@ pub(crate) fn layer(
     if let Some(entries) = settings.max_entries {
         memory = memory.max_entries(entries);
     }
-    let layer = CacheLayer::builder(Scope::caller())
+    let mut builder = CacheLayer::builder(Scope::caller());
+    if let (Some(sharing), Some(secret)) = (sharing, secret) {
+        builder = builder
+            .shared(sharing.cache())
+            .secret(secret.of_cache_keys());
+    }
+    let layer = builder
         .completions(completions)
         .embeddings(embeddings)
         .memory(memory)

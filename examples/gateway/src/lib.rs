@@ -2,7 +2,7 @@
 //!
 //! Limits, circuits, the cache and the timeouts are those of the `tower-llm` crates. The gateway adds what a server
 //! needs: authentication of callers, [upstreams](Settings), removal of headers that a proxy must not forward, timeouts
-//! for clients, metrics, a log and graceful shutdown. Several gateways share limits and circuits through Redis.
+//! for clients, metrics, a log and graceful shutdown. Several gateways share limits, circuits and answers through Redis.
 //!
 //! ```text
 //! hyper > gate > Refusal > Describe > Monitor > caller's RateLimit > Cache > Breaker > provider's RateLimit > Bulkhead > Timeout > hyper-util's client

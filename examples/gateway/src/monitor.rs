@@ -46,6 +46,7 @@ const CACHE_CALLS: &str = "cache_calls_total";
 const CACHE_BYPASSED: &str = "cache_bypassed_total";
 const CACHE_STORED: &str = "cache_stored_total";
 const CACHE_EVICTED: &str = "cache_evicted_total";
+const CACHE_SHARED: &str = "cache_shared_total";
 const CACHE_ENTRIES: &str = "cache_entries";
 const CACHE_BYTES: &str = "cache_bytes";
 const CIRCUITS: &str = "breaker_circuits";
@@ -148,6 +149,7 @@ impl Metrics {
             describe_counter!(CACHE_BYPASSED, "Calls that were not looked up, by reason.");
             describe_counter!(CACHE_STORED, "Answers stored.");
             describe_counter!(CACHE_EVICTED, "Answers evicted to make room.");
+            describe_counter!(CACHE_SHARED, "Answers in Redis, by what became of them.");
             describe_gauge!(CACHE_ENTRIES, "Answers held.");
             describe_gauge!(CACHE_BYTES, "Size of all answers held.");
             describe_gauge!(CIRCUITS, "Circuits by scope and state.");
@@ -264,6 +266,15 @@ impl Metrics {
             }
             counter!(CACHE_STORED).absolute(stats.stored);
             counter!(CACHE_EVICTED).absolute(stats.evicted);
+            for (result, answers) in [
+                ("hit", stats.shared_hits),
+                ("stored", stats.shared_stored),
+                ("not_stored", stats.shared_not_stored),
+                ("failed", stats.shared_failures),
+                ("unreadable", stats.shared_unreadable),
+            ] {
+                counter!(CACHE_SHARED, "result" => result).absolute(answers);
+            }
             gauge!(CACHE_ENTRIES).set(gauged(stats.entries));
             gauge!(CACHE_BYTES).set(gauged(stats.bytes));
         });

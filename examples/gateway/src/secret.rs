@@ -5,7 +5,7 @@ use std::fmt;
 use ring::hmac;
 use tower_llm_stack::Caller;
 
-use crate::{Settings, StartError, settings::Names};
+use crate::{Secret, Settings, StartError, settings::Names};
 
 const MIN_CHARACTERS: usize = 32;
 
@@ -22,20 +22,13 @@ impl CallerSecret {
                 None => Ok(None),
             };
         };
-        let secret = secret.expose();
-        if secret.chars().count() < MIN_CHARACTERS {
-            let what = format!(
-                "has fewer than {MIN_CHARACTERS} characters; `openssl rand -hex 32` makes a good one (the value is not shown)"
-            );
-            return Err(StartError::setting(names.of("--caller-secret"), what));
-        }
+        let secret = check(secret, names.of("--caller-secret"))?;
         Ok(Some(Self::from(secret)))
     }
 
     /// The key of the digests of credentials.
     pub(crate) fn of_credentials(&self) -> [u8; 16] {
-        let digest = self.derive("credentials", b"");
-        std::array::from_fn(|index| digest.as_ref()[index])
+        bytes(self.derive("credentials", b""))
     }
 
     /// The caller with one of the gateway's keys.
@@ -49,6 +42,11 @@ impl CallerSecret {
     /// The account of a credential of the owner's. One that replaces it is another account, with circuits of its own.
     pub(crate) fn account(&self, credential: &[u8]) -> String {
         format!("gateway {}", self.name("account", credential, 16))
+    }
+
+    /// The secret of the keys of cached answers: without it, a reader of Redis can test which prompt is behind a key.
+    pub(crate) fn of_cache_keys(&self) -> [u8; 32] {
+        bytes(self.derive("cache keys", b""))
     }
 
     /// What tells apart gateways that have different secrets and the same Redis.
@@ -69,6 +67,33 @@ impl CallerSecret {
         context.update(data);
         context.sign()
     }
+}
+
+/// The key that seals cached answers in Redis, made of the configured secret.
+pub(crate) fn of_sealed_answers(settings: &Settings) -> Result<Option<[u8; 32]>, StartError> {
+    let Some(secret) = &settings.cache.secret else {
+        return Ok(None);
+    };
+    let secret = check(secret, settings.names.of("--cache-secret"))?;
+    Ok(Some(bytes(
+        CallerSecret::from(secret).derive("sealed answers", b""),
+    )))
+}
+
+/// The secret, if it is long enough not to be guessed.
+fn check<'a>(secret: &'a Secret, name: &str) -> Result<&'a str, StartError> {
+    let secret = secret.expose();
+    if secret.chars().count() < MIN_CHARACTERS {
+        let what = format!(
+            "has fewer than {MIN_CHARACTERS} characters; `openssl rand -hex 32` makes a good one (the value is not shown)"
+        );
+        return Err(StartError::setting(name, what));
+    }
+    Ok(secret)
+}
+
+fn bytes<const N: usize>(digest: hmac::Tag) -> [u8; N] {
+    std::array::from_fn(|index| digest.as_ref()[index])
 }
 
 fn missing(names: &Names) -> StartError {

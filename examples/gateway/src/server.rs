@@ -179,7 +179,12 @@ impl Gateway {
             Access::Open => describe,
             Access::Keys(keys) => describe.caller_by(keys.caller_by()),
         };
-        let cache = cache::layer(&settings.cache, &settings.names)?;
+        let cache = cache::layer(
+            &settings.cache,
+            &settings.names,
+            sharing.as_ref(),
+            secret.as_ref(),
+        )?;
         let warm = Warm::load(&settings, &access, cache.is_some())?;
         let mut breakers = Breakers::new();
         // Under the layers, so that they read what an upstream compressed unasked.

@@ -1,16 +1,20 @@
-//! What several gateways share through Redis: limits and circuits.
+//! What several gateways share through Redis: limits, circuits and cached answers.
 //!
 //! A gateway needs Redis to start, unless told otherwise, so that a wrong address is noticed. From then on it never needs
-//! it: while Redis is unavailable, each gateway enforces its part of the limits and has its own circuits.
+//! it: while Redis is unavailable, each gateway enforces its part of the limits, and has its own circuits and answers.
 
 use std::{fmt, time::Duration};
 
 use tower_llm_stack::{
-    Redis, SharedCircuits, SharedLimits,
+    Redis, SharedCache, SharedCircuits, SharedLimits,
     redis::{ConnectError, Health},
 };
 
-use crate::{Settings, SharedLimitsBy, StartError, error::Reason, secret::CallerSecret};
+use crate::{
+    Settings, SharedLimitsBy, StartError,
+    error::Reason,
+    secret::{self, CallerSecret},
+};
 
 const LEASE: Duration = Duration::from_secs(1);
 
@@ -27,18 +31,31 @@ pub(crate) struct Sharing {
     replicas: u32,
     by: SharedLimitsBy,
     hold_for: Duration,
+    cache: Option<Sealing>,
+}
+
+/// How cached answers are shared.
+#[derive(Clone, Copy)]
+enum Sealing {
+    Plain,
+    Sealed([u8; 32]),
 }
 
 impl Sharing {
     /// Connects to Redis if it is configured. Adds to `notices` what the operator should know.
     pub(crate) async fn connect(
         settings: &Settings,
-        secret: Option<&CallerSecret>,
+        caller_secret: Option<&CallerSecret>,
         notices: &mut Vec<String>,
     ) -> Result<Option<Self>, StartError> {
         let sharing = &settings.sharing;
-        let (Some(url), Some(secret)) = (&sharing.redis_url, secret) else {
+        let (Some(url), Some(caller_secret)) = (&sharing.redis_url, caller_secret) else {
             return Ok(None);
+        };
+        let cache = match secret::of_sealed_answers(settings)? {
+            _ if !settings.cache.shared => None,
+            Some(secret) => Some(Sealing::Sealed(secret)),
+            None => Some(Sealing::Plain),
         };
         let builder = Redis::builder(url.expose()).command_timeout(sharing.redis_timeout);
         let redis = match builder.clone().connect().await {
@@ -57,10 +74,11 @@ impl Sharing {
             settings.timeout.total + settings.ratelimit.timeout + settings.bulkhead.default_timeout;
         Ok(Some(Self {
             redis,
-            namespace: secret.namespace(),
+            namespace: caller_secret.namespace(),
             replicas: sharing.replicas,
             by: sharing.ratelimit_shared,
             hold_for: (2 * longest).min(DAY),
+            cache,
         }))
     }
 
@@ -81,6 +99,15 @@ impl Sharing {
         SharedCircuits::new(self.redis.clone(), name).max_age(CIRCUITS_MAX_AGE)
     }
 
+    /// Shares cached answers; `None` if each gateway has its own.
+    pub(crate) fn cache(&self) -> Option<SharedCache> {
+        let cache = SharedCache::new(self.redis.clone());
+        match self.cache? {
+            Sealing::Plain => Some(cache),
+            Sealing::Sealed(secret) => Some(cache.secret(secret)),
+        }
+    }
+
     pub(crate) fn health(&self) -> Health {
         self.redis.health()
     }
@@ -95,9 +122,29 @@ impl fmt::Display for Sharing {
         };
         write!(
             f,
-            "limits (by {by}) and circuits (at most {CIRCUITS_MAX_AGE:?} old), as {}, among {} gateways",
+            "limits (by {by}), circuits (at most {CIRCUITS_MAX_AGE:?} old)"
+        )?;
+        match self.cache {
+            Some(Sealing::Sealed(_)) => f.write_str(", cached answers (sealed)")?,
+            Some(Sealing::Plain) => {
+                f.write_str(", cached answers (not sealed: GATEWAY_CACHE_SECRET is not set)")?
+            }
+            None => {}
+        }
+        write!(
+            f,
+            ", as {}, among {} gateways",
             self.namespace, self.replicas
         )
+    }
+}
+
+impl fmt::Debug for Sealing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "Plain",
+            Self::Sealed(_) => "Sealed(..)",
+        })
     }
 }
 

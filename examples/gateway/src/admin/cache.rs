@@ -126,6 +126,8 @@ fn stats(stats: &CacheStats) -> Value {
         "collapsed": stats.collapsed,
         "hit_ratio": stats.hit_ratio(),
         "bypassed": bypassed,
+        "items_reused": stats.items_reused,
+        "items_sent": stats.items_sent,
         "stored": stats.stored,
         "not_stored": stats.not_stored,
         "evicted": stats.evicted,

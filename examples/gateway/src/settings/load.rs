@@ -441,6 +441,8 @@ mod tests {
             "sk-hidden",
             "--admin-token",
             "sk-hidden",
+            "--cache-secret",
+            "sk-hidden",
         ];
         assert!(!format!("{:?}", read(&flags, &[]).unwrap()).contains("hidden"));
     }

@@ -342,7 +342,7 @@ pub struct RateLimitSettings {
     pub caller_tiers: Option<Secret>,
 }
 
-/// Which answers are cached, in this process's memory. A caller gets only answers to its own earlier calls; calls
+/// Which answers are cached, in memory and, with REDIS_URL, in Redis. A caller gets only answers to its own earlier calls; calls
 /// without a credential are not cached.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Cache")]
@@ -392,6 +392,27 @@ pub struct CacheSettings {
         value_parser = cache_status
     )]
     pub status: CacheStatus,
+    /// With REDIS_URL: whether gateways share answers in Redis, beside their own memory. Answers live there as long as in
+    /// memory, and also outlive the gateway.
+    #[arg(
+        long = "cache-shared",
+        env = "CACHE_SHARED",
+        value_name = "BOOL",
+        default_value = "true",
+        action = clap::ArgAction::Set,
+        value_parser = switch
+    )]
+    pub shared: bool,
+    /// Seals the answers in Redis: without the secret they can be neither read nor replaced. The same in all gateways; at
+    /// least 32 characters, such as the output of `openssl rand -hex 32`. Unless it is set, everyone who can read Redis can
+    /// read the answers. Prefer the variable.
+    #[arg(
+        long = "cache-secret",
+        env = "GATEWAY_CACHE_SECRET",
+        value_name = "SECRET",
+        hide_env_values = true
+    )]
+    pub secret: Option<Secret>,
     /// File with calls to make after the start, so that their answers are in the cache: one JSON object a line, such as
     /// `{"caller": 1, "path": "/v1/embeddings", "body": {..}}`. An answer is cached for its caller: the number of a key in
     /// GATEWAY_KEYS or, instead of it, the `headers` that the caller sends. The calls cost money and count against limits.

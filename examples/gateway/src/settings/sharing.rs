@@ -7,13 +7,13 @@ use super::{
     values::{replicas, seconds, shared_limits, switch},
 };
 
-/// What several gateways share through Redis: limits, circuits and the identity of callers.
+/// What several gateways share through Redis: limits, circuits, cached answers and the identity of callers.
 ///
 /// Gateways with the same Redis and the same secret share. Their other settings must be the same too.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Sharing")]
 pub struct SharingSettings {
-    /// Redis, Valkey or a Redis Cluster through which gateways share rate limits and circuits, such as
+    /// Redis, Valkey or a Redis Cluster through which gateways share rate limits, circuits and cached answers, such as
     /// `redis://:password@host:6379/0`, `rediss://` for TLS, or `redis-cluster://host:7000`. Needs GATEWAY_CALLER_SECRET.
     #[arg(long, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
     pub redis_url: Option<Secret>,

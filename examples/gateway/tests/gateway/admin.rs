@@ -62,9 +62,12 @@ async fn the_statistics_are_exact() {
     for model in ["m", "m", "n"] {
         ask(&gateway, model).await;
     }
+    let embeddings = r#"{"model":"e","input":["one","two","one"]}"#;
+    let headers = "authorization: Bearer alice\r\n";
+    let answer = post(gateway.addr, "/v1/embeddings", headers, embeddings).await;
+    assert_eq!(answer.status, 200);
     // Not deterministic, and without a caller.
     let path = "/v1/chat/completions";
-    let headers = "authorization: Bearer alice\r\n";
     post(gateway.addr, path, headers, r#"{"model":"m"}"#).await;
     post(gateway.addr, path, "", r#"{"model":"m","temperature":0}"#).await;
 
@@ -80,14 +83,21 @@ async fn the_statistics_are_exact() {
     );
     let expected = json!({
         "hits": 1,
-        "misses": 2,
+        "misses": 3,
         "collapsed": 0,
-        "hit_ratio": 1.0 / 3.0,
+        "hit_ratio": 0.25,
         "bypassed": null,
-        "stored": 2,
+        "items_reused": 1,
+        "items_sent": 2,
+        "stored": 4,
         "not_stored": 0,
         "evicted": 0,
-        "entries": 2,
+        "shared_hits": 0,
+        "shared_stored": 0,
+        "shared_not_stored": 0,
+        "shared_failures": 0,
+        "shared_unreadable": 0,
+        "entries": 4,
         "bytes": null,
         "in_flight": 0,
     });
