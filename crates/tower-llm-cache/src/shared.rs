@@ -257,9 +257,14 @@ impl Shared {
 
     /// Stores an answer; returns whether there is a store.
     pub(crate) fn store(&self, key: CacheKey, record: Record, policy: &Policy) -> bool {
-        let is_stored = self.share(&key, &record, policy.ttl);
+        let is_shared = self.share(&key, &record, policy.ttl);
+        self.hold(key, record, policy) || is_shared
+    }
+
+    /// Stores an answer in memory alone; returns whether there is one.
+    pub(crate) fn hold(&self, key: CacheKey, record: Record, policy: &Policy) -> bool {
         let Some(memory) = &self.memory else {
-            return is_stored;
+            return false;
         };
         let stored = Stored::new(key, record, Instant::now(), policy.ttl, policy);
         memory.insert(Entry(Arc::new(stored)));

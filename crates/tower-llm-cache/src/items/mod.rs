@@ -11,6 +11,8 @@
 //! nothing. So the `usage` of an answer is always what was sent for *it*: of a partial hit, that of the items that were
 //! missing. The layers around the cache read it there, and settle that.
 //!
+//! Items are held in memory alone: no request looks for its items in Redis yet, so they are not written there either.
+//!
 //! If all that a request asks for is sent, and nothing twice, its answer is passed on as it comes, whatever it is. An answer is
 //! taken apart only if it is whole and has exactly one vector for each item that was sent. If it has not, nothing is stored. If
 //! it cannot be put together with what is stored either, and is no error, the caller's own request is sent as it is: an answer
