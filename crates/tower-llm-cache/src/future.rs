@@ -35,6 +35,7 @@ pin_project! {
         // `None` once it was handed out.
         Known { result: Option<Result<Response<CacheBody<B>>, BoxError>> },
         Looking { future: Looking<B> },
+        LookingForItems { future: LookingForItems<F, B> },
         Passing { #[pin] future: F, status: StatusHeader, reason: Bypass },
         // `None` once the response headers were handed out.
         Flying { boarded: Option<Boarded> },
@@ -60,6 +61,9 @@ impl<F, B> State<F, B> {
 /// Looks for an answer outside of this process.
 type Looking<B> = Pin<Box<dyn Future<Output = Result<Response<CacheBody<B>>, BoxError>> + Send>>;
 
+/// Looks for the items of a batch outside of this process, and then begins.
+type LookingForItems<F, B> = Pin<Box<dyn Future<Output = State<F, B>> + Send>>;
+
 impl<S, ReqB, ResB> ResponseFuture<S, ReqB, ResB>
 where
     S: Service<Request<ReqB>>,
@@ -78,6 +82,19 @@ where
     pub(crate) fn looking(future: Looking<ResB>) -> Self {
         Self {
             state: State::Looking { future },
+        }
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn looking_for_items(future: impl Future<Output = Self> + Send + 'static) -> Self
+    where
+        S: 'static,
+        ReqB: 'static,
+        ResB: 'static,
+    {
+        let future = Box::pin(async move { future.await.state });
+        Self {
+            state: State::LookingForItems { future },
         }
     }
 
@@ -123,6 +140,10 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        if let StateProj::LookingForItems { future } = this.state.as_mut().project() {
+            let next = ready!(future.as_mut().poll(cx));
+            this.state.set(next);
+        }
         if let StateProj::Gathering { gather } = this.state.as_mut().project() {
             let gathered = ready!(gather.poll(cx));
             this.state.set(State::gathered(gathered));
@@ -147,7 +168,9 @@ where
                 let boarded = boarded.take().expect("it was polled just now");
                 head.map(|head| boarded.response(head))
             }
-            StateProj::Gathering { .. } => unreachable!("it was gathered just now"),
+            StateProj::LookingForItems { .. } | StateProj::Gathering { .. } => {
+                unreachable!("both were left just now")
+            }
         })
     }
 }

@@ -22,7 +22,6 @@
 //! - **Embeddings by item**: each input of a batch (OpenAI's `input`) has an answer of its own, found alone and in any other
 //!   batch. Only those that are neither stored nor in flight are sent, each once, in one call. Vectors come as the provider
 //!   wrote them, in the caller's order. `usage` says what was sent for the answer: that of the missing items, or zero.
-//!   They are held in memory, and not in Redis.
 //!
 //! Requests whose answer depends on more than the request are not cached: those that refer to state at the provider, that have
 //! the provider search or run tools, or that ask it to store the answer. [`Bypass`] lists the reasons.

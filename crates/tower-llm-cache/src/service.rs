@@ -5,7 +5,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+#[cfg(feature = "redis")]
+use futures_util::FutureExt as _;
+use http::{Request, Response, request::Parts};
 use http_body::Body;
 use tokio::runtime::Handle;
 use tower_llm_core::{BoxError, Call, Oneshot, RequestBody};
@@ -16,7 +18,7 @@ use crate::{
     error::NotCached,
     flight::Drive,
     future::ResponseFuture,
-    items::{self, Outbound},
+    items::{self, Batch, Outbound},
     key::Bypass,
     shared::{Boarding, Shared},
     upstream::Upstream,
@@ -54,12 +56,47 @@ where
     }
 
     fn call(&mut self, request: Request<RequestBody<ReqB>>) -> Self::Future {
-        let shared = &self.shared;
         let (parts, body) = request.into_parts();
         let call = parts.extensions.get::<Call>();
-        if let (Some(call), Some(json)) = (call, body.as_bytes())
-            && let Some(batch) = shared.batch(&parts, json, call)
-        {
+        let batch = match (call, body.as_bytes()) {
+            (Some(call), Some(json)) => self.shared.batch(&parts, json, call),
+            _ => None,
+        };
+        #[cfg(feature = "redis")]
+        if let Some(mut batch) = batch {
+            let Some(looking) = self.shared.look_for_items(&mut batch) else {
+                return self.answer(parts, body, Some(batch));
+            };
+            let cache = self.clone();
+            return ResponseFuture::looking_for_items(looking.map(move |found| {
+                for (item, found) in found {
+                    batch.put_found(item, &found.record, found.age, found.ttl);
+                }
+                cache.answer(parts, body, Some(batch))
+            }));
+        }
+        self.answer(parts, body, batch)
+    }
+}
+
+impl<S> Cache<S> {
+    /// Answers a request from memory or by a call.
+    fn answer<ReqB, ResB>(
+        &self,
+        parts: Parts,
+        body: RequestBody<ReqB>,
+        batch: Option<Batch>,
+    ) -> ResponseFuture<S, RequestBody<ReqB>, ResB>
+    where
+        S: Service<Request<RequestBody<ReqB>>, Response = Response<ResB>> + Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        ReqB: Send + 'static,
+        ResB: Body<Data = Bytes> + Send + 'static,
+        ResB::Error: Into<BoxError>,
+    {
+        let shared = &self.shared;
+        if let (Some(batch), Some(json)) = (batch, body.as_bytes()) {
             let outbound = || Outbound::new(self.inner.clone(), parts.clone(), json.clone());
             if let Some(begun) = items::begin(shared, batch, outbound) {
                 return ResponseFuture::begun(begun);

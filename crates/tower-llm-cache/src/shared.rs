@@ -15,8 +15,6 @@ use http::{Response, StatusCode, header::CONTENT_LENGTH, request::Parts};
 use tokio::{runtime::Handle, time::Instant};
 use tower_llm_core::{Call, Completion, Outcome, Served};
 
-#[cfg(feature = "redis")]
-use crate::second::{LookFirst, Opened, SecondTier};
 use crate::{
     body::CacheBody,
     directives::Directives,
@@ -32,6 +30,13 @@ use crate::{
     stale::{self, OrStale},
     values::Values,
 };
+#[cfg(feature = "redis")]
+use crate::{
+    items::Batch,
+    second::{LookFirst, Opened, SecondTier},
+};
+#[cfg(feature = "redis")]
+use futures_util::{StreamExt as _, future, stream};
 
 /// The settings and the state of a cache.
 #[derive(Debug)]
@@ -98,6 +103,19 @@ pub(crate) enum Boarding<B> {
     Flying(Boarded),
     /// The answer was stored just now.
     Stored(Response<CacheBody<B>>),
+}
+
+/// Look-ups for the items of one batch that are made at once.
+#[cfg(feature = "redis")]
+const ITEMS_AT_ONCE: usize = 64;
+
+/// An answer from Redis.
+#[cfg(feature = "redis")]
+pub(crate) struct Fetched {
+    pub(crate) record: Record,
+    pub(crate) age: Duration,
+    /// The time that is left.
+    pub(crate) ttl: Duration,
 }
 
 /// Stores what a flight has brought.
@@ -258,13 +276,8 @@ impl Shared {
     /// Stores an answer; returns whether there is a store.
     pub(crate) fn store(&self, key: CacheKey, record: Record, policy: &Policy) -> bool {
         let is_shared = self.share(&key, &record, policy.ttl);
-        self.hold(key, record, policy) || is_shared
-    }
-
-    /// Stores an answer in memory alone; returns whether there is one.
-    pub(crate) fn hold(&self, key: CacheKey, record: Record, policy: &Policy) -> bool {
         let Some(memory) = &self.memory else {
-            return false;
+            return is_shared;
         };
         let stored = Stored::new(key, record, Instant::now(), policy.ttl, policy);
         memory.insert(Entry(Arc::new(stored)));
@@ -329,30 +342,72 @@ impl Shared {
         })
     }
 
-    /// Looks into Redis; what is found enters the memory for the time that is left.
+    /// Looks for the items of a batch that are not in memory; `None` if none is to be looked for.
+    pub(crate) fn look_for_items(
+        self: &Arc<Self>,
+        batch: &mut Batch,
+    ) -> Option<impl Future<Output = Vec<(u32, Fetched)>> + Send + use<>> {
+        self.second.as_ref()?;
+        let (policy, directives) = batch.wanted()?;
+        batch.find_all(self);
+        let missing = batch.missing_keys();
+        if missing.is_empty() {
+            return None;
+        }
+        let fetching = missing.into_iter().map({
+            let shared = Arc::clone(self);
+            move |(item, key)| Arc::clone(&shared).fetch_item(item, key, policy, directives)
+        });
+        let found = stream::iter(fetching).buffer_unordered(ITEMS_AT_ONCE);
+        Some(found.filter_map(future::ready).collect())
+    }
+
+    async fn fetch_item(
+        self: Arc<Self>,
+        item: u32,
+        key: CacheKey,
+        policy: Policy,
+        directives: Directives,
+    ) -> Option<(u32, Fetched)> {
+        let fetched = self.fetch(&key, &policy, directives).await?;
+        Some((item, fetched))
+    }
+
+    /// Looks into Redis for the answer to one call.
     async fn find<B>(&self, lookup: &Lookup) -> Option<(Did, Response<CacheBody<B>>)> {
+        let fetching = self.fetch(&lookup.asked.key, &lookup.policy, lookup.directives);
+        let Fetched { record, age, ttl } = fetching.await?;
+        let response = replay::response(&record, lookup)?;
+        Some((Did::Hit { age, ttl }, response))
+    }
+
+    /// Looks into Redis; what is found enters the memory for the time that is left.
+    async fn fetch(
+        &self,
+        key: &CacheKey,
+        policy: &Policy,
+        directives: Directives,
+    ) -> Option<Fetched> {
         let second = self.second.as_ref()?;
-        let key = &lookup.asked.key;
         let epoch = second.epoch();
         let Opened { record, age, ttl } = second.get(key).await?;
         // Another process may store answers for longer than this one wants them.
-        let ttl = ttl.min(lookup.policy.ttl).saturating_sub(age);
-        if ttl.is_zero() || !lookup.directives.allows(age) {
+        let ttl = ttl.min(policy.ttl).saturating_sub(age);
+        if ttl.is_zero() || !directives.allows(age) {
             return None;
         }
-        let response = replay::response(&record, lookup)?;
         if let Some(memory) = &self.memory {
             let now = Instant::now();
             let stored_at = now.checked_sub(age).unwrap_or(now);
             let fresh_for = (now + ttl).duration_since(stored_at);
-            let stored = Stored::new(key.clone(), record, stored_at, fresh_for, &lookup.policy);
+            let stored = Stored::new(key.clone(), record.clone(), stored_at, fresh_for, policy);
             memory.insert(Entry(Arc::new(stored)));
-            // A removal came after it was read: if it was before this, it has not removed it.
+            // If a removal came after it was read and before this, it has not removed it.
             if second.was_removed(key, epoch) {
                 memory.remove(key.digest());
             }
         }
-        Some((Did::Hit { age, ttl }, response))
+        Some(Fetched { record, age, ttl })
     }
 }
 

@@ -7,6 +7,8 @@ use tokio::time::Instant;
 use tower_llm_core::Call;
 
 use super::answer::ItemAnswer;
+#[cfg(feature = "redis")]
+use crate::record::Record;
 use crate::{directives::Directives, headers::Did, key::CacheKey, policy::Policy, shared::Shared};
 
 /// A request for the answers to several inputs.
@@ -23,6 +25,7 @@ pub(crate) struct Batch {
     stored: usize,
     oldest: Duration,
     ttl: Duration,
+    is_shared: bool,
 }
 
 struct Item {
@@ -65,6 +68,7 @@ impl Batch {
             stored: 0,
             oldest: Duration::ZERO,
             ttl: Duration::MAX,
+            is_shared: false,
         }
     }
 
@@ -84,18 +88,51 @@ impl Batch {
             return false;
         };
         stored.renew(now);
+        self.put_stored(item, answer, age, ttl);
+        true
+    }
+
+    pub(crate) fn find_all(&mut self, shared: &Shared) {
+        let now = Instant::now();
+        for item in self.missing() {
+            self.find(shared, item, now);
+        }
+    }
+
+    /// Takes an item that was found outside of this process.
+    #[cfg(feature = "redis")]
+    pub(crate) fn put_found(&mut self, item: u32, record: &Record, age: Duration, ttl: Duration) {
+        if let Some(answer) = ItemAnswer::read(record) {
+            self.is_shared = true;
+            self.put_stored(item, answer, age, ttl);
+        }
+    }
+
+    /// The keys of the items that have no answer yet.
+    #[cfg(feature = "redis")]
+    pub(crate) fn missing_keys(&self) -> Vec<(u32, CacheKey)> {
+        let missing = self.missing().into_iter();
+        missing
+            .map(|item| (item, self.key.sibling(self.digest(item))))
+            .collect()
+    }
+
+    /// How its items are looked for; `None` if it wants new answers.
+    #[cfg(feature = "redis")]
+    pub(crate) fn wanted(&self) -> Option<(Policy, Directives)> {
+        (!self.directives.no_cache).then_some((self.policy, self.directives))
+    }
+
+    /// Whether some of its items were found outside of this process.
+    pub(super) fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
+    fn put_stored(&mut self, item: u32, answer: ItemAnswer, age: Duration, ttl: Duration) {
         self.stored += 1;
         self.oldest = self.oldest.max(age);
         self.ttl = self.ttl.min(ttl);
         self.put(item, answer);
-        true
-    }
-
-    pub(super) fn find_all(&mut self, shared: &Shared) {
-        let now = Instant::now();
-        for item in 0..self.items.len() as u32 {
-            self.find(shared, item, now);
-        }
     }
 
     pub(super) fn put(&mut self, item: u32, answer: ItemAnswer) {

@@ -224,7 +224,11 @@ impl Recorder for KeepItems {
             for (answer, digest) in answers.items.iter().zip(&self.call.digests) {
                 let key = self.key.sibling(*digest);
                 let is_small = answer.record().body_len() <= self.policy.max_answer_bytes;
-                if is_small && self.shared.hold(key, answer.record().clone(), &self.policy) {
+                if is_small
+                    && self
+                        .shared
+                        .store(key, answer.record().clone(), &self.policy)
+                {
                     stored += 1;
                 }
             }

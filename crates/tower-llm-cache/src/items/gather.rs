@@ -139,6 +139,9 @@ pub(crate) fn begin(
 fn hit(shared: &Shared, batch: &Batch) -> Response<Vec<Bytes>> {
     let counters = &shared.counters;
     counters.hits.fetch_add(1, Ordering::Relaxed);
+    if batch.is_shared() {
+        counters.shared_hits.fetch_add(1, Ordering::Relaxed);
+    }
     counters
         .items_reused
         .fetch_add(batch.inputs() as u64, Ordering::Relaxed);

@@ -11,7 +11,7 @@
 //! nothing. So the `usage` of an answer is always what was sent for *it*: of a partial hit, that of the items that were
 //! missing. The layers around the cache read it there, and settle that.
 //!
-//! Items are held in memory alone: no request looks for its items in Redis yet, so they are not written there either.
+//! Before a request is answered, its items that are not in memory are looked for in Redis, if there is one.
 //!
 //! If all that a request asks for is sent, and nothing twice, its answer is passed on as it comes, whatever it is. An answer is
 //! taken apart only if it is whole and has exactly one vector for each item that was sent. If it has not, nothing is stored. If

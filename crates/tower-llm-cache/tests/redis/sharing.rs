@@ -262,3 +262,40 @@ async fn its_connections_and_tasks_end_with_the_layer() {
     }
     let _ = CacheLayer::builder(Scope::shared()).shared(None::<SharedCache>);
 }
+
+#[tokio::test]
+async fn embeddings_are_shared_item_by_item() {
+    let server = RedisServer::start().await.unwrap();
+    let (one, two) = (Process::start(&server).await, Process::start(&server).await);
+    let batch = async |inputs: Value| {
+        let body = json!({"model": "sim-1", "input": inputs});
+        described(post("/v1/embeddings"), &body.to_string()).await
+    };
+    let vector = |got: &Got, at: usize| {
+        let body: Value = serde_json::from_slice(&got.body()).unwrap();
+        assert_eq!(body["data"][at]["index"], at);
+        body["data"][at]["embedding"].clone()
+    };
+    let first = one.send(batch(json!(["a", "b"])).await).await;
+    one.until(|stats| stats.shared_stored == 2).await;
+    let again = two.send(batch(json!(["b", "a", "b"])).await).await;
+    assert!(
+        again.is_hit() && again.served == Some(Served::Hit),
+        "{again:?}"
+    );
+    for (at, of) in [(0, 1), (1, 0), (2, 1)] {
+        assert_eq!(vector(&again, at), vector(&first, of));
+    }
+    let stats = two.stats();
+    assert_eq!((two.calls(), stats.hits, stats.shared_hits), (0, 1, 1));
+    // What is missing is sent, and nothing else.
+    let three = Process::start(&server).await;
+    let partial = three.send(batch(json!(["c", "a"])).await).await;
+    assert!(!partial.is_hit());
+    assert_eq!(vector(&partial, 1), vector(&first, 0));
+    let stats = three.stats();
+    assert_eq!(
+        (three.calls(), stats.items_sent, stats.items_reused),
+        (1, 1, 1)
+    );
+}
