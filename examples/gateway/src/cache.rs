@@ -27,7 +27,9 @@ pub(crate) fn layer(
         Some(ttl) => policy.ttl(ttl),
         None => policy,
     };
-    let completions = lasts(Policy::completions(), settings.completions_ttl);
+    let completions = lasts(Policy::completions(), settings.completions_ttl)
+        .stale_while_revalidate(settings.stale_while_revalidate.unwrap_or_default())
+        .stale_if_error(settings.stale_if_error.unwrap_or_default());
     let completions = match settings.completions {
         CacheCompletions::All => Some(completions),
         CacheCompletions::Deterministic => Some(completions.deterministic_only()),
@@ -63,6 +65,8 @@ pub(crate) fn layer(
         let name = match error.field() {
             "max_bytes" => "--cache-max-bytes",
             "max_entries" => "--cache-max-entries",
+            "stale_while_revalidate" => "--cache-stale-while-revalidate",
+            "stale_if_error" => "--cache-stale-if-error",
             _ => "--cache-ttl",
         };
         StartError::setting(names.of(name), error)

@@ -376,6 +376,17 @@ pub struct CacheSettings {
     /// Time cached embeddings are served [default: 86400].
     #[arg(long = "cache-embeddings-ttl", env = "CACHE_EMBEDDINGS_TTL", value_name = "SECONDS", value_parser = ttl)]
     pub embeddings_ttl: Option<Duration>,
+    /// Time a completion is served after its time, while a new one is fetched [default: none].
+    #[arg(
+        long = "cache-stale-while-revalidate",
+        env = "CACHE_STALE_WHILE_REVALIDATE",
+        value_name = "SECONDS",
+        value_parser = ttl
+    )]
+    pub stale_while_revalidate: Option<Duration>,
+    /// Time a completion is served after its time, if the call for a new one fails [default: none].
+    #[arg(long = "cache-stale-if-error", env = "CACHE_STALE_IF_ERROR", value_name = "SECONDS", value_parser = ttl)]
+    pub stale_if_error: Option<Duration>,
     /// Memory for all answers, in bytes. The least recently used answers are evicted first.
     #[arg(long = "cache-max-bytes", env = "CACHE_MAX_BYTES", value_name = "BYTES", default_value_t = 256 << 20, value_parser = amount)]
     pub max_bytes: u64,

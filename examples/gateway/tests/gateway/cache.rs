@@ -1,7 +1,9 @@
 //! Repeated answers, from outside.
 
+use std::time::Duration;
+
 use gateway::{Gateway, Settings};
-use tower_llm_testkit::{Behavior, SimulatedProvider};
+use tower_llm_testkit::{Behavior, Fault, SimulatedProvider};
 
 use crate::support::{Answer, Connection, Running, get, post};
 
@@ -135,6 +137,25 @@ async fn calls_without_a_credential_are_not_cached() {
         assert_eq!(gateway.post(CHAT, STREAM).await.status, 200);
     }
     assert_eq!(provider.counts().requests, 2);
+}
+
+#[tokio::test]
+async fn a_stale_answer_is_served_if_the_provider_fails() {
+    let provider = provider().await;
+    let flags = ["--cache-ttl", "1", "--cache-stale-if-error", "600"];
+    let gateway = Running::over(&provider, &flags).await;
+    let first = ask(&gateway, "alice", CHAT, STREAM).await;
+    provider.set(Behavior::new().fault(Fault::Overloaded));
+    // The provider is asked again once the second is over: until then each call is a hit.
+    let stale = loop {
+        let answer = ask(&gateway, "alice", CHAT, STREAM).await;
+        assert_eq!((answer.status, answer.body()), (200, first.body()));
+        if provider.counts().requests > 1 {
+            break answer;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(status(&stale).starts_with("tower-llm-cache; hit; ttl=-"));
 }
 
 #[tokio::test]
