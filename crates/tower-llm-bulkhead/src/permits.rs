@@ -141,6 +141,7 @@ impl GlobalPermits {
     /// Sets the limit, and serves the calls that it admits.
     pub(crate) fn set_limit(&self, limit: usize) {
         self.counter.set_limit(limit);
+        lock(&self.queue).open_all();
         while let Some(waker) = hand_over(&self.queue, &self.counter, None) {
             waker.wake();
         }

@@ -637,3 +637,33 @@ proptest! {
         run.finish()?;
     }
 }
+
+/// A head that waits for its key may be overtaken by more calls once the limit of all keys is raised.
+#[test]
+fn a_raised_limit_of_all_keys_lets_more_calls_overtake() {
+    let wanted = |weight, priority, max_waiting| Wanted {
+        weight,
+        tenant: Tenant {
+            priority,
+            caller: None,
+        },
+        max_waiting,
+    };
+    let mut run = Run::new([1, 1, 1], Some(4));
+    for step in [
+        Step::TryAcquire(1, 1),
+        Step::Join(1, wanted(1, Priority::Normal, 1)),
+        Step::Join(1, wanted(1, Priority::Normal, 2)),
+        Step::Join(1, wanted(4, Priority::Interactive, 1)),
+        Step::SetGlobalLimit(3),
+        Step::Join(1, wanted(2, Priority::Interactive, 2)),
+        Step::Join(2, wanted(1, Priority::Interactive, 0)),
+        Step::Release(0),
+        Step::SetLimit(1, 4),
+        Step::Leave(0),
+        Step::SetGlobalLimit(4),
+    ] {
+        run.step(step).unwrap();
+    }
+    run.finish().unwrap();
+}

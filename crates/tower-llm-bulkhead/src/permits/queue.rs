@@ -264,6 +264,12 @@ impl<K> Queue<K> {
         }
     }
 
+    /// The limit of all keys has changed, and with it which calls may overtake a head.
+    pub(super) fn open_all(&mut self) {
+        let lanes: Vec<_> = self.lanes.keys().copied().collect();
+        lanes.into_iter().for_each(|lane| self.open(lane));
+    }
+
     /// A call that has overtaken heads has ended.
     pub(super) fn ended(&mut self, overtook: Overtook) {
         for (lane_id, since) in self.overtakers.remove(&overtook).unwrap_or_default() {
