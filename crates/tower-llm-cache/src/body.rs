@@ -1,6 +1,7 @@
 //! The body of a response that passed, is shared, or was stored.
 
 use std::{
+    fmt,
     pin::Pin,
     task::{Context, Poll, ready},
     vec,
@@ -18,7 +19,6 @@ use crate::{
 
 pin_project! {
     /// A response body: of a call that passed the cache, of a call in flight, or of a stored answer.
-    #[derive(Debug)]
     pub struct CacheBody<B> {
         #[pin]
         kind: Kind<B>,
@@ -27,13 +27,19 @@ pin_project! {
 
 pin_project! {
     #[project = KindProj]
-    #[derive(Debug)]
     enum Kind<B> {
         Passed { #[pin] body: B },
         // `None` once it has ended.
         Shared { participant: Option<Participant> },
         Stored { frames: Frames },
         Converted { frames: vec::IntoIter<Bytes>, left: u64 },
+    }
+}
+
+/// Without the answer.
+impl<B> fmt::Debug for CacheBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CacheBody").finish_non_exhaustive()
     }
 }
 

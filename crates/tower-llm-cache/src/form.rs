@@ -21,7 +21,9 @@ impl Form {
     pub(crate) fn asked(call: &Call, uri: &Uri) -> Self {
         let is_sse = || {
             let query = uri.query().unwrap_or_default();
-            query.split('&').any(|pair| pair == "alt=sse")
+            query
+                .split('&')
+                .any(|pair| ["alt=sse", "$alt=sse"].contains(&pair))
         };
         match (call.streamed(), call.dialect()) {
             (false, _) => Self::Object,

@@ -15,6 +15,7 @@ use tower_service::Service;
 
 use crate::{
     body::CacheBody,
+    directives::Directives,
     error::NotCached,
     flight::Drive,
     future::ResponseFuture,
@@ -106,6 +107,13 @@ impl<S> Cache<S> {
             Some(call) => shared.read(&parts, body.as_bytes(), call),
             None => Err(Bypass::Operation),
         };
+        if let Err(reason) = read
+            && reason != Bypass::Operation
+            && Directives::read(&parts.headers).only_if_cached
+        {
+            shared.bypassed(reason);
+            return ResponseFuture::known(Err(NotCached::new().into()));
+        }
         let send = || Oneshot::new(self.inner.clone(), Request::from_parts(parts, body));
         let lookup = match read {
             Ok(lookup) => lookup,

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use http::{Response, StatusCode, header::CONTENT_LENGTH, request::Parts};
 use tokio::{runtime::Handle, time::Instant};
-use tower_llm_core::{Call, Completion, Outcome, Served};
+use tower_llm_core::{Call, Completion, Dialect, Outcome, Served};
 
 use crate::{
     body::CacheBody,
@@ -125,6 +125,7 @@ struct Keep {
     policy: Policy,
     says_why_it_ended: bool,
     includes_usage: bool,
+    streams_lists: bool,
 }
 
 impl Shared {
@@ -215,9 +216,14 @@ impl Shared {
 
     /// What a new flight for `lookup` needs.
     fn start(self: &Arc<Self>, lookup: &Lookup, upstream: Pin<Box<dyn Drive>>) -> Start {
-        let upstream = match self.stale(lookup, lookup.policy.stale_if_error) {
-            Some((_, stale)) => Box::pin(OrStale::new(upstream, stale)),
-            None => upstream,
+        let within = lookup.policy.stale_if_error;
+        let upstream: Pin<Box<dyn Drive>> = if within.is_zero() {
+            upstream
+        } else {
+            // Looked for at the failure: until then it may have been removed, or its time may be over.
+            let (shared, lookup) = (Arc::clone(self), lookup.clone());
+            let stale = move || shared.stale(&lookup, within).map(|(_, found)| found);
+            Box::pin(OrStale::new(upstream, Box::new(stale)))
         };
         Start {
             upstream: self.look_first(self.looks_first(lookup), lookup, upstream),
@@ -490,7 +496,10 @@ impl Boarded {
             }
         }
         self.status.write(did, self.key.as_ref(), headers);
-        if head.found.is_some() {
+        if let Some(served) = head.served.filter(|_| is_leader) {
+            // By a cache nearer to the provider.
+            response.extensions_mut().insert(served);
+        } else if head.found.is_some() {
             response.extensions_mut().insert(Served::Hit);
         } else if !is_leader {
             response.extensions_mut().insert(Served::Follower);
@@ -540,6 +549,7 @@ impl Keep {
             policy: lookup.policy,
             says_why_it_ended: is_completion(lookup.call.operation()),
             includes_usage: lookup.asked.include_usage,
+            streams_lists: lookup.call.dialect() == Some(Dialect::Gemini),
         }
     }
 
@@ -547,9 +557,15 @@ impl Keep {
         if !self.may_store(&answer.head, &end.completion) {
             return None;
         }
-        let first = answer.frames.first().map_or(&[][..], |frame| frame);
+        let mut frames = answer.frames.iter();
+        let first = frames.find(|frame| !frame.trim_ascii().is_empty());
+        let form = match Form::of_body(end.is_event_stream, first.map_or(&[][..], |frame| frame)) {
+            // An array is a stream in one dialect, and a document in all others.
+            Form::List if !self.streams_lists => Form::Object,
+            form => form,
+        };
         let record = Record::new(
-            Form::of_body(end.is_event_stream, first),
+            form,
             self.includes_usage,
             &shareable(&answer.head.headers),
             &answer.frames,

@@ -18,14 +18,17 @@ pub(crate) struct OrStale {
     state: State,
 }
 
+/// Looks for the stale answer.
+type FindStale = Box<dyn FnOnce() -> Option<Found> + Send>;
+
 enum State {
     // `None` once the answer has begun, or was the stale one.
-    Calling(Pin<Box<dyn Drive>>, Option<Found>),
+    Calling(Pin<Box<dyn Drive>>, Option<FindStale>),
     Replaying(Replay),
 }
 
 impl OrStale {
-    pub(crate) fn new(upstream: Pin<Box<dyn Drive>>, stale: Found) -> Self {
+    pub(crate) fn new(upstream: Pin<Box<dyn Drive>>, stale: FindStale) -> Self {
         Self {
             state: State::Calling(upstream, Some(stale)),
         }
@@ -44,13 +47,14 @@ impl Drive for OrStale {
             Step::Failed(_) => true,
             Step::Frame(_) | Step::End(_) => false,
         };
-        match stale.take() {
-            Some(stale) if has_failed => {
+        let stale = stale.take().filter(|_| has_failed);
+        match stale.and_then(|find| find()) {
+            Some(stale) => {
                 let (head, replay) = Replay::start(stale);
                 self.state = State::Replaying(replay);
                 Poll::Ready(head)
             }
-            _ => Poll::Ready(step),
+            None => Poll::Ready(step),
         }
     }
 

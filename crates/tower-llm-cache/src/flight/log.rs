@@ -7,6 +7,7 @@ use http::{StatusCode, response::Parts};
 use http_body::Frame;
 use slab::Slab;
 use smallvec::SmallVec;
+use tower_llm_core::Served;
 
 use crate::{error::SharedError, headers::Did};
 
@@ -38,6 +39,8 @@ pub(crate) struct Head {
     pub(crate) headers: http::HeaderMap,
     /// What the cache did, if it was found in another store and no call was made.
     pub(crate) found: Option<Did>,
+    /// Whether a cache inside of this one says that it cost no call.
+    pub(crate) served: Option<Served>,
 }
 
 /// A frame; trailers are seldom.
@@ -180,6 +183,7 @@ impl Log {
             version: parts.version,
             headers: parts.headers,
             found: parts.extensions.remove(),
+            served: parts.extensions.remove(),
         });
     }
 

@@ -15,6 +15,10 @@ use super::{
 /// Tells an item's answer from that to a whole request.
 const ITEM: &str = "item";
 
+/// The most inputs that are taken apart; providers take 2,048. A request with more is one item, as it stands: each input costs
+/// a hash, and a look-up while a lock is held that all batches share.
+const MAX_INPUTS: usize = 4_096;
+
 /// Returns a digest for each input of an embeddings request, in its order; `None` if it is no such request, or its input is
 /// none that can be taken apart.
 ///
@@ -60,6 +64,7 @@ fn inputs(body: Node<'_>) -> Option<Vec<Node<'_>>> {
     if is_input(&input) {
         return Some(vec![input]);
     }
-    let inputs: Vec<_> = input.elements().collect();
-    (!inputs.is_empty() && inputs.iter().all(is_input)).then_some(inputs)
+    let inputs: Vec<_> = input.elements().take(MAX_INPUTS + 1).collect();
+    let is_batch = (1..=MAX_INPUTS).contains(&inputs.len());
+    (is_batch && inputs.iter().all(is_input)).then_some(inputs)
 }

@@ -9,10 +9,11 @@ use std::{
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use tower_llm_core::{Call, Operation};
 
-/// What is encoded in a part of a key: separators, and what means something in a Redis key or pattern. Braces would be a hash
-/// tag, and send all keys of a model to one node of a cluster.
+/// What is encoded in a part of a key: separators, and what means something in a Redis key or pattern, or ends a quoted
+/// string. Braces would be a hash tag, and send all keys of a model to one node of a cluster.
 const ENCODED: &AsciiSet = &CONTROLS
     .add(b' ')
+    .add(b'"')
     .add(b'%')
     .add(b':')
     .add(b'{')
@@ -193,6 +194,7 @@ mod tests {
             "100%",
             "%7B",
             "h*t?[x]\\",
+            "a\"; hit",
             "line\r\nend\0",
             "模型 é",
             &"{".repeat(256),
@@ -200,7 +202,7 @@ mod tests {
             let key = CacheKey::from_parts("completion", model, [7; 32]);
             let text = key.to_string();
             assert_eq!(text.matches(':').count(), 3, "{text}");
-            assert!(!text.contains(['{', '}', '*', '?', '[', ']', '\\', '\r', '\n', ' ']));
+            assert!(!text.contains(['{', '}', '*', '?', '[', ']', '\\', '\r', '\n', ' ', '"']));
             assert!(text.is_ascii());
             assert_eq!(text.parse(), Ok(key));
         }

@@ -6,11 +6,15 @@ use tower_llm_core::{Call, Dialect, Operation};
 use super::{buffer::Buffer, place::Place};
 
 /// Headers that change what a provider answers. The beta headers are lists, in any order.
-static HEADERS: [HeaderName; 3] = [
+static HEADERS: [HeaderName; 6] = [
     HeaderName::from_static("anthropic-version"),
     // Azure AI: what becomes of parameters that the model does not know, and which deployment answers.
     HeaderName::from_static("extra-parameters"),
     HeaderName::from_static("azureml-model-deployment"),
+    // Azure OpenAI and Bedrock: what is filtered.
+    HeaderName::from_static("x-policy-id"),
+    HeaderName::from_static("x-amzn-bedrock-guardrailidentifier"),
+    HeaderName::from_static("x-amzn-bedrock-guardrailversion"),
 ];
 static LIST_HEADERS: [HeaderName; 2] = [
     HeaderName::from_static("anthropic-beta"),

@@ -5,6 +5,7 @@
 mod faults;
 mod flights;
 mod hits;
+mod hostile;
 mod items;
 mod stale;
 mod stored;

@@ -1,0 +1,260 @@
+//! What a hostile caller, or a sceptical reader, would try.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use serde_json::Value;
+use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
+use tower_llm_cache::{CacheLayer, Policy, Scope};
+use tower_llm_core::{BoxError, Call, DescribeLayer, Operation, RequestBody, Served};
+use tower_llm_testkit::mock::{self, Upstream};
+
+use crate::support::*;
+
+fn object(send: tower_test::mock::SendResponse<Response<Upstream>>, parts: &[&'static str]) {
+    let (sender, body) = Upstream::new();
+    let response = Response::builder().header("content-type", "application/json");
+    send.send_response(response.body(body).unwrap());
+    parts.iter().for_each(|part| sender.send(part));
+}
+
+#[test]
+fn debug_shows_no_answers() {
+    for memory in [
+        tower_llm_cache::Memory::lru(),
+        tower_llm_cache::Memory::fifo(),
+    ] {
+        let layer = CacheLayer::builder(Scope::shared())
+            .memory(memory)
+            .build()
+            .unwrap();
+        let (cache, mut provider) = upstream(&layer);
+        ask(&cache, &mut provider, question(), &WHOLE);
+        // As bytes or as text.
+        let shows = |text: String| text.contains("Because") || text.contains("66, 101, 99, 97");
+        assert!(
+            !shows(format!("{:?}", layer.handle())),
+            "{memory:?}: the handle"
+        );
+        let answer = found(&cache, question()).unwrap();
+        assert!(
+            !shows(format!("{:?}", answer.body())),
+            "{memory:?}: the body"
+        );
+    }
+}
+
+#[test]
+fn what_bypasses_the_cache_is_not_sent_if_only_the_cache_may_answer() {
+    let layer = CacheLayer::builder(Scope::caller()).build().unwrap();
+    let (cache, mut provider) = upstream(&layer);
+    let request = described(
+        post(CHAT).header("cache-control", "only-if-cached"),
+        QUESTION,
+    );
+    let polled = mock::start(&cache, request).poll();
+    mock::nothing_arrived(&mut provider);
+    assert!(matches!(polled, Poll::Ready(Err(_))));
+}
+
+#[test]
+fn dollar_alt_asks_for_events_too() {
+    let layer = shared();
+    let (cache, mut provider) = upstream(&layer);
+    let path = "/v1beta/models/gemini-3-pro:streamGenerateContent";
+    let body = r#"{"contents":[]}"#;
+    let mut list = start(&cache, described(post(path), body));
+    let (_, send) = mock::arrived(&mut provider);
+    object(
+        send,
+        &[r#"[{"candidates":[{"content":{"parts":[{"text":"Hi"}]},"finishReason":"STOP"}]}]"#],
+    );
+    frames(answered(&mut list));
+    let events = found(&cache, described(post(&format!("{path}?$alt=sse")), body));
+    if let Some(events) = events {
+        let text = String::from_utf8(frames(events).concat()).unwrap();
+        assert!(text.starts_with("data: "), "{text}");
+    }
+}
+
+#[test]
+fn a_list_is_one_even_if_its_first_frame_is_empty() {
+    let layer = shared();
+    let (cache, mut provider) = upstream(&layer);
+    let path = "/v1beta/models/gemini-3-pro:streamGenerateContent";
+    let body = r#"{"contents":[]}"#;
+    let mut list = start(&cache, described(post(path), body));
+    let (_, send) = mock::arrived(&mut provider);
+    object(
+        send,
+        &[
+            "\n",
+            r#"[{"candidates":[{"content":{"parts":[{"text":"Hi"}]},"finishReason":"STOP"}]}]"#,
+        ],
+    );
+    frames(answered(&mut list));
+    let whole = "/v1beta/models/gemini-3-pro:generateContent";
+    if let Some(object) = found(&cache, described(post(whole), body)) {
+        let object: Value = serde_json::from_slice(&frames(object).concat()).unwrap();
+        assert!(object.is_object(), "{object}");
+    }
+}
+
+#[test]
+fn an_operation_whose_answers_are_arrays_is_cached_if_there_is_a_policy() {
+    for (name, answer) in [
+        ("rerank", r#"[{"index":0,"score":0.5}]"#),
+        ("rerank", r#"{"results":[]}"#),
+    ] {
+        let layer = CacheLayer::builder(Scope::shared())
+            .operation(Operation::new(name), Policy::embeddings())
+            .build()
+            .unwrap();
+        let (cache, mut provider) = upstream(&layer);
+        let asks = || {
+            let mut request = described(post("/rerank"), r#"{"query":"a","texts":["b"]}"#);
+            let provider = tower_llm_core::Provider::OPENAI;
+            let call = Call::builder(provider, Operation::new(name)).build();
+            request.extensions_mut().insert(call);
+            request
+        };
+        let mut calling = start(&cache, asks());
+        let (_, send) = mock::arrived(&mut provider);
+        object(send, &[answer]);
+        frames(answered(&mut calling));
+        assert!(found(&cache, asks()).is_some(), "{name} {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_hit_of_an_inner_cache_is_one_outside() {
+    let (inner, outer) = (shared(), shared());
+    let (cache, mut provider) = upstream(&inner);
+    ask(&cache, &mut provider, question(), &WHOLE);
+    let answer = outer.layer(cache).oneshot(question()).await.unwrap();
+    assert_eq!(answer.extensions().get(), Some(&Served::Hit));
+}
+
+#[test]
+fn a_batch_of_more_than_any_provider_takes_is_not_taken_apart() {
+    let layer = shared();
+    let (cache, mut provider) = upstream(&layer);
+    let mut body = String::from(r#"{"model":"m","input":[""#);
+    body.push_str(&"\",\"".repeat(10_000));
+    body.push_str(r#""]}"#);
+    let request = described(post("/v1/embeddings"), &body);
+    let calling = mock::start(&cache, request);
+    let stats = layer.handle().stats();
+    assert_eq!((stats.misses, stats.items_sent), (1, 0));
+    drop(calling);
+    mock::nothing_arrived(&mut provider);
+}
+
+// === Stale ===
+
+/// The first call is answered; later ones as `later` says.
+fn scene(
+    policy: Policy,
+    later: impl Fn(usize) -> Option<u16> + Send + Sync + 'static,
+    release: Arc<tokio::sync::Notify>,
+) -> (
+    CacheLayer,
+    impl tower_service::Service<
+        Request<Full<Bytes>>,
+        Response = Response<impl http_body::Body<Data = Bytes, Error = BoxError>>,
+        Error = BoxError,
+        Future: Send,
+    > + Clone,
+    Arc<AtomicUsize>,
+) {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let layer = CacheLayer::builder(Scope::shared())
+        .completions(policy)
+        .build()
+        .unwrap();
+    let (count, later) = (Arc::clone(&calls), Arc::new(later));
+    let provider = service_fn(move |_: Request<RequestBody>| {
+        let number = count.fetch_add(1, SeqCst) + 1;
+        let status = if number == 1 {
+            Some(200)
+        } else {
+            later(number)
+        };
+        let release = Arc::clone(&release);
+        async move {
+            let Some(status) = status else {
+                std::future::pending::<()>().await;
+                unreachable!()
+            };
+            if status != 200 {
+                release.notified().await;
+            }
+            let response = Response::builder()
+                .status(status)
+                .header("x-number", number);
+            Ok::<_, BoxError>(
+                response
+                    .body(Full::new(Bytes::from(WHOLE.concat())))
+                    .unwrap(),
+            )
+        }
+    });
+    let service = ServiceBuilder::new()
+        .layer(DescribeLayer::new())
+        .layer(layer.clone())
+        .service(provider);
+    (layer, service, calls)
+}
+
+fn asked() -> Request<Full<Bytes>> {
+    let body = r#"{"model":"gpt-5.4","messages":[],"stream":true}"#;
+    Request::post(CHAT).body(Full::from(body)).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_answer_is_not_served_instead_of_a_failure() {
+    let policy = Policy::completions()
+        .ttl(Duration::from_secs(60))
+        .stale_if_error(Duration::from_secs(60));
+    let release = Arc::new(tokio::sync::Notify::new());
+    let (layer, service, _) = scene(policy, |_| Some(503), Arc::clone(&release));
+    let first = service.clone().oneshot(asked()).await.unwrap();
+    first.into_body().collect().await.unwrap();
+    tokio::time::advance(Duration::from_secs(70)).await;
+    let leader = tokio::spawn(service.clone().oneshot(asked()));
+    tokio::task::yield_now().await;
+    assert_eq!(layer.handle().clear().await.unwrap().memory, 1);
+    let later = tokio::spawn(service.clone().oneshot(asked()));
+    tokio::task::yield_now().await;
+    release.notify_waiters();
+    drop(leader.await);
+    let later = later.await.unwrap().unwrap();
+    assert_eq!(later.status(), 503, "{:?}", later.headers());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_not_served_for_longer_than_it_may_be_stale() {
+    let policy = Policy::completions()
+        .ttl(Duration::from_secs(60))
+        .stale_if_error(Duration::from_secs(60));
+    let release = Arc::new(tokio::sync::Notify::new());
+    let (_, service, _) = scene(policy, |_| Some(503), Arc::clone(&release));
+    let first = service.clone().oneshot(asked()).await.unwrap();
+    first.into_body().collect().await.unwrap();
+    tokio::time::advance(Duration::from_secs(70)).await;
+    let leader = tokio::spawn(service.clone().oneshot(asked()));
+    tokio::task::yield_now().await;
+    tokio::time::advance(Duration::from_secs(600)).await;
+    release.notify_waiters();
+    let answer = leader.await.unwrap().unwrap();
+    assert_eq!(answer.status(), 503, "{:?}", answer.headers());
+}
