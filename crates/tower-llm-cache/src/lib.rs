@@ -19,9 +19,10 @@
 //!   caller disconnects, the upstream call is dropped. If the shared call fails, it fails for all callers that share
 //!   it, and the next caller starts a new call.
 //!
-//! - **Embeddings by item**: each input of a batch (OpenAI's `input`) has an answer of its own, found alone and in any other
-//!   batch. Only those that are neither stored nor in flight are sent, each once, in one call. Vectors come as the provider
-//!   wrote them, in the caller's order. `usage` says what was sent for the answer: that of the missing items, or zero.
+//! - **Embeddings by item**: each input of a batch (OpenAI's `input`) is cached separately, so it is also a hit when it
+//!   is sent alone or in another batch. Only those that are neither stored nor in flight are sent, each once, in one
+//!   call. Vectors come as the provider wrote them, in the caller's order. `usage` counts only the inputs that were
+//!   sent upstream for this answer; it is zero if none were.
 //!
 //! Requests whose answer depends on more than the request are not cached: those that refer to state at the provider, that have
 //! the provider search or run tools, or that ask it to store the answer. [`Bypass`] lists the reasons.
@@ -40,11 +41,12 @@
 //!
 //! # Several processes
 //!
-//! With the feature `redis`, `CacheBuilder::shared` adds a second tier: Redis, Valkey or a Cluster. An answer stored by one
-//! process is a hit in all; callers who ask the same share the look-up as they share the call. Nothing a caller waits for is
-//! written there: a task of the layer stores answers after they were passed on. While Redis is unavailable, the cache works
-//! from memory, and an outage costs one timeout, not one per call. What does not check out there - damaged, of another
-//! version, another key's - is a miss. Answers can be sealed, so that a reader of Redis learns nothing from them.
+//! With the feature `redis`, `CacheBuilder::shared` adds a second tier: Redis, Valkey or a Cluster. An answer stored by
+//! one process is a hit in all; callers who ask the same share the look-up as they share the call. No caller waits for
+//! a write to Redis: a task of the layer stores answers after they have been passed on. While Redis is unavailable, the
+//! cache works from memory, and an outage costs one timeout, not one per call. What does not check out there - damaged,
+//! of another version, another key's - is a miss. Answers can be sealed, so that a reader of Redis learns nothing from
+//! them.
 //!
 //! [`CacheHandle::invalidate`] and its kin reach Redis and, by publish/subscribe, the memory of every process. A process that
 //! lost its connection may have missed one of these messages, so it empties its memory when it is connected again.
