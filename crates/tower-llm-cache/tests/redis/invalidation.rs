@@ -90,7 +90,7 @@ async fn a_process_that_may_have_missed_a_removal_empties_its_memory() {
 async fn without_redis_the_memory_is_emptied_and_the_error_says_so() {
     let mut server = RedisServer::start().await.unwrap();
     let redis = Redis::builder(server.url()).connect().await.unwrap();
-    let one = Process::of(builder(SharedCache::new(redis)));
+    let one = Process::subscribed(&server, builder(SharedCache::new(redis))).await;
     let key = one.ask_and_store().await.key();
     one.hold().await;
     server.kill().unwrap();

@@ -58,6 +58,13 @@ pub(crate) async fn client(url: impl Into<String>) -> Redis {
     timeout(PATIENCE, redis).await.unwrap().unwrap()
 }
 
+/// The processes that hear of removals.
+async fn subscribers(server: &RedisServer) -> u64 {
+    let words = ["PUBSUB", "NUMSUB", "tower-llm-cache"];
+    let reply = server.command(&words).await.unwrap();
+    reply.split_whitespace().last().unwrap().parse().unwrap()
+}
+
 pub(crate) async fn shared(server: &RedisServer) -> SharedCache {
     SharedCache::new(client(server.url()).await)
 }
@@ -70,7 +77,19 @@ pub(crate) fn builder(shared: SharedCache) -> CacheBuilder {
 
 impl Process {
     pub(crate) async fn start(server: &RedisServer) -> Self {
-        Self::of(builder(shared(server).await))
+        Self::subscribed(server, builder(shared(server).await)).await
+    }
+
+    /// Starts a process, and waits for its subscription, which empties the memory when it connects.
+    pub(crate) async fn subscribed(server: &RedisServer, builder: CacheBuilder) -> Self {
+        let before = subscribers(server).await;
+        let process = Self::of(builder);
+        let from = Stopwatch::start();
+        while subscribers(server).await <= before {
+            assert!(from.elapsed() < PATIENCE, "it does not subscribe");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        process
     }
 
     pub(crate) fn of(builder: CacheBuilder) -> Self {
