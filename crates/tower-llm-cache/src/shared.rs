@@ -160,22 +160,38 @@ impl Shared {
     /// The stored answer, if there is one that the caller can be given.
     pub(crate) fn hit<B>(&self, lookup: &Lookup) -> Option<Response<CacheBody<B>>> {
         let now = Instant::now();
-        let Entry(stored) = self.memory.as_ref()?.get(lookup.asked.key.digest())?;
-        let age = now.saturating_duration_since(stored.stored_at);
-        if now >= stored.fresh_until() || !lookup.directives.allows(age) {
+        let (stored, age) = self.held(lookup, now)?;
+        if now >= stored.fresh_until() {
             return None;
         }
-        let mut response = replay::response(&stored.record, lookup)?;
+        let response = replay::response(&stored.record, lookup)?;
         stored.renew(now);
         let did = Did::Hit {
             age,
             ttl: stored.fresh_until().saturating_duration_since(now),
         };
+        Some(self.as_hit(did, lookup, response))
+    }
+
+    /// The answer in memory and its age, fresh or not, if the request wants one that old.
+    fn held(&self, lookup: &Lookup, now: Instant) -> Option<(Arc<Stored>, Duration)> {
+        let Entry(stored) = self.memory.as_ref()?.get(lookup.asked.key.digest())?;
+        let age = now.saturating_duration_since(stored.stored_at);
+        lookup.directives.allows(age).then_some((stored, age))
+    }
+
+    /// Says in a response, and counts, that it cost no call.
+    fn as_hit<B>(
+        &self,
+        did: Did,
+        lookup: &Lookup,
+        mut response: Response<CacheBody<B>>,
+    ) -> Response<CacheBody<B>> {
         let key = Some(&lookup.asked.key);
         self.status.write(did, key, response.headers_mut());
         response.extensions_mut().insert(Served::Hit);
         self.counters.hits.fetch_add(1, Ordering::Relaxed);
-        Some(response)
+        response
     }
 
     /// Joins the call in flight for the same answer, or makes it.
@@ -238,10 +254,9 @@ impl Shared {
             return None;
         }
         let now = Instant::now();
-        let Entry(stored) = self.memory.as_ref()?.get(lookup.asked.key.digest())?;
-        let age = now.saturating_duration_since(stored.stored_at);
+        let (stored, age) = self.held(lookup, now)?;
         let since = now.checked_duration_since(stored.fresh_until())?;
-        if since >= within || !lookup.directives.allows(age) {
+        if since >= within {
             return None;
         }
         let mut response = replay::response(&stored.record, lookup)?;
@@ -255,13 +270,9 @@ impl Shared {
         &self,
         lookup: &Lookup,
     ) -> Option<Response<CacheBody<B>>> {
-        let (did, mut response) = self.stale(lookup, lookup.policy.stale_while_revalidate)?;
-        let key = Some(&lookup.asked.key);
-        self.status.write(did, key, response.headers_mut());
-        response.extensions_mut().insert(Served::Hit);
-        self.counters.hits.fetch_add(1, Ordering::Relaxed);
+        let (did, response) = self.stale(lookup, lookup.policy.stale_while_revalidate)?;
         self.counters.stale.fetch_add(1, Ordering::Relaxed);
-        Some(response)
+        Some(self.as_hit(did, lookup, response))
     }
 
     /// Fetches a new answer in a task, unless one is on its way.
@@ -338,13 +349,9 @@ impl Shared {
         let looks = self.looks_first(lookup);
         let (shared, lookup) = looks.then(|| (Arc::clone(self), lookup.clone()))?;
         Some(async move {
-            let (did, mut response) = shared.find(&lookup).await?;
-            let key = Some(&lookup.asked.key);
-            shared.status.write(did, key, response.headers_mut());
-            response.extensions_mut().insert(Served::Hit);
+            let (did, response) = shared.find(&lookup).await?;
             shared.counters.shared_hits.fetch_add(1, Ordering::Relaxed);
-            shared.counters.hits.fetch_add(1, Ordering::Relaxed);
-            Some(response)
+            Some(shared.as_hit(did, &lookup, response))
         })
     }
 
