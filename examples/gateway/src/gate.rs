@@ -23,7 +23,7 @@ pub(crate) struct Gate {
     pub(crate) upstreams: Upstreams,
 }
 
-/// Checks what no request may have, whoever sends it and wherever it goes.
+/// Checks what no request may have, from any caller and to any path.
 pub(crate) fn check_form(parts: &Parts, ambiguous: &Ambiguous) -> Result<(), Problem> {
     if ambiguous.is_set() {
         Err(Problem::TWO_LENGTHS)

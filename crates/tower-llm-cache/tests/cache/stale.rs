@@ -216,7 +216,7 @@ async fn a_stale_answer_is_served_instead_of_a_failure() {
         advance(TTL + Duration::from_secs(5)).await;
         scene.set(reply);
         assert_eq!(scene.read().await, (1, hit(-5)), "{reply:?}");
-        // Each caller has tried anew, and nothing was stored in its place.
+        // Each caller's call was sent, and nothing was stored in place of the old answer.
         assert_eq!(scene.read().await, (1, hit(-5)), "{reply:?}");
         let stats = scene.handle.stats();
         assert_eq!(
