@@ -3,9 +3,10 @@
 //!
 //! A [`CacheLayer`] records an answer while it passes, and serves it again to identical requests:
 //!
-//! - **Identical** means equal content: the key is a digest of the request in canonical form. JSON formatting, and
-//!   members such as `user`, `metadata` or `service_tier`, do not affect it. All other members do, including those that
-//!   this crate does not know.
+//! - **Identical** means equal content: the key is a digest of the request in canonical form. JSON formatting, the order
+//!   of members, and members such as `user`, `metadata` or `service_tier`, do not affect it. All other members do,
+//!   including those that this crate does not know. In schemas and tools, the order of members does, too: models write
+//!   structured output in that order.
 //! - **Scope**: an answer is shared within one caller, one tenant or all callers. The builder requires a [`Scope`];
 //!   there is no default.
 //! - **Complete answers only**: the layer passes on, but does not store, streams that broke off, errors inside a 200,

@@ -11,6 +11,8 @@ const NUMBER: u8 = b'n';
 const STRING: u8 = b's';
 const ARRAY: u8 = b'[';
 const OBJECT: u8 = b'{';
+/// An object whose members are numbered.
+const SCHEMA: u8 = b'<';
 const MEMBER: u8 = b':';
 // How many members are dropped is known at the end of an object, so a mark ends it, not a count at the start.
 const END: u8 = b'}';
@@ -32,6 +34,7 @@ pub(super) fn write(value: Node<'_>, place: Place, out: &mut Buffer) {
             }
             out.tag(END);
         }
+        Shape::Object(members) if place == Place::Schema => write_schema(members, out),
         Shape::Object(members) => write_object(members, place.of(value), None, out),
     }
 }
@@ -53,6 +56,17 @@ fn write_object(members: Children<'_>, place: Place, left_out: Option<&str>, out
             write_name(name, out);
             write(value, place, out);
         }
+    }
+    out.tag(END);
+}
+
+/// Appends an object whose members have an order: they are sorted as all are, and say where they stand.
+fn write_schema(members: Children<'_>, out: &mut Buffer) {
+    out.tag(SCHEMA);
+    for (number, name, value) in members.numbered_members() {
+        write_name(name, out);
+        out.number(number.into());
+        write(value, Place::Schema, out);
     }
     out.tag(END);
 }

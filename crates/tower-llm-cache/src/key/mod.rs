@@ -36,7 +36,7 @@ pub use self::{
 };
 
 /// Changes when the bytes that are hashed do, so that no stored answer is found by a key that means something else.
-const SCHEMA: &str = "tower-llm-cache key 1";
+const SCHEMA: &str = "tower-llm-cache key 2";
 
 /// The most memory that a thread holds for its next key.
 const MAX_HELD_BYTES: usize = 1 << 20;

@@ -6,6 +6,9 @@
 //!
 //! The names are the API's own only where the API defines the object. Below, in a tool's schema or the arguments of a call,
 //! a member of the same name is the caller's data.
+//!
+//! The order of members does not change an answer, with one exception: models write structured output, and the arguments of a
+//! call, in the order of the schema's properties. An answer before its reasons is another answer than one after them.
 
 use super::json::Node;
 
@@ -14,6 +17,8 @@ use super::json::Node;
 pub(super) enum Place {
     /// Nothing here or below is dropped.
     Data,
+    /// Nothing here or below is dropped, and the order of members matters.
+    Schema,
     ChatBody,
     ChatMessages,
     ChatMessage,
@@ -26,6 +31,7 @@ pub(super) enum Place {
     ResponsesMessage,
     ResponsesAnswer,
     ResponsesContent,
+    ResponsesText,
     OpenAiParts,
     OpenAiPart,
     MessagesBody,
@@ -45,6 +51,7 @@ pub(super) enum Place {
     Tools,
     Tool,
     GeminiBody,
+    GeminiConfig,
     InteractionsBody,
 }
 
@@ -75,13 +82,18 @@ impl Place {
     /// Returns the place of a member of an object here; `None` if the member does not change the answer.
     pub(super) fn member(self, name: &str, value: Node<'_>) -> Option<Self> {
         let place = match (self, name) {
+            (Self::Schema, _) => Self::Schema,
+
             (Self::ChatBody | Self::ResponsesBody, name) if is_openai_extra(name) => return None,
+            (Self::ChatBody, name) if is_chat_schema(name) => Self::Schema,
             (Self::ChatBody, "messages") => Self::ChatMessages,
             (Self::ChatMessage, "content") => Self::ChatContent,
 
             // Only `true` asks for anything, and bypasses the cache.
             (Self::ResponsesBody | Self::InteractionsBody, "background") => return None,
             (Self::ResponsesBody, "input") => Self::ResponsesInput,
+            (Self::ResponsesBody, "tools") | (Self::ResponsesText, "format") => Self::Schema,
+            (Self::ResponsesBody, "text") => Self::ResponsesText,
             // An item with a role is a message, whether it says so or not.
             (Self::ResponsesMessage | Self::ResponsesAnswer, "type")
                 if value.as_str() == Some("message") =>
@@ -98,10 +110,12 @@ impl Place {
             (Self::MessagesBody, "system") => Self::MessageContent,
             (Self::MessagesBody, "messages") => Self::Messages,
             (Self::MessagesBody, "tools") => Self::Tools,
+            (Self::MessagesBody, "output_config" | "output_format") => Self::Schema,
             (Self::Message, "content") => Self::MessageContent,
             (Self::Tool | Self::Block | Self::NestingBlock | Self::Document, "cache_control") => {
                 return None;
             }
+            (Self::Tool, _) => Self::Schema,
             (Self::NestingBlock, "content") => Self::Blocks,
             (Self::Document, "source") => Self::AnySource,
             (Self::ContentSource, "content") => Self::Blocks,
@@ -109,6 +123,14 @@ impl Place {
             (Self::InteractionsBody, "stream") => return None,
             (Self::GeminiBody | Self::InteractionsBody, name) if is_gemini_extra(name) => {
                 return None;
+            }
+            (Self::GeminiBody | Self::InteractionsBody, "tools") => Self::Schema,
+            (
+                Self::GeminiBody | Self::InteractionsBody,
+                "generationConfig" | "generation_config",
+            ) => Self::GeminiConfig,
+            (Self::GeminiConfig | Self::InteractionsBody, name) if is_gemini_schema(name) => {
+                Self::Schema
             }
             _ => Self::Data,
         };
@@ -124,6 +146,7 @@ impl Place {
             Self::Messages => Self::Message,
             Self::MessageContent | Self::Blocks => Self::AnyBlock,
             Self::Tools => Self::Tool,
+            Self::Schema => Self::Schema,
             _ => Self::Data,
         }
     }
@@ -154,6 +177,20 @@ fn is_openai_extra(name: &str) -> bool {
     )
 }
 
+/// OpenAI's own, and those of servers that constrain the output otherwise: vLLM, llama.cpp, Ollama.
+fn is_chat_schema(name: &str) -> bool {
+    matches!(
+        name,
+        "response_format"
+            | "tools"
+            | "functions"
+            | "guided_json"
+            | "structured_outputs"
+            | "json_schema"
+            | "format"
+    )
+}
+
 fn is_messages_extra(name: &str) -> bool {
     matches!(
         name,
@@ -171,5 +208,18 @@ fn is_gemini_extra(name: &str) -> bool {
     matches!(
         name,
         "labels" | "service_tier" | "serviceTier" | "store" | "http_options" | "httpOptions"
+    )
+}
+
+fn is_gemini_schema(name: &str) -> bool {
+    matches!(
+        name,
+        "responseSchema"
+            | "response_schema"
+            | "responseJsonSchema"
+            | "response_json_schema"
+            | "_responseJsonSchema"
+            | "responseFormat"
+            | "response_format"
     )
 }

@@ -53,6 +53,28 @@ fn debug_shows_no_answers() {
     }
 }
 
+/// Models write structured output in the order of the schema's properties: an answer before its reasons is another answer.
+#[test]
+fn the_order_of_a_schemas_properties_is_part_of_the_question() {
+    let layer = shared();
+    let (cache, mut provider) = upstream(&layer);
+    let asks = |properties: &str| {
+        let body = format!(
+            r#"{{"model":"m","messages":[],"stream":true,"response_format":{{"type":"json_schema","json_schema":{{"name":"a",
+            "strict":true,"schema":{{"type":"object","properties":{{{properties}}}}}}}}}}}"#
+        );
+        described(post(CHAT), &body)
+    };
+    let (reasons, answer) = (
+        r#""reasons":{"type":"string"}"#,
+        r#""answer":{"type":"string"}"#,
+    );
+    let reasons_first = || asks(&format!("{reasons},{answer}"));
+    ask(&cache, &mut provider, reasons_first(), &WHOLE);
+    assert!(found(&cache, asks(&format!("{answer},{reasons}"))).is_none());
+    assert!(found(&cache, reasons_first()).is_some());
+}
+
 #[test]
 fn what_bypasses_the_cache_is_not_sent_if_only_the_cache_may_answer() {
     let layer = CacheLayer::builder(Scope::caller()).build().unwrap();

@@ -4,6 +4,8 @@
 //! features that any other crate of the build may enable. This reader takes exactly the same texts (a test compares the two),
 //! hands on numbers as they are written, and refuses duplicate members, which `serde_json` leaves to each visitor.
 //!
+//! Members are sorted by name, so that their order does not matter, and numbered as they are written, for where it does.
+//!
 //! Values are places in the body, so the tree borrows nothing, and a thread can reuse its memory.
 
 mod number;
@@ -62,8 +64,16 @@ pub(super) struct Children<'a> {
 /// A child: the name of an element is empty.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    name: Text,
+    name: Name,
     value: Value,
+}
+
+/// The name of a member, and its number as members are written.
+#[derive(Clone, Copy, Debug)]
+struct Name {
+    span: Span,
+    /// Twice the number, and one more if the name is in [`Arena::decoded`]. A body of 4 GiB has no 2^31 members.
+    number_and_kind: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -214,8 +224,15 @@ impl Number<'_> {
 impl<'a> Children<'a> {
     pub(super) fn members(self) -> impl Iterator<Item = (&'a str, Node<'a>)> {
         let json = self.json;
-        let named = move |entry: &Entry| (json.text(entry.name), json.node(entry));
+        let named = move |entry: &Entry| (json.text(entry.name.text()), json.node(entry));
         self.entries.iter().map(named)
+    }
+
+    /// Returns the members, each with its number in the body.
+    pub(super) fn numbered_members(self) -> impl Iterator<Item = (u32, &'a str, Node<'a>)> {
+        let numbers = self.entries.iter().map(|entry| entry.name.number());
+        let members = numbers.zip(self.members());
+        members.map(|(number, (name, value))| (number, name, value))
     }
 
     pub(super) fn values(self) -> impl Iterator<Item = Node<'a>> {
@@ -225,6 +242,38 @@ impl<'a> Children<'a> {
 
     pub(super) fn is_empty(self) -> bool {
         self.entries.is_empty()
+    }
+}
+
+// === impl Name ===
+
+impl Name {
+    const NONE: Self = Self {
+        span: Span::EMPTY,
+        number_and_kind: 0,
+    };
+
+    fn new(text: Text, number: usize) -> Result<Self, Bypass> {
+        let (span, kind) = match text {
+            Text::Plain(span) => (span, 0),
+            Text::Decoded(span) => (span, 1),
+        };
+        let number_and_kind = u32::try_from(number << 1 | kind).map_err(|_| Bypass::NotJson)?;
+        Ok(Self {
+            span,
+            number_and_kind,
+        })
+    }
+
+    fn text(self) -> Text {
+        match self.number_and_kind & 1 {
+            0 => Text::Plain(self.span),
+            _ => Text::Decoded(self.span),
+        }
+    }
+
+    fn number(self) -> u32 {
+        self.number_and_kind >> 1
     }
 }
 

@@ -1,6 +1,6 @@
 //! RFC 8259, strictly.
 
-use super::{Arena, Entry, Span, Text, Value};
+use super::{Arena, Entry, Name, Span, Text, Value};
 use crate::key::bypass::Bypass;
 
 /// As deep as `serde_json` goes.
@@ -62,6 +62,7 @@ impl Parser<'_> {
             }
             self.at += 1;
             let value = self.value(depth)?;
+            let name = Name::new(name, self.arena.pending.len() - first)?;
             self.arena.pending.push(Entry { name, value });
             match self.next_token() {
                 Some(b',') => self.at += 1,
@@ -83,7 +84,7 @@ impl Parser<'_> {
         }
         loop {
             let value = self.value(depth)?;
-            let name = Text::Plain(Span::EMPTY);
+            let name = Name::NONE;
             self.arena.pending.push(Entry { name, value });
             match self.next_token() {
                 Some(b',') => self.at += 1,
@@ -115,7 +116,7 @@ impl Parser<'_> {
         let Arena {
             pending, decoded, ..
         } = &mut *self.arena;
-        let name = |entry: &Entry| match entry.name {
+        let name = |entry: &Entry| match entry.name.text() {
             Text::Plain(span) => span.of(self.text),
             Text::Decoded(span) => span.of(decoded),
         };

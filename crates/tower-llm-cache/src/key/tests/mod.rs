@@ -3,6 +3,7 @@
 mod bypasses;
 mod items;
 mod members;
+mod order;
 mod request;
 mod spelling;
 
