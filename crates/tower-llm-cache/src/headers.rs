@@ -56,11 +56,14 @@ pub(crate) enum Why {
     Bypass(Bypass),
 }
 
-/// The headers of an answer that another caller may see: without those about one connection or one call.
+/// The headers of an answer that another caller may see: without those about one connection, one call or one account.
+///
+/// The id of the request stays (`x-request-id`, `request-id`): it says which call has made the answer, which a provider asks for
+/// in a complaint about it. It names no account, and nothing can be fetched by it.
 pub(crate) fn shareable(headers: &HeaderMap) -> HeaderMap {
     let mut shared = HeaderMap::with_capacity(headers.len() + 2);
     for (name, value) in headers {
-        if !is_of_one_call(name) {
+        if !is_of_one_call(name) && !is_of_one_account(name) {
             shared.append(name.clone(), value.clone());
         }
     }
@@ -74,7 +77,7 @@ pub(crate) fn is_readable(headers: &HeaderMap) -> bool {
 }
 
 fn is_of_one_call(name: &HeaderName) -> bool {
-    const NAMES: [HeaderName; 17] = [
+    const NAMES: [HeaderName; 18] = [
         // Of the connection: RFC 9110, section 7.6.1.
         header::CONNECTION,
         HeaderName::from_static("keep-alive"),
@@ -85,6 +88,8 @@ fn is_of_one_call(name: &HeaderName) -> bool {
         header::TRANSFER_ENCODING,
         header::UPGRADE,
         header::ALT_SVC,
+        // Cloudflare's, with the data center that the caller is near to.
+        HeaderName::from_static("cf-ray"),
         // Of the message as it was sent.
         header::AGE,
         header::CONTENT_LENGTH,
@@ -96,12 +101,35 @@ fn is_of_one_call(name: &HeaderName) -> bool {
         HeaderName::from_static("retry-after-ms"),
         HeaderName::from_static("x-should-retry"),
     ];
-    // The state of one account's limits.
-    const PREFIXES: [&str; 3] = ["x-ratelimit-", "anthropic-ratelimit-", "ratelimit"];
     NAMES.contains(name)
-        || PREFIXES
-            .iter()
-            .any(|prefix| name.as_str().starts_with(prefix))
+}
+
+/// Whether a header says whose account or credential made the call, or how far its limits are used.
+///
+/// Gateways pass the headers of providers on with something before the name, such as `llm_provider-`.
+fn is_of_one_account(name: &HeaderName) -> bool {
+    const PARTS: [&str; 3] = [
+        "ratelimit",
+        "rate-limit",
+        // LiteLLM: the spend and the limits of one of its keys.
+        "x-litellm-key-",
+    ];
+    const ENDS: [&str; 12] = [
+        "-organization",
+        "-organization-id",
+        "-org-id",
+        "-project",
+        "-project-id",
+        "-workspace-id",
+        "-account-id",
+        "-tenant-id",
+        "-team-id",
+        "-user-id",
+        "-subscription-id",
+        "-api-key",
+    ];
+    let name = name.as_str();
+    PARTS.iter().any(|part| name.contains(part)) || ENDS.iter().any(|end| name.ends_with(end))
 }
 
 impl fmt::Display for Why {
@@ -141,6 +169,53 @@ impl StatusHeader {
         }
         if let (Ok(()), Ok(status)) = (written, HeaderValue::from_str(&status)) {
             headers.append(CACHE_STATUS, status);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared(name: &'static str) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.append(name, HeaderValue::from_static("1"));
+        !shareable(&headers).is_empty()
+    }
+
+    #[test]
+    fn headers_about_one_account_are_not_shared() {
+        for name in [
+            "openai-organization",
+            "openai-project",
+            "anthropic-organization-id",
+            "llm_provider-openai-organization",
+            "x-ratelimit-remaining-tokens",
+            "anthropic-ratelimit-requests-limit",
+            "llm_provider-x-ratelimit-limit-requests",
+            "x-rate-limit-reset",
+            "ratelimit-policy",
+            "x-litellm-key-spend",
+            "set-cookie",
+            "cf-ray",
+        ] {
+            assert!(!shared(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn headers_about_the_answer_are_shared() {
+        for name in [
+            "content-type",
+            "x-request-id",
+            "request-id",
+            "openai-version",
+            "openai-model",
+            "openai-processing-ms",
+            "x-litellm-model-id",
+            "x-projection",
+        ] {
+            assert!(shared(name), "{name}");
         }
     }
 }
