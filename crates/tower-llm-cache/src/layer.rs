@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use http::HeaderName;
 use tower_layer::Layer;
 use tower_llm_core::{ConfigError, Operation};
 
@@ -89,7 +90,10 @@ impl CacheBuilder {
         self
     }
 
-    /// Sets how another operation is cached, such as [`Operation::COUNT_TOKENS`]; none is unless set.
+    /// Sets how another operation is cached, such as [`Operation::COUNT_TOKENS`] or one that your service
+    /// [names](Operation::new); none is unless set.
+    ///
+    /// Only requests by POST with a JSON object are cached. An answer is stored if it is a complete 200.
     pub fn operation(mut self, operation: Operation, policy: Policy) -> Self {
         self.policies.set(operation, policy);
         self
@@ -104,6 +108,16 @@ impl CacheBuilder {
     /// Sets a secret for the keys; none unless set. Without one, a reader of a key can test whether a prompt is the one behind it.
     pub fn secret(mut self, secret: [u8; 32]) -> Self {
         self.keys.secret = Some(secret);
+        self
+    }
+
+    /// Makes a request header part of the key: one that changes the answer, and that only your service knows, such as a
+    /// header that chooses between versions of a model server. None is unless set; may be set several times.
+    ///
+    /// Headers of providers that change answers, such as `anthropic-version` and `anthropic-beta`, are part of the key anyway.
+    /// Requests with another value, or without the header, have answers of their own. To separate callers, use a [`Scope`].
+    pub fn key_header(mut self, name: HeaderName) -> Self {
+        self.keys.add_header(name);
         self
     }
 

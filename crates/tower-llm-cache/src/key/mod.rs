@@ -51,8 +51,8 @@ pub(crate) struct KeySettings {
     /// Whether to cache answers that the provider stores too: a later request may refer to them, and one from the cache has
     /// the id of another call.
     pub(crate) allow_stored: bool,
-    /// Headers of the service's own that change the answer.
-    pub(crate) headers: Box<[HeaderName]>,
+    /// Headers of the service's own that change the answer, in the order of their names.
+    headers: Vec<HeaderName>,
 }
 
 /// What a request asks for.
@@ -95,7 +95,7 @@ fn with_request<T>(
     call: &Call,
     then: impl FnOnce(Node<'_>, Place, &mut Buffer) -> T,
 ) -> Result<T, Bypass> {
-    if !call.operation().is_inference() || request.method != Method::POST {
+    if request.method != Method::POST {
         return Err(Bypass::Operation);
     }
     Scratch::with(|Scratch { arena, buffer }| {
@@ -107,7 +107,7 @@ fn with_request<T>(
             return Err(Bypass::NotJson);
         }
         let root = route::root(request, call);
-        policy::check(body, root, settings.allow_stored)?;
+        policy::check(body, root, call, settings.allow_stored)?;
         Ok(then(body, root, buffer))
     })
 }
@@ -132,7 +132,17 @@ impl KeySettings {
             namespace: Box::default(),
             secret: None,
             allow_stored: false,
-            headers: Box::default(),
+            headers: Vec::new(),
+        }
+    }
+
+    /// Makes a header part of the key. The order of the settings does not matter: processes that share answers agree on keys.
+    pub(crate) fn add_header(&mut self, name: HeaderName) {
+        let at = self
+            .headers
+            .binary_search_by(|known| known.as_str().cmp(name.as_str()));
+        if let Err(at) = at {
+            self.headers.insert(at, name);
         }
     }
 

@@ -67,11 +67,17 @@ pub(super) fn write(request: &Parts, call: &Call, more: &[HeaderName], out: &mut
         }
     }
     write_query(request, call, out);
-    for name in HEADERS.iter().chain(more) {
+    for name in &HEADERS {
         write_header(request, name, out);
     }
     for name in &LIST_HEADERS {
         write_list(request, name, out);
+    }
+    // Caches of different settings may share a store.
+    out.number(more.len() as u64);
+    for name in more {
+        out.text(name.as_str());
+        write_header(request, name, out);
     }
 }
 

@@ -16,16 +16,9 @@ use serde_json::Value;
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_llm_cache::{CacheLayer, Policy, Scope};
 use tower_llm_core::{BoxError, Call, DescribeLayer, Operation, RequestBody, Served};
-use tower_llm_testkit::mock::{self, Upstream};
+use tower_llm_testkit::mock;
 
 use crate::support::*;
-
-fn object(send: tower_test::mock::SendResponse<Response<Upstream>>, parts: &[&'static str]) {
-    let (sender, body) = Upstream::new();
-    let response = Response::builder().header("content-type", "application/json");
-    send.send_response(response.body(body).unwrap());
-    parts.iter().for_each(|part| sender.send(part));
-}
 
 #[test]
 fn debug_shows_no_answers() {

@@ -83,6 +83,14 @@ pub(crate) fn stream(send: SendResponse<Response<Upstream>>) -> mock::Sender {
     frames
 }
 
+/// Answers a call with a document, in parts.
+pub(crate) fn object(send: SendResponse<Response<Upstream>>, parts: &[&'static str]) {
+    let (sender, body) = Upstream::new();
+    let response = Response::builder().header("content-type", "application/json");
+    send.send_response(response.body(body).unwrap());
+    parts.iter().for_each(|part| sender.send(part));
+}
+
 /// Answers the call that has arrived with all of `frames`, and ends.
 pub(crate) fn answer(provider: &mut Provider, frames: &[&'static str]) {
     let (_, send) = mock::arrived(provider);

@@ -304,3 +304,11 @@ fn a_stream_that_ends_with_the_usage_is_known() {
         assert_eq!(asked.include_usage, include_usage, "{options}");
     }
 }
+
+#[test]
+fn counting_stores_nothing() {
+    let count = responses(r#"{"input":"Hi"}"#);
+    assert_eq!(count.asked().unwrap_err(), Bypass::Stored);
+    let count = count.with(|case| case.operation = Operation::COUNT_TOKENS);
+    assert!(count.asked().is_ok());
+}

@@ -78,13 +78,35 @@ fn a_deployment_is_an_accounts_own() {
 #[test]
 fn headers_of_the_services_own_can_matter() {
     let chat = Case::chat("{}").with(|case| {
-        case.settings.headers = [HeaderName::from_static("x-upstream")].into();
+        case.settings
+            .add_header(HeaderName::from_static("x-upstream"));
     });
+    let other = HeaderName::from_static("x-other");
     all_differ(&[
         chat.clone(),
         chat.header("x-upstream", "a"),
         chat.header("x-upstream", "b"),
         chat.header("x-upstream", "a").header("x-upstream", "b"),
+        Case::chat("{}"),
+        Case::chat("{}").with(|case| case.settings.add_header(other.clone())),
+        chat.with(|case| case.settings.add_header(other.clone())),
+    ]);
+}
+
+#[test]
+fn the_order_in_which_headers_are_set_does_not_matter() {
+    let case = |names: &[&'static str]| {
+        let case = Case::chat("{}").header("x-a", "1").header("x-b", "2");
+        case.with(|case| {
+            for name in names {
+                case.settings.add_header(HeaderName::from_static(name));
+            }
+        })
+    };
+    all_equal(&[
+        case(&["x-a", "x-b"]),
+        case(&["x-b", "x-a"]),
+        case(&["x-b", "x-a", "x-b"]),
     ]);
 }
 
@@ -128,16 +150,23 @@ fn a_scope_without_its_caller_bypasses() {
 }
 
 #[test]
-fn only_what_a_model_is_asked_for_is_cached() {
-    let chat = Case::chat("{}");
-    for case in [
-        chat.with(|case| case.operation = Operation::COUNT_TOKENS),
-        chat.with(|case| case.operation = Operation::RETRIEVE),
-        chat.with(|case| case.operation = Operation::OTHER),
-        chat.with(|case| *case.request.method_mut() = Method::GET),
-    ] {
-        assert_eq!(case.asked().unwrap_err(), Bypass::Operation);
+fn only_what_is_posted_is_cached() {
+    for method in [Method::GET, Method::PUT, Method::DELETE] {
+        let case = Case::chat("{}").with(|case| *case.request.method_mut() = method.clone());
+        assert_eq!(case.asked().unwrap_err(), Bypass::Operation, "{method}");
     }
+}
+
+#[test]
+fn each_operation_has_keys_of_its_own() {
+    let operations = [
+        Operation::CHAT,
+        Operation::COUNT_TOKENS,
+        Operation::OTHER,
+        Operation::new("rerank"),
+    ];
+    let case = |operation| Case::chat("{}").with(|case| case.operation = operation);
+    all_differ(&operations.map(case));
 }
 
 #[test]
