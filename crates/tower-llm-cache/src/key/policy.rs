@@ -22,6 +22,33 @@ const MESSAGES_TOOLS: &[&str] = &[
 ];
 const GEMINI_TOOLS: &[&str] = &["functionDeclarations", "function_declarations"];
 
+/// Words that begin the names of models that search by themselves, whatever the request says.
+const LIVE_NAMES: [&str; 6] = [
+    // Perplexity.
+    "sonar",
+    // Groq.
+    "compound",
+    // Google.
+    "deep-research",
+    "exa",
+    "brave",
+    "jina-deepsearch",
+];
+
+/// Words within the names of such models.
+const LIVE_WORDS: [&str; 5] = [
+    // OpenAI.
+    "search-preview",
+    "search-api",
+    "deep-research",
+    // Perplexity.
+    "sonar",
+    "online",
+];
+
+/// `OpenRouter`'s variant of any model, with a search before it.
+const LIVE_VARIANT: &str = "online";
+
 /// Fails if the answer to `body` depends on more than the request, or is more than an answer.
 pub(super) fn check(
     body: Node<'_>,
@@ -41,6 +68,7 @@ pub(super) fn check(
         Some(store) if !store.is_null() => !store.is_bool(false),
         _ => by_default,
     };
+    refuse(has_live_model(body, call), Bypass::LiveData)?;
     match root {
         Place::ChatBody => {
             refuse(has_hosted_tool(body, OPENAI_TOOLS), Bypass::HostedTool)?;
@@ -136,6 +164,36 @@ fn has_hosted_gemini_tool(body: Node<'_>) -> bool {
             .any(|(name, value)| !GEMINI_TOOLS.contains(&name) && !value.is_null()),
         _ => false,
     })
+}
+
+/// Whether the model, or one that `OpenRouter` may take instead of it, searches by itself.
+fn has_live_model(body: Node<'_>, call: &Call) -> bool {
+    if *call.operation() == Operation::EMBEDDINGS {
+        return false;
+    }
+    let others = elements(body, "models").filter_map(Node::as_str);
+    call.model().into_iter().chain(others).any(is_live)
+}
+
+fn is_live(model: &str) -> bool {
+    // A provider's name may stand before it.
+    let model = model.rsplit('/').next().unwrap_or_default();
+    let mut variants = model.split(':').skip(1);
+    let mut words = model.match_indices('-').map(|(at, _)| &model[at + 1..]);
+    LIVE_NAMES.iter().any(|name| begins_with(model, name))
+        || words.any(|rest| LIVE_WORDS.iter().any(|word| begins_with(rest, word)))
+        || variants.any(|variant| variant.eq_ignore_ascii_case(LIVE_VARIANT))
+}
+
+/// Whether a text begins with a word, in any case, and the word ends there.
+fn begins_with(text: &str, word: &str) -> bool {
+    let Some((begin, rest)) = text.as_bytes().split_at_checked(word.len()) else {
+        return false;
+    };
+    begin.eq_ignore_ascii_case(word.as_bytes())
+        && rest
+            .first()
+            .is_none_or(|byte| !byte.is_ascii_alphanumeric())
 }
 
 /// `OpenRouter`'s way to search the web.

@@ -306,6 +306,64 @@ fn a_stream_that_ends_with_the_usage_is_known() {
 }
 
 #[test]
+fn models_that_search_by_themselves_bypass() {
+    let asked = |model: &'static str| Case::chat("{}").with(|case| case.model = model).asked();
+    for model in [
+        "sonar",
+        "sonar-pro",
+        "Sonar-Reasoning-Pro",
+        "perplexity/sonar-deep-research",
+        "llama-3.1-sonar-large-128k-online",
+        "gpt-4o-search-preview",
+        "gpt-4o-mini-search-preview-2025-03-11",
+        "openai/gpt-4o-search-preview",
+        "gpt-5-search-api-2025-10-14",
+        "o4-mini-deep-research",
+        "deep-research-pro-preview-12-2025",
+        "anthropic/claude-sonnet-5:online",
+        "openai/gpt-5:ONLINE",
+        "openai/gpt-5:free:online",
+        "ft:gpt-4o-search-preview:org::1",
+        "groq/compound",
+        "compound-beta-mini",
+        "exa-research-pro",
+        "brave-pro",
+        "jina-deepsearch-v1",
+    ] {
+        assert_eq!(asked(model).err(), Some(Bypass::LiveData), "{model}");
+    }
+    for model in [
+        "gpt-5.4",
+        "perplexity/r1-1776",
+        "sonar2",
+        "sonara/claude-sonnet-5",
+        "online",
+        "gpt-5-onliner",
+        "research-api",
+        "search-preview",
+        "deepseek/deepseek-r1:free",
+        "research",
+        "compounds",
+        "exaone-4.0-32b",
+        "gpt-oss-safeguard-search",
+        "",
+    ] {
+        assert_eq!(asked(model).err(), None, "{model}");
+    }
+    let fallback = r#"{"models":["openai/gpt-5","perplexity/sonar"]}"#;
+    assert_eq!(
+        Case::chat(fallback).asked().unwrap_err(),
+        Bypass::LiveData,
+        "one that may be taken instead"
+    );
+    let embedding = Case::chat("{}").with(|case| {
+        case.model = "sonar";
+        case.operation = Operation::EMBEDDINGS;
+    });
+    assert!(embedding.asked().is_ok());
+}
+
+#[test]
 fn counting_stores_nothing() {
     let count = responses(r#"{"input":"Hi"}"#);
     assert_eq!(count.asked().unwrap_err(), Bypass::Stored);
