@@ -30,11 +30,13 @@ use std::{
     pin::Pin,
     sync::{Arc, PoisonError, TryLockError},
     task::{Context, Poll, Wake, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::response::Parts;
 use http_body::Frame;
+use tokio::time::Instant;
 use tower_llm_core::{BoxError, Completion};
 
 use self::{
@@ -54,6 +56,9 @@ pub(crate) trait Drive: Send {
 
     /// The end, if the last frame is known to have been the last: its readers may not ask for more.
     fn end(&self) -> Option<End>;
+
+    /// Whether everything has come that shows how the call ended.
+    fn is_over(&self) -> bool;
 
     /// Drops the upstream; returns how that ends the call.
     fn give_up(self: Pin<Box<Self>>) -> Option<End>;
@@ -90,6 +95,10 @@ pub(crate) struct Start {
     pub(crate) recorder: Box<dyn Recorder>,
     /// The most bytes that are held, of an answer that is read at different speeds.
     pub(crate) max_recording: usize,
+    /// How long nothing may come before callers no longer join.
+    pub(crate) max_silence: Duration,
+    /// Whether a task reads the answer to its end when the last caller has left.
+    pub(crate) finishes: bool,
 }
 
 /// A call, what has come of it, and its participants.
@@ -100,6 +109,8 @@ pub(crate) struct Flight {
     driver: Mutex<Option<Pin<Box<dyn Drive>>>>,
     is_woken: AtomicBool,
     log: Mutex<Log>,
+    max_silence: Duration,
+    finishes: bool,
     recorder: Box<dyn Recorder>,
 }
 
@@ -110,7 +121,13 @@ impl Flight {
             table,
             driver: Mutex::new(Some(start.upstream)),
             is_woken: AtomicBool::new(true),
-            log: Mutex::new(Log::new(start.max_recording)),
+            log: Mutex::new(Log::new(
+                start.max_recording,
+                start.max_silence,
+                Instant::now(),
+            )),
+            max_silence: start.max_silence,
+            finishes: start.finishes,
             recorder: start.recorder,
         }
     }
@@ -158,7 +175,7 @@ impl Flight {
                 }
                 Err(panic) => {
                     *driver = None;
-                    self.apply(Step::Failed(FlightFailed::panicked().into()));
+                    self.apply(Step::Failed(FlightFailed::panicked().into()), false);
                     Some(panic)
                 }
             };
@@ -175,25 +192,25 @@ impl Flight {
     ///
     /// The driver's lock is held meanwhile: the next step, which another participant may fetch, comes after this one.
     fn advance(self: &Arc<Self>, driver: &mut Option<Pin<Box<dyn Drive>>>, step: Step) {
-        let end = match (&step, &driver) {
-            (Step::Frame(_), Some(upstream)) => upstream.end(),
-            _ => None,
+        let (end, is_over) = match (&step, &driver) {
+            (Step::Frame(_), Some(upstream)) => (upstream.end(), upstream.is_over()),
+            _ => (None, false),
         };
-        let is_over = end.is_some() || matches!(step, Step::End(_) | Step::Failed(_));
-        if is_over {
+        let has_ended = end.is_some() || matches!(step, Step::End(_) | Step::Failed(_));
+        if has_ended {
             // Closed before its callers hear of the end.
             *driver = None;
         }
         // There may be more at once.
-        self.is_woken.store(!is_over, Ordering::Release);
-        self.apply(step);
+        self.is_woken.store(!has_ended, Ordering::Release);
+        self.apply(step, is_over);
         if let Some(end) = end {
-            self.apply(Step::End(end));
+            self.apply(Step::End(end), true);
         }
     }
 
-    /// Notes a step.
-    fn apply(self: &Arc<Self>, step: Step) {
+    /// Notes a step, and whether it shows how the call ended.
+    fn apply(self: &Arc<Self>, step: Step, is_over: bool) {
         match step {
             Step::Head(head) => {
                 // Callers that come after a failure start afresh.
@@ -203,7 +220,7 @@ impl Flight {
                 self.log().head(*head);
             }
             Step::Frame(frame) => {
-                let is_over_cap = self.log().frame(frame);
+                let is_over_cap = self.log().frame(frame, is_over);
                 if is_over_cap {
                     self.close();
                 }

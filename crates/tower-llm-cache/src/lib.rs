@@ -17,8 +17,10 @@
 //!   callers that stream. Both have the provider's format.
 //! - **In flight**: identical requests at the same time share one upstream call. Each reads the growing answer from its
 //!   first frame, at its own speed; a caller that disconnects or stops reading does not delay the others. When the last
-//!   caller disconnects, the upstream call is dropped. If the shared call fails, it fails for all callers that share
-//!   it, and the next caller starts a new call.
+//!   caller disconnects, the upstream call is dropped, or read to its end and stored
+//!   ([`finish_abandoned`](Policy::finish_abandoned)). One caller pays for the call: the first one or, if that leaves
+//!   before it has read the end, one that is still reading. If the shared call fails, it fails for all callers that
+//!   share it, and the next caller starts a new call.
 //!
 //! - **Embeddings by item**: each input of a batch (OpenAI's `input`) is cached separately, so it is also a hit when it
 //!   is sent alone or in another batch. Only those that are neither stored nor in flight are sent, each once, in one

@@ -22,6 +22,8 @@ pub struct Policy {
     pub(crate) stale_while_revalidate: Duration,
     pub(crate) stale_if_error: Duration,
     pub(crate) max_answer_bytes: usize,
+    pub(crate) max_silence: Duration,
+    pub(crate) finish_abandoned: bool,
     pub(crate) deterministic_only: bool,
     pub(crate) tool_calls: bool,
 }
@@ -41,6 +43,8 @@ impl Policy {
         stale_while_revalidate: Duration::ZERO,
         stale_if_error: Duration::ZERO,
         max_answer_bytes: 0,
+        max_silence: Duration::from_secs(10 * 60),
+        finish_abandoned: false,
         deterministic_only: false,
         tool_calls: false,
     };
@@ -99,9 +103,27 @@ impl Policy {
     }
 
     /// Sets the maximum size of an answer's body, in bytes. A larger one is passed on and not stored, and callers that come
-    /// after it has grown beyond do not share it.
+    /// after it has grown beyond do not share it. So is one with more than one frame for every 16 of these bytes, unless it has 64 or fewer.
     pub const fn max_answer_bytes(mut self, bytes: usize) -> Self {
         self.max_answer_bytes = bytes;
+        self
+    }
+
+    /// Sets how long a call in flight may bring nothing before further callers send their own; 10 minutes unless set, the
+    /// time-out of most clients. The callers that share it wait on, up to time-outs of their own.
+    pub const fn max_silence(mut self, silence: Duration) -> Self {
+        self.max_silence = silence;
+        self
+    }
+
+    /// Reads an answer to its end, in a task, when the last caller that waited for it has left, and stores it; unless set, the
+    /// call is dropped.
+    ///
+    /// For callers that give up and ask again: what they began is paid for once. The task ends when the answer exceeds
+    /// [`max_answer_bytes`](Self::max_answer_bytes), or brings nothing for [`max_silence`](Self::max_silence). Until then the
+    /// call counts in the limits inside of the cache. Outside of a tokio runtime the call is dropped.
+    pub const fn finish_abandoned(mut self) -> Self {
+        self.finish_abandoned = true;
         self
     }
 
@@ -152,6 +174,11 @@ impl Policy {
                 let reason = "it must be at most ten years";
                 return Err(ConfigError::new(field, format!("{time:?}"), reason));
             }
+        }
+        if self.max_silence.is_zero() || self.max_silence > MAX_TTL {
+            let reason = "it must be over zero and at most ten years";
+            let silence = format!("{:?}", self.max_silence);
+            return Err(ConfigError::new("max_silence", silence, reason));
         }
         if self.max_answer_bytes == 0 {
             let reason = "no answer is that small; leave the policy out to cache nothing";

@@ -27,7 +27,7 @@ use crate::{
     policy::{Policies, Policy, is_completion},
     record::Record,
     replay,
-    stale::{self, OrStale},
+    stale::OrStale,
     values::Values,
 };
 #[cfg(feature = "redis")]
@@ -245,6 +245,8 @@ impl Shared {
             upstream: self.look_first(self.looks_first(lookup), lookup, upstream),
             recorder: Box::new(Keep::new(self, lookup)),
             max_recording: lookup.policy.max_answer_bytes,
+            max_silence: lookup.policy.max_silence,
+            finishes: lookup.policy.finish_abandoned,
         }
     }
 
@@ -286,7 +288,7 @@ impl Shared {
         let stored = || self.hit::<Infallible>(lookup);
         if let Join::Leader(leader) = self.flights.join_or_start(lookup.flight(), stored, start) {
             self.counters.revalidations.fetch_add(1, Ordering::Relaxed);
-            runtime.spawn(stale::read_all(leader));
+            runtime.spawn(leader.read_to_end());
         }
     }
 
@@ -489,6 +491,7 @@ impl Boarded {
             tally.did = did;
         }
         let is_leader = self.participant.is_leader();
+        let pays = self.participant.pays();
         let mut response = Response::new(CacheBody::shared(self.participant));
         *response.status_mut() = head.status;
         *response.version_mut() = head.version;
@@ -508,8 +511,9 @@ impl Boarded {
             response.extensions_mut().insert(served);
         } else if head.found.is_some() {
             response.extensions_mut().insert(Served::Hit);
-        } else if !is_leader {
+        } else if let Err(taken_over) = pays {
             response.extensions_mut().insert(Served::Follower);
+            response.extensions_mut().insert(taken_over);
         }
         response
     }

@@ -1,7 +1,6 @@
 //! Answers that are past their time, instead of a failure or while a new one is fetched.
 
 use std::{
-    future::poll_fn,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -9,7 +8,7 @@ use std::{
 use http::StatusCode;
 
 use crate::{
-    flight::{Drive, End, Participant, Step},
+    flight::{Drive, End, Step},
     replay::{Found, Replay},
 };
 
@@ -65,6 +64,13 @@ impl Drive for OrStale {
         }
     }
 
+    fn is_over(&self) -> bool {
+        match &self.state {
+            State::Calling(upstream, _) => upstream.is_over(),
+            State::Replaying(_) => false,
+        }
+    }
+
     fn give_up(self: Pin<Box<Self>>) -> Option<End> {
         match Pin::into_inner(self).state {
             State::Calling(upstream, _) => upstream.give_up(),
@@ -77,11 +83,4 @@ impl Drive for OrStale {
 fn is_failure(status: StatusCode) -> bool {
     const PASSING: [StatusCode; 2] = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
     status.is_server_error() || PASSING.contains(&status)
-}
-
-/// Reads a whole answer, which its flight stores.
-pub(crate) async fn read_all(mut leader: Participant) {
-    if poll_fn(|cx| leader.poll_head(cx)).await.is_ok() {
-        while let Some(Ok(_)) = poll_fn(|cx| leader.poll_frame(cx)).await {}
-    }
 }

@@ -12,7 +12,7 @@ use http::Response;
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_llm_core::{
-    BoxError, Call, Completion, Failure, Guard, HttpBody, Outcome, Watch, Watched,
+    BoxError, Call, Completion, Dialect, Failure, Guard, HttpBody, Outcome, Watch, Watched,
 };
 
 use crate::flight::{Drive, End, Step};
@@ -110,10 +110,18 @@ where
         }
     }
 
+    fn is_over(&self) -> bool {
+        matches!(&self.state, State::Reading { body } if body.is_over())
+    }
+
     fn give_up(self: Pin<Box<Self>>) -> Option<End> {
         let State::Reading { body } = &self.state else {
             return None;
         };
+        // Its streams have no terminal marker: a candidate that has not begun may have been about to.
+        if self.call.dialect() == Some(Dialect::Gemini) {
+            return None;
+        }
         let is_event_stream = body.is_event_stream();
         let verdict = self.verdict.clone();
         // A body that is dropped ends its guard.

@@ -81,7 +81,7 @@ pub use self::{
     refusal::{RefusalBody, RefusalLayer, Refuse},
     registry::{Evictable, Keyed, Registry},
     request_body::RequestBody,
-    served::Served,
+    served::{Served, TakenOver},
     usage::Usage,
     watch::{Armed, Guard, Guarded, HttpBody, Unary, Unsent, Watch, Watched},
 };

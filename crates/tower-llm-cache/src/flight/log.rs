@@ -1,15 +1,21 @@
 //! What has come of an answer, and how far each participant has read it.
 
-use std::{collections::VecDeque, task::Waker};
+use std::{collections::VecDeque, task::Waker, time::Duration};
 
 use bytes::Bytes;
 use http::{StatusCode, response::Parts};
 use http_body::Frame;
 use slab::Slab;
 use smallvec::SmallVec;
-use tower_llm_core::Served;
+use tokio::time::Instant;
+use tower_llm_core::{Served, TakenOver};
 
 use crate::{error::SharedError, headers::Did};
+
+/// An answer whose frames are smaller on average than this is too large if it has as many of them as fit into its cap.
+const FRAME_BYTES: usize = 16;
+/// The fewest frames that are too many.
+const MIN_FRAMES: usize = 64;
 
 /// The growing answer of one flight.
 ///
@@ -28,7 +34,14 @@ pub(crate) struct Log {
     /// Followers may join.
     pub(super) is_open: bool,
     ended: Option<Ended>,
+    /// How many frames decide how the call ended; the rest of the body adds nothing.
+    over_at: Option<usize>,
     readers: Slab<Reader>,
+    /// The reader that pays for the call.
+    payer: Option<usize>,
+    /// How many steps had come when a caller last asked to join, and when that was.
+    looked: (usize, Instant),
+    max_silence: Duration,
 }
 
 /// The status line and headers of the answer.
@@ -61,6 +74,21 @@ pub(crate) enum Ended {
 struct Reader {
     next: usize,
     waker: Option<Waker>,
+    /// Set if the reader comes to pay for the call after its response headers.
+    taken_over: Option<TakenOver>,
+}
+
+/// How a reader has left.
+#[derive(Debug)]
+pub(super) struct Left {
+    /// It was the last one of a call that still runs.
+    pub(super) is_last: bool,
+    /// It was the one that pays.
+    pub(super) is_payer: bool,
+    /// It is still there, so that the call goes on: see [`Log::leave`].
+    pub(super) is_kept: bool,
+    /// To be dropped outside of the lock.
+    _waker: Option<Waker>,
 }
 
 /// A whole answer.
@@ -86,7 +114,8 @@ pub(super) enum Read<T> {
 }
 
 impl Log {
-    pub(super) fn new(max_bytes: usize) -> Self {
+    /// The log of a call that `now` begins, and its first reader, which pays.
+    pub(super) fn new(max_bytes: usize, max_silence: Duration, now: Instant) -> Self {
         Self {
             head: None,
             frames: VecDeque::new(),
@@ -96,24 +125,93 @@ impl Log {
             is_over_cap: false,
             is_open: true,
             ended: None,
+            over_at: None,
             readers: Slab::new(),
+            payer: None,
+            looked: (0, now),
+            max_silence,
         }
     }
 
     // === Readers ===
 
-    pub(super) fn join(&mut self) -> usize {
-        self.readers.insert(Reader::default())
+    /// Adds the reader that pays.
+    pub(super) fn lead(&mut self) -> usize {
+        let leader = self.readers.insert(Reader::default());
+        self.payer = Some(leader);
+        leader
     }
 
-    /// Removes a reader; returns whether it was the last one, and its waker, to be dropped outside of the lock.
-    pub(super) fn leave(&mut self, reader: usize) -> (bool, Option<Waker>) {
+    /// Adds a reader, unless the answer is too large, over, or does not come.
+    pub(super) fn join(&mut self, now: Instant) -> Option<usize> {
+        let joins = self.is_open && !self.is_silent(now);
+        joins.then(|| self.readers.insert(Reader::default()))
+    }
+
+    /// Whether nothing has come for too long, as far as is known: times are taken when callers join, not with each frame.
+    fn is_silent(&mut self, now: Instant) -> bool {
+        let steps = usize::from(self.head.is_some()) + self.first + self.frames.len();
+        let (known, since) = self.looked;
+        if steps != known {
+            self.looked = (steps, now);
+            return false;
+        }
+        now.saturating_duration_since(since) >= self.max_silence
+    }
+
+    /// Removes a reader, but not the last one of an answer that can still be stored, if that `keeps_last`. Another one pays in
+    /// its stead, unless it has read what it is to pay for.
+    pub(super) fn leave(&mut self, reader: usize, keeps_last: bool) -> Left {
+        if keeps_last && self.is_open && self.readers.len() == 1 {
+            return Left {
+                is_last: false,
+                is_payer: false,
+                is_kept: true,
+                _waker: self.readers[reader].waker.take(),
+            };
+        }
+        let has_read = self.has_read_answer(reader);
         let Reader { waker, .. } = self.readers.remove(reader);
-        (self.readers.is_empty(), waker)
+        let is_payer = self.payer == Some(reader);
+        if is_payer {
+            self.payer = if has_read { None } else { self.heir() };
+        }
+        if is_payer && let Some(heir) = self.payer {
+            let taken_over = &self.readers[heir].taken_over;
+            taken_over.iter().for_each(TakenOver::set);
+        }
+        let is_last = self.readers.is_empty() && self.ended.is_none();
+        self.is_open &= !is_last;
+        Left {
+            is_last,
+            is_payer,
+            is_kept: false,
+            _waker: waker,
+        }
     }
 
-    pub(super) fn has_ended(&self) -> bool {
-        self.ended.is_some()
+    /// Whether a reader that gets its response headers now pays for the call; if not, what will say so later.
+    pub(super) fn pays(&mut self, reader: usize) -> Result<(), TakenOver> {
+        if self.payer == Some(reader) {
+            return Ok(());
+        }
+        let taken_over = TakenOver::new();
+        self.readers[reader].taken_over = Some(taken_over.clone());
+        Err(taken_over)
+    }
+
+    /// A reader to which the end of the answer is still to come, so that it can pay.
+    fn heir(&self) -> Option<usize> {
+        let mut readers = self.readers.iter();
+        readers
+            .find(|&(reader, _)| !self.has_read_answer(reader))
+            .map(|(heir, _)| heir)
+    }
+
+    /// Whether a reader has read all that decides what it pays.
+    fn has_read_answer(&self, reader: usize) -> bool {
+        let read = self.readers[reader].next;
+        self.over_at.is_some_and(|over_at| read >= over_at) || self.is_read(reader)
     }
 
     pub(super) fn read_head(&mut self, reader: usize, waker: &Waker) -> Read<Head> {
@@ -187,8 +285,8 @@ impl Log {
         });
     }
 
-    /// Adds a frame; returns whether the answer is over the cap with it.
-    pub(super) fn frame(&mut self, frame: Frame<Bytes>) -> bool {
+    /// Adds a frame; returns whether the answer is over the cap with it. `is_over` says that it decides how the call ended.
+    pub(super) fn frame(&mut self, frame: Frame<Bytes>, is_over: bool) -> bool {
         let piece = match frame.into_data() {
             Ok(data) => Piece::Data(data),
             Err(frame) => match frame.into_trailers() {
@@ -198,7 +296,10 @@ impl Log {
         };
         self.bytes += piece.len();
         self.frames.push_back(piece);
-        if self.bytes > self.max_bytes {
+        if is_over && self.over_at.is_none() {
+            self.over_at = Some(self.first + self.frames.len());
+        }
+        if self.is_too_large() {
             self.is_over_cap = true;
             self.is_open = false;
             self.free();
@@ -238,9 +339,15 @@ impl Log {
             while self.first < next && self.pop() {}
         }
         // The newest frame stays, however large it is.
-        while self.bytes > self.max_bytes && self.frames.len() > 1 && self.readers.len() > 1 {
+        while self.is_too_large() && self.frames.len() > 1 && self.readers.len() > 1 {
             self.pop();
         }
+    }
+
+    /// Empty and tiny frames take memory, too.
+    fn is_too_large(&self) -> bool {
+        let max_frames = (self.max_bytes / FRAME_BYTES).max(MIN_FRAMES);
+        self.bytes > self.max_bytes || self.frames.len() > max_frames
     }
 
     fn pop(&mut self) -> bool {

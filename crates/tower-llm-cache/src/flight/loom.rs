@@ -77,6 +77,10 @@ impl Drive for Upstream {
         None
     }
 
+    fn is_over(&self) -> bool {
+        false
+    }
+
     fn give_up(self: Pin<Box<Self>>) -> Option<End> {
         None
     }
@@ -122,6 +126,8 @@ impl Scene {
                 }),
                 recorder: Box::new(self.answers.clone()),
                 max_recording: 1 << 10,
+                max_silence: Duration::MAX,
+                finishes: false,
             }
         };
         match self.flights.join_or_start(key, || None::<()>, start) {

@@ -1,13 +1,16 @@
 //! One caller's part in a flight.
 
 use std::{
+    future::poll_fn,
+    mem,
     sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
 use http_body::Frame;
-use tower_llm_core::{BoxError, Unsent};
+use tokio::{runtime::Handle, time::timeout};
+use tower_llm_core::{BoxError, TakenOver, Unsent};
 
 use super::{
     Flight,
@@ -25,6 +28,8 @@ pub(crate) struct Participant {
     is_leader: bool,
     /// A follower that leaves before it has an answer has cost nothing.
     unsent: Option<Unsent>,
+    /// A task: when it leaves, the call is over.
+    is_task: bool,
 }
 
 impl Participant {
@@ -34,12 +39,18 @@ impl Participant {
             reader,
             is_leader,
             unsent: (!is_leader).then(Unsent::new),
+            is_task: false,
         }
     }
 
     /// Whether it is the caller that the upstream was called for.
     pub(crate) fn is_leader(&self) -> bool {
         self.is_leader
+    }
+
+    /// Whether the caller pays for the call as it gets its answer; if not, what is set when it comes to pay for it.
+    pub(crate) fn pays(&self) -> Result<(), TakenOver> {
+        self.flight.log().pays(self.reader)
     }
 
     pub(crate) fn flight(&self) -> &Arc<Flight> {
@@ -93,6 +104,18 @@ impl Participant {
         }
     }
 
+    /// Reads the answer to its end, to have it stored. Leaves early if it cannot be, or nothing has come for too long.
+    pub(crate) async fn read_to_end(mut self) {
+        self.is_task = true;
+        let max_silence = self.flight.max_silence;
+        let head = timeout(max_silence, poll_fn(|cx| self.poll_head(cx))).await;
+        let mut has_more = matches!(head, Ok(Ok(_)));
+        while has_more && self.flight.log().is_open {
+            let frame = timeout(max_silence, poll_fn(|cx| self.poll_frame(cx))).await;
+            has_more = matches!(frame, Ok(Some(Ok(_))));
+        }
+    }
+
     /// Whether all was read, and it ended well.
     pub(crate) fn is_read(&self) -> bool {
         self.flight.log().is_read(self.reader)
@@ -101,7 +124,30 @@ impl Participant {
 
 impl Drop for Participant {
     fn drop(&mut self) {
-        if self.flight.table.leave(&self.flight, self.reader) {
+        let runtime = Some(&self.flight)
+            .filter(|flight| flight.finishes && !self.is_task)
+            .and_then(|_| Handle::try_current().ok());
+        let left = self
+            .flight
+            .table
+            .leave(&self.flight, self.reader, runtime.is_some());
+        if left.is_kept
+            && let Some(runtime) = runtime
+        {
+            let finishing = Self {
+                flight: Arc::clone(&self.flight),
+                unsent: None,
+                is_task: true,
+                ..*self
+            };
+            runtime.spawn(finishing.read_to_end());
+            return;
+        }
+        if left.is_payer {
+            // It has taken over a call that was sent: there is nothing to report.
+            mem::forget(self.unsent.take());
+        }
+        if left.is_last {
             self.flight.give_up();
         }
     }

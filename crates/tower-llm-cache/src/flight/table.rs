@@ -6,9 +6,11 @@ use std::{
 };
 
 use hashbrown::{HashMap, hash_map::Entry};
+use tokio::time::Instant;
 
 use super::{
     Flight, Participant, Start,
+    log::Left,
     sync::{Mutex, MutexGuard},
 };
 use crate::form::Form;
@@ -81,7 +83,7 @@ impl Flights {
         let mut shard = self.shard(&key);
         let entry = shard.entry(key);
         if let Entry::Occupied(flight) = &entry
-            && let Some(follower) = Self::join(flight.get())
+            && let Some(follower) = Self::join(flight.get(), Instant::now())
         {
             return Join::Follower(follower);
         }
@@ -100,16 +102,14 @@ impl Flights {
 
     fn lead(self: &Arc<Self>, key: FlightKey, start: Start) -> (Arc<Flight>, Participant) {
         let flight = Arc::new(Flight::new(key, Arc::clone(self), start));
-        let leader = flight.log().join();
+        let leader = flight.log().lead();
         let leader = Participant::new(Arc::clone(&flight), leader, true);
         (flight, leader)
     }
 
-    /// Joins a flight, in the table or not, if it is open.
-    pub(crate) fn join(flight: &Arc<Flight>) -> Option<Participant> {
-        let mut log = flight.log();
-        let reader = log.is_open.then(|| log.join())?;
-        drop(log);
+    /// Joins a flight, in the table or not, if it is open and still brings something.
+    pub(crate) fn join(flight: &Arc<Flight>, now: Instant) -> Option<Participant> {
+        let reader = flight.log().join(now)?;
         Some(Participant::new(Arc::clone(flight), reader, false))
     }
 
@@ -118,23 +118,17 @@ impl Flights {
         Self::remove_from(&mut self.shard(&flight.key), flight);
     }
 
-    /// Takes `reader` out of `flight`; returns whether it was the last one of a call that still runs.
+    /// Takes `reader` out of `flight`, or keeps it if it is the last one and that `keeps_last`.
     ///
     /// The flight is out of the table before its upstream is dropped, so no new caller joins a call that is being given up.
-    pub(super) fn leave(&self, flight: &Arc<Flight>, reader: usize) -> bool {
+    pub(super) fn leave(&self, flight: &Arc<Flight>, reader: usize, keeps_last: bool) -> Left {
         let mut shard = self.shard(&flight.key);
-        let mut log = flight.log();
-        let (is_last, _waker) = log.leave(reader);
-        let is_last = is_last && !log.has_ended();
-        if is_last {
-            log.is_open = false;
-        }
-        drop(log);
-        if is_last {
+        let left = flight.log().leave(reader, keeps_last);
+        if left.is_last {
             Self::remove_from(&mut shard, flight);
         }
         drop(shard);
-        is_last
+        left
     }
 
     fn remove_from(shard: &mut Shard, flight: &Arc<Flight>) {

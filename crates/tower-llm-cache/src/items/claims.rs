@@ -107,7 +107,7 @@ impl Claims {
         let mut table = shared.claims.table();
         for item in batch.missing() {
             let claim = table.claims.get(&batch.digest(item)).filter(|_| joins);
-            if claim.is_some_and(|claim| claim.join(item, &mut readings)) {
+            if claim.is_some_and(|claim| claim.join(item, &mut readings, now)) {
                 continue;
             }
             // An answer is stored before its claim is given up.
@@ -130,6 +130,8 @@ impl Claims {
                 policy: batch.policy,
             }),
             max_recording: MAX_RECORDING,
+            max_silence: batch.policy.max_silence,
+            finishes: batch.policy.finish_abandoned,
         };
         let leader = shared
             .flights
@@ -173,7 +175,7 @@ impl Claims {
 
 impl Claim {
     /// Waits for the item in the call that claims it, if that is open.
-    fn join(&self, item: u32, readings: &mut Vec<Reading>) -> bool {
+    fn join(&self, item: u32, readings: &mut Vec<Reading>, now: Instant) -> bool {
         let joined = readings
             .iter_mut()
             .find(|reading| reading.is_of(&self.call));
@@ -184,7 +186,7 @@ impl Claim {
         if readings.len() >= MAX_JOINED {
             return false;
         }
-        let Some(participant) = Flights::join(&self.flight) else {
+        let Some(participant) = Flights::join(&self.flight, now) else {
             return false;
         };
         readings.push(Reading::new(

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     error::NotCached,
     flight::{End, FlightKey, Head, Participant, Recorded, Recorder, Start},
-    headers::{Did, Why},
+    headers::{Did, Why, shareable},
     shared::{Boarded, Shared},
 };
 
@@ -201,8 +201,12 @@ impl Gather {
                 for &(item, slot) in &reading.items {
                     self.batch.put(item, answers.items[slot as usize].clone());
                 }
+                // A call that its caller has left is paid for by one that follows.
                 if is_own {
                     self.note_own(head, answers);
+                } else if reading.participant.pays().is_ok() {
+                    let headers = shareable(&head.headers);
+                    self.note_own(Head { headers, ..head }, answers);
                 }
                 None
             }
@@ -236,6 +240,8 @@ impl Gather {
             upstream: self.outbound.send_all(),
             recorder: Box::new(KeepNothing),
             max_recording: self.batch.policy.max_answer_bytes,
+            max_silence: self.batch.policy.max_silence,
+            finishes: false,
         };
         let flight = FlightKey::of_object(*self.batch.any_key().digest());
         self.sent = self.batch.items();

@@ -61,6 +61,10 @@ impl Drive for LookFirst {
         }
     }
 
+    fn is_over(&self) -> bool {
+        matches!(self.state, State::Calling) && self.upstream.is_over()
+    }
+
     fn give_up(self: Pin<Box<Self>>) -> Option<End> {
         let this = *Pin::into_inner(self);
         match this.state {

@@ -7,6 +7,7 @@ mod flights;
 mod hits;
 mod hostile;
 mod items;
+mod leaving;
 mod settings;
 mod stale;
 mod stored;

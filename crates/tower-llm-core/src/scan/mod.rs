@@ -18,7 +18,7 @@ mod shared_prefix;
 mod sse;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{Extensions, HeaderMap, StatusCode};
 use http_body::Frame;
 use tokio::time::Instant;
 
@@ -28,7 +28,7 @@ use self::{
     provider_error::Verdict,
     response_headers::ResponseHeaders,
 };
-use crate::{Call, Completion, Dialect, Failure, Operation, Outcome, Served};
+use crate::{Call, Completion, Dialect, Failure, Operation, Outcome, Served, TakenOver};
 
 /// Reads one response from its headers to its end.
 #[derive(Debug)]
@@ -44,6 +44,7 @@ pub(crate) struct Scanner {
     asked: Asked,
     first_token_at: Option<Instant>,
     served: Option<Served>,
+    taken_over: Option<TakenOver>,
 }
 
 /// What was asked for.
@@ -97,12 +98,16 @@ impl Scanner {
             asked,
             first_token_at: None,
             served: None,
+            taken_over: None,
         }
     }
 
-    /// Says that the response came from a cache.
-    pub(crate) fn served(mut self, served: Option<Served>) -> Self {
-        self.served = served;
+    /// Reads what a cache says of the response.
+    pub(crate) fn served(mut self, response: &Extensions) -> Self {
+        self.served = response.get().copied();
+        if self.served == Some(Served::Follower) {
+            self.taken_over = response.get().cloned();
+        }
         self
     }
 
@@ -180,7 +185,8 @@ impl Scanner {
         completion.finish = self.facts.finish;
         completion.status = Some(self.headers.status.as_u16());
         completion.subject = subject;
-        completion.served = self.served;
+        let is_taken_over = self.taken_over.as_ref().is_some_and(TakenOver::is_set);
+        completion.served = self.served.filter(|_| !is_taken_over);
         completion
     }
 

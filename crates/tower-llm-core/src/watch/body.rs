@@ -62,7 +62,7 @@ impl<B, G: Guard> Watched<B, G> {
         let leads = followed.is_none();
         let lead = followed.unwrap_or_else(|| {
             let scanner = Scanner::new(call, parts.status, &parts.headers);
-            let lead = Lead::new(scanner.served(parts.extensions.get().copied()));
+            let lead = Lead::new(scanner.served(&parts.extensions));
             parts.extensions.insert(lead.led());
             lead
         });
