@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::{
     error::InvalidateError,
     key::{Bypass, CacheKey},
+    latency::Latency,
     shared::Shared,
     target::Target,
 };
@@ -65,6 +66,11 @@ pub struct CacheStats {
     pub values: u64,
     /// Calls in flight that can be joined.
     pub in_flight: u64,
+    /// From the call to the response, of the calls in `hits`. It includes the look-up in Redis.
+    pub hit_latency: Latency,
+    /// From the call to the response headers, of the calls in `misses` that got any. Subtract `hit_latency` to see what a hit
+    /// saves; a stream takes longer to its end.
+    pub miss_latency: Latency,
     bypassed: Vec<(Bypass, u64)>,
 }
 
@@ -111,6 +117,8 @@ impl CacheHandle {
             value_loads: self.shared.values.loads.load(Ordering::Relaxed),
             values: self.shared.values.len(),
             in_flight: (self.shared.flights.len() + self.shared.claims.calls()) as u64,
+            hit_latency: counters.hit_latency.summary(),
+            miss_latency: counters.miss_latency.summary(),
             bypassed: counters.bypassed().collect(),
         }
     }
@@ -238,6 +246,64 @@ impl CacheStats {
             return 0.0;
         }
         free as f64 / all as f64
+    }
+
+    /// All numbers, by the names of their fields, for a page or an exporter that leaves none out.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        // Without `..`, so that no field is forgotten.
+        let &Self {
+            hits,
+            misses,
+            collapsed,
+            items_reused,
+            items_sent,
+            stored,
+            not_stored,
+            stale,
+            revalidations,
+            evicted,
+            entries,
+            shared_hits,
+            shared_stored,
+            shared_not_stored,
+            shared_failures,
+            shared_unreadable,
+            bytes,
+            value_hits,
+            value_loads,
+            values,
+            in_flight,
+            hit_latency: _,
+            miss_latency: _,
+            bypassed: _,
+        } = self;
+        macro_rules! named {
+            ($($field:ident),* $(,)?) => { [$((stringify!($field), $field)),*] };
+        }
+        named![
+            hits,
+            misses,
+            collapsed,
+            items_reused,
+            items_sent,
+            stored,
+            not_stored,
+            stale,
+            revalidations,
+            evicted,
+            entries,
+            shared_hits,
+            shared_stored,
+            shared_not_stored,
+            shared_failures,
+            shared_unreadable,
+            bytes,
+            value_hits,
+            value_loads,
+            values,
+            in_flight,
+        ]
+        .into_iter()
     }
 
     /// Calls that had nothing to do with the cache, by reason.

@@ -114,6 +114,7 @@ mod handle;
 mod headers;
 mod items;
 mod key;
+mod latency;
 mod layer;
 mod memory;
 mod policy;
@@ -136,6 +137,7 @@ pub use self::{
     handle::{CacheHandle, CacheStats, Removed},
     headers::StatusHeader,
     key::{Bypass, CacheKey, ParseKeyError, Scope},
+    latency::Latency,
     layer::{CacheBuilder, CacheLayer},
     memory::Memory,
     policy::Policy,

@@ -23,6 +23,7 @@ use crate::{
     headers::{Did, StatusHeader, Why, is_readable, shareable},
     items::Claims,
     key::{self, Asked, Bypass, CacheKey, KeySettings},
+    latency::Histogram,
     memory::{Entry, Store, Stored},
     policy::{Policies, Policy, is_completion},
     record::Record,
@@ -71,6 +72,9 @@ pub(crate) struct Counters {
     pub(crate) shared_failures: AtomicU64,
     pub(crate) shared_unreadable: AtomicU64,
     bypassed: [AtomicU64; Bypass::ALL.len()],
+    /// Of `hits`, and of those of `misses` whose response headers have arrived.
+    pub(crate) hit_latency: Histogram,
+    pub(crate) miss_latency: Histogram,
 }
 
 /// A request whose answer may be cached.
@@ -81,6 +85,7 @@ pub(crate) struct Lookup {
     pub(crate) form: Form,
     policy: Policy,
     directives: Directives,
+    asked_at: Instant,
 }
 
 /// A caller's part in a flight, and what to tell it of the cache.
@@ -90,6 +95,13 @@ pub(crate) struct Boarded {
     status: StatusHeader,
     key: Option<CacheKey>,
     tally: Option<Tally>,
+    timer: Timer,
+}
+
+/// Measures the time to the response headers.
+pub(crate) struct Timer {
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) asked_at: Instant,
 }
 
 /// Counts a call once: by what the cache did, or, if the caller leaves before that is known, as what it was about to be.
@@ -136,6 +148,7 @@ impl Shared {
         body: Option<&Bytes>,
         call: &Call,
     ) -> Result<Lookup, Bypass> {
+        let asked_at = Instant::now();
         let policy = self.policies.of(call.operation());
         let (Some(policy), Some(body)) = (policy, body) else {
             return Err(Bypass::Operation);
@@ -153,13 +166,15 @@ impl Shared {
             form: Form::asked(call, &request.uri),
             policy: *policy,
             directives,
+            asked_at,
             call: call.clone(),
         })
     }
 
     /// The stored answer, if there is one that the caller can be given.
     pub(crate) fn hit<B>(&self, lookup: &Lookup) -> Option<Response<CacheBody<B>>> {
-        let now = Instant::now();
+        // It was read just now, on the same thread.
+        let now = lookup.asked_at;
         let (stored, age) = self.held(lookup, now)?;
         if now >= stored.fresh_until() {
             return None;
@@ -191,6 +206,8 @@ impl Shared {
         self.status.write(did, key, response.headers_mut());
         response.extensions_mut().insert(Served::Hit);
         self.counters.hits.fetch_add(1, Ordering::Relaxed);
+        let took = lookup.asked_at.elapsed();
+        self.counters.hit_latency.record(took);
         response
     }
 
@@ -222,11 +239,15 @@ impl Shared {
             counters: Arc::clone(&self.counters),
             did,
         };
+        let timer = Timer {
+            counters: Arc::clone(&self.counters),
+            asked_at: lookup.asked_at,
+        };
         let key = Some(lookup.asked.key);
         Boarding::Flying(Boarded {
             // What cannot become a hit any more is counted at once.
             tally: Some(tally).filter(|_| is_still_open),
-            ..Boarded::new(participant, did, self.status, key)
+            ..Boarded::new(participant, did, self.status, key, timer)
         })
     }
 
@@ -474,6 +495,7 @@ impl Boarded {
         did: Did,
         status: StatusHeader,
         key: Option<CacheKey>,
+        timer: Timer,
     ) -> Self {
         Self {
             participant,
@@ -481,6 +503,7 @@ impl Boarded {
             status,
             key,
             tally: None,
+            timer,
         }
     }
 
@@ -490,6 +513,7 @@ impl Boarded {
         if let Some(mut tally) = self.tally.take() {
             tally.did = did;
         }
+        self.timer.stop(did);
         let is_leader = self.participant.is_leader();
         let pays = self.participant.pays();
         let mut response = Response::new(CacheBody::shared(self.participant));
@@ -516,6 +540,18 @@ impl Boarded {
             response.extensions_mut().insert(taken_over);
         }
         response
+    }
+}
+
+impl Timer {
+    /// The response headers are there. The time of a follower says nothing of the cache, and nothing of the provider.
+    pub(crate) fn stop(&self, did: Did) {
+        let latency = match did {
+            Did::Hit { .. } | Did::Stale { .. } => &self.counters.hit_latency,
+            Did::Forwarded(_) => &self.counters.miss_latency,
+            Did::Collapsed(_) => return,
+        };
+        latency.record(self.asked_at.elapsed());
     }
 }
 

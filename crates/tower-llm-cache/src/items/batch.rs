@@ -21,6 +21,7 @@ pub(crate) struct Batch {
     inputs: Vec<u32>,
     pub(super) policy: Policy,
     directives: Directives,
+    pub(super) asked_at: Instant,
     /// How many items were stored.
     stored: usize,
     oldest: Duration,
@@ -41,6 +42,7 @@ impl Batch {
         digests: Vec<[u8; 32]>,
         policy: Policy,
         directives: Directives,
+        asked_at: Instant,
     ) -> Self {
         let mut items = Vec::with_capacity(digests.len());
         let mut known = HashMap::with_capacity_and_hasher(
@@ -65,6 +67,7 @@ impl Batch {
             inputs,
             policy,
             directives,
+            asked_at,
             stored: 0,
             oldest: Duration::ZERO,
             ttl: Duration::MAX,

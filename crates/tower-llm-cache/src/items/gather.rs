@@ -24,7 +24,7 @@ use crate::{
     error::NotCached,
     flight::{End, FlightKey, Head, Participant, Recorded, Recorder, Start},
     headers::{Did, Why, shareable},
-    shared::{Boarded, Shared},
+    shared::{Boarded, Shared, Timer},
 };
 
 /// What a request comes to.
@@ -153,7 +153,15 @@ fn hit(shared: &Shared, batch: &Batch) -> Response<Vec<Bytes>> {
         answer::merge(answers[0], answers.iter().copied(), None),
     );
     response.extensions_mut().insert(Served::Hit);
+    timer(shared, batch).stop(batch.hit());
     response
+}
+
+fn timer(shared: &Shared, batch: &Batch) -> Timer {
+    Timer {
+        counters: Arc::clone(&shared.counters),
+        asked_at: batch.asked_at,
+    }
 }
 
 fn respond(mut headers: HeaderMap, frames: Vec<Bytes>) -> Response<Vec<Bytes>> {
@@ -299,6 +307,7 @@ impl Gather {
             self.did(),
             self.shared.status,
             key,
+            timer(&self.shared, &self.batch),
         ))
     }
 
@@ -337,6 +346,7 @@ impl Gather {
             Some(own) => *response.version_mut() = own.head.version,
             None => drop(response.extensions_mut().insert(Served::Follower)),
         }
+        timer(&self.shared, &self.batch).stop(self.did());
         response
     }
 }

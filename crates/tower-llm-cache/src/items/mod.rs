@@ -45,6 +45,7 @@ mod usage;
 
 use bytes::Bytes;
 use http::request::Parts;
+use tokio::time::Instant;
 use tower_llm_core::Call;
 
 pub(crate) use self::{
@@ -65,12 +66,13 @@ const MAX_JOINED: usize = 64;
 impl Shared {
     /// The request as a batch of items; `None` if it is not one, or has nothing to do with the cache.
     pub(crate) fn batch(&self, request: &Parts, body: &Bytes, call: &Call) -> Option<Batch> {
+        let asked_at = Instant::now();
         let policy = self.policies.of(call.operation())?;
         let directives = Directives::read(&request.headers);
         if directives.no_store || call.streamed() {
             return None;
         }
         let digests = crate::key::items::digests(&self.keys, request, body, call).ok()??;
-        Some(Batch::new(call, digests, *policy, directives))
+        Some(Batch::new(call, digests, *policy, directives, asked_at))
     }
 }

@@ -3,7 +3,9 @@
 use std::{task::Poll, time::Duration};
 
 use tokio::time::advance;
-use tower_llm_cache::{Bypass, CacheKey, CacheLayer, NotCached, Policy, Scope, StatusHeader};
+use tower_llm_cache::{
+    Bypass, CacheKey, CacheLayer, Latency, NotCached, Policy, Scope, StatusHeader,
+};
 use tower_llm_core::{Refusal, Served};
 use tower_llm_testkit::mock;
 
@@ -210,4 +212,46 @@ fn settings_that_cannot_work_are_refused_when_the_layer_is_built() {
         fields,
         ["ttl", "max_answer_bytes", "max_bytes", "max_entries"]
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_statistics_say_how_long_hits_and_misses_took() {
+    let layer = shared();
+    let (cache, mut provider) = upstream(&layer);
+    for seconds in [1, 3] {
+        let request = described(
+            post(CHAT),
+            &QUESTION.replace("Why?", &format!("Why {seconds}?")),
+        );
+        let mut calling = start(&cache, request);
+        let mut following = start(
+            &cache,
+            described(
+                post(CHAT),
+                &QUESTION.replace("Why?", &format!("Why {seconds}?")),
+            ),
+        );
+        advance(Duration::from_secs(seconds)).await;
+        let (_, send) = mock::arrived(&mut provider);
+        let sender = stream(send);
+        let response = answered(&mut calling);
+        drop(answered(&mut following));
+        // What comes after the headers does not count.
+        advance(Duration::from_secs(60)).await;
+        WHOLE.iter().for_each(|frame| sender.send(frame));
+        drop(sender);
+        assert_eq!(frames(response).len(), WHOLE.len());
+    }
+    let miss = layer.handle().stats().miss_latency;
+    assert_eq!((miss.count, miss.mean), (2, Duration::from_secs(2)));
+    for (percentile, seconds) in [(miss.p50, 1), (miss.p99, 3)] {
+        let exact = Duration::from_secs(seconds);
+        assert!((exact..exact + exact / 8).contains(&percentile), "{miss:?}");
+    }
+    assert_eq!(layer.handle().stats().hit_latency, Latency::default());
+
+    let request = described(post(CHAT), &QUESTION.replace("Why?", "Why 3?"));
+    assert!(found(&cache, request).is_some());
+    let hit = layer.handle().stats().hit_latency;
+    assert_eq!((hit.count, hit.p99), (1, Duration::ZERO));
 }

@@ -129,6 +129,10 @@ async fn a_thousand_identical_callers_make_one_lookup_and_no_call() {
     let stats = two.stats();
     assert_eq!((stats.hits, stats.shared_hits), (1_000, 1_000));
     assert_eq!((stats.misses, stats.collapsed), (0, 0));
+    assert_eq!(
+        (stats.hit_latency.count, stats.miss_latency.count),
+        (1_000, 0)
+    );
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! The endpoints under `/admin/cache/`: what the cache holds, and how to remove it.
 
+use std::time::Duration;
+
 use http::Method;
 use serde_json::{Map, Value, json};
 use tower_llm_stack::{
     CacheHandle,
-    cache::{CacheKey, CacheStats},
+    cache::{CacheKey, CacheStats, Latency},
 };
 
 use super::answer::Problem;
@@ -120,24 +122,27 @@ fn stats(stats: &CacheStats) -> Value {
         .bypassed()
         .map(|(reason, calls)| (reason.as_str().to_owned(), calls.into()))
         .collect();
+    let counts = stats.counts();
+    let mut all: Map<String, Value> = counts
+        .map(|(name, count)| (name.to_owned(), count.into()))
+        .collect();
+    all.insert("hit_ratio".to_owned(), stats.hit_ratio().into());
+    all.insert("bypassed".to_owned(), bypassed.into());
+    for (name, of) in [
+        ("hit_latency_ms", stats.hit_latency),
+        ("miss_latency_ms", stats.miss_latency),
+    ] {
+        all.insert(name.to_owned(), latency(of));
+    }
+    all.into()
+}
+
+fn latency(latency: Latency) -> Value {
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
     json!({
-        "hits": stats.hits,
-        "misses": stats.misses,
-        "collapsed": stats.collapsed,
-        "hit_ratio": stats.hit_ratio(),
-        "bypassed": bypassed,
-        "items_reused": stats.items_reused,
-        "items_sent": stats.items_sent,
-        "stored": stats.stored,
-        "not_stored": stats.not_stored,
-        "evicted": stats.evicted,
-        "shared_hits": stats.shared_hits,
-        "shared_stored": stats.shared_stored,
-        "shared_not_stored": stats.shared_not_stored,
-        "shared_failures": stats.shared_failures,
-        "shared_unreadable": stats.shared_unreadable,
-        "entries": stats.entries,
-        "bytes": stats.bytes,
-        "in_flight": stats.in_flight,
+        "count": latency.count,
+        "mean": ms(latency.mean),
+        "p50": ms(latency.p50),
+        "p99": ms(latency.p99),
     })
 }

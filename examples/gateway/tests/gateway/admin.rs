@@ -81,7 +81,17 @@ async fn the_statistics_are_exact() {
         Value::Object(bypassed.clone()),
         json!({ "no_caller": 1, "not_deterministic": 1 })
     );
+    for (of, calls) in [("hit_latency_ms", 1), ("miss_latency_ms", 3)] {
+        let latency = stats[of].take();
+        assert_eq!(latency["count"], calls, "{of}");
+        for value in ["mean", "p50", "p99"] {
+            let ms = latency[value].as_f64().unwrap();
+            assert!(ms > 0.0, "{of} {value}: {ms}");
+        }
+    }
     let expected = json!({
+        "hit_latency_ms": null,
+        "miss_latency_ms": null,
         "hits": 1,
         "misses": 3,
         "collapsed": 0,
@@ -91,6 +101,8 @@ async fn the_statistics_are_exact() {
         "items_sent": 2,
         "stored": 4,
         "not_stored": 0,
+        "stale": 0,
+        "revalidations": 0,
         "evicted": 0,
         "shared_hits": 0,
         "shared_stored": 0,
@@ -99,6 +111,9 @@ async fn the_statistics_are_exact() {
         "shared_unreadable": 0,
         "entries": 4,
         "bytes": null,
+        "value_hits": 0,
+        "value_loads": 0,
+        "values": 0,
         "in_flight": 0,
     });
     assert_eq!(stats, expected);
