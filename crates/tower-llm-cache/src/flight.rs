@@ -137,8 +137,8 @@ impl Flight {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Polls the upstream if it may have something; returns whether the log has changed.
-    fn drive(self: &Arc<Self>) -> bool {
+    /// Polls the upstream for `reader` if it may have something; returns whether the log has changed.
+    fn drive(self: &Arc<Self>, reader: usize) -> bool {
         loop {
             // Of two participants, one finds the lock free or the other finds `is_woken` set: neither is sure without the fence,
             // which orders the release of the lock before the look at the flag, and the flag before the try.
@@ -180,7 +180,8 @@ impl Flight {
                 }
             };
             drop(driver);
-            self.wake_waiting();
+            // The reader itself looks into the log next.
+            self.wake_waiting(Some(reader));
             if let Some(panic) = panic {
                 resume_unwind(panic);
             }
@@ -243,9 +244,9 @@ impl Flight {
         self.recorder.closed();
     }
 
-    /// Wakes all participants that wait; they wait again with their next poll.
-    fn wake_waiting(&self) {
-        let wakers = self.log().waiting();
+    /// Wakes all participants that wait, but one; they wait again with their next poll.
+    fn wake_waiting(&self, but: Option<usize>) {
+        let wakers = self.log().waiting(but);
         wakers.into_iter().for_each(Waker::wake);
     }
 
@@ -278,7 +279,7 @@ impl Wake for Flight {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.is_woken.store(true, Ordering::Release);
-        self.wake_waiting();
+        self.wake_waiting(None);
     }
 }
 

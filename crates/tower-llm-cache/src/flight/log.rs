@@ -264,10 +264,11 @@ impl Log {
         Read::Waiting(registered.replace(waker.clone()))
     }
 
-    /// Takes the wakers of all that wait.
-    pub(super) fn waiting(&mut self) -> Wakers {
+    /// Takes the wakers of all that wait, but one.
+    pub(super) fn waiting(&mut self, but: Option<usize>) -> Wakers {
         let readers = self.readers.iter_mut();
         readers
+            .filter(|(reader, _)| Some(*reader) != but)
             .filter_map(|(_, reader)| reader.waker.take())
             .collect()
     }

@@ -81,7 +81,7 @@ impl Participant {
                 }
                 Read::Waiting(_) => {}
             }
-            if !self.flight.drive() {
+            if !self.flight.drive(self.reader) {
                 return Poll::Pending;
             }
         }
@@ -98,7 +98,7 @@ impl Participant {
                 Read::End => None,
                 Read::Failed(error) => Some(Err(error.into())),
                 Read::Lost => Some(Err(FlightFailed::behind().into())),
-                Read::Waiting(_) if self.flight.drive() => continue,
+                Read::Waiting(_) if self.flight.drive(self.reader) => continue,
                 Read::Waiting(_) => return Poll::Pending,
             });
         }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::stream;
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, StreamBody};
 use tower::service_fn;
 use tower_layer::Layer;
@@ -101,6 +101,25 @@ fn a_leader_that_reads_nothing_harms_no_follower() {
     answer(&mut provider, &WHOLE);
     assert!(follower.is_woken());
     assert_eq!(frames(answered(&mut follower)), WHOLE);
+}
+
+/// A wake-up for each frame that a task has just read would poll it twice as often.
+#[test]
+fn a_caller_is_not_woken_by_the_frames_that_it_fetches_itself() {
+    let layer = shared();
+    let (cache, mut provider) = upstream(&layer);
+    let mut calling = start(&cache, question());
+    let sender = stream(mock::arrived(&mut provider).1);
+    let mut body = tokio_test::task::spawn(answered(&mut calling).into_body());
+    for frame in WHOLE {
+        assert!(body.enter(|cx, body| body.poll_frame(cx)).is_pending());
+        sender.send(frame);
+        assert!(body.is_woken());
+        // Polled by the executor: the wake-up is used up.
+        let read = body.enter(|cx, body| body.poll_frame(cx));
+        assert!(read.is_ready());
+        assert!(!body.is_woken(), "{frame}");
+    }
 }
 
 #[test]
