@@ -14,9 +14,11 @@
 //! Whether an answer is good is for core to judge: a finish reason such as `error` goes from one form to the other like
 //! any other.
 //!
-//! Three things are not kept. Members that exist only in streams (`obfuscation`, `sequence_number`) and comments have no
-//! place in an object. Numbers with a fraction go through an `f64`, and may differ in their last digit. And a stream
-//! without a usage chunk gives an object without `usage`.
+//! Two things are not kept. Members that exist only in streams (`obfuscation`, `sequence_number`) and comments have no
+//! place in an object. Numbers with a fraction go through an `f64`, and may differ in their last digit.
+//!
+//! OpenAI sends usage in every object, and in a stream only if the request asks for it. A stream without usage gives no object:
+//! callers that do not stream count on `usage`.
 
 mod anthropic;
 mod gemini;
@@ -56,15 +58,23 @@ pub(crate) enum StreamForm {
 /// `events` is the complete body of the stream. `None` if the object cannot be told for certain; see the
 /// [module](self).
 pub(crate) fn whole(dialect: Dialect, operation: &Operation, events: &[u8]) -> Option<Bytes> {
-    let object = match dialect {
-        Dialect::OpenAi if *operation == Operation::CHAT => openai::chat(events)?,
-        Dialect::OpenAi if *operation == Operation::TEXT_COMPLETION => openai::text(events)?,
-        Dialect::OpenAiResponses if *operation == Operation::CHAT => responses::whole(events)?,
-        Dialect::Anthropic if *operation == Operation::CHAT => anthropic::whole(events)?,
-        Dialect::Gemini if *operation == Operation::GENERATE_CONTENT => gemini::whole(events)?,
-        _ => return None,
-    };
+    let object = join(dialect, operation, events)?;
+    if dialect == Dialect::OpenAi && !object["usage"].is_object() {
+        return None;
+    }
     serde_json::to_vec(&object).ok().map(Bytes::from)
+}
+
+/// Joins the events of a stream, whether or not they have all that an object needs.
+fn join(dialect: Dialect, operation: &Operation, events: &[u8]) -> Option<Value> {
+    match dialect {
+        Dialect::OpenAi if *operation == Operation::CHAT => openai::chat(events),
+        Dialect::OpenAi if *operation == Operation::TEXT_COMPLETION => openai::text(events),
+        Dialect::OpenAiResponses if *operation == Operation::CHAT => responses::whole(events),
+        Dialect::Anthropic if *operation == Operation::CHAT => anthropic::whole(events),
+        Dialect::Gemini if *operation == Operation::GENERATE_CONTENT => gemini::whole(events),
+        _ => None,
+    }
 }
 
 /// Returns the stream that the provider would have answered with if the request had asked for one.

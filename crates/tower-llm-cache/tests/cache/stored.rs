@@ -17,6 +17,20 @@ const TOOLS: &str =
     "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"tool_calls\"}]}\n\n";
 const ERROR: &str = "data: {\"error\":{\"message\":\"no\",\"type\":\"server_error\"}}\n\n";
 
+const USAGE: &str =
+    "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2}}\n\n";
+
+/// The question of a caller that does not stream.
+fn unstreamed() -> Sent {
+    described(post(CHAT), &QUESTION.replace("true", "false"))
+}
+
+/// The question of a caller that wants to be told of the usage.
+fn with_usage() -> Sent {
+    let option = r#"{"stream_options":{"include_usage":true},"#;
+    described(post(CHAT), &QUESTION.replacen('{', option, 1))
+}
+
 /// Whether a stream of these frames is found again.
 fn is_stored(frames: &[&'static str]) -> bool {
     let layer = shared();
@@ -221,10 +235,10 @@ fn recorded_answers_of_all_providers_are_stored_only_if_they_ended_well() {
 /// A recorded stream serves a caller that does not stream, and the other way round; neither is sent.
 #[tokio::test]
 async fn either_recording_serves_both_kinds_of_callers() {
-    let unstreamed = || described(post(CHAT), &QUESTION.replace("true", "false"));
     let layer = shared();
     let (cache, mut provider) = upstream(&layer);
-    ask(&cache, &mut provider, question(), &WHOLE);
+    let told = [ROLE, TOKEN, FINISH, USAGE, DONE];
+    ask(&cache, &mut provider, with_usage(), &told);
     let object = found(&cache, unstreamed()).expect("it was stored");
     assert_eq!(object.headers()["content-type"], "application/json");
     let length: usize = object.headers()["content-length"]
@@ -236,6 +250,7 @@ async fn either_recording_serves_both_kinds_of_callers() {
     assert_eq!(object.len(), length);
     let object: serde_json::Value = serde_json::from_slice(&object).unwrap();
     assert_eq!(object["choices"][0]["message"]["content"], "Because.");
+    assert_eq!(object["usage"]["completion_tokens"], 2);
 
     layer.handle().clear().await.unwrap();
     let mut calling = start(&cache, unstreamed());
@@ -260,15 +275,31 @@ async fn either_recording_serves_both_kinds_of_callers() {
     mock::nothing_arrived(&mut provider);
 }
 
+/// Clients count on `usage` in an object; a stream has it only if its request asked for it.
+#[test]
+fn a_stream_without_usage_does_not_serve_a_caller_that_does_not_stream() {
+    let layer = shared();
+    let (cache, mut provider) = upstream(&layer);
+    ask(&cache, &mut provider, question(), &WHOLE);
+    let mut calling = start(&cache, unstreamed());
+    let (_, send) = mock::arrived(&mut provider);
+    object(
+        send,
+        &[
+            r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"So."},"finish_reason":"stop"}],"#,
+            r#""usage":{"prompt_tokens":1,"completion_tokens":2}}"#,
+        ],
+    );
+    frames(answered(&mut calling));
+    // The object serves all of them.
+    assert!(found(&cache, unstreamed()).is_some());
+    assert!(found(&cache, question()).is_some());
+    assert!(found(&cache, with_usage()).is_some());
+}
+
 /// A caller that does not ask for the usage chunk does not get it; one that does is not served without.
 #[test]
 fn usage_is_replayed_to_those_that_ask_for_it() {
-    const USAGE: &str =
-        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2}}\n\n";
-    let with_usage = || {
-        let option = r#"{"stream_options":{"include_usage":true},"#;
-        described(post(CHAT), &QUESTION.replacen('{', option, 1))
-    };
     let layer = shared();
     let (cache, mut provider) = upstream(&layer);
     ask(&cache, &mut provider, question(), &WHOLE);

@@ -59,7 +59,8 @@ fn dialects() -> [([&'static str; 2], Value); 4] {
     [
         (
             ["/v1/chat/completions"; 2],
-            json!({"model": "sim-1", "messages": messages}),
+            // A stream without usage serves no caller that does not stream.
+            json!({"model": "sim-1", "messages": messages, "stream_options": {"include_usage": true}}),
         ),
         (
             ["/v1/responses"; 2],

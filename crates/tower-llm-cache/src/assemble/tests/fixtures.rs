@@ -7,10 +7,15 @@ use tower_llm_testkit::fixtures::{self, Fixture, Verdict};
 use super::{Judged, StreamForm, asked, events, events_at, whole, whole_at};
 
 /// Streams that core takes for good, and why there is no object of them.
-const NOT_JOINED: [(&str, &str); 11] = [
+const NOT_JOINED: [(&str, &str); 16] = [
     ("chat_stream_no_done", "no [DONE]"),
     ("chat_stream_no_done_no_usage", "no [DONE]"),
     ("chat_stream_two_choices_no_done", "no [DONE]"),
+    ("openai_chat_stream_no_usage", "no usage"),
+    ("openai_completions_stream_no_usage", "no usage"),
+    ("proxy_stream_error_code_zero", "no usage"),
+    ("moonshot_stream_usage", "usage in a choice"),
+    ("groq_chat_stream_x_groq", "usage in x_groq"),
     ("chat_stream_done_no_finish", "no finish reason"),
     ("chat_stream_done_as_text", "no finish reason"),
     ("completions_stream_no_done", "no [DONE]"),

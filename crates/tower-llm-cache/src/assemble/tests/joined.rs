@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{stream, whole_at};
+use super::{asked, stream, whole, whole_at};
 
 const CHAT: &str = "/v1/chat/completions";
 const TEXT: &str = "/v1/completions";
@@ -192,5 +192,27 @@ fn errors_and_what_follows_the_end_are_not_joined() {
     for path in [TEXT, RESPONSES, MESSAGES, GEMINI] {
         assert_eq!(whole_at(path, b""), None, "{path}");
         assert_eq!(whole_at(path, good.as_bytes()), None, "{path}");
+    }
+}
+
+/// An object of OpenAI's has usage, so one without is none that the provider would have sent.
+#[test]
+fn a_stream_without_usage_is_no_object() {
+    let chunk =
+        json!({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]});
+    let text = json!({"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}]});
+    let usage = json!({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}});
+    let null = json!({"choices": [], "usage": null});
+    for (path, chunk) in [(CHAT, &chunk), (TEXT, &text)] {
+        let (dialect, operation) = asked(path).unwrap();
+        let whole = |chunks: &[&Value]| {
+            let chunks: Vec<Value> = chunks.iter().map(|&chunk| chunk.clone()).collect();
+            let stream = stream(&chunks) + "data: [DONE]\n\n";
+            whole(dialect, &operation, stream.as_bytes())
+        };
+        assert!(whole(&[chunk]).is_none(), "{path}");
+        assert!(whole(&[chunk, &null]).is_none(), "{path}");
+        let object: Value = serde_json::from_slice(&whole(&[chunk, &usage]).unwrap()).unwrap();
+        assert_eq!(object["usage"]["completion_tokens"], 2, "{path}");
     }
 }

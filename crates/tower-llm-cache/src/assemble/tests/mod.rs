@@ -19,7 +19,7 @@ use tower_llm_core::{
     Watch,
 };
 
-use super::{StreamForm, events, whole};
+use super::{StreamForm, events, join, whole};
 
 const EVENTS: StreamForm = StreamForm::Events {
     include_usage: true,
@@ -43,10 +43,14 @@ fn asked(path: &str) -> Option<(Dialect, Operation)> {
     Some((dialect, operation))
 }
 
+/// What is joined, as it is written; with or without usage.
 fn whole_at(path: &str, stream: &[u8]) -> Option<Value> {
     let (dialect, operation) = asked(path)?;
-    let whole = whole(dialect, &operation, stream)?;
-    Some(serde_json::from_slice(&whole).unwrap())
+    let joined = join(dialect, &operation, stream)?;
+    let written = whole(dialect, &operation, stream);
+    assert!(written.is_some() || joined.get("usage").is_none());
+    let written = written.unwrap_or_else(|| joined.to_string().into());
+    Some(serde_json::from_slice(&written).unwrap())
 }
 
 fn events_at(path: &str, whole: &[u8]) -> Option<Vec<Bytes>> {
