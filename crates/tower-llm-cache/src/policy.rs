@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tower_llm_core::{ConfigError, FinishReason, Operation};
 
+use crate::record::Record;
+
 const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// How the answers of one kind of operation are cached.
@@ -148,6 +150,11 @@ impl Policy {
             FinishReason::ToolCalls => self.tool_calls,
             _ => false,
         }
+    }
+
+    /// Whether a stored answer may be served. Another process may have stored it, whose policy allows more.
+    pub(crate) fn serves(&self, record: &Record) -> bool {
+        record.finish().is_none_or(|finish| self.allows(finish))
     }
 
     /// How long an answer may be of use after its time.

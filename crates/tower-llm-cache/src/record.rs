@@ -1,7 +1,7 @@
 //! A stored answer: one buffer, the same in memory and in a shared store.
 //!
 //! ```text
-//! magic  u8 version  u8 form  u8 includes usage  u32 headers  u32 frames  headers..  frame lengths..  body
+//! magic  u8 version  u8 form  u8 includes usage  u8 finish  u32 headers  u32 frames  headers..  frame lengths..  body
 //! ```
 //!
 //! Numbers are little-endian. A header is `u16 name length, u32 value length, name, value`. An object has no frame lengths:
@@ -11,13 +11,24 @@ use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
+use tower_llm_core::FinishReason;
 
 use crate::form::Form;
 
 const MAGIC: &[u8; 4] = b"tllm";
 /// Of the layout. A record of another version is a miss.
-const VERSION: u8 = 1;
-const FIXED: usize = 4 + 1 + 1 + 1 + 4 + 4;
+const VERSION: u8 = 2;
+const FIXED: usize = 4 + 1 + 1 + 1 + 1 + 4 + 4;
+
+/// Why an answer ended, by its number; the first is none that is known.
+const FINISHES: [Option<FinishReason>; 6] = [
+    None,
+    Some(FinishReason::Stop),
+    Some(FinishReason::Length),
+    Some(FinishReason::ToolCalls),
+    Some(FinishReason::ContentFilter),
+    Some(FinishReason::Other),
+];
 
 /// One complete answer.
 #[derive(Clone)]
@@ -25,6 +36,7 @@ pub(crate) struct Record {
     bytes: Bytes,
     form: Form,
     includes_usage: bool,
+    finish: Option<FinishReason>,
     headers: u32,
     frames: u32,
     lengths_at: u32,
@@ -32,10 +44,11 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Writes a record; `None` if it is too large to be described.
+    /// Writes a record; `None` if it is too large, or has ended in a way that has no number.
     pub(crate) fn new(
         form: Form,
         includes_usage: bool,
+        finish: Option<FinishReason>,
         headers: &HeaderMap,
         frames: &[Bytes],
     ) -> Option<Self> {
@@ -62,6 +75,8 @@ impl Record {
             Form::Item => 3,
         });
         bytes.put_u8(includes_usage.into());
+        let number = FINISHES.iter().position(|known| *known == finish)?;
+        bytes.put_u8(u8::try_from(number).ok()?);
         bytes.put_u32_le(u32::try_from(headers.len()).ok()?);
         bytes.put_u32_le(u32::try_from(lengths.len()).ok()?);
         for (name, value) in headers {
@@ -93,6 +108,7 @@ impl Record {
             _ => return None,
         };
         let includes_usage = at.take(1)? == [1];
+        let finish = *FINISHES.get(usize::from(at.take(1)?[0]))?;
         let (headers, frames) = (at.number()?, at.number()?);
         for _ in 0..headers {
             let name = u16::from_le_bytes(at.take(2)?.try_into().ok()?);
@@ -112,6 +128,7 @@ impl Record {
         Some(Self {
             form,
             includes_usage,
+            finish,
             headers,
             frames,
             lengths_at: u32::try_from(lengths_at).ok()?,
@@ -127,6 +144,11 @@ impl Record {
     /// Whether the recorded stream was asked for with `include_usage`.
     pub(crate) fn includes_usage(&self) -> bool {
         self.includes_usage
+    }
+
+    /// Why the model ended its answer; `None` if the answer does not say so.
+    pub(crate) fn finish(&self) -> Option<FinishReason> {
+        self.finish
     }
 
     /// The record as it is stored.
@@ -268,13 +290,15 @@ mod tests {
         #[test]
         fn a_stream_is_read_as_it_was_written(
             bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..50), 0..20),
+            finish in prop::sample::select(FINISHES.to_vec()),
         ) {
             let written: Vec<_> = bodies.into_iter().map(Bytes::from).collect();
-            let record = Record::new(Form::Events, true, &headers(), &written).unwrap();
+            let record = Record::new(Form::Events, true, finish, &headers(), &written).unwrap();
             let read = Record::parse(record.bytes().clone()).unwrap();
             prop_assert_eq!(read.headers(), headers());
             prop_assert_eq!(frames(&read), written);
             prop_assert!(read.includes_usage());
+            prop_assert_eq!(read.finish(), finish);
         }
 
         #[test]
@@ -283,7 +307,8 @@ mod tests {
             at in 0_usize..200,
             byte in any::<u8>(),
         ) {
-            let record = Record::new(Form::Events, true, &headers(), &["ab".into(), "c".into()]);
+            let frames_written = ["ab".into(), "c".into()];
+            let record = Record::new(Form::Events, true, None, &headers(), &frames_written);
             let whole = record.unwrap().bytes().clone();
             prop_assert!(Record::parse(whole.slice(..cut.min(whole.len() - 1))).is_none());
             let mut changed = whole.to_vec();
@@ -299,14 +324,15 @@ mod tests {
     #[test]
     fn an_object_is_one_frame_however_it_came() {
         let parts = ["{\"a\"".into(), ":1}".into()];
-        let record = Record::new(Form::Object, false, &HeaderMap::new(), &parts).unwrap();
+        let record = Record::new(Form::Object, false, None, &HeaderMap::new(), &parts).unwrap();
         assert_eq!(frames(&record), ["{\"a\":1}"]);
         assert_eq!(record.body_len(), 7);
     }
 
     #[test]
     fn a_record_of_another_version_is_none() {
-        let record = Record::new(Form::Object, false, &HeaderMap::new(), &["{}".into()]).unwrap();
+        let frames = ["{}".into()];
+        let record = Record::new(Form::Object, false, None, &HeaderMap::new(), &frames).unwrap();
         let mut later = record.bytes().to_vec();
         later[4] += 1;
         assert!(Record::parse(later.into()).is_none());

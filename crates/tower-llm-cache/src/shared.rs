@@ -192,7 +192,8 @@ impl Shared {
     fn held(&self, lookup: &Lookup, now: Instant) -> Option<(Arc<Stored>, Duration)> {
         let Entry(stored) = self.memory.as_ref()?.get(lookup.asked.key.digest())?;
         let age = now.saturating_duration_since(stored.stored_at);
-        lookup.directives.allows(age).then_some((stored, age))
+        let is_wanted = lookup.directives.allows(age) && lookup.policy.serves(&stored.record);
+        is_wanted.then_some((stored, age))
     }
 
     /// Says in a response, and counts, that it cost no call.
@@ -429,7 +430,7 @@ impl Shared {
         let Opened { record, age, ttl } = second.get(key).await?;
         // Another process may store answers for longer than this one wants them.
         let ttl = ttl.min(policy.ttl).saturating_sub(age);
-        if ttl.is_zero() || !directives.allows(age) {
+        if ttl.is_zero() || !directives.allows(age) || !policy.serves(&record) {
             return None;
         }
         if let Some(memory) = &self.memory {
@@ -614,6 +615,7 @@ impl Keep {
         let record = Record::new(
             form,
             self.includes_usage,
+            end.completion.finish,
             &shareable(&answer.head.headers),
             &answer.frames,
         )?;

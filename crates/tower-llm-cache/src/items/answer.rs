@@ -93,7 +93,7 @@ impl Answers {
             item.write_without("index", &mut rest);
             rest.push(b'}');
             let parts = [open.clone(), Bytes::copy_from_slice(&rest), close.clone()];
-            let record = Record::new(Form::Item, false, &headers, &parts)?;
+            let record = Record::new(Form::Item, false, None, &headers, &parts)?;
             *place = Some(ItemAnswer::read(&record)?);
         }
         Some(Self {

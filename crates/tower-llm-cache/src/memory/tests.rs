@@ -6,7 +6,7 @@ use super::*;
 use crate::form::Form;
 
 /// What an answer with a body of 100 bytes counts for.
-const WEIGHT: u64 = 512 + 15 + 100;
+const WEIGHT: u64 = 512 + 16 + 100;
 
 fn digest(number: u8) -> [u8; 32] {
     let mut digest = [0; 32];
@@ -15,12 +15,16 @@ fn digest(number: u8) -> [u8; 32] {
 }
 
 fn entry(number: u8) -> Entry {
+    stored_at(number, Instant::now())
+}
+
+fn stored_at(number: u8, at: Instant) -> Entry {
     let call = Call::builder(Provider::OPENAI, Operation::CHAT).build();
     let body = [Bytes::from(vec![number; 100])];
     Entry(Arc::new(Stored::new(
         CacheKey::new(&call, digest(number)),
-        Record::new(Form::Object, false, &HeaderMap::new(), &body).unwrap(),
-        Instant::now(),
+        Record::new(Form::Object, false, None, &HeaderMap::new(), &body).unwrap(),
+        at,
         Duration::ZERO,
         &Policy::completions(),
     )))

@@ -203,7 +203,7 @@ mod tests {
 
     fn record(body: &[u8]) -> Bytes {
         let frames = [Bytes::copy_from_slice(body)];
-        let record = Record::new(Form::Events, true, &HeaderMap::new(), &frames);
+        let record = Record::new(Form::Events, true, None, &HeaderMap::new(), &frames);
         record.unwrap().bytes().clone()
     }
 

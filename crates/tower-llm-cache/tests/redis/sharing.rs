@@ -194,6 +194,34 @@ async fn a_process_that_wants_younger_answers_does_not_serve_older_ones() {
     assert!(!two.ask().await.is_hit());
 }
 
+/// Whether answers that call tools may be repeated is for each process to say.
+#[tokio::test]
+async fn a_process_whose_policy_allows_no_tool_calls_does_not_serve_those_of_another() {
+    let server = RedisServer::start().await.unwrap();
+    let allows = Policy::completions().tool_calls();
+    let one = Process::of(builder(shared(&server).await).completions(allows));
+    let two = Process::start(&server).await;
+    let three = Process::of(builder(shared(&server).await).completions(allows));
+    let asks = async || {
+        let body = json!({
+            "model": "sim-1",
+            "messages": [{"role": "user", "content": "hi"}],
+            "tools": [{"type": "function", "function": {"name": "log", "parameters": {"type": "object"}}}],
+        });
+        described(post(CHAT), &body.to_string()).await
+    };
+    let first = one.send(asks().await).await;
+    let said: Value = serde_json::from_slice(&first.body()).unwrap();
+    assert_eq!(said["choices"][0]["finish_reason"], "tool_calls");
+    one.until(|stats| stats.shared_stored == 1).await;
+    for _ in 0..2 {
+        assert!(!two.send(asks().await).await.is_hit());
+    }
+    assert_eq!((two.calls(), two.stats().entries), (2, 0));
+    assert!(three.send(asks().await).await.is_hit());
+    assert_eq!(three.calls(), 0);
+}
+
 #[tokio::test]
 async fn without_a_memory_answers_are_in_redis_alone() {
     let server = RedisServer::start().await.unwrap();
