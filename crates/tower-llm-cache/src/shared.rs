@@ -438,7 +438,8 @@ impl Shared {
             let stored_at = now.checked_sub(age).unwrap_or(now);
             let fresh_for = (now + ttl).duration_since(stored_at);
             let stored = Stored::new(key.clone(), record.clone(), stored_at, fresh_for, policy);
-            memory.insert(Entry(Arc::new(stored)));
+            // A call that did not look here may have stored a newer answer meanwhile.
+            memory.insert_unless_newer(Entry(Arc::new(stored)));
             // If a removal came after it was read and before this, it has not removed it.
             if second.was_removed(key, epoch) {
                 memory.remove(key.digest());

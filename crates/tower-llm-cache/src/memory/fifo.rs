@@ -39,6 +39,27 @@ impl Fifo {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Inserts an entry that is not too large by itself.
+    fn insert_into(&self, queue: &mut Queue, entry: Entry) {
+        let digest = *entry.digest();
+        queue.remove(&digest);
+        queue.inserted += 1;
+        let number = queue.inserted;
+        queue.bytes += entry.weight();
+        queue.order.push_back((number, digest));
+        queue.entries.insert(digest, (number, entry));
+        while queue.bytes > self.max_bytes || queue.entries.len() as u64 > self.max_entries {
+            queue.evict_first();
+        }
+        // What is left in the order of entries that were removed or replaced.
+        if queue.order.len() > 2 * queue.entries.len() + 16 {
+            let Queue { entries, order, .. } = queue;
+            order.retain(|(number, digest)| {
+                entries.get(digest).is_some_and(|(held, _)| held == number)
+            });
+        }
+    }
 }
 
 impl Queue {
@@ -70,27 +91,20 @@ impl Store for Fifo {
     }
 
     fn insert(&self, entry: Entry) {
-        let weight = entry.weight();
-        if weight > self.max_bytes {
+        if entry.weight() <= self.max_bytes {
+            self.insert_into(&mut self.queue(), entry);
+        }
+    }
+
+    #[cfg(any(feature = "redis", test))]
+    fn insert_unless_newer(&self, entry: Entry) {
+        if entry.weight() > self.max_bytes {
             return;
         }
-        let digest = *entry.digest();
         let mut queue = self.queue();
-        queue.remove(&digest);
-        queue.inserted += 1;
-        let number = queue.inserted;
-        queue.bytes += weight;
-        queue.order.push_back((number, digest));
-        queue.entries.insert(digest, (number, entry));
-        while queue.bytes > self.max_bytes || queue.entries.len() as u64 > self.max_entries {
-            queue.evict_first();
-        }
-        // What is left in the order of entries that were removed or replaced.
-        if queue.order.len() > 2 * queue.entries.len() + 16 {
-            let Queue { entries, order, .. } = &mut *queue;
-            order.retain(|(number, digest)| {
-                entries.get(digest).is_some_and(|(held, _)| held == number)
-            });
+        let held = queue.entries.get(entry.digest());
+        if held.is_none_or(|(_, held)| held.0.stored_at <= entry.0.stored_at) {
+            self.insert_into(&mut queue, entry);
         }
     }
 

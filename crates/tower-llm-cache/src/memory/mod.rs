@@ -55,6 +55,10 @@ pub(crate) struct Stored {
 pub(crate) trait Store: Send + Sync + fmt::Debug {
     fn get(&self, digest: &[u8; 32]) -> Option<Entry>;
     fn insert(&self, entry: Entry);
+    /// Inserts an answer, unless one that was stored later is held.
+    // Only answers from outside of this process may be old.
+    #[cfg(any(feature = "redis", test))]
+    fn insert_unless_newer(&self, entry: Entry);
     fn remove(&self, digest: &[u8; 32]) -> bool;
     /// Removes the entries for which `matches` returns true; returns how many.
     fn remove_if(&self, matches: &dyn Fn(&Stored) -> bool) -> u64;

@@ -8,6 +8,8 @@ use std::{
     },
 };
 
+#[cfg(any(feature = "redis", test))]
+use moka::ops::compute::Op;
 use moka::{notification::RemovalCause, policy::EvictionPolicy, sync::Cache};
 
 use super::{Entry, Size, Store, Stored};
@@ -61,6 +63,15 @@ impl Store for Moka {
 
     fn insert(&self, entry: Entry) {
         self.cache.insert(*entry.digest(), entry);
+    }
+
+    #[cfg(any(feature = "redis", test))]
+    fn insert_unless_newer(&self, entry: Entry) {
+        let held = self.cache.entry(*entry.digest());
+        held.and_compute_with(|held| match held {
+            Some(held) if held.value().0.stored_at > entry.0.stored_at => Op::Nop,
+            _ => Op::Put(entry),
+        });
     }
 
     fn remove(&self, digest: &[u8; 32]) -> bool {

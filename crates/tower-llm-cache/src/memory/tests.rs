@@ -136,3 +136,27 @@ fn an_answer_larger_than_all_room_is_not_held() {
         assert_eq!(held(&*store), [0; 0], "{memory:?}");
     }
 }
+
+#[test]
+fn an_older_answer_does_not_replace_a_newer_one() {
+    let now = Instant::now();
+    let later = now + Duration::from_secs(1);
+    for memory in [Memory::lru(), Memory::fifo(), Memory::tiny_lfu()] {
+        let store = memory.max_bytes(4 * WEIGHT).build().unwrap();
+        let held_at = || store.get(&digest(1)).map(|entry| entry.0.stored_at);
+        store.insert_unless_newer(stored_at(1, now));
+        assert_eq!(held_at(), Some(now), "{memory:?}: none was held");
+        store.insert_unless_newer(stored_at(1, later));
+        assert_eq!(held_at(), Some(later), "{memory:?}: an older one was held");
+        store.insert_unless_newer(stored_at(1, now));
+        assert_eq!(held_at(), Some(later), "{memory:?}: a newer one is held");
+        store.insert(stored_at(1, now));
+        assert_eq!(held_at(), Some(now), "{memory:?}: by the caller's word");
+        assert_eq!((store.size().entries, store.size().bytes), (1, WEIGHT));
+    }
+    for memory in [Memory::lru(), Memory::fifo(), Memory::tiny_lfu()] {
+        let store = memory.max_bytes(WEIGHT - 1).build().unwrap();
+        store.insert_unless_newer(entry(1));
+        assert_eq!(held(&*store), [0; 0], "{memory:?}");
+    }
+}

@@ -222,6 +222,27 @@ async fn a_process_whose_policy_allows_no_tool_calls_does_not_serve_those_of_ano
     assert_eq!(three.calls(), 0);
 }
 
+/// A look-up in Redis takes its time; a call that did not wait for one may be faster.
+#[tokio::test]
+async fn an_answer_from_redis_does_not_replace_a_newer_one_in_memory() {
+    let server = RedisServer::start().await.unwrap();
+    let (one, two) = (Process::start(&server).await, Process::start(&server).await);
+    let old = one.ask_and_store().await;
+    server.freeze().unwrap();
+    let looking = tokio::spawn(two.call(question().await));
+    tokio::task::yield_now().await;
+    // The simulated provider says something else for another user; the key is the same.
+    let body = QUESTION.replacen('{', r#"{"user":"u-2","#, 1);
+    let request = post(CHAT).header("cache-control", "no-cache");
+    let new = two.send(described(request, &body).await).await;
+    assert_ne!(new.frames, old.frames);
+    server.thaw().unwrap();
+    let found = read(looking.await.unwrap().unwrap()).await.unwrap();
+    assert_eq!(found.frames, old.frames);
+    assert_eq!(two.cached().await.unwrap().frames, new.frames);
+    assert_eq!(two.calls(), 1);
+}
+
 #[tokio::test]
 async fn without_a_memory_answers_are_in_redis_alone() {
     let server = RedisServer::start().await.unwrap();
