@@ -4,6 +4,7 @@ use std::{
     fmt,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
     vec,
 };
 
@@ -14,6 +15,7 @@ use tower_llm_core::BoxError;
 
 use crate::{
     flight::Participant,
+    pace::Paced,
     record::{Frames, Record},
 };
 
@@ -31,8 +33,8 @@ pin_project! {
         Passed { #[pin] body: B },
         // `None` once it has ended.
         Shared { participant: Option<Participant> },
-        Stored { frames: Frames },
-        Converted { frames: vec::IntoIter<Bytes>, left: u64 },
+        Stored { frames: Paced<Frames> },
+        Converted { frames: Paced<vec::IntoIter<Bytes>>, left: u64 },
     }
 }
 
@@ -58,21 +60,21 @@ impl<B> CacheBody<B> {
         }
     }
 
-    /// The answer as it was recorded, frame for frame.
-    pub(crate) fn stored(record: &Record) -> Self {
+    /// The answer as it was recorded, frame for frame, with a pause after each.
+    pub(crate) fn stored(record: &Record, pause: Duration) -> Self {
         Self {
             kind: Kind::Stored {
-                frames: record.frames(),
+                frames: Paced::new(record.frames(), pause),
             },
         }
     }
 
     /// The answer in another form than the recorded one.
-    pub(crate) fn converted(frames: Vec<Bytes>) -> Self {
+    pub(crate) fn converted(frames: Vec<Bytes>, pause: Duration) -> Self {
         let left = frames.iter().map(|frame| frame.len() as u64).sum();
         Self {
             kind: Kind::Converted {
-                frames: frames.into_iter(),
+                frames: Paced::new(frames.into_iter(), pause),
                 left,
             },
         }
@@ -106,12 +108,16 @@ where
                 Poll::Ready(frame)
             }
             KindProj::Stored { frames } => {
-                Poll::Ready(frames.next().map(|frame| Ok(Frame::data(frame))))
+                let frame = ready!(frames.poll_next(cx));
+                Poll::Ready(frame.map(|frame| Ok(Frame::data(frame))))
             }
-            KindProj::Converted { frames, left } => Poll::Ready(frames.next().map(|frame| {
-                *left -= frame.len() as u64;
-                Ok(Frame::data(frame))
-            })),
+            KindProj::Converted { frames, left } => {
+                let frame = ready!(frames.poll_next(cx));
+                Poll::Ready(frame.map(|frame| {
+                    *left -= frame.len() as u64;
+                    Ok(Frame::data(frame))
+                }))
+            }
         }
     }
 
@@ -119,7 +125,7 @@ where
         match &self.kind {
             Kind::Passed { body } => body.is_end_stream(),
             Kind::Shared { participant } => participant.as_ref().is_none_or(Participant::is_read),
-            Kind::Stored { frames } => frames.left() == 0,
+            Kind::Stored { frames } => frames.frames().left() == 0,
             Kind::Converted { left, .. } => *left == 0,
         }
     }
@@ -128,7 +134,7 @@ where
         match &self.kind {
             Kind::Passed { body } => body.size_hint(),
             Kind::Shared { .. } => SizeHint::default(),
-            Kind::Stored { frames } => SizeHint::with_exact(frames.left() as u64),
+            Kind::Stored { frames } => SizeHint::with_exact(frames.frames().left() as u64),
             Kind::Converted { left, .. } => SizeHint::with_exact(*left),
         }
     }

@@ -3,6 +3,7 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use http::{Request, Response};
@@ -50,7 +51,9 @@ impl<F, B> State<F, B> {
                 let boarded = Some(boarded);
                 return Self::Flying { boarded };
             }
-            Ok(Gathered::Answer(response)) => Ok(response.map(CacheBody::converted)),
+            Ok(Gathered::Answer(response)) => {
+                Ok(response.map(|frames| CacheBody::converted(frames, Duration::ZERO)))
+            }
             Err(error) => Err(error),
         };
         let result = Some(result);

@@ -117,6 +117,7 @@ mod key;
 mod latency;
 mod layer;
 mod memory;
+mod pace;
 mod policy;
 mod record;
 mod replay;

@@ -7,6 +7,7 @@ use tower_llm_core::{ConfigError, FinishReason, Operation};
 use crate::record::Record;
 
 const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// How the answers of one kind of operation are cached.
 ///
@@ -23,6 +24,7 @@ pub struct Policy {
     pub(crate) max_ttl: Option<Duration>,
     pub(crate) stale_while_revalidate: Duration,
     pub(crate) stale_if_error: Duration,
+    pub(crate) pause: Duration,
     pub(crate) max_answer_bytes: usize,
     pub(crate) max_silence: Duration,
     pub(crate) finish_abandoned: bool,
@@ -44,6 +46,7 @@ impl Policy {
         max_ttl: None,
         stale_while_revalidate: Duration::ZERO,
         stale_if_error: Duration::ZERO,
+        pause: Duration::ZERO,
         max_answer_bytes: 0,
         max_silence: Duration::from_secs(10 * 60),
         finish_abandoned: false,
@@ -101,6 +104,13 @@ impl Policy {
     /// stream that breaks off later is passed on as it is. Embeddings are not served so.
     pub const fn stale_if_error(mut self, time: Duration) -> Self {
         self.stale_if_error = time;
+        self
+    }
+
+    /// Replays a stored stream with this pause after each frame, for clients that show an answer as it is written; none unless
+    /// set. Outside of a tokio runtime there is no pause. A call in flight is never slowed.
+    pub const fn pause(mut self, pause: Duration) -> Self {
+        self.pause = pause;
         self
     }
 
@@ -181,6 +191,14 @@ impl Policy {
                 let reason = "it must be at most ten years";
                 return Err(ConfigError::new(field, format!("{time:?}"), reason));
             }
+        }
+        if self.pause > MAX_PAUSE {
+            let reason = "it must be at most a minute";
+            return Err(ConfigError::new(
+                "pause",
+                format!("{:?}", self.pause),
+                reason,
+            ));
         }
         if self.max_silence.is_zero() || self.max_silence > MAX_TTL {
             let reason = "it must be over zero and at most ten years";

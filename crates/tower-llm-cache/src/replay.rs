@@ -3,6 +3,7 @@
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -59,8 +60,12 @@ fn end_of_replay() -> End {
 /// The response with a stored answer; `None` if the answer cannot be told for certain in the form that is asked for.
 pub(crate) fn response<B>(record: &Record, lookup: &Lookup) -> Option<Response<CacheBody<B>>> {
     let mut headers = record.headers();
+    let pause = match lookup.form {
+        Form::Events | Form::List => lookup.policy.pause,
+        Form::Object | Form::Item => Duration::ZERO,
+    };
     let (body, length) = if is_as_recorded(record, lookup) {
-        (CacheBody::stored(record), record.body_len())
+        (CacheBody::stored(record, pause), record.body_len())
     } else {
         let frames = converted(record, lookup)?;
         let label = match lookup.form {
@@ -71,7 +76,7 @@ pub(crate) fn response<B>(record: &Record, lookup: &Lookup) -> Option<Response<C
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(label));
         }
         let length = frames.iter().map(Bytes::len).sum();
-        (CacheBody::converted(frames), length)
+        (CacheBody::converted(frames, pause), length)
     };
     if lookup.form == Form::Object {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));

@@ -83,7 +83,7 @@ pub(crate) struct Lookup {
     pub(crate) call: Call,
     pub(crate) asked: Asked,
     pub(crate) form: Form,
-    policy: Policy,
+    pub(crate) policy: Policy,
     directives: Directives,
     asked_at: Instant,
 }

@@ -2,7 +2,9 @@
 
 use std::{task::Poll, time::Duration};
 
-use tokio::time::advance;
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use tokio::time::{Instant, advance};
 use tower_llm_cache::{
     Bypass, CacheKey, CacheLayer, Latency, NotCached, Policy, Scope, StatusHeader,
 };
@@ -254,4 +256,23 @@ async fn the_statistics_say_how_long_hits_and_misses_took() {
     assert!(found(&cache, request).is_some());
     let hit = layer.handle().stats().hit_latency;
     assert_eq!((hit.count, hit.p99), (1, Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_is_replayed_with_pauses_if_the_policy_says_so() {
+    let pause = Duration::from_millis(20);
+    let layer = CacheLayer::builder(Scope::shared())
+        .completions(Policy::completions().pause(pause))
+        .build()
+        .unwrap();
+    let (cache, mut provider) = upstream(&layer);
+    ask(&cache, &mut provider, question(), &WHOLE);
+    let begun = Instant::now();
+    let mut answer = found(&cache, question()).unwrap();
+    for (number, frame) in (0..).zip(WHOLE) {
+        let read = answer.body_mut().frame().await.unwrap().unwrap();
+        assert_eq!(read.into_data().unwrap(), frame);
+        assert_eq!(begun.elapsed(), pause * number);
+    }
+    assert!(answer.body().is_end_stream());
 }
