@@ -42,6 +42,8 @@ pub struct CacheStats {
     pub stale: u64,
     /// Calls made to renew an answer that was served past its time.
     pub revalidations: u64,
+    /// Answers whose renewal was begun before they expired: see [`RefreshAhead`](crate::RefreshAhead).
+    pub refreshes: u64,
     /// Answers evicted to make room. Those that expired are not counted.
     pub evicted: u64,
     /// Answers held, expired ones that were not evicted yet among them.
@@ -102,6 +104,7 @@ impl CacheHandle {
             stored: counters.stored.load(Ordering::Relaxed),
             stale: counters.stale.load(Ordering::Relaxed),
             revalidations: counters.revalidations.load(Ordering::Relaxed),
+            refreshes: counters.refreshes.load(Ordering::Relaxed),
             not_stored: counters.not_stored.load(Ordering::Relaxed),
             shared_hits: counters.shared_hits.load(Ordering::Relaxed),
             shared_stored: counters.shared_stored.load(Ordering::Relaxed),
@@ -261,6 +264,7 @@ impl CacheStats {
             not_stored,
             stale,
             revalidations,
+            refreshes,
             evicted,
             entries,
             shared_hits,
@@ -290,6 +294,7 @@ impl CacheStats {
             not_stored,
             stale,
             revalidations,
+            refreshes,
             evicted,
             entries,
             shared_hits,

@@ -7,8 +7,8 @@ use tower_llm_core::{ConfigError, Operation};
 #[cfg(feature = "redis")]
 use crate::SharedCache;
 use crate::{
-    Cache, CacheHandle, Memory, Policy, Scope, StatusHeader, flight::Flights, items::Claims,
-    key::KeySettings, policy::Policies, shared::Shared, values::Values,
+    Cache, CacheHandle, Memory, Policy, RefreshAhead, Scope, StatusHeader, flight::Flights,
+    items::Claims, key::KeySettings, policy::Policies, shared::Shared, values::Values,
 };
 
 /// Answers repeated calls from memory, and makes one call of those that ask the same at the same time.
@@ -28,6 +28,7 @@ pub struct CacheBuilder {
     status: StatusHeader,
     memory: Option<Memory>,
     max_values: u64,
+    refresh: Option<RefreshAhead>,
     #[cfg(feature = "redis")]
     second: Option<SharedCache>,
 }
@@ -42,6 +43,7 @@ impl CacheLayer {
             status: StatusHeader::default(),
             memory: Some(Memory::lru()),
             max_values: 10_000,
+            refresh: None,
             #[cfg(feature = "redis")]
             second: None,
         }
@@ -142,6 +144,12 @@ impl CacheBuilder {
         self
     }
 
+    /// Renews the answers that are asked for most before they expire; none unless set.
+    pub fn refresh_ahead(mut self, refresh: impl Into<Option<RefreshAhead>>) -> Self {
+        self.refresh = refresh.into();
+        self
+    }
+
     /// Builds the layer.
     ///
     /// # Errors
@@ -172,6 +180,7 @@ impl CacheBuilder {
                 flights: Arc::new(Flights::default()),
                 claims: Claims::default(),
                 values: Values::new(self.max_values),
+                refresh: self.refresh.map(RefreshAhead::build),
                 counters,
             }),
         })

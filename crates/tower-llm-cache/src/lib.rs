@@ -120,6 +120,7 @@ mod memory;
 mod pace;
 mod policy;
 mod record;
+mod refresh;
 mod replay;
 #[cfg(feature = "redis")]
 mod second;
@@ -142,6 +143,7 @@ pub use self::{
     layer::{CacheBuilder, CacheLayer},
     memory::Memory,
     policy::Policy,
+    refresh::RefreshAhead,
     service::Cache,
     warm::{Warmed, Warming, WarmingFailure},
 };

@@ -122,8 +122,16 @@ impl<S> Cache<S> {
                 return ResponseFuture::passing(send(), shared.status, reason);
             }
         };
-        if let Some(response) = shared.hit(&lookup) {
-            return ResponseFuture::known(Ok(response));
+        let upstream =
+            |call: Call| -> Pin<Box<dyn Drive>> { Box::pin(Upstream::new(send(), call)) };
+        if let Some(hit) = shared.hit(&lookup) {
+            if hit.is_due
+                && let Ok(runtime) = Handle::try_current()
+            {
+                let upstream = upstream(lookup.call.clone());
+                shared.refresh(lookup, upstream, &runtime);
+            }
+            return ResponseFuture::known(Ok(hit.response));
         }
         if lookup.only_if_cached() {
             #[cfg(feature = "redis")]
@@ -135,7 +143,7 @@ impl<S> Cache<S> {
             return ResponseFuture::known(Err(NotCached::new().into()));
         }
         let call = lookup.call.clone();
-        let upstream = || -> Pin<Box<dyn Drive>> { Box::pin(Upstream::new(send(), call)) };
+        let upstream = || upstream(call);
         if let Some(stale) = shared.stale_while_revalidate(&lookup)
             && let Ok(runtime) = Handle::try_current()
         {

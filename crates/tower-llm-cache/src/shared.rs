@@ -27,6 +27,7 @@ use crate::{
     memory::{Entry, Store, Stored},
     policy::{Policies, Policy, is_completion},
     record::Record,
+    refresh::Refresh,
     replay,
     stale::OrStale,
     values::Values,
@@ -51,6 +52,7 @@ pub(crate) struct Shared {
     pub(crate) flights: Arc<Flights>,
     pub(crate) claims: Claims,
     pub(crate) values: Values,
+    pub(crate) refresh: Option<Refresh>,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -64,6 +66,7 @@ pub(crate) struct Counters {
     pub(crate) not_stored: AtomicU64,
     pub(crate) stale: AtomicU64,
     pub(crate) revalidations: AtomicU64,
+    pub(crate) refreshes: AtomicU64,
     pub(crate) items_reused: AtomicU64,
     pub(crate) items_sent: AtomicU64,
     pub(crate) shared_hits: AtomicU64,
@@ -108,6 +111,13 @@ pub(crate) struct Timer {
 struct Tally {
     counters: Arc<Counters>,
     did: Did,
+}
+
+/// A stored answer.
+pub(crate) struct Hit<B> {
+    pub(crate) response: Response<CacheBody<B>>,
+    /// Whether it is to be [renewed](Shared::refresh).
+    pub(crate) is_due: bool,
 }
 
 /// What a call that was not answered from the store becomes.
@@ -172,20 +182,29 @@ impl Shared {
     }
 
     /// The stored answer, if there is one that the caller can be given.
-    pub(crate) fn hit<B>(&self, lookup: &Lookup) -> Option<Response<CacheBody<B>>> {
+    pub(crate) fn hit<B>(&self, lookup: &Lookup) -> Option<Hit<B>> {
         // It was read just now, on the same thread.
         let now = lookup.asked_at;
-        let (stored, age) = self.held(lookup, now)?;
-        if now >= stored.fresh_until() {
-            return None;
-        }
+        let (stored, age) = self.fresh(lookup, now)?;
         let response = replay::response(&stored.record, lookup)?;
         stored.renew(now);
         let did = Did::Hit {
             age,
             ttl: stored.fresh_until().saturating_duration_since(now),
         };
-        Some(self.as_hit(did, lookup, response))
+        let refresh = self.refresh.as_ref();
+        Some(Hit {
+            response: self.as_hit(did, lookup, response),
+            is_due: refresh.is_some_and(|refresh| {
+                !lookup.directives.only_if_cached && refresh.is_due(&stored, now)
+            }),
+        })
+    }
+
+    /// The answer in memory and its age, if it is fresh and the request wants one that old.
+    fn fresh(&self, lookup: &Lookup, now: Instant) -> Option<(Arc<Stored>, Duration)> {
+        self.held(lookup, now)
+            .filter(|(stored, _)| now < stored.fresh_until())
     }
 
     /// The answer in memory and its age, fresh or not, if the request wants one that old.
@@ -227,10 +246,8 @@ impl Shared {
             let leader = self.flights.start_alone(flight, start());
             (leader, Did::Forwarded(Why::Request))
         } else {
-            match self
-                .flights
-                .join_or_start(flight, || self.hit(&lookup), start)
-            {
+            let stored = || self.hit(&lookup).map(|hit| hit.response);
+            match self.flights.join_or_start(flight, stored, start) {
                 Join::Leader(leader) => (leader, Did::Forwarded(Why::Miss)),
                 Join::Follower(follower) => (follower, Did::Collapsed(Why::Miss)),
                 Join::Stored(response) => return Boarding::Stored(response),
@@ -307,9 +324,27 @@ impl Shared {
         runtime: &Handle,
     ) {
         let start = || self.start(lookup, upstream());
-        let stored = || self.hit::<Infallible>(lookup);
+        // It may have been stored just now.
+        let stored = || self.fresh(lookup, lookup.asked_at);
         if let Join::Leader(leader) = self.flights.join_or_start(lookup.flight(), stored, start) {
             self.counters.revalidations.fetch_add(1, Ordering::Relaxed);
+            runtime.spawn(leader.read_to_end());
+        }
+    }
+
+    /// Fetches a new answer in a task, before the one that is stored expires.
+    pub(crate) fn refresh(
+        self: &Arc<Self>,
+        mut lookup: Lookup,
+        upstream: Pin<Box<dyn Drive>>,
+        runtime: &Handle,
+    ) {
+        // Another process may have renewed it, in Redis.
+        lookup.directives.max_age = Some(lookup.policy.ttl / 2);
+        let start = || self.start(&lookup, upstream);
+        let stored = || None::<Infallible>;
+        if let Join::Leader(leader) = self.flights.join_or_start(lookup.flight(), stored, start) {
+            self.counters.refreshes.fetch_add(1, Ordering::Relaxed);
             runtime.spawn(leader.read_to_end());
         }
     }

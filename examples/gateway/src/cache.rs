@@ -1,10 +1,10 @@
 //! The answers that are repeated.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use tower_llm_stack::{
     CacheLayer, Policy, Scope,
-    cache::{Memory, StatusHeader},
+    cache::{Memory, RefreshAhead, StatusHeader},
 };
 
 use crate::{
@@ -55,6 +55,7 @@ pub(crate) fn layer(
         .completions(completions)
         .embeddings(embeddings)
         .memory(memory)
+        .refresh_ahead(NonZeroU32::new(settings.refresh_per_minute).map(RefreshAhead::per_minute))
         .status_header(match settings.status {
             CacheStatus::Off => StatusHeader::Omitted,
             CacheStatus::Plain => StatusHeader::Plain,

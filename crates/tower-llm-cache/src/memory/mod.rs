@@ -7,7 +7,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -49,6 +49,9 @@ pub(crate) struct Stored {
     max_ttl: Option<Duration>,
     /// How long it is of use after that.
     stale_for: Duration,
+    /// Counted if answers are renewed ahead.
+    hits: AtomicU32,
+    is_renewed: AtomicBool,
 }
 
 /// Where answers are held.
@@ -159,6 +162,8 @@ impl Stored {
             ttl: policy.ttl,
             max_ttl: policy.max_ttl,
             stale_for: policy.stale_for(),
+            hits: AtomicU32::new(0),
+            is_renewed: AtomicBool::new(false),
         }
     }
 
@@ -169,6 +174,26 @@ impl Stored {
     /// Whether it is of no more use.
     pub(crate) fn is_over(&self, now: Instant) -> bool {
         now >= self.fresh_until() + self.stale_for
+    }
+
+    /// Counts a hit; returns how many there are.
+    pub(crate) fn count_hit(&self) -> u32 {
+        self.hits.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    }
+
+    /// Whether the last tenth of its life has begun.
+    pub(crate) fn is_near_end(&self, now: Instant) -> bool {
+        self.fresh_until().saturating_duration_since(now) <= self.ttl / 10
+    }
+
+    /// Whether the caller is to renew it: one is, once `may_renew` agrees.
+    pub(crate) fn claim_renewal(&self, may_renew: impl FnOnce() -> bool) -> bool {
+        if self.is_renewed.swap(true, Ordering::Relaxed) {
+            return false;
+        }
+        let may_renew = may_renew();
+        self.is_renewed.store(may_renew, Ordering::Relaxed);
+        may_renew
     }
 
     /// Notes a hit, which may give it more time.

@@ -8,6 +8,7 @@ mod hits;
 mod hostile;
 mod items;
 mod leaving;
+mod refresh;
 mod settings;
 mod stale;
 mod stored;

@@ -1,12 +1,12 @@
 //! What one process has stored is a hit in another.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tower_llm_cache::{CacheLayer, Memory, Policy, Scope, SharedCache};
+use tower_llm_cache::{CacheLayer, Memory, Policy, RefreshAhead, Scope, SharedCache};
 use tower_llm_core::Served;
-use tower_llm_testkit::redis::RedisServer;
+use tower_llm_testkit::{Stopwatch, redis::RedisServer};
 
 use crate::support::*;
 
@@ -352,4 +352,49 @@ async fn embeddings_are_shared_item_by_item() {
         (three.calls(), stats.items_sent, stats.items_reused),
         (1, 1, 1)
     );
+}
+
+#[tokio::test]
+async fn an_answer_that_another_process_has_renewed_is_taken_from_redis() {
+    let server = RedisServer::start().await.unwrap();
+    let process = async |ttl| {
+        let builder = builder(shared(&server).await)
+            .completions(Policy::completions().ttl(Duration::from_secs(ttl)))
+            .refresh_ahead(RefreshAhead::per_minute(NonZeroU32::MAX).min_hits(1));
+        Process::subscribed(&server, builder).await
+    };
+    // In the second, what lives for a minute is always near its end.
+    let (one, two) = (process(60).await, process(1_000).await);
+    one.ask_and_store().await;
+    assert!(two.ask().await.is_hit());
+    let no_cache = post(CHAT).header("cache-control", "no-cache");
+    one.send(described(no_cache, QUESTION).await).await;
+    one.until(|stats| stats.shared_stored == 2).await;
+
+    let before = commands(&server, "get").await;
+    two.ask().await;
+    let from = Stopwatch::start();
+    while commands(&server, "get").await == before || two.stats().in_flight > 0 {
+        assert!(from.elapsed() < PATIENCE, "it does not look");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!((two.stats().refreshes, two.calls()), (1, 0));
+}
+
+#[tokio::test]
+async fn an_old_answer_in_redis_renews_nothing() {
+    let server = RedisServer::start().await.unwrap();
+    let builder = builder(shared(&server).await)
+        .completions(Policy::completions().ttl(Duration::from_secs(1)))
+        .refresh_ahead(RefreshAhead::per_minute(NonZeroU32::MAX).min_hits(1));
+    let one = Process::subscribed(&server, builder).await;
+    let from = Stopwatch::start();
+    while one.stats().refreshes == 0 {
+        assert!(from.elapsed() < PATIENCE, "it is not renewed");
+        one.ask().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    one.until(|stats| stats.in_flight == 0).await;
+    let stats = one.stats();
+    assert_eq!(one.calls(), stats.misses + stats.refreshes);
 }

@@ -387,6 +387,15 @@ pub struct CacheSettings {
     /// Time a completion is served after its time, if the call for a new one fails [default: none].
     #[arg(long = "cache-stale-if-error", env = "CACHE_STALE_IF_ERROR", value_name = "SECONDS", value_parser = ttl)]
     pub stale_if_error: Option<Duration>,
+    /// Calls a minute that renew completions ahead: those with three hits or more that are asked for in the last tenth of their
+    /// time. The calls cost money; 0 makes none.
+    #[arg(
+        long = "cache-refresh-per-minute",
+        env = "CACHE_REFRESH_PER_MINUTE",
+        value_name = "CALLS",
+        default_value_t = 0
+    )]
+    pub refresh_per_minute: u32,
     /// Memory for all answers, in bytes. The least recently used answers are evicted first.
     #[arg(long = "cache-max-bytes", env = "CACHE_MAX_BYTES", value_name = "BYTES", default_value_t = 256 << 20, value_parser = amount)]
     pub max_bytes: u64,

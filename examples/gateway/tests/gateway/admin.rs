@@ -4,7 +4,7 @@ use gateway::{Gateway, Settings, StartError};
 use serde_json::{Value, json};
 use tower_llm_testkit::{Behavior, SimulatedProvider};
 
-use crate::support::{Answer, Binary, Connection, Running, get, post, request};
+use crate::support::{Answer, Binary, Connection, Running, eventually, get, post, request};
 
 const TOKEN: &str = "an-admin-token-of-many-characters";
 const ADMIN: [&str; 4] = ["--admin-token", TOKEN, "--admin-listen", "127.0.0.1:0"];
@@ -103,6 +103,7 @@ async fn the_statistics_are_exact() {
         "not_stored": 0,
         "stale": 0,
         "revalidations": 0,
+        "refreshes": 0,
         "evicted": 0,
         "shared_hits": 0,
         "shared_stored": 0,
@@ -117,6 +118,24 @@ async fn the_statistics_are_exact() {
         "in_flight": 0,
     });
     assert_eq!(stats, expected);
+}
+
+#[tokio::test]
+async fn a_completion_that_is_asked_for_is_renewed_before_it_expires() {
+    let flags = ["--cache-ttl", "1", "--cache-refresh-per-minute", "60000"];
+    let (provider, gateway) = start(&flags).await;
+    eventually("it is renewed", async || {
+        ask(&gateway, "m").await;
+        stats(&gateway).await["refreshes"] != 0
+    })
+    .await;
+    eventually("the new answer is stored", async || {
+        stats(&gateway).await["in_flight"] == 0
+    })
+    .await;
+    let stats = stats(&gateway).await;
+    let of = |name: &str| stats[name].as_u64().unwrap();
+    assert_eq!(of("misses") + of("refreshes"), provider.counts().requests);
 }
 
 #[tokio::test]
