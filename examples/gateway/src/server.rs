@@ -19,7 +19,7 @@ use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
 };
-use http_body_util::{Either, Full};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::{
     body::{Body, Incoming},
     service::service_fn,
@@ -68,7 +68,7 @@ use crate::{
     sharing::Sharing,
     shutdown::{CutBody, Drain, Shutdown},
     upstream::{Upstream, Upstreams},
-    warm::{self, Warm},
+    warm::{self, Lines, OwnBody, OwnCall, OwnCalls, Warmer},
 };
 
 /// Maximum time for reading the request body, in addition to the maximum time of a call.
@@ -92,7 +92,9 @@ pub struct Gateway {
     settings: Settings,
     shared: Arc<Shared>,
     admin: Option<Admin>,
-    warm: Option<Warm>,
+    /// The calls to make after the start, and what makes them if there is a cache.
+    warm: Option<Lines>,
+    warmer: Option<Arc<Warmer>>,
     simulator: Option<SimulatedProvider>,
     notices: Vec<String>,
 }
@@ -185,7 +187,7 @@ impl Gateway {
             sharing.as_ref(),
             secret.as_ref(),
         )?;
-        let warm = Warm::load(&settings, &access, cache.is_some())?;
+        let warm = Lines::load(&settings, &access, cache.is_some())?;
         let mut breakers = Breakers::new();
         // Under the layers, so that they read what an upstream compressed unasked.
         let client = decode(Client::new(&upstreams, proxies.clone())?);
@@ -235,22 +237,18 @@ impl Gateway {
         let addr = listener.local_addr().map_err(listen)?;
         refuse_itself(addr, &upstreams)?;
         let cache = cache.as_ref().map(CacheLayer::handle);
-        let admin = Admin::bind(&settings, &access, cache.clone(), &mut notices).await?;
-        if let Some(admin) = &admin {
-            refuse_itself(admin.addr(), &upstreams)?;
-        }
         let gate = Gate {
             access,
             allow_paths: settings.access.allow_paths.clone().unwrap_or_default(),
             upstreams,
         };
-        let shared = Shared {
+        let shared = Arc::new(Shared {
             services,
             gate,
             proxies,
             bulkhead: handle,
             limiters,
-            cache,
+            cache: cache.clone(),
             sharing,
             breakers,
             metrics,
@@ -261,14 +259,27 @@ impl Gateway {
             },
             shutdown: Arc::default(),
             closing: watch::Sender::new(false),
-        };
+        });
+        let cache = cache.map(|cache| {
+            let calls: Arc<dyn OwnCalls> = Arc::<Shared>::clone(&shared);
+            let warmer = Warmer::new(calls, settings.cache.warm_concurrency);
+            (cache, Arc::new(warmer))
+        });
+        let Gate {
+            access, upstreams, ..
+        } = &shared.gate;
+        let admin = Admin::bind(&settings, access, cache.clone(), &mut notices).await?;
+        if let Some(admin) = &admin {
+            refuse_itself(admin.addr(), upstreams)?;
+        }
         Ok(Self {
             listener,
             addr,
             settings,
-            shared: Arc::new(shared),
+            shared,
             admin,
             warm,
+            warmer: cache.map(|(_, warmer)| warmer),
             simulator,
             notices,
         })
@@ -334,6 +345,7 @@ impl Gateway {
             shared,
             admin,
             warm,
+            warmer,
             simulator,
             ..
         } = self;
@@ -347,10 +359,10 @@ impl Gateway {
         if let Some(admin) = admin {
             administration.spawn(admin.serve(shared.closing.subscribe()));
         }
-        let mut warming = JoinSet::new();
-        if let Some(warm) = warm {
-            let shared = Arc::clone(&shared);
-            warming.spawn(warm.run(move |request| own_call(Arc::clone(&shared), request)));
+        if let (Some(warmer), Some(lines)) = (&warmer, warm)
+            && warmer.start(lines).is_err()
+        {
+            tracing::warn!("the cache is being warmed already");
         }
         loop {
             let has_room = connections.len() < settings.max_connections;
@@ -370,7 +382,9 @@ impl Gateway {
         // From here on the system refuses new connections.
         drop(listener);
         shared.closing.send_replace(true);
-        drop(warming);
+        if let Some(warmer) = warmer {
+            warmer.stop();
+        }
         let all = async |connections: &mut JoinSet<()>| {
             while connections.join_next().await.is_some() {}
         };
@@ -560,7 +574,7 @@ async fn answer(
 async fn own_call(
     shared: Arc<Shared>,
     request: Request<Bytes>,
-) -> Result<Response<impl Body<Data = Bytes, Error = BoxError> + Send>, BoxError> {
+) -> Result<Response<OwnBody>, BoxError> {
     let (mut parts, body) = request.into_parts();
     let admitted = gate::check_form(&parts, &Ambiguous::default())
         .and_then(|()| shared.gate.admit_own(&mut parts));
@@ -573,7 +587,17 @@ async fn own_call(
     // Dropping the response ends the call before all of it is paid for.
     match warm::not_cached(response.headers()) {
         Some(why) => Err(why.into()),
-        None => Ok(response),
+        None => Ok(response.map(BodyExt::boxed_unsync)),
+    }
+}
+
+impl OwnCalls for Shared {
+    fn access(&self) -> &Access {
+        &self.gate.access
+    }
+
+    fn send(self: Arc<Self>, request: Request<Bytes>) -> OwnCall {
+        Box::pin(own_call(self, request))
     }
 }
 

@@ -1,6 +1,7 @@
-//! Warming: calls that the gateway makes itself after its start, so that the cache has their answers before callers ask.
+//! Warming: calls that the gateway makes itself, after its start or at the administrator's request, so that the cache has
+//! their answers before callers ask.
 //!
-//! They are read from a file, one JSON object a line:
+//! They are read from a file or from the body of that request, one JSON object a line:
 //!
 //! ```text
 //! {"caller": 1, "path": "/v1/embeddings", "body": {"model": "text-embedding-3-small", "input": ["Why?"]}}
@@ -9,7 +10,13 @@
 //! A cached answer belongs to one caller, so each line names its own: by the number of its key in `GATEWAY_KEYS`, or by the
 //! headers that the caller would send. A call passes all layers and counts against its caller's limits.
 
-use std::{fmt, fs, future::Future, num::NonZeroUsize};
+use std::{
+    fmt, fs,
+    future::Future,
+    num::NonZeroUsize,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
 use http::{
@@ -17,8 +24,9 @@ use http::{
     header::{CONTENT_TYPE, HeaderMap},
     uri::PathAndQuery,
 };
-use http_body::Body;
-use serde_json::{Map, Value};
+use http_body_util::combinators::UnsyncBoxBody;
+use serde_json::{Map, Value, json};
+use tokio::task::AbortHandle;
 use tower_llm_stack::{
     BoxError,
     cache::{Warmed, Warming},
@@ -29,12 +37,12 @@ use crate::{
     access::{Access, CREDENTIALS},
 };
 
-/// The calls of a file.
+/// Failures that a report lists; it counts the others.
+const MAX_FAILURES: usize = 100;
+
+/// The calls to make.
 #[derive(Debug)]
-pub(crate) struct Warm {
-    lines: Vec<Line>,
-    concurrency: NonZeroUsize,
-}
+pub(crate) struct Lines(Vec<Line>);
 
 #[derive(Debug)]
 struct Line {
@@ -42,16 +50,59 @@ struct Line {
     request: Request<Bytes>,
 }
 
-/// How far the warming is, for the log.
+/// Makes the gateway's own calls.
+pub(crate) trait OwnCalls: Send + Sync {
+    fn access(&self) -> &Access;
+
+    fn send(self: Arc<Self>, request: Request<Bytes>) -> OwnCall;
+}
+
+pub(crate) type OwnCall = Pin<Box<dyn Future<Output = Result<Response<OwnBody>, BoxError>> + Send>>;
+pub(crate) type OwnBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Warms the cache, with one list of calls at a time.
+pub(crate) struct Warmer {
+    calls: Arc<dyn OwnCalls>,
+    concurrency: NonZeroUsize,
+    last: Mutex<Last>,
+}
+
+/// The warming that runs, or the one that ran last.
+#[derive(Default)]
+struct Last {
+    task: Option<AbortHandle>,
+    report: Arc<Mutex<Report>>,
+}
+
+#[derive(Debug, Default)]
+struct Report {
+    calls: usize,
+    answered: usize,
+    cached: usize,
+    failed: usize,
+    failures: Vec<Value>,
+}
+
+/// Why a list of calls is not made.
+#[derive(Debug)]
+pub(crate) enum NotStarted {
+    /// Another is being made.
+    Busy,
+    /// A line cannot be used; names it without its values.
+    Wrong(String),
+}
+
+/// How far the warming is, for the log and the report.
 struct Progress {
     /// The number of each request's line.
     numbers: Vec<usize>,
     failed: usize,
     /// How many calls have ended when the next line is written.
     next: usize,
+    report: Arc<Mutex<Report>>,
 }
 
-impl Warm {
+impl Lines {
     /// Reads the file, if one is configured.
     pub(crate) fn load(
         settings: &Settings,
@@ -69,53 +120,134 @@ impl Warm {
             return Err(wrong(&"the cache is off"));
         }
         let text = fs::read_to_string(file).map_err(|error| wrong(&error))?;
+        let lines = Self::parse(&text, access).map_err(|what| wrong(&what))?;
+        Ok(Some(lines))
+    }
+
+    fn parse(text: &str, access: &Access) -> Result<Self, String> {
         let lines = (1..).zip(text.lines());
         let lines = lines.filter(|(_, line)| !line.trim().is_empty());
         let lines = lines.map(|(number, line)| match parse(line, access) {
             Ok(request) => Ok(Line { number, request }),
-            Err(what) => Err(wrong(&format_args!("line {number} {what}"))),
+            Err(what) => Err(format!("line {number} {what}")),
         });
-        Ok(Some(Self {
-            lines: lines.collect::<Result<_, _>>()?,
-            concurrency: settings.cache.warm_concurrency,
-        }))
-    }
-
-    /// Makes the calls by `send`, and logs how far it is and what fails.
-    pub(crate) async fn run<F, B>(self, send: impl Fn(Request<Bytes>) -> F + Clone)
-    where
-        F: Future<Output = Result<Response<B>, BoxError>>,
-        B: Body<Data = Bytes>,
-        B::Error: Into<BoxError>,
-    {
-        let calls = self.lines.len();
-        tracing::info!(calls, "warming the cache");
-        let (numbers, requests): (Vec<_>, Vec<_>) = self
-            .lines
-            .into_iter()
-            .map(|line| (line.number, line.request))
-            .unzip();
-        let mut progress = Progress::new(numbers);
-        let warmed = Warming::new()
-            .concurrency(self.concurrency)
-            .on_progress(|warmed| progress.note(warmed))
-            .run(tower::service_fn(send), requests)
-            .await;
-        let Warmed {
-            answered, cached, ..
-        } = warmed;
-        let failed = warmed.failed.len();
-        tracing::info!(calls, answered, cached, failed, "the cache is warm");
+        lines.collect::<Result<_, _>>().map(Self)
     }
 }
 
+impl Warmer {
+    pub(crate) fn new(calls: Arc<dyn OwnCalls>, concurrency: NonZeroUsize) -> Self {
+        Self {
+            calls,
+            concurrency,
+            last: Mutex::default(),
+        }
+    }
+
+    /// Makes the calls of a text in a task; returns how many there are.
+    pub(crate) fn start_text(&self, text: &[u8]) -> Result<usize, NotStarted> {
+        let text = str::from_utf8(text).map_err(|_| "the request body is not UTF-8".to_owned());
+        let lines = text.and_then(|text| Lines::parse(text, self.calls.access()));
+        let lines = lines.map_err(NotStarted::Wrong)?;
+        if lines.0.is_empty() {
+            let what = "the request body has no calls: one JSON object a line".to_owned();
+            return Err(NotStarted::Wrong(what));
+        }
+        self.start(lines)
+    }
+
+    /// Makes calls in a task; returns how many there are.
+    pub(crate) fn start(&self, lines: Lines) -> Result<usize, NotStarted> {
+        let mut last = lock(&self.last);
+        if last.is_running() {
+            return Err(NotStarted::Busy);
+        }
+        let calls = lines.0.len();
+        let report = Arc::new(Mutex::new(Report {
+            calls,
+            ..Report::default()
+        }));
+        let run = run(
+            lines,
+            Arc::clone(&self.calls),
+            self.concurrency,
+            Arc::clone(&report),
+        );
+        *last = Last {
+            task: Some(tokio::spawn(run).abort_handle()),
+            report,
+        };
+        Ok(calls)
+    }
+
+    /// How far the calls are.
+    pub(crate) fn report(&self) -> Value {
+        let last = lock(&self.last);
+        let is_running = last.is_running();
+        let report = lock(&last.report);
+        json!({
+            "running": is_running,
+            "calls": report.calls,
+            "answered": report.answered,
+            "cached": report.cached,
+            "failed": report.failed,
+            "failures": report.failures,
+        })
+    }
+
+    /// Ends the calls that run.
+    pub(crate) fn stop(&self) {
+        if let Some(task) = &lock(&self.last).task {
+            task.abort();
+        }
+    }
+}
+
+impl Last {
+    fn is_running(&self) -> bool {
+        self.task.as_ref().is_some_and(|task| !task.is_finished())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn run(
+    lines: Lines,
+    calls: Arc<dyn OwnCalls>,
+    concurrency: NonZeroUsize,
+    report: Arc<Mutex<Report>>,
+) {
+    let (numbers, requests): (Vec<_>, Vec<_>) = lines
+        .0
+        .into_iter()
+        .map(|line| (line.number, line.request))
+        .unzip();
+    let all = requests.len();
+    tracing::info!(calls = all, "warming the cache");
+    let send = move |request| Arc::clone(&calls).send(request);
+    let mut progress = Progress::new(numbers, report);
+    let warmed = Warming::new()
+        .concurrency(concurrency)
+        .on_progress(|warmed| progress.note(warmed))
+        .run(tower::service_fn(send), requests)
+        .await;
+    let Warmed {
+        answered, cached, ..
+    } = warmed;
+    let failed = warmed.failed.len();
+    tracing::info!(calls = all, answered, cached, failed, "the cache is warm");
+}
+
 impl Progress {
-    fn new(numbers: Vec<usize>) -> Self {
+    fn new(numbers: Vec<usize>, report: Arc<Mutex<Report>>) -> Self {
         let next = Self::step(&numbers);
         Self {
             numbers,
             failed: 0,
             next,
+            report,
         }
     }
 
@@ -125,6 +257,10 @@ impl Progress {
     }
 
     fn note(&mut self, warmed: &Warmed) {
+        let mut report = lock(&self.report);
+        report.answered = warmed.answered;
+        report.cached = warmed.cached;
+        report.failed = warmed.failed.len();
         for failure in &warmed.failed[self.failed..] {
             let line = self.numbers.get(failure.index());
             // It begins with the number of the request, which is not that of the line.
@@ -133,7 +269,13 @@ impl Progress {
                 .split_once(": ")
                 .map_or(&*reason, |(_, reason)| reason);
             tracing::warn!(line, reason, "a call to warm the cache failed");
+            if report.failures.len() < MAX_FAILURES {
+                report
+                    .failures
+                    .push(json!({ "line": line, "reason": reason }));
+            }
         }
+        drop(report);
         self.failed = warmed.failed.len();
         let (ended, calls) = (warmed.ended(), self.numbers.len());
         if ended >= self.next && ended < calls {

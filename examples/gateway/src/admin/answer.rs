@@ -27,13 +27,14 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "there is no such endpoint")
     }
 
-    pub(super) fn wrong_method(allowed: Method) -> Self {
-        let allow = HeaderValue::from_str(allowed.as_str()).ok();
+    pub(super) fn wrong_method(allowed: &[Method]) -> Self {
+        let names: Vec<_> = allowed.iter().map(Method::as_str).collect();
+        let allow = HeaderValue::from_str(&names.join(", ")).ok();
         Self {
             header: allow.map(|allow| (header::ALLOW, allow)),
             ..Self::new(
                 StatusCode::METHOD_NOT_ALLOWED,
-                format!("the method must be {allowed}"),
+                format!("the method must be {}", names.join(" or ")),
             )
         }
     }
@@ -54,6 +55,11 @@ impl Problem {
 
     pub(super) fn cache_is_off() -> Self {
         Self::new(StatusCode::CONFLICT, "the cache is off")
+    }
+
+    pub(super) fn already_warming() -> Self {
+        let detail = "calls to warm the cache are being made: see GET /admin/cache/warm";
+        Self::new(StatusCode::CONFLICT, detail)
     }
 
     pub(super) fn store_unavailable(detail: impl Into<String>) -> Self {

@@ -1,8 +1,8 @@
-//! The endpoints under `/admin/cache/`: what the cache holds, and how to remove it.
+//! The endpoints under `/admin/cache/`: what the cache holds, how to remove it, and how to warm it.
 
 use std::time::Duration;
 
-use http::Method;
+use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 use tower_llm_stack::{
     CacheHandle,
@@ -10,6 +10,10 @@ use tower_llm_stack::{
 };
 
 use super::answer::Problem;
+use crate::warm::{NotStarted, Warmer};
+
+const MAX_BODY_BYTES: usize = 64 * 1024;
+const MAX_WARM_BYTES: usize = 16 * 1024 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Endpoint {
@@ -20,6 +24,8 @@ pub(super) enum Endpoint {
     Clear,
     /// Removes answers that have expired.
     Purge,
+    /// Makes calls so that their answers are cached, or tells how far they are.
+    Warm,
 }
 
 /// Which answers to remove.
@@ -37,22 +43,49 @@ impl Endpoint {
             "/admin/cache/stats" => Some(Self::Stats),
             "/admin/cache/invalidate" => Some(Self::Invalidate),
             "/admin/cache/clear" => Some(Self::Clear),
+            "/admin/cache/warm" => Some(Self::Warm),
             "/admin/cache/purge" | "/admin/cache/cleanup" => Some(Self::Purge),
             _ => None,
         }
     }
 
-    pub(super) fn method(self) -> Method {
+    pub(super) fn methods(self) -> &'static [Method] {
         match self {
-            Self::Stats => Method::GET,
-            Self::Invalidate | Self::Clear | Self::Purge => Method::POST,
+            Self::Stats => &[Method::GET],
+            Self::Invalidate | Self::Clear | Self::Purge => &[Method::POST],
+            Self::Warm => &[Method::GET, Method::POST],
         }
     }
 
-    pub(super) async fn act(self, cache: &CacheHandle, body: &[u8]) -> Result<Value, Problem> {
+    pub(super) fn max_body_bytes(self) -> usize {
+        match self {
+            Self::Warm => MAX_WARM_BYTES,
+            _ => MAX_BODY_BYTES,
+        }
+    }
+
+    /// The status of a request that was carried out.
+    pub(super) fn success(self, method: &Method) -> StatusCode {
+        match self {
+            // The calls go on.
+            Self::Warm if *method == Method::POST => StatusCode::ACCEPTED,
+            _ => StatusCode::OK,
+        }
+    }
+
+    pub(super) async fn act(
+        self,
+        method: &Method,
+        cache: &CacheHandle,
+        warmer: &Warmer,
+        body: &[u8],
+    ) -> Result<Value, Problem> {
+        if self == Self::Warm {
+            return warm(method, warmer, body);
+        }
         let which = Which::parse(body)?;
         let removed = match (self, which) {
-            (Self::Stats, _) => return Ok(stats(&cache.stats())),
+            (Self::Stats | Self::Warm, _) => return Ok(stats(&cache.stats())),
             (Self::Purge, Which::All) => {
                 return Ok(json!({ "removed": cache.purge_expired() }));
             }
@@ -82,6 +115,17 @@ impl Endpoint {
             Problem::store_unavailable(format!("{error}; {memory} were removed from memory"))
         })?;
         Ok(json!({ "removed": removed.memory, "removed_from_redis": removed.shared }))
+    }
+}
+
+fn warm(method: &Method, warmer: &Warmer, lines: &[u8]) -> Result<Value, Problem> {
+    if *method == Method::GET {
+        return Ok(warmer.report());
+    }
+    match warmer.start_text(lines) {
+        Ok(calls) => Ok(json!({ "calls": calls })),
+        Err(NotStarted::Busy) => Err(Problem::already_warming()),
+        Err(NotStarted::Wrong(what)) => Err(Problem::bad_request(what)),
     }
 }
 

@@ -31,14 +31,13 @@ use crate::{
     caller::PatientSocket,
     error::Reason,
     settings::Names,
+    warm::Warmer,
 };
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8081));
 
 const MIN_TOKEN_BYTES: usize = 16;
 const MAX_TOKEN_BYTES: usize = 1024;
-
-const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// Few: an administrator needs one.
 const MAX_CONNECTIONS: usize = 16;
@@ -53,7 +52,8 @@ pub(crate) struct Admin {
 /// What its connections share.
 struct Service {
     token: Keys,
-    cache: Option<CacheHandle>,
+    /// `None` if the cache is off.
+    cache: Option<(CacheHandle, Arc<Warmer>)>,
     timeout: Duration,
 }
 
@@ -62,7 +62,7 @@ impl Admin {
     pub(crate) async fn bind(
         settings: &Settings,
         access: &Access,
-        cache: Option<CacheHandle>,
+        cache: Option<(CacheHandle, Arc<Warmer>)>,
         notices: &mut Vec<String>,
     ) -> Result<Option<Self>, StartError> {
         let (admin, names) = (&settings.admin, &settings.names);
@@ -192,7 +192,7 @@ impl Service {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let answer = self.act(request).await;
         let status = match &answer {
-            Ok(_) => StatusCode::OK,
+            Ok((status, _)) => *status,
             Err(problem) => problem.status(),
         };
         // The body of an action says how much it has removed.
@@ -200,7 +200,7 @@ impl Service {
             Ok(_) if method == Method::GET => {
                 tracing::debug!(%method, path, status = status.as_u16(), "administration");
             }
-            Ok(body) => {
+            Ok((_, body)) => {
                 tracing::info!(%method, path, status = status.as_u16(), %body, "administration");
             }
             Err(problem) => {
@@ -209,32 +209,38 @@ impl Service {
             }
         }
         match answer {
-            Ok(body) => answer::json(StatusCode::OK, "application/json", &body),
+            Ok((status, body)) => answer::json(status, "application/json", &body),
             Err(problem) => problem.response(),
         }
     }
 
-    async fn act(&self, request: Request<Incoming>) -> Result<serde_json::Value, Problem> {
+    async fn act(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<(StatusCode, serde_json::Value), Problem> {
         let authorization = request.headers().get(AUTHORIZATION);
         let is_allowed = authorization.is_some_and(|value| self.token.find_in(value).is_some());
         if !is_allowed {
             return Err(Problem::unauthorized());
         }
         let endpoint = Endpoint::at(request.uri().path()).ok_or_else(Problem::not_found)?;
-        if *request.method() != endpoint.method() {
-            return Err(Problem::wrong_method(endpoint.method()));
+        let method = request.method().clone();
+        if !endpoint.methods().contains(&method) {
+            return Err(Problem::wrong_method(endpoint.methods()));
         }
-        let body = timeout(self.timeout, read(request.into_body())).await;
+        let body = read(request.into_body(), endpoint.max_body_bytes());
+        let body = timeout(self.timeout, body).await;
         let body = body.map_err(|_| Problem::stalled())??;
-        let cache = self.cache.as_ref().ok_or_else(Problem::cache_is_off)?;
-        endpoint.act(cache, &body).await
+        let (cache, warmer) = self.cache.as_ref().ok_or_else(Problem::cache_is_off)?;
+        let done = endpoint.act(&method, cache, warmer, &body).await?;
+        Ok((endpoint.success(&method), done))
     }
 }
 
-async fn read(body: Incoming) -> Result<Bytes, Problem> {
-    match Limited::new(body, MAX_BODY_BYTES).collect().await {
+async fn read(body: Incoming, max_bytes: usize) -> Result<Bytes, Problem> {
+    match Limited::new(body, max_bytes).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Problem::too_large(MAX_BODY_BYTES)),
+        Err(error) if error.is::<LengthLimitError>() => Err(Problem::too_large(max_bytes)),
         Err(_) => Err(Problem::bad_request("the request body was not received")),
     }
 }

@@ -438,7 +438,7 @@ pub struct CacheSettings {
     /// GATEWAY_KEYS or, instead of it, the `headers` that the caller sends. The calls cost money and count against limits.
     #[arg(long = "cache-warm", env = "CACHE_WARM", value_name = "FILE")]
     pub warm: Option<PathBuf>,
-    /// Calls of that file that run at once at most.
+    /// Maximum number of calls that warm the cache at once: those of that file, or of a `POST /admin/cache/warm`.
     #[arg(
         long = "cache-warm-concurrency",
         env = "CACHE_WARM_CONCURRENCY",
