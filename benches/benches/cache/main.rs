@@ -9,6 +9,7 @@ mod hit;
 mod memory;
 mod miss;
 mod peers;
+mod second;
 mod trace;
 
 use benches::Suite;
@@ -16,6 +17,7 @@ use benches::Suite;
 fn main() {
     let mut suite = Suite::new("cache");
     hit::measure(&mut suite);
+    second::measure(&mut suite);
     miss::measure(&mut suite);
     flight::measure(&mut suite);
     memory::measure(&mut suite);
