@@ -188,25 +188,29 @@ impl Record {
 
     /// The frames as they were recorded; an object's body is one.
     pub(crate) fn frames(&self) -> Frames {
+        self.joined_frames(0)
+    }
+
+    /// The frames, of which those that follow each other are one if they have no more than `joined` bytes together.
+    pub(crate) fn joined_frames(&self, joined: usize) -> Frames {
         Frames {
             record: self.clone(),
             index: 0,
             offset: 0,
+            joined,
         }
     }
 
-    /// The frame that begins at `offset` of the body, as the `index`th one, if the body has that many.
-    fn frame(&self, index: u32, offset: usize) -> Option<Bytes> {
+    /// The length of a frame, if the body has that many.
+    fn frame_len(&self, index: u32) -> Option<usize> {
         if self.form == Form::Object {
-            return (index == 0).then(|| self.body());
+            return (index == 0).then(|| self.body_len());
         }
         if index >= self.frames {
             return None;
         }
         let at = self.lengths_at as usize + 4 * index as usize;
-        let length = Cursor(&self.bytes[at..]).number()? as usize;
-        let at = self.body_at as usize + offset;
-        Some(self.bytes.slice(at..at + length))
+        Some(Cursor(&self.bytes[at..]).number()? as usize)
     }
 }
 
@@ -226,6 +230,7 @@ pub(crate) struct Frames {
     record: Record,
     index: u32,
     offset: usize,
+    joined: usize,
 }
 
 impl Frames {
@@ -239,10 +244,18 @@ impl Iterator for Frames {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
-        let frame = self.record.frame(self.index, self.offset)?;
+        let mut len = self.record.frame_len(self.index)?;
         self.index += 1;
-        self.offset += frame.len();
-        Some(frame)
+        while let Some(next) = self.record.frame_len(self.index)
+            && self.joined > 0
+            && len + next <= self.joined
+        {
+            len += next;
+            self.index += 1;
+        }
+        let at = self.record.body_at as usize + self.offset;
+        self.offset += len;
+        Some(self.record.bytes.slice(at..at + len))
     }
 }
 
@@ -296,9 +309,15 @@ mod tests {
             let record = Record::new(Form::Events, true, finish, &headers(), &written).unwrap();
             let read = Record::parse(record.bytes().clone()).unwrap();
             prop_assert_eq!(read.headers(), headers());
-            prop_assert_eq!(frames(&read), written);
+            prop_assert_eq!(&frames(&read), &written);
             prop_assert!(read.includes_usage());
             prop_assert_eq!(read.finish(), finish);
+
+            let joined: Vec<_> = read.joined_frames(100).collect();
+            prop_assert_eq!(joined.concat(), written.concat());
+            prop_assert!(joined.iter().all(|frame| frame.len() <= 100));
+            let has_no_room = |pair: &[Bytes]| pair[0].len() + pair[1].len() > 100;
+            prop_assert!(joined.windows(2).all(has_no_room));
         }
 
         #[test]

@@ -14,6 +14,9 @@ use crate::{
     sharing::Sharing,
 };
 
+/// The size up to which frames of a stored stream are sent as one: what the server writes at once.
+const JOINED_BYTES: usize = 16 << 10;
+
 /// The cache of all upstreams; `None` if nothing is to be cached.
 ///
 /// A caller is its credential, or the gateway's key that it sends: each has answers of its own.
@@ -29,7 +32,8 @@ pub(crate) fn layer(
     };
     let completions = lasts(Policy::completions(), settings.completions_ttl)
         .stale_while_revalidate(settings.stale_while_revalidate.unwrap_or_default())
-        .stale_if_error(settings.stale_if_error.unwrap_or_default());
+        .stale_if_error(settings.stale_if_error.unwrap_or_default())
+        .join_frames(JOINED_BYTES);
     let completions = match settings.completions {
         CacheCompletions::All => Some(completions),
         CacheCompletions::Deterministic => Some(completions.deterministic_only()),
