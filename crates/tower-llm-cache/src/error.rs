@@ -32,6 +32,7 @@ enum Reason {
     Panicked,
     NoAnswer,
     Behind,
+    Encoded,
 }
 
 /// An error that several callers get. It reads as the one that it shares, which is its source.
@@ -80,6 +81,12 @@ impl FlightFailed {
             reason: Reason::Behind,
         }
     }
+
+    pub(crate) const fn encoded() -> Self {
+        Self {
+            reason: Reason::Encoded,
+        }
+    }
 }
 
 impl fmt::Display for FlightFailed {
@@ -88,6 +95,9 @@ impl fmt::Display for FlightFailed {
             Reason::Panicked => "the upstream service panicked",
             Reason::NoAnswer => "the upstream ended without an answer",
             Reason::Behind => "the answer was read too slowly: what comes next is no longer held",
+            Reason::Encoded => {
+                "the shared answer has a content coding that this request does not accept"
+            }
         })
     }
 }

@@ -48,7 +48,7 @@ pub(crate) use self::{
     participant::Participant,
     table::{FlightKey, Flights, Join},
 };
-use crate::error::FlightFailed;
+use crate::{coding::is_readable, error::FlightFailed};
 
 /// The upstream of a flight: first the response headers, then frames, then the end.
 pub(crate) trait Drive: Send {
@@ -214,8 +214,8 @@ impl Flight {
     fn apply(self: &Arc<Self>, step: Step, is_over: bool) {
         match step {
             Step::Head(head) => {
-                // Callers that come after a failure start afresh.
-                if !head.status.is_success() {
+                // Callers that come after a failure, or an answer that cannot be read, start afresh.
+                if !head.status.is_success() || !is_readable(&head.headers) {
                     self.close();
                 }
                 self.log().head(*head);

@@ -70,12 +70,6 @@ pub(crate) fn shareable(headers: &HeaderMap) -> HeaderMap {
     shared
 }
 
-/// Whether a body with these headers was read. What is compressed was not: its verdict is a guess.
-pub(crate) fn is_readable(headers: &HeaderMap) -> bool {
-    let coding = headers.get(header::CONTENT_ENCODING);
-    coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"))
-}
-
 fn is_of_one_call(name: &HeaderName) -> bool {
     const NAMES: [HeaderName; 18] = [
         // Of the connection: RFC 9110, section 7.6.1.

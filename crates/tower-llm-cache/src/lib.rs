@@ -54,6 +54,15 @@
 //! [`CacheHandle::invalidate`] and its kin reach Redis and, by publish/subscribe, the memory of every process. A process that
 //! lost its connection may have missed one of these messages, so it empties its memory when it is connected again.
 //!
+//! # Compression
+//!
+//! The cache reads what it stores, so a call that can be cached is sent with `accept-encoding: identity`, whatever its caller
+//! accepts. All callers share the plain answer; compress it outside of the cache. A client or layer inside of the cache that
+//! compresses by itself usually does so only if a request has no `accept-encoding`, that is, for bypassed requests.
+//!
+//! If a provider compresses an answer all the same, its caller gets it as it is. It is not stored, and no more callers join.
+//! Those that have joined get it if they accept its coding, and [`FlightFailed`] otherwise.
+//!
 //! # Costs
 //!
 //! Exact repeats are rare in chats with people, and common in evaluations, classification, embeddings and retries. A
@@ -104,6 +113,7 @@
 
 mod assemble;
 mod body;
+mod coding;
 mod directives;
 mod error;
 mod flight;

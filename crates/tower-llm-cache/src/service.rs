@@ -15,6 +15,7 @@ use tower_service::Service;
 
 use crate::{
     body::CacheBody,
+    coding::Accepted,
     directives::Directives,
     error::NotCached,
     flight::Drive,
@@ -84,7 +85,7 @@ impl<S> Cache<S> {
     /// Answers a request from memory or by a call.
     fn answer<ReqB, ResB>(
         &self,
-        parts: Parts,
+        mut parts: Parts,
         body: RequestBody<ReqB>,
         batch: Option<Batch>,
     ) -> ResponseFuture<S, RequestBody<ReqB>, ResB>
@@ -114,21 +115,23 @@ impl<S> Cache<S> {
             shared.bypassed(reason);
             return ResponseFuture::known(Err(NotCached::new().into()));
         }
-        let send = || Oneshot::new(self.inner.clone(), Request::from_parts(parts, body));
+        let send = |parts, body| Oneshot::new(self.inner.clone(), Request::from_parts(parts, body));
         let lookup = match read {
             Ok(lookup) => lookup,
             Err(reason) => {
                 shared.bypassed(reason);
-                return ResponseFuture::passing(send(), shared.status, reason);
+                return ResponseFuture::passing(send(parts, body), shared.status, reason);
             }
         };
-        let upstream =
-            |call: Call| -> Pin<Box<dyn Drive>> { Box::pin(Upstream::new(send(), call)) };
+        let upstream = |parts, body, call: Call| -> Pin<Box<dyn Drive>> {
+            Box::pin(Upstream::new(send(parts, body), call))
+        };
         if let Some(hit) = shared.hit(&lookup) {
             if hit.is_due
                 && let Ok(runtime) = Handle::try_current()
             {
-                let upstream = upstream(lookup.call.clone());
+                Accepted::replace(&mut parts.headers);
+                let upstream = upstream(parts, body, lookup.call.clone());
                 shared.refresh(lookup, upstream, &runtime);
             }
             return ResponseFuture::known(Ok(hit.response));
@@ -143,7 +146,8 @@ impl<S> Cache<S> {
             return ResponseFuture::known(Err(NotCached::new().into()));
         }
         let call = lookup.call.clone();
-        let upstream = || upstream(call);
+        let accepted = Accepted::replace(&mut parts.headers);
+        let upstream = || upstream(parts, body, call);
         if let Some(stale) = shared.stale_while_revalidate(&lookup)
             && let Ok(runtime) = Handle::try_current()
         {
@@ -151,7 +155,7 @@ impl<S> Cache<S> {
             return ResponseFuture::known(Ok(stale));
         }
         match shared.board(lookup, upstream) {
-            Boarding::Flying(boarded) => ResponseFuture::flying(boarded),
+            Boarding::Flying(boarded) => ResponseFuture::flying(boarded.accepting(accepted)),
             Boarding::Stored(response) => ResponseFuture::known(Ok(response)),
         }
     }

@@ -17,10 +17,12 @@ use tower_llm_core::{Call, Completion, Dialect, Outcome, Served};
 
 use crate::{
     body::CacheBody,
+    coding::{Accepted, is_readable},
     directives::Directives,
+    error::FlightFailed,
     flight::{Drive, End, FlightKey, Flights, Head, Join, Participant, Recorded, Recorder, Start},
     form::Form,
-    headers::{Did, StatusHeader, Why, is_readable, shareable},
+    headers::{Did, StatusHeader, Why, shareable},
     items::Claims,
     key::{self, Asked, Bypass, CacheKey, KeySettings},
     latency::Histogram,
@@ -99,6 +101,7 @@ pub(crate) struct Boarded {
     key: Option<CacheKey>,
     tally: Option<Tally>,
     timer: Timer,
+    accepted: Accepted,
 }
 
 /// Measures the time to the response headers.
@@ -541,17 +544,33 @@ impl Boarded {
             key,
             tally: None,
             timer,
+            accepted: Accepted::default(),
         }
     }
 
+    /// Sets what the caller accepts.
+    pub(crate) fn accepting(self, accepted: Accepted) -> Self {
+        Self { accepted, ..self }
+    }
+
     /// The response that begins with `head`.
-    pub(crate) fn response<B>(mut self, head: Head) -> Response<CacheBody<B>> {
+    ///
+    /// # Errors
+    ///
+    /// [`FlightFailed`] if the caller cannot read what another one's call has brought. Its own it gets as it is.
+    pub(crate) fn response<B>(
+        mut self,
+        head: Head,
+    ) -> Result<Response<CacheBody<B>>, FlightFailed> {
+        let is_leader = self.participant.is_leader();
+        if !is_leader && !self.accepted.reads(&head.headers) {
+            return Err(FlightFailed::encoded());
+        }
         let did = head.found.unwrap_or(self.did);
         if let Some(mut tally) = self.tally.take() {
             tally.did = did;
         }
         self.timer.stop(did);
-        let is_leader = self.participant.is_leader();
         let pays = self.participant.pays();
         let mut response = Response::new(CacheBody::shared(self.participant));
         *response.status_mut() = head.status;
@@ -576,7 +595,7 @@ impl Boarded {
             response.extensions_mut().insert(Served::Follower);
             response.extensions_mut().insert(taken_over);
         }
-        response
+        Ok(response)
     }
 }
 

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 use tower_llm_core::{Served, TakenOver};
 
-use crate::{error::SharedError, headers::Did};
+use crate::{coding::is_readable, error::SharedError, headers::Did};
 
 /// An answer whose frames are smaller on average than this is too large if it has as many of them as fit into its cap.
 const FRAME_BYTES: usize = 16;
@@ -276,7 +276,7 @@ impl Log {
     // === What comes ===
 
     pub(super) fn head(&mut self, mut parts: Parts) {
-        self.is_open &= parts.status.is_success();
+        self.is_open &= parts.status.is_success() && is_readable(&parts.headers);
         self.head = Some(Head {
             status: parts.status,
             version: parts.version,

@@ -17,8 +17,8 @@ use super::{
     MAX_JOINED, MAX_RECORDING, answer::Answers, batch::Batch, gather::Reading, outbound::Outbound,
 };
 use crate::{
+    coding::is_readable,
     flight::{End, Flight, FlightKey, Flights, Recorded, Recorder, Start},
-    headers::is_readable,
     key::CacheKey,
     policy::Policy,
     shared::Shared,

@@ -302,13 +302,14 @@ impl Gather {
 
     fn pass_on(&self, participant: Participant) -> Gathered {
         let key = self.batch.key().cloned();
-        Gathered::Flying(Boarded::new(
+        let boarded = Boarded::new(
             participant,
             self.did(),
             self.shared.status,
             key,
             timer(&self.shared, &self.batch),
-        ))
+        );
+        Gathered::Flying(boarded.accepting(self.outbound.accepted()))
     }
 
     fn did(&self) -> Did {

@@ -10,11 +10,12 @@ use tower_llm_core::{BoxError, Call, Oneshot, RequestBody, Unsent};
 use tower_service::Service;
 
 use super::json::Members;
-use crate::{flight::Drive, upstream::Upstream};
+use crate::{coding::Accepted, flight::Drive, upstream::Upstream};
 
 /// A request of which a part is sent.
 pub(crate) struct Outbound {
     inputs: Arc<Inputs>,
+    accepted: Accepted,
     send: Box<dyn Fn(Vec<u32>) -> Pin<Box<dyn Drive>> + Send>,
 }
 
@@ -28,7 +29,7 @@ struct Inputs {
 
 impl Outbound {
     /// `None` if the inputs cannot be told apart.
-    pub(crate) fn new<S, ReqB, ResB>(inner: S, parts: Parts, body: Bytes) -> Option<Self>
+    pub(crate) fn new<S, ReqB, ResB>(inner: S, mut parts: Parts, body: Bytes) -> Option<Self>
     where
         S: Service<Request<RequestBody<ReqB>>, Response = Response<ResB>> + Clone + Send + 'static,
         S::Error: Into<BoxError>,
@@ -39,6 +40,7 @@ impl Outbound {
     {
         let call = parts.extensions.get::<Call>()?.clone();
         let inputs = Arc::new(Inputs::find(body)?);
+        let accepted = Accepted::replace(&mut parts.headers);
         let of_all = Arc::clone(&inputs);
         let send = Box::new(move |sent: Vec<u32>| {
             let (inner, mut parts) = (inner.clone(), parts.clone());
@@ -60,7 +62,16 @@ impl Outbound {
             };
             Box::pin(Upstream::new(sending, call)) as Pin<Box<dyn Drive>>
         });
-        Some(Self { inputs, send })
+        Some(Self {
+            inputs,
+            accepted,
+            send,
+        })
+    }
+
+    /// What the caller accepts.
+    pub(super) fn accepted(&self) -> Accepted {
+        self.accepted
     }
 
     pub(super) fn inputs(&self) -> usize {

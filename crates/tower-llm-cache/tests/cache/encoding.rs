@@ -1,0 +1,131 @@
+//! Content codings: the cache asks for none, since it reads what it stores.
+
+use std::task::Poll;
+
+use http::{Response, header::ACCEPT_ENCODING};
+use tower_llm_cache::FlightFailed;
+use tower_llm_testkit::mock::{self, Upstream};
+use tower_test::mock::SendResponse;
+
+use crate::support::*;
+
+const EMBEDDINGS: &str = "/v1/embeddings";
+const INPUTS: &str = r#"{"model":"m","input":["a","b"]}"#;
+
+fn accepting(path: &str, coding: Option<&str>, body: &str) -> Sent {
+    let request = coding.into_iter().fold(post(path), |request, coding| {
+        request.header(ACCEPT_ENCODING, coding)
+    });
+    described(request, body)
+}
+
+fn question_accepting(coding: &str) -> Sent {
+    accepting(CHAT, Some(coding), QUESTION)
+}
+
+/// Answers with a coding that was not asked for.
+fn compressed(send: SendResponse<Response<Upstream>>) -> mock::Sender {
+    let (sender, body) = Upstream::new();
+    let mut response = mock::stream(body);
+    let headers = response.headers_mut();
+    headers.insert("content-encoding", "br".parse().unwrap());
+    send.send_response(response);
+    sender
+}
+
+#[test]
+fn what_is_cached_is_asked_for_without_a_coding() {
+    for (path, body) in [(CHAT, QUESTION), (EMBEDDINGS, INPUTS)] {
+        for accepted in [Some("gzip, br"), Some("*"), None] {
+            let layer = shared();
+            let (cache, mut provider) = upstream(&layer);
+            let _calling = start(&cache, accepting(path, accepted, body));
+            let (sent, _) = mock::arrived(&mut provider);
+            let sent: Vec<_> = sent.headers().get_all(ACCEPT_ENCODING).iter().collect();
+            assert_eq!(sent, ["identity"], "{path} {accepted:?}");
+        }
+    }
+}
+
+#[test]
+fn what_passes_the_cache_is_sent_as_the_caller_wrote_it() {
+    let layer = shared();
+    let (cache, mut provider) = upstream(&layer);
+    let request = post(CHAT).header("cache-control", "no-store");
+    let request = request.header(ACCEPT_ENCODING, "gzip, br");
+    let _calling = start(&cache, described(request, QUESTION));
+    let (sent, _) = mock::arrived(&mut provider);
+    assert_eq!(sent.headers()[ACCEPT_ENCODING], "gzip, br");
+}
+
+/// SDKs accept compression, all of them in their own way.
+#[test]
+fn callers_that_accept_different_codings_share_answers() {
+    let layer = shared();
+    let (cache, mut provider) = upstream(&layer);
+    let mut leader = start(&cache, question_accepting("gzip, deflate"));
+    let mut follower = start(&cache, question_accepting("br"));
+    answer(&mut provider, &WHOLE);
+    assert_eq!(frames(answered(&mut leader)), WHOLE);
+    assert_eq!(frames(answered(&mut follower)), WHOLE);
+    for accepted in ["gzip", "zstd", "identity"] {
+        assert!(found(&cache, question_accepting(accepted)).is_some());
+    }
+    assert_eq!(layer.handle().stats().collapsed, 1);
+}
+
+#[test]
+fn a_follower_gets_no_coding_that_it_did_not_ask_for() {
+    let layer = shared();
+    let (cache, mut provider) = upstream(&layer);
+    let mut leader = start(&cache, question_accepting("br"));
+    let mut follower = start(&cache, question());
+    let mut reads_it = start(&cache, question_accepting("gzip, br"));
+    let (_, send) = mock::arrived(&mut provider);
+    let sender = compressed(send);
+    sender.send("\u{1}\u{2}");
+    drop(sender);
+    let leader = answered(&mut leader);
+    assert_eq!(leader.headers()["content-encoding"], "br");
+    assert_eq!(frames(leader), ["\u{1}\u{2}"]);
+    let Poll::Ready(Err(error)) = follower.poll() else {
+        panic!("it cannot read the answer");
+    };
+    assert!(error.is::<FlightFailed>(), "{error}");
+    let reads_it = answered(&mut reads_it);
+    assert_eq!(reads_it.headers()["content-encoding"], "br");
+    assert_eq!(frames(reads_it), ["\u{1}\u{2}"]);
+    assert_eq!(layer.handle().stats().stored, 0);
+}
+
+#[test]
+fn no_caller_joins_an_answer_with_a_coding() {
+    for (path, body) in [(CHAT, QUESTION), (EMBEDDINGS, INPUTS)] {
+        let layer = shared();
+        let (cache, mut provider) = upstream(&layer);
+        let mut leader = start(&cache, accepting(path, Some("br"), body));
+        let (_, send) = mock::arrived(&mut provider);
+        let sender = compressed(send);
+        let leader = answered(&mut leader);
+        let later = start(&cache, accepting(path, Some("br"), body));
+        mock::arrived(&mut provider);
+        drop(later);
+        sender.send("\u{1}\u{2}");
+        drop(sender);
+        assert_eq!(frames(leader), ["\u{1}\u{2}"], "{path}");
+        assert!(found(&cache, accepting(path, None, body)).is_none());
+    }
+}
+
+/// A caller that asks for no coding gets its own answer all the same, as it would without a cache.
+#[test]
+fn a_caller_gets_the_answer_to_its_own_call_whatever_its_coding() {
+    let layer = shared();
+    let (cache, mut provider) = upstream(&layer);
+    let mut calling = start(&cache, question());
+    let (_, send) = mock::arrived(&mut provider);
+    let sender = compressed(send);
+    sender.send("\u{1}\u{2}");
+    drop(sender);
+    assert_eq!(frames(answered(&mut calling)), ["\u{1}\u{2}"]);
+}
