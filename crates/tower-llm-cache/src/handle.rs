@@ -144,7 +144,8 @@ impl CacheHandle {
     /// Removes all answers whose keys match a pattern, such as `ai:completion:claude*`; otherwise as
     /// [`invalidate`](Self::invalidate).
     ///
-    /// `*` stands for any characters and `?` for one. Models stand in keys percent-encoded. The whole memory is looked through,
+    /// `*` stands for any characters and `?` for one. Models stand in keys percent-encoded, and the
+    /// [`namespace`](crate::CacheBuilder::namespace) is not a part of them. The whole memory is looked through,
     /// and all keys in Redis, 512 at a time. Dropping the future leaves answers in Redis.
     ///
     /// # Errors
@@ -154,8 +155,7 @@ impl CacheHandle {
         self.remove(Target::Matching(pattern.to_owned())).await
     }
 
-    /// Removes all answers, from Redis those of all caches that share it, whatever their namespace, and all plain values of
-    /// this process; otherwise as [`invalidate_matching`](Self::invalidate_matching). It returns how many answers.
+    /// Removes all answers, from Redis those of all caches with the same namespace, and all plain values of this process; otherwise as [`invalidate_matching`](Self::invalidate_matching). It returns how many answers.
     ///
     /// # Errors
     ///

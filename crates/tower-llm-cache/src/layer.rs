@@ -101,7 +101,11 @@ impl CacheBuilder {
         self
     }
 
-    /// Separates the keys of this cache from those of others; empty unless set.
+    /// Separates the answers of this cache from those of others; empty unless set.
+    ///
+    /// In Redis, names are then `{namespace}:{key}`, the namespace percent-encoded. Removals, by pattern and of all, concern
+    /// this namespace alone, in Redis and in other processes. The [`CacheKey`](crate::CacheKey) itself, and so `cache-status` and
+    /// patterns, leave the namespace out.
     pub fn namespace(mut self, namespace: impl Into<Box<str>>) -> Self {
         self.keys.namespace = namespace.into();
         self
@@ -166,7 +170,11 @@ impl CacheBuilder {
         let counters = Arc::default();
         #[cfg(feature = "redis")]
         let second = match self.second {
-            Some(second) => Some(second.start(Option::clone(&memory), Arc::clone(&counters))?),
+            Some(second) => Some(second.start(
+                &self.keys.namespace,
+                Option::clone(&memory),
+                Arc::clone(&counters),
+            )?),
             None => None,
         };
         Ok(CacheLayer {

@@ -59,6 +59,7 @@ pub(crate) fn layer(
         .completions(completions)
         .embeddings(embeddings)
         .memory(memory)
+        .namespace(settings.namespace.as_deref().unwrap_or_default())
         .refresh_ahead(NonZeroU32::new(settings.refresh_per_minute).map(RefreshAhead::per_minute))
         .status_header(match settings.status {
             CacheStatus::Off => StatusHeader::Omitted,

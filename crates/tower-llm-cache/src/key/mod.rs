@@ -24,6 +24,8 @@ use std::{cell::Cell, fmt};
 use http::{HeaderName, Method, request::Parts};
 use tower_llm_core::{Call, Dialect, Operation};
 
+#[cfg(feature = "redis")]
+pub(crate) use self::name::encoded;
 use self::{
     buffer::Buffer,
     json::{Arena, Node},

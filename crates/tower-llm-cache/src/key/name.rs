@@ -26,12 +26,19 @@ const ENCODED: &AsciiSet = &CONTROLS
 
 const PREFIX: &str = "ai:";
 
+/// A part of a name, percent-encoded.
+#[cfg(feature = "redis")]
+pub(crate) fn encoded(part: &str) -> impl fmt::Display {
+    utf8_percent_encode(part, ENCODED)
+}
+
 /// The name of a cached answer: `ai:completion:{model}:{digest}`.
 ///
 /// The kind is `completion` for text, `embedding` for embeddings, and the operation's name for anything else. The model is
 /// percent-encoded, and empty if the call names none. The digest is 256 bits in lower-case hexadecimal.
 ///
-/// Requests with the same answer have the same key; it says nothing about the request but its kind and its model. Without a
+/// Requests with the same answer have the same key. In Redis, the namespace stands before it: see
+/// [`CacheBuilder::namespace`](crate::CacheBuilder::namespace). The key says nothing about the request but its kind and its model. Without a
 /// secret, a guessed request can be confirmed from its key.
 #[derive(Clone, Eq)]
 pub struct CacheKey {

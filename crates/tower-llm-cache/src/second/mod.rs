@@ -5,6 +5,7 @@
 
 mod envelope;
 mod look;
+mod names;
 mod removals;
 mod writer;
 
@@ -21,6 +22,7 @@ use tower_llm_redis::{Event, Redis, StoreError, Subscription};
 
 use self::{
     envelope::Codec,
+    names::Names,
     removals::Removals,
     writer::{Job, Writer},
 };
@@ -30,15 +32,13 @@ use crate::{
     shared::Counters, target::Target,
 };
 
-/// The channel on which processes tell each other what they have removed.
-const CHANNEL: &str = "tower-llm-cache";
-
 /// Answers below this size gain next to nothing from compression.
 const COMPRESS_ABOVE: usize = 2_048;
 
 /// The Redis, Valkey or Cluster in which answers are shared, and how they are stored there.
 ///
-/// An answer stands under its [`CacheKey`], `ai:completion:{model}:{digest}`, and expires by itself: after its time to live or
+/// An answer stands under its [`CacheKey`], `ai:completion:{model}:{digest}`, after the cache's
+/// [`namespace`](crate::CacheBuilder::namespace) if it has one, and expires by itself: after its time to live or
 /// up to 10 % earlier, so that answers that were stored together do not expire together.
 ///
 /// | setting | default |
@@ -56,6 +56,7 @@ pub struct SharedCache {
 /// The second tier of a cache.
 pub(crate) struct SecondTier {
     redis: Redis,
+    names: Names,
     codec: Arc<Codec>,
     writer: Writer,
     removals: Arc<Removals>,
@@ -93,6 +94,7 @@ impl SharedCache {
 
     pub(crate) fn start(
         self,
+        namespace: &str,
         memory: Option<Arc<dyn Store>>,
         counters: Arc<Counters>,
     ) -> Result<SecondTier, ConfigError> {
@@ -106,17 +108,20 @@ impl SharedCache {
         }
         let codec = Arc::new(Codec::new(self.secret.as_ref(), self.compress_above));
         let removals = Arc::new(Removals::new());
-        let subscription = self.redis.subscribe(CHANNEL);
+        let names = Names::new(namespace);
+        let subscription = self.redis.subscribe(names.channel());
         let listening = listen(subscription, memory, Arc::clone(&removals));
         let writer = Writer::start(
             &runtime,
             self.redis.clone(),
+            names.clone(),
             Arc::clone(&codec),
             Arc::clone(&removals),
             Arc::clone(&counters),
         );
         Ok(SecondTier {
             redis: self.redis,
+            names,
             codec,
             writer,
             removals,
@@ -141,8 +146,8 @@ impl fmt::Debug for SharedCache {
 impl SecondTier {
     /// Looks for an answer; none if Redis is unavailable, or what stands there is not one.
     pub(crate) async fn get(&self, key: &CacheKey) -> Option<Opened> {
-        let text = key.to_string();
-        let value = match self.redis.get(text.as_str()).await {
+        let name = self.names.of(key);
+        let value = match self.redis.get(name.as_str()).await {
             Ok(value) => value?,
             Err(_) => {
                 self.counters
@@ -151,7 +156,7 @@ impl SecondTier {
                 return None;
             }
         };
-        let opened = self.codec.open(&text, &value, unix_ms());
+        let opened = self.codec.open(&name, &value, unix_ms());
         if opened.is_none() {
             self.counters
                 .shared_unreadable
@@ -195,7 +200,7 @@ impl SecondTier {
         let removed = self.remove_from_redis(&target).await;
         // In any case: no other process is to serve it from its memory.
         let message = self.removals.message(&target);
-        let told = self.redis.publish(CHANNEL, message).await;
+        let told = self.redis.publish(&self.names.channel(), message).await;
         match removed.and_then(|shared| told.map(|()| shared)) {
             Ok(shared) => Ok(Removed { memory, shared }),
             Err(error) => Err(InvalidateError::new(memory, error)),
@@ -203,19 +208,20 @@ impl SecondTier {
     }
 
     async fn remove_from_redis(&self, target: &Target) -> Result<u64, StoreError> {
-        let pattern = match target {
-            Target::Key(key) => return self.redis.remove(vec![key.to_string()]).await,
-            Target::Matching(pattern) => escaped(pattern),
-            Target::All => "ai:*".to_owned(),
-        };
-        let mut pages = self.redis.scan(&pattern);
+        if let Target::Key(key) = target {
+            return self.redis.remove(vec![self.names.of(key)]).await;
+        }
+        let mut pages = self.redis.scan(&self.names.matching(target));
         let (mut removed, mut failed) = (0, None);
         while let Some(page) = pages.next().await {
             let result = match page {
-                Ok(mut keys) => {
+                Ok(mut names) => {
                     // The server knows more patterns than we do, and others may use keys that look like ours.
-                    keys.retain(|key| key.parse().is_ok_and(|key| target.is(&key)));
-                    self.redis.remove(keys).await
+                    names.retain(|name| {
+                        let key = self.names.parse(name);
+                        key.is_some_and(|key| target.is(&key))
+                    });
+                    self.redis.remove(names).await
                 }
                 Err(error) => Err(error),
             };
@@ -275,18 +281,6 @@ async fn listen(
     }
 }
 
-/// A pattern of ours as one of Redis, in which more characters mean something.
-fn escaped(pattern: &str) -> String {
-    let mut escaped = String::with_capacity(pattern.len());
-    for character in pattern.chars() {
-        if matches!(character, '[' | ']' | '\\') {
-            escaped.push('\\');
-        }
-        escaped.push(character);
-    }
-    escaped
-}
-
 /// Up to a tenth less.
 fn jittered(ttl: Duration) -> Duration {
     ttl.mul_f64(1.0 - fastrand::f64() / 10.0)
@@ -319,10 +313,5 @@ mod tests {
         assert!(all.iter().all(|&jittered| jittered <= ttl));
         assert!(all.iter().all(|jittered| jittered.as_secs() >= 900));
         assert!(all.iter().any(|&jittered| jittered != all[0]));
-    }
-
-    #[test]
-    fn only_stars_and_question_marks_mean_something() {
-        assert_eq!(escaped(r"a*b?[c]\d"), r"a*b?\[c\]\\d");
     }
 }

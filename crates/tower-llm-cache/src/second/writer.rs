@@ -19,7 +19,7 @@ use tokio::{
 };
 use tower_llm_redis::Redis;
 
-use super::{envelope::Codec, removals::Removals};
+use super::{envelope::Codec, names::Names, removals::Removals};
 use crate::{key::CacheKey, shared::Counters};
 
 /// Maximum number of answers that wait.
@@ -58,6 +58,7 @@ struct BytesPermit(Arc<AtomicUsize>, usize);
 /// What the task needs for each answer.
 struct Task {
     redis: Redis,
+    names: Names,
     codec: Arc<Codec>,
     removals: Arc<Removals>,
     counters: Arc<Counters>,
@@ -67,6 +68,7 @@ impl Writer {
     pub(super) fn start(
         runtime: &Handle,
         redis: Redis,
+        names: Names,
         codec: Arc<Codec>,
         removals: Arc<Removals>,
         counters: Arc<Counters>,
@@ -74,6 +76,7 @@ impl Writer {
         let (work, receiver) = mpsc::channel(WAITING);
         let task = Task {
             redis,
+            names,
             codec,
             removals,
             counters: Arc::clone(&counters),
@@ -141,10 +144,10 @@ impl Task {
     }
 
     async fn store(&self, job: Job, _permit: BytesPermit) {
-        let key = job.key.to_string();
+        let name = self.names.of(&job.key);
         let write = || {
             let record = &job.record;
-            self.codec.write(&key, record, job.stored_at_ms, job.ttl)
+            self.codec.write(&name, record, job.stored_at_ms, job.ttl)
         };
         let value = if self.removals.concern(&job.key, job.since) {
             None
@@ -152,7 +155,7 @@ impl Task {
             write()
         };
         let is_stored = match value {
-            Some(value) => self.redis.set(key, value, job.ttl).await.is_ok(),
+            Some(value) => self.redis.set(name, value, job.ttl).await.is_ok(),
             None => false,
         };
         count(if is_stored {

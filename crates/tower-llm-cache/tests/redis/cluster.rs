@@ -59,3 +59,27 @@ async fn a_dead_node_is_a_miss_for_its_keys_and_removals_say_so() {
         assert_eq!(keys, "0", "on node {node}");
     }
 }
+
+#[tokio::test]
+async fn all_of_a_cluster_is_cleared_of_one_namespace() {
+    let cluster = RedisCluster::start(3).await.unwrap();
+    let process = async |namespace| {
+        let shared = SharedCache::new(client(cluster.url()).await);
+        Process::of(builder(shared).namespace(namespace))
+    };
+    let (a, none) = (process("a").await, process("").await);
+    for n in 0..30 {
+        a.send(question_to(&format!("m{n}")).await).await;
+        none.send(question_to(&format!("m{n}")).await).await;
+    }
+    for process in [&a, &none] {
+        process.until(|stats| stats.shared_stored == 30).await;
+    }
+    assert_eq!(a.handle().clear().await.unwrap().shared, 30);
+    let fresh = process("").await;
+    for n in 0..30 {
+        let got = fresh.send(question_to(&format!("m{n}")).await).await;
+        assert!(got.is_hit(), "m{n}");
+    }
+    assert_eq!(none.handle().clear().await.unwrap().shared, 30);
+}

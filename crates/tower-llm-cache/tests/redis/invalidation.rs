@@ -126,3 +126,83 @@ async fn a_removal_can_be_spawned() {
     });
     assert_eq!(removing.await.unwrap().unwrap().shared, 0);
 }
+
+async fn in_namespace(server: &RedisServer, namespace: &str) -> Process {
+    let builder = builder(shared(server).await).namespace(namespace);
+    Process::of(builder)
+}
+
+#[tokio::test]
+async fn removals_concern_one_namespace_alone() {
+    let server = RedisServer::start().await.unwrap();
+    let names = ["", "a", "ai", "a:b*{c}"];
+    for namespace in names {
+        let one = in_namespace(&server, namespace).await;
+        assert!(!one.ask_and_store().await.is_hit(), "{namespace}");
+    }
+    let keys = async || {
+        let keys = server.command(&["KEYS", "*"]).await.unwrap();
+        let group = |key: &str| key.rsplit_once(':').unwrap().0.to_owned();
+        let mut keys: Vec<_> = keys.lines().map(group).collect();
+        keys.sort_unstable();
+        keys
+    };
+    let all = [
+        "a%3Ab%2A%7Bc%7D:ai:completion:gpt-5.4",
+        "a:ai:completion:gpt-5.4",
+        "ai:ai:completion:gpt-5.4",
+        "ai:completion:gpt-5.4",
+    ];
+    assert_eq!(keys().await, all);
+
+    let none = in_namespace(&server, "").await;
+    assert_eq!(
+        none.handle().invalidate_matching("*").await.unwrap().shared,
+        1
+    );
+    assert_eq!(keys().await, all[..3]);
+    none.ask_and_store().await;
+    assert_eq!(none.handle().clear().await.unwrap().shared, 1);
+    assert_eq!(keys().await, all[..3]);
+    // Patterns leave the namespace out.
+    let a = in_namespace(&server, "a").await;
+    for (pattern, removed) in [("a:*", 0), ("*gpt?5*", 1)] {
+        let all = a.handle().invalidate_matching(pattern).await.unwrap();
+        assert_eq!(all.shared, removed, "{pattern}");
+    }
+    let odd = in_namespace(&server, names[3]).await;
+    let key = odd.ask().await.key();
+    assert_eq!(odd.handle().invalidate(&key).await.unwrap().shared, 1);
+    assert_eq!(keys().await, ["ai:ai:completion:gpt-5.4"]);
+    let named_ai = in_namespace(&server, "ai").await;
+    assert_eq!(named_ai.handle().clear().await.unwrap().shared, 1);
+}
+
+#[tokio::test]
+async fn the_memory_of_another_namespace_keeps_its_answers() {
+    let server = RedisServer::start().await.unwrap();
+    let process = async |namespace: &str| {
+        let channel = format!("tower-llm-cache:{namespace}");
+        let builder = builder(shared(&server).await).namespace(namespace);
+        Process::subscribed_to(&server, &channel, builder).await
+    };
+    let (a, other_a, b) = (process("a").await, process("a").await, process("b").await);
+    a.ask_and_store().await;
+    a.send(question_to("fence").await).await;
+    assert_eq!(a.stats().entries, 2);
+    b.handle().clear().await.unwrap();
+    // Messages arrive in their order.
+    other_a
+        .handle()
+        .invalidate_matching("*fence*")
+        .await
+        .unwrap();
+    let from = Stopwatch::start();
+    while a.stats().entries > 1 {
+        assert!(from.elapsed() < PATIENCE, "it does not hear");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let before = a.stats().shared_hits;
+    assert!(a.ask().await.is_hit());
+    assert_eq!(a.stats().shared_hits, before);
+}

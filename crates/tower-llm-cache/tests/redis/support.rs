@@ -59,8 +59,8 @@ pub(crate) async fn client(url: impl Into<String>) -> Redis {
 }
 
 /// The processes that hear of removals.
-async fn subscribers(server: &RedisServer) -> u64 {
-    let words = ["PUBSUB", "NUMSUB", "tower-llm-cache"];
+async fn subscribers(server: &RedisServer, channel: &str) -> u64 {
+    let words = ["PUBSUB", "NUMSUB", channel];
     let reply = server.command(&words).await.unwrap();
     reply.split_whitespace().last().unwrap().parse().unwrap()
 }
@@ -82,10 +82,18 @@ impl Process {
 
     /// Starts a process, and waits for its subscription, which empties the memory when it connects.
     pub(crate) async fn subscribed(server: &RedisServer, builder: CacheBuilder) -> Self {
-        let before = subscribers(server).await;
+        Self::subscribed_to(server, "tower-llm-cache", builder).await
+    }
+
+    pub(crate) async fn subscribed_to(
+        server: &RedisServer,
+        channel: &str,
+        builder: CacheBuilder,
+    ) -> Self {
+        let before = subscribers(server, channel).await;
         let process = Self::of(builder);
         let from = Stopwatch::start();
-        while subscribers(server).await <= before {
+        while subscribers(server, channel).await <= before {
             assert!(from.elapsed() < PATIENCE, "it does not subscribe");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

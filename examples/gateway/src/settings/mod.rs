@@ -433,6 +433,10 @@ pub struct CacheSettings {
         hide_env_values = true
     )]
     pub secret: Option<Secret>,
+    /// Name before the keys of answers in Redis, so that gateways with different names share no answers and remove only their
+    /// own: `NAME:ai:completion:..`. Patterns leave it out [default: none].
+    #[arg(long = "cache-namespace", env = "CACHE_NAMESPACE", value_name = "NAME")]
+    pub namespace: Option<String>,
     /// File with calls to make after the start, so that their answers are in the cache: one JSON object a line, such as
     /// `{"caller": 1, "path": "/v1/embeddings", "body": {..}}`. An answer is cached for its caller: the number of a key in
     /// GATEWAY_KEYS or, instead of it, the `headers` that the caller sends. The calls cost money and count against limits.

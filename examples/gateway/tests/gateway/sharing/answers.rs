@@ -154,3 +154,30 @@ async fn while_redis_is_down_each_gateway_answers_from_memory() {
     assert!(is_hit(&ask(&gateway, "bob").await));
     assert_eq!(provider.counts().requests, 2);
 }
+
+#[tokio::test]
+async fn gateways_with_another_namespace_share_no_answers_and_remove_none() {
+    let (provider, redis) = start().await;
+    let admin = ["--admin-token", SECRET, "--admin-listen", "127.0.0.1:0"];
+    let one = sharing(&provider, &redis, &admin).await;
+    let flags = [&["--cache-namespace", "test"][..], &admin].concat();
+    let other = sharing(&provider, &redis, &flags).await;
+    for gateway in [&one, &other] {
+        assert!(!is_hit(&ask(gateway, "alice").await));
+        is_stored(gateway, 1.0).await;
+    }
+    let authorization = format!("authorization: Bearer {SECRET}\r\n");
+    let clear = async |gateway: &Running| {
+        let admin = gateway.admin.unwrap();
+        let answer = post(admin, "/admin/cache/clear", &authorization, "").await;
+        answer.json()["removed_from_redis"].clone()
+    };
+    assert_eq!(clear(&one).await, 1);
+    assert_eq!(keys(&redis).await, <[String; 0]>::default());
+    let left = redis
+        .command(&["KEYS", "test:ai:completion:m:*"])
+        .await
+        .unwrap();
+    assert_eq!(left.lines().count(), 1);
+    assert_eq!(clear(&other).await, 1);
+}
