@@ -4,6 +4,7 @@ mod answers;
 mod circuits;
 mod limits;
 mod outages;
+mod servers;
 mod start;
 
 use futures_util::future::join_all;

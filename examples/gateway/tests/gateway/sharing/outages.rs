@@ -1,4 +1,4 @@
-//! Redis or a gateway is killed.
+//! Redis is killed or frozen, or a gateway is killed.
 
 use std::{
     net::SocketAddr,
@@ -6,16 +6,20 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
+
+use futures_util::future::join_all;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     task::JoinSet,
 };
+use tower_llm_testkit::Stopwatch;
 
 use super::{CHAT, SECRET, admitted, sharing, start};
-use crate::support::{Binary, eventually, get, sample};
+use crate::support::{Binary, Running, eventually, get, post, sample};
 
 #[tokio::test]
 async fn while_redis_is_down_each_gateway_serves_its_part_of_the_limit() {
@@ -51,6 +55,67 @@ async fn while_redis_is_down_each_gateway_serves_its_part_of_the_limit() {
     }
     let admitted = admitted([&one, &other], "bob", 20).await;
     assert_eq!(admitted.iter().sum::<u64>(), 10, "{admitted:?}");
+}
+
+#[tokio::test]
+async fn a_frozen_redis_costs_its_timeout_once_and_not_for_each_call() {
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    /// For a hundred calls on a busy machine.
+    const MARGIN: Duration = Duration::from_secs(5);
+    let (provider, redis) = start().await;
+    let url = redis.url();
+    let flags = [
+        ["--redis-url", &url],
+        ["--redis-timeout", "1"],
+        ["--caller-secret", SECRET],
+        ["--ratelimit-caller-rpm", "1000"],
+        ["--ratelimit-openai-rpm", "1000"],
+        ["--cache-completions", "all"],
+    ]
+    .concat();
+    let gateway = Running::over(&provider, &flags).await;
+    let ask = async |number: usize| {
+        let body =
+            format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{number}"}}]}}"#);
+        let authorization = "authorization: Bearer alice\r\n";
+        let answer = post(gateway.addr, CHAT.0, authorization, &body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.headers["cache-status"]
+            .to_str()
+            .unwrap()
+            .contains("; hit")
+    };
+    let shared = |result| format!(r#"cache_shared_total{{result="{result}"}}"#);
+    ask(0).await;
+    eventually("it is stored", async || {
+        sample(gateway.addr, &shared("stored")).await == Some(1.0)
+    })
+    .await;
+
+    redis.freeze().unwrap();
+    let from = Stopwatch::start();
+    let hits = join_all((1..=50).map(ask)).await;
+    assert!(!hits.contains(&true));
+    for number in 51..=100 {
+        assert!(!ask(number).await);
+    }
+    let took = from.elapsed();
+    assert!(took < TIMEOUT + MARGIN, "{took:?}");
+    assert_eq!(provider.counts().requests, 101);
+    // From memory meanwhile.
+    assert!(ask(100).await);
+    assert_eq!(sample(gateway.addr, "redis_outages_total").await, Some(1.0));
+
+    redis.thaw().unwrap();
+    eventually("it is back", async || {
+        sample(gateway.addr, "redis_up").await == Some(1.0)
+    })
+    .await;
+    ask(101).await;
+    eventually("answers are stored again", async || {
+        sample(gateway.addr, &shared("stored")).await >= Some(2.0)
+    })
+    .await;
 }
 
 #[tokio::test]
