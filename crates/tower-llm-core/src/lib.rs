@@ -51,6 +51,7 @@
 
 #![warn(missing_docs)]
 
+mod answer;
 mod call;
 mod describe;
 mod dialect;
@@ -68,6 +69,7 @@ mod usage;
 mod watch;
 
 pub use self::{
+    answer::Answer,
     call::{Call, CallBuilder, Caller, Described, Operation, Provider},
     describe::{Describe, DescribeLayer, MAX_BODY_BYTES},
     dialect::Dialect,
@@ -83,7 +85,7 @@ pub use self::{
     request_body::RequestBody,
     served::{Served, TakenOver},
     usage::Usage,
-    watch::{Armed, Guard, Guarded, HttpBody, Unary, Unsent, Watch, Watched},
+    watch::{Armed, Cached, CachedGuard, Guard, Guarded, HttpBody, Unary, Unsent, Watch, Watched},
 };
 
 /// The layers' futures, for signatures that must name them.

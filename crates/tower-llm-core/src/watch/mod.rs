@@ -10,6 +10,7 @@
 
 mod armed;
 mod body;
+mod cached;
 mod future;
 mod lead;
 mod unsent;
@@ -21,7 +22,13 @@ use http::response::Parts;
 use http_body::Body;
 use tokio::time::Instant;
 
-pub use self::{armed::Armed, body::Watched, future::Guarded, unsent::Unsent};
+pub use self::{
+    armed::Armed,
+    body::Watched,
+    cached::{Cached, CachedGuard},
+    future::Guarded,
+    unsent::Unsent,
+};
 
 /// How the end of a response is detected: [`HttpBody`] for [`http::Response`], [`Unary`] for any other type.
 ///
@@ -116,7 +123,7 @@ pub struct HttpBody;
 
 /// Counts any response as the end of its call, and as a success.
 ///
-/// It reads no clock and knows no usage.
+/// It reads no clock and knows no usage. Around the cache of a typed service, use [`Cached`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unary;
 
