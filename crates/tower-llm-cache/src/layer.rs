@@ -7,8 +7,9 @@ use tower_llm_core::{ConfigError, Operation};
 #[cfg(feature = "redis")]
 use crate::SharedCache;
 use crate::{
-    Cache, CacheHandle, Memory, Policy, RefreshAhead, Scope, StatusHeader, flight::Flights,
-    items::Claims, key::KeySettings, policy::Policies, shared::Shared, values::Values,
+    Cache, CacheHandle, ClonedLayer, KeyContent, Memory, Policy, RefreshAhead, Scope, StatusHeader,
+    flight::Flights, items::Claims, key::KeySettings, policy::Policies, shared::Shared,
+    values::Values,
 };
 
 /// Answers repeated calls from memory, and makes one call of those that ask the same at the same time.
@@ -47,6 +48,19 @@ impl CacheLayer {
             #[cfg(feature = "redis")]
             second: None,
         }
+    }
+
+    /// The cache of a typed service: one whose request is a type of your own, and whose response is `Clone`.
+    ///
+    /// `content` returns what decides the answer to a request. The request also names its call ([`Described`](tower_llm_core::Described)); the answer is
+    /// cached by the policy for its operation, and a request without a call bypasses the cache. The layers that this makes share
+    /// scope, namespace, secret, memory and handle with this one. See [`ClonedLayer`].
+    #[must_use]
+    pub fn cloned<Req, R>(
+        &self,
+        content: impl Fn(&Req) -> KeyContent + Send + Sync + 'static,
+    ) -> ClonedLayer<Req, R> {
+        ClonedLayer::new(Arc::clone(&self.shared), content)
     }
 
     /// The handle, to read and to change what is stored.

@@ -33,6 +33,9 @@
 //! Responses say what happened in a `cache-status` header (RFC 9211), and the layer obeys these directives in a
 //! request's `cache-control`: `no-store`, `no-cache`, `max-age` and `only-if-cached`.
 //!
+//! [`CacheLayer::cloned`] caches the responses of a typed service: one whose request is a type of your own and whose response
+//! is `Clone`. [`ClonedLayer`] has an example.
+//!
 //! The [handle](CacheHandle) also caches [plain values](CacheHandle::value) beside answers, such as summaries.
 //!
 //! A [`Policy`] can serve an answer past its time while a new one is fetched, or instead of a failure, and renew the time of what
@@ -113,6 +116,7 @@
 
 mod assemble;
 mod body;
+mod cloned;
 mod coding;
 mod directives;
 mod error;
@@ -144,11 +148,12 @@ mod warm;
 
 pub use self::{
     body::CacheBody,
+    cloned::{Cloned, ClonedFuture, ClonedLayer},
     error::{FlightFailed, InvalidateError, NotCached},
     future::ResponseFuture,
     handle::{CacheHandle, CacheStats, Removed},
     headers::StatusHeader,
-    key::{Bypass, CacheKey, ParseKeyError, Scope},
+    key::{Bypass, CacheKey, KeyContent, ParseKeyError, Scope},
     latency::Latency,
     layer::{CacheBuilder, CacheLayer},
     memory::Memory,

@@ -189,7 +189,7 @@ impl Shared {
         // It was read just now, on the same thread.
         let now = lookup.asked_at;
         let (stored, age) = self.fresh(lookup, now)?;
-        let response = replay::response(&stored.record, lookup)?;
+        let response = replay::response(stored.record()?, lookup)?;
         stored.renew(now);
         let did = Did::Hit {
             age,
@@ -214,7 +214,7 @@ impl Shared {
     fn held(&self, lookup: &Lookup, now: Instant) -> Option<(Arc<Stored>, Duration)> {
         let Entry(stored) = self.memory.as_ref()?.get(lookup.asked.key.digest())?;
         let age = now.saturating_duration_since(stored.stored_at);
-        let is_wanted = lookup.directives.allows(age) && lookup.policy.serves(&stored.record);
+        let is_wanted = lookup.directives.allows(age) && lookup.policy.serves(stored.record()?);
         is_wanted.then_some((stored, age))
     }
 
@@ -303,7 +303,7 @@ impl Shared {
         if since >= within {
             return None;
         }
-        let mut response = replay::response(&stored.record, lookup)?;
+        let mut response = replay::response(stored.record()?, lookup)?;
         let did = Did::Stale { age, since };
         response.extensions_mut().insert(did);
         Some((did, response))

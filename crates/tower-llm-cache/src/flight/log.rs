@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 use tower_llm_core::{Served, TakenOver};
 
-use crate::{coding::is_readable, error::SharedError, headers::Did};
+use crate::{coding::is_readable, error::SharedError, headers::Did, memory::Value};
 
 /// An answer whose frames are smaller on average than this is too large if it has as many of them as fit into its cap.
 const FRAME_BYTES: usize = 16;
@@ -54,6 +54,8 @@ pub(crate) struct Head {
     pub(crate) found: Option<Did>,
     /// Whether a cache inside of this one says that it cost no call.
     pub(crate) served: Option<Served>,
+    /// The whole response, if it is not an HTTP one; then there are no frames.
+    pub(crate) value: Option<Value>,
 }
 
 /// A frame; trailers are seldom.
@@ -283,6 +285,7 @@ impl Log {
             headers: parts.headers,
             found: parts.extensions.remove(),
             served: parts.extensions.remove(),
+            value: parts.extensions.remove(),
         });
     }
 

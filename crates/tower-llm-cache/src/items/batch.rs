@@ -87,7 +87,7 @@ impl Batch {
         if ttl.is_zero() || !self.directives.allows(age) {
             return false;
         }
-        let Some(answer) = ItemAnswer::read(&stored.record) else {
+        let Some(answer) = stored.record().and_then(ItemAnswer::read) else {
             return false;
         };
         stored.renew(now);

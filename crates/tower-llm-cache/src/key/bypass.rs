@@ -28,7 +28,7 @@ pub enum Bypass {
     Background,
     /// The policy takes only requests that ask for determinism.
     NotDeterministic,
-    /// The request says `no-store`.
+    /// The request says `no-store`, or a typed one has no [content](crate::KeyContent::uncached).
     NoStore,
 }
 

@@ -18,6 +18,7 @@ mod place;
 mod policy;
 mod route;
 mod scope;
+mod typed;
 
 use std::{cell::Cell, fmt};
 
@@ -35,6 +36,7 @@ pub use self::{
     bypass::Bypass,
     name::{CacheKey, ParseKeyError},
     scope::Scope,
+    typed::KeyContent,
 };
 
 /// Changes when the bytes that are hashed do, so that no stored answer is found by a key that means something else.
@@ -152,7 +154,15 @@ impl KeySettings {
     fn write(&self, request: &Parts, call: &Call, out: &mut Buffer) -> Result<(), Bypass> {
         out.text(SCHEMA);
         out.text(&self.namespace);
-        self.scope.write(request, call, out)?;
+        self.scope
+            .write(call, |name| scope::only(&request.headers, name), out)?;
+        Self::write_call(call, out)?;
+        route::write(request, call, &self.headers, out);
+        Ok(())
+    }
+
+    /// Appends what the call is, whatever the type of its request.
+    fn write_call(call: &Call, out: &mut Buffer) -> Result<(), Bypass> {
         let provider = call.provider().as_str();
         out.text(provider);
         // The names of deployments are an account's own. Elsewhere a model is the same by every account.
@@ -169,7 +179,6 @@ impl KeySettings {
             Some(_) => return Err(Bypass::Operation),
         });
         out.optional(call.model());
-        route::write(request, call, &self.headers, out);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use http::{HeaderName, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tower_llm_core::{Call, Caller};
 
 use super::{buffer::Buffer, bypass::Bypass};
@@ -43,11 +43,11 @@ impl Scope {
         Self(Kind::Shared)
     }
 
-    /// Writes the scope of one request.
-    pub(super) fn write(
+    /// Writes the scope of one request, whose headers `header` returns.
+    pub(super) fn write<'a>(
         &self,
-        request: &Parts,
         call: &Call,
+        header: impl FnOnce(&HeaderName) -> Option<&'a [u8]>,
         out: &mut Buffer,
     ) -> Result<(), Bypass> {
         match &self.0 {
@@ -61,21 +61,24 @@ impl Scope {
                 out.text(caller);
             }
             Kind::Header(name) => {
-                // With two values, the upstream might take the other one.
-                let mut values = request.headers.get_all(name).iter();
-                let (Some(value), None) = (values.next(), values.next()) else {
-                    return Err(Bypass::NoCaller);
-                };
+                let value = header(name).unwrap_or_default();
                 if value.is_empty() {
                     return Err(Bypass::NoCaller);
                 }
                 out.text("header");
                 out.text(name.as_str());
-                out.bytes(value.as_bytes());
+                out.bytes(value);
             }
         }
         Ok(())
     }
+}
+
+/// The value of a header that has one: of two, the upstream might take the other.
+pub(super) fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next().filter(|_| values.next().is_none());
+    value.map(HeaderValue::as_bytes)
 }
 
 impl fmt::Debug for Scope {

@@ -4,6 +4,7 @@ mod fifo;
 mod moka;
 
 use std::{
+    any::Any,
     fmt,
     sync::{
         Arc,
@@ -41,7 +42,7 @@ pub(crate) struct Entry(pub(crate) Arc<Stored>);
 #[derive(Debug)]
 pub(crate) struct Stored {
     pub(crate) key: CacheKey,
-    pub(crate) record: Record,
+    pub(crate) content: Content,
     pub(crate) stored_at: Instant,
     /// The age up to which it is fresh, in nanoseconds; hits may raise it.
     fresh_for: AtomicU64,
@@ -53,6 +54,17 @@ pub(crate) struct Stored {
     hits: AtomicU32,
     is_renewed: AtomicBool,
 }
+
+/// What is stored of an answer.
+#[derive(Clone)]
+pub(crate) enum Content {
+    Record(Record),
+    /// The response of a typed service, and how many bytes it counts for.
+    Value(Value, usize),
+}
+
+/// A response of some type, to be cloned.
+pub(crate) type Value = Arc<dyn Any + Send + Sync>;
 
 /// Where answers are held.
 pub(crate) trait Store: Send + Sync + fmt::Debug {
@@ -149,14 +161,14 @@ impl Stored {
     /// An answer that is fresh up to the age `fresh_for`.
     pub(crate) fn new(
         key: CacheKey,
-        record: Record,
+        content: impl Into<Content>,
         stored_at: Instant,
         fresh_for: Duration,
         policy: &Policy,
     ) -> Self {
         Self {
             key,
-            record,
+            content: content.into(),
             stored_at,
             fresh_for: AtomicU64::new(nanos(fresh_for)),
             ttl: policy.ttl,
@@ -164,6 +176,14 @@ impl Stored {
             stale_for: policy.stale_for(),
             hits: AtomicU32::new(0),
             is_renewed: AtomicBool::new(false),
+        }
+    }
+
+    /// The record of an HTTP answer.
+    pub(crate) fn record(&self) -> Option<&Record> {
+        match &self.content {
+            Content::Record(record) => Some(record),
+            Content::Value(..) => None,
         }
     }
 
@@ -220,7 +240,27 @@ impl Entry {
     /// What it counts for.
     fn weight(&self) -> u64 {
         const OVERHEAD: u64 = 512;
-        OVERHEAD + self.0.record.bytes().len() as u64
+        let bytes = match &self.0.content {
+            Content::Record(record) => record.bytes().len(),
+            Content::Value(_, bytes) => *bytes,
+        };
+        OVERHEAD.saturating_add(bytes as u64)
+    }
+}
+
+impl From<Record> for Content {
+    fn from(record: Record) -> Self {
+        Self::Record(record)
+    }
+}
+
+/// Without the answer.
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Record(_) => "Record",
+            Self::Value(..) => "Value",
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panics")]
 
+mod cloned;
 mod encoding;
 mod faults;
 mod flights;
