@@ -69,10 +69,10 @@ mod stack;
 
 pub use tower_llm_core as core;
 pub use tower_llm_core::{
-    BoxError, Call, Caller, ClassifiedError, Completion, ConfigError, Deadline, DescribeLayer,
-    Described, Dialect, Failure, FinishReason, Guard, HttpBody, Key, KeyBy, OnEndLayer, Operation,
-    Outcome, Provider, Refusal, RefusalKind, RefusalLayer, RequestBody, TimedOut, TooLarge, Unary,
-    Usage, Watch,
+    Answer, BoxError, Cached, Call, Caller, ClassifiedError, Completion, ConfigError, Deadline,
+    DescribeLayer, Described, Dialect, Failure, FinishReason, Guard, HttpBody, Key, KeyBy,
+    OnEndLayer, Operation, Outcome, Provider, Refusal, RefusalKind, RefusalLayer, RequestBody,
+    Served, TimedOut, TooLarge, Unary, Usage, Watch,
 };
 
 #[cfg(feature = "redis")]
@@ -91,7 +91,7 @@ pub use tower_llm_bulkhead::{
 pub use tower_llm_cache::SharedCache;
 #[cfg(feature = "cache")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
-pub use tower_llm_cache::{self as cache, CacheHandle, CacheLayer, Policy, Scope};
+pub use tower_llm_cache::{self as cache, CacheHandle, CacheLayer, KeyContent, Policy, Scope};
 #[cfg(feature = "ratelimit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "ratelimit")))]
 pub use tower_llm_ratelimit::{

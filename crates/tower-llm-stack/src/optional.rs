@@ -11,12 +11,13 @@ use http::Response;
 use http_body_util::Either;
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
-use tower_llm_core::{BoxError, HttpBody, Unary};
+use tower_llm_core::{Answer, BoxError, Cached, HttpBody, Unary};
 
 /// A layer, or none, chosen at run time when the stack is built.
 ///
 /// Its service has one response type for both. `W` is the [`Watch`](tower_llm_core::Watch) of the layer: an HTTP response's body
-/// is one of two, and for [`Unary`] both are the same type already.
+/// is one of two, and for [`Unary`] both are the same type already. For [`Cached`] both are an [`Answer`], the cache's own
+/// layer included.
 #[derive(Clone, Copy, Debug)]
 pub struct Optional<L, W> {
     layer: Option<L>,
@@ -26,7 +27,7 @@ pub struct Optional<L, W> {
 /// How the two kinds of response become one; sealed.
 #[diagnostic::on_unimplemented(
     message = "an optional layer cannot be watched by `{Self}`",
-    note = "an `Option` of a layer works with `HttpBody` and `Unary`; leave the layer out by type otherwise"
+    note = "an `Option` of a layer works with `HttpBody`, `Unary` and `Cached(Unary)`; leave the layer out by type otherwise"
 )]
 pub trait Unify<On, Off> {
     /// The response of both.
@@ -60,6 +61,31 @@ impl<R> Unify<R, R> for Unary {
 
     fn off(response: R) -> R {
         response
+    }
+}
+
+impl<R> Unify<Answer<R>, Answer<R>> for Cached<Unary> {
+    type Response = Answer<R>;
+
+    fn on(response: Answer<R>) -> Answer<R> {
+        response
+    }
+
+    fn off(response: Answer<R>) -> Answer<R> {
+        response
+    }
+}
+
+/// The cache of a typed service: without it, each answer costs a call.
+impl<R> Unify<Answer<R>, R> for Cached<Unary> {
+    type Response = Answer<R>;
+
+    fn on(response: Answer<R>) -> Answer<R> {
+        response
+    }
+
+    fn off(response: R) -> Answer<R> {
+        Answer::new(response, None)
     }
 }
 

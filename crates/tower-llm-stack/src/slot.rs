@@ -7,6 +7,8 @@
 use std::marker::PhantomData;
 
 use tower_layer::{Identity, Layer};
+#[cfg(feature = "cache")]
+use tower_llm_core::Cached;
 use tower_llm_core::{DescribeLayer, HttpBody, RefusalLayer};
 
 use crate::optional::Optional;
@@ -203,6 +205,9 @@ impl<W> Member for tower_llm_bulkhead::BulkheadLayer<W> {}
 #[cfg(feature = "cache")]
 impl Member for tower_llm_cache::CacheLayer {}
 
+#[cfg(feature = "cache")]
+impl<Req, R> Member for tower_llm_cache::ClonedLayer<Req, R> {}
+
 #[cfg(feature = "ratelimit")]
 impl<W> Member for tower_llm_ratelimit::RateLimitLayer<W> {
     fn agree(&mut self, _: bool) -> bool {
@@ -223,9 +228,9 @@ impl Member for crate::adapters::tonic::ChannelLayer {}
 
 /// A slot that takes a layer, or an option of it.
 macro_rules! fill {
-    ($($feature:literal)? $position:ident: $layer:ty $(, $param:ident)?; $watch:ty) => {
+    ($($feature:literal)? $position:ident: $layer:ty $(, $param:ident)*; $watch:ty) => {
         $(#[cfg(feature = $feature)])?
-        impl$(<$param>)? Fill<at::$position> for $layer {
+        impl<$($param),*> Fill<at::$position> for $layer {
             type Layer = Self;
 
             fn into_layer(self) -> Self {
@@ -234,7 +239,7 @@ macro_rules! fill {
         }
 
         $(#[cfg(feature = $feature)])?
-        impl$(<$param>)? Fill<at::$position> for Option<$layer> {
+        impl<$($param),*> Fill<at::$position> for Option<$layer> {
             type Layer = Optional<$layer, $watch>;
 
             fn into_layer(self) -> Self::Layer {
@@ -256,6 +261,7 @@ impl Fill<at::Describe> for DescribeLayer {
 
 fill!("ratelimit" CallerRateLimit: tower_llm_ratelimit::RateLimitLayer<W>, W; W);
 fill!("cache" Cache: tower_llm_cache::CacheLayer; HttpBody);
+fill!("cache" Cache: tower_llm_cache::ClonedLayer<Req, R>, Req, R; Cached);
 fill!("breaker" Breaker: tower_llm_breaker::BreakerLayer<W>, W; W);
 fill!("ratelimit" ProviderRateLimit: tower_llm_ratelimit::RateLimitLayer<W>, W; W);
 fill!("bulkhead" Bulkhead: tower_llm_bulkhead::BulkheadLayer<W>, W; W);

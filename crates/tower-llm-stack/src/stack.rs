@@ -112,7 +112,8 @@ impl<L> StackBuilder<L> {
         self.set(layer)
     }
 
-    /// Answers repeated calls from memory, and shares calls in flight; takes a [`CacheLayer`](crate::CacheLayer).
+    /// Answers repeated calls from memory, and shares calls in flight; takes a [`CacheLayer`](crate::CacheLayer), or, for a typed
+    /// service, what [`CacheLayer::cloned`](crate::CacheLayer::cloned) returns.
     ///
     /// Its answers count as one request of the caller's limit and use no tokens. It needs a client that is `Clone`, and futures
     /// and bodies that are `Send` and own what they hold.

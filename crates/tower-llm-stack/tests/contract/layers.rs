@@ -253,7 +253,7 @@ pub(crate) fn model() -> CircuitId {
 
 impl Taken {
     /// The charges of both limits of a layer; what is charged must be missing from what remains.
-    fn of(handle: &RateLimitHandle) -> Self {
+    pub(crate) fn of(handle: &RateLimitHandle) -> Self {
         let stats = handle.stats();
         let [requests, tokens] = &*stats else {
             panic!("two limits: {stats:?}");

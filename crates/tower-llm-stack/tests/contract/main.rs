@@ -17,7 +17,7 @@
 //! | branch | once per call | each branch reserves and settles | each its own permit | each its own verdict |
 //!
 //! The first three rows are in `cached`, the last two in `attempts`; the three before them in `client_errors` and
-//! `throttled`.
+//! `throttled`. The first two are in `typed` too, for a service with types of its own.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -26,6 +26,7 @@ mod cached;
 mod client_errors;
 mod layers;
 mod throttled;
+mod typed;
 
 use std::time::Duration;
 
