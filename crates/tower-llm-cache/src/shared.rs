@@ -189,6 +189,12 @@ impl Shared {
         // It was read just now, on the same thread.
         let now = lookup.asked_at;
         let (stored, age) = self.fresh(lookup, now)?;
+        self.replay(lookup, &stored, age)
+    }
+
+    /// A stored answer as a response; `None` if it cannot be told for certain in the form that is asked for.
+    fn replay<B>(&self, lookup: &Lookup, stored: &Stored, age: Duration) -> Option<Hit<B>> {
+        let now = lookup.asked_at;
         let response = replay::response(stored.record()?, lookup)?;
         stored.renew(now);
         let did = Did::Hit {
@@ -199,7 +205,7 @@ impl Shared {
         Some(Hit {
             response: self.as_hit(did, lookup, response),
             is_due: refresh.is_some_and(|refresh| {
-                !lookup.directives.only_if_cached && refresh.is_due(&stored, now)
+                !lookup.directives.only_if_cached && refresh.is_due(stored, now)
             }),
         })
     }
@@ -240,21 +246,13 @@ impl Shared {
         lookup: Lookup,
         upstream: impl FnOnce() -> Pin<Box<dyn Drive>>,
     ) -> Boarding<B> {
-        let flight = lookup.flight();
         let looks = self.looks_first(&lookup);
         let is_still_open = looks || !lookup.policy.stale_if_error.is_zero();
-        let start = || self.start(&lookup, upstream());
-        let wants_new = lookup.directives.no_cache || lookup.directives.max_age.is_some();
-        let (participant, did) = if wants_new {
-            let leader = self.flights.start_alone(flight, start());
-            (leader, Did::Forwarded(Why::Request))
-        } else {
-            let stored = || self.hit(&lookup).map(|hit| hit.response);
-            match self.flights.join_or_start(flight, stored, start) {
-                Join::Leader(leader) => (leader, Did::Forwarded(Why::Miss)),
-                Join::Follower(follower) => (follower, Did::Collapsed(Why::Miss)),
-                Join::Stored(response) => return Boarding::Stored(response),
-            }
+        let (participant, did) = match self.join(&lookup, upstream) {
+            Join::Leader(leader) if lookup.wants_new() => (leader, Did::Forwarded(Why::Request)),
+            Join::Leader(leader) => (leader, Did::Forwarded(Why::Miss)),
+            Join::Follower(follower) => (follower, Did::Collapsed(Why::Miss)),
+            Join::Stored(response) => return Boarding::Stored(response),
         };
         let tally = Tally {
             counters: Arc::clone(&self.counters),
@@ -270,6 +268,46 @@ impl Shared {
             tally: Some(tally).filter(|_| is_still_open),
             ..Boarded::new(participant, did, self.status, key, timer)
         })
+    }
+
+    /// Joins the call in flight for the same answer, takes an answer that was stored just now, or makes the call.
+    fn join<B>(
+        self: &Arc<Self>,
+        lookup: &Lookup,
+        upstream: impl FnOnce() -> Pin<Box<dyn Drive>>,
+    ) -> Join<Response<CacheBody<B>>> {
+        let flight = lookup.flight();
+        let mut upstream = Some(upstream);
+        let mut start = || {
+            let upstream = upstream.take().expect("a flight is started once");
+            self.start(lookup, upstream())
+        };
+        if lookup.wants_new() {
+            return Join::Leader(self.flights.start_alone(flight, start()));
+        }
+        // An answer that was stored, and cannot be told in the form that is asked for.
+        let mut useless: Option<Arc<Stored>> = None;
+        loop {
+            let is_useless = |stored: &Arc<Stored>| {
+                let useless = useless.as_ref();
+                useless.is_some_and(|useless| Arc::ptr_eq(useless, stored))
+            };
+            // The table is locked meanwhile, so the answer is only taken. It is converted after that: a large one takes
+            // milliseconds.
+            let stored = || {
+                self.fresh(lookup, lookup.asked_at)
+                    .filter(|(stored, _)| !is_useless(stored))
+            };
+            let (stored, age) = match self.flights.join_or_start(flight, stored, &mut start) {
+                Join::Leader(leader) => return Join::Leader(leader),
+                Join::Follower(follower) => return Join::Follower(follower),
+                Join::Stored(stored) => stored,
+            };
+            match self.replay(lookup, &stored, age) {
+                Some(hit) => return Join::Stored(hit.response),
+                None => useless = Some(stored),
+            }
+        }
     }
 
     /// What a new flight for `lookup` needs.
@@ -518,6 +556,11 @@ impl Counters {
 impl Lookup {
     pub(crate) fn only_if_cached(&self) -> bool {
         self.directives.only_if_cached
+    }
+
+    /// Whether it wants an answer that was asked for now, and not one in flight.
+    fn wants_new(&self) -> bool {
+        self.directives.no_cache || self.directives.max_age.is_some()
     }
 
     fn flight(&self) -> FlightKey {

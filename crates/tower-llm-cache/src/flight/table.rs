@@ -74,6 +74,7 @@ impl Flights {
     ///
     /// A flight stores its answer before it leaves the table. So `stored` is asked while the table is known to have none, and
     /// an answer that came since the caller last looked is not paid for twice.
+    /// Both run with a part of the table locked, so they must be quick.
     pub(crate) fn join_or_start<T>(
         self: &Arc<Self>,
         key: FlightKey,

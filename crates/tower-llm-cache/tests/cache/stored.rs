@@ -297,6 +297,23 @@ fn a_stream_without_usage_does_not_serve_a_caller_that_does_not_stream() {
     assert!(found(&cache, with_usage()).is_some());
 }
 
+/// What is stored is of no use to them; their call is as good as any other.
+#[test]
+fn callers_that_a_stored_stream_does_not_serve_share_one_call() {
+    let layer = shared();
+    let (cache, mut provider) = upstream(&layer);
+    ask(&cache, &mut provider, question(), &WHOLE);
+    let mut leader = start(&cache, unstreamed());
+    let mut follower = start(&cache, unstreamed());
+    let (_, send) = mock::arrived(&mut provider);
+    mock::nothing_arrived(&mut provider);
+    object(send, &[r#"{"choices":[{"finish_reason":"stop"}]}"#]);
+    let leader = frames(answered(&mut leader));
+    assert_eq!(frames(answered(&mut follower)), leader);
+    let stats = layer.handle().stats();
+    assert_eq!((stats.misses, stats.collapsed, stats.hits), (2, 1, 0));
+}
+
 /// A caller that does not ask for the usage chunk does not get it; one that does is not served without.
 #[test]
 fn usage_is_replayed_to_those_that_ask_for_it() {
