@@ -482,8 +482,25 @@ impl Shared {
         policy: Policy,
         directives: Directives,
     ) -> Option<(u32, Fetched)> {
+        // Another caller may have fetched it since this one has looked into the memory.
+        if self.holds(&key, directives) {
+            return None;
+        }
         let fetched = self.fetch(&key, &policy, directives).await?;
         Some((item, fetched))
+    }
+
+    /// Whether there is a fresh answer in memory.
+    fn holds(&self, key: &CacheKey, directives: Directives) -> bool {
+        let found = self
+            .memory
+            .as_ref()
+            .and_then(|memory| memory.get(key.digest()));
+        found.is_some_and(|Entry(stored)| {
+            let now = Instant::now();
+            let age = now.saturating_duration_since(stored.stored_at);
+            now < stored.fresh_until() && directives.allows(age)
+        })
     }
 
     /// Looks into Redis for the answer to one call.
@@ -502,8 +519,8 @@ impl Shared {
         directives: Directives,
     ) -> Option<Fetched> {
         let second = self.second.as_ref()?;
-        let epoch = second.epoch();
-        let Opened { record, age, ttl } = second.get(key).await?;
+        let (epoch, opened) = second.get(key).await;
+        let Opened { record, age, ttl } = opened?;
         // Another process may store answers for longer than this one wants them.
         let ttl = ttl.min(policy.ttl).saturating_sub(age);
         if ttl.is_zero() || !directives.allows(age) || !policy.serves(&record) {

@@ -41,7 +41,7 @@ pub(super) struct Codec {
 }
 
 /// A value that can be trusted.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Opened {
     pub(crate) record: Record,
     /// At most the time to live.

@@ -1,10 +1,12 @@
 //! Answers that several processes share, in Redis.
 //!
-//! A look-up waits for Redis and is part of the flight, so that callers who ask the same make one. Everything else is done by
-//! two tasks of the layer: one stores answers, one hears of removals by other processes.
+//! A look-up waits for Redis. Those for the same answer at the same time are one: most are part of a flight, those for the
+//! items of a batch are shared here. Everything else is done by two tasks of the layer: one stores answers, one hears of
+//! removals by other processes.
 
 mod envelope;
 mod look;
+mod lookups;
 mod names;
 mod removals;
 mod writer;
@@ -22,6 +24,7 @@ use tower_llm_redis::{Event, Redis, StoreError, Subscription};
 
 use self::{
     envelope::Codec,
+    lookups::Lookups,
     names::Names,
     removals::Removals,
     writer::{Job, Writer},
@@ -57,6 +60,7 @@ pub struct SharedCache {
 pub(crate) struct SecondTier {
     redis: Redis,
     names: Names,
+    lookups: Lookups,
     codec: Arc<Codec>,
     writer: Writer,
     removals: Arc<Removals>,
@@ -122,6 +126,7 @@ impl SharedCache {
         Ok(SecondTier {
             redis: self.redis,
             names,
+            lookups: Lookups::default(),
             codec,
             writer,
             removals,
@@ -144,25 +149,16 @@ impl fmt::Debug for SharedCache {
 // === impl SecondTier ===
 
 impl SecondTier {
-    /// Looks for an answer; none if Redis is unavailable, or what stands there is not one.
-    pub(crate) async fn get(&self, key: &CacheKey) -> Option<Opened> {
-        let name = self.names.of(key);
-        let value = match self.redis.get(name.as_str()).await {
-            Ok(value) => value?,
-            Err(_) => {
-                self.counters
-                    .shared_failures
-                    .fetch_add(1, Ordering::Relaxed);
-                return None;
-            }
-        };
-        let opened = self.codec.open(&name, &value, unix_ms());
-        if opened.is_none() {
-            self.counters
-                .shared_unreadable
-                .fetch_add(1, Ordering::Relaxed);
-        }
-        opened
+    /// Looks for an answer; none if Redis is unavailable, or what stands there is not one. Returns the epoch in which the
+    /// look-up began, to ask later whether the answer [was removed](Self::was_removed) since.
+    pub(crate) async fn get(&self, key: &CacheKey) -> (u64, Option<Opened>) {
+        let epoch = self.removals.epoch();
+        let looking = self.lookups.join_or_start(*key.digest(), epoch, || {
+            let (redis, name) = (self.redis.clone(), self.names.of(key));
+            let (codec, counters) = (Arc::clone(&self.codec), Arc::clone(&self.counters));
+            async move { look(&redis, &name, &codec, &counters).await }
+        });
+        (epoch, looking.await)
     }
 
     /// Has an answer stored; does not wait.
@@ -174,11 +170,6 @@ impl SecondTier {
             ttl: jittered(ttl),
             since: self.removals.epoch(),
         });
-    }
-
-    /// What has been removed so far, to ask later [`was_removed`](Self::was_removed) since.
-    pub(crate) fn epoch(&self) -> u64 {
-        self.removals.epoch()
     }
 
     pub(crate) fn was_removed(&self, key: &CacheKey, since: u64) -> bool {
@@ -247,6 +238,18 @@ impl fmt::Debug for SecondTier {
             .field("redis", &self.redis)
             .finish_non_exhaustive()
     }
+}
+
+async fn look(redis: &Redis, name: &str, codec: &Codec, counters: &Counters) -> Option<Opened> {
+    let Ok(value) = redis.get(name).await else {
+        counters.shared_failures.fetch_add(1, Ordering::Relaxed);
+        return None;
+    };
+    let opened = codec.open(name, &value?, unix_ms());
+    if opened.is_none() {
+        counters.shared_unreadable.fetch_add(1, Ordering::Relaxed);
+    }
+    opened
 }
 
 /// Removes from memory what other processes have removed.

@@ -398,3 +398,39 @@ async fn an_old_answer_in_redis_renews_nothing() {
     let stats = one.stats();
     assert_eq!(one.calls(), stats.misses + stats.refreshes);
 }
+
+#[tokio::test]
+async fn callers_of_the_same_items_at_the_same_time_make_one_lookup_for_each() {
+    const CALLERS: usize = 50;
+    const ITEMS: usize = 20;
+    let server = RedisServer::start().await.unwrap();
+    let (one, two) = (Process::start(&server).await, Process::start(&server).await);
+    let batch = async |from: usize, to: usize| {
+        let inputs: Vec<_> = (from..to).map(|n| format!("text {n}")).collect();
+        let body = json!({"model": "sim-1", "input": inputs});
+        described(post("/v1/embeddings"), &body.to_string()).await
+    };
+    let first = one.send(batch(0, ITEMS).await).await;
+    one.until(|stats| stats.shared_stored == ITEMS as u64).await;
+    let before = commands(&server, "get").await;
+    let mut calls = Vec::new();
+    for _ in 0..CALLERS {
+        calls.push(two.call(batch(0, ITEMS).await));
+    }
+    // Some of the items, and some that are not stored.
+    calls.push(two.call(batch(ITEMS / 2, 2 * ITEMS).await));
+    let mut responses = join_all(calls).await;
+    assert_eq!(commands(&server, "get").await - before, 2 * ITEMS as u64);
+    assert_eq!(two.calls(), 1);
+    responses.pop().unwrap().unwrap();
+    for response in responses {
+        let got = read(response.unwrap()).await.unwrap();
+        assert!(got.is_hit(), "{got:?}");
+        let vectors = |got: &Got| {
+            let body: Value = serde_json::from_slice(&got.body()).unwrap();
+            body["data"].clone()
+        };
+        assert_eq!(vectors(&got), vectors(&first));
+    }
+    assert_eq!(two.stats().hits, CALLERS as u64);
+}
