@@ -181,14 +181,17 @@ impl SecondTier {
     pub(crate) async fn remove(
         &self,
         target: Target,
-        remove_from_memory: impl FnOnce(&Target) -> u64,
+        remove_from_memory: impl Fn(&Target) -> u64,
     ) -> Result<Removed, InvalidateError> {
         // Answers that wait to be stored are not, from here on.
         self.removals.note(target.clone());
-        let memory = remove_from_memory(&target);
+        let mut memory = remove_from_memory(&target);
         // Those on their way to Redis arrive before they are removed.
         self.writer.settled().await;
         let removed = self.remove_from_redis(&target).await;
+        // A look-up that began meanwhile may have read an answer before it was removed there.
+        self.removals.note(target.clone());
+        memory += remove_from_memory(&target);
         // In any case: no other process is to serve it from its memory.
         let message = self.removals.message(&target);
         let told = self.redis.publish(&self.names.channel(), message).await;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use tokio::join;
 use tower_llm_cache::SharedCache;
 use tower_llm_redis::Redis;
 use tower_llm_testkit::{Stopwatch, redis::RedisServer};
@@ -205,4 +207,23 @@ async fn the_memory_of_another_namespace_keeps_its_answers() {
     let before = a.stats().shared_hits;
     assert!(a.ask().await.is_hit());
     assert_eq!(a.stats().shared_hits, before);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_read_during_its_removal_does_not_stay_in_memory() {
+    let server = RedisServer::start().await.unwrap();
+    let one = Process::start(&server).await;
+    let two = Process::start(&server).await;
+    let key = one.ask_and_store().await.key();
+    // The removal has begun when the look-up is sent, which arrives in Redis first.
+    let mut removing = Box::pin(two.handle().invalidate(&key));
+    assert!(removing.as_mut().now_or_never().is_none());
+    let mut asking = Box::pin(two.call(question().await));
+    assert!(asking.as_mut().now_or_never().is_none());
+    let (removed, answered) = join!(removing, asking);
+    assert_eq!(removed.unwrap().shared, 1);
+    // It was there when the caller asked.
+    assert!(read(answered.unwrap()).await.unwrap().is_hit());
+    assert_eq!(two.stats().entries, 0);
+    assert!(two.cached().await.is_none());
 }
