@@ -95,10 +95,11 @@ impl CacheHandle {
     #[must_use]
     pub fn stats(&self) -> CacheStats {
         let counters = &self.shared.counters;
+        let hit_latency = counters.hit_latency.summary();
         let memory = self.shared.memory.as_ref();
         let size = memory.map(|memory| memory.size()).unwrap_or_default();
         CacheStats {
-            hits: counters.hits.load(Ordering::Relaxed),
+            hits: hit_latency.count,
             misses: counters.misses.load(Ordering::Relaxed),
             collapsed: counters.collapsed.load(Ordering::Relaxed),
             stored: counters.stored.load(Ordering::Relaxed),
@@ -120,7 +121,7 @@ impl CacheHandle {
             value_loads: self.shared.values.loads.load(Ordering::Relaxed),
             values: self.shared.values.len(),
             in_flight: (self.shared.flights.len() + self.shared.claims.calls()) as u64,
-            hit_latency: counters.hit_latency.summary(),
+            hit_latency,
             miss_latency: counters.miss_latency.summary(),
             bypassed: counters.bypassed().collect(),
         }

@@ -61,7 +61,6 @@ pub(crate) struct Shared {
 /// What has happened to requests.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    pub(crate) hits: AtomicU64,
     pub(crate) misses: AtomicU64,
     pub(crate) collapsed: AtomicU64,
     pub(crate) stored: AtomicU64,
@@ -77,7 +76,7 @@ pub(crate) struct Counters {
     pub(crate) shared_failures: AtomicU64,
     pub(crate) shared_unreadable: AtomicU64,
     bypassed: [AtomicU64; Bypass::ALL.len()],
-    /// Of `hits`, and of those of `misses` whose response headers have arrived.
+    /// Of all hits, which it counts, and of those of `misses` whose response headers have arrived.
     pub(crate) hit_latency: Histogram,
     pub(crate) miss_latency: Histogram,
 }
@@ -234,7 +233,6 @@ impl Shared {
         let key = Some(&lookup.asked.key);
         self.status.write(did, key, response.headers_mut());
         response.extensions_mut().insert(Served::Hit);
-        self.counters.hits.fetch_add(1, Ordering::Relaxed);
         let took = lookup.asked_at.elapsed();
         self.counters.hit_latency.record(took);
         response
@@ -675,14 +673,9 @@ impl Drop for Tally {
     fn drop(&mut self) {
         let counters = &*self.counters;
         let count = match self.did {
-            Did::Hit { .. } => {
-                counters.shared_hits.fetch_add(1, Ordering::Relaxed);
-                &counters.hits
-            }
-            Did::Stale { .. } => {
-                counters.stale.fetch_add(1, Ordering::Relaxed);
-                &counters.hits
-            }
+            // The timer counts it among the hits.
+            Did::Hit { .. } => &counters.shared_hits,
+            Did::Stale { .. } => &counters.stale,
             Did::Collapsed(_) => &counters.collapsed,
             Did::Forwarded(_) => &counters.misses,
         };

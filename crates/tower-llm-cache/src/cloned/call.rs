@@ -123,7 +123,6 @@ impl Shared {
             .downcast_ref::<R>()
             .filter(|_| now < stored.fresh_until())?;
         stored.renew(now);
-        self.counters.hits.fetch_add(1, Ordering::Relaxed);
         let took = now.saturating_duration_since(asked_at);
         self.counters.hit_latency.record(took);
         Some(response.clone())

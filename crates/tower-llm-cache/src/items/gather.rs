@@ -138,7 +138,6 @@ pub(crate) fn begin(
 /// The answer to a batch whose items were all stored.
 fn hit(shared: &Shared, batch: &Batch) -> Response<Vec<Bytes>> {
     let counters = &shared.counters;
-    counters.hits.fetch_add(1, Ordering::Relaxed);
     if batch.is_shared() {
         counters.shared_hits.fetch_add(1, Ordering::Relaxed);
     }
