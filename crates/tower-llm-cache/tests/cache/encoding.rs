@@ -1,9 +1,10 @@
 //! Content codings: the cache asks for none, since it reads what it stores.
 
-use std::task::Poll;
+use std::{num::NonZeroU32, task::Poll, time::Duration};
 
 use http::{Response, header::ACCEPT_ENCODING};
-use tower_llm_cache::FlightFailed;
+use tokio::{task::yield_now, time::advance};
+use tower_llm_cache::{CacheLayer, FlightFailed, Policy, RefreshAhead, Scope};
 use tower_llm_testkit::mock::{self, Upstream};
 use tower_test::mock::SendResponse;
 
@@ -44,6 +45,30 @@ fn what_is_cached_is_asked_for_without_a_coding() {
             let sent: Vec<_> = sent.headers().get_all(ACCEPT_ENCODING).iter().collect();
             assert_eq!(sent, ["identity"], "{path} {accepted:?}");
         }
+    }
+}
+
+/// The call is made for the cache, by a caller's request.
+#[tokio::test(start_paused = true)]
+async fn what_is_renewed_is_asked_for_without_a_coding() {
+    let ttl = Duration::from_secs(60);
+    let policy = Policy::completions().ttl(ttl);
+    let builder = || CacheLayer::builder(Scope::shared());
+    let ahead = RefreshAhead::per_minute(NonZeroU32::MIN);
+    let before = builder().completions(policy).refresh_ahead(ahead);
+    let after = builder().completions(policy.stale_while_revalidate(ttl));
+    for (builder, asked_at) in [(before, 57), (after, 61)] {
+        let layer = builder.build().unwrap();
+        let (cache, mut provider) = upstream(&layer);
+        ask(&cache, &mut provider, question_accepting("gzip"), &WHOLE);
+        advance(Duration::from_secs(asked_at)).await;
+        for _ in 0..3 {
+            let hit = found(&cache, question_accepting("gzip")).expect("it is served meanwhile");
+            assert_eq!(frames(hit), WHOLE);
+        }
+        yield_now().await;
+        let (sent, _) = mock::arrived(&mut provider);
+        assert_eq!(sent.headers()[ACCEPT_ENCODING], "identity", "{asked_at} s");
     }
 }
 
