@@ -5,7 +5,7 @@ use tower_layer::Layer;
 use tower_llm_core::{ConfigError, HttpBody, KeyBy};
 
 use crate::{
-    Breaker, BreakerHandle, Force, SlowCalls,
+    Breaker, BreakerGate, BreakerHandle, Force, SlowCalls,
     circuit::MOST_PROBES,
     event::Events,
     policy::Policy,
@@ -499,8 +499,8 @@ impl<S, W: Clone> Layer<S> for BreakerLayer<W> {
     type Service = Breaker<S, W>;
 
     fn layer(&self, inner: S) -> Breaker<S, W> {
-        let board = Arc::clone(&self.board);
-        Breaker::new(inner, board, self.ignores_throttled, self.watch.clone())
+        let gate = BreakerGate::new(Arc::clone(&self.board), self.ignores_throttled);
+        Breaker::new(inner, gate, self.watch.clone())
     }
 }
 

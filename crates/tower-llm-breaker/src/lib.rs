@@ -102,14 +102,13 @@
 mod circuit;
 mod error;
 mod event;
-mod future;
+mod gate;
 mod group;
 mod guard;
 mod handle;
 mod layer;
 mod policy;
 mod route;
-mod service;
 #[cfg(feature = "redis")]
 mod shared;
 mod state;
@@ -122,11 +121,10 @@ pub use self::shared::SharedCircuits;
 pub use self::{
     error::CircuitOpen,
     event::{Event, EventKind, EventReceiver, Reason},
-    future::ResponseFuture,
+    gate::{Breaker, BreakerGate, ResponseFuture},
     guard::BreakerGuard,
     handle::{BreakerHandle, CircuitStats},
     layer::{BreakerBuilder, BreakerLayer},
     policy::SlowCalls,
-    service::Breaker,
     state::{CircuitId, Force, Scope, State},
 };

@@ -4,8 +4,8 @@ use tower_layer::Layer;
 use tower_llm_core::{ConfigError, Described, HttpBody, Key, KeyBy, Registry};
 
 use crate::{
-    Adaptive, Bulkhead, BulkheadHandle, Priority, ReleaseAt, ReserveLayer, Weigh,
-    permit::{Admission, Permit, Ticket},
+    Adaptive, Bulkhead, BulkheadGate, BulkheadHandle, Priority, ReleaseAt, ReserveLayer, Weigh,
+    permit::{Entered, Permit, Ticket},
     permits::{GlobalPermits, MAX_LIMIT, Permits, Tenant, Wanted},
     priority::{ByPriority, PriorityBy},
 };
@@ -290,16 +290,17 @@ impl<S, W: Clone> Layer<S> for BulkheadLayer<W> {
     type Service = Bulkhead<S, W>;
 
     fn layer(&self, inner: S) -> Bulkhead<S, W> {
-        Bulkhead::new(inner, Arc::clone(&self.shared), self.watch.clone())
+        let gate = BulkheadGate::new(Arc::clone(&self.shared));
+        Bulkhead::new(inner, gate, self.watch.clone())
     }
 }
 
 impl Shared {
     /// Takes permits for `request`, or joins the queue.
-    pub(crate) fn admit(&self, request: &dyn Described) -> Admission {
+    pub(crate) fn enter(&self, request: &dyn Described) -> Entered {
         let weight = self.weigh.weight(request.call().as_deref());
         match Permit::try_acquire(self.permits.get(request), weight) {
-            Ok(permit) => Admission::Admitted(permit),
+            Ok(permit) => Entered::Admitted(permit),
             Err(permits) => {
                 let wanted = self.wanted(request, weight);
                 // No task polls yet; the first poll of the future registers its waker.

@@ -70,26 +70,24 @@
 
 mod adaptive;
 mod error;
-mod future;
+mod gate;
 mod handle;
 mod layer;
 mod permit;
 mod permits;
 mod priority;
 mod reserve;
-mod service;
 mod silence;
 mod weigh;
 
 pub use self::{
     adaptive::Adaptive,
     error::{BulkheadFull, LimitOf},
-    future::ResponseFuture,
+    gate::{Bulkhead, BulkheadGate, ResponseFuture},
     handle::{BulkheadHandle, GlobalStats, KeyStats},
     layer::{BulkheadBuilder, BulkheadLayer},
     permit::{BulkheadGuard, ReleaseAt},
     priority::Priority,
     reserve::{Reserve, ReserveFuture, ReserveLayer},
-    service::Bulkhead,
     weigh::Weigh,
 };

@@ -48,7 +48,7 @@ pub(crate) struct Ticket {
 
 /// How a call is admitted.
 #[derive(Debug)]
-pub(crate) enum Admission {
+pub(crate) enum Entered {
     Admitted(Permit),
     Waiting(Ticket),
     Full(Box<BulkheadFull>),
@@ -113,20 +113,20 @@ impl Drop for Permit {
 
 impl Ticket {
     /// Joins the queue for a permit.
-    pub(crate) fn join(permits: Shared, wanted: Wanted, waker: &Waker) -> Admission {
+    pub(crate) fn join(permits: Shared, wanted: Wanted, waker: &Waker) -> Entered {
         match Permits::join(&permits, &wanted, waker) {
-            Joined::Admitted(overtook) => Admission::Admitted(Permit {
+            Joined::Admitted(overtook) => Entered::Admitted(Permit {
                 permits,
                 weight: wanted.weight,
                 overtook,
             }),
-            Joined::Waiting(number) => Admission::Waiting(Self {
+            Joined::Waiting(number) => Entered::Waiting(Self {
                 permits,
                 wanted,
                 number: Some(number),
                 _unsent: Unsent::new(),
             }),
-            Joined::Full(limit_of) => Admission::Full(full(&permits, limit_of, &wanted)),
+            Joined::Full(limit_of) => Entered::Full(full(&permits, limit_of, &wanted)),
         }
     }
 

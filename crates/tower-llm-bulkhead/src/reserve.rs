@@ -11,7 +11,7 @@ use tower_service::Service;
 
 use crate::{
     BulkheadGuard, ReleaseAt,
-    permit::{Admission, Permit, Ticket},
+    permit::{Entered, Permit, Ticket},
     permits::{Permits, Shared, Wanted},
 };
 
@@ -130,9 +130,9 @@ impl Reservation {
             Err(permits) => permits,
         };
         match Ticket::join(permits, wanted, cx.waker()) {
-            Admission::Admitted(permit) => Self::Held(permit),
-            Admission::Waiting(ticket) => Self::Waiting(ticket),
-            Admission::Full(_) => unreachable!("no queue is that long"),
+            Entered::Admitted(permit) => Self::Held(permit),
+            Entered::Waiting(ticket) => Self::Waiting(ticket),
+            Entered::Full(_) => unreachable!("no queue is that long"),
         }
     }
 

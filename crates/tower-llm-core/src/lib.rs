@@ -56,6 +56,7 @@ mod call;
 mod describe;
 mod dialect;
 mod error;
+mod gate;
 mod key;
 mod on_end;
 mod oneshot;
@@ -76,6 +77,7 @@ pub use self::{
     error::{
         BoxError, ClassifiedError, ConfigError, Deadline, Refusal, RefusalKind, TimedOut, TooLarge,
     },
+    gate::{Admission, Both, Entry, Gate, Gated, GatedFuture, Wait},
     key::{Key, KeyBy},
     on_end::{OnEnd, OnEndGuard, OnEndLayer},
     oneshot::Oneshot,

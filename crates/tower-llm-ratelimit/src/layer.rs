@@ -4,7 +4,7 @@ use tower_layer::Layer;
 use tower_llm_core::{ConfigError, Described, HttpBody, KeyBy, Registry};
 
 use crate::{
-    CutShort, Headers, Limit, RateLimit, RateLimitHandle, Reserve,
+    CutShort, Headers, Limit, RateLimit, RateLimitGate, RateLimitHandle, Reserve,
     cost::Pricing,
     engine::Engine,
     group::{CheckedLimit, Clock, LimitGroup, Policy},
@@ -102,7 +102,8 @@ impl<S, W: Clone> Layer<S> for RateLimitLayer<W> {
     type Service = RateLimit<S, W>;
 
     fn layer(&self, inner: S) -> RateLimit<S, W> {
-        RateLimit::new(inner, Arc::clone(&self.engine), self.watch.clone())
+        let gate = RateLimitGate::new(Arc::clone(&self.engine));
+        RateLimit::new(inner, gate, self.watch.clone())
     }
 }
 

@@ -65,7 +65,7 @@ mod cost;
 mod demand;
 mod engine;
 mod error;
-mod future;
+mod gate;
 mod group;
 mod handle;
 mod headers;
@@ -83,7 +83,6 @@ mod provider_budget;
 mod provider_headers;
 mod queue;
 mod reservation;
-mod service;
 #[cfg(feature = "redis")]
 mod shared;
 #[cfg_attr(
@@ -98,13 +97,12 @@ pub use self::{
     attempt::StoreFallback,
     cost::{CutShort, Reserve},
     error::{ExceedsLimit, RateLimited},
-    future::ResponseFuture,
+    gate::{RateLimit, RateLimitGate, ResponseFuture},
     handle::{KeyStats, LimitStats, RateLimitHandle},
     headers::Headers,
     layer::{RateLimitBuilder, RateLimitLayer},
     limit::{Limit, LimitBuilder, Unit},
     reservation::Reservation,
-    service::RateLimit,
 };
 
 #[cfg(feature = "redis")]

@@ -98,7 +98,7 @@ impl Waiting {
     }
 
     /// Ready when the call is admitted, or can no longer be.
-    pub(crate) fn poll(
+    pub(crate) fn poll_admitted(
         &mut self,
         cx: &mut Context<'_>,
         request: &dyn Described,

@@ -1,0 +1,128 @@
+//! Layers that decide on calls before these are sent.
+//!
+//! A [`Gate`] decides on one call: it admits it, has it wait, or refuses it. [`Gated`] is the service around a gate, and its
+//! future the only one: a layer that admits calls is a gate and nothing else. Gates compose: a pair of gates is a gate, and
+//! so is an `Option` of one. A pair admits outermost first, holds both guards, and watches the response once.
+//!
+//! # Costs
+//!
+//! A call that is admitted at once allocates nothing here. Its description is looked up once, and the clock is read at most
+//! once, for all gates of a service together. A call that waits, or is refused, is boxed.
+//!
+//! # Drops
+//!
+//! A guard ends on every path, once. A caller that leaves while its call waits ends the guards that hold it as
+//! [`Outcome::Refused`](crate::Outcome::Refused): nothing was sent, so everything is given back.
+
+mod future;
+mod pair;
+mod service;
+
+use std::{
+    borrow::Cow,
+    cell::OnceCell,
+    fmt,
+    task::{Context, Poll},
+};
+
+use tokio::time::Instant;
+
+pub use self::{future::GatedFuture, pair::Both, service::Gated};
+use crate::{BoxError, Call, Described, Guard};
+
+/// Decides on calls.
+///
+/// Clones share their state.
+pub trait Gate: Clone + Send + 'static {
+    /// What an admitted call holds until it ends.
+    type Guard: Guard + Send + 'static;
+
+    /// Decides on a call, without waiting.
+    fn admit(&self, entry: &Entry<'_>) -> Admission<Self::Guard>;
+}
+
+/// The decision on a call.
+pub enum Admission<G> {
+    /// The call is sent.
+    Admitted(G),
+    /// The call is sent or refused later.
+    Waits(Box<dyn Wait<G>>),
+    /// The call is not sent.
+    Refused(BoxError),
+}
+
+/// A call that waits to be admitted. Dropping it gives up what it waits for.
+pub trait Wait<G>: Send {
+    /// Ready when the call is admitted, or refused.
+    ///
+    /// # Errors
+    ///
+    /// The refusal.
+    fn poll(&mut self, entry: &Entry<'_>, cx: &mut Context<'_>) -> Poll<Result<G, BoxError>>;
+}
+
+/// A call at the gates.
+pub struct Entry<'a> {
+    request: &'a dyn Described,
+    call: Option<Cow<'a, Call>>,
+    reports_usage: bool,
+    now: OnceCell<Instant>,
+}
+
+impl<'a> Entry<'a> {
+    /// A call that begins now. `reports_usage` is that of the [`Watch`](crate::Watch) that its response will have.
+    pub fn new(request: &'a dyn Described, reports_usage: bool) -> Self {
+        Self {
+            request,
+            call: request.call(),
+            reports_usage,
+            now: OnceCell::new(),
+        }
+    }
+
+    /// What is known of the call.
+    #[must_use]
+    pub fn call(&self) -> Option<&Call> {
+        self.call.as_deref()
+    }
+
+    /// Whether the response can say what its call used.
+    #[must_use]
+    pub fn reports_usage(&self) -> bool {
+        self.reports_usage
+    }
+
+    /// The time, read by the first gate that asks for it and the same for all.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        *self.now.get_or_init(Instant::now)
+    }
+}
+
+impl Described for Entry<'_> {
+    fn call(&self) -> Option<Cow<'_, Call>> {
+        self.call.as_deref().map(Cow::Borrowed)
+    }
+
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        self.request.header(name)
+    }
+}
+
+impl<G> fmt::Debug for Admission<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Admitted(_) => "Admitted",
+            Self::Waits(_) => "Waits",
+            Self::Refused(_) => "Refused",
+        })
+    }
+}
+
+impl fmt::Debug for Entry<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry")
+            .field("call", &self.call)
+            .finish_non_exhaustive()
+    }
+}
