@@ -38,8 +38,9 @@
 //!
 //! The [handle](CacheHandle) also caches [plain values](CacheHandle::value) beside answers, such as summaries.
 //!
-//! A [`Policy`] can serve an answer past its time while a new one is fetched, or instead of a failure, and renew the time of what
-//! keeps being asked for. All three are off unless set.
+//! A [`Policy`] can serve an answer past its time while a new one is fetched, or instead of a failure, and extend the life of an
+//! answer with each hit. [`RefreshAhead`] fetches a new answer before the old one expires, for what is asked for most, within a
+//! budget of calls. All four are off unless set.
 //!
 //! # What it does not do
 //!
