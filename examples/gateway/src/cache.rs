@@ -34,6 +34,10 @@ pub(crate) fn layer(
         .stale_while_revalidate(settings.stale_while_revalidate.unwrap_or_default())
         .stale_if_error(settings.stale_if_error.unwrap_or_default())
         .join_frames(JOINED_BYTES);
+    let completions = match settings.finish_abandoned {
+        true => completions.finish_abandoned(),
+        false => completions,
+    };
     let completions = match settings.completions {
         CacheCompletions::All => Some(completions),
         CacheCompletions::Deterministic => Some(completions.deterministic_only()),

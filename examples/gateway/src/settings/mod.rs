@@ -396,6 +396,16 @@ pub struct CacheSettings {
         default_value_t = 0
     )]
     pub refresh_per_minute: u32,
+    /// Whether a completion that its caller has left is read to its end and stored, for callers that ask again.
+    #[arg(
+        long = "cache-finish-abandoned",
+        env = "CACHE_FINISH_ABANDONED",
+        value_name = "SWITCH",
+        default_value = "off",
+        action = clap::ArgAction::Set,
+        value_parser = switch
+    )]
+    pub finish_abandoned: bool,
     /// Memory for all answers, in bytes. The least recently used answers are evicted first.
     #[arg(long = "cache-max-bytes", env = "CACHE_MAX_BYTES", value_name = "BYTES", default_value_t = 256 << 20, value_parser = amount)]
     pub max_bytes: u64,

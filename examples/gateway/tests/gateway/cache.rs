@@ -5,7 +5,7 @@ use std::time::Duration;
 use gateway::{Gateway, Settings};
 use tower_llm_testkit::{Behavior, Fault, SimulatedProvider};
 
-use crate::support::{Answer, Connection, Running, get, post};
+use crate::support::{Answer, Connection, Running, eventually, get, post};
 
 const CHAT: &str = "/v1/chat/completions";
 const STREAM: &str = r#"{"model":"m","temperature":0,"stream":true,"stream_options":{"include_usage":true},"messages":[{"role":"user","content":"Why?"}]}"#;
@@ -156,6 +156,29 @@ async fn a_stale_answer_is_served_if_the_provider_fails() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     assert!(status(&stale).starts_with("tower-llm-cache; hit; ttl=-"));
+}
+
+#[tokio::test]
+async fn an_answer_that_its_caller_has_left_is_finished_if_set() {
+    let provider = provider().await;
+    let behavior = Behavior::new().output_tokens(20);
+    provider.set(behavior.gap(Duration::from_millis(20)));
+    let gateway = Running::over(&provider, &["--cache-finish-abandoned", "on"]).await;
+    let mut caller = Connection::open(gateway.addr).await;
+    let headers = "authorization: Bearer alice\r\n";
+    caller.send("POST", CHAT, headers, STREAM).await;
+    caller.head(false).await.unwrap();
+    drop(caller);
+    eventually("the answer is whole", async || {
+        provider.counts().finished == 1
+    })
+    .await;
+    eventually("it is stored", async || {
+        status(&ask(&gateway, "alice", CHAT, STREAM).await).starts_with("tower-llm-cache; hit")
+    })
+    .await;
+    let counts = provider.counts();
+    assert_eq!((counts.requests, counts.closed_by_caller), (1, 0));
 }
 
 #[tokio::test]
