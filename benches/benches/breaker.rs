@@ -48,12 +48,13 @@ use tower::{
     limit::{ConcurrencyLimitLayer, RateLimitLayer as TowerRateLimitLayer},
     service_fn,
 };
-use tower_llm_breaker::{BreakerBuilder, BreakerLayer, CircuitId, State};
-use tower_llm_bulkhead::BulkheadLayer;
+use tower_llm_breaker::{BreakerBuilder, BreakerGate, BreakerLayer, CircuitId, State};
+use tower_llm_bulkhead::{BulkheadGate, BulkheadLayer};
 use tower_llm_core::{
-    Call, Completion, Described, Guard, HttpBody, Key, KeyBy, Operation, Provider, Unary, Watch,
+    Call, Completion, Described, Gated, Guard, HttpBody, Key, KeyBy, Operation, Provider, Unary,
+    Watch,
 };
-use tower_llm_ratelimit::{Limit, RateLimitBuilder, RateLimitLayer};
+use tower_llm_ratelimit::{Limit, RateLimitBuilder, RateLimitGate, RateLimitLayer};
 use tower_resilience_circuitbreaker::{
     CircuitBreakerConfigBuilder, CircuitBreakerLayer, SlidingWindowType,
 };
@@ -347,6 +348,18 @@ fn three(suite: &mut Suite) {
     suite.subject(&case, "ours, as they ship", || {
         answered(shipped.clone(), described)
     });
+    let one = one_gate(service, three_of_one(Unary), Unary);
+    suite.subject(&case, "ours as one gate, one key", || {
+        answered(one.clone(), plain)
+    });
+    let by_provider = one_gate(service, three_by_provider(Unary), Unary);
+    suite.subject(&case, "ours as one gate, by provider", || {
+        answered(by_provider.clone(), described)
+    });
+    let shipped = one_gate(service, three_as_they_ship(Unary), Unary);
+    suite.subject(&case, "ours as one gate, as they ship", || {
+        answered(shipped.clone(), described)
+    });
 
     let limit = tower_resilience_ratelimiter::RateLimiterLayer::builder()
         .limit_for_period(usize::MAX)
@@ -388,6 +401,7 @@ fn three_http(suite: &mut Suite) {
         ("one key", short[0], long[0]),
         ("by provider", short[1], long[1]),
         ("as they ship", short[2], long[2]),
+        ("as they ship, as one gate", short[3], long[3]),
     ] {
         if let (Some(short), Some(long)) = (short, long) {
             let frame = (long - short) / (many - few);
@@ -397,8 +411,8 @@ fn three_http(suite: &mut Suite) {
     }
 }
 
-/// What reads the stream, and around it the three of one key, by provider, and as they ship.
-fn http(suite: &mut Suite, case: &Case, frames: &'static [Bytes]) -> [Option<f64>; 4] {
+/// What reads the stream, and around it the three of one key, by provider, as they ship, and so as one gate.
+fn http(suite: &mut Suite, case: &Case, frames: &'static [Bytes]) -> [Option<f64>; 5] {
     struct Unheard;
 
     impl Guard for Unheard {
@@ -458,7 +472,15 @@ fn http(suite: &mut Suite, case: &Case, frames: &'static [Bytes]) -> [Option<f64
             assert_eq!(drain(response.into_body()), bytes);
         }
     });
-    [lead, one, by_provider, shipped]
+    let one_gate = one_gate(service, three_as_they_ship(HttpBody), HttpBody);
+    let one_gate = suite.subject(&case, "ours as one gate, as they ship", || {
+        let mut service = one_gate.clone();
+        move || {
+            let response = finish(service.call(black_box(described))).expect("there is room");
+            assert_eq!(drain(response.into_body()), bytes);
+        }
+    });
+    [lead, one, by_provider, shipped, one_gate]
 }
 
 /// The first of a million keys over and over.
@@ -560,6 +582,18 @@ fn of<W>(
     let breaker = breaker.build().expect("all is in bounds");
     let limit = limit.build().expect("all is in bounds");
     (breaker, limit, bulkhead)
+}
+
+type OneGate<S, W> = Gated<S, (BreakerGate, (RateLimitGate, BulkheadGate)), W>;
+
+/// The three as one service, which watches a response once.
+fn one_gate<S, W>(
+    inner: S,
+    (breaker, limit, bulkhead): (BreakerLayer<W>, RateLimitLayer<W>, BulkheadLayer<W>),
+    watch: W,
+) -> OneGate<S, W> {
+    let gates = (breaker.gate(), (limit.gate(), bulkhead.gate()));
+    Gated::new(inner, gates, watch)
 }
 
 fn limits<W>(watch: W, key_by: KeyBy) -> RateLimitBuilder<W> {

@@ -121,6 +121,13 @@ impl<W> BreakerLayer<W> {
         self.ignores_throttled = true;
     }
 
+    /// Returns the gate of this layer, to be composed with others: a pair of gates in one [`Gated`](tower_llm_core::Gated) costs
+    /// less than two services, and watches the response once.
+    #[must_use]
+    pub fn gate(&self) -> BreakerGate {
+        BreakerGate::new(Arc::clone(&self.board), self.ignores_throttled)
+    }
+
     /// Returns a handle that reads the state of the circuits, and opens and closes them.
     #[must_use]
     pub fn handle(&self) -> BreakerHandle {
@@ -499,8 +506,7 @@ impl<S, W: Clone> Layer<S> for BreakerLayer<W> {
     type Service = Breaker<S, W>;
 
     fn layer(&self, inner: S) -> Breaker<S, W> {
-        let gate = BreakerGate::new(Arc::clone(&self.board), self.ignores_throttled);
-        Breaker::new(inner, gate, self.watch.clone())
+        Breaker::new(inner, self.gate(), self.watch.clone())
     }
 }
 

@@ -97,6 +97,13 @@ impl BulkheadLayer {
 }
 
 impl<W> BulkheadLayer<W> {
+    /// Returns the gate of this layer, to be composed with others: a pair of gates in one [`Gated`](tower_llm_core::Gated) costs
+    /// less than two services, and watches the response once.
+    #[must_use]
+    pub fn gate(&self) -> BulkheadGate {
+        BulkheadGate::new(Arc::clone(&self.shared))
+    }
+
     /// Returns a handle that reads the state and changes limits.
     #[must_use]
     pub fn handle(&self) -> BulkheadHandle {
@@ -290,8 +297,7 @@ impl<S, W: Clone> Layer<S> for BulkheadLayer<W> {
     type Service = Bulkhead<S, W>;
 
     fn layer(&self, inner: S) -> Bulkhead<S, W> {
-        let gate = BulkheadGate::new(Arc::clone(&self.shared));
-        Bulkhead::new(inner, gate, self.watch.clone())
+        Bulkhead::new(inner, self.gate(), self.watch.clone())
     }
 }
 

@@ -91,6 +91,13 @@ impl<W> RateLimitLayer<W> {
         self.engine.groups.iter().any(|(group, _)| group.observes)
     }
 
+    /// Returns the gate of this layer, to be composed with others: a pair of gates in one [`Gated`](tower_llm_core::Gated) costs
+    /// less than two services, and watches the response once.
+    #[must_use]
+    pub fn gate(&self) -> RateLimitGate {
+        RateLimitGate::new(Arc::clone(&self.engine))
+    }
+
     /// Returns a handle to read the statistics and to change the tiers.
     #[must_use]
     pub fn handle(&self) -> RateLimitHandle {
@@ -102,8 +109,7 @@ impl<S, W: Clone> Layer<S> for RateLimitLayer<W> {
     type Service = RateLimit<S, W>;
 
     fn layer(&self, inner: S) -> RateLimit<S, W> {
-        let gate = RateLimitGate::new(Arc::clone(&self.engine));
-        RateLimit::new(inner, gate, self.watch.clone())
+        RateLimit::new(inner, self.gate(), self.watch.clone())
     }
 }
 
