@@ -8,6 +8,8 @@ use std::{
 
 use http::{Request, Response};
 use pin_project_lite::pin_project;
+#[cfg(feature = "redis")]
+use tower_llm_core::Unsent;
 use tower_llm_core::{BoxError, Oneshot};
 use tower_service::Service;
 
@@ -95,7 +97,12 @@ where
         ReqB: 'static,
         ResB: 'static,
     {
-        let future = Box::pin(async move { future.await.state });
+        let unsent = Unsent::new();
+        let future = Box::pin(async move {
+            let begun = future.await;
+            drop(unsent);
+            begun.state
+        });
         Self {
             state: State::LookingForItems { future },
         }

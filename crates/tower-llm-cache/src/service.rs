@@ -10,6 +10,8 @@ use futures_util::FutureExt as _;
 use http::{Request, Response, request::Parts};
 use http_body::Body;
 use tokio::runtime::Handle;
+#[cfg(feature = "redis")]
+use tower_llm_core::Unsent;
 use tower_llm_core::{BoxError, Call, Oneshot, RequestBody};
 use tower_service::Service;
 
@@ -139,8 +141,11 @@ impl<S> Cache<S> {
         if lookup.only_if_cached() {
             #[cfg(feature = "redis")]
             if let Some(looking) = shared.look_only(&lookup) {
+                let unsent = Unsent::new();
                 return ResponseFuture::looking(Box::pin(async move {
-                    looking.await.ok_or_else(|| NotCached::new().into())
+                    let found = looking.await;
+                    drop(unsent);
+                    found.ok_or_else(|| NotCached::new().into())
                 }));
             }
             return ResponseFuture::known(Err(NotCached::new().into()));

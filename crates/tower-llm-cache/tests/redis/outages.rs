@@ -1,10 +1,19 @@
 //! Redis dies, freezes, restarts, forgets, or holds what is no answer.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use tokio_test::task;
+use tower::service_fn;
+use tower_layer::Layer;
 use tower_llm_cache::SharedCache;
+use tower_llm_core::{OnEndLayer, Outcome};
 use tower_llm_redis::Redis;
 use tower_llm_testkit::{Stopwatch, redis::RedisServer};
+
+use tower_service::Service;
 
 use crate::support::*;
 
@@ -46,6 +55,36 @@ async fn a_frozen_server_costs_one_timeout_and_not_one_per_call() {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Else a token limit would keep what no call has used.
+#[tokio::test]
+async fn a_caller_that_leaves_during_a_look_up_has_cost_nothing() {
+    let server = RedisServer::start().await.unwrap();
+    let one = Process::start(&server).await;
+    server.freeze().unwrap();
+    let embeddings = r#"{"model":"m","input":["a","b"]}"#;
+    for request in [
+        question().await,
+        described(
+            post(CHAT).header("cache-control", "only-if-cached"),
+            QUESTION,
+        )
+        .await,
+        described(post("/v1/embeddings"), embeddings).await,
+    ] {
+        let outcome = Arc::new(Mutex::new(None));
+        let note = Arc::clone(&outcome);
+        let on_end = OnEndLayer::new(move |_, completion| {
+            *note.lock().unwrap() = Some(completion.outcome);
+        });
+        let call = service_fn(|request| one.call(request));
+        let mut calling = task::spawn(on_end.layer(call).call(request));
+        assert!(calling.poll().is_pending());
+        drop(calling);
+        assert_eq!(*outcome.lock().unwrap(), Some(Outcome::Refused));
+    }
+    assert_eq!(one.calls(), 0);
 }
 
 #[tokio::test]
