@@ -40,7 +40,7 @@ use tokio::time::Instant;
 use tower_llm_core::{BoxError, Completion};
 
 use self::{
-    log::{Ended, Log},
+    log::Log,
     sync::{AtomicBool, Mutex, MutexGuard, Ordering, fence},
 };
 pub(crate) use self::{
@@ -60,7 +60,7 @@ pub(crate) trait Drive: Send {
     /// Whether everything has come that shows how the call ended.
     fn is_over(&self) -> bool;
 
-    /// Drops the upstream; returns how that ends the call.
+    /// Drops the upstream; returns how that ends the call, if anything has come of it.
     fn give_up(self: Pin<Box<Self>>) -> Option<End>;
 }
 
@@ -68,6 +68,8 @@ pub(crate) trait Drive: Send {
 #[derive(Debug)]
 pub(crate) struct End {
     pub(crate) completion: Completion,
+    /// Nothing that belongs to the answer can have been missed.
+    pub(crate) is_certain: bool,
     pub(crate) is_event_stream: bool,
 }
 
@@ -230,11 +232,11 @@ impl Flight {
                 self.record(&end);
                 // Stored first: a caller that finds no flight finds the answer.
                 self.close();
-                self.log().end(Ended::Whole);
+                self.log().end(end.completion);
             }
             Step::Failed(error) => {
                 self.close();
-                self.log().end(Ended::Failed(error.into()));
+                self.log().fail(error.into());
             }
         }
     }
@@ -250,17 +252,19 @@ impl Flight {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Drops the upstream: the last participant has left.
+    /// Drops the upstream: the last participant has left. Returns what it has used, if anything has come.
     ///
     /// Many clients stop reading at a stream's terminal marker. What came until then is a whole answer.
-    fn give_up(&self) {
+    fn give_up(&self) -> Option<Completion> {
         self.recorder.closed();
         let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
         let upstream = driver.take();
         drop(driver);
-        if let Some(end) = upstream.and_then(Drive::give_up) {
+        let end = upstream.and_then(Drive::give_up)?;
+        if end.is_certain {
             self.record(&end);
         }
+        Some(end.completion)
     }
 
     fn record(&self, end: &End) {

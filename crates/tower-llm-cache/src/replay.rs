@@ -52,6 +52,7 @@ impl Replay {
 /// It says nothing of the answer, which is not recorded again.
 fn end_of_replay() -> End {
     End {
+        is_certain: true,
         completion: Completion::new(Outcome::Success),
         is_event_stream: false,
     }

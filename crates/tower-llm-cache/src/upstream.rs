@@ -58,6 +58,7 @@ impl Verdict {
         });
         End {
             completion,
+            is_certain: true,
             is_event_stream,
         }
     }
@@ -119,13 +120,14 @@ where
             return None;
         };
         // Its streams have no terminal marker: a candidate that has not begun may have been about to.
-        if self.call.dialect() == Some(Dialect::Gemini) {
-            return None;
-        }
+        let is_certain = self.call.dialect() != Some(Dialect::Gemini);
         let is_event_stream = body.is_event_stream();
         let verdict = self.verdict.clone();
         // A body that is dropped ends its guard.
         drop(self);
-        Some(verdict.as_end(is_event_stream))
+        Some(End {
+            is_certain,
+            ..verdict.as_end(is_event_stream)
+        })
     }
 }

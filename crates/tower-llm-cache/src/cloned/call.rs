@@ -73,6 +73,7 @@ where
         let mut this = self.project();
         let Some(future) = this.future.as_mut().as_pin_mut() else {
             return Poll::Ready(Step::End(End {
+                is_certain: true,
                 completion: Completion::new(Outcome::Success),
                 is_event_stream: false,
             }));

@@ -8,7 +8,7 @@ use http_body::Frame;
 use slab::Slab;
 use smallvec::SmallVec;
 use tokio::time::Instant;
-use tower_llm_core::{Served, TakenOver};
+use tower_llm_core::{Completion, Served, TakenOver};
 
 use crate::{coding::is_readable, error::SharedError, headers::Did, memory::Value};
 
@@ -34,6 +34,8 @@ pub(crate) struct Log {
     /// Followers may join.
     pub(super) is_open: bool,
     ended: Option<Ended>,
+    /// What a call that ended well has used.
+    completion: Option<Completion>,
     /// How many frames decide how the call ended; the rest of the body adds nothing.
     over_at: Option<usize>,
     readers: Slab<Reader>,
@@ -76,7 +78,7 @@ pub(crate) enum Ended {
 struct Reader {
     next: usize,
     waker: Option<Waker>,
-    /// Set if the reader comes to pay for the call after its response headers.
+    /// What tells the reader of payments that come after its response headers.
     taken_over: Option<TakenOver>,
 }
 
@@ -87,6 +89,8 @@ pub(super) struct Left {
     pub(super) is_last: bool,
     /// It was the one that pays.
     pub(super) is_payer: bool,
+    /// It pays, has not read all that there may be, and no other reader can pay in its stead.
+    pub(super) owes: Option<TakenOver>,
     /// It is still there, so that the call goes on: see [`Log::leave`].
     pub(super) is_kept: bool,
     /// To be dropped outside of the lock.
@@ -127,6 +131,7 @@ impl Log {
             is_over_cap: false,
             is_open: true,
             ended: None,
+            completion: None,
             over_at: None,
             readers: Slab::new(),
             payer: None,
@@ -167,13 +172,16 @@ impl Log {
         if keeps_last && self.is_open && self.readers.len() == 1 {
             return Left {
                 is_last: false,
-                is_payer: false,
+                is_payer: self.payer == Some(reader),
+                owes: None,
                 is_kept: true,
                 _waker: self.readers[reader].waker.take(),
             };
         }
         let has_read = self.has_read_answer(reader);
-        let Reader { waker, .. } = self.readers.remove(reader);
+        let Reader {
+            waker, taken_over, ..
+        } = self.readers.remove(reader);
         let is_payer = self.payer == Some(reader);
         if is_payer {
             self.payer = if has_read { None } else { self.heir() };
@@ -187,27 +195,38 @@ impl Log {
         Left {
             is_last,
             is_payer,
+            owes: taken_over.filter(|_| is_payer && !has_read && self.payer.is_none()),
             is_kept: false,
             _waker: waker,
         }
     }
 
-    /// Whether a reader that gets its response headers now pays for the call; if not, what will say so later.
-    pub(super) fn pays(&mut self, reader: usize) -> Result<(), TakenOver> {
-        if self.payer == Some(reader) {
-            return Ok(());
-        }
-        let taken_over = TakenOver::new();
-        self.readers[reader].taken_over = Some(taken_over.clone());
-        Err(taken_over)
+    /// Whether a reader pays for the call, as of now.
+    pub(super) fn pays(&self, reader: usize) -> bool {
+        self.payer == Some(reader)
     }
 
-    /// A reader to which the end of the answer is still to come, so that it can pay.
+    /// The same for a reader that gets its response headers now, and what tells it of later changes.
+    pub(super) fn pays_with_head(&mut self, reader: usize) -> (bool, TakenOver) {
+        let taken_over = TakenOver::new();
+        self.readers[reader].taken_over = Some(taken_over.clone());
+        (self.pays(reader), taken_over)
+    }
+
+    /// A reader that can pay: the end of the call is still to come to it. Rather one that will read more.
     fn heir(&self) -> Option<usize> {
-        let mut readers = self.readers.iter();
-        readers
-            .find(|&(reader, _)| !self.has_read_answer(reader))
+        let reads_more = |&(reader, _): &(usize, _)| !self.has_read_answer(reader);
+        let any = self.readers.iter().next();
+        self.readers
+            .iter()
+            .find(reads_more)
+            .or(any.filter(|_| self.ended.is_none()))
             .map(|(heir, _)| heir)
+    }
+
+    /// What a call that ended well has used.
+    pub(super) fn completion(&self) -> Option<Completion> {
+        self.completion.clone()
     }
 
     /// Whether a reader has read all that decides what it pays.
@@ -311,9 +330,15 @@ impl Log {
         self.is_over_cap
     }
 
-    pub(super) fn end(&mut self, ended: Ended) {
+    pub(super) fn end(&mut self, completion: Completion) {
         self.is_open = false;
-        self.ended = Some(ended);
+        self.completion = Some(completion);
+        self.ended = Some(Ended::Whole);
+    }
+
+    pub(super) fn fail(&mut self, error: SharedError) {
+        self.is_open = false;
+        self.ended = Some(Ended::Failed(error));
     }
 
     /// The whole answer, if all of it is held and can be stored: it has headers and no trailers.

@@ -67,6 +67,7 @@ impl Drive for Upstream {
                 Step::Frame(Frame::data(Bytes::from(vec![b'0'; taken])))
             }
             _ => Step::End(End {
+                is_certain: true,
                 completion: Completion::new(Outcome::Success),
                 is_event_stream: true,
             }),

@@ -48,9 +48,14 @@ impl Participant {
         self.is_leader
     }
 
-    /// Whether the caller pays for the call as it gets its answer; if not, what is set when it comes to pay for it.
-    pub(crate) fn pays(&self) -> Result<(), TakenOver> {
+    /// Whether the caller pays for the call, as of now.
+    pub(crate) fn pays(&self) -> bool {
         self.flight.log().pays(self.reader)
+    }
+
+    /// The same for a caller that gets its response headers now, and what tells it of later changes.
+    pub(crate) fn pays_with_head(&self) -> (bool, TakenOver) {
+        self.flight.log().pays_with_head(self.reader)
     }
 
     pub(crate) fn flight(&self) -> &Arc<Flight> {
@@ -131,6 +136,10 @@ impl Drop for Participant {
             .flight
             .table
             .leave(&self.flight, self.reader, runtime.is_some());
+        if left.is_payer {
+            // It has taken over a call that was sent: there is nothing to report.
+            mem::forget(self.unsent.take());
+        }
         if left.is_kept
             && let Some(runtime) = runtime
         {
@@ -143,12 +152,16 @@ impl Drop for Participant {
             runtime.spawn(finishing.read_to_end());
             return;
         }
-        if left.is_payer {
-            // It has taken over a call that was sent: there is nothing to report.
-            mem::forget(self.unsent.take());
-        }
-        if left.is_last {
-            self.flight.give_up();
+        let used = if left.is_last {
+            self.flight.give_up()
+        } else if left.owes.is_some() {
+            self.flight.log().completion()
+        } else {
+            None
+        };
+        // Others may have read more, and have left.
+        if let (Some(owes), Some(used)) = (left.owes, used) {
+            owes.charge(&used);
         }
     }
 }

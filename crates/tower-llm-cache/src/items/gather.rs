@@ -211,7 +211,7 @@ impl Gather {
                 // A call that its caller has left is paid for by one that follows.
                 if is_own {
                     self.note_own(head, answers);
-                } else if reading.participant.pays().is_ok() {
+                } else if reading.participant.pays() {
                     let headers = shareable(&head.headers);
                     self.note_own(Head { headers, ..head }, answers);
                 }

@@ -219,7 +219,7 @@ impl Boarded {
             tally.did = did;
         }
         self.timer.stop(did);
-        let pays = self.participant.pays();
+        let (pays, taken_over) = self.participant.pays_with_head();
         let mut response = Response::new(CacheBody::shared(self.participant));
         *response.status_mut() = head.status;
         *response.version_mut() = head.version;
@@ -239,8 +239,10 @@ impl Boarded {
             response.extensions_mut().insert(served);
         } else if head.found.is_some() {
             response.extensions_mut().insert(Served::Hit);
-        } else if let Err(taken_over) = pays {
-            response.extensions_mut().insert(Served::Follower);
+        } else {
+            if !pays {
+                response.extensions_mut().insert(Served::Follower);
+            }
             response.extensions_mut().insert(taken_over);
         }
         Ok(response)

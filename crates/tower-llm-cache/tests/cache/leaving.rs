@@ -148,6 +148,59 @@ fn a_follower_that_has_taken_a_call_over_has_cost_something() {
     assert_eq!(second.leave().outcome, Outcome::Abandoned);
 }
 
+/// Otherwise a token limit is passed by sending each call twice, reading the second, and dropping the first.
+#[test]
+fn the_caller_that_pays_and_reads_little_is_charged_what_others_have_read() {
+    for cut in 0..=WHOLE.len() {
+        let layer = shared();
+        let (cache, mut provider) = upstream(&layer);
+        let [mut leader, mut fast] = [(); 2].map(|()| Caller::ask(&cache, question()));
+        let sender = stream(mock::arrived(&mut provider).1);
+        leader.poll_headers();
+        WHOLE[..cut].iter().for_each(|frame| sender.send(frame));
+        fast.read(&WHOLE[..cut]);
+        if cut == WHOLE.len() {
+            drop(sender);
+            fast.read_end();
+        }
+        let seen = fast.leave();
+        assert_eq!(seen.served, Some(Served::Follower));
+        assert_eq!(seen.output_seen > 0, cut >= 2, "{cut}");
+        let paid = leader.leave();
+        assert_eq!((paid.served, paid.outcome), (None, Outcome::Abandoned));
+        assert_eq!(paid.output_seen, seen.output_seen, "{cut}");
+    }
+}
+
+/// The body of the other caller has not ended yet, so it can pay itself.
+#[test]
+fn a_call_is_taken_over_by_a_caller_that_has_read_its_last_frame_and_not_its_end() {
+    let layer = shared();
+    let (cache, mut provider) = upstream(&layer);
+    let [mut leader, mut fast] = [(); 2].map(|()| Caller::ask(&cache, question()));
+    answer(&mut provider, &WHOLE);
+    leader.poll_headers();
+    fast.read(&WHOLE);
+    assert_eq!(leader.leave().output_seen, 0);
+    fast.read_end();
+    assert_eq!(fast.leave().served, None);
+}
+
+#[tokio::test]
+async fn a_follower_that_has_taken_over_a_call_that_is_finished_has_cost_something() {
+    let layer = CacheLayer::builder(Scope::shared())
+        .completions(Policy::completions().finish_abandoned())
+        .build()
+        .unwrap();
+    let (cache, mut provider) = upstream(&layer);
+    let [leader, second, third] = [(); 3].map(|()| Caller::ask(&cache, question()));
+    mock::arrived(&mut provider);
+    assert_eq!(third.leave().outcome, Outcome::Refused);
+    assert_eq!(leader.leave().outcome, Outcome::Abandoned);
+    assert_eq!(second.leave().outcome, Outcome::Abandoned);
+    assert_eq!(layer.handle().stats().in_flight, 1);
+}
+
 #[test]
 fn a_batch_that_waits_for_a_call_pays_for_it_when_its_caller_has_left() {
     let layer = shared();

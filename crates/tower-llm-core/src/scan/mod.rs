@@ -105,9 +105,7 @@ impl Scanner {
     /// Reads what a cache says of the response.
     pub(crate) fn served(mut self, response: &Extensions) -> Self {
         self.served = response.get().copied();
-        if self.served == Some(Served::Follower) {
-            self.taken_over = response.get().cloned();
-        }
+        self.taken_over = response.get().cloned();
         self
     }
 
@@ -185,8 +183,15 @@ impl Scanner {
         completion.finish = self.facts.finish;
         completion.status = Some(self.headers.status.as_u16());
         completion.subject = subject;
-        let is_taken_over = self.taken_over.as_ref().is_some_and(TakenOver::is_set);
+        let taken_over = self.taken_over.as_ref();
+        let is_taken_over = taken_over.is_some_and(TakenOver::is_set);
         completion.served = self.served.filter(|_| !is_taken_over);
+        if let Some(used) = taken_over.and_then(TakenOver::used)
+            && completion.served.is_none()
+        {
+            completion.usage = used.usage.or(completion.usage);
+            completion.output_seen = used.output_seen.max(completion.output_seen);
+        }
         completion
     }
 
