@@ -132,7 +132,8 @@ impl Policy {
     }
 
     /// Sets how long a call in flight may bring nothing before further callers send their own; 10 minutes unless set, the
-    /// time-out of most clients. The callers that share it wait on, up to time-outs of their own.
+    /// time-out of most clients. The callers that share it wait on, up to time-outs of their own. The time is taken when a caller
+    /// comes: the first one that comes after a frame joins, however long ago the frame was.
     pub const fn max_silence(mut self, silence: Duration) -> Self {
         self.max_silence = silence;
         self
@@ -141,7 +142,9 @@ impl Policy {
     /// Reads an answer to its end, in a task, when the last caller that waited for it has left, and stores it; unless set, the
     /// call is dropped.
     ///
-    /// For callers that give up and ask again: what they began is paid for once. The task ends when the answer exceeds
+    /// For callers that give up and ask again: the provider is paid once. A limit around the cache charges a caller that leaves
+    /// what it has read, and charges the rest to no caller, nor the answer to one that asks again. If that matters, have it
+    /// keep what calls reserve that end early (`CutShort::KeepReserved`). The task ends when the answer exceeds
     /// [`max_answer_bytes`](Self::max_answer_bytes), or brings nothing for [`max_silence`](Self::max_silence). Until then the
     /// call counts in the limits inside of the cache. Outside of a tokio runtime the call is dropped.
     pub const fn finish_abandoned(mut self) -> Self {

@@ -397,6 +397,7 @@ pub struct CacheSettings {
     )]
     pub refresh_per_minute: u32,
     /// Whether a completion that its caller has left is read to its end and stored, for callers that ask again.
+    /// Caller limits charge what was read of it.
     #[arg(
         long = "cache-finish-abandoned",
         env = "CACHE_FINISH_ABANDONED",
