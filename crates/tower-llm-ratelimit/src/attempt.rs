@@ -11,14 +11,14 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tower_llm_core::Key;
+use tower_llm_core::{Key, Keyed};
 
 use crate::{
     blocked::{Blocked, Turns, Why},
     demand::Demand,
     engine::{Check, Engine},
     group::CheckedLimit,
-    key_state::KeyStates,
+    key_state::{Gauge, KeyState, KeyStates},
     lease::{Back, Grant},
     reservation::Reservation,
     store::{Claim, Holding, Leasing, Store, StoreUnavailable, Terms, Verdict},
@@ -111,6 +111,7 @@ impl Engine {
             demand.claim(checked, key, now)
         });
         let mut holding = Holding::new(Arc::clone(&shared.store), claims.into());
+        let may_refund = may_refund(shared, keys);
         match holding.take().await {
             Ok(Verdict::Granted(stored)) => {
                 holding.stored = stored;
@@ -122,7 +123,8 @@ impl Engine {
             }
             Ok(Verdict::Blocked { limit, wait }) => {
                 holding.release();
-                Err(blocked_by_store(keys, demand, limit, wait))
+                let may_refund = may_refund || shared.store.is_settling();
+                Err(blocked_by_store(keys, demand, limit, wait, may_refund))
             }
             Err(error) => {
                 if !error.may_have_run {
@@ -150,6 +152,7 @@ impl Engine {
         let (terms, _renewal) = self.terms(shared, keys, demand, asked_at);
         let terms: Arc<[Terms]> = terms.into();
         let store = &*shared.store;
+        let may_refund = may_refund(shared, keys);
         match LeaseRequest::new(store, Arc::clone(&terms)).await {
             Ok(Verdict::Granted(grants)) => {
                 // The provider may have reported something meanwhile; then other calls use the lease.
@@ -162,7 +165,8 @@ impl Engine {
                 Ok(Reservation::new(keys.clone(), demand.clone(), charge))
             }
             Ok(Verdict::Blocked { limit, wait }) => {
-                Err(blocked_by_store(keys, demand, limit, wait))
+                let may_refund = may_refund || shared.store.is_settling();
+                Err(blocked_by_store(keys, demand, limit, wait, may_refund))
             }
             Err(error) => {
                 if !error.may_have_run {
@@ -305,7 +309,23 @@ impl Engine {
     }
 }
 
-fn blocked_by_store(keys: &KeyStates, demand: &Demand, limit: usize, wait: Duration) -> Blocked {
+/// Whether what calls of this process have reserved may be refunded in the store while it is asked.
+fn may_refund(shared: &Shared, keys: &KeyStates) -> bool {
+    let has_unsettled = |key: &Arc<Keyed<KeyState>>| {
+        let state = key.lock();
+        state.gauges.iter().any(Gauge::has_unsettled)
+    };
+    shared.store.is_settling() || keys.iter().any(has_unsettled)
+}
+
+/// `may_refund` says that what the store counts may have been refunded since.
+fn blocked_by_store(
+    keys: &KeyStates,
+    demand: &Demand,
+    limit: usize,
+    wait: Duration,
+    may_refund: bool,
+) -> Blocked {
     let mut first = 0;
     for (group, key) in keys.iter().enumerate() {
         let limits = &key.group.limits;
@@ -316,7 +336,8 @@ fn blocked_by_store(keys: &KeyStates, demand: &Demand, limit: usize, wait: Durat
             let mut gauges = state.gauges.iter_mut();
             let gauge = gauges.nth(index);
             // What calls of this process reserved may be refunded; only the store knows what calls of others reserved.
-            let alone = gauge.and_then(|gauge| gauge.settled_wait_in_flight(checked, demand, now));
+            let alone = gauge
+                .and_then(|gauge| gauge.settled_wait_in_flight(checked, demand, now, may_refund));
             return Blocked {
                 group,
                 // Other processes may give something back earlier, without notice.

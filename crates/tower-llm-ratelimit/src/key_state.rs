@@ -315,17 +315,24 @@ impl Gauge {
         }
     }
 
-    /// How long the limit as a whole blocks the call by what is known to be used here, if calls in flight have reserved more.
+    /// How long the limit as a whole blocks the call by what is known to be used here, if calls in flight have reserved more
+    /// or `may_refund` says that the store counts more.
     pub(crate) fn settled_wait_in_flight(
         &mut self,
         checked: &CheckedLimit,
         demand: &Demand,
         now: u64,
+        may_refund: bool,
     ) -> Option<u64> {
         let needed = demand.needed(checked).filter(|_| !checked.is_exact())?;
         let (rate, now) = (checked.rate(demand.tier), checked.now(now));
         let wait = self.meter.settled_wait(rate, needed, now);
-        self.meter.has_unsettled().then_some(wait)
+        (may_refund || self.has_unsettled()).then_some(wait)
+    }
+
+    /// Whether calls in flight have reserved what they may not use.
+    pub(crate) fn has_unsettled(&self) -> bool {
+        self.meter.has_unsettled()
     }
 
     /// Charges what the call reserves; returns the epoch by which it is settled.

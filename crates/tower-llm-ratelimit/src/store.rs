@@ -34,6 +34,9 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     /// Changes what was taken under an id to what was used, in the background.
     fn settle(&self, settlement: Settlement);
 
+    /// Whether calls of this process have ended whose settlement is on its way.
+    fn is_settling(&self) -> bool;
+
     /// Grants leases of all limits, or of none, and takes back what is left of earlier ones.
     fn lease(&self, terms: Arc<[Terms]>) -> Leasing;
 
@@ -107,6 +110,8 @@ pub(crate) struct Settlement {
     pub(crate) since: Instant,
     pub(crate) claims: Arc<[Claim]>,
     pub(crate) used: Vec<u64>,
+    /// Held until it is done, or given up.
+    pub(crate) on_its_way: Option<Arc<()>>,
 }
 
 /// The store is unavailable.
@@ -164,6 +169,7 @@ impl Holding {
                 since: Instant::now(),
                 claims,
                 used,
+                on_its_way: None,
             }),
             stored: Vec::new(),
         }

@@ -43,6 +43,8 @@ pub(crate) struct RedisStore {
     settler: Settler,
     /// Distinguishes the ids of this process from those of others.
     next_id: AtomicU64,
+    /// Held by each settlement that is on its way.
+    settling: Arc<()>,
 }
 
 /// The scripts of one layer.
@@ -68,6 +70,7 @@ impl RedisStore {
             settler: Settler::start(scripts.clone())?,
             scripts,
             next_id: AtomicU64::new(0),
+            settling: Arc::new(()),
         })
     }
 }
@@ -82,8 +85,13 @@ impl Store for RedisStore {
         Box::pin(async move { Ok(scripts.take(id, &claims).await?) })
     }
 
-    fn settle(&self, settlement: Settlement) {
+    fn settle(&self, mut settlement: Settlement) {
+        settlement.on_its_way = Some(Arc::clone(&self.settling));
         self.settler.send(Job::Settle(settlement));
+    }
+
+    fn is_settling(&self) -> bool {
+        Arc::strong_count(&self.settling) > 1
     }
 
     fn lease(&self, terms: Arc<[Terms]>) -> Leasing {
@@ -155,6 +163,7 @@ impl Scripts {
                 since,
                 claims,
                 used,
+                ..
             } = settlement;
             // A reservation that is not held and cannot have expired was settled before.
             let may_run_out = now.saturating_duration_since(*since) >= self.hold_for / 2;
@@ -321,6 +330,7 @@ mod tests {
                 since: Instant::now(),
                 claims: [claim.clone()].into(),
                 used: vec![used],
+                on_its_way: None,
             };
             self.scripts.settle(&[settlement], again).await.unwrap()
         }
@@ -464,6 +474,7 @@ mod tests {
                 since: Instant::now(),
                 claims,
                 used,
+                on_its_way: None,
             });
         }
         fixture.scripts.settle(&settlements, false).await.unwrap();
