@@ -31,7 +31,7 @@ use std::{
     time::Duration,
 };
 
-use benches::{Case, Frames, Suite, drain, payload, peer};
+use benches::{Case, Frames, Suite, drain, payload, peer, runtime};
 use bytes::Bytes;
 use failsafe::futures::CircuitBreaker as _;
 use http::Response;
@@ -65,13 +65,7 @@ const RATE: u64 = 1 << 31;
 const PLACES: usize = 1_000;
 
 /// Where peers sleep while another thread holds their lock, and where they have their timers.
-static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a thread can be started")
-});
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(runtime);
 
 /// A request of a service's own type.
 #[derive(Clone, Copy, Debug)]

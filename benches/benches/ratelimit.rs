@@ -20,11 +20,10 @@ use std::{
 };
 
 use axum::body::Body;
-use benches::{Case, Frames, Suite, drain, now, payload, peer};
+use benches::{Case, Frames, Suite, drain, now, payload, peer, runtime};
 use bytes::Bytes;
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
 use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
-use tokio::runtime::Runtime;
 use tower::{Layer, Service, limit::RateLimitLayer as TowerRateLimitLayer, service_fn};
 use tower_governor::{
     governor::{Governor, GovernorConfigBuilder},
@@ -418,12 +417,4 @@ fn limits(limits: impl IntoIterator<Item = Limit>, key_by: KeyBy) -> RateLimitLa
 
 fn providers(learns: bool) -> RateLimitBuilder<HttpBody> {
     RateLimitLayer::for_providers().enforce_reported_limits(learns)
-}
-
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a thread can be started")
 }

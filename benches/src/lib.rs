@@ -6,6 +6,7 @@
 
 mod alloc;
 mod poll;
+mod runtime;
 mod suite;
 
 pub mod payload;
@@ -13,5 +14,6 @@ pub mod payload;
 pub use self::{
     alloc::{Allocated, allocated_by, held_by},
     poll::{Frames, drain, now},
+    runtime::runtime,
     suite::{Case, Suite, peer},
 };

@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use benches::{Suite, payload};
+use benches::{Suite, payload, runtime};
 use http_body_util::BodyExt as _;
-use tokio::{runtime::Runtime, time::Instant};
+use tokio::time::Instant;
 use tower::{Service, service_fn};
 use tower_llm_cache::SharedCache;
 use tower_llm_redis::Redis;
@@ -88,12 +88,4 @@ async fn latencies(tokens: usize) -> [f64; 4] {
 fn quantiles(mut times: Vec<Duration>) -> [f64; 2] {
     times.sort_unstable();
     [times.len() / 2, times.len() * 99 / 100].map(|at| times[at].as_secs_f64() * 1e6)
-}
-
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a thread can be started")
 }
