@@ -254,38 +254,15 @@ impl CacheStats {
 
     /// All numbers, by the names of their fields, for a page or an exporter that leaves none out.
     pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
-        // Without `..`, so that no field is forgotten.
-        let &Self {
-            hits,
-            misses,
-            collapsed,
-            items_reused,
-            items_sent,
-            stored,
-            not_stored,
-            stale,
-            revalidations,
-            refreshes,
-            evicted,
-            entries,
-            shared_hits,
-            shared_stored,
-            shared_not_stored,
-            shared_failures,
-            shared_unreadable,
-            bytes,
-            value_hits,
-            value_loads,
-            values,
-            in_flight,
-            hit_latency: _,
-            miss_latency: _,
-            bypassed: _,
-        } = self;
+        // Takes the whole apart, so that no field is forgotten.
         macro_rules! named {
-            ($($field:ident),* $(,)?) => { [$((stringify!($field), $field)),*] };
+            ($whole:ident: $($field:ident),*; $($other:ident),*) => {{
+                let &Self { $($field,)* $($other: _,)* } = $whole;
+                [$((stringify!($field), $field)),*]
+            }};
         }
         named![
+            self:
             hits,
             misses,
             collapsed,
@@ -307,7 +284,8 @@ impl CacheStats {
             value_hits,
             value_loads,
             values,
-            in_flight,
+            in_flight;
+            hit_latency, miss_latency, bypassed
         ]
         .into_iter()
     }
