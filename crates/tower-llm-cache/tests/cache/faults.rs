@@ -8,12 +8,14 @@ use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn, util::BoxCloneService};
-use tower_llm_cache::{CacheHandle, CacheLayer, Policy, Scope};
+use tower_llm_cache::{CacheHandle, Policy};
 use tower_llm_core::{BoxError, DescribeLayer, RequestBody};
 use tower_llm_testkit::{
     Behavior, Fault, InBand, RetryAfter,
     wire::{self, End},
 };
+
+use crate::support::caching;
 
 /// A path, a body, and what its whole answer contains and a cut one does not.
 type Question = (&'static str, &'static str, &'static str);
@@ -98,10 +100,7 @@ impl Scene {
                 answer
             }
         });
-        let layer = CacheLayer::builder(Scope::shared())
-            .completions(Policy::completions())
-            .build()
-            .unwrap();
+        let layer = caching(Policy::completions());
         Self {
             handle: layer.handle(),
             service: ServiceBuilder::new()

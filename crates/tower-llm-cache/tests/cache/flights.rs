@@ -16,7 +16,7 @@ use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, StreamBody};
 use tower::service_fn;
 use tower_layer::Layer;
-use tower_llm_cache::{CacheLayer, FlightFailed, Policy, Scope};
+use tower_llm_cache::{FlightFailed, Policy};
 use tower_llm_core::{BoxError, Served};
 use tower_llm_testkit::mock::{self, Upstream};
 use tower_service::Service;
@@ -205,10 +205,7 @@ fn a_panic_of_the_upstream_fails_the_others() {
 
 #[test]
 fn beyond_the_size_limit_no_caller_joins_and_a_slow_reader_loses_its_answer() {
-    let layer = CacheLayer::builder(Scope::shared())
-        .completions(Policy::completions().max_answer_bytes(2 * TOKEN.len()))
-        .build()
-        .unwrap();
+    let layer = caching(Policy::completions().max_answer_bytes(2 * TOKEN.len()));
     let (cache, mut provider) = upstream(&layer);
     let mut callers: Vec<_> = (0..2).map(|_| start(&cache, question())).collect();
     let (_, send) = mock::arrived(&mut provider);

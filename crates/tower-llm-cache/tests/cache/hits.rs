@@ -162,10 +162,7 @@ async fn answers_are_invalidated_by_a_pattern_of_their_keys() {
 #[tokio::test]
 async fn the_policy_can_ask_for_determinism() {
     let policy = Policy::completions().deterministic_only();
-    let layer = CacheLayer::builder(Scope::shared())
-        .completions(policy)
-        .build()
-        .unwrap();
+    let layer = caching(policy);
     let (cache, mut provider) = upstream(&layer);
     let with = |member: &str| described(post(CHAT), &QUESTION.replacen('{', member, 1));
     for (member, is_cached) in [
@@ -261,10 +258,7 @@ async fn the_statistics_say_how_long_hits_and_misses_took() {
 #[tokio::test(start_paused = true)]
 async fn a_stream_is_replayed_with_pauses_if_the_policy_says_so() {
     let pause = Duration::from_millis(20);
-    let layer = CacheLayer::builder(Scope::shared())
-        .completions(Policy::completions().pause(pause))
-        .build()
-        .unwrap();
+    let layer = caching(Policy::completions().pause(pause));
     let (cache, mut provider) = upstream(&layer);
     ask(&cache, &mut provider, question(), &WHOLE);
     let begun = Instant::now();
@@ -280,10 +274,7 @@ async fn a_stream_is_replayed_with_pauses_if_the_policy_says_so() {
 #[test]
 fn frames_are_joined_when_they_are_replayed_if_the_policy_says_so() {
     let joined = ROLE.len() + TOKEN.len();
-    let layer = CacheLayer::builder(Scope::shared())
-        .completions(Policy::completions().join_frames(joined))
-        .build()
-        .unwrap();
+    let layer = caching(Policy::completions().join_frames(joined));
     let (cache, mut provider) = upstream(&layer);
     assert_eq!(ask(&cache, &mut provider, question(), &WHOLE), WHOLE);
     let replayed = frames(found(&cache, question()).unwrap());

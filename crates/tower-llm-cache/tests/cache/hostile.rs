@@ -1,21 +1,11 @@
 //! What a hostile caller, or a sceptical reader, would try.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    task::Poll,
-    time::Duration,
-};
+use std::task::Poll;
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
 use serde_json::Value;
-use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
+use tower::{Layer, ServiceExt};
 use tower_llm_cache::{CacheLayer, Policy, Scope};
-use tower_llm_core::{BoxError, Call, DescribeLayer, Operation, RequestBody, Served};
+use tower_llm_core::{Call, Operation, Served};
 use tower_llm_testkit::mock;
 
 use crate::support::*;
@@ -172,104 +162,4 @@ fn a_batch_of_more_than_any_provider_takes_is_not_taken_apart() {
     assert_eq!((stats.misses, stats.items_sent), (1, 0));
     drop(calling);
     mock::nothing_arrived(&mut provider);
-}
-
-// === Stale ===
-
-/// The first call is answered; later ones as `later` says.
-fn scene(
-    policy: Policy,
-    later: impl Fn(usize) -> Option<u16> + Send + Sync + 'static,
-    release: Arc<tokio::sync::Notify>,
-) -> (
-    CacheLayer,
-    impl tower_service::Service<
-        Request<Full<Bytes>>,
-        Response = Response<impl http_body::Body<Data = Bytes, Error = BoxError>>,
-        Error = BoxError,
-        Future: Send,
-    > + Clone,
-    Arc<AtomicUsize>,
-) {
-    let calls = Arc::new(AtomicUsize::new(0));
-    let layer = CacheLayer::builder(Scope::shared())
-        .completions(policy)
-        .build()
-        .unwrap();
-    let (count, later) = (Arc::clone(&calls), Arc::new(later));
-    let provider = service_fn(move |_: Request<RequestBody>| {
-        let number = count.fetch_add(1, SeqCst) + 1;
-        let status = if number == 1 {
-            Some(200)
-        } else {
-            later(number)
-        };
-        let release = Arc::clone(&release);
-        async move {
-            let Some(status) = status else {
-                std::future::pending::<()>().await;
-                unreachable!()
-            };
-            if status != 200 {
-                release.notified().await;
-            }
-            let response = Response::builder()
-                .status(status)
-                .header("x-number", number);
-            Ok::<_, BoxError>(
-                response
-                    .body(Full::new(Bytes::from(WHOLE.concat())))
-                    .unwrap(),
-            )
-        }
-    });
-    let service = ServiceBuilder::new()
-        .layer(DescribeLayer::new())
-        .layer(layer.clone())
-        .service(provider);
-    (layer, service, calls)
-}
-
-fn asked() -> Request<Full<Bytes>> {
-    let body = r#"{"model":"gpt-5.4","messages":[],"stream":true}"#;
-    Request::post(CHAT).body(Full::from(body)).unwrap()
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_removed_answer_is_not_served_instead_of_a_failure() {
-    let policy = Policy::completions()
-        .ttl(Duration::from_secs(60))
-        .stale_if_error(Duration::from_secs(60));
-    let release = Arc::new(tokio::sync::Notify::new());
-    let (layer, service, _) = scene(policy, |_| Some(503), Arc::clone(&release));
-    let first = service.clone().oneshot(asked()).await.unwrap();
-    first.into_body().collect().await.unwrap();
-    tokio::time::advance(Duration::from_secs(70)).await;
-    let leader = tokio::spawn(service.clone().oneshot(asked()));
-    tokio::task::yield_now().await;
-    assert_eq!(layer.handle().clear().await.unwrap().memory, 1);
-    let later = tokio::spawn(service.clone().oneshot(asked()));
-    tokio::task::yield_now().await;
-    release.notify_waiters();
-    drop(leader.await);
-    let later = later.await.unwrap().unwrap();
-    assert_eq!(later.status(), 503, "{:?}", later.headers());
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_answer_is_not_served_for_longer_than_it_may_be_stale() {
-    let policy = Policy::completions()
-        .ttl(Duration::from_secs(60))
-        .stale_if_error(Duration::from_secs(60));
-    let release = Arc::new(tokio::sync::Notify::new());
-    let (_, service, _) = scene(policy, |_| Some(503), Arc::clone(&release));
-    let first = service.clone().oneshot(asked()).await.unwrap();
-    first.into_body().collect().await.unwrap();
-    tokio::time::advance(Duration::from_secs(70)).await;
-    let leader = tokio::spawn(service.clone().oneshot(asked()));
-    tokio::task::yield_now().await;
-    tokio::time::advance(Duration::from_secs(600)).await;
-    release.notify_waiters();
-    let answer = leader.await.unwrap().unwrap();
-    assert_eq!(answer.status(), 503, "{:?}", answer.headers());
 }

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::advance;
 use tokio_test::task;
-use tower_llm_cache::{Cache, CacheLayer, Policy, Scope};
+use tower_llm_cache::{Cache, Policy};
 use tower_llm_core::{Armed, Call, Completion, Guard, Guarded, HttpBody, Outcome, Served, Watched};
 use tower_llm_testkit::mock::{self, Upstream};
 use tower_service::Service;
@@ -188,10 +188,7 @@ fn a_call_is_taken_over_by_a_caller_that_has_read_its_last_frame_and_not_its_end
 
 #[tokio::test]
 async fn a_follower_that_has_taken_over_a_call_that_is_finished_has_cost_something() {
-    let layer = CacheLayer::builder(Scope::shared())
-        .completions(Policy::completions().finish_abandoned())
-        .build()
-        .unwrap();
+    let layer = caching(Policy::completions().finish_abandoned());
     let (cache, mut provider) = upstream(&layer);
     let [leader, second, third] = [(); 3].map(|()| Caller::ask(&cache, question()));
     mock::arrived(&mut provider);
@@ -228,10 +225,7 @@ fn a_batch_that_waits_for_a_call_pays_for_it_when_its_caller_has_left() {
 #[tokio::test(start_paused = true)]
 async fn callers_join_no_call_that_has_brought_nothing_for_long() {
     let silence = Duration::from_secs(30);
-    let layer = CacheLayer::builder(Scope::shared())
-        .completions(Policy::completions().max_silence(silence))
-        .build()
-        .unwrap();
+    let layer = caching(Policy::completions().max_silence(silence));
     let (cache, mut provider) = upstream(&layer);
     let mut first = Caller::ask(&cache, question());
     let hung = stream(mock::arrived(&mut provider).1);
@@ -239,7 +233,7 @@ async fn callers_join_no_call_that_has_brought_nothing_for_long() {
     let _early = Caller::ask(&cache, question());
     mock::nothing_arrived(&mut provider);
 
-    // With each frame the time begins anew, when a caller comes.
+    // After a frame, the time begins again when a caller comes.
     hung.send(ROLE);
     first.read(&[ROLE]);
     advance(silence).await;
@@ -264,10 +258,7 @@ async fn a_renewal_that_brings_nothing_is_given_up() {
         .ttl(ttl)
         .stale_while_revalidate(2 * ttl)
         .max_silence(ttl);
-    let layer = CacheLayer::builder(Scope::shared())
-        .completions(policy)
-        .build()
-        .unwrap();
+    let layer = caching(policy);
     let (cache, mut provider) = upstream(&layer);
     ask(&cache, &mut provider, question(), &WHOLE);
     advance(ttl).await;
@@ -288,10 +279,7 @@ async fn a_renewal_that_brings_nothing_is_given_up() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_all_have_left_is_finished_and_stored_if_the_policy_says_so() {
-    let layer = CacheLayer::builder(Scope::shared())
-        .completions(Policy::completions().finish_abandoned())
-        .build()
-        .unwrap();
+    let layer = caching(Policy::completions().finish_abandoned());
     let (cache, mut provider) = upstream(&layer);
     for cut in 0..WHOLE.len() {
         let question = || described(post(CHAT), &QUESTION.replace("Why", &format!("{cut}")));
@@ -321,10 +309,7 @@ async fn a_call_that_all_have_left_is_dropped_when_it_brings_nothing_or_too_much
         .finish_abandoned()
         .max_silence(silence)
         .max_answer_bytes(2 * TOKEN.len());
-    let layer = CacheLayer::builder(Scope::shared())
-        .completions(policy)
-        .build()
-        .unwrap();
+    let layer = caching(policy);
     let (cache, mut provider) = upstream(&layer);
     let in_flight = || layer.handle().stats().in_flight;
     for tokens in [0, 3] {
@@ -349,10 +334,7 @@ async fn a_call_that_all_have_left_is_dropped_when_it_brings_nothing_or_too_much
 
 #[test]
 fn outside_of_a_runtime_a_call_that_all_have_left_is_dropped() {
-    let layer = CacheLayer::builder(Scope::shared())
-        .completions(Policy::completions().finish_abandoned())
-        .build()
-        .unwrap();
+    let layer = caching(Policy::completions().finish_abandoned());
     let (cache, mut provider) = upstream(&layer);
     let caller = Caller::ask(&cache, question());
     mock::arrived(&mut provider);
@@ -379,10 +361,7 @@ fn an_answer_with_half_its_candidates_is_not_stored() {
 /// A frame without bytes takes memory, too.
 #[test]
 fn empty_frames_count_in_the_size_of_an_answer() {
-    let layer = CacheLayer::builder(Scope::shared())
-        .completions(Policy::completions().max_answer_bytes(16 * 500))
-        .build()
-        .unwrap();
+    let layer = caching(Policy::completions().max_answer_bytes(16 * 500));
     let (cache, mut provider) = upstream(&layer);
     let mut caller = Caller::ask(&cache, question());
     let sender = stream(mock::arrived(&mut provider).1);

@@ -14,11 +14,12 @@ use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::{sync::Notify, time::advance};
+use tokio_test::{assert_pending, task};
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn, util::BoxCloneService};
 use tower_llm_cache::{CacheBody, CacheHandle, CacheLayer, Policy, Scope};
 use tower_llm_core::{BoxError, DescribeLayer, RequestBody, Served};
 
-use crate::support::WHOLE;
+use crate::support::{WHOLE, caching};
 
 type Frames = StreamBody<stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, BoxError>>>>;
 type Answer = Response<CacheBody<Frames>>;
@@ -61,10 +62,7 @@ impl Scene {
                 answer(reply, number)
             }
         });
-        let layer = CacheLayer::builder(Scope::shared())
-            .completions(policy)
-            .build()
-            .unwrap();
+        let layer = caching(policy);
         Self {
             handle: layer.handle(),
             service: ServiceBuilder::new()
@@ -103,6 +101,12 @@ impl Scene {
 
     fn calls(&self) -> usize {
         self.calls.load(SeqCst)
+    }
+
+    /// Lets the call that is held go on.
+    fn release(&self) {
+        let release = self.release.as_ref();
+        release.expect("it holds its answers").notify_one();
     }
 
     fn set(&self, reply: Reply) {
@@ -152,7 +156,7 @@ async fn a_stale_answer_is_served_while_one_call_fetches_a_new_one() {
     }
     assert_eq!((scene.calls(), scene.handle.stats().revalidations), (2, 1));
 
-    scene.release.as_ref().unwrap().notify_one();
+    scene.release();
     while scene.handle.stats().stored < 2 {
         tokio::task::yield_now().await;
     }
@@ -288,4 +292,38 @@ fn times_that_cannot_work_are_refused() {
             .unwrap_err();
         assert_eq!(error.field(), field);
     }
+}
+
+/// An answer past its time, of which it is known only after a wait that the call for a new one has failed.
+async fn scene_of_a_slow_failure() -> Scene {
+    let scene = Scene::new(Policy::completions().ttl(TTL).stale_if_error(TTL), true);
+    assert_eq!(scene.read().await.0, 1);
+    advance(TTL + Duration::from_secs(10)).await;
+    scene.set(Reply::Status(503));
+    scene
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_answer_is_not_served_instead_of_a_failure() {
+    let scene = scene_of_a_slow_failure().await;
+    let mut leader = task::spawn(scene.ask(""));
+    assert_pending!(leader.poll());
+    assert_eq!(scene.handle.clear().await.unwrap().memory, 1);
+    let mut later = task::spawn(scene.ask(""));
+    assert_pending!(later.poll());
+    scene.release();
+    drop(leader.await);
+    let later = later.await.unwrap();
+    assert_eq!(later.status(), 503, "{:?}", later.headers());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_not_served_for_longer_than_it_may_be_stale() {
+    let scene = scene_of_a_slow_failure().await;
+    let mut leader = task::spawn(scene.ask(""));
+    assert_pending!(leader.poll());
+    advance(Duration::from_secs(600)).await;
+    scene.release();
+    let answer = leader.await.unwrap();
+    assert_eq!(answer.status(), 503, "{:?}", answer.headers());
 }

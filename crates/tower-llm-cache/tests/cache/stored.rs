@@ -1,7 +1,7 @@
 //! What is stored, and what is not.
 
 use http::{Response, StatusCode};
-use tower_llm_cache::{CacheLayer, Policy, Scope};
+use tower_llm_cache::Policy;
 use tower_llm_testkit::{
     fixtures::{self, Fixture, Verdict},
     mock::{self, Upstream},
@@ -54,10 +54,7 @@ fn only_a_whole_answer_that_ended_well_is_stored() {
 
 #[test]
 fn calls_of_tools_are_stored_if_the_policy_says_so() {
-    let layer = CacheLayer::builder(Scope::shared())
-        .completions(Policy::completions().tool_calls())
-        .build()
-        .unwrap();
+    let layer = caching(Policy::completions().tool_calls());
     let (cache, mut provider) = upstream(&layer);
     ask(&cache, &mut provider, question(), &[ROLE, TOOLS, DONE]);
     assert!(found(&cache, question()).is_some());
@@ -114,10 +111,7 @@ fn an_answer_is_whole_when_its_reader_stops_at_its_end() {
 fn an_answer_over_the_size_limit_is_passed_on_and_not_stored() {
     let whole = WHOLE.concat().len();
     for (limit, is_cached) in [(whole, true), (whole - 1, false)] {
-        let layer = CacheLayer::builder(Scope::shared())
-            .completions(Policy::completions().max_answer_bytes(limit))
-            .build()
-            .unwrap();
+        let layer = caching(Policy::completions().max_answer_bytes(limit));
         let (cache, mut provider) = upstream(&layer);
         assert_eq!(ask(&cache, &mut provider, question(), &WHOLE), WHOLE);
         assert_eq!(found(&cache, question()).is_some(), is_cached, "{limit}");
@@ -202,10 +196,7 @@ fn request_for(fixture: &Fixture) -> Sent {
 fn recorded_answers_of_all_providers_are_stored_only_if_they_ended_well() {
     let (mut stored, mut not_stored) = (0, 0);
     for fixture in fixtures::all() {
-        let layer = CacheLayer::builder(Scope::shared())
-            .completions(Policy::completions().tool_calls())
-            .build()
-            .unwrap();
+        let layer = caching(Policy::completions().tool_calls());
         let (cache, mut provider) = upstream(&layer);
         let mut calling = start(&cache, request_for(fixture));
         let (_, send) = mock::arrived(&mut provider);

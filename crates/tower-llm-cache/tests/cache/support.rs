@@ -9,7 +9,7 @@ use http_body_util::Full;
 use tokio_test::{assert_ready, task};
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
-use tower_llm_cache::{Cache, CacheBody, CacheLayer, Scope};
+use tower_llm_cache::{Cache, CacheBody, CacheLayer, Policy, Scope};
 use tower_llm_core::{BoxError, DescribeLayer, RequestBody};
 use tower_llm_testkit::mock::{self, Upstream};
 use tower_test::mock::{Handle, Mock, SendResponse};
@@ -36,6 +36,12 @@ pub(crate) const WHOLE: [&str; 4] = [ROLE, TOKEN, FINISH, DONE];
 /// A layer whose answers all callers share.
 pub(crate) fn shared() -> CacheLayer {
     CacheLayer::builder(Scope::shared()).build().unwrap()
+}
+
+/// The same, with a policy for completions.
+pub(crate) fn caching(completions: impl Into<Option<Policy>>) -> CacheLayer {
+    let builder = CacheLayer::builder(Scope::shared()).completions(completions);
+    builder.build().unwrap()
 }
 
 pub(crate) fn upstream(layer: &CacheLayer) -> (Cache<Inner>, Provider) {
