@@ -1,16 +1,14 @@
 //! Verdicts at the end of a stream, and sometimes before it.
 
-mod support;
-
 use std::{str, time::Duration};
 
+use crate::support::{
+    CONTENT, DONE, ERROR, MINUTE, MS, ROLE, Request, SECOND, Says, Scripted, Staged, Streaming,
+    Tested, WELL, ask, ask_of, builder, chat, counts, mocked, model, stats, streaming, touchy,
+};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, Full};
-use support::{
-    CONTENT, DONE, ERROR, MINUTE, MS, ROLE, Request, SECOND, Says, Scripted, Staged, Streaming,
-    Tested, WELL, ask, ask_of, builder, counts, model, stats, streaming, touchy,
-};
 use tokio::{task::yield_now, time::advance};
 use tokio_test::{assert_ready_err, assert_ready_ok};
 use tower::{Service, service_fn};
@@ -383,8 +381,8 @@ async fn a_late_first_token_is_slow_before_it_arrives() {
 #[tokio::test(start_paused = true)]
 async fn late_response_headers_make_a_call_slow() {
     let layer = slow(SlowCalls::at_ratio(1.0).first_token(5 * SECOND));
-    let (service, mut upstream) = support::mocked(&layer);
-    let mut call = start(&service, support::chat());
+    let (service, mut upstream) = mocked(&layer);
+    let mut call = start(&service, chat());
     assert!(call.poll().is_pending());
     advance(5 * SECOND - MS).await;
     assert!(!call.is_woken());

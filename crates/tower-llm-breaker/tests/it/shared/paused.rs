@@ -2,10 +2,8 @@
 
 use tower_llm_core::{Key, KeyBy};
 
-use super::{
-    support::{FAILED, Says, Tested, ask, builder},
-    *,
-};
+use super::*;
+use crate::support::{FAILED, Says, Tested, ask, builder};
 
 /// A copy this old sends no requests of its own: it syncs only when it publishes.
 const DAY: Duration = Duration::from_secs(86_400);

@@ -1,14 +1,11 @@
 //! Circuits that processes share through Redis: changes of other processes, and outages.
 
-#![cfg(feature = "redis")]
 #![expect(
     clippy::unwrap_used,
     reason = "the helpers below are part of the tests"
 )]
 
 mod paused;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::{
     borrow::Cow,
@@ -405,7 +402,7 @@ impl Drop for Other {
 async fn two_processes_see_each_others_trips() {
     let server = RedisServer::start().await.unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["child_process", "--exact", "--nocapture"])
+        .args(["shared::child_process", "--exact", "--nocapture"])
         .env(JOB, server.url())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

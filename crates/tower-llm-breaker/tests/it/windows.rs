@@ -1,10 +1,8 @@
 //! When a circuit opens: what its window holds, and how much of that is too much.
 
-mod support;
-
 use std::collections::VecDeque;
 
-use support::{FAILED, HOUR, MINUTE, MS, SECOND, Says, Tested, WELL, builder, model};
+use crate::support::{FAILED, HOUR, MINUTE, MS, SECOND, Says, Tested, WELL, builder, model};
 use tokio::time::advance;
 use tower_llm_breaker::{BreakerBuilder, BreakerLayer, EventKind, Reason, State};
 

@@ -1,11 +1,9 @@
 //! An outcome closes what it is about: a model, an account, or one caller's credential.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{MINUTE, MS, SECOND, builder, kinds, model};
 use futures_util::FutureExt;
-use support::{MINUTE, MS, SECOND, builder, kinds, model};
 use tokio::time::advance;
 use tokio_test::assert_ready_ok;
 use tower::{Service, service_fn};

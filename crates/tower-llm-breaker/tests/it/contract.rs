@@ -2,15 +2,13 @@
 //!
 //! The mock panics if it is called without having been readied.
 
-mod support;
-
 use std::borrow::Cow;
 use std::convert::Infallible;
 
-use http_body_util::Full;
-use support::{
+use crate::support::{
     MINUTE, Request, SECOND, Says, WELL, ask, ask_of, builder, mocked, model, open, stats,
 };
+use http_body_util::Full;
 use tokio::{
     task::JoinSet,
     time::{Instant, advance, sleep},

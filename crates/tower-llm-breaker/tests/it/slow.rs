@@ -1,8 +1,8 @@
 //! Slow calls whose callers do not wait for the end.
 
-mod support;
-
-use support::{CONTENT, ROLE, SECOND, Streaming, builder, chat, mocked, model, stats, streaming};
+use crate::support::{
+    CONTENT, ROLE, SECOND, Streaming, builder, chat, mocked, model, stats, streaming,
+};
 use tokio::{task::yield_now, time::advance};
 use tower_llm_breaker::{BreakerBuilder, BreakerLayer, SlowCalls, State};
 use tower_llm_testkit::mock::{Upstream, arrived, start};

@@ -1,10 +1,8 @@
 //! Manual changes to circuits, and what they report.
 
-mod support;
-
 use std::time::Duration;
 
-use support::{
+use crate::support::{
     FAILED, MINUTE, MS, SECOND, Says, Staged, Tested, WELL, ask, ask_of, builder, kinds, model,
     open, stats, touchy,
 };

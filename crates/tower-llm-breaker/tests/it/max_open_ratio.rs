@@ -1,10 +1,8 @@
 //! The maximum open ratio: which circuits are members of the group, for how long an open one counts, and how many open.
 
-mod support;
-
 use std::time::Duration;
 
-use support::{
+use crate::support::{
     FAILED, MINUTE, MS, Request, SECOND, Says, Staged, Tested, WELL, ask_of, builder, kinds, model,
     touchy,
 };

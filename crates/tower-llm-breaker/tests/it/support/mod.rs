@@ -1,7 +1,5 @@
 //! Requests, providers and bodies that a test scripts.
 
-#![allow(dead_code, reason = "each test file uses its part")]
-
 use std::{
     future::{Ready, ready},
     sync::{

@@ -1,16 +1,14 @@
 //! Which circuit counts which outcome, how many circuits there may be, and which calls share them.
 
-mod support;
-
 use std::future::ready;
 
+use crate::support::{
+    FAILED, MINUTE, MS, Request, SECOND, Says, Staged, Tested, WELL, ask, ask_of, builder, model,
+    stats, touchy,
+};
 use bytes::Bytes;
 use http::HeaderName;
 use http_body_util::Empty;
-use support::{
-    FAILED, MINUTE, MS, SECOND, Says, Staged, Tested, WELL, ask, ask_of, builder, model, stats,
-    touchy,
-};
 use tokio::time::advance;
 use tokio_test::assert_ready_err;
 use tower::service_fn;
@@ -91,7 +89,7 @@ where
     E: Into<BoxError> + Clone,
 {
     let layer = touchy().build().expect("good settings");
-    let service = layer.layer(service_fn(|_: support::Request| {
+    let service = layer.layer(service_fn(|_: Request| {
         ready(Err::<http::Response<Empty<Bytes>>, BoxError>(
             error.clone().into(),
         ))
@@ -143,7 +141,7 @@ async fn a_provider_that_was_reached_counts_as_a_success_and_ends_the_run() {
 #[tokio::test(start_paused = true)]
 async fn undescribed_calls_share_circuits_with_an_empty_key() {
     let tested = Tested::new(touchy());
-    let nameless = || support::Request::new(());
+    let nameless = || Request::new(());
     tested.call(nameless()).unwrap();
     let mut failing = nameless();
     failing.extensions_mut().insert(FAILED);

@@ -1,15 +1,13 @@
 //! Hostile callers, and unlucky ones.
 
-mod support;
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::support::{
+    CONTENT, DONE, MINUTE, ROLE, Request, SECOND, Says, Scripted, Staged, Tested, WELL, ask,
+    ask_of, builder, model, stats, streaming,
+};
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
-use support::{
-    CONTENT, DONE, MINUTE, ROLE, Request, SECOND, Says, Staged, Tested, WELL, ask, ask_of, builder,
-    model, stats, streaming,
-};
 use tokio::time::advance;
 use tokio_test::assert_ready_ok;
 use tower::Service;
@@ -354,7 +352,7 @@ async fn a_panic_in_the_description_of_a_call_costs_no_probe_lease() {
     let layer = builder().watch(Panicking).build().unwrap();
     layer.handle().trip(&model(), SECOND);
     advance(SECOND).await;
-    let mut service = layer.layer(support::Scripted::default());
+    let mut service = layer.layer(Scripted::default());
     assert_ready_ok!(poll_ready(&mut service));
     let called = catch_unwind(AssertUnwindSafe(|| drop(service.call(ask(WELL)))));
     assert!(called.is_err());

@@ -1,11 +1,9 @@
 //! For how long a circuit is open: by its own settings, because the provider asks to wait, and for an account that is
 //! spent or unknown.
 
-mod support;
-
 use std::time::Duration;
 
-use support::{
+use crate::support::{
     FAILED, HOUR, MINUTE, MS, SECOND, Says, Staged, Tested, WELL, ask, ask_of, builder, model,
     stats, touchy,
 };

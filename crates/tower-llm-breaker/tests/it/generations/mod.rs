@@ -5,8 +5,6 @@ mod late;
 mod lost;
 mod probes;
 mod ramp;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::{
     collections::VecDeque,
@@ -21,13 +19,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use futures_util::FutureExt;
-use http_body_util::Full;
-use support::{
+use crate::support::{
     CONTENT, DONE, ERROR, FAILED, MINUTE, MS, PATIENCE, ROLE, Request, SECOND, Says, Scripted,
     Staged, Tested, WELL, ask, ask_of, builder, counts, model, open, stats, streaming,
 };
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http_body_util::Full;
 use tokio::{
     sync::watch,
     task::{JoinSet, yield_now},
