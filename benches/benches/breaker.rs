@@ -51,8 +51,8 @@ use tower::{
 use tower_llm_breaker::{BreakerBuilder, BreakerGate, BreakerLayer, CircuitId, State};
 use tower_llm_bulkhead::{BulkheadGate, BulkheadLayer};
 use tower_llm_core::{
-    Call, Completion, Described, Gated, Guard, HttpBody, Key, KeyBy, Operation, Provider, Unary,
-    Watch,
+    Call, Completion, Described, GateLayer, Gated, Guard, HttpBody, Key, KeyBy, Operation,
+    Provider, Unary, Watch,
 };
 use tower_llm_ratelimit::{Limit, RateLimitBuilder, RateLimitGate, RateLimitLayer};
 use tower_resilience_circuitbreaker::{
@@ -581,7 +581,7 @@ fn of<W>(
 type OneGate<S, W> = Gated<S, (BreakerGate, (RateLimitGate, BulkheadGate)), W>;
 
 /// The three as one service, which watches a response once.
-fn one_gate<S, W>(
+fn one_gate<S, W: Clone>(
     inner: S,
     (breaker, limit, bulkhead): (BreakerLayer<W>, RateLimitLayer<W>, BulkheadLayer<W>),
     watch: W,

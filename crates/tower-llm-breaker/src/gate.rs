@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use tower_llm_core::{Admission, Call, Entry, Gate, Gated, GatedFuture};
+use tower_llm_core::{Admission, Availability, Call, Entry, Gate, Gated, GatedFuture};
 
 use crate::{
     BreakerGuard,
@@ -46,5 +46,10 @@ impl Gate for BreakerGate {
             }
             Err(open) => Admission::Refused(open.into()),
         }
+    }
+
+    fn would_admit(&self, entry: &Entry<'_>) -> Availability {
+        let route = self.board.route(entry, Kind::of(entry.call()));
+        route.would_admit(|| entry.now())
     }
 }

@@ -2,7 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tower_layer::Layer;
-use tower_llm_core::{ConfigError, HttpBody, KeyBy};
+use tower_llm_core::{ConfigError, GateLayer, HttpBody, KeyBy};
 
 use crate::{
     Breaker, BreakerGate, BreakerHandle, Force, SlowCalls,
@@ -119,13 +119,6 @@ impl<W> BreakerLayer<W> {
     /// `tower-llm-stack` sets it if its provider limit enforces reported limits.
     pub fn ignore_throttled(&mut self) {
         self.ignores_throttled = true;
-    }
-
-    /// Returns the gate of this layer, to be composed with others: a pair of gates in one [`Gated`](tower_llm_core::Gated) costs
-    /// less than two services, and watches the response once.
-    #[must_use]
-    pub fn gate(&self) -> BreakerGate {
-        BreakerGate::new(Arc::clone(&self.board), self.ignores_throttled)
     }
 
     /// Returns a handle that reads the state of the circuits, and opens and closes them.
@@ -502,11 +495,24 @@ impl SlowCalls {
     }
 }
 
+impl<W: Clone> GateLayer for BreakerLayer<W> {
+    type Gate = BreakerGate;
+    type Watch = W;
+
+    fn gate(&self) -> BreakerGate {
+        BreakerGate::new(Arc::clone(&self.board), self.ignores_throttled)
+    }
+
+    fn watch(&self) -> W {
+        self.watch.clone()
+    }
+}
+
 impl<S, W: Clone> Layer<S> for BreakerLayer<W> {
     type Service = Breaker<S, W>;
 
     fn layer(&self, inner: S) -> Breaker<S, W> {
-        Breaker::new(inner, self.gate(), self.watch.clone())
+        Breaker::new(inner, self.gate(), self.watch())
     }
 }
 

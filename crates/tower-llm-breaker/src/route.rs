@@ -4,8 +4,8 @@ use std::{iter, sync::Arc};
 
 use tokio::time::Instant;
 use tower_llm_core::{
-    Call, Completion, ConfigError, Described, Evictable, Failure, Key, KeyBy, Keyed, Operation,
-    Outcome, Registry, Subject,
+    Availability, Call, Completion, ConfigError, Described, Evictable, Failure, Key, KeyBy, Keyed,
+    Operation, Outcome, Registry, Subject,
 };
 
 use crate::{
@@ -285,6 +285,21 @@ impl Route {
         let (circuit, shut) = longest.expect("the first one refuses");
         circuit.count_refused();
         CircuitOpen::new(circuit.id(), shut)
+    }
+
+    /// When the last of the circuits would admit a call. A circuit whose traffic grows counts as closed.
+    pub(crate) fn would_admit(&self, now: impl Fn() -> Instant) -> Availability {
+        let refusals = self.circuits().filter_map(|(_, circuit)| {
+            let is_free = circuit.admit_free().is_some();
+            if is_free {
+                None
+            } else {
+                circuit.refusal(now())
+            }
+        });
+        let times = refusals.map(|shut| shut.retry_after);
+        let times = times.map(|time| time.map_or(Availability::Unknown, Availability::After));
+        times.max().unwrap_or(Availability::Now)
     }
 
     /// A call that some circuits have admitted is not sent.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::time::{Instant, Sleep, sleep_until};
-use tower_llm_core::{Admission, BoxError, Entry, Gate, Gated, GatedFuture, Wait};
+use tower_llm_core::{Admission, Availability, BoxError, Entry, Gate, Gated, GatedFuture, Wait};
 
 use crate::{
     BulkheadGuard,
@@ -61,6 +61,15 @@ impl Gate for BulkheadGate {
                 release_at: shared.release_at,
             })),
             Entered::Full(error) => Admission::Refused(error),
+        }
+    }
+
+    /// When a permit becomes free is not known.
+    fn would_admit(&self, entry: &Entry<'_>) -> Availability {
+        if self.shared.has_permit(entry) {
+            Availability::Now
+        } else {
+            Availability::Unknown
         }
     }
 }

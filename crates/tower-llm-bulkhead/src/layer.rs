@@ -1,7 +1,7 @@
 use std::{collections::HashMap, sync::Arc, task::Waker, time::Duration};
 
 use tower_layer::Layer;
-use tower_llm_core::{ConfigError, Described, HttpBody, Key, KeyBy, Registry};
+use tower_llm_core::{ConfigError, Described, GateLayer, HttpBody, Key, KeyBy, Registry};
 
 use crate::{
     Adaptive, Bulkhead, BulkheadGate, BulkheadHandle, Priority, ReleaseAt, ReserveLayer, Weigh,
@@ -97,13 +97,6 @@ impl BulkheadLayer {
 }
 
 impl<W> BulkheadLayer<W> {
-    /// Returns the gate of this layer, to be composed with others: a pair of gates in one [`Gated`](tower_llm_core::Gated) costs
-    /// less than two services, and watches the response once.
-    #[must_use]
-    pub fn gate(&self) -> BulkheadGate {
-        BulkheadGate::new(Arc::clone(&self.shared))
-    }
-
     /// Returns a handle that reads the state and changes limits.
     #[must_use]
     pub fn handle(&self) -> BulkheadHandle {
@@ -293,11 +286,24 @@ impl<W> BulkheadBuilder<W> {
     }
 }
 
+impl<W: Clone> GateLayer for BulkheadLayer<W> {
+    type Gate = BulkheadGate;
+    type Watch = W;
+
+    fn gate(&self) -> BulkheadGate {
+        BulkheadGate::new(Arc::clone(&self.shared))
+    }
+
+    fn watch(&self) -> W {
+        self.watch.clone()
+    }
+}
+
 impl<S, W: Clone> Layer<S> for BulkheadLayer<W> {
     type Service = Bulkhead<S, W>;
 
     fn layer(&self, inner: S) -> Bulkhead<S, W> {
-        Bulkhead::new(inner, self.gate(), self.watch.clone())
+        Bulkhead::new(inner, self.gate(), self.watch())
     }
 }
 
@@ -313,6 +319,12 @@ impl Shared {
                 Ticket::join(permits, wanted, Waker::noop())
             }
         }
+    }
+
+    /// Whether `request` would be admitted without waiting.
+    pub(crate) fn has_permit(&self, request: &dyn Described) -> bool {
+        let weight = self.weigh.weight(request.call().as_deref());
+        self.permits.get(request).is_open_for(weight)
     }
 
     fn wanted(&self, request: &dyn Described, weight: u32) -> Wanted {

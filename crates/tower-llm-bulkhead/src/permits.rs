@@ -197,6 +197,12 @@ impl Permits {
         self
     }
 
+    /// Whether [`try_acquire`](Self::try_acquire) would succeed now.
+    pub(crate) fn is_open_for(&self, weight: u32) -> bool {
+        let in_all = self.all().is_none_or(|all| all.counter.is_open_for(weight));
+        in_all && self.counter.is_open_for(weight)
+    }
+
     /// Takes permits if there is room and no call waits for them.
     pub(crate) fn try_acquire(&self, weight: u32) -> bool {
         match &self.queue {

@@ -12,7 +12,7 @@ use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok
 use tower::{Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
 use tower_layer::Layer;
 use tower_llm_bulkhead::BulkheadLayer;
-use tower_llm_core::{Provider, Unary};
+use tower_llm_core::{Availability, Entry, Gate, GateLayer, Provider, Unary};
 use tower_llm_testkit::mock::{Upstream, arrived, nothing_arrived, poll_ready, start, stream};
 use tower_test::mock;
 
@@ -258,4 +258,28 @@ async fn a_waiting_call_outlives_its_service_and_its_layer() {
     assert_pending!(waiting.poll());
     arrived(&mut upstream).1.send_response(1);
     assert_eq!(assert_ready!(waiting.poll()).unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_says_whether_a_permit_is_free_and_takes_none() {
+    let builder = BulkheadLayer::builder(1).global_limit(2).watch(Unary);
+    let layer = builder.build().unwrap();
+    let look = |ask: &Ask| layer.gate().would_admit(&Entry::new(ask, false));
+    let (own, other) = (Ask::new(0), Ask::of("anthropic", 1));
+    let (service, _upstream) = asked(&layer);
+    assert_eq!(look(&own), Availability::Now);
+    assert_eq!(openai(&layer.handle()), (0, 0, 0));
+    let running = start(&service, own.clone());
+    assert_eq!(look(&own), Availability::Unknown);
+    assert_eq!(look(&other), Availability::Now, "of another key");
+    let running_too = start(&service, other.clone());
+    let third = Ask::of("gemini", 2);
+    assert_eq!(look(&third), Availability::Unknown, "no permit of all keys");
+    assert_eq!(
+        openai(&layer.handle()),
+        (1, 0, 0),
+        "no look waits or is refused"
+    );
+    drop((running, running_too));
+    assert_eq!([look(&own), look(&third)], [Availability::Now; 2]);
 }

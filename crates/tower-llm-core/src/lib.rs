@@ -77,7 +77,7 @@ pub use self::{
     error::{
         BoxError, ClassifiedError, ConfigError, Deadline, Refusal, RefusalKind, TimedOut, TooLarge,
     },
-    gate::{Admission, Both, Entry, Gate, Gated, GatedFuture, Wait},
+    gate::{Admission, Availability, Both, Entry, Gate, GateLayer, Gated, GatedFuture, Wait},
     key::{Key, KeyBy},
     on_end::{OnEnd, OnEndGuard, OnEndLayer},
     oneshot::Oneshot,

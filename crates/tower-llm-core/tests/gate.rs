@@ -8,13 +8,14 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
 use tower::{Service, service_fn};
 use tower_llm_core::{
-    Admission, BoxError, Call, Completion, Described, Entry, Gate, Gated, Guard, TooLarge, Unary,
-    Wait,
+    Admission, Availability, BoxError, Call, Completion, Described, Entry, Gate, Gated, Guard,
+    TooLarge, Unary, Wait,
 };
 
 /// What gates and their guards have done, in order.
@@ -82,6 +83,14 @@ impl Gate for Told {
             Does::Admits => Admission::Admitted(self.held()),
             Does::Waits => Admission::Waits(Box::new(Queued(self.clone()))),
             Does::Refuses => Admission::Refused(refusal()),
+        }
+    }
+
+    fn would_admit(&self, _: &Entry<'_>) -> Availability {
+        match self.does {
+            Does::Admits => Availability::Now,
+            Does::Waits => Availability::Unknown,
+            Does::Refuses => Availability::After(Duration::from_secs(1)),
         }
     }
 }
@@ -254,4 +263,23 @@ async fn all_gates_of_a_call_see_one_time() {
     let now = entry.now();
     tokio::time::advance(std::time::Duration::from_secs(1)).await;
     assert_eq!(entry.now(), now);
+}
+
+#[test]
+fn gates_are_available_when_the_last_of_them_is() {
+    let second = Availability::After(Duration::from_secs(1));
+    for (outer, inner, both) in [
+        (Does::Admits, Does::Admits, Availability::Now),
+        (Does::Admits, Does::Refuses, second),
+        (Does::Refuses, Does::Admits, second),
+        (Does::Refuses, Does::Waits, Availability::Unknown),
+    ] {
+        let Scene { gates, log } = Scene::new(outer, inner);
+        let entry = Entry::new(&Ask, false);
+        assert_eq!(gates.would_admit(&entry), both, "{outer:?}, {inner:?}");
+        assert_eq!(log.take(), [""; 0], "nothing is taken");
+        let without_inner = (gates.0, None::<Told>);
+        let alone = without_inner.0.would_admit(&entry);
+        assert_eq!(without_inner.would_admit(&entry), alone);
+    }
 }

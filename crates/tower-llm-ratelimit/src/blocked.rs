@@ -1,5 +1,9 @@
 //! Why a call cannot be admitted now, and in which queues it has had its turn.
 
+use std::time::Duration;
+
+use tower_llm_core::Availability;
+
 use crate::Unit;
 
 /// Why a call cannot be admitted now.
@@ -96,6 +100,15 @@ impl Blocked {
             group: here.group,
             here_nanos: here.here_nanos,
             ..longest
+        }
+    }
+
+    /// When the call would be admitted.
+    pub(crate) fn availability(self) -> Availability {
+        match self.known_nanos {
+            0 => Availability::Unknown,
+            u64::MAX => Availability::Never,
+            nanos => Availability::After(Duration::from_nanos(nanos)),
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 use http::HeaderMap;
 use smallvec::SmallVec;
 use tokio::time::Instant;
-use tower_llm_core::{Described, Registry};
+use tower_llm_core::{Availability, Described, Entry, Registry};
 
 use crate::{
     ExceedsLimit, Headers, RateLimited,
@@ -47,6 +47,19 @@ impl Engine {
         request: &dyn Described,
         reports_usage: bool,
     ) -> Result<Demand, ExceedsLimit> {
+        let demand = self.try_demand(request, reports_usage);
+        demand.map_err(|(exceeds, checked)| {
+            checked.refused();
+            exceeds
+        })
+    }
+
+    /// As [`demand`](Self::demand), but counts no refusal.
+    fn try_demand(
+        &self,
+        request: &dyn Described,
+        reports_usage: bool,
+    ) -> Result<Demand, (ExceedsLimit, &CheckedLimit)> {
         let (estimate, observed) = self.policy.estimate(request, reports_usage);
         let mut demand = Demand {
             estimate,
@@ -65,13 +78,30 @@ impl Engine {
                 .needed(request.call().as_deref())
                 .of(unit);
             if needed > capacity {
-                checked.refused();
-                return Err(ExceedsLimit::new(checked.limit.clone(), needed, capacity));
+                return Err((
+                    ExceedsLimit::new(checked.limit.clone(), needed, capacity),
+                    checked,
+                ));
             }
             // Only the estimate exceeds the limit: reserve the whole limit instead of rejecting the call for ever.
             demand.estimate.reserved.cap(unit, capacity);
         }
         Ok(demand)
+    }
+
+    /// When the limits have room for the call, by what is known here. Limits that processes share are known to their store.
+    pub(crate) fn would_admit(&self, entry: &Entry<'_>) -> Availability {
+        let Ok(demand) = self.try_demand(entry, entry.reports_usage()) else {
+            return Availability::Never;
+        };
+        let check = match &self.policy.shared {
+            None => Check::All,
+            Some(shared) if shared.lease.is_some() => Check::Leases,
+            Some(_) => Check::AllButLimits,
+        };
+        let keys = self.keys(entry);
+        let looked = self.look(&keys, &demand, entry.now(), Turns::default(), check);
+        looked.map_or_else(Blocked::availability, |()| Availability::Now)
     }
 
     /// The states of the keys of `request`.

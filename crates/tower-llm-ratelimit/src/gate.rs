@@ -3,7 +3,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use tower_llm_core::{Admission, BoxError, Entry, Gate, Gated, GatedFuture, Wait};
+use tower_llm_core::{Admission, Availability, BoxError, Entry, Gate, Gated, GatedFuture, Wait};
 
 use crate::{
     blocked::Turns,
@@ -82,6 +82,10 @@ impl Gate for RateLimitGate {
                 }
             }
         }
+    }
+
+    fn would_admit(&self, entry: &Entry<'_>) -> Availability {
+        self.engine.would_admit(entry)
     }
 }
 

@@ -1,7 +1,7 @@
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use tower_layer::Layer;
-use tower_llm_core::{ConfigError, Described, HttpBody, KeyBy, Registry};
+use tower_llm_core::{ConfigError, Described, GateLayer, HttpBody, KeyBy, Registry};
 
 use crate::{
     CutShort, Headers, Limit, RateLimit, RateLimitGate, RateLimitHandle, Reserve,
@@ -91,13 +91,6 @@ impl<W> RateLimitLayer<W> {
         self.engine.groups.iter().any(|(group, _)| group.observes)
     }
 
-    /// Returns the gate of this layer, to be composed with others: a pair of gates in one [`Gated`](tower_llm_core::Gated) costs
-    /// less than two services, and watches the response once.
-    #[must_use]
-    pub fn gate(&self) -> RateLimitGate {
-        RateLimitGate::new(Arc::clone(&self.engine))
-    }
-
     /// Returns a handle to read the statistics and to change the tiers.
     #[must_use]
     pub fn handle(&self) -> RateLimitHandle {
@@ -105,11 +98,24 @@ impl<W> RateLimitLayer<W> {
     }
 }
 
+impl<W: Clone> GateLayer for RateLimitLayer<W> {
+    type Gate = RateLimitGate;
+    type Watch = W;
+
+    fn gate(&self) -> RateLimitGate {
+        RateLimitGate::new(Arc::clone(&self.engine))
+    }
+
+    fn watch(&self) -> W {
+        self.watch.clone()
+    }
+}
+
 impl<S, W: Clone> Layer<S> for RateLimitLayer<W> {
     type Service = RateLimit<S, W>;
 
     fn layer(&self, inner: S) -> RateLimit<S, W> {
-        RateLimit::new(inner, self.gate(), self.watch.clone())
+        RateLimit::new(inner, self.gate(), self.watch())
     }
 }
 

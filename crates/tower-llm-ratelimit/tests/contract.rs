@@ -25,7 +25,10 @@ use tokio::{
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
 use tower::{Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
 use tower_layer::Layer;
-use tower_llm_core::{Completion, Failure, KeyBy, Outcome, Refusal, RefusalKind, Usage};
+use tower_llm_core::{
+    Availability, Completion, Entry, Failure, Gate, GateLayer, KeyBy, Outcome, Refusal,
+    RefusalKind, Usage,
+};
 use tower_llm_ratelimit::{CutShort, Limit, RateLimitBuilder};
 use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
 use tower_test::mock;
@@ -395,4 +398,36 @@ async fn a_dropped_waiting_call_is_charged_nothing() {
     assert_eq!(consumed(&layer.handle()), [1, 40, 10]);
     running.used(10, 30);
     assert_eq!(consumed(&layer.handle()), [1, 40, 10]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_says_when_there_is_room_and_takes_nothing() {
+    let layer = both_units().build().unwrap();
+    let look = |tokens| {
+        let ask = Ask::tokens(tokens);
+        layer.gate().would_admit(&Entry::new(&ask, true))
+    };
+    let (service, mut upstream) = asked(&layer);
+    assert_eq!(look(100), Availability::Now);
+    let mut call = start(&service, Ask::tokens(40));
+    let (_, answer) = arrived(&mut upstream);
+    assert_eq!(look(60), Availability::Now);
+    assert_eq!(
+        look(61),
+        Availability::Unknown,
+        "what the call will use is not known"
+    );
+    answer.send_response(40);
+    drop(assert_ready_ok!(call.poll()));
+    let Availability::After(wait) = look(61) else {
+        panic!("it is known when there is room");
+    };
+    advance(wait - Duration::from_millis(1)).await;
+    assert_ne!(look(61), Availability::Now);
+    advance(Duration::from_millis(1)).await;
+    assert_eq!(look(61), Availability::Now);
+    assert_eq!(look(101), Availability::Never);
+    let stats = layer.handle().stats();
+    let counted = stats.iter().map(|stats| (stats.admitted, stats.refused));
+    assert!(counted.eq([(1, 0); 2]), "a look is no call: {stats:?}");
 }

@@ -6,7 +6,8 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 
 use crate::support::{
-    MINUTE, Request, SECOND, Says, WELL, ask, ask_of, builder, mocked, model, open, stats,
+    FAILED, MINUTE, Request, SECOND, Says, Tested, WELL, ask, ask_of, builder, mocked, model, open,
+    stats,
 };
 use http_body_util::Full;
 use tokio::{
@@ -17,7 +18,10 @@ use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
 use tower::{Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
 use tower_layer::Layer;
 use tower_llm_breaker::{BreakerLayer, State};
-use tower_llm_core::{BoxError, Call, Described, Operation, Provider, Refusal, Unary};
+use tower_llm_core::{
+    Availability, BoxError, Call, Described, Entry, Gate, GateLayer, Operation, Provider, Refusal,
+    Unary,
+};
 use tower_llm_testkit::mock::{arrived, nothing_arrived, poll_ready, start};
 use tower_test::mock;
 
@@ -225,4 +229,39 @@ async fn no_deadlock_over_an_inner_service_that_admits_one_call_at_a_time() {
     assert!((10..60).contains(&answered), "{answered}");
     assert_eq!(layer.handle().state(&model()), State::Closed);
     assert_eq!(stats(&layer.handle()).refused, 60 - answered as u64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_says_when_a_call_is_admitted_and_changes_nothing() {
+    let layer = builder()
+        .failure_threshold(1)
+        .open_for(MINUTE)
+        .probes(1)
+        .build()
+        .expect("good settings");
+    let tested = Tested::of(&layer);
+    let request = ask(WELL);
+    let look = || layer.gate().would_admit(&Entry::new(&request, true));
+    assert_eq!(look(), Availability::Now);
+    tested.tell(FAILED);
+    advance(SECOND).await;
+    assert_eq!(look(), Availability::After(MINUTE - SECOND));
+    advance(MINUTE - SECOND).await;
+    assert_eq!(look(), Availability::Now);
+    assert_eq!(
+        stats(&layer.handle()).refused,
+        0,
+        "a look is no refused call"
+    );
+
+    let (mut service, mut upstream) = mocked::<Response>(&layer);
+    upstream.allow(1);
+    assert_ready_ok!(poll_ready(&mut service));
+    let probe = service.call(ask(WELL));
+    assert!(
+        look() > Availability::Now,
+        "the probe is taken, by the call"
+    );
+    drop(probe);
+    assert_eq!(look(), Availability::Now);
 }

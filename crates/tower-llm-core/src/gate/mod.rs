@@ -23,6 +23,7 @@ use std::{
     cell::OnceCell,
     fmt,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::time::Instant;
@@ -39,6 +40,52 @@ pub trait Gate: Clone + Send + 'static {
 
     /// Decides on a call, without waiting.
     fn admit(&self, entry: &Entry<'_>) -> Admission<Self::Guard>;
+
+    /// Looks whether [`admit`](Self::admit) would admit a call at once. Nothing is taken, and nothing is counted.
+    ///
+    /// Other calls may come in between, so it is a hint: good for choosing a target, not a promise.
+    fn would_admit(&self, entry: &Entry<'_>) -> Availability;
+}
+
+/// A layer that is a [`Gate`], and how the responses behind it are watched.
+///
+/// Two of them around one service cost less as a pair of gates in one [`Gated`], which watches the response once:
+///
+/// ```
+/// use tower_llm_core::{GateLayer, Gated, Watch};
+///
+/// fn both<S, A, B>(client: S, outer: &A, inner: &B) -> Gated<S, (A::Gate, B::Gate), B::Watch>
+/// where
+///     A: GateLayer,
+///     B: GateLayer,
+/// {
+///     Gated::new(client, (outer.gate(), inner.gate()), inner.watch())
+/// }
+/// ```
+pub trait GateLayer {
+    /// What decides.
+    type Gate: Gate;
+    /// See [`Watch`](crate::Watch).
+    type Watch: Clone;
+
+    /// The gate. It shares its state with the layer and with all services that the layer makes.
+    fn gate(&self) -> Self::Gate;
+
+    /// How the end of a response is detected.
+    fn watch(&self) -> Self::Watch;
+}
+
+/// When a gate would admit a call; the later, the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Availability {
+    /// At once.
+    Now,
+    /// After this time, if no other call comes first.
+    After(Duration),
+    /// Later, when calls in flight end.
+    Unknown,
+    /// Never, or not before its settings change.
+    Never,
 }
 
 /// The decision on a call.

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 use http::response::Parts;
 use tokio::time::Instant;
 
-use super::{Admission, Entry, Gate, Wait};
+use super::{Admission, Availability, Entry, Gate, Wait};
 use crate::{Armed, BoxError, Completion, Guard, Outcome};
 
 /// The guards of two gates; the inner one is told first.
@@ -50,6 +50,10 @@ impl<A: Gate, B: Gate> Gate for (A, B) {
             Admission::Refused(error) => Admission::Refused(error),
         }
     }
+
+    fn would_admit(&self, entry: &Entry<'_>) -> Availability {
+        self.0.would_admit(entry).max(self.1.would_admit(entry))
+    }
 }
 
 /// Has a call that the outer gate has admitted decided on by the inner one.
@@ -87,6 +91,11 @@ impl<G: Gate> Gate for Option<G> {
             Admission::Waits(wait) => Admission::Waits(Box::new(Present(wait))),
             Admission::Refused(error) => Admission::Refused(error),
         }
+    }
+
+    fn would_admit(&self, entry: &Entry<'_>) -> Availability {
+        let gate = self.as_ref();
+        gate.map_or(Availability::Now, |gate| gate.would_admit(entry))
     }
 }
 
