@@ -62,6 +62,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod adapters;
+mod assemble;
 pub mod guide;
 mod optional;
 mod slot;

@@ -97,6 +97,10 @@ impl<L, W> Optional<L, W> {
         }
     }
 
+    pub(crate) fn as_ref(&self) -> Option<&L> {
+        self.layer.as_ref()
+    }
+
     pub(crate) fn as_mut(&mut self) -> Option<&mut L> {
         self.layer.as_mut()
     }
@@ -106,12 +110,9 @@ impl<S, L: Layer<S>, W> Layer<S> for Optional<L, W> {
     type Service = OptionalService<L::Service, S, W>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        OptionalService {
-            service: match &self.layer {
-                Some(layer) => Service::On(layer.layer(inner)),
-                None => Service::Off(inner),
-            },
-            watch: self.watch,
+        match &self.layer {
+            Some(layer) => OptionalService::on(layer.layer(inner)),
+            None => OptionalService::off(inner),
         }
     }
 }
@@ -127,6 +128,22 @@ pub struct OptionalService<A, B, W> {
 enum Service<A, B> {
     On(A),
     Off(B),
+}
+
+impl<A, B, W> OptionalService<A, B, W> {
+    pub(crate) fn on(service: A) -> Self {
+        Self {
+            service: Service::On(service),
+            watch: PhantomData,
+        }
+    }
+
+    pub(crate) fn off(service: B) -> Self {
+        Self {
+            service: Service::Off(service),
+            watch: PhantomData,
+        }
+    }
 }
 
 impl<A, B, W, Req> tower_service::Service<Req> for OptionalService<A, B, W>

@@ -16,8 +16,8 @@ use crate::optional::Optional;
 /// A layer, and the slots inside of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot<L, I> {
-    layer: L,
-    inside: I,
+    pub(crate) layer: L,
+    pub(crate) inside: I,
 }
 
 /// A chain with a slot at `P`.
@@ -147,18 +147,6 @@ impl<L: Member, I: Chain> Chain for Slot<L, I> {
 impl Chain for Identity {
     fn agree(&mut self) -> bool {
         false
-    }
-}
-
-impl<S, L, I> Layer<S> for Slot<L, I>
-where
-    I: Layer<S>,
-    L: Layer<I::Service>,
-{
-    type Service = L::Service;
-
-    fn layer(&self, client: S) -> L::Service {
-        self.layer.layer(self.inside.layer(client))
     }
 }
 

@@ -5,9 +5,15 @@ use tower_llm_core::DescribeLayer;
 use crate::adapters::tonic::{ChannelLayer, Refusals, StatusLayer};
 #[cfg(feature = "tonic")]
 use crate::slot::Slots;
-use crate::slot::{self, Chain, Fill, Own, Replace, Unset, at};
+use crate::{
+    assemble::{Assemble, Assembled, Plain},
+    slot::{self, Chain, Fill, Own, Replace, Unset, at},
+};
 
 /// Layers composed in their order; made by [`Stack::builder`].
+///
+/// Breaker, rate limits and bulkhead that stand next to each other are one service, which watches each response once.
+/// They must therefore have the same [`Watch`](crate::Watch).
 ///
 /// Clones, and all services that it makes, share the layers' state.
 #[derive(Clone, Copy, Debug)]
@@ -202,10 +208,14 @@ impl<L> StackBuilder<L> {
     }
 }
 
-impl<S, L: Layer<S>> Layer<S> for Stack<L> {
-    type Service = L::Service;
+impl<S, L> Layer<S> for Stack<L>
+where
+    L: Assemble<Plain<S>>,
+    L::Out: Assembled,
+{
+    type Service = <L::Out as Assembled>::Service;
 
-    fn layer(&self, client: S) -> L::Service {
-        self.slots.layer(client)
+    fn layer(&self, client: S) -> Self::Service {
+        self.slots.assemble(Plain(client)).into_service()
     }
 }

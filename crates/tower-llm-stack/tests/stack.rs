@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,9 +18,9 @@ use tower::limit::ConcurrencyLimitLayer;
 use tower::util::{MapErrLayer, MapRequestLayer};
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_llm_stack::{
-    BulkheadFull, BulkheadLayer, Call, Deadline, DescribeLayer, Described, Key, KeyBy, Limit,
-    RateLimitLayer, RateLimited, Refusal, RefusalKind, RefusalLayer, RequestBody, Stack, TimedOut,
-    TimeoutLayer, Unary,
+    BreakerLayer, BulkheadFull, BulkheadLayer, Call, Deadline, DescribeLayer, Described, Guard,
+    Key, KeyBy, Limit, RateLimitLayer, RateLimited, Refusal, RefusalKind, RefusalLayer,
+    RequestBody, Stack, TimedOut, TimeoutLayer, Unary, Watch,
 };
 
 const PATHS: [&str; 4] = [
@@ -627,4 +628,63 @@ async fn a_typed_service_takes_a_stack_that_describes_nothing() {
     let limited = service.oneshot(Prompt("more")).await.unwrap_err();
     assert!(limited.is::<RateLimited>());
     assert_eq!(limits.handle().stats()[0].consumed, 3);
+}
+
+// === one gate ===
+
+/// Counts how often responses are watched.
+#[derive(Clone, Debug, Default)]
+struct Counting(Arc<AtomicUsize>);
+
+impl<R> Watch<R> for Counting {
+    type Out<G: Guard> = R;
+
+    fn watch<G: Guard>(&self, call: Option<&Call>, response: R, guard: G) -> R {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Unary.watch(call, response, guard)
+    }
+}
+
+/// What all layers do, and that a permit is given back, is in `contract`.
+#[tokio::test]
+async fn layers_that_admit_calls_watch_a_response_once_together() {
+    let (once, twice) = (Counting::default(), Counting::default());
+    let requests = || Limit::requests(1).per_hour();
+    let callers = |watch| {
+        let callers = RateLimitLayer::for_callers().limit(requests());
+        callers.watch(watch).build().unwrap()
+    };
+    let inside = |watch: &Counting| {
+        let breaker = BreakerLayer::builder().watch(watch.clone());
+        let limit = RateLimitLayer::for_providers().limit(requests());
+        let bulkhead = BulkheadLayer::builder(1).watch(watch.clone());
+        Stack::builder()
+            .without_describe()
+            .caller_rate_limit(callers(watch.clone()))
+            .breaker(breaker.build().unwrap())
+            .provider_rate_limit(limit.watch(watch.clone()).build().unwrap())
+            .bulkhead(bulkhead.build().unwrap())
+    };
+    let together = inside(&once).build();
+    let mut service = together.layer(service_fn(async |_: Prompt| Ok::<_, Infallible>(7)));
+    assert_eq!(
+        service
+            .ready()
+            .await
+            .unwrap()
+            .call(Prompt("ping"))
+            .await
+            .unwrap(),
+        7
+    );
+    assert_eq!(once.0.load(Ordering::Relaxed), 1);
+
+    // A limit outside of the stack is a service of its own.
+    let alone = callers(twice.clone()).layer(
+        inside(&twice)
+            .build()
+            .layer(service_fn(async |_: Prompt| Ok::<_, Infallible>(7))),
+    );
+    assert_eq!(alone.oneshot(Prompt("ping")).await.unwrap(), 7);
+    assert_eq!(twice.0.load(Ordering::Relaxed), 2);
 }

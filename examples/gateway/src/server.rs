@@ -38,8 +38,13 @@ use tower::{Layer, ServiceExt, util::MapErr};
 use tower_http::compression::Compression;
 use tower_llm_stack::{
     BoxError, BulkheadHandle, CacheHandle, CacheLayer, DescribeLayer, Dialect, HttpBody,
-    OptionalService, RateLimitLayer, RefusalLayer, Stack, breaker::Breaker, bulkhead::Bulkhead,
-    cache::Cache, core::Describe, ratelimit::RateLimit, timeout::Timeout,
+    OptionalService, RateLimitLayer, RefusalLayer, Stack,
+    breaker::BreakerGate,
+    bulkhead::BulkheadGate,
+    cache::Cache,
+    core::{Describe, Gated},
+    ratelimit::RateLimitGate,
+    timeout::Timeout,
 };
 use tower_llm_testkit::{Behavior, SimulatedProvider};
 
@@ -80,10 +85,11 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The layers around the client, outermost first.
-type Service = Describe<Monitor<Limited<Cached<Breaker<Limited<Target>, HttpBody>>>>>;
+type Service = Describe<Monitor<CallerLimited<Cached<Gated<Target, Gates, HttpBody>>>>>;
+type CallerLimited<S> = OptionalService<Gated<S, Option<RateLimitGate>, HttpBody>, S, HttpBody>;
 type Cached<S> = OptionalService<Cache<S>, S, HttpBody>;
-type Limited<S> = OptionalService<RateLimit<S, HttpBody>, S, HttpBody>;
-type Target = Bulkhead<Timeout<Decode, HttpBody>, HttpBody>;
+type Gates = (BreakerGate, (Option<RateLimitGate>, BulkheadGate));
+type Target = Timeout<Decode, HttpBody>;
 
 /// A gateway that listens; it serves once [`serve`](Self::serve) runs.
 pub struct Gateway {

@@ -52,7 +52,7 @@ type Inside = BoxCloneSyncService<Prompt, Answer<Text>, BoxError>;
 /// A model that answers with 7 tokens, behind a cache, a circuit and a provider's limit.
 struct Model {
     cache: CacheLayer,
-    breaker: BreakerLayer<Unary>,
+    breaker: BreakerLayer<WatchText>,
     providers: RateLimitLayer<WatchText>,
 }
 
@@ -68,7 +68,7 @@ impl Model {
         let providers = RateLimitLayer::for_providers().limits(limits());
         Self {
             cache: CacheLayer::builder(Scope::shared()).build().unwrap(),
-            breaker: BreakerLayer::builder().watch(Unary).build().unwrap(),
+            breaker: BreakerLayer::builder().watch(WatchText).build().unwrap(),
             providers: providers.watch(WatchText).build().unwrap(),
         }
     }
