@@ -14,12 +14,13 @@ use tokio::time::Instant;
 use tower_llm_core::{Key, Keyed};
 
 use crate::{
-    blocked::{Blocked, Turns, Why},
+    blocked::{Blocked, QueuesPassed, Why},
+    checked_limit::CheckedLimit,
     demand::Demand,
-    engine::{Check, Engine},
-    group::CheckedLimit,
-    key_state::{Gauge, KeyState, KeyStates},
+    group::{Keys, LimitedKey},
+    key_state::Gauge,
     lease::{Back, Grant},
+    limiter::{Limiter, check_before_store, check_limits},
     reservation::Reservation,
     store::{Claim, Holding, Leasing, Store, StoreUnavailable, Terms, Verdict},
     tier::Tier,
@@ -33,9 +34,11 @@ pub(crate) struct Shared {
     pub(crate) without_store: Arc<AtomicU64>,
     pub(crate) store_fallback: StoreFallback,
     /// Number of processes.
-    pub(crate) parts: u64,
+    pub(crate) processes: u64,
     /// Maximum duration of a lease; `None` if every call claims from the store.
     pub(crate) lease: Option<Duration>,
+    /// Held by each call that waits for the store's answer.
+    pub(crate) asking: Arc<()>,
 }
 
 /// What decides while the store of shared limits is unavailable.
@@ -65,7 +68,7 @@ struct LeaseRequest<'a> {
 /// A call that renews the leases of these keys. Until it gets an answer or is dropped, other calls claim only what they
 /// need.
 struct Renewal<'a> {
-    keys: &'a KeyStates,
+    keys: &'a Keys,
     /// For each limit, when the renewal expires; `None` if another call renews it.
     until_nanos: Vec<Option<u64>>,
 }
@@ -74,37 +77,56 @@ struct Renewal<'a> {
 /// recovered.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
-// === impl Engine ===
+// === impl Limiter ===
 
-impl Engine {
+impl Limiter {
     /// Admits a call, if necessary with the store of shared limits.
     pub(crate) async fn attempt(
         &self,
-        keys: &KeyStates,
+        keys: &Keys,
         demand: &Demand,
-        turns: Turns,
+        passed: QueuesPassed,
     ) -> Result<Reservation, Blocked> {
         let now = Instant::now();
-        let Some(shared) = &self.policy.shared else {
-            return self.attempt_alone(keys, demand, turns, now);
+        let Some(shared) = &self.shared else {
+            return self.attempt_alone(keys, demand, passed, now);
         };
         // Calls that wait in this process, and what the provider reported to it, come first.
-        self.look(keys, demand, now, turns, Check::AllButLimits)?;
+        self.look(
+            check_before_store,
+            keys,
+            demand,
+            passed,
+            self.clock.nanos(now),
+        )?;
         if shared.lease.is_some() {
-            self.attempt_by_lease(shared, keys, demand, turns, now)
+            self.attempt_by_lease(shared, keys, demand, passed, now)
                 .await
         } else {
-            self.attempt_by_claim(shared, keys, demand, turns, now)
+            self.attempt_by_claim(shared, keys, demand, passed, now)
                 .await
         }
+    }
+
+    /// Tries to admit a call whose limits this process does not share.
+    pub(crate) fn attempt_alone(
+        &self,
+        keys: &Keys,
+        demand: &Demand,
+        passed: QueuesPassed,
+        now: Instant,
+    ) -> Result<Reservation, Blocked> {
+        let now = self.clock.nanos(now);
+        let taken = self.take_if(check_limits, keys, demand, passed, now)?;
+        Ok(Reservation::new(keys.clone(), demand.clone(), taken))
     }
 
     async fn attempt_by_claim(
         &self,
         shared: &Shared,
-        keys: &KeyStates,
+        keys: &Keys,
         demand: &Demand,
-        turns: Turns,
+        passed: QueuesPassed,
         now: Instant,
     ) -> Result<Reservation, Blocked> {
         let claims = self.each_limit(keys, now, |checked, key, now| {
@@ -112,14 +134,14 @@ impl Engine {
         });
         let mut holding = Holding::new(Arc::clone(&shared.store), claims.into());
         let may_refund = may_refund(shared, keys);
+        let _asking = Arc::clone(&shared.asking);
         match holding.take().await {
             Ok(Verdict::Granted(stored)) => {
                 holding.stored = stored;
                 // The provider may have reported something meanwhile; then the claim is given back.
-                let turns = turns.everywhere();
-                let charge =
-                    self.admit(keys, demand, Instant::now(), turns, Check::AllButLimits)?;
-                Ok(Reservation::new(keys.clone(), demand.clone(), charge).held_by(holding))
+                let (passed, now) = (passed.and_all(), self.clock.now_nanos());
+                let taken = self.take_if(check_before_store, keys, demand, passed, now)?;
+                Ok(Reservation::new(keys.clone(), demand.clone(), taken).held_by(holding))
             }
             Ok(Verdict::Blocked { limit, wait }) => {
                 holding.release();
@@ -131,7 +153,7 @@ impl Engine {
                     holding.release();
                 }
                 drop(holding);
-                self.attempt_without_store(shared, keys, demand, turns)
+                self.attempt_without_store(shared, keys, demand, passed)
             }
         }
     }
@@ -139,13 +161,16 @@ impl Engine {
     async fn attempt_by_lease(
         &self,
         shared: &Shared,
-        keys: &KeyStates,
+        keys: &Keys,
         demand: &Demand,
-        turns: Turns,
+        passed: QueuesPassed,
         asked_at: Instant,
     ) -> Result<Reservation, Blocked> {
-        match self.admit(keys, demand, asked_at, turns, Check::Leases) {
-            Ok(charge) => return Ok(Reservation::new(keys.clone(), demand.clone(), charge)),
+        match self.spend_leases(keys, demand, passed, self.clock.nanos(asked_at)) {
+            Ok((taken, epochs)) => {
+                let (keys, demand) = (keys.clone(), demand.clone());
+                return Ok(Reservation::leased(keys, demand, taken, &epochs));
+            }
             Err(blocked) if !matches!(blocked.why, Why::Lease) => return Err(blocked),
             Err(_) => {}
         }
@@ -153,16 +178,17 @@ impl Engine {
         let terms: Arc<[Terms]> = terms.into();
         let store = &*shared.store;
         let may_refund = may_refund(shared, keys);
+        let _asking = Arc::clone(&shared.asking);
         match LeaseRequest::new(store, Arc::clone(&terms)).await {
             Ok(Verdict::Granted(grants)) => {
                 // The provider may have reported something meanwhile; then other calls use the lease.
-                let turns = turns.everywhere();
-                let charge = self.admit(keys, demand, Instant::now(), turns, Check::AllButLimits);
-                let spent = charge.as_ref().ok().map(|_| demand);
+                let (passed, now) = (passed.and_all(), self.clock.now_nanos());
+                let taken = self.take_if(check_before_store, keys, demand, passed, now);
+                let spent = taken.as_ref().ok().map(|_| demand);
                 self.keep_what_is_left(shared, keys, demand.tier, spent, &grants, asked_at);
-                let mut charge = charge?;
-                charge.lease_epochs = grants.iter().map(|grant| grant.epoch).collect();
-                Ok(Reservation::new(keys.clone(), demand.clone(), charge))
+                let epochs: Vec<_> = grants.iter().map(|grant| grant.epoch).collect();
+                let (keys, demand) = (keys.clone(), demand.clone());
+                Ok(Reservation::leased(keys, demand, taken?, &epochs))
             }
             Ok(Verdict::Blocked { limit, wait }) => {
                 let may_refund = may_refund || shared.store.is_settling();
@@ -172,7 +198,7 @@ impl Engine {
                 if !error.may_have_run {
                     store.adjust(terms.iter().map(Terms::without_need).collect());
                 }
-                self.attempt_without_store(shared, keys, demand, turns)
+                self.attempt_without_store(shared, keys, demand, passed)
             }
         }
     }
@@ -180,18 +206,18 @@ impl Engine {
     fn attempt_without_store(
         &self,
         shared: &Shared,
-        keys: &KeyStates,
+        keys: &Keys,
         demand: &Demand,
-        turns: Turns,
+        passed: QueuesPassed,
     ) -> Result<Reservation, Blocked> {
         shared.without_store.fetch_add(1, Ordering::Relaxed);
         let check = match shared.store_fallback {
-            StoreFallback::LocalShare => Check::All,
-            StoreFallback::FailOpen => Check::AllButLimits,
+            StoreFallback::LocalShare => check_limits,
+            StoreFallback::FailOpen => check_before_store,
             StoreFallback::FailClosed => return Err(Blocked::until_looked_again()),
         };
-        match self.admit(keys, demand, Instant::now(), turns, check) {
-            Ok(charge) => Ok(Reservation::new(keys.clone(), demand.clone(), charge)),
+        match self.take_if(check, keys, demand, passed, self.clock.now_nanos()) {
+            Ok(taken) => Ok(Reservation::new(keys.clone(), demand.clone(), taken)),
             // This process's share may be too small, or used up for longer than the store is unavailable.
             Err(blocked) => Err(Blocked {
                 here_nanos: blocked.here_nanos.min(nanos(LOOK_AGAIN)),
@@ -206,14 +232,14 @@ impl Engine {
     fn terms<'a>(
         &self,
         shared: &Shared,
-        keys: &'a KeyStates,
+        keys: &'a Keys,
         demand: &Demand,
         now: Instant,
     ) -> (Vec<Terms>, Renewal<'a>) {
         let now_nanos = self.clock.nanos(now);
         let mut asked = Vec::new();
         let mut until_nanos = Vec::new();
-        for key in keys {
+        for key in keys.iter() {
             let mut state = key.lock();
             let limits = &key.group.limits;
             let leases = state.leases(limits.len()).iter_mut();
@@ -224,7 +250,7 @@ impl Engine {
                 let asks = lease.may_ask(now_nanos, until);
                 until_nanos.push(asks.then_some(until));
                 let size = match asks {
-                    true => checked.lease_size(demand.tier, shared.parts),
+                    true => checked.lease_size(demand.tier, shared.processes),
                     false => 0,
                 };
                 (lease.clear(), size)
@@ -248,7 +274,7 @@ impl Engine {
     fn keep_what_is_left(
         &self,
         shared: &Shared,
-        keys: &KeyStates,
+        keys: &Keys,
         tier: Tier,
         spent: Option<&Demand>,
         grants: &[Grant],
@@ -257,7 +283,7 @@ impl Engine {
         let mut grants = grants.iter();
         let asked_at_nanos = self.clock.nanos(asked_at);
         let mut back = Vec::new();
-        for key in keys {
+        for key in keys.iter() {
             let mut state = key.lock();
             let limits = &key.group.limits;
             let leases = state.leases(limits.len()).iter_mut();
@@ -294,13 +320,13 @@ impl Engine {
 
     fn each_limit<T>(
         &self,
-        keys: &KeyStates,
+        keys: &Keys,
         now: Instant,
         mut make: impl FnMut(&CheckedLimit, Option<&Key>, u64) -> T,
     ) -> Vec<T> {
         let now = self.clock.nanos(now);
         let mut made = Vec::new();
-        for key in keys {
+        for key in keys.iter() {
             for checked in &key.group.limits {
                 made.push(make(checked, key.key(), now));
             }
@@ -310,17 +336,19 @@ impl Engine {
 }
 
 /// Whether what calls of this process have reserved may be refunded in the store while it is asked.
-fn may_refund(shared: &Shared, keys: &KeyStates) -> bool {
-    let has_unsettled = |key: &Arc<Keyed<KeyState>>| {
+fn may_refund(shared: &Shared, keys: &Keys) -> bool {
+    // The store may grant an earlier request, of which this process learns later than of the answer to this one.
+    let others_ask = Arc::strong_count(&shared.asking) > 1;
+    let has_unsettled = |key: &Arc<Keyed<LimitedKey>>| {
         let state = key.lock();
         state.gauges.iter().any(Gauge::has_unsettled)
     };
-    shared.store.is_settling() || keys.iter().any(has_unsettled)
+    others_ask || shared.store.is_settling() || keys.iter().any(has_unsettled)
 }
 
 /// `may_refund` says that what the store counts may have been refunded since.
 fn blocked_by_store(
-    keys: &KeyStates,
+    keys: &Keys,
     demand: &Demand,
     limit: usize,
     wait: Duration,
@@ -350,6 +378,17 @@ fn blocked_by_store(
         first += limits.len();
     }
     Blocked::until_looked_again()
+}
+
+/// What goes back to the store of shared limits, and when to check again if leases were granted meanwhile.
+#[cfg(feature = "redis")]
+pub(crate) fn left_of_leases(key: &Keyed<LimitedKey>) -> (Vec<Terms>, Option<Instant>) {
+    let (clock, limits) = (key.group.clock, &key.group.limits);
+    let now = clock.now_nanos();
+    let (ended, next_end) = key.lock().ended_leases(now);
+    let ended = ended.into_iter();
+    let left = ended.filter_map(|(limit, back)| limits[limit].give_back(key.key(), back, now));
+    (left.collect(), next_end.map(|nanos| clock.at(nanos)))
 }
 
 // === impl Blocked ===
@@ -411,7 +450,7 @@ impl CheckedLimit {
 impl Drop for Renewal<'_> {
     fn drop(&mut self) {
         let mut until_nanos = self.until_nanos.iter();
-        for key in self.keys {
+        for key in self.keys.iter() {
             let mut state = key.lock();
             let leases = state.leases(key.group.limits.len()).iter_mut();
             for (lease, until) in leases.zip(&mut until_nanos) {

@@ -1,4 +1,4 @@
-//! Why a call cannot be admitted now, and in which queues it has had its turn.
+//! Why a call cannot be admitted now, and which queues it has passed.
 
 use std::time::Duration;
 
@@ -42,35 +42,35 @@ pub(crate) enum Why {
     Store,
 }
 
-/// The queues in which a call has had its turn.
+/// The queues of which a call has been the head.
 ///
-/// If a call had its turn in one queue and is then blocked by another key, it does not go back behind the calls that joined
+/// If a call was the head of one queue and is then blocked by another key, it does not go back behind the calls that joined
 /// the first queue later.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Turns {
-    /// The queue of which it is the head.
-    here: Option<usize>,
-    /// The queues of which it has been the head, a bit for each.
-    had: u64,
+pub(crate) struct QueuesPassed {
+    /// The queue of which it is the head now.
+    head_of: Option<usize>,
+    /// All of them, a bit for each.
+    passed: u64,
 }
 
-impl Turns {
-    /// It is the head of a queue.
-    pub(crate) fn come(&mut self, group: usize) {
-        self.here = Some(group);
-        self.had |= Self::bit(group);
+impl QueuesPassed {
+    /// The call is the head of the queue of `group`.
+    pub(crate) fn add(&mut self, group: usize) {
+        self.head_of = Some(group);
+        self.passed |= Self::bit(group);
     }
 
     /// The call waits in no queue, because it was admitted elsewhere.
-    pub(crate) fn everywhere(self) -> Self {
+    pub(crate) fn and_all(self) -> Self {
         Self {
-            had: u64::MAX,
+            passed: u64::MAX,
             ..self
         }
     }
 
     pub(crate) fn has(self, group: usize) -> bool {
-        self.here == Some(group) || self.had & Self::bit(group) != 0
+        self.head_of == Some(group) || self.passed & Self::bit(group) != 0
     }
 
     /// None for more kinds of key than there are bits: calls wait there again.
@@ -85,11 +85,22 @@ impl Turns {
 // === impl Blocked ===
 
 impl Blocked {
+    /// Only the key of `group` blocks the call.
+    pub(crate) fn at(group: usize, waits: Waits) -> Self {
+        Self {
+            group,
+            here_nanos: waits.nanos,
+            known_nanos: waits.known_nanos,
+            why: waits.why,
+            why_group: group,
+        }
+    }
+
     /// Both of two keys block the call. It stays in the queue of which it is the head if that key blocks it, and otherwise
     /// waits for the key that blocks it longer. The longer of the times is reported.
-    pub(crate) fn and(self, other: Self, turns: Turns) -> Self {
-        let stays = Some(self.group) == turns.here;
-        let moves = Some(other.group) == turns.here || other.here_nanos > self.here_nanos;
+    pub(crate) fn and(self, other: Self, passed: QueuesPassed) -> Self {
+        let stays = Some(self.group) == passed.head_of;
+        let moves = Some(other.group) == passed.head_of || other.here_nanos > self.here_nanos;
         let here = if moves && !stays { other } else { self };
         let longest = if other.is_known_longer_than(&self) {
             other

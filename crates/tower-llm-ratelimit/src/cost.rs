@@ -65,11 +65,29 @@ pub(crate) struct Pricing {
 pub(crate) struct Estimate {
     pub(crate) reserved: Amounts,
     input: u64,
-    /// Whether it uses no tokens, whatever the response reports: token counting, and reading or changing what is stored.
-    uses_no_tokens: bool,
+    counts: Counts,
     /// Whether it produces no output: embeddings.
     produces_no_output: bool,
-    counts_cached_input: bool,
+}
+
+/// Which tokens of a call count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Counts {
+    #[default]
+    All,
+    /// All but the input from the provider's prompt cache.
+    NotCached,
+    /// None, whatever the response reports: token counting, and reading or changing what is stored.
+    None,
+}
+
+/// An estimate as it is kept while the call is sent: nearly every one fits into few bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CompactEstimate {
+    /// Input, output, all tokens, and cost.
+    amounts: [u32; 4],
+    counts: Counts,
+    is_exact: bool,
 }
 
 /// Maximum use that is accepted for one call: ten times what any model takes or gives. A larger report would block its key
@@ -115,11 +133,44 @@ impl Estimate {
     /// A call that reserves nothing, because it is charged when it has ended, still waits until debts are paid off.
     pub(crate) fn needed(&self, unit: Unit) -> Option<u64> {
         let uses_none = match unit {
-            Unit::InputTokens | Unit::Tokens => self.uses_no_tokens,
-            Unit::OutputTokens => self.uses_no_tokens || self.produces_no_output,
+            Unit::InputTokens | Unit::Tokens => self.counts == Counts::None,
+            Unit::OutputTokens => self.counts == Counts::None || self.produces_no_output,
             Unit::Requests | Unit::Cost => false,
         };
         (!uses_none).then(|| self.reserved.of(unit).max(1))
+    }
+}
+
+// === impl CompactEstimate ===
+
+impl CompactEstimate {
+    #[inline]
+    pub(crate) fn new(estimate: &Estimate) -> Self {
+        let [requests, amounts @ ..] = estimate.reserved.0;
+        let all_bits = amounts.iter().fold(0, |bits, amount| bits | amount);
+        let fits = all_bits <= u32::MAX.into();
+        Self {
+            #[expect(clippy::cast_possible_truncation, reason = "not read unless they fit")]
+            amounts: amounts.map(|amount| amount as u32),
+            counts: estimate.counts,
+            is_exact: fits && requests == 1 && estimate.input == amounts[0],
+        }
+    }
+
+    /// Whether [`expand`](Self::expand) returns the estimate as it was; but not whether the call produces no output, which
+    /// matters only until it is admitted.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.is_exact
+    }
+
+    pub(crate) fn expand(&self) -> Estimate {
+        let [input, output, tokens, cost] = self.amounts.map(u64::from);
+        Estimate {
+            reserved: Amounts::new(input, output, tokens, cost),
+            input,
+            counts: self.counts,
+            produces_no_output: false,
+        }
     }
 }
 
@@ -136,14 +187,14 @@ impl Pricing {
         let Some(call) = call else {
             return Estimate {
                 reserved: Amounts::new(0, 0, 0, 1),
-                counts_cached_input: self.count_cached_input.unwrap_or(true),
+                counts: Counts::all_or_not_cached(self.count_cached_input.unwrap_or(true)),
                 ..Estimate::default()
             };
         };
         if [Operation::COUNT_TOKENS, Operation::RETRIEVE].contains(call.operation()) {
             return Estimate {
                 reserved: Amounts::new(0, 0, 0, call.cost()),
-                uses_no_tokens: true,
+                counts: Counts::None,
                 ..Estimate::default()
             };
         }
@@ -167,11 +218,11 @@ impl Pricing {
         Estimate {
             reserved: Amounts::new(input, output, tokens, call.cost()),
             input,
-            uses_no_tokens: false,
+            counts: Counts::all_or_not_cached(
+                self.count_cached_input
+                    .unwrap_or_else(|| *call.provider() != Provider::ANTHROPIC),
+            ),
             produces_no_output: *call.operation() == Operation::EMBEDDINGS,
-            counts_cached_input: self
-                .count_cached_input
-                .unwrap_or(*call.provider() != Provider::ANTHROPIC),
         }
     }
 
@@ -179,7 +230,7 @@ impl Pricing {
     /// and cost nothing.
     pub(crate) fn needed(&self, call: Option<&Call>) -> Amounts {
         let estimate = self.estimate(call, Some(|| 0));
-        if estimate.counts_cached_input {
+        if estimate.counts != Counts::NotCached {
             return estimate.reserved;
         }
         let (output, cost) = (
@@ -196,7 +247,7 @@ impl Pricing {
             Outcome::Throttled { .. } | Outcome::ClientError => Amounts::REQUEST,
             // Its tokens are paid for by the call that a cache answers it from.
             _ if completion.served.is_some() => Amounts::REQUEST,
-            _ if estimate.uses_no_tokens => estimate.reserved,
+            _ if estimate.counts == Counts::None => estimate.reserved,
             Outcome::Success => match self.seen(estimate, completion) {
                 Some(used) => used,
                 // No report of its use, as for a response that is not HTTP.
@@ -245,13 +296,19 @@ impl Pricing {
 
     fn used(&self, estimate: &Estimate, usage: &Usage) -> Amounts {
         let mut input = usage.input.min(MAX_USED);
-        if !estimate.counts_cached_input {
+        if estimate.counts == Counts::NotCached {
             input = input.saturating_sub(usage.cached_input);
         }
         let output = usage.output.min(MAX_USED);
         let output = output.saturating_mul(self.output_weight.into());
         let cost = estimate.reserved.of(Unit::Cost);
         Amounts::new(input, output, input.saturating_add(output), cost)
+    }
+}
+
+impl Counts {
+    fn all_or_not_cached(all: bool) -> Self {
+        if all { Self::All } else { Self::NotCached }
     }
 }
 

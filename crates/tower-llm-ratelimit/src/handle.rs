@@ -8,16 +8,16 @@ use tower_llm_core::{Described, Key, Registry};
 
 use crate::{
     Limit,
-    engine::Engine,
-    group::{CheckedLimit, LimitGroup},
-    key_state::KeyState,
+    checked_limit::CheckedLimit,
+    group::{LimitGroup, LimitedKey},
+    limiter::Limiter,
     tier::Tier,
 };
 
 /// Reads the statistics of a [`RateLimitLayer`](crate::RateLimitLayer), and changes its tiers; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct RateLimitHandle {
-    engine: Arc<Engine>,
+    limiter: Arc<Limiter>,
 }
 
 /// Statistics of one limit over all of its keys, since the layer was built.
@@ -62,8 +62,8 @@ pub struct KeyStats {
 }
 
 impl RateLimitHandle {
-    pub(crate) fn new(engine: Arc<Engine>) -> Self {
-        Self { engine }
+    pub(crate) fn new(limiter: Arc<Limiter>) -> Self {
+        Self { limiter }
     }
 
     /// Returns the statistics of each limit; limits with the same kind of key are in the order in which they were added.
@@ -71,7 +71,7 @@ impl RateLimitHandle {
     /// It visits every key, so call it for a page or a scrape, not for every call.
     #[must_use]
     pub fn stats(&self) -> Vec<LimitStats> {
-        let groups = self.engine.groups.iter();
+        let groups = self.limiter.groups.iter();
         groups
             .flat_map(|(group, keys)| LimitStats::of(group, keys))
             .collect()
@@ -82,7 +82,7 @@ impl RateLimitHandle {
     /// Limits with another kind of key are left out, unless one of their keys has the same name.
     #[must_use]
     pub fn stats_of(&self, key: &Key) -> Vec<KeyStats> {
-        let keys = self.engine.groups.iter();
+        let keys = self.limiter.groups.iter();
         keys.filter_map(|(_, keys)| keys.peek(key))
             .flat_map(|key| KeyStats::of(&key))
             .collect()
@@ -92,7 +92,7 @@ impl RateLimitHandle {
     /// zero if the limits are not shared.
     #[must_use]
     pub fn decided_without_store(&self) -> u64 {
-        let shared = self.engine.policy.shared.as_ref();
+        let shared = self.limiter.shared.as_ref();
         shared.map_or(0, |shared| shared.without_store.load(Ordering::Relaxed))
     }
 
@@ -106,7 +106,7 @@ impl RateLimitHandle {
     /// An unused lease is available again after its period.
     #[must_use]
     pub fn unsettled(&self) -> u64 {
-        let shared = self.engine.policy.shared.as_ref();
+        let shared = self.limiter.shared.as_ref();
         shared.map_or(0, |shared| shared.store.unsettled())
     }
 
@@ -118,16 +118,16 @@ impl RateLimitHandle {
     where
         F: Fn(&dyn Described) -> Cow<'static, str> + Send + Sync + 'static,
     {
-        let has_tiers = self.engine.tiers.choose_by(Arc::new(policy));
+        let has_tiers = self.limiter.tiers.choose_by(Arc::new(policy));
         if has_tiers {
-            self.engine.wake_all();
+            self.limiter.wake_all();
         }
         has_tiers
     }
 }
 
 impl LimitStats {
-    fn of(group: &LimitGroup, keys: &Registry<KeyState>) -> Vec<Self> {
+    fn of(group: &LimitGroup, keys: &Registry<LimitedKey>) -> Vec<Self> {
         let mut stats: Vec<_> = group.limits.iter().map(Self::new).collect();
         let now = group.clock.now_nanos();
         for (limit, stats) in stats.iter_mut().enumerate() {
@@ -137,8 +137,8 @@ impl LimitStats {
         }
         keys.for_each(|_, key| {
             let state = key.lock();
-            let of_cell = stats.iter_mut().zip(&group.limits).zip(state.gauges.iter());
-            for ((stats, checked), gauge) in of_cell {
+            let of_key = stats.iter_mut().zip(&group.limits).zip(state.gauges.iter());
+            for ((stats, checked), gauge) in of_key {
                 stats.admitted += state.admitted;
                 stats.consumed = stats.consumed.saturating_add(gauge.consumed);
                 stats.waiting += state.waiting();
@@ -169,7 +169,7 @@ impl LimitStats {
 }
 
 impl KeyStats {
-    fn of(key: &KeyState) -> Vec<Self> {
+    fn of(key: &LimitedKey) -> Vec<Self> {
         let group = &key.group;
         let now = group.clock.now_nanos();
         let state = key.lock();

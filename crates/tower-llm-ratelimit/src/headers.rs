@@ -4,7 +4,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::{Unit, key_state::KeyStates, store::StoredStatus, tier::Tier};
+use crate::{Unit, group::Keys, store::StoredStatus, tier::Tier};
 
 /// Which response headers state the limits.
 ///
@@ -42,9 +42,9 @@ struct LimitStatus {
 
 impl Statuses {
     /// As known to this process, or as `shared` reports.
-    pub(crate) fn of(keys: &KeyStates, tier: Tier, shared: &[StoredStatus]) -> Self {
+    pub(crate) fn of(keys: &Keys, tier: Tier, shared: &[StoredStatus]) -> Self {
         let mut statuses = Vec::new();
-        for key in keys {
+        for key in keys.iter() {
             let group = &key.group;
             let now = group.clock.now_nanos();
             let mut state = key.lock();

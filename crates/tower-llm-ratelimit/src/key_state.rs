@@ -1,38 +1,21 @@
-//! What one key has used of its limits.
+//! What one key has used of its limits: plain data with `now` as an argument.
 
-use std::{
-    mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
-    task::Waker,
-};
-
-use smallvec::SmallVec;
-use tower_llm_core::{Evictable, Keyed};
+use std::{slice, sync::atomic::Ordering, task::Waker};
 
 use crate::{
+    blocked::{Waits, Why},
+    checked_limit::CheckedLimit,
+    cost::Amounts,
     demand::Demand,
-    group::{CheckedLimit, Clock, LimitGroup},
     lease::Lease,
-    meter::Meter,
-    provider_budget::ProviderBudget,
+    meter::{Meter, Needs},
+    provider_budget::{InFlight, ProviderBudget},
     queue::Queue,
     tier::Tier,
 };
 
-#[cfg(feature = "redis")]
-use {crate::store::Terms, tokio::time::Instant};
-
-/// The state of one key, and its group.
+/// The state of one key.
 pub(crate) struct KeyState {
-    pub(crate) group: Arc<LimitGroup>,
-    // A std mutex, not tokio's: it is held for a few additions and never across an await.
-    state: Mutex<State>,
-}
-
-/// The key states of a call, in the order of their groups, which is also the order in which they are locked.
-pub(crate) type KeyStates = SmallVec<[Arc<Keyed<KeyState>>; 3]>;
-
-pub(crate) struct State {
     pub(crate) gauges: Gauges,
     pub(crate) admitted: u64,
     /// State that few keys have.
@@ -52,96 +35,214 @@ pub(crate) struct Gauge {
 }
 
 #[derive(Default)]
-pub(crate) struct Extra {
-    pub(crate) budget: Option<ProviderBudget>,
-    pub(crate) queue: Option<Queue>,
+struct Extra {
+    budget: Option<ProviderBudget>,
+    queue: Option<Queue>,
     /// The lease of each shared limit; empty before the first.
-    pub(crate) leases: Box<[Lease]>,
+    leases: Box<[Lease]>,
     /// Whether a task gives back what is left when they end.
     is_cleaned_up: bool,
+}
+
+/// What a call has taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taken {
+    /// When, by the limiter's clock.
+    pub(crate) at_nanos: u64,
+    /// If the provider's limits are observed, what its response is compared with.
+    pub(crate) in_flight: Option<InFlight>,
 }
 
 // === impl KeyState ===
 
 impl KeyState {
-    pub(crate) fn new(group: Arc<LimitGroup>) -> Self {
-        let gauges = Gauges::new(&group.limits);
+    pub(crate) fn new(limits: &[CheckedLimit]) -> Self {
         Self {
-            group,
-            state: Mutex::new(State {
-                gauges,
-                admitted: 0,
-                extra: None,
-            }),
+            gauges: Gauges::new(limits),
+            admitted: 0,
+            extra: None,
         }
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that can panic runs while it is held.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes what the call demands at `now`, or at the latest time known here, if no call waits, no report blocks it and all
+    /// limits have room. A single limit is checked and charged in one step.
+    pub(crate) fn try_take(
+        &mut self,
+        limits: &[CheckedLimit],
+        demand: &Demand,
+        observes: bool,
+        now: u64,
+    ) -> Option<Taken> {
+        if !self.is_open(demand, now) {
+            return None;
+        }
+        if let (Gauges::One(gauge), [checked]) = (&mut self.gauges, limits) {
+            let at_nanos = gauge.try_take(checked, demand, now)?;
+            self.admitted += 1;
+            let in_flight = observes.then(|| self.send(demand, at_nanos));
+            return Some(Taken {
+                at_nanos,
+                in_flight,
+            });
+        }
+        let at_nanos = self.room_at(limits, demand, now)?;
+        Some(Taken {
+            at_nanos,
+            in_flight: self.take(limits, demand, observes, at_nanos),
+        })
     }
-}
 
-/// What goes back to the store of shared limits, and when to check again if leases were granted meanwhile.
-#[cfg(feature = "redis")]
-pub(crate) fn left_of_leases(key: &Keyed<KeyState>) -> (Vec<Terms>, Option<Instant>) {
-    let clock = key.group.clock;
-    let now = clock.now_nanos();
-    let limits = &key.group.limits;
-    let mut state = key.lock();
-    let leases = state.leases(limits.len()).iter_mut();
-    let left = limits.iter().zip(leases).filter_map(|(checked, lease)| {
-        let back = lease.clear_if_over(now)?;
-        checked.give_back(key.key(), back, now)
-    });
-    let left = left.collect();
-    let next_end = state.extra.as_mut().and_then(|extra| {
-        extra.is_cleaned_up = false;
-        extra.look_after(now)
-    });
-    (left, next_end.map(|nanos| clock.at(nanos)))
-}
+    /// Whether no call waits, and no report blocks the call.
+    pub(crate) fn is_open(&mut self, demand: &Demand, now: u64) -> bool {
+        let Some(extra) = &mut self.extra else {
+            return true;
+        };
+        let budget = extra.budget.as_mut();
+        extra.queue.is_none() && budget.is_none_or(|budget| budget.admits(&demand.estimate, now))
+    }
 
-impl Evictable for KeyState {
-    fn is_evictable(&self) -> bool {
-        let now_nanos = self.group.clock.now_nanos();
-        let mut state = self.lock();
-        let extra = state.extra.as_deref_mut();
-        let is_quiet = extra.is_none_or(|extra| {
+    /// If all limits have room for the call: `now`, or the latest time known here.
+    pub(crate) fn room_at(
+        &mut self,
+        limits: &[CheckedLimit],
+        demand: &Demand,
+        now: u64,
+    ) -> Option<u64> {
+        let mut gauges = limits.iter().zip(self.gauges.iter_mut());
+        gauges.try_fold(now, |latest, (checked, gauge)| {
+            Some(latest.max(gauge.room_at(checked, demand, now)?))
+        })
+    }
+
+    /// Takes what the call demands, whether there is room or not.
+    pub(crate) fn take(
+        &mut self,
+        limits: &[CheckedLimit],
+        demand: &Demand,
+        observes: bool,
+        now: u64,
+    ) -> Option<InFlight> {
+        self.admitted += 1;
+        for (checked, gauge) in limits.iter().zip(self.gauges.iter_mut()) {
+            gauge.take(checked, demand, now);
+        }
+        observes.then(|| self.send(demand, now))
+    }
+
+    /// Counts a call that the provider will answer: from the first one on, so that the calls in flight are known when a
+    /// response reports something.
+    fn send(&mut self, demand: &Demand, now: u64) -> InFlight {
+        let budget = self.budget_or_new();
+        budget.take(&demand.estimate.reserved, now)
+    }
+
+    /// `now`, or the latest time that is known here: another thread may have read the clock later, and come first.
+    pub(crate) fn latest(&self, limits: &[CheckedLimit], tier: Tier, now: u64) -> u64 {
+        let gauges = limits.iter().zip(self.gauges.iter());
+        gauges.fold(now, |now, (checked, gauge)| {
+            now.max(gauge.meter.latest_nanos(checked.own_rate(tier)))
+        })
+    }
+
+    /// How long what the provider reported blocks the call, and why; `None` if it does not.
+    pub(crate) fn blocked_by_report(&mut self, demand: &Demand, now: u64) -> Option<Waits> {
+        let wait = self.budget()?.wait(&demand.estimate, now)?;
+        Some(Waits {
+            nanos: wait.nanos,
+            known_nanos: wait.known_nanos,
+            why: wait.unit.map_or(Why::Closed, Why::Reported),
+        })
+    }
+
+    /// How long the limits block the call, `besides` what else does. If it is `behind` the queue, so does what the calls
+    /// ahead of it need.
+    pub(crate) fn blocked_by_limits(
+        &mut self,
+        limits: &[CheckedLimit],
+        demand: &Demand,
+        behind: bool,
+        now: u64,
+        besides: Option<Waits>,
+    ) -> Option<Waits> {
+        let queue = self.extra.as_ref().and_then(|extra| extra.queue.as_ref());
+        let ahead = match queue.filter(|_| behind) {
+            // Only in exact units is the use of other calls known.
+            Some(queue) if limits.iter().any(CheckedLimit::is_exact) => {
+                queue.ahead(demand.caller.as_ref())
+            }
+            _ => Amounts::NONE,
+        };
+        let mut longest = besides;
+        for (limit, (checked, gauge)) in limits.iter().zip(self.gauges.iter_mut()).enumerate() {
+            let ahead = ahead.of(checked.limit.unit());
+            let (nanos, known_nanos) = gauge.waits(checked, demand, ahead, now);
+            if nanos > 0 {
+                let waits = Waits {
+                    nanos,
+                    known_nanos,
+                    why: Why::Limit(limit),
+                };
+                longest = Some(longest.map_or(waits, |longest| longest.and(waits)));
+            }
+        }
+        longest
+    }
+
+    /// Blocks a call that is `behind` the queue, for as long as what else does.
+    pub(crate) fn blocked_by_queue(&self, behind: bool, besides: Option<Waits>) -> Option<Waits> {
+        let extra = self.extra.as_ref().filter(|_| behind);
+        if extra.is_none_or(|extra| extra.queue.is_none()) {
+            return besides;
+        }
+        Some(Waits {
+            why: Why::Queue,
+            ..besides.unwrap_or(Waits::none(Why::Queue))
+        })
+    }
+
+    /// Blocks the call if a lease has too little left.
+    pub(crate) fn blocked_by_leases(
+        &mut self,
+        limits: &[CheckedLimit],
+        demand: &Demand,
+        now: u64,
+    ) -> Option<Waits> {
+        let leases = self.leases(limits.len()).iter();
+        let has_all = limits.iter().zip(leases).all(|(checked, lease)| {
+            let needed = demand.needed(checked);
+            needed.is_none_or(|needed| lease.has(needed, now))
+        });
+        (!has_all).then(|| Waits::none(Why::Lease))
+    }
+
+    /// Spends what the call demands of the leases; returns their epochs.
+    pub(crate) fn spend_leases(
+        &mut self,
+        limits: &[CheckedLimit],
+        demand: &Demand,
+    ) -> impl Iterator<Item = u64> {
+        let leases = self.leases(limits.len()).iter_mut();
+        let both = limits.iter().zip(leases);
+        both.map(|(checked, lease)| lease.spend(demand.amount(checked)))
+    }
+
+    /// Whether nothing is lost if the state is dropped: nothing that was taken or reported still counts.
+    pub(crate) fn is_evictable(&mut self, limits: &[CheckedLimit], now: u64) -> bool {
+        let is_quiet = self.extra.as_deref_mut().is_none_or(|extra| {
             let budget = extra.budget.as_mut();
-            let is_spent = |lease: &Lease| lease.is_spent(now_nanos);
-            let is_spent = extra.leases.iter().all(is_spent);
-            is_spent
-                && extra.queue.is_none()
-                && budget.is_none_or(|budget| budget.is_over(now_nanos))
+            extra.queue.is_none()
+                && extra.leases.iter().all(|lease| lease.is_spent(now))
+                && budget.is_none_or(|budget| budget.is_over(now))
         });
         is_quiet
-            && self
-                .group
-                .limits
+            && limits
                 .iter()
-                .zip(state.gauges.iter())
+                .zip(self.gauges.iter())
                 .all(|(checked, gauge)| {
                     // At the slowest rate and on a copy, because the tier of the caller is not known.
                     let mut meter = gauge.meter.clone();
-                    meter.full_in(checked.slowest(), checked.now(now_nanos)) == 0
+                    meter.full_in(checked.slowest(), checked.now(now)) == 0
                 })
-    }
-}
-
-impl Drop for KeyState {
-    fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.group.evicted.add(state);
-    }
-}
-
-// === impl State ===
-
-impl State {
-    /// The gauges, if a call need check nothing else.
-    pub(crate) fn plain_gauges(&mut self) -> Option<&mut Gauges> {
-        self.extra.is_none().then_some(&mut self.gauges)
     }
 
     pub(crate) fn budget(&mut self) -> Option<&mut ProviderBudget> {
@@ -162,6 +263,22 @@ impl State {
         &mut extra.leases
     }
 
+    /// Takes what is left of each lease that has ended; also returns when the next one ends.
+    #[cfg(feature = "redis")]
+    pub(crate) fn ended_leases(
+        &mut self,
+        now: u64,
+    ) -> (Vec<(usize, crate::lease::Back)>, Option<u64>) {
+        let Some(extra) = &mut self.extra else {
+            return (Vec::new(), None);
+        };
+        let leases = extra.leases.iter_mut().enumerate();
+        let ended = leases.filter_map(|(limit, lease)| Some((limit, lease.clear_if_over(now)?)));
+        let ended = ended.collect();
+        extra.is_cleaned_up = false;
+        (ended, extra.look_after(now))
+    }
+
     /// Returns when the next lease ends, unless a task is already scheduled to give back what is left. The caller must
     /// schedule one.
     pub(crate) fn clean_up_leases(&mut self, now_nanos: u64) -> Option<u64> {
@@ -178,38 +295,21 @@ impl State {
         }
     }
 
-    pub(crate) fn gauges_and_queue(&mut self) -> (&mut Gauges, Option<&Queue>) {
-        let queue = self.extra.as_ref().and_then(|extra| extra.queue.as_ref());
-        (&mut self.gauges, queue)
-    }
-
-    /// How many wait.
+    /// The number of calls that wait.
     pub(crate) fn waiting(&self) -> usize {
         let queue = self.extra.as_ref().and_then(|extra| extra.queue.as_ref());
         queue.map_or(0, Queue::len)
     }
 
-    /// Wakes the head of the queue, if there is one, to try again.
-    pub(crate) fn wake_head(mut this: MutexGuard<'_, Self>, clock: Clock) {
-        let head = this
-            .queue()
-            .and_then(|queue| queue.wake_head(clock.now_nanos()));
-        Self::wake(this, head);
+    /// Makes the head of the queue try again; returns its waker, to be woken without the lock because it runs foreign code.
+    pub(crate) fn wake_head(&mut self, now: impl FnOnce() -> u64) -> Option<Waker> {
+        self.queue()?.wake_head(now())
     }
 
-    /// Wakes a call, without the lock because its waker runs foreign code.
-    pub(crate) fn wake(this: MutexGuard<'_, Self>, waker: Option<Waker>) {
-        drop(this);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    /// The wakers of all waiting calls, so that they check whether they can still be admitted; to be woken without the
-    /// lock.
-    pub(crate) fn wake_all(&mut self, clock: Clock) -> Vec<Waker> {
+    /// Makes all waiting calls check whether they can still be admitted; returns their wakers.
+    pub(crate) fn wake_all(&mut self, now: impl FnOnce() -> u64) -> Vec<Waker> {
         let queue = self.queue();
-        queue.map_or_else(Vec::new, |queue| queue.wake_all(clock.now_nanos()))
+        queue.map_or_else(Vec::new, |queue| queue.wake_all(now()))
     }
 
     pub(crate) fn queue(&mut self) -> Option<&mut Queue> {
@@ -217,10 +317,8 @@ impl State {
     }
 
     pub(crate) fn queue_or_new(&mut self) -> &mut Queue {
-        self.extra
-            .get_or_insert_default()
-            .queue
-            .get_or_insert_default()
+        let extra = self.extra.get_or_insert_default();
+        extra.queue.get_or_insert_default()
     }
 
     /// Whether `most` calls wait.
@@ -263,16 +361,16 @@ impl Gauges {
         }
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Gauge> {
+    pub(crate) fn iter(&self) -> slice::Iter<'_, Gauge> {
         match self {
-            Self::One(gauge) => std::slice::from_ref(gauge).iter(),
+            Self::One(gauge) => slice::from_ref(gauge).iter(),
             Self::Many(gauges) => gauges.iter(),
         }
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Gauge> {
+    pub(crate) fn iter_mut(&mut self) -> slice::IterMut<'_, Gauge> {
         match self {
-            Self::One(gauge) => std::slice::from_mut(gauge).iter_mut(),
+            Self::One(gauge) => slice::from_mut(gauge).iter_mut(),
             Self::Many(gauges) => gauges.iter_mut(),
         }
     }
@@ -281,13 +379,34 @@ impl Gauges {
 // === impl Gauge ===
 
 impl Gauge {
-    /// Whether a limit without a queue admits the call now.
-    pub(crate) fn has_room(&mut self, checked: &CheckedLimit, demand: &Demand, now: u64) -> bool {
+    /// Takes what the call demands if the limit has room; returns the time of it.
+    #[inline]
+    fn try_take(&mut self, checked: &CheckedLimit, demand: &Demand, now: u64) -> Option<u64> {
+        let (rate, amount) = (checked.own_rate(demand.tier), demand.amount(checked));
+        let now = checked.now(now);
+        let at = match demand.needed(checked) {
+            Some(room) => {
+                let is_unsettled = !checked.is_exact();
+                let needs = Needs {
+                    room,
+                    amount,
+                    is_unsettled,
+                };
+                self.meter.try_take(rate, needs, now)?
+            }
+            None => self.meter.take(rate, amount, now),
+        };
+        self.consumed = self.consumed.saturating_add(amount);
+        Some(at)
+    }
+
+    /// If the limit has room for the call: `now`, or the latest time known here.
+    fn room_at(&mut self, checked: &CheckedLimit, demand: &Demand, now: u64) -> Option<u64> {
         let rate = checked.own_rate(demand.tier);
-        demand.needed(checked).is_none_or(|needed| {
-            // False if the call needs more than the capacity: its need may be just above it.
-            needed <= rate.capacity && self.meter.wait(rate, needed, checked.now(now)) == 0
-        })
+        match demand.needed(checked) {
+            Some(needed) => self.meter.room_at(rate, needed, checked.now(now)),
+            None => Some(now.max(self.meter.latest_nanos(rate))),
+        }
     }
 
     /// How long a limit blocks the call, in nanoseconds, behind calls that need `ahead`: by what is reserved, and by what
@@ -335,30 +454,30 @@ impl Gauge {
         self.meter.has_unsettled()
     }
 
-    /// Charges what the call reserves; returns the epoch by which it is settled.
-    pub(crate) fn charge(&mut self, checked: &CheckedLimit, demand: &Demand, now: u64) -> u32 {
+    /// Takes what the call reserves, whether there is room or not.
+    fn take(&mut self, checked: &CheckedLimit, demand: &Demand, now: u64) {
         let (rate, amount) = (checked.own_rate(demand.tier), demand.amount(checked));
         self.consumed = self.consumed.saturating_add(amount);
         match checked.is_exact() {
             true => self.meter.take(rate, amount, checked.now(now)),
             false => self.meter.reserve(rate, amount, checked.now(now)),
-        }
+        };
     }
 
-    /// Settles what a call reserved, and refunds what it did not use.
+    /// Settles what a call reserved at `taken_at`, and refunds what it did not use.
     pub(crate) fn settle(
         &mut self,
         checked: &CheckedLimit,
         tier: Tier,
-        epoch: u32,
+        taken_at_nanos: u64,
         reserved: u64,
         used: u64,
     ) {
         let rate = checked.own_rate(tier);
         let refund = reserved.saturating_sub(used);
         match checked.is_exact() {
-            true => self.meter.give_back(rate, epoch, refund),
-            false => self.meter.settle(rate, epoch, reserved, refund),
+            true => self.meter.give_back(rate, taken_at_nanos, refund),
+            false => self.meter.settle(rate, taken_at_nanos, reserved, refund),
         }
         if refund > 0 {
             self.consumed = self.consumed.saturating_sub(refund);
@@ -378,25 +497,14 @@ impl Gauge {
     }
 }
 
-impl std::fmt::Debug for KeyState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cell").finish_non_exhaustive()
-    }
-}
-
-const _: () = assert!(
-    mem::size_of::<KeyState>() <= 152,
-    "a key's memory is promised to be small"
-);
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::lease::Grant;
 
     /// The state of a key with leases that end at `untils`.
-    fn state(untils: &[u64]) -> State {
-        let mut state = State {
+    fn state(untils: &[u64]) -> KeyState {
+        let mut state = KeyState {
             gauges: Gauges::Many([].into()),
             admitted: 0,
             extra: None,

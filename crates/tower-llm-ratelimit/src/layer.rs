@@ -5,10 +5,11 @@ use tower_llm_core::{ConfigError, Described, GateLayer, HttpBody, KeyBy, Registr
 
 use crate::{
     CutShort, Headers, Limit, RateLimit, RateLimitGate, RateLimitHandle, Reserve,
+    attempt::Shared,
+    checked_limit::{CheckedLimit, Sharing},
     cost::Pricing,
-    engine::Engine,
-    group::{CheckedLimit, Clock, LimitGroup, Policy},
-    key_state::KeyState,
+    group::{Clock, Evicted, LimitGroup, LimitedKey},
+    limiter::Limiter,
     observed::ObservedOutput,
     tier::{TierBy, Tiers},
 };
@@ -34,7 +35,7 @@ use crate::{
 /// | [`max_keys`](RateLimitBuilder::max_keys) | 10,000 per kind of key | same |
 #[derive(Clone, Debug)]
 pub struct RateLimitLayer<W = HttpBody> {
-    engine: Arc<Engine>,
+    limiter: Arc<Limiter>,
     watch: W,
 }
 
@@ -88,13 +89,13 @@ impl<W> RateLimitLayer<W> {
     /// Returns whether the layer enforces what the provider's responses report, and so acts on a 429.
     #[must_use]
     pub fn enforces_reported_limits(&self) -> bool {
-        self.engine.groups.iter().any(|(group, _)| group.observes)
+        self.limiter.groups.iter().any(|(group, _)| group.observes)
     }
 
     /// Returns a handle to read the statistics and to change the tiers.
     #[must_use]
     pub fn handle(&self) -> RateLimitHandle {
-        RateLimitHandle::new(Arc::clone(&self.engine))
+        RateLimitHandle::new(Arc::clone(&self.limiter))
     }
 }
 
@@ -103,7 +104,7 @@ impl<W: Clone> GateLayer for RateLimitLayer<W> {
     type Watch = W;
 
     fn gate(&self) -> RateLimitGate {
-        RateLimitGate::new(Arc::clone(&self.engine))
+        RateLimitGate::new(Arc::clone(&self.limiter))
     }
 
     fn watch(&self) -> W {
@@ -265,7 +266,7 @@ impl<W> RateLimitBuilder<W> {
     ///   second or over one day, `lease_for` is zero or over one day, or there is no tokio runtime.
     pub fn build(self) -> Result<RateLimitLayer<W>, ConfigError> {
         Ok(RateLimitLayer {
-            engine: Arc::new(self.settings.engine()?),
+            limiter: Arc::new(self.settings.limiter()?),
             watch: self.watch,
         })
     }
@@ -312,21 +313,17 @@ impl Settings {
         }
     }
 
-    fn engine(self) -> Result<Engine, ConfigError> {
+    fn limiter(self) -> Result<Limiter, ConfigError> {
         self.check()?;
         let max_wait = ConfigError::check_duration("max_wait", self.max_wait)?;
         let tiers = Tiers::new(&self.limits, self.tier_by)?;
         #[cfg(feature = "redis")]
-        let shared = self.shared.map(crate::SharedLimits::start).transpose()?;
+        let shared: Option<Shared> = self.shared.map(crate::SharedLimits::start).transpose()?;
         #[cfg(not(feature = "redis"))]
-        let shared = None;
-        let policy = Arc::new(Policy {
-            pricing: self.pricing,
-            observed: Registry::new(KeyBy::provider_and_model(), |_| ObservedOutput::new())
-                .max_keys(OBSERVED_KEYS)?,
-            output_percentile: self.output_percentile,
-            headers: self.headers,
-            shared,
+        let shared: Option<Shared> = None;
+        let sharing = shared.as_ref().map_or(Sharing::NONE, |shared| Sharing {
+            processes: shared.processes,
+            lease: shared.lease.unwrap_or_default(),
         });
         let clock = Clock::start();
         let mut groups = Vec::new();
@@ -334,34 +331,40 @@ impl Settings {
         for (key_by, limits) in group(self.limits, &self.key_by, self.observes) {
             let mut limits = limits
                 .into_iter()
-                .map(|limit| {
-                    CheckedLimit::new(limit, &key_by, tiers.names(), policy.shared.as_ref())
-                })
+                .map(|limit| CheckedLimit::new(limit, &key_by, tiers.names(), sharing))
                 .collect::<Result<Box<[_]>, _>>()?;
             for checked in &mut limits {
                 checked.tell_apart(&mut names);
             }
-            let observes = self.observes && key_by == self.key_by;
-            let group = Arc::new(LimitGroup::new(
+            let group = Arc::new(LimitGroup {
+                evicted: Evicted::new(limits.len()),
+                is_exact: limits.iter().all(CheckedLimit::is_exact),
                 limits,
                 clock,
-                Arc::clone(&policy),
-                observes,
-            ));
-            let of_cells = Arc::clone(&group);
-            let mut keys = Registry::new(key_by, move |_| KeyState::new(Arc::clone(&of_cells)));
+                pricing: self.pricing,
+                headers: self.headers,
+                store: shared.as_ref().map(|shared| Arc::clone(&shared.store)),
+                observes: self.observes && key_by == self.key_by,
+            });
+            let of_keys = Arc::clone(&group);
+            let mut keys = Registry::new(key_by, move |_| LimitedKey::new(Arc::clone(&of_keys)));
             if let Some(max_keys) = self.max_keys {
                 keys = keys.max_keys(max_keys)?;
             }
             groups.push((group, keys));
         }
-        Ok(Engine {
+        Ok(Limiter {
             groups: groups.into(),
             tiers,
-            policy,
+            pricing: self.pricing,
+            observed: Registry::new(KeyBy::provider_and_model(), |_| ObservedOutput::new())
+                .max_keys(OBSERVED_KEYS)?,
+            output_percentile: self.output_percentile,
+            headers: self.headers,
             clock,
             max_waiting: self.max_waiting,
             max_wait,
+            shared,
         })
     }
 

@@ -61,9 +61,9 @@
 mod attempt;
 mod blocked;
 mod calendar;
+mod checked_limit;
 mod cost;
 mod demand;
-mod engine;
 mod error;
 mod gate;
 mod group;
@@ -77,6 +77,7 @@ mod layer;
 )]
 mod lease;
 mod limit;
+mod limiter;
 mod meter;
 mod observed;
 mod provider_budget;

@@ -25,6 +25,8 @@ pub(crate) struct ProviderBudget {
     told_last: u32,
     /// When the last call was admitted.
     sent_at_nanos: u64,
+    /// Whether anything was reported.
+    is_told: bool,
 }
 
 /// How long a call has to wait for what the provider reported.
@@ -53,9 +55,9 @@ struct ReportedBudget {
     first_in_floor: u32,
 }
 
-/// An admitted call, and what the provider has certainly counted when it answers the call.
+/// A call in flight, and what the provider has certainly counted when it answers the call.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Epoch {
+pub(crate) struct InFlight {
     /// Its number among admitted calls.
     number: u32,
     /// What was answered before it was sent, and the call itself.
@@ -70,6 +72,11 @@ const ASK_AGAIN: Duration = MINUTE;
 const MINUTE: Duration = Duration::from_secs(60);
 
 impl ProviderBudget {
+    /// Whether a call may be sent now.
+    pub(crate) fn admits(&mut self, estimate: &Estimate, now_nanos: u64) -> bool {
+        !self.is_told || self.wait(estimate, now_nanos).is_none()
+    }
+
     /// How long until a call may be sent; `None` if it may be sent now.
     pub(crate) fn wait(&mut self, estimate: &Estimate, now_nanos: u64) -> Option<BudgetWait> {
         let asks_again_at = self.sent_at_nanos.saturating_add(nanos(ASK_AGAIN));
@@ -103,32 +110,47 @@ impl ProviderBudget {
     }
 
     /// Counts a call that is sent.
-    pub(crate) fn take(&mut self, cost: &Amounts, now_nanos: u64) -> Epoch {
+    pub(crate) fn take(&mut self, cost: &Amounts, now_nanos: u64) -> InFlight {
         self.let_through.add(cost);
         self.sent_at_nanos = now_nanos;
         let number = self.let_through.number();
-        for unit in Unit::REPORTED {
-            if let Some(reported) = &mut self.buckets[unit.index()] {
-                reported.take(cost.of(unit), number, now_nanos);
+        if self.is_told {
+            for unit in Unit::REPORTED {
+                if let Some(reported) = &mut self.buckets[unit.index()] {
+                    reported.take(cost.of(unit), number, now_nanos);
+                }
             }
         }
         let mut counted = self.answered;
         counted.add(cost);
-        Epoch { number, counted }
+        InFlight { number, counted }
     }
 
     /// Refunds a call of `cost` that was never sent, but nothing of what the provider reported as used meanwhile, because
     /// it cannot have counted this call.
-    pub(crate) fn never_sent(&mut self, cost: &Amounts, epoch: Epoch, now_nanos: u64) {
+    pub(crate) fn never_sent(
+        &mut self,
+        cost: &Amounts,
+        call: InFlight,
+        now_nanos: impl FnOnce() -> u64,
+    ) {
         self.answered.add(cost);
-        for unit in Unit::REPORTED {
-            if let Some(reported) = &mut self.buckets[unit.index()] {
-                reported.never_sent(cost.of(unit), epoch.number, now_nanos);
+        if self.is_told {
+            let now_nanos = now_nanos();
+            for unit in Unit::REPORTED {
+                if let Some(reported) = &mut self.buckets[unit.index()] {
+                    reported.never_sent(cost.of(unit), call.number, now_nanos);
+                }
             }
         }
     }
 
-    /// Notes that the call of `cost` was answered, or never will be, and applies what its response reported.
+    /// Notes that the call of `cost` has ended, without a report.
+    pub(crate) fn ended(&mut self, cost: &Amounts) {
+        self.answered.add(cost);
+    }
+
+    /// Notes that the call of `cost` was answered, and applies what its response reported.
     ///
     /// The report may or may not include other calls in flight. So it gives two bounds of what remains: the reported
     /// amount, and that less all calls in flight. Within these bounds the local count is kept; before there is one, no call
@@ -137,15 +159,15 @@ impl ProviderBudget {
     pub(crate) fn answered(
         &mut self,
         cost: &Amounts,
-        epoch: Epoch,
+        call: InFlight,
         reported: &ProviderHeaders,
         now_nanos: u64,
     ) {
-        self.answered.add(cost);
-        let not_in_it = self.let_through.since(&epoch.counted);
-        let is_later = !is_before(epoch.number, self.told_last);
+        self.ended(cost);
+        let not_in_it = self.let_through.since(&call.counted);
+        let is_later = !is_before(call.number, self.told_last);
         if is_later && *reported != ProviderHeaders::default() {
-            self.told_last = epoch.number;
+            self.told_last = call.number;
         }
         for (unit, status) in reported.by_unit() {
             let Some(status) = status else { continue };
@@ -164,6 +186,7 @@ impl ProviderBudget {
             let reported = before.unwrap_or_else(|| ReportedBudget::new(rate));
             let refilled =
                 |bucket: Bucket, taken| bucket.refilled_by(&reported.rate, &rate, taken, now_nanos);
+            self.is_told = true;
             self.buckets[unit.index()] = Some(ReportedBudget {
                 bucket: refilled(reported.bucket, of_bucket),
                 rate,
@@ -177,6 +200,7 @@ impl ProviderBudget {
 
     /// Admits nothing before `nanos`; the later of two such times wins.
     pub(crate) fn close_until(&mut self, nanos: u64) {
+        self.is_told = true;
         self.closed_until_nanos = self.closed_until_nanos.max(nanos);
     }
 
@@ -221,8 +245,7 @@ impl ReportedBudget {
             false => amount,
         };
         for (bucket, amount) in [(&mut self.bucket, amount), (&mut self.floor, in_floor)] {
-            let present = bucket.take(&self.rate, 0, now_nanos);
-            bucket.give_back(&self.rate, present, amount);
+            bucket.refund(&self.rate, amount, now_nanos);
         }
         self.bucket.raise_to(self.floor);
     }

@@ -1,35 +1,74 @@
 //! What a call has reserved in its limits, from its admission to its end.
 
-use std::{cmp::Ordering, task::Waker};
+use std::{cmp::Ordering, mem, sync::Arc, task::Waker};
 
 use http::response::Parts;
 use tokio::time::Instant;
-use tower_llm_core::{Completion, Guard, Outcome};
+use tower_llm_core::{Completion, Guard, Keyed, Outcome};
 
 use crate::{
     Headers,
-    cost::Amounts,
-    demand::{Charge, Demand},
-    group::{CheckedLimit, Policy},
+    checked_limit::CheckedLimit,
+    cost::{Amounts, CompactEstimate, Estimate},
+    demand::Demand,
+    group::{Keys, LimitGroup, LimitedKey},
     headers::Statuses,
-    key_state::{KeyState, KeyStates, State},
+    key_state::Taken,
     lease::Back,
+    observed::ObservedOutput,
+    provider_budget::InFlight,
     provider_headers::ProviderHeaders,
     store::{Holding, Terms},
+    tier::Tier,
 };
 
 /// What a call has reserved in its limits: its guard.
 ///
 /// It settles once: to what the call used when the call has ended, or to nothing when it is dropped before the call was
 /// sent.
+// Small, because it is moved several times on the way into the response.
 #[derive(Debug)]
 pub struct Reservation {
-    keys: KeyStates,
-    demand: Demand,
-    // `None` once it is settled.
-    charge: Option<Charge>,
-    /// What the store of shared limits holds for it.
-    holding: Option<Box<Holding>>,
+    keys: Keys,
+    /// When it was taken: shows each limit how much of it still counts.
+    at_nanos: u64,
+    estimate: CompactEstimate,
+    besides: Besides,
+    /// Where the length of the output is observed.
+    observed: Option<Arc<Keyed<ObservedOutput>>>,
+    tier: Tier,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Reserved,
+    /// The provider has answered: it has counted the call.
+    Answered,
+    Settled,
+}
+
+/// What is settled besides the limits of this process.
+#[derive(Debug)]
+enum Besides {
+    Nothing,
+    /// The limits that the provider reports.
+    Reported(InFlight),
+    /// The leases of at most two shared limits, by their epochs.
+    Leases([u64; 2]),
+    Rare(Box<Rare>),
+}
+
+/// What few calls have.
+#[derive(Debug, Default)]
+struct Rare {
+    /// An estimate that is not compact.
+    estimate: Option<Estimate>,
+    in_flight: Option<InFlight>,
+    /// The epoch of each lease; empty if there are none.
+    lease_epochs: Box<[u64]>,
+    /// What the store of shared limits holds for the call.
+    holding: Option<Holding>,
 }
 
 /// How a settlement changes what was reserved of one limit.
@@ -40,94 +79,173 @@ enum Change {
     More(u64),
 }
 
+/// What a call was charged, and whether the provider has counted it.
+struct Charge {
+    used: Amounts,
+    is_counted: bool,
+}
+
 impl Reservation {
-    pub(crate) fn new(keys: KeyStates, demand: Demand, charge: Charge) -> Self {
-        Self {
+    #[inline]
+    pub(crate) fn new(keys: Keys, demand: Demand, taken: Taken) -> Self {
+        let besides = match taken.in_flight {
+            Some(in_flight) => Besides::Reported(in_flight),
+            None => Besides::Nothing,
+        };
+        let mut this = Self {
             keys,
-            demand,
-            charge: Some(charge),
-            holding: None,
+            at_nanos: taken.at_nanos,
+            estimate: CompactEstimate::new(&demand.estimate),
+            besides,
+            observed: demand.observed,
+            tier: demand.tier,
+            stage: Stage::Reserved,
+        };
+        if !this.estimate.is_exact() {
+            this.rare().estimate = Some(demand.estimate);
         }
+        this
+    }
+
+    /// A reservation of leases with these epochs, in the order of the keys and their limits.
+    pub(crate) fn leased(keys: Keys, demand: Demand, taken: Taken, epochs: &[u64]) -> Self {
+        let mut this = Self::new(keys, demand, taken);
+        match (&this.besides, epochs) {
+            (Besides::Nothing, &[one]) => this.besides = Besides::Leases([one, 0]),
+            (Besides::Nothing, &[one, two]) => this.besides = Besides::Leases([one, two]),
+            _ => this.rare().lease_epochs = epochs.into(),
+        }
+        this
     }
 
     pub(crate) fn held_by(mut self, holding: Holding) -> Self {
-        self.holding = Some(Box::new(holding));
+        self.rare().holding = Some(holding);
         self
     }
 
-    fn policy(&self) -> Option<&Policy> {
-        // A layer without any limit has no keys, and nothing to settle.
-        self.keys.first().map(|key| &*key.group.policy)
+    fn rare(&mut self) -> &mut Rare {
+        if !matches!(self.besides, Besides::Rare(_)) {
+            let mut rare = Box::<Rare>::default();
+            match mem::replace(&mut self.besides, Besides::Nothing) {
+                Besides::Reported(in_flight) => rare.in_flight = Some(in_flight),
+                Besides::Leases(epochs) => rare.lease_epochs = epochs.into(),
+                Besides::Nothing | Besides::Rare(_) => {}
+            }
+            self.besides = Besides::Rare(rare);
+        }
+        match &mut self.besides {
+            Besides::Rare(rare) => rare,
+            _ => unreachable!("it was just made"),
+        }
+    }
+
+    fn estimate(&self) -> Estimate {
+        match &self.besides {
+            Besides::Rare(rare) => rare.estimate.unwrap_or_else(|| self.estimate.expand()),
+            _ => self.estimate.expand(),
+        }
+    }
+
+    fn in_flight(&self) -> Option<InFlight> {
+        match &self.besides {
+            Besides::Reported(in_flight) => Some(*in_flight),
+            Besides::Rare(rare) => rare.in_flight,
+            Besides::Nothing | Besides::Leases(_) => None,
+        }
+    }
+
+    fn group(&self) -> &LimitGroup {
+        // Every layer has a group; what is read here is the same in all.
+        &self.keys[0].group
+    }
+
+    /// The key for which the provider's limits are observed, which is always the first.
+    fn observing(&self) -> Option<&LimitedKey> {
+        let first = self.keys.first().map(|key| &***key);
+        first.filter(|key| key.group.observes)
     }
 
     /// Settles what was reserved to what was used, once.
-    fn settle(&mut self, used: &Amounts, ended_at: Option<Instant>) {
-        if self.observes() {
-            match *used == Amounts::NONE {
-                true => self.never_sent(),
-                false => self.answered(None),
-            }
-        }
-        let Some(charge) = self.charge.take() else {
+    fn settle(&mut self, reserved: &Amounts, charge: &Charge, ended_at: Option<Instant>) {
+        let was = mem::replace(&mut self.stage, Stage::Settled);
+        if was == Stage::Settled {
             return;
-        };
-        if let Some(holding) = self.holding.take() {
-            let limits = self.keys.iter().flat_map(|key| &key.group.limits);
-            holding.settle(limits.map(|checked| used.of(checked.limit.unit())));
         }
-        if !charge.lease_epochs.is_empty() {
-            self.settle_leases(&charge.lease_epochs, used);
-        }
-        let mut epochs = &charge.epochs[..];
-        for key in &self.keys {
-            let limits = &key.group.limits;
-            let (of_key, others) = epochs.split_at(limits.len());
-            epochs = others;
-            let is_changed = |checked| self.change(checked, used) != Change::None;
-            if !key.group.is_exact || limits.iter().any(is_changed) {
-                self.settle_key(key, of_key, used, ended_at);
+        match mem::replace(&mut self.besides, Besides::Nothing) {
+            Besides::Leases(epochs) => self.settle_leases(&epochs, reserved, &charge.used),
+            Besides::Rare(mut rare) => {
+                if let Some(holding) = rare.holding.take() {
+                    let limits = self.keys.iter().flat_map(|key| &key.group.limits);
+                    holding.settle(limits.map(|checked| charge.used.of(checked.limit.unit())));
+                }
+                self.settle_leases(&rare.lease_epochs, reserved, &charge.used);
+                self.besides = Besides::Rare(rare);
             }
+            besides => self.besides = besides,
+        }
+        let mut in_flight = match was {
+            Stage::Reserved => self.in_flight(),
+            Stage::Answered | Stage::Settled => None,
+        };
+        for key in self.keys.iter() {
+            let in_flight = in_flight.take_if(|_| key.group.observes);
+            self.settle_key(key, reserved, charge, in_flight, ended_at);
         }
     }
 
     fn settle_key(
         &self,
-        key: &KeyState,
-        epochs: &[u32],
-        used: &Amounts,
+        key: &LimitedKey,
+        reserved: &Amounts,
+        charge: &Charge,
+        in_flight: Option<InFlight>,
         ended_at: Option<Instant>,
     ) {
-        let (group, tier) = (&key.group, self.demand.tier);
+        let group = &key.group;
+        let is_changed = |checked| change(checked, reserved, &charge.used) != Change::None;
+        if group.is_exact && in_flight.is_none() && !group.limits.iter().any(is_changed) {
+            return;
+        }
+        let now = || group.clock.nanos(ended_at.unwrap_or_else(Instant::now));
         let mut state = key.lock();
-        let gauges = state.gauges.iter_mut();
-        for ((checked, gauge), &epoch) in group.limits.iter().zip(gauges).zip(epochs) {
-            let (reserved, used) = (self.demand.amount(checked), used.of(checked.limit.unit()));
-            gauge.settle(checked, tier, epoch, reserved, used);
+        if let Some(in_flight) = in_flight {
+            let budget = state.budget_or_new();
+            match charge.is_counted {
+                true => budget.ended(reserved),
+                false => budget.never_sent(reserved, in_flight, || group.clock.now_nanos()),
+            }
+        }
+        for (checked, gauge) in group.limits.iter().zip(state.gauges.iter_mut()) {
+            let unit = checked.limit.unit();
+            let (reserved, used) = (reserved.of(unit), charge.used.of(unit));
+            gauge.settle(checked, self.tier, self.at_nanos, reserved, used);
             if used > reserved {
                 // Rarely needed, so the clock is rarely read.
-                let now = ended_at.unwrap_or_else(Instant::now);
-                gauge.charge_more(checked, tier, used - reserved, group.clock.nanos(now));
+                gauge.charge_more(checked, self.tier, used - reserved, now());
             }
         }
         // The next call may have room now, or may know that there will be none in time.
-        State::wake_head(state, group.clock);
+        let head = state.wake_head(|| group.clock.now_nanos());
+        drop(state);
+        if let Some(head) = head {
+            head.wake();
+        }
     }
 
     /// Changes what was spent of leases to what was used; the store settles what belongs to earlier leases.
-    fn settle_leases(&self, epochs: &[u64], used: &Amounts) {
-        let policy = self.policy();
-        let Some(shared) = policy.and_then(|policy| policy.shared.as_ref()) else {
+    fn settle_leases(&self, epochs: &[u64], reserved: &Amounts, used: &Amounts) {
+        let Some(store) = self.group().store.as_ref().filter(|_| !epochs.is_empty()) else {
             return;
         };
         let mut epochs = epochs.iter();
         let mut for_store = Vec::new();
-        for key in &self.keys {
+        for key in self.keys.iter() {
             let now = key.group.clock.now_nanos();
             let limits = &key.group.limits;
             let mut state = key.lock();
             let leases = state.leases(limits.len()).iter_mut();
             for ((checked, lease), &epoch) in limits.iter().zip(leases).zip(&mut epochs) {
-                let (less, more) = match self.change(checked, used) {
+                let (less, more) = match change(checked, reserved, used) {
                     Change::None => continue,
                     Change::Less(less) => (less, 0),
                     Change::More(more) => (0, more),
@@ -135,7 +253,7 @@ impl Reservation {
                 if lease.settle(epoch, less, more, now) {
                     continue;
                 }
-                let (amount, tier) = (less, self.demand.tier);
+                let (amount, tier) = (less, self.tier);
                 for_store.push(Terms {
                     claim: checked.claim(key.key(), tier, now),
                     want: 0,
@@ -149,63 +267,33 @@ impl Reservation {
             }
         }
         if !for_store.is_empty() {
-            shared.store.adjust(for_store);
+            store.adjust(for_store);
         }
     }
 
-    /// How the use of a limit differs from the reservation.
-    fn change(&self, checked: &CheckedLimit, used: &Amounts) -> Change {
-        let (reserved, used) = (self.demand.amount(checked), used.of(checked.limit.unit()));
-        match used.cmp(&reserved) {
-            Ordering::Equal => Change::None,
-            Ordering::Less => Change::Less(reserved - used),
-            Ordering::Greater => Change::More(used - reserved),
-        }
-    }
-
-    /// Whether it waits for the provider's report.
-    fn observes(&self) -> bool {
-        self.charge
-            .as_ref()
-            .is_some_and(|charge| charge.budget.is_some())
-    }
-
-    /// The key for which the provider's limits are observed.
-    fn observing(&self) -> Option<&KeyState> {
-        let keys = self.keys.iter().map(|key| &***key);
-        keys.into_iter().find(|key| key.group.observes)
-    }
-
-    /// Notes that the call was answered, or ended without an answer, and what its response reports; once.
-    fn answered(&mut self, head: Option<&Parts>) {
-        let epoch = self.charge.as_mut().and_then(|charge| charge.budget.take());
-        let (Some(key), Some(epoch)) = (self.observing(), epoch) else {
+    /// Learns what the response reports, once.
+    fn answered(&mut self, response: &Parts) {
+        let (Stage::Reserved, Some(in_flight)) = (self.stage, self.in_flight()) else {
             return;
         };
-        let reported = head.map_or_else(ProviderHeaders::default, |head| {
-            ProviderHeaders::read(&head.headers)
-        });
-        let now = key.group.clock.now_nanos();
-        let cost = &self.demand.estimate.reserved;
+        self.stage = Stage::Answered;
+        let Some(key) = self.observing() else { return };
+        let reserved = self.estimate().reserved;
+        let reported = ProviderHeaders::read(&response.headers);
         let mut state = key.lock();
-        state.budget_or_new().answered(cost, epoch, &reported, now);
+        let budget = state.budget_or_new();
+        if reported == ProviderHeaders::default() {
+            budget.ended(&reserved);
+            return;
+        }
+        let now = key.group.clock.now_nanos();
+        budget.answered(&reserved, in_flight, &reported, now);
         // There may be room earlier than the head of the queue expects.
-        if reported != ProviderHeaders::default() {
-            State::wake_head(state, key.group.clock);
+        let head = state.wake_head(|| now);
+        drop(state);
+        if let Some(head) = head {
+            head.wake();
         }
-    }
-
-    /// Refunds the provider's limits, unless the call was answered.
-    fn never_sent(&mut self) {
-        let epoch = self.charge.as_mut().and_then(|charge| charge.budget.take());
-        let (Some(key), Some(epoch)) = (self.observing(), epoch) else {
-            return;
-        };
-        let now = key.group.clock.now_nanos();
-        let cost = &self.demand.estimate.reserved;
-        let mut state = key.lock();
-        state.budget_or_new().never_sent(cost, epoch, now);
-        State::wake_head(state, key.group.clock);
     }
 
     fn close(&self, completion: &Completion) {
@@ -218,49 +306,73 @@ impl Reservation {
         if let Some(key) = self.observing() {
             // A foreign `Watch` may name any time.
             let wait = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
-            let until = key.group.clock.now_nanos().saturating_add(wait);
+            let now = key.group.clock.now_nanos();
             let mut state = key.lock();
-            state.budget_or_new().close_until(until);
+            state.budget_or_new().close_until(now.saturating_add(wait));
             // Calls that can no longer be sent in time are refused at once.
-            let wakers = state.wake_all(key.group.clock);
+            let wakers = state.wake_all(|| now);
             drop(state);
             wakers.into_iter().for_each(Waker::wake);
         }
     }
 }
 
+/// How the use of a limit differs from the reservation.
+fn change(checked: &CheckedLimit, reserved: &Amounts, used: &Amounts) -> Change {
+    let unit = checked.limit.unit();
+    let (reserved, used) = (reserved.of(unit), used.of(unit));
+    match used.cmp(&reserved) {
+        Ordering::Equal => Change::None,
+        Ordering::Less => Change::Less(reserved - used),
+        Ordering::Greater => Change::More(used - reserved),
+    }
+}
+
 impl Guard for Reservation {
     fn response_headers(&mut self, head: Option<&mut Parts>) {
         let Some(parts) = head else { return };
-        self.answered(Some(parts));
-        let Some(policy) = self.policy() else { return };
-        let headers = policy.headers;
-        let shared = self.holding.as_deref().map_or(&[][..], |held| &held.stored);
+        self.answered(parts);
+        let group = self.group();
+        let headers = group.headers;
+        if headers == Headers::None {
+            return;
+        }
+        let stored = match &self.besides {
+            Besides::Rare(rare) => rare.holding.as_ref().map_or(&[][..], |held| &held.stored),
+            _ => &[],
+        };
         // The state of shared limits is known to their store alone.
-        let is_known = policy.shared.is_none() || !shared.is_empty();
-        if headers != Headers::None && is_known {
-            Statuses::of(&self.keys, self.demand.tier, shared).write(headers, &mut parts.headers);
+        if group.store.is_none() || !stored.is_empty() {
+            Statuses::of(&self.keys, self.tier, stored).write(headers, &mut parts.headers);
         }
     }
 
     fn end(&mut self, completion: &Completion) {
         self.close(completion);
-        let Some(policy) = self.policy() else { return };
         if let (Some(observed), Outcome::Success, Some(usage)) =
-            (&self.demand.observed, completion.outcome, completion.usage)
+            (&self.observed, completion.outcome, completion.usage)
             && completion.served.is_none()
         {
             observed.record(usage.output);
         }
-        let used = policy.pricing.settle(&self.demand.estimate, completion);
-        self.settle(&used, completion.ended_at);
+        let estimate = self.estimate();
+        let used = self.group().pricing.settle(&estimate, completion);
+        let is_counted = !matches!(
+            completion.outcome,
+            Outcome::Refused | Outcome::Exhausted | Outcome::Overloaded { .. }
+        );
+        let charge = Charge { used, is_counted };
+        self.settle(&estimate.reserved, &charge, completion.ended_at);
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if self.charge.is_some() {
-            self.settle(&Amounts::NONE, None);
+        if self.stage != Stage::Settled {
+            let used = Amounts::NONE;
+            let is_counted = false;
+            let reserved = self.estimate().reserved;
+            self.settle(&reserved, &Charge { used, is_counted }, None);
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tower_llm_core::Keyed;
 
 use crate::{
-    key_state::KeyState,
+    group::LimitedKey,
     lease::{Back, Grant},
     limit::Rate,
     meter::{Kind, Now},
@@ -47,7 +47,7 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     fn adjust(&self, terms: Vec<Terms>);
 
     /// Gives back what is left of a key's leases when they end `at` that time; `false` if there is no room for the job.
-    fn clear_at(&self, key: Weak<Keyed<KeyState>>, at: Instant) -> bool;
+    fn clear_at(&self, key: Weak<Keyed<LimitedKey>>, at: Instant) -> bool;
 
     /// How many background jobs were not done, or may not have been done.
     fn unsettled(&self) -> u64;

@@ -15,7 +15,7 @@ pub(crate) type TierBy = Arc<dyn Fn(&dyn Described) -> Cow<'static, str> + Send 
 
 /// The index of a tier among the tiers of a layer; zero is for callers without a tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tier(usize);
+pub(crate) struct Tier(u16);
 
 /// The tiers that a layer's limits name, and the policy that chooses among them.
 pub(crate) struct Tiers {
@@ -29,7 +29,7 @@ impl Tier {
     pub(crate) const NONE: Self = Self(0);
 
     pub(crate) fn index(self) -> usize {
-        self.0
+        self.0.into()
     }
 }
 
@@ -61,15 +61,20 @@ impl Tiers {
     }
 
     /// The tier of `request`.
+    #[inline]
     pub(crate) fn of(&self, request: &dyn Described) -> Tier {
-        let Some(by) = &self.by else {
-            return Tier::default();
-        };
+        match &self.by {
+            Some(by) => self.chosen(by, request),
+            None => Tier::default(),
+        }
+    }
+
+    fn chosen(&self, by: &RwLock<TierBy>, request: &dyn Described) -> Tier {
         // Cloned and run without the lock: it is the user's code, which may be slow or panic.
         let by = Arc::clone(&by.read().unwrap_or_else(PoisonError::into_inner));
         let tier = by(request);
         let known = self.names.iter().position(|name| *name == tier);
-        Tier(known.map_or(0, |index| index + 1))
+        Tier(known.map_or(0, |index| u16::try_from(index + 1).unwrap_or(0)))
     }
 
     /// Replaces the policy; `false` if there are no tiers.

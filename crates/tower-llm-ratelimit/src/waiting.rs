@@ -12,22 +12,22 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tower_llm_core::{BoxError, Call, Described, Keyed};
 
 use crate::{
-    blocked::{Blocked, Turns},
+    blocked::{Blocked, QueuesPassed},
     demand::Demand,
-    engine::Engine,
-    key_state::{KeyState, KeyStates, State},
+    group::{Keys, LimitedKey},
+    limiter::Limiter,
     queue::{Leaves, Polled, Position},
     reservation::Reservation,
 };
 
 /// A call that waits; dropping it leaves the queue.
 pub(crate) struct Waiting {
-    engine: Arc<Engine>,
-    keys: KeyStates,
+    limiter: Arc<Limiter>,
+    keys: Keys,
     demand: Demand,
     reports_usage: bool,
     until: Instant,
-    turns: Turns,
+    passed: QueuesPassed,
     entry: Option<QueueEntry>,
     /// The request to the store of shared limits.
     asking: Option<Asking>,
@@ -39,7 +39,7 @@ type Asking = Pin<Box<dyn Future<Output = Result<Reservation, Blocked>> + Send>>
 /// An entry in the queue of a key; dropping it leaves the queue.
 struct QueueEntry {
     group: usize,
-    key: Arc<Keyed<KeyState>>,
+    key: Arc<Keyed<LimitedKey>>,
     position: Position,
     leaves: Leaves,
 }
@@ -52,45 +52,45 @@ const PAUSE_NANOS: u64 = 1_000_000;
 impl Waiting {
     /// A call that asks the store of shared limits.
     pub(crate) fn for_store(
-        engine: &Arc<Engine>,
-        keys: KeyStates,
+        limiter: &Arc<Limiter>,
+        keys: Keys,
         demand: Demand,
         reports_usage: bool,
         now: Instant,
     ) -> Self {
-        let mut waiting = Self::new(engine, keys, demand, reports_usage, now);
+        let mut waiting = Self::new(limiter, keys, demand, reports_usage, now);
         waiting.asking = Some(waiting.ask());
         waiting
     }
 
     /// A call that is blocked, unless it cannot be admitted in time, or the queue is full.
     pub(crate) fn in_queue(
-        engine: &Arc<Engine>,
-        keys: KeyStates,
+        limiter: &Arc<Limiter>,
+        keys: Keys,
         demand: Demand,
         reports_usage: bool,
         blocked: &Blocked,
         now: Instant,
     ) -> Result<Self, BoxError> {
-        let mut waiting = Self::new(engine, keys, demand, reports_usage, now);
+        let mut waiting = Self::new(limiter, keys, demand, reports_usage, now);
         waiting.join(blocked, now)?;
         Ok(waiting)
     }
 
     fn new(
-        engine: &Arc<Engine>,
-        keys: KeyStates,
+        limiter: &Arc<Limiter>,
+        keys: Keys,
         demand: Demand,
         reports_usage: bool,
         now: Instant,
     ) -> Self {
         Self {
-            engine: Arc::clone(engine),
+            limiter: Arc::clone(limiter),
             keys,
             demand,
             reports_usage,
-            until: now + engine.max_wait,
-            turns: Turns::default(),
+            until: now + limiter.max_wait,
+            passed: QueuesPassed::default(),
             entry: None,
             asking: None,
             sleep: None,
@@ -144,14 +144,14 @@ impl Waiting {
                 Polled::Look { until_nanos } => {
                     self.choose_tier(request)?;
                     self.look(now)?;
-                    self.sleep_until(self.engine.clock.at(until_nanos));
+                    self.sleep_until(self.limiter.clock.at(until_nanos));
                 }
             }
         }
     }
 
     fn poll_place(&self, cx: &Context<'_>, now: Instant) -> Polled {
-        let now_nanos = self.engine.clock.nanos(now);
+        let now_nanos = self.limiter.clock.nanos(now);
         let Some(entry) = &self.entry else {
             return Polled::Try;
         };
@@ -165,39 +165,40 @@ impl Waiting {
     /// Tries to be admitted, as the head of its queue; `None` if that needs the store.
     fn try_now(&mut self, now: Instant) -> Option<Result<Reservation, Blocked>> {
         if let Some(entry) = &self.entry {
-            self.turns.come(entry.group);
+            self.passed.add(entry.group);
         }
-        if self.engine.policy.shared.is_some() {
+        if self.limiter.shared.is_some() {
             self.asking = Some(self.ask());
             return None;
         }
         Some(
-            self.engine
-                .attempt_alone(&self.keys, &self.demand, self.turns, now),
+            self.limiter
+                .attempt_alone(&self.keys, &self.demand, self.passed, now),
         )
     }
 
     fn ask(&self) -> Asking {
-        let (engine, keys) = (Arc::clone(&self.engine), self.keys.clone());
-        let (demand, turns) = (self.demand.clone(), self.turns);
-        Box::pin(async move { engine.attempt(&keys, &demand, turns).await })
+        let (limiter, keys) = (Arc::clone(&self.limiter), self.keys.clone());
+        let (demand, passed) = (self.demand.clone(), self.passed);
+        Box::pin(async move { limiter.attempt(&keys, &demand, passed).await })
     }
 
     /// Checks whether it can still be admitted, although it is not the head.
     fn look(&self, now: Instant) -> Result<(), BoxError> {
         let group = self.entry.as_ref().map_or(0, |entry| entry.group);
-        if let Some(blocked) = self.engine.known_wait(&self.keys, &self.demand, now)
+        let now_nanos = self.limiter.clock.nanos(now);
+        if let Some(blocked) = self.limiter.known_wait(&self.keys, &self.demand, now_nanos)
             && self.is_too_late(blocked.known_nanos, now)
         {
             return Err(self
-                .engine
+                .limiter
                 .refuse(&self.keys, &self.demand, &blocked)
                 .into());
         }
         if now >= self.until {
             return Err(self
-                .engine
-                .waited(&self.keys, &self.demand, group, now)
+                .limiter
+                .waited(&self.keys, &self.demand, group, now_nanos)
                 .into());
         }
         Ok(())
@@ -230,11 +231,14 @@ impl Waiting {
     fn join(&mut self, blocked: &Blocked, now: Instant) -> Result<(), BoxError> {
         self.check_in_time(blocked, now)?;
         let key = &self.keys[blocked.group];
-        let now_nanos = self.engine.clock.nanos(now);
+        let now_nanos = self.limiter.clock.nanos(now);
         let mut state = key.lock();
-        if state.queue_is_full(self.engine.max_waiting, now_nanos) {
+        if state.queue_is_full(self.limiter.max_waiting, now_nanos) {
             drop(state);
-            return Err(self.engine.refuse(&self.keys, &self.demand, blocked).into());
+            return Err(self
+                .limiter
+                .refuse(&self.keys, &self.demand, blocked)
+                .into());
         }
         let (caller, reserves) = (self.demand.caller.clone(), self.demand.estimate.reserved);
         let position = state.queue_or_new().join(caller, reserves, now_nanos);
@@ -261,7 +265,7 @@ impl Waiting {
         let mut state = entry.key.lock();
         let queue = state.queue();
         let sleeps =
-            queue.is_none_or(|queue| queue.sleep(entry.position, self.engine.clock.nanos(at)));
+            queue.is_none_or(|queue| queue.sleep(entry.position, self.limiter.clock.nanos(at)));
         drop(state);
         match &mut self.sleep {
             Some(sleep) if sleeps => sleep.as_mut().reset(at),
@@ -279,18 +283,21 @@ impl Waiting {
 
     /// The tier may have changed since the call was made.
     fn choose_tier(&mut self, request: &dyn Described) -> Result<(), BoxError> {
-        if self.engine.tiers.of(request) == self.demand.tier {
+        if self.limiter.tiers.of(request) == self.demand.tier {
             return Ok(());
         }
         let caller = self.demand.caller.take();
-        self.demand = self.engine.demand(request, self.reports_usage)?;
+        self.demand = self.limiter.demand(request, self.reports_usage)?;
         self.demand.caller = caller;
         Ok(())
     }
 
     fn check_in_time(&self, blocked: &Blocked, now: Instant) -> Result<(), BoxError> {
         if now >= self.until || self.is_too_late(blocked.known_nanos, now) {
-            return Err(self.engine.refuse(&self.keys, &self.demand, blocked).into());
+            return Err(self
+                .limiter
+                .refuse(&self.keys, &self.demand, blocked)
+                .into());
         }
         Ok(())
     }
@@ -316,6 +323,10 @@ impl Drop for QueueEntry {
         if queue.is_empty() {
             state.drop_queue();
         }
-        State::wake(state, head);
+        drop(state);
+        // Without the lock, because a waker runs foreign code.
+        if let Some(head) = head {
+            head.wake();
+        }
     }
 }

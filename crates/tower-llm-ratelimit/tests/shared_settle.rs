@@ -60,9 +60,11 @@ async fn a_call_dropped_while_the_script_runs_is_charged_nothing(setup: &mut Set
     }));
     for round in 0..100 {
         let mut call = pin!(service.clone().oneshot(Prompt::of(10)));
-        // The first poll sends the script and cannot have its response yet.
+        // The first poll sends the script, and rarely has its response.
         for _ in 0..=round % 2 {
-            poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx).is_pending())).await;
+            if !poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx).is_pending())).await {
+                break;
+            }
         }
     }
     // Calls admitted meanwhile were sent; in this mode the very first poll may admit one.

@@ -164,3 +164,26 @@ fn a_maximum_that_is_not_reserved_is_not_needed() {
     assert_eq!(needed(Reserve::InputAndExpected), [1, 0, 0, 0, 1]);
     assert_eq!(needed(Reserve::InputAndMaximum), [1, 0, 100, 100, 1]);
 }
+
+#[test]
+fn a_compact_estimate_is_exact_or_says_that_it_is_not() {
+    let most = u64::from(u32::MAX);
+    for (cost, is_exact) in [(1, true), (most, true), (most + 1, false)] {
+        let estimate = Estimate {
+            reserved: Amounts::new(20, 50, 70, cost),
+            input: 20,
+            ..Estimate::default()
+        };
+        let compact = CompactEstimate::new(&estimate);
+        assert_eq!(compact.is_exact(), is_exact, "{cost}");
+        let expanded = compact.expand();
+        assert_eq!(expanded.reserved == estimate.reserved, is_exact, "{cost}");
+    }
+    let mut capped = Estimate {
+        reserved: Amounts::new(20, 50, 70, 1),
+        input: 20,
+        ..Estimate::default()
+    };
+    capped.reserved.cap(Unit::InputTokens, 10);
+    assert!(!CompactEstimate::new(&capped).is_exact(), "the input is 20");
+}

@@ -7,6 +7,7 @@
 
 use std::ops::RangeInclusive;
 
+use super::Needs;
 use crate::limit::Rate;
 
 /// One bucket, empty when new.
@@ -17,9 +18,11 @@ pub(crate) struct Bucket {
     taken: [u64; 2],
     /// The time of that value.
     at_nanos: u64,
-    /// How often something was taken from the empty bucket; wraps around.
-    fillings: u32,
-    /// Reservations of this filling that are not settled yet.
+    /// When something was first taken from the empty bucket. All that was taken before has leaked.
+    filling_since_nanos: u64,
+    /// When something was last taken.
+    last_taken_nanos: u64,
+    /// Reservations since then that are not settled yet.
     unsettled: u64,
 }
 
@@ -45,38 +48,83 @@ impl Bucket {
         now_nanos: u64,
     ) -> u64 {
         self.leak(rate, now_nanos);
-        let taken = self.taken().saturating_sub(rate.scaled(less));
-        let wanted = taken.saturating_add(rate.scaled(amount));
-        let over = wanted.saturating_sub(rate.scaled(rate.capacity));
+        let over = self.over(rate, amount, less);
         if over == 0 {
             return 0;
         }
-        u64::try_from(over.div_ceil(u128::from(rate.amount))).unwrap_or(u64::MAX)
+        let wait = u64::try_from(over.div_ceil(u128::from(rate.amount))).unwrap_or(u64::MAX);
+        wait.saturating_add(self.at_nanos.saturating_sub(now_nanos))
     }
 
-    /// Takes `amount`, whether there is room or not: the excess is debt, which later calls wait for. Returns the filling,
-    /// for giving it back.
-    pub(crate) fn take(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u32 {
+    /// By how much `amount` would exceed the burst if `less` were refunded, times the period.
+    fn over(&self, rate: &Rate, amount: u64, less: u64) -> u128 {
+        let taken = self.taken().saturating_sub(rate.scaled(less));
+        let wanted = taken.saturating_add(rate.scaled(amount));
+        wanted.saturating_sub(rate.scaled(rate.capacity))
+    }
+
+    /// Takes `amount`, whether there is room or not: the excess is debt, which later calls wait for. Returns the time of
+    /// it, for giving it back.
+    pub(crate) fn take(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u64 {
+        self.leak(rate, now_nanos.max(self.latest_nanos()));
+        self.add(rate, amount);
+        self.at_nanos
+    }
+
+    /// Takes `needs` if there is room; returns the time of it.
+    pub(crate) fn try_take(&mut self, rate: &Rate, needs: Needs, now_nanos: u64) -> Option<u64> {
+        let now_nanos = now_nanos.max(self.latest_nanos());
+        if !self.has_room(rate, needs.room, now_nanos) {
+            return None;
+        }
+        self.add(rate, needs.amount);
+        if needs.is_unsettled {
+            self.add_unsettled(needs.amount);
+        }
+        Some(self.at_nanos)
+    }
+
+    /// Whether `amount` can be taken now.
+    pub(crate) fn has_room(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> bool {
         self.leak(rate, now_nanos);
+        self.over(rate, amount, 0) == 0
+    }
+
+    fn add(&mut self, rate: &Rate, amount: u64) {
         if self.taken() == 0 {
-            self.fillings = self.fillings.wrapping_add(1);
+            self.filling_since_nanos = self.at_nanos;
             self.unsettled = 0;
         }
+        self.last_taken_nanos = self.at_nanos;
         self.set(self.taken().saturating_add(rate.scaled(amount)));
-        self.fillings
     }
 
-    /// Gives back `amount` of what was taken in the filling `epoch`, at most what is left; nothing if the bucket has been
-    /// empty since, because all of it has leaked and what is left belongs to other calls.
+    /// The latest time it knows.
+    pub(crate) fn latest_nanos(&self) -> u64 {
+        // A refund of what had leaked can empty the bucket in the instant of another call. The next filling begins later, so
+        // that the time of that call shows that it belongs to an earlier one.
+        let is_emptied = self.taken() == 0 && self.last_taken_nanos > self.filling_since_nanos;
+        self.at_nanos
+            .max(self.last_taken_nanos + u64::from(is_emptied))
+    }
+
+    /// Gives back `amount` of what was taken at `taken_at`, at most what is left; nothing if the bucket has been empty
+    /// since, because all of it has leaked and what is left belongs to other calls.
     ///
     /// Within a filling, leaks cannot be assigned to calls: if this call had taken less, more of the other calls would have
     /// leaked. So the whole amount comes back, whichever of several calls ends first. If the bucket was nearly empty in
     /// between, that is slightly too much; to avoid it, more state per key would be needed. It needs no clock: the result
     /// is the same before and after a leak.
-    pub(crate) fn give_back(&mut self, rate: &Rate, epoch: u32, amount: u64) {
-        if epoch == self.fillings {
+    pub(crate) fn give_back(&mut self, rate: &Rate, taken_at_nanos: u64, amount: u64) {
+        if taken_at_nanos >= self.filling_since_nanos {
             self.set(self.taken().saturating_sub(rate.scaled(amount)));
         }
+    }
+
+    /// Gives back `amount`, whenever it was taken.
+    pub(crate) fn refund(&mut self, rate: &Rate, amount: u64, now_nanos: u64) {
+        self.leak(rate, now_nanos);
+        self.set(self.taken().saturating_sub(rate.scaled(amount)));
     }
 
     /// Notes that `amount` of what was just taken is not settled.
@@ -84,9 +132,9 @@ impl Bucket {
         self.unsettled = self.unsettled.saturating_add(amount);
     }
 
-    /// Notes that `amount` of what was taken with `epoch` is settled.
-    pub(crate) fn remove_unsettled(&mut self, epoch: u32, amount: u64) {
-        if epoch == self.fillings {
+    /// Notes that `amount` of what was taken at `taken_at` is settled.
+    pub(crate) fn remove_unsettled(&mut self, taken_at_nanos: u64, amount: u64) {
+        if taken_at_nanos >= self.filling_since_nanos {
             self.unsettled = self.unsettled.saturating_sub(amount);
         }
     }

@@ -37,6 +37,17 @@ pub(crate) struct Now {
     pub(crate) today: Today,
 }
 
+/// What a call needs of one limit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Needs {
+    /// How much must be available.
+    pub(crate) room: u64,
+    /// What is taken.
+    pub(crate) amount: u64,
+    /// Whether that may be too much, until it is [settled](Meter::settle).
+    pub(crate) is_unsettled: bool,
+}
+
 impl Meter {
     pub(crate) fn new(kind: Kind) -> Self {
         match kind {
@@ -55,8 +66,29 @@ impl Meter {
             Self::Bucket(bucket) => bucket.wait(rate, amount, now.nanos),
             Self::Window(window) => window.wait(rate, amount, now.nanos),
             Self::Wide(window) => window.wait(rate, amount, now.nanos),
-            Self::Day(day) => day.wait(rate, amount, now.nanos, now.today),
+            Self::Day(day) => day.wait(rate, amount, now),
         }
+    }
+
+    /// If `amount` can be taken now: when it would be, as [`take`](Self::take) says.
+    #[inline]
+    pub(crate) fn room_at(&mut self, rate: &Rate, amount: u64, now: Now) -> Option<u64> {
+        let (has_room, latest) = match self {
+            Self::Bucket(bucket) => (
+                bucket.has_room(rate, amount, now.nanos),
+                bucket.latest_nanos(),
+            ),
+            Self::Window(window) => (
+                window.has_room(rate, amount, now.nanos),
+                window.latest_nanos(rate),
+            ),
+            Self::Wide(window) => (
+                window.has_room(rate, amount, now.nanos),
+                window.latest_nanos(rate),
+            ),
+            Self::Day(day) => (day.has_room(rate, amount, now), day.latest_nanos()),
+        };
+        has_room.then(|| latest.max(now.nanos))
     }
 
     /// The same if every unsettled reservation were refunded: by what is known to be used.
@@ -68,7 +100,7 @@ impl Meter {
             Self::Bucket(bucket) => bucket.settled_wait(rate, amount, now.nanos),
             Self::Window(window) => window.settled_wait(rate, amount, now.nanos),
             Self::Wide(window) => window.settled_wait(rate, amount, now.nanos),
-            Self::Day(day) => day.settled_wait(rate, amount, now.nanos, now.today),
+            Self::Day(day) => day.settled_wait(rate, amount, now),
         }
     }
 
@@ -95,26 +127,54 @@ impl Meter {
         self.wait(rate, 0, now) > 0
     }
 
-    /// Takes `amount`, whether there is room or not. Returns the epoch, for giving it back.
-    pub(crate) fn take(&mut self, rate: &Rate, amount: u64, now: Now) -> u32 {
+    /// Takes `amount`, whether there is room or not. Returns the time of it, for giving it back.
+    ///
+    /// That is `now`, or the [latest](Self::latest_nanos) time the meter knows if another thread read the clock later.
+    pub(crate) fn take(&mut self, rate: &Rate, amount: u64, now: Now) -> u64 {
         match self {
             Self::Bucket(bucket) => bucket.take(rate, amount, now.nanos),
             Self::Window(window) => window.take(rate, amount, now.nanos),
             Self::Wide(window) => window.take(rate, amount, now.nanos),
-            Self::Day(day) => day.take(amount, now.today),
+            Self::Day(day) => day.take(amount, now),
         }
     }
 
-    /// Takes `amount` until it is [settled](Self::settle): it may be too much. Returns its epoch.
-    pub(crate) fn reserve(&mut self, rate: &Rate, amount: u64, now: Now) -> u32 {
-        let epoch = self.take(rate, amount, now);
+    /// The latest time the meter knows: what is taken earlier counts as taken then.
+    pub(crate) fn latest_nanos(&self, rate: &Rate) -> u64 {
+        match self {
+            Self::Bucket(bucket) => bucket.latest_nanos(),
+            Self::Window(window) => window.latest_nanos(rate),
+            Self::Wide(window) => window.latest_nanos(rate),
+            Self::Day(day) => day.latest_nanos(),
+        }
+    }
+
+    /// Takes what a call needs if there is room for it; returns the time of it, as [`take`](Self::take) does.
+    #[inline]
+    pub(crate) fn try_take(&mut self, rate: &Rate, needs: Needs, now: Now) -> Option<u64> {
+        match self {
+            Self::Bucket(bucket) => bucket.try_take(rate, needs, now.nanos),
+            Self::Window(window) => window.try_take(rate, needs, now.nanos),
+            Self::Wide(window) => window.try_take(rate, needs, now.nanos),
+            Self::Day(day) => day.try_take(rate, needs, now),
+        }
+    }
+
+    /// Takes `amount` until it is [settled](Self::settle): it may be too much. Returns the time of it.
+    pub(crate) fn reserve(&mut self, rate: &Rate, amount: u64, now: Now) -> u64 {
+        let at = self.take(rate, amount, now);
+        self.add_unsettled(amount);
+        at
+    }
+
+    /// Notes that `amount` of what was just taken is not settled.
+    pub(crate) fn add_unsettled(&mut self, amount: u64) {
         match self {
             Self::Bucket(bucket) => bucket.add_unsettled(amount),
             Self::Window(window) => window.add_unsettled(amount),
             Self::Wide(window) => window.add_unsettled(amount),
             Self::Day(day) => day.add_unsettled(amount),
         }
-        epoch
     }
 
     /// Whether anything that still counts is not settled.
@@ -127,24 +187,26 @@ impl Meter {
         }
     }
 
-    /// Settles what was reserved in `epoch`: `refund` of it is given back.
-    pub(crate) fn settle(&mut self, rate: &Rate, epoch: u32, reserved: u64, refund: u64) {
+    /// Settles what was reserved at `taken_at`: `refund` of it is given back.
+    pub(crate) fn settle(&mut self, rate: &Rate, taken_at_nanos: u64, reserved: u64, refund: u64) {
         match self {
-            Self::Bucket(bucket) => bucket.remove_unsettled(epoch, reserved),
-            Self::Window(window) => window.remove_unsettled(epoch, reserved),
-            Self::Wide(window) => window.remove_unsettled(epoch, reserved),
-            Self::Day(day) => day.remove_unsettled(epoch, reserved),
+            Self::Bucket(bucket) => bucket.remove_unsettled(taken_at_nanos, reserved),
+            Self::Window(window) => window.remove_unsettled(rate, taken_at_nanos, reserved),
+            Self::Wide(window) => window.remove_unsettled(rate, taken_at_nanos, reserved),
+            Self::Day(day) => day.remove_unsettled(taken_at_nanos, reserved),
         }
-        self.give_back(rate, epoch, refund);
+        if refund > 0 {
+            self.give_back(rate, taken_at_nanos, refund);
+        }
     }
 
-    /// Gives `amount` of what was taken with `epoch` back.
-    pub(crate) fn give_back(&mut self, rate: &Rate, epoch: u32, amount: u64) {
+    /// Gives back `amount` of what was taken at `taken_at`.
+    pub(crate) fn give_back(&mut self, rate: &Rate, taken_at_nanos: u64, amount: u64) {
         match self {
-            Self::Bucket(bucket) => bucket.give_back(rate, epoch, amount),
-            Self::Window(window) => window.give_back(epoch, amount),
-            Self::Wide(window) => window.give_back(epoch, amount),
-            Self::Day(day) => day.give_back(epoch, amount),
+            Self::Bucket(bucket) => bucket.give_back(rate, taken_at_nanos, amount),
+            Self::Window(window) => window.give_back(rate, taken_at_nanos, amount),
+            Self::Wide(window) => window.give_back(rate, taken_at_nanos, amount),
+            Self::Day(day) => day.give_back(taken_at_nanos, amount),
         }
     }
 
@@ -154,7 +216,7 @@ impl Meter {
             Self::Bucket(bucket) => bucket.remaining(rate, now.nanos),
             Self::Window(window) => window.remaining(rate, now.nanos),
             Self::Wide(window) => window.remaining(rate, now.nanos),
-            Self::Day(day) => day.remaining(rate, now.today),
+            Self::Day(day) => day.remaining(rate, now),
         }
     }
 
@@ -164,7 +226,7 @@ impl Meter {
             Self::Bucket(bucket) => bucket.full_in(rate, now.nanos),
             Self::Window(window) => window.full_in(rate, now.nanos),
             Self::Wide(window) => window.full_in(rate, now.nanos),
-            Self::Day(day) => day.full_in(now.nanos, now.today),
+            Self::Day(day) => day.full_in(now),
         }
     }
 }

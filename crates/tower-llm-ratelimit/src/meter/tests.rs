@@ -40,8 +40,8 @@ enum What {
 struct Entry {
     at: u64,
     amount: u64,
-    /// While it can be settled: what was reserved, its epoch and its tier.
-    open: Option<(u64, u32, usize)>,
+    /// While it can be settled: what was reserved, when, and its tier.
+    open: Option<(u64, u64, usize)>,
 }
 
 #[derive(Default)]
@@ -127,7 +127,7 @@ fn settle(meter: &mut Meter, log: &mut Log, rates: &[Rate; 2], now: u64, what: &
         return;
     };
     let Some(entry) = log.open(call) else { return };
-    let (reserved, epoch, tier) = entry.open.take().expect("it is open");
+    let (reserved, taken_at, tier) = entry.open.take().expect("it is open");
     let used = used.index(reserved as usize + 1) as u64;
     if *doubled {
         meter.take(&rates[tier], used, at(now));
@@ -139,7 +139,7 @@ fn settle(meter: &mut Meter, log: &mut Log, rates: &[Rate; 2], now: u64, what: &
         });
     } else {
         entry.amount = used;
-        meter.give_back(&rates[tier], epoch, reserved - used);
+        meter.give_back(&rates[tier], taken_at, reserved - used);
     }
 }
 
@@ -176,8 +176,8 @@ fn check_window(kind: Kind, rates: &[Rate; 2], steps: &[Step]) -> Result<(), Tes
             // Both ends belong to the period: a call exactly one period ago still counts.
             let in_period = log.since(now.saturating_sub(period));
             prop_assert!(in_period + amount <= rate.amount, "over in a period");
-            let epoch = meter.take(rate, amount, at(now));
-            let open = Some((amount, epoch, tier));
+            let taken_at = meter.take(rate, amount, at(now));
+            let open = Some((amount, taken_at, tier));
             log.0.push(Entry {
                 at: now,
                 amount,
@@ -251,8 +251,8 @@ proptest! {
                 let amount = small_amount(amount, rate.capacity);
                 check_promises(&meter, &rate, amount, now)?;
                 if meter.wait(&rate, amount, at(now)) == 0 {
-                    let epoch = meter.take(&rate, amount, at(now));
-                    let open = Some((amount, epoch, *tier));
+                    let taken_at = meter.take(&rate, amount, at(now));
+                    let open = Some((amount, taken_at, *tier));
                     log.0.push(Entry { at: now, amount, open });
                     moved.push((now, i128::from(amount)));
                     for (first, &(from, _)) in moved.iter().enumerate() {
@@ -426,15 +426,15 @@ proptest! {
                         meter.take(&rate, small_amount(amount, rate.amount), now);
                     }
                     Held::Settle(call, used) if !open.is_empty() => {
-                        let (epoch, reserved) = open.remove(call.index(open.len()));
+                        let (taken_at, reserved) = open.remove(call.index(open.len()));
                         let refund = used.index(reserved as usize + 1) as u64;
-                        meter.settle(&rate, epoch, reserved, refund);
+                        meter.settle(&rate, taken_at, reserved, refund);
                     }
                     Held::Settle(..) => {}
                 }
                 let mut settled = meter.clone();
-                for &(epoch, reserved) in &open {
-                    settled.settle(&rate, epoch, reserved, reserved);
+                for &(taken_at, reserved) in &open {
+                    settled.settle(&rate, taken_at, reserved, reserved);
                 }
                 for amount in [1, rate.amount.div_ceil(2), rate.amount] {
                     let wait = meter.settled_wait(&rate, amount, now);

@@ -4,6 +4,7 @@
 //! wherever it begins, and the limit holds in each one. That costs at most one part in `SLICES + 1` of the throughput. With
 //! only `SLICES` slices, nearly twice the limit could be admitted.
 
+use super::Needs;
 use crate::limit::Rate;
 
 /// Parts of a period.
@@ -24,12 +25,17 @@ pub(crate) struct Window<C> {
 }
 
 /// The counter of a slice; saturates.
-pub(crate) trait Count: Copy + Default {
+pub(crate) trait Count: Copy + Default + Sized {
     fn from_amount(amount: u64) -> Self;
     fn amount(self) -> u64;
+    fn sum(counts: &[Self; KEPT as usize]) -> u64;
 }
 
 impl Count for u32 {
+    fn sum(counts: &[Self; KEPT as usize]) -> u64 {
+        counts.iter().map(|&count| u64::from(count)).sum()
+    }
+
     fn from_amount(amount: u64) -> Self {
         Self::try_from(amount).unwrap_or(Self::MAX)
     }
@@ -40,6 +46,10 @@ impl Count for u32 {
 }
 
 impl Count for u64 {
+    fn sum(counts: &[Self; KEPT as usize]) -> u64 {
+        counts.iter().copied().fold(0, Self::saturating_add)
+    }
+
     fn from_amount(amount: u64) -> Self {
         amount
     }
@@ -99,21 +109,56 @@ impl<C: Count> Window<C> {
         u64::MAX
     }
 
-    /// Takes `amount`, whether there is room or not. Returns the slice, for giving it back.
-    pub(crate) fn take(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u32 {
+    /// Takes `amount`, whether there is room or not. Returns the time of it, for giving it back.
+    pub(crate) fn take(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u64 {
         self.slide(rate, now_nanos);
-        let slot = &mut self.taken[index(self.newest)];
-        *slot = C::from_amount(slot.amount().saturating_add(amount));
-        self.newest
+        self.add(amount);
+        now_nanos.max(self.latest_nanos(rate))
     }
 
-    /// Gives `amount` of what was taken in `slice` back; nothing if that slice is no longer counted.
-    pub(crate) fn give_back(&mut self, slice: u32, amount: u64) {
-        if slice.saturating_add(KEPT) <= self.newest {
-            return;
+    /// Takes `needs` if there is room; returns the time of it.
+    pub(crate) fn try_take(&mut self, rate: &Rate, needs: Needs, now_nanos: u64) -> Option<u64> {
+        if !self.has_room(rate, needs.room, now_nanos) {
+            return None;
         }
-        let slot = &mut self.taken[index(slice)];
-        *slot = C::from_amount(slot.amount().saturating_sub(amount));
+        self.add(needs.amount);
+        if needs.is_unsettled {
+            self.add_unsettled(needs.amount);
+        }
+        Some(now_nanos.max(self.latest_nanos(rate)))
+    }
+
+    /// Whether `amount` can be taken now.
+    pub(crate) fn has_room(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> bool {
+        self.slide(rate, now_nanos);
+        C::sum(&self.taken).saturating_add(amount) <= rate.capacity
+    }
+
+    fn add(&mut self, amount: u64) {
+        let slot = &mut self.taken[index(self.newest)];
+        *slot = C::from_amount(slot.amount().saturating_add(amount));
+    }
+
+    /// The latest time it knows: the begin of its newest slice.
+    pub(crate) fn latest_nanos(&self, rate: &Rate) -> u64 {
+        rate.slice_nanos().saturating_mul(u64::from(self.newest))
+    }
+
+    /// The slice of a time, if it is still counted.
+    fn counted(&self, rate: &Rate, at_nanos: u64) -> Option<usize> {
+        if at_nanos >= self.latest_nanos(rate) {
+            return Some(index(self.newest));
+        }
+        let slice = slice_at(rate, at_nanos);
+        (slice.saturating_add(KEPT) > self.newest).then(|| index(slice))
+    }
+
+    /// Gives back `amount` of what was taken at `taken_at`; nothing if its slice is no longer counted.
+    pub(crate) fn give_back(&mut self, rate: &Rate, taken_at_nanos: u64, amount: u64) {
+        if let Some(slice) = self.counted(rate, taken_at_nanos) {
+            let slot = &mut self.taken[slice];
+            *slot = C::from_amount(slot.amount().saturating_sub(amount));
+        }
     }
 
     /// Notes that `amount` of what was just taken is not settled.
@@ -122,13 +167,12 @@ impl<C: Count> Window<C> {
         *slot = C::from_amount(slot.amount().saturating_add(amount));
     }
 
-    /// Notes that `amount` of what was taken in `slice` is settled.
-    pub(crate) fn remove_unsettled(&mut self, slice: u32, amount: u64) {
-        if slice.saturating_add(KEPT) <= self.newest {
-            return;
+    /// Notes that `amount` of what was taken at `taken_at` is settled.
+    pub(crate) fn remove_unsettled(&mut self, rate: &Rate, taken_at_nanos: u64, amount: u64) {
+        if let Some(slice) = self.counted(rate, taken_at_nanos) {
+            let slot = &mut self.unsettled[slice];
+            *slot = C::from_amount(slot.amount().saturating_sub(amount));
         }
-        let slot = &mut self.unsettled[index(slice)];
-        *slot = C::from_amount(slot.amount().saturating_sub(amount));
     }
 
     pub(crate) fn has_unsettled(&self) -> bool {
@@ -138,7 +182,7 @@ impl<C: Count> Window<C> {
     /// How much could be taken now.
     pub(crate) fn remaining(&mut self, rate: &Rate, now_nanos: u64) -> u64 {
         self.slide(rate, now_nanos);
-        rate.capacity.saturating_sub(self.sum())
+        rate.capacity.saturating_sub(C::sum(&self.taken))
     }
 
     /// How long until nothing of what was taken counts any more, in nanoseconds.
@@ -154,20 +198,13 @@ impl<C: Count> Window<C> {
         })
     }
 
-    fn sum(&self) -> u64 {
-        self.taken
-            .iter()
-            .fold(0, |sum: u64, slice| sum.saturating_add(slice.amount()))
-    }
-
     fn slide(&mut self, rate: &Rate, now_nanos: u64) {
         // A time that another thread read earlier moves nothing, and most calls are in the newest slice: neither needs a
         // division.
         if now_nanos < (u64::from(self.newest) + 1).saturating_mul(rate.slice_nanos()) {
             return;
         }
-        let now = u32::try_from(now_nanos / rate.slice_nanos()).unwrap_or(u32::MAX - KEPT);
-        let now = now.max(self.newest);
+        let now = slice_at(rate, now_nanos).max(self.newest);
         if now - self.newest >= KEPT {
             self.taken = [C::default(); KEPT as usize];
             self.unsettled = [C::default(); KEPT as usize];
@@ -179,6 +216,10 @@ impl<C: Count> Window<C> {
         }
         self.newest = now;
     }
+}
+
+fn slice_at(rate: &Rate, at_nanos: u64) -> u32 {
+    u32::try_from(at_nanos / rate.slice_nanos()).unwrap_or(u32::MAX - KEPT)
 }
 
 fn index(slice: u32) -> usize {

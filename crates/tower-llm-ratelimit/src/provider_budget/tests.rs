@@ -31,23 +31,23 @@ fn wait(budget: &mut ProviderBudget, now: u64) -> (u64, Option<Unit>) {
 
 /// Admits a call whose response arrives at once and reports what remains of ten, which refill in 100 s.
 fn asks(budget: &mut ProviderBudget, remaining: u64, now: u64) {
-    let epoch = budget.take(&one(), now);
-    tells(budget, epoch, remaining, now);
+    let call = budget.take(&one(), now);
+    tells(budget, call, remaining, now);
 }
 
-fn tells(budget: &mut ProviderBudget, epoch: Epoch, remaining: u64, now: u64) {
+fn tells(budget: &mut ProviderBudget, call: InFlight, remaining: u64, now: u64) {
     let full_in = Duration::from_secs(10 * (10 - remaining));
-    budget.answered(&one(), epoch, &requests(10, remaining, Some(full_in)), now);
+    budget.answered(&one(), call, &requests(10, remaining, Some(full_in)), now);
 }
 
 /// Admits `calls` calls, which stay in flight.
-fn inside(budget: &mut ProviderBudget, calls: u64, now: u64) -> Vec<Epoch> {
+fn inside(budget: &mut ProviderBudget, calls: u64, now: u64) -> Vec<InFlight> {
     (0..calls).map(|_| budget.take(&one(), now)).collect()
 }
 
-fn never_sent(budget: &mut ProviderBudget, calls: Vec<Epoch>, now: u64) {
-    for epoch in calls {
-        budget.never_sent(&one(), epoch, now);
+fn never_sent(budget: &mut ProviderBudget, calls: Vec<InFlight>, now: u64) {
+    for call in calls {
+        budget.never_sent(&one(), call, || now);
     }
 }
 
@@ -88,9 +88,9 @@ fn no_call_is_admitted_before_the_later_of_two_times() {
 #[test]
 fn a_budget_refills_as_reported_and_expires_when_full() {
     let mut budget = ProviderBudget::default();
-    let epoch = budget.take(&one(), 0);
+    let call = budget.take(&one(), 0);
     let reported = requests(100, 60, Some(Duration::from_secs(20)));
-    budget.answered(&one(), epoch, &reported, 0);
+    budget.answered(&one(), call, &reported, 0);
     assert_eq!(let_through(&budget, 0), 60);
     // Forty are used, which refill within twenty seconds.
     assert_eq!(let_through(&budget, 10 * SECOND), 80);
@@ -198,10 +198,10 @@ fn the_report_of_an_earlier_call_does_not_lower_that_of_a_later_one() {
 fn a_report_stays_taken_at_another_rate_and_limit() {
     let mut budget = ProviderBudget::default();
     asks(&mut budget, 10, 0);
-    let epoch = budget.take(&one(), 0);
+    let call = budget.take(&one(), 0);
     let shed = inside(&mut budget, 5, 0);
     let reported = requests(20, 4, Some(Duration::from_secs(16)));
-    budget.answered(&one(), epoch, &reported, 0);
+    budget.answered(&one(), call, &reported, 0);
     never_sent(&mut budget, shed, 0);
     assert_eq!(let_through(&budget, 0), 4);
     assert_eq!(let_through(&budget, 3 * SECOND), 7);
@@ -242,13 +242,13 @@ proptest! {
         let (mut budget, mut provider, mut now) = (ProviderBudget::default(), Bucket::default(), 0);
         let mut under_way = Vec::new();
         // It reports to the first call alone, as if all others had waited for it.
-        let epoch = budget.take(&one(), now);
+        let call = budget.take(&one(), now);
         provider.take(&rate, 1, now);
         let tell = |provider: &mut Bucket, now| {
             let full_in = Duration::from_nanos(provider.full_in(&rate, now));
             requests(limit, provider.remaining(&rate, now), Some(full_in))
         };
-        budget.answered(&one(), epoch, &tell(&mut provider, now), now);
+        budget.answered(&one(), call, &tell(&mut provider, now), now);
         for (sends, which, gap) in steps {
             now += gap * (60 * SECOND / limit);
             if sends && wait(&mut budget, now).0 == 0 {
@@ -257,8 +257,8 @@ proptest! {
                 let reported = tell(&mut provider, now);
                 under_way.push((budget.take(&one(), now), reported));
             } else if which < under_way.len() {
-                let (epoch, reported) = under_way.swap_remove(which);
-                budget.answered(&one(), epoch, &reported, now);
+                let (call, reported) = under_way.swap_remove(which);
+                budget.answered(&one(), call, &reported, now);
             }
         }
     }

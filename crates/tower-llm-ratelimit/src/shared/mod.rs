@@ -124,8 +124,9 @@ impl SharedLimits {
             store: Arc::new(store),
             without_store: Arc::default(),
             store_fallback: self.store_fallback,
-            parts: self.replicas.into(),
+            processes: self.replicas.into(),
             lease,
+            asking: Arc::new(()),
         })
     }
 }

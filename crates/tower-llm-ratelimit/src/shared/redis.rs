@@ -16,7 +16,7 @@ use tower_llm_redis::{Arg, Redis, Script, StoreError};
 
 use super::settler::{Job, Settler};
 use crate::{
-    key_state::KeyState,
+    group::LimitedKey,
     lease::{Back, Grant},
     meter::Kind,
     store::{
@@ -109,7 +109,7 @@ impl Store for RedisStore {
         }
     }
 
-    fn clear_at(&self, key: Weak<Keyed<KeyState>>, at: Instant) -> bool {
+    fn clear_at(&self, key: Weak<Keyed<LimitedKey>>, at: Instant) -> bool {
         self.settler.send(Job::ClearAt(key, at))
     }
 

@@ -36,7 +36,8 @@ use super::{
     work::{PAUSE, Tried, Work},
 };
 use crate::{
-    key_state::{KeyState, left_of_leases},
+    attempt::left_of_leases,
+    group::LimitedKey,
     store::{Leasing, Settlement, Terms, Verdict},
 };
 
@@ -62,7 +63,7 @@ pub(super) enum Job {
     Settle(Settlement),
     Adjust(Vec<Terms>),
     /// A key whose leases end at that time.
-    ClearAt(Weak<Keyed<KeyState>>, Instant),
+    ClearAt(Weak<Keyed<LimitedKey>>, Instant),
 }
 
 /// A lease request that was dropped before it was answered.
@@ -87,7 +88,7 @@ struct Task {
     /// Jobs to try again.
     failed: Later<Work>,
     /// Keys whose leases end, each once.
-    leases: Later<Weak<Keyed<KeyState>>>,
+    leases: Later<Weak<Keyed<LimitedKey>>>,
     look_at: Option<Instant>,
 }
 

@@ -13,10 +13,10 @@ fn whichever_of_two_calls_ends_first_both_get_back_what_they_did_not_use() {
     let rate = minute(60);
     for first in [0, 1] {
         let mut bucket = Meter::new(Kind::Bucket);
-        let epochs = [20, 40].map(|amount| bucket.take(&rate, amount, at(0)));
+        let taken_at = [20, 40].map(|amount| bucket.take(&rate, amount, at(0)));
         let amounts = [20, 40];
         for call in [first, 1 - first] {
-            bucket.give_back(&rate, epochs[call], amounts[call]);
+            bucket.give_back(&rate, taken_at[call], amounts[call]);
         }
         assert_eq!(bucket.remaining(&rate, at(0)), 60, "{first}");
     }
@@ -33,6 +33,21 @@ fn a_long_call_gets_back_what_it_did_not_use_from_a_bucket_that_others_keep_full
     // Without it, thirty would have been available all the time.
     bucket.give_back(&rate, long, 30);
     assert_eq!(bucket.remaining(&rate, at(60 * SECOND)), 30);
+}
+
+#[test]
+fn a_call_of_the_instant_in_which_a_refund_empties_the_bucket_gets_nothing_back_from_the_next() {
+    let (mut bucket, rate) = (Meter::new(Kind::Bucket), minute(60));
+    let early = bucket.take(&rate, 30, at(0));
+    let wiped = bucket.take(&rate, 10, at(20 * SECOND));
+    // Of the 40 that were taken, 20 have leaked: the refund of 30 takes what the other call took with it.
+    bucket.give_back(&rate, early, 30);
+    assert_eq!(bucket.remaining(&rate, at(20 * SECOND)), 60);
+    let next = bucket.take(&rate, 60, at(20 * SECOND));
+    bucket.give_back(&rate, wiped, 10);
+    assert_eq!(bucket.remaining(&rate, at(20 * SECOND)), 0);
+    bucket.give_back(&rate, next, 60);
+    assert_eq!(bucket.remaining(&rate, at(20 * SECOND)), 60);
 }
 
 #[test]
