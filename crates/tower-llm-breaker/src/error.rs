@@ -2,7 +2,7 @@ use std::{error::Error, fmt, time::Duration};
 
 use tower_llm_core::{Refusal, RefusalKind};
 
-use crate::{CircuitId, State, circuit::Shut};
+use crate::{CircuitId, State, machine::Status};
 
 /// A circuit is open: the call was not sent.
 ///
@@ -15,16 +15,16 @@ pub struct CircuitOpen {
 }
 
 impl CircuitOpen {
-    pub(crate) fn new(circuit: CircuitId, shut: Shut) -> Self {
-        let kind = match shut.state {
+    pub(crate) fn new(circuit: CircuitId, status: Status) -> Self {
+        let kind = match status.state {
             State::Throttled => RefusalKind::RateLimited,
             _ => RefusalKind::Unavailable,
         };
         let refusal = Refusal::new(kind, "breaker");
         Self {
             circuit,
-            state: shut.state,
-            refusal: match shut.retry_after {
+            state: status.state,
+            refusal: match status.left {
                 Some(time) => refusal.after(time),
                 None => refusal,
             },

@@ -1,17 +1,15 @@
+//! The decision on a call.
+
 use std::sync::Arc;
 
 use tower_llm_core::{Admission, Availability, Call, Entry, Gate, Gated, GatedFuture};
 
-use crate::{
-    BreakerGuard,
-    route::{Board, Kind},
-};
+use crate::{BreakerGuard, routes::Routes, timing::Timing};
 
 /// Refuses calls whose circuits are open.
 #[derive(Clone, Debug)]
 pub struct BreakerGate {
-    board: Arc<Board>,
-    ignores_throttled: bool,
+    routes: Arc<Routes>,
 }
 
 /// Stops calls to what is failing; see [`BreakerLayer`](crate::BreakerLayer).
@@ -23,11 +21,8 @@ pub type Breaker<S, W> = Gated<S, BreakerGate, W>;
 pub type ResponseFuture<S, Req, W> = GatedFuture<S, Req, W, BreakerGuard>;
 
 impl BreakerGate {
-    pub(crate) fn new(board: Arc<Board>, ignores_throttled: bool) -> Self {
-        Self {
-            board,
-            ignores_throttled,
-        }
+    pub(crate) fn new(routes: Arc<Routes>) -> Self {
+        Self { routes }
     }
 }
 
@@ -36,20 +31,18 @@ impl Gate for BreakerGate {
 
     fn admit(&self, entry: &Entry<'_>) -> Admission<BreakerGuard> {
         // All user code runs before the call is admitted: otherwise a panic in it would hold a probe's lease.
-        let call = entry.call();
-        let route = self.board.route(entry, Kind::of(call));
-        match route.admit() {
-            Ok(passes) => {
-                let mut guard = BreakerGuard::new(route, passes, call.is_some_and(Call::streamed));
-                guard.ignores_throttled = self.ignores_throttled;
-                Admission::Admitted(guard)
-            }
-            Err(open) => Admission::Refused(open.into()),
+        let route = self.routes.find(entry);
+        let timing = route.slow.map(|slow| {
+            let streamed = entry.call().is_some_and(Call::streamed);
+            Box::new(Timing::new(slow, streamed, entry.now()))
+        });
+        match route.admit(entry) {
+            Ok(passes) => Admission::Admitted(BreakerGuard::new(route, passes, timing)),
+            Err(open) => Admission::Refused(open),
         }
     }
 
     fn would_admit(&self, entry: &Entry<'_>) -> Availability {
-        let route = self.board.route(entry, Kind::of(entry.call()));
-        route.would_admit(|| entry.now())
+        self.routes.find(entry).would_admit(entry)
     }
 }

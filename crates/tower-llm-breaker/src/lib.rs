@@ -49,10 +49,22 @@
 //! - Counts restart at each change of state, with two exceptions: they are kept when a 429 with a `retry-after` opens
 //!   the circuit, and when a ramp ends (a phase after a circuit has closed, in which calls are admitted gradually).
 //! - If several circuits refuse a call, the longest of their times is reported.
+//! - A stream that stalls is not noticed here before it ends: set an idle deadline in `tower-llm-timeout`, inside this layer.
 //! - A layer applied twice in one stack counts each call twice. A `tower` timeout outside this layer drops the call,
 //!   which counts neither as a success nor as a failure: use `tower-llm-timeout` inside. Inside this layer, the error
 //!   of tower's own `load_shed` counts as a refusal; the error of another crate's load-shedding layer counts as a
 //!   transport error.
+//!
+//! # Inside
+//!
+//! - **Decision.** `verdict` says what the end of a call means for a circuit: good, bad or nothing. `machine` says what that
+//!   changes; it is plain code that takes the time. `circuit` is the lock, the word and the windows around it.
+//! - **Cost.** A call looks up its route once, reads one word per circuit, and adds one good call to each window. It
+//!   allocates nothing. A window by count that is full of good calls takes no lock; a window by time needs the clock once
+//!   per call. Everything else happens under one lock per circuit, briefly.
+//! - **Drop.** A call that is dropped ends as any other, once: its guard gives a probe's lease back, and counts nothing. A lease
+//!   that is never given back runs out.
+//! - **Time.** All of it is tokio's: tests pause it (`#[tokio::test(start_paused = true)]`) and `advance` it.
 //!
 //! # Example
 //!
@@ -99,32 +111,48 @@
 
 #![warn(missing_docs)]
 
+mod advanced;
+mod builder;
 mod circuit;
+mod circuits;
+mod clock;
+mod config;
+mod ejection;
 mod error;
-mod event;
+mod events;
 mod gate;
 mod group;
 mod guard;
 mod handle;
+mod id;
 mod layer;
-mod policy;
+mod machine;
 mod route;
+mod routes;
 #[cfg(feature = "redis")]
 mod shared;
+mod slow_calls;
 mod state;
+mod stats;
 mod sync;
+mod timing;
+mod verdict;
 mod window;
 mod word;
 
 #[cfg(feature = "redis")]
 pub use self::shared::SharedCircuits;
 pub use self::{
+    advanced::Advanced,
+    builder::BreakerBuilder,
     error::CircuitOpen,
-    event::{Event, EventKind, EventReceiver, Reason},
+    events::{Event, EventKind, EventReceiver, Reason},
     gate::{Breaker, BreakerGate, ResponseFuture},
     guard::BreakerGuard,
-    handle::{BreakerHandle, CircuitStats},
-    layer::{BreakerBuilder, BreakerLayer},
-    policy::SlowCalls,
-    state::{CircuitId, Force, Scope, State},
+    handle::BreakerHandle,
+    id::{CircuitId, Scope},
+    layer::BreakerLayer,
+    slow_calls::SlowCalls,
+    state::{Force, State},
+    stats::CircuitStats,
 };

@@ -1,10 +1,4 @@
-//! Which circuits there are, and their states.
-
-use std::fmt;
-
-use tower_llm_core::Key;
-
-use crate::word::Phase;
+//! The states of a circuit, as users see them.
 
 /// The state of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,118 +34,37 @@ pub enum Force {
     MetricsOnly,
 }
 
-/// What the failures of a circuit concern.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum Scope {
-    /// The connection to a provider: transport errors before a response.
-    Provider,
-    /// A model at a provider: overload, 5xx, errors in streams, truncated and stalled streams, timeouts.
-    ProviderAndModel,
-    /// An account at a provider: its money or its quota is used up, or its credential is refused.
-    Account,
-    /// A model for one account: its rate limit, its own quota, or a credential that may not use it.
-    AccountAndModel,
-    /// Everything, by the key of [`key_by`](crate::BreakerBuilder::key_by).
-    Key,
-}
-
-/// Identifies a circuit of a layer: its scope and its key.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct CircuitId {
-    scope: Scope,
-    key: Key,
-}
-
-impl CircuitId {
-    pub(crate) fn new(scope: Scope, key: Key) -> Self {
-        Self { scope, key }
-    }
-
-    /// The circuit of the connection to `provider`.
-    #[must_use]
-    pub fn provider(provider: impl AsRef<str>) -> Self {
-        Self::new(Scope::Provider, Key::new(provider))
-    }
-
-    /// The circuit of a model at `provider`.
-    #[must_use]
-    pub fn model(provider: impl AsRef<str>, model: impl AsRef<str>) -> Self {
-        Self::new(Scope::ProviderAndModel, Key::pair(provider, model))
-    }
-
-    /// The circuit of an account at `provider`; empty for calls without one.
-    ///
-    /// For a call that carries its caller's own credential, the account is the caller.
-    #[must_use]
-    pub fn account(provider: impl AsRef<str>, account: impl AsRef<str>) -> Self {
-        Self::new(Scope::Account, Key::pair(provider, account))
-    }
-
-    /// The circuit of a model at `provider` for one account; empty for calls without one.
-    #[must_use]
-    pub fn account_and_model(
-        provider: impl AsRef<str>,
-        account: impl AsRef<str>,
-        model: impl AsRef<str>,
-    ) -> Self {
-        let key = Key::triple(provider, account, model);
-        Self::new(Scope::AccountAndModel, key)
-    }
-
-    /// The circuit of `key` in a layer with [`key_by`](crate::BreakerBuilder::key_by).
-    #[must_use]
-    pub fn key_only(key: Key) -> Self {
-        Self::new(Scope::Key, key)
-    }
-
-    /// What its failures concern.
-    #[must_use]
-    pub fn scope(&self) -> Scope {
-        self.scope
-    }
-
-    /// Its key.
-    #[must_use]
-    pub fn key(&self) -> &Key {
-        &self.key
-    }
-}
-
-impl fmt::Display for CircuitId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scope = match self.scope {
-            Scope::Provider => "provider",
-            Scope::ProviderAndModel => "model",
-            Scope::Account => "account",
-            Scope::AccountAndModel => "account and model",
-            Scope::Key => "key",
-        };
-        write!(f, "{scope} {}", self.key)
-    }
-}
-
 impl State {
-    pub(crate) fn of(phase: Phase) -> Self {
-        match phase {
-            Phase::Closed => Self::Closed,
-            Phase::Ramping => Self::Ramping,
-            Phase::Open => Self::Open,
-            Phase::Paused => Self::Throttled,
-            Phase::HalfOpen => Self::HalfOpen,
-            Phase::ForcedOpen => Self::ForcedOpen,
-            Phase::Disabled => Self::Disabled,
-            Phase::MetricsOnly => Self::MetricsOnly,
-        }
+    /// Whether all calls are admitted.
+    pub(crate) fn is_free(self) -> bool {
+        matches!(self, Self::Closed | Self::Disabled | Self::MetricsOnly)
+    }
+
+    /// Whether outcomes are counted.
+    pub(crate) fn is_counting(self) -> bool {
+        matches!(
+            self,
+            Self::Closed | Self::Ramping | Self::Throttled | Self::MetricsOnly
+        )
+    }
+
+    /// Whether it was set manually; only manual control ends it.
+    pub(crate) fn is_forced(self) -> bool {
+        matches!(self, Self::ForcedOpen | Self::Disabled | Self::MetricsOnly)
+    }
+
+    /// Whether calls are refused because of failures.
+    pub(crate) fn is_ejected(self) -> bool {
+        matches!(self, Self::Open | Self::HalfOpen)
     }
 }
 
 impl Force {
-    pub(crate) fn phase(self) -> Phase {
+    pub(crate) fn state(self) -> State {
         match self {
-            Self::Open => Phase::ForcedOpen,
-            Self::Disabled => Phase::Disabled,
-            Self::MetricsOnly => Phase::MetricsOnly,
+            Self::Open => State::ForcedOpen,
+            Self::Disabled => State::Disabled,
+            Self::MetricsOnly => State::MetricsOnly,
         }
     }
 }

@@ -1,86 +1,93 @@
-//! The state of a circuit in one word: its phase, its generation, and its end.
+//! The state of a circuit in one word: its state, its generation, and its end; and what a call remembers of it.
 
-use std::time::Duration;
+use crate::State;
 
-use tokio::time::Instant;
-
-/// A circuit's phase and generation, and the end of the phase if it has one: 3, 20 and 41 bits.
+/// A circuit's state and generation, and the end of the state if it has one: 3, 20 and 41 bits.
 ///
 /// Each transition begins a generation, except those to and from a pause and the end of a ramp. A call carries the
 /// generation in which it was admitted, so one comparison finds outcomes of earlier generations, which are not counted in
 /// the current one. Generations wrap around after a million transitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Word {
-    pub(crate) phase: Phase,
+    pub(crate) state: State,
     pub(crate) generation: u32,
-    /// In milliseconds of the circuit's clock; zero if the phase has no end.
+    /// In milliseconds of the circuit's clock; zero if the state has no end.
     pub(crate) until: u64,
 }
 
-/// The phase of a circuit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    Closed,
-    /// Closed, but it does not admit all calls yet.
-    Ramping,
-    Open,
-    /// Open until the time that the provider named; then it continues as before.
-    Paused,
-    HalfOpen,
-    ForcedOpen,
-    Disabled,
-    MetricsOnly,
-}
-
-/// The clock of the words: milliseconds since the layer was built.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock {
-    epoch: Instant,
-}
+/// How a circuit has admitted a call: its generation, and the lease of a probe in the upper bits.
+///
+/// One number, because a call carries one for each of its circuits and is moved often.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pass(u32);
 
 const UNTIL_BITS: u32 = 41;
-pub(crate) const GENERATION_BITS: u32 = 20;
+const GENERATION_BITS: u32 = 20;
 const MAX_UNTIL: u64 = (1 << UNTIL_BITS) - 1;
-pub(crate) const MAX_GENERATION: u32 = (1 << GENERATION_BITS) - 1;
+const MAX_GENERATION: u32 = (1 << GENERATION_BITS) - 1;
 
-const PHASES: [Phase; 8] = [
-    Phase::Closed,
-    Phase::Ramping,
-    Phase::Open,
-    Phase::Paused,
-    Phase::HalfOpen,
-    Phase::ForcedOpen,
-    Phase::Disabled,
-    Phase::MetricsOnly,
+/// Maximum number of leases; zero means no lease.
+pub(crate) const MAX_PROBES: usize = (1 << (u32::BITS - GENERATION_BITS)) - 1;
+
+const STATES: [State; 8] = [
+    State::Closed,
+    State::Ramping,
+    State::Open,
+    State::Throttled,
+    State::HalfOpen,
+    State::ForcedOpen,
+    State::Disabled,
+    State::MetricsOnly,
 ];
 
 impl Word {
-    pub(crate) fn first(phase: Phase) -> Self {
+    pub(crate) fn first(state: State) -> Self {
         Self {
-            phase,
+            state,
             generation: 0,
             until: 0,
         }
     }
 
-    /// Begins the next generation in `phase`.
-    pub(crate) fn next(self, phase: Phase, until: u64) -> Self {
+    /// Begins the next generation in `state`.
+    pub(crate) fn next(self, state: State, until: u64) -> Self {
         Self {
-            phase,
             generation: (self.generation + 1) & MAX_GENERATION,
-            ..Self::first(phase).lasting_until(until)
+            ..self.changed_to(state, until)
         }
     }
 
-    /// The same with another end.
-    pub(crate) fn lasting_until(self, until: u64) -> Self {
-        let until = until.min(MAX_UNTIL);
-        Self { until, ..self }
+    /// Changes to `state` within the generation.
+    pub(crate) fn changed_to(self, state: State, until: u64) -> Self {
+        Self {
+            state,
+            until: until.min(MAX_UNTIL),
+            ..self
+        }
+    }
+
+    /// Whether its state has ended; only for states that have an end.
+    pub(crate) fn is_over(self, now: u64) -> bool {
+        now >= self.until
+    }
+
+    /// Whether it refuses all calls at `now`, in milliseconds of the circuit's clock.
+    pub(crate) fn is_shut(self, now: impl FnOnce() -> u64) -> bool {
+        match self.state {
+            State::ForcedOpen => true,
+            State::Open | State::Throttled => !self.is_over(now()),
+            _ => false,
+        }
+    }
+
+    /// Until when calls are refused because of failures, as of `now`.
+    pub(crate) fn open_until(self, now: u64) -> Option<u64> {
+        self.state.is_ejected().then_some(self.until.max(now))
     }
 
     pub(crate) fn pack(self) -> u64 {
-        let phase = self.phase as u64;
-        phase << (GENERATION_BITS + UNTIL_BITS)
+        let state = self.state as u64;
+        state << (GENERATION_BITS + UNTIL_BITS)
             | u64::from(self.generation) << UNTIL_BITS
             | self.until
     }
@@ -88,65 +95,39 @@ impl Word {
     pub(crate) fn unpack(word: u64) -> Self {
         let generation = word >> UNTIL_BITS & u64::from(MAX_GENERATION);
         Self {
-            phase: PHASES[(word >> (GENERATION_BITS + UNTIL_BITS)) as usize & 7],
+            state: STATES[(word >> (GENERATION_BITS + UNTIL_BITS)) as usize & 7],
             generation: generation as u32,
             until: word & MAX_UNTIL,
         }
     }
 }
 
-impl Phase {
-    /// Whether every call is admitted.
-    pub(crate) fn is_free(self) -> bool {
-        matches!(self, Self::Closed | Self::Disabled | Self::MetricsOnly)
+impl Pass {
+    /// Admits a call in the present generation.
+    pub(crate) fn of(word: Word) -> Self {
+        Self(word.generation)
     }
 
-    /// Whether outcomes are counted.
-    pub(crate) fn is_judged(self) -> bool {
-        matches!(
-            self,
-            Self::Closed | Self::Ramping | Self::Paused | Self::MetricsOnly
-        )
+    pub(crate) fn with_lease(self, lease: u32) -> Self {
+        Self(self.generation() | lease << GENERATION_BITS)
     }
 
-    /// Whether it was set manually; only manual control ends it.
-    pub(crate) fn is_by_hand(self) -> bool {
-        matches!(self, Self::ForcedOpen | Self::Disabled | Self::MetricsOnly)
+    pub(crate) fn generation(self) -> u32 {
+        self.0 & MAX_GENERATION
     }
 
-    /// Whether calls are refused because of failures.
-    pub(crate) fn is_ejected(self) -> bool {
-        matches!(self, Self::Open | Self::HalfOpen)
-    }
-}
-
-impl Clock {
-    pub(crate) fn new(epoch: Instant) -> Self {
-        Self { epoch }
+    /// The number of a probe's lease; zero for other calls.
+    pub(crate) fn lease(self) -> u32 {
+        self.0 >> GENERATION_BITS
     }
 
-    /// The last whole millisecond at `now`.
-    pub(crate) fn millis(self, now: Instant) -> u64 {
-        let since = now.saturating_duration_since(self.epoch);
-        u64::try_from(since.as_millis()).unwrap_or(MAX_UNTIL)
+    pub(crate) fn is_probe(self) -> bool {
+        self.lease() != 0
     }
 
-    /// The first whole millisecond that is not before `at`, so that no phase ends too early.
-    pub(crate) fn until(self, at: Instant) -> u64 {
-        let since = at.saturating_duration_since(self.epoch);
-        u64::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(MAX_UNTIL)
-    }
-
-    /// Nanoseconds until `now`: 64 bits are 584 years.
-    pub(crate) fn nanos(self, now: Instant) -> u64 {
-        let since = now.saturating_duration_since(self.epoch);
-        since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos())
-    }
-
-    /// The time from `now` until `millis`.
-    pub(crate) fn left(self, millis: u64, now: Instant) -> Duration {
-        let until = Duration::from_millis(millis);
-        until.saturating_sub(now.saturating_duration_since(self.epoch))
+    /// Whether the circuit is still in the generation that admitted the call.
+    pub(crate) fn is_of(self, word: Word) -> bool {
+        self.generation() == word.generation
     }
 }
 
@@ -156,11 +137,11 @@ mod tests {
 
     #[test]
     fn what_is_packed_is_unpacked() {
-        for phase in PHASES {
+        for state in STATES {
             for generation in [0, 1, MAX_GENERATION] {
                 for until in [0, 1, MAX_UNTIL] {
                     let word = Word {
-                        phase,
+                        state,
                         generation,
                         until,
                     };
@@ -174,19 +155,9 @@ mod tests {
     fn generations_go_round_and_times_end_at_their_largest() {
         let last = Word {
             generation: MAX_GENERATION,
-            ..Word::first(Phase::Closed)
+            ..Word::first(State::Closed)
         };
-        let next = last.next(Phase::Open, u64::MAX);
+        let next = last.next(State::Open, u64::MAX);
         assert_eq!((next.generation, next.until), (0, MAX_UNTIL));
-    }
-
-    #[test]
-    fn an_instant_between_two_milliseconds_is_over_at_the_second() {
-        let epoch = Instant::now();
-        let clock = Clock::new(epoch);
-        let at = epoch + Duration::from_micros(1_500);
-        assert_eq!((clock.millis(at), clock.until(at)), (1, 2));
-        assert_eq!(clock.left(2, at), Duration::from_micros(500));
-        assert_eq!(clock.left(1, at), Duration::ZERO);
     }
 }

@@ -8,7 +8,7 @@ use std::{sync::Arc as StdArc, time::Duration};
 use ::loom::{model::Builder, sync::Arc, thread};
 
 use super::*;
-use crate::{BreakerBuilder, BreakerLayer, Scope, group::Group, word::Clock};
+use crate::{BreakerBuilder, BreakerLayer, clock::Clock, events::Events, verdict::Verdict};
 
 const OPEN_FOR: Duration = Duration::from_secs(30);
 const LEASE: Duration = Duration::from_secs(60);
@@ -30,15 +30,16 @@ fn patient() -> BreakerBuilder {
         .failure_ratio(1.0)
         .window_calls(10)
         .open_for(OPEN_FOR)
-        .probe_lease(LEASE)
         .success_threshold(1)
-        .jitter(0.0)
+        .advanced(|advanced| advanced.probe_lease(LEASE).jitter(0.0))
 }
 
 fn group(builder: &BreakerBuilder, epoch: Instant) -> StdArc<Group> {
-    let mut policy = builder.settings.policy().expect("good settings");
-    policy.clock = Clock::new(epoch);
-    StdArc::new(Group::new(Scope::Key, StdArc::new(policy)))
+    let mut config = builder.config.clone();
+    config.check().expect("good settings");
+    config.clock = Clock::new(epoch);
+    let events = StdArc::new(Events::new());
+    StdArc::new(Group::new(Scope::Key, StdArc::new(config), events))
 }
 
 impl Tried {
@@ -83,20 +84,29 @@ impl Tried {
 
     /// Calls and failures that count.
     fn counts(&self, second: u64) -> (u64, u64) {
-        let tally = self.circuit.failures(self.at(second));
-        (tally.total, tally.bad)
+        let stats = self.circuit.stats(self.at(second));
+        (stats.calls, stats.failures)
     }
 
     fn generation(&self) -> u32 {
         self.circuit.word().generation
     }
 
-    fn openings(&self) -> u32 {
-        self.circuit.core().openings()
+    fn refused(&self) -> u64 {
+        self.circuit.stats(self.epoch).refused
+    }
+
+    fn stale(&self) -> u64 {
+        self.circuit.stats(self.epoch).stale
+    }
+
+    fn reset(&self) {
+        self.circuit
+            .change(Input::Restart(State::Closed), self.epoch);
     }
 
     fn probes(&self, second: u64) -> usize {
-        self.circuit.probes(self.at(second)).0
+        self.circuit.stats(self.at(second)).probes
     }
 }
 
@@ -135,7 +145,7 @@ fn a_call_arrives_while_another_opens_the_circuit() {
         assert_eq!(tried.state(0), State::Open);
         assert!(pass.is_none_or(|pass| pass.generation() == 0));
         assert_eq!((tried.generation(), tried.counts(0)), (1, (0, 0)));
-        assert_eq!(tried.circuit.refused(), 1 + u64::from(pass.is_none()));
+        assert_eq!(tried.refused(), 1 + u64::from(pass.is_none()));
     });
 }
 
@@ -151,9 +161,10 @@ fn failures_at_once_open_the_circuit_once() {
             other.join().unwrap();
         }
         assert_eq!((tried.state(0), tried.generation()), (State::Open, 1));
-        assert_eq!((tried.openings(), tried.counts(0)), (1, (0, 0)));
+        // The first opening: another one would be longer.
+        assert_eq!(tried.counts(0), (0, 0));
         let shut = tried.circuit.admit(tried.at(0)).unwrap_err();
-        assert_eq!(shut.retry_after, Some(OPEN_FOR));
+        assert_eq!(shut.left, Some(OPEN_FOR));
     });
 }
 
@@ -194,7 +205,8 @@ fn a_pause_and_a_failure_at_once_both_count() {
                 (tried.state(end - 1), tried.state(end)),
                 (State::Open, State::HalfOpen)
             );
-            assert_eq!((tried.openings(), tried.generation()), (1, 1));
+            // The first opening: another one would be longer.
+            assert_eq!(tried.generation(), 1);
         });
     }
 }
@@ -238,6 +250,84 @@ fn windows(builder: BreakerBuilder) -> [BreakerBuilder; 2] {
     [builder, by_time]
 }
 
+// === a window full of good calls ===
+
+/// A circuit whose window of `calls` calls is full of good ones, which opens after two failures in a row.
+fn clean(calls: usize) -> Arc<Tried> {
+    let tried = Tried::new(&patient().window_calls(calls).failure_threshold(2));
+    for _ in 0..calls {
+        tried.record(tried.admit(0).expect("it is closed"), Verdict::Success, 0);
+    }
+    assert!(tried.circuit.failures.is_clean(0));
+    tried
+}
+
+#[test]
+fn a_failure_beside_a_success_that_takes_no_lock_counts() {
+    check(|| {
+        let tried = clean(2);
+        let [good, bad, next] = [(); 3].map(|()| tried.admit(0).unwrap());
+        let other = spawn(&tried, move |tried| tried.record(bad, FAILURE, 0));
+        tried
+            .circuit
+            .succeeded(good, &mut Now::at(Some(tried.epoch)));
+        other.join().unwrap();
+        assert_eq!(tried.counts(0), (2, 1));
+        assert!(!tried.circuit.failures.is_clean(0));
+        tried
+            .circuit
+            .succeeded(next, &mut Now::at(Some(tried.epoch)));
+        let counts = tried.counts(0);
+        // The failure was the earlier one, or the later one.
+        assert!([(2, 0), (2, 1)].contains(&counts), "{counts:?}");
+    });
+}
+
+/// If the run were counted after the window, a success could find the window clean again before the run of an earlier
+/// failure was counted, and would not end it.
+#[test]
+fn a_success_that_takes_no_lock_ends_a_run_of_failures() {
+    check(|| {
+        let tried = clean(2);
+        let [bad, good, better, last, failed] = [(); 5].map(|()| tried.admit(0).unwrap());
+        let succeeds = |tried: &Tried, pass| {
+            let mut now = Now::at(Some(tried.epoch));
+            tried.circuit.succeeded(pass, &mut now);
+        };
+        let fails = spawn(&tried, move |tried| tried.record(bad, FAILURE, 0));
+        let others = spawn(&tried, move |tried| {
+            succeeds(tried, good);
+            succeeds(tried, better);
+        });
+        fails.join().unwrap();
+        others.join().unwrap();
+        succeeds(&tried, last);
+        tried.record(failed, FAILURE, 0);
+        assert_eq!(tried.state(0), State::Closed);
+    });
+}
+
+/// Between the emptying of the window and the new word, a call may fill the window again.
+#[test]
+fn a_late_success_is_stale_although_the_window_was_clean() {
+    check(|| {
+        let tried = clean(1);
+        let [late, later] = [(); 2].map(|()| tried.admit(0).unwrap());
+        let other = spawn(&tried, move |tried| {
+            let mut now = Now::at(Some(tried.epoch));
+            tried.circuit.succeeded(late, &mut now);
+        });
+        tried.reset();
+        let stale = tried.stale();
+        tried
+            .circuit
+            .succeeded(later, &mut Now::at(Some(tried.epoch)));
+        assert!(tried.stale() > stale);
+        other.join().unwrap();
+        assert_eq!(tried.counts(0), (0, 0));
+    });
+}
+
 // === probes ===
 
 #[test]
@@ -252,7 +342,7 @@ fn exactly_the_probes_are_admitted() {
             }
             assert_eq!((passed, tried.probes(30)), (probes, probes));
             assert_eq!((tried.state(30), tried.generation()), (State::HalfOpen, 2));
-            assert_eq!(tried.circuit.refused(), 3 - probes as u64);
+            assert_eq!(tried.refused(), 3 - probes as u64);
         });
     }
 }
@@ -283,7 +373,7 @@ fn a_probe_decides_and_a_late_failure_does_not() {
             tried.record(probe, Verdict::Success, 30);
             other.join().unwrap();
             assert_eq!((tried.state(30), tried.generation()), (State::Closed, 3));
-            assert_eq!((tried.counts(30), tried.circuit.stale()), ((0, 0), 1));
+            assert_eq!((tried.counts(30), tried.stale()), ((0, 0), 1));
         });
     }
 }
@@ -297,7 +387,7 @@ fn the_first_of_a_good_and_a_bad_probe_decides() {
         tried.record(good, Verdict::Success, 30);
         other.join().unwrap();
         assert!(matches!(tried.state(30), State::Closed | State::Open));
-        assert_eq!((tried.generation(), tried.circuit.stale()), (3, 1));
+        assert_eq!((tried.generation(), tried.stale()), (3, 1));
         assert_eq!(tried.counts(30), (0, 0));
     });
 }
@@ -334,7 +424,7 @@ fn an_outcome_while_a_generation_ends_does_not_count_in_the_next() {
             let tried = Tried::new(&builder);
             let late = tried.admit(0).unwrap();
             let other = spawn(&tried, move |tried| tried.record(late, verdict, 0));
-            tried.circuit.reset(tried.at(0));
+            tried.reset();
             let pass = tried.admit(0).unwrap();
             assert_eq!(tried.counts(0), (0, 0));
             tried.record(pass, Verdict::Success, 0);
@@ -352,7 +442,7 @@ fn a_late_failure_does_not_break_the_run_of_the_next_generation() {
         let tried = Tried::new(&patient().failure_threshold(2));
         let late = tried.admit(0).unwrap();
         let other = spawn(&tried, move |tried| tried.record(late, FAILURE, 0));
-        tried.circuit.reset(tried.at(0));
+        tried.reset();
         let [first, second] = [(); 2].map(|()| tried.admit(0).unwrap());
         tried.record(first, FAILURE, 0);
         other.join().unwrap();
@@ -366,7 +456,7 @@ fn a_late_failure_does_not_break_the_run_of_the_next_generation() {
 
 /// Two circuits of four, and both have one more failure.
 fn two_fail(ratio: f64, members: usize) -> usize {
-    let builder = touchy().max_open_ratio(ratio);
+    let builder = touchy().advanced(|advanced| advanced.max_open_ratio(ratio));
     let epoch = Instant::now();
     let group = group(&builder, epoch);
     let others: Vec<_> = (2..members)
@@ -392,7 +482,7 @@ fn two_fail(ratio: f64, members: usize) -> usize {
 #[test]
 fn a_circuit_that_joins_its_group_while_it_opens_counts_as_open() {
     check(|| {
-        let builder = touchy().max_open_ratio(0.5);
+        let builder = touchy().advanced(|advanced| advanced.max_open_ratio(0.5));
         let epoch = Instant::now();
         let group = group(&builder, epoch);
         let [enters, other, fails] = [(); 3].map(|()| Tried::of(StdArc::clone(&group), epoch));
@@ -403,12 +493,14 @@ fn a_circuit_that_joins_its_group_while_it_opens_counts_as_open() {
         let counts = spawn(&enters, move |tried| {
             tried.record(pass, Verdict::Success, 0)
         });
-        enters.circuit.trip(OPEN_FOR, enters.at(0));
+        let until = enters.at(0) + OPEN_FOR;
+        enters.circuit.change(Input::Open(until), enters.at(0));
         counts.join().unwrap();
         fails.record(fails.admit(0).unwrap(), FAILURE, 0);
         // The second of three may not open, the first of two may.
         let is_open = fails.state(0) == State::Open;
-        assert_eq!(is_open, !enters.circuit.is_member());
+        let has_joined = enters.circuit.has_joined.load(Ordering::Relaxed) == 1;
+        assert_eq!(is_open, !has_joined);
     });
 }
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::*;
-use crate::{BreakerLayer, Force, Scope, word::Clock};
+use crate::{BreakerLayer, Force, clock::Clock, events::Events, verdict::Verdict};
 
 #[derive(Clone, Debug)]
 struct Settings {
@@ -353,14 +353,17 @@ fn circuit(settings: &Settings) -> (Circuit, Instant) {
     let mut builder = BreakerLayer::builder()
         .minimum_calls(settings.minimum_calls)
         .open_for(ms(settings.open_for))
-        .open_factor(f64::from(settings.open_factor))
         .max_open_for(ms(settings.max_open_for))
-        .max_retry_after(ms(settings.max_retry_after))
-        .exhausted_for(ms(EXHAUSTED_FOR))
         .probes(settings.probes)
-        .probe_lease(ms(settings.probe_lease))
         .success_threshold(settings.success_threshold)
-        .jitter(0.0);
+        .advanced(|advanced| {
+            advanced
+                .open_factor(f64::from(settings.open_factor))
+                .max_retry_after(ms(settings.max_retry_after))
+                .exhausted_for(ms(EXHAUSTED_FOR))
+                .probe_lease(ms(settings.probe_lease))
+                .jitter(0.0)
+        });
     builder = match settings.over {
         Over::Calls(calls) => builder.window_calls(calls),
         Over::Time(time) => builder.window(ms(time)),
@@ -376,11 +379,20 @@ fn circuit(settings: &Settings) -> (Circuit, Instant) {
     if let Some(force) = settings.initial_state {
         builder = builder.initial_state(force);
     }
-    let mut policy = builder.settings.policy().expect("good settings");
+    let mut config = builder.config;
+    config.check().expect("good settings");
     let epoch = Instant::now();
-    policy.clock = Clock::new(epoch);
-    let group = Group::new(Scope::Key, Arc::new(policy));
-    (Circuit::new(Arc::new(group), Some(Key::new("k"))), epoch)
+    config.clock = Clock::new(epoch);
+    let (circuit, _) = of(config);
+    (circuit, epoch)
+}
+
+/// A circuit of its own, and its events.
+fn of(config: Config) -> (Circuit, Arc<Events>) {
+    let events = Arc::new(Events::new());
+    let group = Group::new(Scope::Key, Arc::new(config), Arc::clone(&events));
+    let circuit = Circuit::new(Arc::new(group), Some(Key::new("k")));
+    (circuit, events)
 }
 
 /// What can be observed of both.
@@ -395,14 +407,13 @@ struct Seen {
 
 impl Seen {
     fn of(circuit: &Circuit, now: Instant) -> Self {
-        let status = circuit.status(now);
-        let tally = circuit.failures(now);
+        let stats = circuit.stats(now);
         Self {
-            state: status.state,
-            duration: status.retry_after,
-            counts: (tally.total, tally.bad),
-            probes: circuit.probes(now).0,
-            refused: circuit.refused(),
+            state: stats.state,
+            duration: stats.remaining,
+            counts: (stats.calls, stats.failures),
+            probes: stats.probes,
+            refused: stats.refused,
         }
     }
 
@@ -456,15 +467,15 @@ fn agrees(settings: &Settings, steps: &[Step]) {
                 reference.advance(left.saturating_sub(before));
             }
             Step::Trip(time) => {
-                circuit.trip(Duration::from_millis(time), now);
+                circuit.change(Input::Open(now + Duration::from_millis(time)), now);
                 reference.open(reference.now + time);
             }
             Step::Reset => {
-                circuit.reset(now);
+                circuit.change(Input::Restart(circuit.config().initial_state), now);
                 reference.reset();
             }
             Step::Force(force) => {
-                circuit.force(force.phase(), now);
+                circuit.change(Input::Force(force.state()), now);
                 let state = match force {
                     Force::Open => State::ForcedOpen,
                     Force::Disabled => State::Disabled,
@@ -496,18 +507,16 @@ proptest! {
 #[cfg(feature = "redis")]
 mod observed {
     use super::*;
-    use crate::{BreakerBuilder, EventReceiver, event::EventKind, shared::Change};
+    use crate::{
+        BreakerBuilder, EventReceiver, Reason, events::EventKind, machine::PeerChange as Change,
+    };
 
     const SECOND: Duration = Duration::from_secs(1);
 
     /// A circuit that the provider has paused for 10 s, when, and what happens to it from then on.
     fn paused(builder: BreakerBuilder) -> (Circuit, Instant, EventReceiver) {
-        let policy = builder.settings.policy().expect("good settings");
-        let events = policy.events.subscribe();
-        let circuit = {
-            let group = Group::new(Scope::Key, Arc::new(policy));
-            Circuit::new(Arc::new(group), Some(Key::new("k")))
-        };
+        let (circuit, events) = of(builder.config);
+        let events = events.subscribe();
         let now = Instant::now();
         let retry_after = Some(10 * SECOND);
         let pass = circuit.admit(now).expect("it is closed");
@@ -524,7 +533,7 @@ mod observed {
     /// Its state, and for how many seconds.
     fn status(circuit: &Circuit, now: Instant) -> (State, Option<u64>) {
         let status = circuit.status(now);
-        let duration = status.retry_after;
+        let duration = status.left;
         // Ends are whole milliseconds, the first that are not too early.
         (status.state, duration.map(|duration| duration.as_secs()))
     }
@@ -533,8 +542,9 @@ mod observed {
     #[test]
     fn a_circuit_opened_elsewhere_is_open_until_both_times_have_passed_and_then_half_open() {
         for (seconds, longer) in [(5, 10), (20, 20)] {
-            let (circuit, now, _) = paused(BreakerLayer::builder().jitter(0.0));
-            circuit.observe(open_for(seconds * SECOND, now), now);
+            let (circuit, now, _) =
+                paused(BreakerLayer::builder().advanced(|advanced| advanced.jitter(0.0)));
+            circuit.change(Input::Peer(open_for(seconds * SECOND, now)), now);
             assert_eq!(status(&circuit, now), (State::Open, Some(longer.into())));
             let after = now + (longer + 1) * SECOND;
             assert!(circuit.admit(after).expect("a probe").is_probe());
@@ -544,9 +554,10 @@ mod observed {
 
     #[test]
     fn a_pause_from_elsewhere_extends_a_pause() {
-        let (circuit, now, _) = paused(BreakerLayer::builder().jitter(0.0));
+        let (circuit, now, _) =
+            paused(BreakerLayer::builder().advanced(|advanced| advanced.jitter(0.0)));
         let until = now + 20 * SECOND;
-        circuit.observe(Change::Throttled { until }, now);
+        circuit.change(Input::Peer(Change::Throttled { until }), now);
         assert_eq!(status(&circuit, now), (State::Throttled, Some(20)));
         assert_eq!(status(&circuit, now + 21 * SECOND), (State::Closed, None));
     }
@@ -554,11 +565,12 @@ mod observed {
     /// The pause was extended to the opening of the other process.
     #[test]
     fn if_too_many_are_open_a_pause_is_not_changed() {
-        let (circuit, now, mut events) = paused(BreakerLayer::builder().max_open_ratio(0.5));
+        let (circuit, now, mut events) =
+            paused(BreakerLayer::builder().advanced(|advanced| advanced.max_open_ratio(0.5)));
         let before = status(&circuit, now);
         events.try_recv().expect("it was paused");
         for _ in 0..2 {
-            circuit.observe(open_for(40 * SECOND, now), now);
+            circuit.change(Input::Peer(open_for(40 * SECOND, now)), now);
             assert_eq!(status(&circuit, now), before);
         }
         // Reported once.
@@ -571,14 +583,15 @@ mod observed {
     /// What one process published comes back.
     #[test]
     fn receiving_the_same_change_again_changes_nothing() {
-        let (circuit, now, mut events) = paused(BreakerLayer::builder().jitter(0.0));
-        circuit.observe(open_for(20 * SECOND, now), now);
+        let (circuit, now, mut events) =
+            paused(BreakerLayer::builder().advanced(|advanced| advanced.jitter(0.0)));
+        circuit.change(Input::Peer(open_for(20 * SECOND, now)), now);
         let until = now + 20 * SECOND;
         let (word, late) = (circuit.word(), 10 * Duration::from_millis(1));
         while events.try_recv().is_ok() {}
         for _ in 0..2 {
-            circuit.observe(open_for(20 * SECOND + late, now), now);
-            circuit.observe(Change::Throttled { until }, now);
+            circuit.change(Input::Peer(open_for(20 * SECOND + late, now)), now);
+            circuit.change(Input::Peer(Change::Throttled { until }), now);
         }
         assert_eq!(circuit.word(), word);
         assert!(events.try_recv().is_err());

@@ -30,8 +30,9 @@ pub(crate) use self::outbox::Publisher;
 use self::outbox::{Outbox, Pending};
 use crate::{
     CircuitId, State,
-    event::{Event, EventKind, Reason},
-    route::Board,
+    circuits::Circuits,
+    events::{Event, EventKind, Reason},
+    machine::{Input, PeerChange as Change},
 };
 
 static SYNC: Script = Script::new(include_str!("sync.lua"));
@@ -59,18 +60,10 @@ pub struct SharedCircuits {
     max_age: Duration,
 }
 
-/// The new state of a circuit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
-    Closed,
-    Open { until: Instant },
-    Throttled { until: Instant },
-}
-
 struct Task {
     redis: Redis,
     keys: [String; 2],
-    board: Weak<Board>,
+    circuits: Weak<Circuits>,
     outbox: Outbox,
     /// Wakes the task when something is pending.
     rings: Receiver<()>,
@@ -97,7 +90,7 @@ impl SharedCircuits {
         self
     }
 
-    pub(crate) fn start(self, board: &Arc<Board>) -> Result<(), ConfigError> {
+    pub(crate) fn start(self, circuits: &Arc<Circuits>) -> Result<(), ConfigError> {
         if self.name.is_empty() || self.name.contains(['{', '}']) {
             let reason = "it must not be empty, and have no braces";
             return Err(ConfigError::new("name", self.name, reason));
@@ -117,14 +110,16 @@ impl SharedCircuits {
         let task = Task {
             redis: self.redis,
             keys: [key("versions"), key("states")],
-            board: Arc::downgrade(board),
+            circuits: Arc::downgrade(circuits),
             outbox,
             rings,
             every: max_age / 2,
             epoch: None,
             version: 0,
         };
-        board.policy.share(publisher);
+        circuits
+            .events
+            .publish(move |event| publisher.publish(event));
         runtime.spawn(task.run());
         Ok(())
     }
@@ -237,7 +232,7 @@ impl Task {
         let Reply::Array(items) = reply else {
             return Ok(());
         };
-        let Some(board) = self.board.upgrade() else {
+        let Some(circuits) = self.circuits.upgrade() else {
             return Ok(());
         };
         let mut items = items.into_iter();
@@ -245,7 +240,7 @@ impl Task {
         let version = items.next().map(Reply::into_integer).transpose()?;
         let epoch = epoch.map(|epoch| epoch.to_vec());
         if self.epoch.is_some() && self.epoch != epoch {
-            self.publish_all(&board);
+            self.publish_all(&circuits);
         }
         self.epoch = epoch;
         self.version = version.unwrap_or_default();
@@ -260,18 +255,18 @@ impl Task {
                 // The circuit may be half-open here since then, and must be probed.
                 && !(change == Change::Closed && published_closed.contains(&circuit))
             {
-                board.observe(&circuit, change, now);
+                follow(&circuits, &circuit, change, now);
             }
         }
         Ok(())
     }
 
     /// The store has lost its data: publish again which circuits are open here.
-    fn publish_all(&self, board: &Board) {
+    fn publish_all(&self, circuits: &Circuits) {
         let now = Instant::now();
-        board.for_each(|_, circuit| {
+        circuits.for_each(|circuit| {
             let status = circuit.status(now);
-            let until = now + status.retry_after.unwrap_or_default();
+            let until = now + status.left.unwrap_or_default();
             match Change::to(status.state, until) {
                 None | Some(Change::Closed) => {}
                 Some(change) => {
@@ -280,5 +275,17 @@ impl Task {
                 }
             }
         });
+    }
+}
+
+/// A change in another process is applied to the circuit here.
+fn follow(circuits: &Circuits, id: &CircuitId, change: Change, now: Instant) {
+    let circuit = match change {
+        // A circuit that no call has used is closed anyway.
+        Change::Closed => circuits.peek(id),
+        _ => circuits.get(id),
+    };
+    if let Some(circuit) = circuit {
+        circuit.change(Input::Peer(change), now);
     }
 }

@@ -7,10 +7,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::Change;
 use crate::{
     CircuitId,
-    event::Event,
+    events::Event,
+    machine::PeerChange as Change,
     sync::{Mutex, lock},
 };
 
@@ -47,7 +47,7 @@ impl Publisher {
     }
 
     /// Publishes `event`, if it concerns other processes.
-    pub(crate) fn tell(&self, event: &Event) {
+    pub(crate) fn publish(&self, event: &Event) {
         if let Some(change) = Change::of(event) {
             let pending = Pending::new(change, event.at);
             self.outbox.note(&event.circuit, pending);

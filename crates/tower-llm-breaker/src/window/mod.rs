@@ -1,17 +1,16 @@
-//! Sliding windows: how many calls there were, and how many of them were bad.
+//! Counts of how calls have ended: how many there were, and how many of them were bad.
 //!
-//! Both windows slide, and their cost does not depend on their length. Each count belongs to a generation of its circuit;
+//! The windows slide, and their cost does not depend on their length. Each count belongs to a generation of its circuit;
 //! counts of an earlier generation are never part of the current one.
 
-mod count;
+mod calls;
+mod run;
 mod time;
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
-use self::{count::Counts, time::Ring};
-use crate::word::Clock;
+use self::{calls::Calls, run::Run, time::Time};
+use crate::clock::{Clock, Now};
 
 /// The length of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +23,18 @@ pub(crate) enum Over {
 
 #[derive(Debug)]
 pub(crate) enum Window {
-    Calls(Counts),
-    Time(Ring),
+    Calls(Calls),
+    Time(Time),
+    /// Bad calls in a row only.
+    Run(Run),
+}
+
+/// The end of one call.
+pub(crate) struct Ended<'a> {
+    pub(crate) is_bad: bool,
+    pub(crate) generation: u32,
+    /// Whether this is still the generation of the circuit.
+    pub(crate) is_current: &'a dyn Fn() -> bool,
 }
 
 /// Calls, and the bad ones among them.
@@ -35,51 +44,56 @@ pub(crate) struct Tally {
     pub(crate) total: u64,
 }
 
-/// The outcome of one call, for a window.
-pub(crate) struct Entry<'a> {
-    pub(crate) bad: bool,
-    pub(crate) generation: u32,
-    /// Whether this is still the generation of the circuit.
-    pub(crate) is_current: &'a dyn Fn() -> bool,
-}
-
-/// Reads the clock once, when the time is first needed: a call may be counted in several windows.
-#[derive(Debug, Default)]
-pub(crate) struct Now {
-    at: Option<Instant>,
-    /// The same by the layer's clock.
-    nanos: Option<u64>,
-}
-
 impl Window {
     pub(crate) fn new(over: Over, clock: Clock) -> Self {
         match over {
-            Over::Calls(calls) => Self::Calls(Counts::new(calls)),
-            Over::Time(time) => Self::Time(Ring::new(time, clock)),
+            Over::Calls(calls) => Self::Calls(Calls::new(calls)),
+            Over::Time(time) => Self::Time(Time::new(time, clock)),
         }
     }
 
-    /// Counts the outcome of a call; `false` if it belongs to an earlier generation.
-    pub(crate) fn record(&self, entry: &Entry<'_>, now: &mut Now) -> bool {
+    pub(crate) fn run_only() -> Self {
+        Self::Run(Run::default())
+    }
+
+    /// Counts the end of a call, and returns how many bad calls there are in a row; `None` if the call is of an earlier
+    /// generation.
+    pub(crate) fn record(&self, ended: &Ended<'_>, now: &mut Now) -> Option<u32> {
         match self {
-            Self::Calls(counts) => counts.record(entry),
-            Self::Time(ring) => ring.record(entry, now),
+            Self::Calls(calls) => calls.record(ended),
+            Self::Time(time) => time.record(ended, now),
+            Self::Run(run) => run.record(ended),
+        }
+    }
+
+    /// Whether one more good call of `generation` changes nothing.
+    pub(crate) fn is_clean(&self, generation: u32) -> bool {
+        match self {
+            Self::Calls(calls) => calls.is_clean(generation),
+            // Never: a good call adds to the calls that later failures are a ratio of, and leaves the window at a time of its
+            // own. To skip it would make the failures weigh more.
+            Self::Time(_) => false,
+            // To look costs as much as to count.
+            Self::Run(_) => false,
         }
     }
 
     /// The counts of `generation`.
     pub(crate) fn tally(&self, generation: u32, now: &mut Now) -> Tally {
         match self {
-            Self::Calls(counts) => counts.tally(generation),
-            Self::Time(ring) => ring.tally(generation, now),
+            Self::Calls(calls) => calls.tally(generation),
+            Self::Time(time) => time.tally(generation, now),
+            Self::Run(_) => Tally::default(),
         }
     }
 
     /// Empties the window: a generation has ended.
     pub(crate) fn clear(&self) {
         match self {
-            Self::Calls(counts) => counts.clear(),
-            Self::Time(ring) => ring.clear(),
+            Self::Calls(calls) => calls.clear(),
+            Self::Time(time) => time.clear(),
+            // It begins again with the first call of a generation.
+            Self::Run(_) => {}
         }
     }
 }
@@ -89,21 +103,6 @@ impl Tally {
     pub(crate) fn reaches(self, ratio: f64, minimum: u64) -> bool {
         // A quotient rounds like the literal of the ratio, a product does not: 7 of 100 must reach 0.07.
         self.total >= minimum.max(1) && self.bad as f64 / self.total as f64 >= ratio
-    }
-}
-
-impl Now {
-    pub(crate) fn at(at: Option<Instant>) -> Self {
-        Self { at, nanos: None }
-    }
-
-    pub(crate) fn get(&mut self) -> Instant {
-        *self.at.get_or_insert_with(Instant::now)
-    }
-
-    fn nanos(&mut self, clock: Clock) -> u64 {
-        let at = self.get();
-        *self.nanos.get_or_insert_with(|| clock.nanos(at))
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Entry, Now, Tally};
+use super::{Ended, Run, Tally};
 use crate::{
+    clock::{Clock, Now},
     sync::{AtomicU64, Mutex, Ordering, lock},
-    word::Clock,
 };
 
 /// Number of buckets of the window; the oldest one leaves it at a time.
@@ -17,13 +17,14 @@ const BUCKETS: usize = 10;
 /// A bucket of another generation counts as empty. The first writer in a tick clears the buckets of skipped ticks, so that
 /// no old tick wraps around and looks like a new one.
 #[derive(Debug)]
-pub(crate) struct Ring {
+pub(crate) struct Time {
     clock: Clock,
     tick_nanos: u64,
     buckets: [AtomicU64; BUCKETS],
     /// The last tick in which something was counted.
     last: AtomicU64,
     waking: Mutex<()>,
+    run: Run,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,34 +42,44 @@ const MAX_TICK: u64 = (1 << TICK_BITS) - 1;
 /// After so many ticks without a call, no bucket counts any more.
 const LONG_REST: u64 = BUCKETS as u64;
 
-impl Ring {
-    pub(crate) fn new(window: Duration, clock: Clock) -> Self {
+impl Time {
+    pub(super) fn new(window: Duration, clock: Clock) -> Self {
         Self {
             clock,
             tick_nanos: u64::try_from(window.as_nanos()).unwrap_or(u64::MAX) / BUCKETS as u64,
             buckets: Default::default(),
             last: AtomicU64::new(0),
             waking: Mutex::new(()),
+            run: Run::default(),
         }
     }
 
-    pub(crate) fn record(&self, entry: &Entry<'_>, now: &mut Now) -> bool {
+    pub(super) fn record(&self, ended: &Ended<'_>, now: &mut Now) -> Option<u32> {
         let tick = self.tick_at(now);
-        if !self.note(tick) {
-            return (entry.is_current)();
-        }
-        let stamp = stamp(entry.generation, tick);
+        let is_current = if self.note(tick) {
+            self.count(ended, tick)
+        } else {
+            // It has left the window, but not the run.
+            (ended.is_current)()
+        };
+        // If its generation ends meanwhile, the run no longer matters.
+        is_current.then(|| self.run.record(ended).unwrap_or_default())
+    }
+
+    /// Counts a call in the bucket of `tick`; `false` if it is of an earlier generation.
+    fn count(&self, ended: &Ended<'_>, tick: u64) -> bool {
+        let stamp = stamp(ended.generation, tick);
         let bucket = self.bucket(tick);
         // Acquire: a thread that sees a bucket of a later generation also sees that its own has ended.
         let mut seen = bucket.load(Ordering::Acquire);
         loop {
             let was = Bucket::unpack(seen);
             let next = if was.stamp == stamp {
-                was.with(entry.bad)
-            } else if !(entry.is_current)() {
+                was.with(ended.is_bad)
+            } else if !(ended.is_current)() {
                 return false;
             } else {
-                Bucket::new(stamp).with(entry.bad)
+                Bucket::new(stamp).with(ended.is_bad)
             };
             let next = next.pack();
             match bucket.compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Acquire) {
@@ -78,7 +89,7 @@ impl Ring {
         }
     }
 
-    pub(crate) fn tally(&self, generation: u32, now: &mut Now) -> Tally {
+    pub(super) fn tally(&self, generation: u32, now: &mut Now) -> Tally {
         let tick = self.tick_at(now);
         if tick.saturating_sub(self.last.load(Ordering::Acquire)) >= LONG_REST {
             return Tally::default();
@@ -96,7 +107,7 @@ impl Ring {
             })
     }
 
-    pub(crate) fn clear(&self) {
+    pub(super) fn clear(&self) {
         for bucket in &self.buckets {
             // Not a store: loom does not order stores with compare-exchanges.
             bucket.swap(0, Ordering::AcqRel);

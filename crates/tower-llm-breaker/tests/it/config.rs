@@ -29,8 +29,10 @@ fn builder() -> BreakerBuilder {
 fn ratios_are_from_zero_to_one() {
     for share in [-0.1, 1.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         refused(builder().failure_ratio(share), "failure_ratio", share);
-        refused(builder().jitter(share), "jitter", share);
-        refused(builder().max_open_ratio(share), "max_open_ratio", share);
+        let jitter = builder().advanced(|set| set.jitter(share));
+        refused(jitter, "jitter", share);
+        let max_open_ratio = builder().advanced(|set| set.max_open_ratio(share));
+        refused(max_open_ratio, "max_open_ratio", share);
         let slow = SlowCalls::at_ratio(share);
         refused(builder().slow_calls(slow), "slow_calls", share);
     }
@@ -38,8 +40,7 @@ fn ratios_are_from_zero_to_one() {
         accepted(
             builder()
                 .failure_ratio(share)
-                .jitter(share)
-                .max_open_ratio(share),
+                .advanced(|set| set.jitter(share).max_open_ratio(share)),
         );
         accepted(builder().slow_calls(SlowCalls::at_ratio(share)));
     }
@@ -48,15 +49,22 @@ fn ratios_are_from_zero_to_one() {
 #[test]
 fn times_are_over_zero_and_at_most_a_day() {
     type Set = fn(BreakerBuilder, Duration) -> BreakerBuilder;
-    let all: [(&str, Set); 11] = [
+    let all: [(&str, Set); 10] = [
         ("window", BreakerBuilder::window),
-        ("stalled_after", BreakerBuilder::stalled_after),
         ("open_for", BreakerBuilder::open_for),
         ("max_open_for", BreakerBuilder::max_open_for),
-        ("max_retry_after", BreakerBuilder::max_retry_after),
-        ("exhausted_for", BreakerBuilder::exhausted_for),
-        ("probe_lease", BreakerBuilder::probe_lease),
-        ("ramp", BreakerBuilder::ramp),
+        ("max_retry_after", |builder, time| {
+            builder.advanced(|set| set.max_retry_after(time))
+        }),
+        ("exhausted_for", |builder, time| {
+            builder.advanced(|set| set.exhausted_for(time))
+        }),
+        ("probe_lease", |builder, time| {
+            builder.advanced(|set| set.probe_lease(time))
+        }),
+        ("ramp", |builder, time| {
+            builder.advanced(|set| set.ramp(time))
+        }),
         ("slow_calls.first_token", |builder, time| {
             builder.slow_calls(SlowCalls::at_ratio(0.5).first_token(time))
         }),
@@ -120,9 +128,10 @@ fn open_for_is_at_most_max_open_for() {
     refused(contradiction, "max_open_for", minute);
     accepted(builder().open_for(minute).max_open_for(minute));
     for factor in [0.9, -1.0, 1_000.1, f64::NAN] {
-        refused(builder().open_factor(factor), "open_factor", factor);
+        let open_factor = builder().advanced(|set| set.open_factor(factor));
+        refused(open_factor, "open_factor", factor);
     }
-    accepted(builder().open_factor(1.0));
+    accepted(builder().advanced(|set| set.open_factor(1.0)));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use tokio::{
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
 use tower::{Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
 use tower_layer::Layer;
-use tower_llm_breaker::{BreakerLayer, State};
+use tower_llm_breaker::{BreakerLayer, CircuitId, Force, State};
 use tower_llm_core::{
     Availability, BoxError, Call, Described, Entry, Gate, GateLayer, Operation, Provider, Refusal,
     Unary,
@@ -205,7 +205,7 @@ async fn a_typed_services_response_is_a_success_and_its_error_a_failure() {
 #[tokio::test(start_paused = true)]
 async fn no_deadlock_over_an_inner_service_that_admits_one_call_at_a_time() {
     let layer = builder()
-        .ramp(10 * SECOND)
+        .advanced(|set| set.ramp(10 * SECOND))
         .probes(60)
         .watch(Unary)
         .build()
@@ -264,4 +264,31 @@ async fn a_look_says_when_a_call_is_admitted_and_changes_nothing() {
     );
     drop(probe);
     assert_eq!(look(), Availability::Now);
+
+    // The last of several refusing circuits counts, and one that was forced open closes by itself at no time.
+    layer.handle().trip(&CircuitId::provider("openai"), SECOND);
+    layer.handle().trip(&model(), MINUTE);
+    assert_eq!(look(), Availability::After(MINUTE));
+    layer.handle().force(&model(), Force::Open);
+    assert_eq!(look(), Availability::Never);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_on_a_ramp_takes_no_call_from_it() {
+    let ramping = builder().advanced(|set| set.ramp(100 * SECOND));
+    let layer = ramping.build().expect("good settings");
+    let tested = Tested::of(&layer);
+    layer.handle().trip(&model(), SECOND);
+    advance(SECOND).await;
+    tested.tell(WELL);
+    let request = ask(WELL);
+    let mut passed = 0;
+    for _ in 0..101 {
+        let look = layer.gate().would_admit(&Entry::new(&request, true));
+        let passes = tested.call(ask(WELL)).is_ok();
+        assert_eq!(look == Availability::Now, passes, "{look:?}");
+        passed += usize::from(passes);
+    }
+    // As without looks: the first call, and a tenth of the others.
+    assert_eq!(passed, 11);
 }

@@ -122,7 +122,7 @@ async fn metrics_only_reports_a_would_be_opening_once_per_open_time() {
 
 #[tokio::test(start_paused = true)]
 async fn metrics_only_reports_a_spent_account_once_per_open_time() {
-    let layer = builder().exhausted_for(MINUTE);
+    let layer = builder().advanced(|set| set.exhausted_for(MINUTE));
     let tested = Tested::new(layer.initial_state(Force::MetricsOnly));
     let mut events = tested.handle.subscribe();
     for _ in 0..2 {
@@ -193,7 +193,7 @@ async fn a_reset_clears_all_but_the_refusal_count() {
 
 #[tokio::test(start_paused = true)]
 async fn events_have_order_reasons_times_and_generations() {
-    let tested = Tested::new(touchy().ramp(MINUTE));
+    let tested = Tested::new(touchy().advanced(|set| set.ramp(MINUTE)));
     let began = Instant::now();
     let mut events = tested.handle.subscribe();
     tested.tell(FAILED);

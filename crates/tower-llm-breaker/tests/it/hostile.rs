@@ -20,40 +20,27 @@ fn ask_of_caller(key: &str, says: Says) -> Request {
     ask_of("openai", key, "m", says)
 }
 
-/// The frame arrived after a second, and its reader returned after a minute.
-#[tokio::test(start_paused = true)]
-async fn a_slow_reader_after_a_pending_poll_is_no_stall() {
-    let layer = builder()
-        .stalled_after(10 * SECOND)
-        .failure_threshold(1)
-        .build()
-        .unwrap();
-    let mut s = streaming(&layer);
-    s.pass(ROLE);
-    s.pass(CONTENT);
-    s.wait();
-    advance(SECOND).await;
-    s.send(CONTENT);
-    advance(MINUTE).await;
-    s.read();
-    assert_eq!(layer.handle().state(&model()), State::Closed);
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_slow_reader_after_a_pending_poll_makes_no_call_slow() {
-    let slow = SlowCalls::at_ratio(0.1).first_token(10 * SECOND);
-    let layer = builder().slow_calls(slow).minimum_calls(1).build().unwrap();
-    let mut s = streaming(&layer);
-    s.pass(ROLE);
-    s.wait();
-    advance(SECOND).await;
-    s.send(CONTENT);
-    advance(MINUTE).await;
-    s.read();
-    s.send(DONE);
-    s.read();
-    s.end();
-    assert_eq!(layer.handle().state(&model()), State::Closed);
+    let slow = SlowCalls::at_ratio(0.1);
+    let first_token: (_, &[_]) = (slow.first_token(10 * SECOND), &[ROLE]);
+    // The frame arrives after a second, and its reader returns after a minute.
+    for (slow, frames) in [first_token, (slow.gap(10 * SECOND), &[ROLE, CONTENT])] {
+        let layer = builder().slow_calls(slow).minimum_calls(1).build().unwrap();
+        let mut s = streaming(&layer);
+        for frame in frames {
+            s.pass(frame);
+        }
+        s.wait();
+        advance(SECOND).await;
+        s.send(CONTENT);
+        advance(MINUTE).await;
+        s.read();
+        s.send(DONE);
+        s.read();
+        s.end();
+        assert_eq!(layer.handle().state(&model()), State::Closed);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -139,8 +126,7 @@ async fn a_probe_of_an_earlier_generation_frees_no_lease_of_the_current_one() {
         builder()
             .probes(4095)
             .open_for(SECOND)
-            .open_factor(1.0)
-            .probe_lease(60 * MINUTE),
+            .advanced(|set| set.open_factor(1.0).probe_lease(60 * MINUTE)),
     );
     staged.handle.trip(&model(), SECOND);
     advance(SECOND).await;
@@ -237,7 +223,11 @@ async fn a_metrics_only_circuit_reports_spent_accounts_too() {
 
 #[tokio::test(start_paused = true)]
 async fn invented_models_are_not_members_of_the_group() {
-    let tested = Tested::new(builder().max_open_ratio(0.5).failure_threshold(1));
+    let tested = Tested::new(
+        builder()
+            .advanced(|set| set.max_open_ratio(0.5))
+            .failure_threshold(1),
+    );
     for n in 0..10 {
         let _ = tested.call(ask_of(
             "openai",
@@ -292,7 +282,7 @@ async fn the_overflow_circuit_sends_no_events() {
 async fn a_call_refused_by_another_circuit_uses_nothing_of_a_ramp() {
     let provider = CircuitId::provider("openai");
     let passed = async |is_bad_asked| {
-        let tested = Tested::new(builder().ramp(10 * MINUTE));
+        let tested = Tested::new(builder().advanced(|set| set.ramp(10 * MINUTE)));
         tested.handle.trip(&provider, SECOND);
         let bad = CircuitId::model("openai", "bad");
         tested.handle.trip(&bad, 60 * MINUTE);
@@ -316,7 +306,7 @@ async fn a_call_refused_by_another_circuit_uses_nothing_of_a_ramp() {
 /// The ramp admits these calls, and another circuit refuses them: they are given back.
 #[tokio::test(start_paused = true)]
 async fn calls_given_back_to_a_ramp_do_not_accumulate_to_a_burst() {
-    let tested = Tested::new(builder().ramp(60 * MINUTE));
+    let tested = Tested::new(builder().advanced(|set| set.ramp(60 * MINUTE)));
     tested.handle.trip(&CircuitId::provider("openai"), SECOND);
     let bad = CircuitId::model("openai", "bad");
     tested.handle.trip(&bad, 60 * MINUTE);

@@ -21,7 +21,7 @@ fn pooled() -> BreakerBuilder {
         .failure_threshold(1)
         .open_for(OPEN_FOR)
         .max_open_for(QUIET)
-        .max_open_ratio(0.5)
+        .advanced(|set| set.max_open_ratio(0.5))
 }
 
 fn of(model: &str, says: Says) -> Request {
@@ -129,7 +129,7 @@ fn open_models(tested: &Tested, models: usize) -> usize {
 
 /// A layer with calls to `models` models, which may open at most `ratio` of them.
 fn pool_of(share: f64, models: usize) -> Tested {
-    let tested = Tested::new(touchy().max_open_ratio(share));
+    let tested = Tested::new(touchy().advanced(|set| set.max_open_ratio(share)));
     for number in 0..models {
         let well = ask_of("openai", "", format!("m-{number}"), WELL);
         tested.call(well).expect("the call is admitted");
@@ -198,7 +198,7 @@ async fn a_circuit_kept_closed_is_reported_once_and_opens_when_it_may() {
 
 #[tokio::test(start_paused = true)]
 async fn manual_trips_throttling_and_spent_accounts_ignore_the_ratio() {
-    let tested = Tested::new(touchy().max_open_ratio(0.0));
+    let tested = Tested::new(touchy().advanced(|set| set.max_open_ratio(0.0)));
     tested.tell(Says::Later(429, 5));
     let clock = CircuitId::account_and_model("openai", "", "m");
     assert_eq!(tested.handle.state(&clock), State::Throttled);

@@ -58,7 +58,9 @@ async fn streams_dropped_before_they_begin_do_not_dilute_slow_ones() {
 /// Only successes and failures made a circuit a member of its group, so this one was in none and could not open.
 #[tokio::test(start_paused = true)]
 async fn a_circuit_with_only_slow_calls_opens_within_the_ratio() {
-    let builder = impatient().minimum_calls(1).max_open_ratio(1.0);
+    let builder = impatient()
+        .minimum_calls(1)
+        .advanced(|set| set.max_open_ratio(1.0));
     let layer = builder.build().unwrap();
     let (service, mut upstream) = mocked::<http::Response<Upstream>>(&layer);
     let mut call = start(&service, chat());

@@ -23,7 +23,9 @@ use tower_llm_testkit::mock::{arrived, poll_ready, start, stream};
 
 /// Counts all calls, and no failures open it.
 fn counting() -> BreakerBuilder {
-    builder().max_open_ratio(0.0).window_calls(100)
+    builder()
+        .advanced(|set| set.max_open_ratio(0.0))
+        .window_calls(100)
 }
 
 fn way() -> CircuitId {
@@ -208,11 +210,12 @@ async fn provider_bodies_are_counted_by_their_meaning() {
     assert!(has(Verdict::FailedInBand) && has(Verdict::FailedTruncated) && has(Verdict::Exhausted));
 }
 
-// === stalls ===
+// === slow calls ===
 
-fn stalling() -> BreakerLayer {
+fn slow(slow: SlowCalls) -> BreakerLayer {
     counting()
-        .stalled_after(10 * SECOND)
+        .slow_calls(slow)
+        .minimum_calls(10)
         .build()
         .expect("good settings")
 }
@@ -225,128 +228,6 @@ fn begun(layer: &BreakerLayer) -> Streaming {
     stream.pass(CONTENT);
     stream.wait();
     stream
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_stall_counts_at_once_and_only_once() {
-    type End = fn(Streaming);
-    let well: End = |mut stream| {
-        stream.pass(DONE);
-        stream.end();
-    };
-    let goes_on: End = |mut stream| {
-        stream.pass(CONTENT);
-        stream.wait();
-        stream.pass(ERROR);
-        stream.end();
-    };
-    for end in [well, goes_on, Streaming::end, Streaming::fail, drop] {
-        let layer = stalling();
-        let handle = layer.handle();
-        let mut stream = begun(&layer);
-        advance(10 * SECOND - MS).await;
-        assert!(!stream.body.is_woken());
-        stream.wait();
-        assert_eq!(counts(&handle), (0, 0));
-        advance(MS).await;
-        assert!(stream.body.is_woken());
-        stream.wait();
-        assert_eq!(counts(&handle), (1, 1));
-        // Not again while the stall continues.
-        advance(MINUTE).await;
-        stream.wait();
-        end(stream);
-        assert_eq!(counts(&handle), (1, 1));
-        // The connection was good for a stream that stalls, as for one that breaks off.
-        assert_eq!(counts_of_way(&handle), (1, 0));
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn only_content_restarts_the_time_to_a_stall() {
-    let layer = stalling();
-    let handle = layer.handle();
-    let mut stream = begun(&layer);
-    for _ in 0..5 {
-        advance(10 * SECOND - MS).await;
-        stream.pass(CONTENT);
-        stream.wait();
-    }
-    assert_eq!(counts(&handle), (0, 0));
-    for _ in 0..9 {
-        advance(SECOND).await;
-        stream.pass(": keep-alive\n\n");
-        stream.wait();
-    }
-    assert_eq!(counts(&handle), (0, 0));
-    advance(SECOND).await;
-    stream.wait();
-    assert_eq!(counts(&handle), (1, 1));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_stream_does_not_stall_before_its_first_token() {
-    let layer = stalling();
-    let mut stream = streaming(&layer);
-    stream.pass(ROLE);
-    stream.wait();
-    advance(60 * MINUTE).await;
-    assert!(!stream.body.is_woken());
-    stream.succeed();
-    assert_eq!(counts(&layer.handle()), (1, 0));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_probe_that_stalls_has_failed_and_gives_all_leases_back() {
-    let layer = touchy().stalled_after(10 * SECOND).build().unwrap();
-    let handle = layer.handle();
-    for circuit in [model(), way()] {
-        handle.trip(&circuit, SECOND);
-    }
-    advance(SECOND).await;
-    let mut probe = begun(&layer);
-    advance(10 * SECOND).await;
-    probe.wait();
-    assert_eq!(handle.state(&model()), State::Open);
-    // The provider answered, which is enough for its circuit; that stayed half-open.
-    let stats_of_way = handle.stats_of(&way()).unwrap();
-    assert_eq!(
-        (stats_of_way.state, stats_of_way.probes),
-        (State::Closed, 0)
-    );
-    drop(probe);
-    assert_eq!(stats(&handle).stale, 0);
-}
-
-/// The time in which the body was not polled counted as silence of the provider.
-#[tokio::test(start_paused = true)]
-async fn a_slow_reader_is_no_stall() {
-    let layer = stalling();
-    let handle = layer.handle();
-    let mut stream = begun(&layer);
-    stream.pass(CONTENT);
-    // The frame arrives long before the reader continues.
-    stream.send(CONTENT);
-    advance(MINUTE).await;
-    stream.read();
-    assert_eq!(counts(&handle), (0, 0));
-    // Also not if the body is polled again before the next frame.
-    advance(MINUTE).await;
-    stream.wait();
-    assert_eq!(counts(&handle), (0, 0));
-    stream.pass(DONE);
-    stream.end();
-    assert_eq!(counts(&handle), (1, 0));
-}
-
-// === slow calls ===
-
-fn slow(slow: SlowCalls) -> BreakerLayer {
-    counting()
-        .slow_calls(slow)
-        .minimum_calls(10)
-        .build()
-        .expect("good settings")
 }
 
 /// Successes, failures and slow calls.
@@ -422,6 +303,27 @@ async fn a_long_gap_is_slow_and_a_call_is_slow_once() {
         stream.end();
     }
     assert_eq!(outcomes(&handle), (2, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_content_restarts_the_time_to_a_gap() {
+    let layer = slow(SlowCalls::at_ratio(1.0).gap(10 * SECOND));
+    let handle = layer.handle();
+    let mut stream = begun(&layer);
+    for _ in 0..5 {
+        advance(10 * SECOND - MS).await;
+        stream.pass(CONTENT);
+        stream.wait();
+    }
+    for _ in 0..9 {
+        advance(SECOND).await;
+        stream.pass(": keep-alive\n\n");
+        stream.wait();
+    }
+    assert_eq!(outcomes(&handle), (0, 0, 0));
+    advance(SECOND).await;
+    stream.wait();
+    assert_eq!(outcomes(&handle), (0, 0, 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -287,7 +287,7 @@ async fn a_missing_permission_opens_only_what_it_concerns() {
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_with_a_rejected_credential_opens_and_an_accepted_one_closes() {
-    let tested = Tested::new(builder().exhausted_for(MINUTE));
+    let tested = Tested::new(builder().advanced(|set| set.exhausted_for(MINUTE)));
     tested.passes_times(3, OWN, &wrong_key());
     advance(MINUTE).await;
     tested.passes(OWN, wrong_key());
@@ -370,6 +370,29 @@ async fn a_stream_cut_after_content_is_slow_and_no_failure() {
     advance(30 * SECOND).await;
     tested.passes(OWN, cut);
     assert_eq!(tested.state(&model()), State::Open);
+}
+
+// === stalls ===
+
+/// A deadline of an inner layer has cut the stream.
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_stalls_has_failed_and_gives_all_leases_back() {
+    let stalled = end(Outcome::Failed(Failure::Stalled), 200, None);
+    let tested = Tested::new(builder().failure_threshold(1));
+    let provider = CircuitId::provider("openai");
+    for circuit in [&model(), &provider, &account()] {
+        tested.handle.trip(circuit, SECOND);
+    }
+    advance(SECOND).await;
+    tested.passes(OWN, stalled);
+    let stats = |circuit: &CircuitId| {
+        let stats = tested.handle.stats_of(circuit).unwrap();
+        (stats.state, stats.probes, stats.stale)
+    };
+    assert_eq!(stats(&model()), (State::Open, 0, 0));
+    // The provider answered, which is enough for its circuit. This says nothing about the account.
+    assert_eq!(stats(&provider), (State::Closed, 0, 0));
+    assert_eq!(stats(&account()), (State::HalfOpen, 0, 0));
 }
 
 // === refusals ===

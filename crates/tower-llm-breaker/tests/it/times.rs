@@ -63,12 +63,16 @@ async fn each_failed_probe_opens_for_longer_up_to_the_maximum() {
     }
     assert_eq!(times, [30, 60, 120, 240, 300, 300, 300]);
 
-    let tested = Tested::new(touchy().open_factor(1.0));
+    let tested = Tested::new(touchy().advanced(|set| set.open_factor(1.0)));
     for _ in 0..4 {
         assert_eq!(open_once(&tested).await, 30 * SECOND);
     }
     // More openings than the exponent of a float can hold.
-    let tested = Tested::new(touchy().open_factor(1_000.0).max_open_for(MINUTE));
+    let tested = Tested::new(
+        touchy()
+            .advanced(|set| set.open_factor(1_000.0))
+            .max_open_for(MINUTE),
+    );
     for number in 0..400 {
         let expected = if number == 0 { 30 } else { 60 };
         assert_eq!(open_once(&tested).await.as_secs(), expected);
@@ -109,7 +113,7 @@ async fn time_open_manually_does_not_count_as_closed() {
 async fn jitter_extends_the_open_time_by_up_to_its_ratio() {
     let mut times = Vec::new();
     for _ in 0..300 {
-        let tested = Tested::new(touchy().jitter(0.5));
+        let tested = Tested::new(touchy().advanced(|set| set.jitter(0.5)));
         tested.tell(FAILED);
         times.push(tested.refused().retry_after().unwrap());
     }
@@ -131,7 +135,7 @@ async fn jitter_extends_the_open_time_by_up_to_its_ratio() {
 #[tokio::test(start_paused = true)]
 async fn retry_after_of_an_overload_is_the_minimum_open_time_up_to_a_limit() {
     for (asked, expected) in [(100, 100), (30, 30), (10, 30), (10_000, 1_000)] {
-        let tested = Tested::new(touchy().max_retry_after(1_000 * SECOND));
+        let tested = Tested::new(touchy().advanced(|set| set.max_retry_after(1_000 * SECOND)));
         tested.tell(Says::Later(503, asked));
         let waits = tested.refused().retry_after().unwrap();
         assert_eq!(waits.as_secs(), expected, "{asked}");
@@ -151,7 +155,7 @@ async fn retry_after_of_a_probe_counts_too() {
 #[tokio::test(start_paused = true)]
 async fn a_circuit_opens_for_the_longest_retry_after_of_its_failures() {
     let builder = builder().failure_threshold(2);
-    let mut staged = Staged::new(builder.jitter(0.0));
+    let mut staged = Staged::new(builder.advanced(|set| set.jitter(0.0)));
     staged.tell(Says::Later(529, 600));
     assert_eq!(staged.state(), State::Closed);
     advance(100 * SECOND).await;
@@ -213,12 +217,12 @@ async fn after_retry_after_all_calls_pass_without_probing() {
 
 #[tokio::test(start_paused = true)]
 async fn retry_after_of_a_429_is_capped_and_jittered() {
-    let tested = Tested::new(builder().max_retry_after(MINUTE));
+    let tested = Tested::new(builder().advanced(|set| set.max_retry_after(MINUTE)));
     tested.tell(Says::Later(429, 3_600));
     assert_eq!(tested.refused().retry_after(), Some(MINUTE));
 
     for _ in 0..50 {
-        let tested = Tested::new(builder().jitter(0.5));
+        let tested = Tested::new(builder().advanced(|set| set.jitter(0.5)));
         tested.tell(Says::Later(429, 20));
         let waits = tested.refused().retry_after().unwrap();
         assert!(
@@ -329,7 +333,9 @@ async fn a_429_does_not_end_a_run_of_failures_and_calls_in_flight_count_meanwhil
 #[tokio::test(start_paused = true)]
 async fn retry_after_on_a_ramp_does_not_end_the_ramp() {
     let key = CircuitId::key_only(Key::new("openai"));
-    let ramping = touchy().key_by(KeyBy::provider()).ramp(100 * SECOND);
+    let ramping = touchy()
+        .key_by(KeyBy::provider())
+        .advanced(|set| set.ramp(100 * SECOND));
     let tested = Tested::new(ramping);
     tested.handle.trip(&key, SECOND);
     advance(SECOND).await;
@@ -371,7 +377,7 @@ async fn a_probe_answered_429_with_retry_after_opens_until_then() {
 #[tokio::test(start_paused = true)]
 async fn the_later_of_a_retry_after_and_a_spent_account_wins() {
     for asked in [60, 3_600] {
-        let (mut staged, _) = by_one_key(touchy().exhausted_for(15 * MINUTE));
+        let (mut staged, _) = by_one_key(touchy().advanced(|set| set.exhausted_for(15 * MINUTE)));
         let calls = [staged.begin(), staged.begin()];
         for (call, says) in calls
             .into_iter()
@@ -396,7 +402,7 @@ async fn a_short_manual_trip_does_not_shorten_retry_after() {
 
 #[tokio::test(start_paused = true)]
 async fn a_spent_account_is_open_for_long() {
-    let tested = Tested::new(touchy().exhausted_for(15 * MINUTE));
+    let tested = Tested::new(touchy().advanced(|set| set.exhausted_for(15 * MINUTE)));
     tested
         .call(ask_of("openai", "a", "m", Says::Status(402)))
         .unwrap();

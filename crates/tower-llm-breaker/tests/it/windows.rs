@@ -8,13 +8,13 @@ use tower_llm_breaker::{BreakerBuilder, BreakerLayer, EventKind, Reason, State};
 
 /// Counts all calls, and no failures open it.
 fn patient() -> BreakerBuilder {
-    builder().max_open_ratio(0.0)
+    builder().advanced(|set| set.max_open_ratio(0.0))
 }
 
 // === the defaults ===
 
 fn defaults() -> Tested {
-    Tested::new(BreakerLayer::builder().jitter(0.0))
+    Tested::new(BreakerLayer::builder().advanced(|set| set.jitter(0.0)))
 }
 
 /// Five failures opened by the ratio alone.

@@ -6,7 +6,10 @@ use super::*;
 #[tokio::test(start_paused = true)]
 async fn a_probes_first_token_closes_if_configured() {
     for is_enough in [false, true] {
-        let layer = touchy().first_token_is_success(is_enough).build().unwrap();
+        let layer = touchy()
+            .advanced(|set| set.first_token_is_success(is_enough))
+            .build()
+            .unwrap();
         let _service = probing(&layer, Scripted::default()).await;
         let handle = layer.handle();
         let mut probe = streaming(&layer);
@@ -29,7 +32,10 @@ async fn a_probes_first_token_closes_if_configured() {
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_fails_after_its_first_token_counts_as_any_calls_failure() {
-    let layer = builder().first_token_is_success(true).build().unwrap();
+    let layer = builder()
+        .advanced(|set| set.first_token_is_success(true))
+        .build()
+        .unwrap();
     let _service = probing(&layer, Scripted::default()).await;
     let mut probe = streaming(&layer);
     probe.pass(CONTENT);
@@ -38,7 +44,10 @@ async fn a_probe_that_fails_after_its_first_token_counts_as_any_calls_failure() 
     assert_eq!(counts(&layer.handle()), (1, 1));
     assert_eq!(layer.handle().state(&model()), State::Closed);
 
-    let layer = touchy().first_token_is_success(true).build().unwrap();
+    let layer = touchy()
+        .advanced(|set| set.first_token_is_success(true))
+        .build()
+        .unwrap();
     let _service = probing(&layer, Scripted::default()).await;
     let mut probe = streaming(&layer);
     probe.pass(CONTENT);
@@ -49,7 +58,7 @@ async fn a_probe_that_fails_after_its_first_token_counts_as_any_calls_failure() 
 #[tokio::test(start_paused = true)]
 async fn several_first_tokens_may_be_needed() {
     let layer = touchy()
-        .first_token_is_success(true)
+        .advanced(|set| set.first_token_is_success(true))
         .success_threshold(2)
         .build()
         .unwrap();
@@ -83,8 +92,7 @@ async fn several_first_tokens_may_be_needed() {
 #[tokio::test(start_paused = true)]
 async fn a_first_token_of_an_earlier_generation_stays_in_that_generation() {
     let layer = touchy()
-        .first_token_is_success(true)
-        .probe_lease(MINUTE)
+        .advanced(|set| set.first_token_is_success(true).probe_lease(MINUTE))
         .build()
         .unwrap();
     let _service = probing(&layer, Scripted::default()).await;

@@ -23,7 +23,7 @@ async fn a_success_of_an_earlier_generation_closes_nothing() {
 /// The result is about the past, but its retry-after is not.
 #[tokio::test(start_paused = true)]
 async fn retry_after_of_an_earlier_call_extends_an_opening_and_opens_nothing() {
-    let mut staged = Staged::new(touchy().max_retry_after(1_000 * SECOND));
+    let mut staged = Staged::new(touchy().advanced(|set| set.max_retry_after(1_000 * SECOND)));
     let [while_open, while_half_open, once_closed] = [(); 3].map(|()| staged.begin());
     staged.tell(FAILED);
     while_open.end(Says::Later(529, 3_000));
@@ -57,7 +57,7 @@ async fn a_failure_of_an_earlier_generation_neither_opens_nor_counts() {
 
 #[tokio::test(start_paused = true)]
 async fn a_hundred_failures_at_once_open_it_once() {
-    let mut staged = Staged::new(touchy().open_factor(2.0));
+    let mut staged = Staged::new(touchy().advanced(|set| set.open_factor(2.0)));
     let mut events = staged.handle.subscribe();
     let calls: Vec<_> = (0..100).map(|_| staged.begin()).collect();
     for call in calls {

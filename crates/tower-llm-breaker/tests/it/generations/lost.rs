@@ -111,7 +111,7 @@ async fn a_probe_whose_body_panics_fails() {
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_never_ends_holds_its_lease_only_until_it_expires() {
-    let mut staged = Staged::new(touchy().probe_lease(MINUTE));
+    let mut staged = Staged::new(touchy().advanced(|set| set.probe_lease(MINUTE)));
     half_open(&mut staged).await;
     let _hangs = staged.begin();
     // Not the minute that it may hold at most: a tenth of the open time.
@@ -133,7 +133,7 @@ async fn a_probe_that_never_ends_holds_its_lease_only_until_it_expires() {
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_probes_that_never_end_do_not_block_the_circuit() {
-    let mut staged = Staged::new(touchy().probe_lease(SECOND).probes(2));
+    let mut staged = Staged::new(touchy().advanced(|set| set.probe_lease(SECOND)).probes(2));
     half_open(&mut staged).await;
     let mut hang = Vec::new();
     for _ in 0..500 {
@@ -155,7 +155,7 @@ async fn a_probe_with_an_expired_lease_counts_until_the_circuit_is_decided() {
         (FAILED, State::Open),
         (NEUTRAL, State::HalfOpen),
     ] {
-        let mut staged = Staged::new(touchy().probe_lease(MINUTE));
+        let mut staged = Staged::new(touchy().advanced(|set| set.probe_lease(MINUTE)));
         half_open(&mut staged).await;
         let late = staged.begin();
         advance(MINUTE).await;
@@ -169,7 +169,7 @@ async fn a_probe_with_an_expired_lease_counts_until_the_circuit_is_decided() {
         probe.leave();
     }
     for (says, decided) in [(WELL, FAILED), (FAILED, WELL)] {
-        let mut staged = Staged::new(touchy().probe_lease(MINUTE));
+        let mut staged = Staged::new(touchy().advanced(|set| set.probe_lease(MINUTE)));
         half_open(&mut staged).await;
         let late = staged.begin();
         advance(MINUTE).await;
@@ -214,7 +214,7 @@ async fn no_race_loses_a_probe() {
         .open_for(MS)
         .max_open_for(2 * MS)
         .probes(2)
-        .probe_lease(60 * MINUTE)
+        .advanced(|set| set.probe_lease(60 * MINUTE))
         .build()
         .unwrap();
     let handle = layer.handle();

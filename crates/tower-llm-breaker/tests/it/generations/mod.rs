@@ -46,7 +46,7 @@ fn touchy() -> BreakerBuilder {
     builder()
         .failure_threshold(1)
         .open_for(OPEN_FOR)
-        .open_factor(1.0)
+        .advanced(|set| set.open_factor(1.0))
 }
 
 async fn half_open(staged: &mut Staged) {

@@ -17,7 +17,7 @@ async fn exactly_the_probes_of_ten_thousand_calls_at_once_are_admitted() {
     for probes in [1, 7] {
         let layer = touchy()
             .probes(probes)
-            .probe_lease(60 * MINUTE)
+            .advanced(|set| set.probe_lease(60 * MINUTE))
             .build()
             .unwrap();
         let handle = layer.handle();

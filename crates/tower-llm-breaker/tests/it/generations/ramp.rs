@@ -3,7 +3,7 @@
 use super::*;
 
 async fn ramping(ramp: Duration) -> Tested {
-    let tested = Tested::new(touchy().ramp(ramp));
+    let tested = Tested::new(touchy().advanced(|set| set.ramp(ramp)));
     tested.handle.trip(&model(), SECOND);
     advance(SECOND).await;
     tested.tell(WELL);
@@ -61,7 +61,7 @@ async fn failures_on_the_ramp_open_and_its_counts_stay_when_it_ends() {
 
     let tested = Tested::new(
         builder()
-            .ramp(10 * SECOND)
+            .advanced(|set| set.ramp(10 * SECOND))
             .window_calls(10)
             .minimum_calls(2),
     );

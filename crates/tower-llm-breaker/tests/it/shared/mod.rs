@@ -67,7 +67,7 @@ impl Process {
         let layer = builder
             .open_for(LONG)
             .max_open_for(LONG)
-            .jitter(0.0)
+            .advanced(|set| set.jitter(0.0))
             .watch(Unary)
             .shared(shared)
             .build()
@@ -217,7 +217,10 @@ async fn if_all_circuits_fail_each_process_keeps_its_ratio_closed() {
     let server = RedisServer::start().await.unwrap();
     let pooled = || {
         let builder = BreakerLayer::builder().failure_threshold(1);
-        Process::built(server.url(), builder.max_open_ratio(0.5))
+        Process::built(
+            server.url(),
+            builder.advanced(|set| set.max_open_ratio(0.5)),
+        )
     };
     let (one, other) = (pooled().await, pooled().await);
     let mut of_one = one.handle.subscribe();
@@ -249,7 +252,7 @@ async fn if_all_circuits_fail_each_process_keeps_its_ratio_closed() {
 #[tokio::test]
 async fn only_the_allowed_ratio_of_circuits_opened_elsewhere_opens() {
     let server = RedisServer::start().await.unwrap();
-    let builder = BreakerLayer::builder().max_open_ratio(0.5);
+    let builder = BreakerLayer::builder().advanced(|set| set.max_open_ratio(0.5));
     let process = Process::built(server.url(), builder).await;
     let mut events = process.handle.subscribe();
     process.call_of(Provider::OPENAI, true).await.unwrap();

@@ -142,7 +142,7 @@ pub(crate) struct Tested {
 /// Settings without randomness: only the ratio opens a circuit, and one probe closes it.
 pub(crate) fn builder() -> BreakerBuilder {
     BreakerLayer::builder()
-        .jitter(0.0)
+        .advanced(|set| set.jitter(0.0))
         .without_failure_threshold()
         .success_threshold(1)
 }

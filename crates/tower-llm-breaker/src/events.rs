@@ -1,13 +1,13 @@
 //! Events of circuits, for subscribers.
 
-use std::time::Duration;
+use std::{fmt, sync::OnceLock, time::Duration};
 
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{CircuitId, State};
 
-/// Events that a slow subscriber may be behind.
-const KEPT: usize = 1_024;
+/// Maximum number of events that a slow subscriber may be behind.
+const MAX_BEHIND: usize = 1_024;
 
 /// An event of a circuit.
 #[derive(Clone, Debug)]
@@ -94,9 +94,14 @@ pub enum Reason {
     Shared,
 }
 
-/// Sends events to the subscribers.
-#[derive(Clone, Debug)]
-pub(crate) struct Events(broadcast::Sender<Event>);
+/// Sends events to the subscribers, and to the publisher if circuits are shared.
+pub(crate) struct Events {
+    subscribers: broadcast::Sender<Event>,
+    publisher: OnceLock<Publish>,
+}
+
+/// Publishes an event to other processes.
+type Publish = Box<dyn Fn(&Event) + Send + Sync>;
 
 /// Receives the events since the call of [`subscribe`](crate::BreakerHandle::subscribe).
 ///
@@ -106,24 +111,47 @@ pub type EventReceiver = broadcast::Receiver<Event>;
 
 impl Events {
     pub(crate) fn new() -> Self {
-        Self(broadcast::Sender::new(KEPT))
+        Self {
+            subscribers: broadcast::Sender::new(MAX_BEHIND),
+            publisher: OnceLock::new(),
+        }
     }
 
     pub(crate) fn subscribe(&self) -> EventReceiver {
-        self.0.subscribe()
+        self.subscribers.subscribe()
     }
 
+    /// Has all events published from now on; set once, when the layer is built.
+    #[cfg(feature = "redis")]
+    pub(crate) fn publish(&self, publish: impl Fn(&Event) + Send + Sync + 'static) {
+        let _ = self.publisher.set(Box::new(publish));
+    }
+
+    /// Sends `event`. A manual close of a closed circuit is only published: other processes may have opened it, but for
+    /// subscribers nothing has changed.
     pub(crate) fn send(&self, event: Event) {
+        if let Some(publish) = self.publisher.get() {
+            publish(&event);
+        }
+        if !event.kind.is_change() {
+            return;
+        }
         #[cfg(feature = "tracing")]
         event.trace();
         // It fails if there are no subscribers.
-        let _ = self.0.send(event);
+        let _ = self.subscribers.send(event);
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
     }
 }
 
 impl EventKind {
     /// Whether the state has changed: a closed circuit that is closed again only loses its counts.
-    pub(crate) fn is_change(&self) -> bool {
+    fn is_change(&self) -> bool {
         !matches!(self, Self::Transition { from, to, .. } if from == to)
     }
 }
