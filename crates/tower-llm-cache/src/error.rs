@@ -37,7 +37,7 @@ enum Reason {
 
 /// An error that several callers get. It reads as the one that it shares, which is its source.
 #[derive(Clone)]
-pub(crate) struct SharedError(Arc<BoxError>);
+pub(crate) struct SharedError(pub(crate) Arc<BoxError>);
 
 // === impl NotCached ===
 
@@ -135,6 +135,12 @@ impl Error for InvalidateError {
 }
 
 // === impl SharedError ===
+
+impl From<FlightFailed> for SharedError {
+    fn from(failed: FlightFailed) -> Self {
+        BoxError::from(failed).into()
+    }
+}
 
 impl From<BoxError> for SharedError {
     fn from(error: BoxError) -> Self {

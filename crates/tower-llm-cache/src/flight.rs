@@ -17,6 +17,7 @@
 //! In this order: the driver's, the table's shard (or that of the [claims](crate::items)), the log. A step is noted while the driver's lock is held, or two
 //! participants could note two steps the wrong way round. Wakers run outside of all locks.
 
+mod account;
 mod log;
 #[cfg(all(test, cache_loom))]
 mod loom;
@@ -37,16 +38,17 @@ use bytes::Bytes;
 use http::response::Parts;
 use http_body::Frame;
 use tokio::time::Instant;
-use tower_llm_core::{BoxError, Completion};
+use tower_llm_core::{BoxError, Completion, Failure, Outcome, Unsent};
 
-use self::{
-    log::Log,
-    sync::{AtomicBool, Mutex, MutexGuard, Ordering, fence},
-};
 pub(crate) use self::{
+    account::{Account, used},
     log::{Head, Recorded},
     participant::Participant,
     table::{FlightKey, Flights, Join},
+};
+use self::{
+    log::Log,
+    sync::{AtomicBool, Mutex, MutexGuard, Ordering, fence},
 };
 use crate::{coding::is_readable, error::FlightFailed};
 
@@ -57,11 +59,8 @@ pub(crate) trait Drive: Send {
     /// The end, if the last frame is known to have been the last: its readers may not ask for more.
     fn end(&self) -> Option<End>;
 
-    /// Whether everything has come that shows how the call ended.
-    fn is_over(&self) -> bool;
-
-    /// Drops the upstream; returns how that ends the call, if anything has come of it.
-    fn give_up(self: Pin<Box<Self>>) -> Option<End>;
+    /// Drops the upstream; returns how that ends the call.
+    fn give_up(self: Pin<Box<Self>>) -> End;
 }
 
 /// How a call has ended.
@@ -80,7 +79,8 @@ pub(crate) enum Step {
     Frame(Frame<Bytes>),
     /// A clean end, and the verdict on the whole.
     End(End),
-    Failed(BoxError),
+    /// The call broke off: the error for its callers, and how the call ended.
+    Failed(BoxError, Completion),
 }
 
 /// Is told of the whole answer, before it leaves the table of flights.
@@ -114,6 +114,25 @@ pub(crate) struct Flight {
     max_silence: Duration,
     finishes: bool,
     recorder: Box<dyn Recorder>,
+}
+
+impl End {
+    /// That of a call that brought nothing, or whose answer is not to be stored.
+    pub(crate) fn without_answer(outcome: Outcome) -> Self {
+        Self {
+            completion: Completion::new(outcome),
+            is_certain: false,
+            is_event_stream: false,
+        }
+    }
+
+    /// That of a call that is dropped before its response headers.
+    pub(crate) fn dropped(drop: impl FnOnce()) -> Self {
+        Self::without_answer(match Unsent::while_dropping(drop) {
+            true => Outcome::Refused,
+            false => Outcome::Abandoned,
+        })
+    }
 }
 
 impl Flight {
@@ -176,8 +195,14 @@ impl Flight {
                     None
                 }
                 Err(panic) => {
-                    *driver = None;
-                    self.apply(Step::Failed(FlightFailed::panicked().into()), false);
+                    let mut completion = driver.take().map_or_else(
+                        || Completion::new(Outcome::Abandoned),
+                        |upstream| upstream.give_up().completion,
+                    );
+                    if completion.outcome == Outcome::Abandoned {
+                        completion.outcome = Outcome::Failed(Failure::Panic);
+                    }
+                    self.apply(Step::Failed(FlightFailed::panicked().into(), completion));
                     Some(panic)
                 }
             };
@@ -195,35 +220,37 @@ impl Flight {
     ///
     /// The driver's lock is held meanwhile: the next step, which another participant may fetch, comes after this one.
     fn advance(self: &Arc<Self>, driver: &mut Option<Pin<Box<dyn Drive>>>, step: Step) {
-        let (end, is_over) = match (&step, &driver) {
-            (Step::Frame(_), Some(upstream)) => (upstream.end(), upstream.is_over()),
-            _ => (None, false),
+        let end = match (&step, &driver) {
+            (Step::Frame(_), Some(upstream)) => upstream.end(),
+            _ => None,
         };
-        let has_ended = end.is_some() || matches!(step, Step::End(_) | Step::Failed(_));
+        let has_ended = end.is_some() || matches!(step, Step::End(_) | Step::Failed(..));
         if has_ended {
             // Closed before its callers hear of the end.
             *driver = None;
         }
         // There may be more at once.
         self.is_woken.store(!has_ended, Ordering::Release);
-        self.apply(step, is_over);
+        self.apply(step);
         if let Some(end) = end {
-            self.apply(Step::End(end), true);
+            self.apply(Step::End(end));
         }
     }
 
-    /// Notes a step, and whether it shows how the call ended.
-    fn apply(self: &Arc<Self>, step: Step, is_over: bool) {
+    /// Notes a step.
+    fn apply(self: &Arc<Self>, step: Step) {
         match step {
             Step::Head(head) => {
                 // Callers that come after a failure, or an answer that cannot be read, start afresh.
                 if !head.status.is_success() || !is_readable(&head.headers) {
                     self.close();
                 }
-                self.log().head(*head);
+                let now = Instant::now();
+                self.log().head(*head, now);
             }
             Step::Frame(frame) => {
-                let is_over_cap = self.log().frame(frame, is_over);
+                let now = Instant::now();
+                let is_over_cap = self.log().frame(frame, now);
                 if is_over_cap {
                     self.close();
                 }
@@ -234,9 +261,9 @@ impl Flight {
                 self.close();
                 self.log().end(end.completion);
             }
-            Step::Failed(error) => {
+            Step::Failed(error, completion) => {
                 self.close();
-                self.log().fail(error.into());
+                self.log().fail(error.into(), completion);
             }
         }
     }
@@ -252,19 +279,23 @@ impl Flight {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Drops the upstream: the last participant has left. Returns what it has used, if anything has come.
+    /// Drops the upstream: the last participant has left. Returns how that ends the call.
     ///
     /// Many clients stop reading at a stream's terminal marker. What came until then is a whole answer.
-    fn give_up(&self) -> Option<Completion> {
+    fn give_up(&self) -> Completion {
         self.recorder.closed();
         let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
         let upstream = driver.take();
         drop(driver);
-        let end = upstream.and_then(Drive::give_up)?;
+        let Some(upstream) = upstream else {
+            // Not reached: a call without an upstream has ended.
+            return Completion::new(Outcome::Abandoned);
+        };
+        let end = upstream.give_up();
         if end.is_certain {
             self.record(&end);
         }
-        Some(end.completion)
+        end.completion
     }
 
     fn record(&self, end: &End) {

@@ -176,7 +176,7 @@ where
                 let waiting = boarded.as_mut().expect("polled after it was ready");
                 let head = ready!(waiting.participant.poll_head(cx));
                 let boarded = boarded.take().expect("it was polled just now");
-                head.and_then(|head| Ok(boarded.response(head)?))
+                head.and_then(|head| boarded.response(head))
             }
             StateProj::LookingForItems { .. } | StateProj::Gathering { .. } => {
                 unreachable!("both were left just now")

@@ -18,10 +18,10 @@
 //! - **In flight**: identical requests at the same time share one upstream call. Each reads the growing answer from its
 //!   first frame, at its own speed; a caller that disconnects or stops reading does not delay the others. When the last
 //!   caller disconnects, the upstream call is dropped, or read to its end and stored
-//!   ([`finish_abandoned`](Policy::finish_abandoned)). One caller pays for the call: the first one or, if that leaves
-//!   before it has read the end, one that is still reading. If the shared call fails, it fails for all callers that
-//!   share it, and the next caller starts a new call.
-//!
+//!   ([`finish_abandoned`](Policy::finish_abandoned)). One caller pays for all of the call: the first one or, if that
+//!   leaves while the call runs, another one that shares it. The last one to leave pays for what came of the call; if the
+//!   call goes on, it pays at the end. If the shared call fails, it fails for all callers that share it, and the next
+//!   caller starts a new call.
 //! - **Embeddings by item**: each input of a batch (OpenAI's `input`) is cached separately, so it is also a hit when it
 //!   is sent alone or in another batch. Only those that are neither stored nor in flight are sent, each once, in one
 //!   call. Vectors come as the provider wrote them, in the caller's order. `usage` counts only the inputs that were

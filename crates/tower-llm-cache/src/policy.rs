@@ -132,8 +132,8 @@ impl Policy {
     }
 
     /// Sets how long a call in flight may bring nothing before further callers send their own; 10 minutes unless set, the
-    /// time-out of most clients. The callers that share it wait on, up to time-outs of their own. The time is taken when a caller
-    /// comes: the first one that comes after a frame joins, however long ago the frame was.
+    /// timeout of most clients. It begins again with each frame. The callers that share the call wait on, up to timeouts of their
+    /// own.
     pub const fn max_silence(mut self, silence: Duration) -> Self {
         self.max_silence = silence;
         self
@@ -142,11 +142,13 @@ impl Policy {
     /// Reads an answer to its end, in a task, when the last caller that waited for it has left, and stores it; unless set, the
     /// call is dropped.
     ///
-    /// For callers that give up and ask again: the provider is paid once. A limit around the cache charges a caller that leaves
-    /// what it has read, and charges the rest to no caller, nor the answer to one that asks again. If that matters, have it
-    /// keep what calls reserve that end early (`CutShort::KeepReserved`). The task ends when the answer exceeds
-    /// [`max_answer_bytes`](Self::max_answer_bytes), or brings nothing for [`max_silence`](Self::max_silence). Until then the
-    /// call counts in the limits inside of the cache. Outside of a tokio runtime the call is dropped.
+    /// For callers that give up and ask again: the provider is paid once. The last caller to leave pays: a rate limit around the
+    /// cache keeps its reservation until the call has ended, and then charges what the call has used. A caller that asks again
+    /// shares the call and is charged a request.
+    ///
+    /// The task ends when the answer exceeds [`max_answer_bytes`](Self::max_answer_bytes), or brings nothing for
+    /// [`max_silence`](Self::max_silence). Until then the call counts in the limits inside of the cache. Outside of a tokio
+    /// runtime the call is dropped.
     pub const fn finish_abandoned(mut self) -> Self {
         self.finish_abandoned = true;
         self

@@ -39,7 +39,7 @@ impl Replay {
     pub(crate) fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         Poll::Ready(match ready!(Pin::new(&mut self.0).poll_frame(cx)) {
             Some(Ok(frame)) => Step::Frame(frame),
-            Some(Err(error)) => Step::Failed(error),
+            Some(Err(error)) => Step::Failed(error, end_of_replay().completion),
             None => Step::End(end_of_replay()),
         })
     }

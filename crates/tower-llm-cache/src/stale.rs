@@ -6,6 +6,7 @@ use std::{
 };
 
 use http::StatusCode;
+use tower_llm_core::Outcome;
 
 use crate::{
     flight::{Drive, End, Step},
@@ -43,7 +44,7 @@ impl Drive for OrStale {
         let step = ready!(upstream.as_mut().poll_step(cx));
         let has_failed = match &step {
             Step::Head(head) => is_failure(head.status),
-            Step::Failed(_) => true,
+            Step::Failed(..) => true,
             Step::Frame(_) | Step::End(_) => false,
         };
         let stale = stale.take().filter(|_| has_failed);
@@ -64,17 +65,10 @@ impl Drive for OrStale {
         }
     }
 
-    fn is_over(&self) -> bool {
-        match &self.state {
-            State::Calling(upstream, _) => upstream.is_over(),
-            State::Replaying(_) => false,
-        }
-    }
-
-    fn give_up(self: Pin<Box<Self>>) -> Option<End> {
+    fn give_up(self: Pin<Box<Self>>) -> End {
         match Pin::into_inner(self).state {
             State::Calling(upstream, _) => upstream.give_up(),
-            State::Replaying(_) => None,
+            State::Replaying(_) => End::without_answer(Outcome::Abandoned),
         }
     }
 }

@@ -51,13 +51,17 @@ impl Verdict {
         self.0.get().map(|completion| completion.outcome)
     }
 
-    fn as_end(&self, is_event_stream: bool) -> End {
-        let completion = self.0.get().cloned().unwrap_or_else(|| {
+    fn completion(&self) -> Completion {
+        let completion = self.0.get().cloned();
+        completion.unwrap_or_else(|| {
             // Not reached: the end of the body ends its guard.
             Completion::new(Outcome::Failed(Failure::Truncated))
-        });
+        })
+    }
+
+    fn as_end(&self, is_event_stream: bool) -> End {
         End {
-            completion,
+            completion: self.completion(),
             is_certain: true,
             is_event_stream,
         }
@@ -92,11 +96,15 @@ where
                     this.state.set(State::Reading { body });
                     Step::Head(Box::new(parts))
                 }
-                Err(error) => Step::Failed(error.into()),
+                Err(error) => {
+                    let error = error.into();
+                    let completion = Completion::of_error(&*error);
+                    Step::Failed(error, completion)
+                }
             },
             StateProj::Reading { mut body } => match ready!(body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => Step::Frame(frame),
-                Some(Err(error)) => Step::Failed(error),
+                Some(Err(error)) => Step::Failed(error, this.verdict.completion()),
                 None => Step::End(this.verdict.as_end(body.is_event_stream())),
             },
         })
@@ -111,13 +119,9 @@ where
         }
     }
 
-    fn is_over(&self) -> bool {
-        matches!(&self.state, State::Reading { body } if body.is_over())
-    }
-
-    fn give_up(self: Pin<Box<Self>>) -> Option<End> {
+    fn give_up(self: Pin<Box<Self>>) -> End {
         let State::Reading { body } = &self.state else {
-            return None;
+            return End::dropped(|| drop(self));
         };
         // Its streams have no terminal marker: a candidate that has not begun may have been about to.
         let is_certain = self.call.dialect() != Some(Dialect::Gemini);
@@ -125,9 +129,9 @@ where
         let verdict = self.verdict.clone();
         // A body that is dropped ends its guard.
         drop(self);
-        Some(End {
+        End {
             is_certain,
             ..verdict.as_end(is_event_stream)
-        })
+        }
     }
 }

@@ -85,7 +85,7 @@ pub use self::{
     refusal::{RefusalBody, RefusalLayer, Refuse},
     registry::{Evictable, Keyed, Registry},
     request_body::RequestBody,
-    served::{Served, TakenOver},
+    served::{Bill, Billed, Served, Unfinished},
     usage::Usage,
     watch::{Armed, Cached, CachedGuard, Guard, Guarded, HttpBody, Unary, Unsent, Watch, Watched},
 };

@@ -5,7 +5,7 @@ use std::{error::Error, time::Duration};
 use tokio::time::Instant;
 use tower::{load_shed::error::Overloaded, timeout::error::Elapsed};
 
-use crate::{ClassifiedError, Refusal, Served, TimedOut, Usage, error::chain};
+use crate::{Billed, ClassifiedError, Refusal, Served, TimedOut, Usage, error::chain};
 
 /// How a call ended. Every layer acts on the same verdict.
 ///
@@ -166,6 +166,9 @@ pub struct Completion {
     pub subject: Option<Subject>,
     /// Where the response came from if no call was made for it; its usage is that of the call that was made once.
     pub served: Option<Served>,
+    /// The usage of other calls that were made for the response, and that `usage` leaves out: a cache may send a part of a
+    /// batch, and then not get the rest. The caller pays for it whatever became of its own call.
+    pub extra_usage: Option<Usage>,
 }
 
 /// What an error of the provider concerns. A circuit should open for no more than that.
@@ -194,6 +197,7 @@ impl Completion {
             status: None,
             subject: None,
             served: None,
+            extra_usage: None,
         }
     }
 
@@ -203,6 +207,7 @@ impl Completion {
     ///
     /// | error | outcome |
     /// |---|---|
+    /// | [`Billed`], of a call that failed | that of the call |
     /// | [`ClassifiedError`] | the one that it states |
     /// | [`TimedOut`], tower's `Elapsed` | `Failed(Timeout)` |
     /// | [`Refusal`], tower's `Overloaded` from its `load_shed` | `Refused`: the call was never sent |
@@ -210,13 +215,19 @@ impl Completion {
     #[must_use]
     pub fn of_error(error: &(dyn Error + 'static)) -> Self {
         let known = chain(error).find_map(outcome_of);
-        Self::new(known.unwrap_or(Outcome::Failed(Failure::Transport)))
+        let seen = Self::new(known.unwrap_or(Outcome::Failed(Failure::Transport)));
+        match Billed::find(error) {
+            Some(billed) => billed.bill().of(seen),
+            None => seen,
+        }
     }
 }
 
 /// Returns the outcome of an error by its type, without its sources.
 fn outcome_of(error: &(dyn Error + 'static)) -> Option<Outcome> {
-    if let Some(classified) = error.downcast_ref::<ClassifiedError>() {
+    if let Some(billed) = error.downcast_ref::<Billed>() {
+        billed.outcome()
+    } else if let Some(classified) = error.downcast_ref::<ClassifiedError>() {
         Some(classified.outcome())
     } else if error.is::<TimedOut>() || error.is::<Elapsed>() {
         Some(Outcome::Failed(Failure::Timeout))

@@ -1,11 +1,12 @@
-//! Responses that cost no call of their own.
+//! Responses that cost no call of their own, and who pays for a call that several callers share.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    error::Error,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{Completion, Usage};
+use crate::{Armed, BoxError, Completion, Guard, Outcome, Usage, error::chain, watch::report_bill};
 
 /// How a response came to its caller without a call to the provider that was made for it.
 ///
@@ -17,61 +18,253 @@ use crate::{Completion, Usage};
 pub enum Served {
     /// From the store.
     Hit,
-    /// From a call in flight that another caller began.
+    /// From a call in flight that another caller pays for.
     Follower,
 }
 
-/// Whether, and for what, a caller of a shared call comes to pay after its response headers.
+/// What a caller that shares a call pays for it.
 ///
-/// A cache puts it into a response's extensions. Beside [`Served::Follower`], it may be [set](Self::set): the caller that began
-/// the call may leave before its end; a follower then takes the call over, and
-/// [`Completion::served`](crate::Completion::served) is `None` for it. A caller that pays may also leave when other callers have
-/// read more than it has: it is then [charged](Self::charge) what they have read.
-#[derive(Clone, Debug, Default)]
-pub struct TakenOver(Arc<State>);
+/// Of the callers that share a call, one pays: at first the one that it was made for. When that one leaves, another takes over.
+/// The last one to leave pays what the call has used, of which it may have seen less. If the call goes on without it, layers
+/// can [wait](Self::settle_later) for its end.
+///
+/// A cache puts a bill into the response's extensions or into the [error](Billed), or [reports](Self::report) it when the
+/// caller leaves before either. The layers around the cache find the result in the [`Completion`].
+///
+/// A new bill changes nothing: its caller pays for what it has seen.
+#[derive(Clone, Default)]
+pub struct Bill(Arc<Mutex<State>>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
-    is_set: AtomicBool,
-    used: OnceLock<Used>,
+    /// Another caller pays.
+    is_waived: bool,
+    /// The call, if its caller may have seen less of it.
+    call: Option<Completion>,
+    /// What other calls for the same response have used.
+    extra: Option<Usage>,
+    /// Calls that go on without the caller.
+    unfinished: usize,
+    /// Guards that wait for the end of those.
+    waiting: Vec<Box<dyn Guard + Send>>,
 }
 
-/// What a call has used, as far as it is known.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Used {
-    pub(crate) usage: Option<Usage>,
-    pub(crate) output_seen: u64,
+/// A call that goes on after its caller has left. Dropping it ends the wait for it.
+#[derive(Debug)]
+#[must_use = "the call counts as ended when this is dropped"]
+pub struct Unfinished(Bill);
+
+/// An error of a shared call, and what its caller pays.
+///
+/// It displays as the error that it wraps, which is its [`source`](Error::source).
+#[derive(Debug)]
+pub struct Billed {
+    bill: Bill,
+    source: Arc<BoxError>,
 }
 
-impl TakenOver {
-    /// Creates one that changes nothing.
+// === impl Bill ===
+
+impl Bill {
+    /// Creates the bill of a caller that pays for what it has seen.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes the follower pay for the call.
-    pub fn set(&self) {
-        self.0.is_set.store(true, Ordering::Relaxed);
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is whole before anything in it could panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the follower pays for the call.
-    #[must_use]
-    pub fn is_set(&self) -> bool {
-        self.0.is_set.load(Ordering::Relaxed)
+    /// Another caller pays for the call.
+    pub fn waive(&self) {
+        self.state().is_waived = true;
     }
 
-    /// Makes a caller that pays, and that is about to leave, pay for what the call has used, of which it may have read less.
+    /// The caller pays for the call after all: the one that paid has left.
+    pub fn take_over(&self) {
+        self.state().is_waived = false;
+    }
+
+    /// The caller leaves, and pays for `call`, of which it may have seen less.
     pub fn charge(&self, call: &Completion) {
-        let used = Used {
-            usage: call.usage,
-            output_seen: call.output_seen,
-        };
-        // A caller leaves once.
-        let _ = self.0.used.set(used);
+        self.state().call = Some(call.clone());
     }
 
-    pub(crate) fn used(&self) -> Option<Used> {
-        self.0.used.get().copied()
+    /// The caller also pays for another call, which was made for the same response and is not part of its usage.
+    pub fn charge_extra(&self, used: Usage) {
+        let mut state = self.state();
+        let extra = state.extra.unwrap_or_default();
+        state.extra = Some(extra.plus(&used));
+    }
+
+    /// The caller leaves, and its call goes on without it.
+    pub fn outlive(&self) -> Unfinished {
+        self.state().unfinished += 1;
+        Unfinished(self.clone())
+    }
+
+    /// Has `guard` end when the call has ended that goes on without the caller, or at once if it has already. For
+    /// [`Guard::outlived`].
+    pub fn settle_later(&self, mut guard: Box<dyn Guard + Send>) {
+        let mut state = self.state();
+        if state.unfinished > 0 {
+            state.waiting.push(guard);
+            return;
+        }
+        let total = state.total();
+        drop(state);
+        guard.end(&total);
+    }
+
+    /// Reports the bill to the guards around a future that is being dropped. Without effect at any other time.
+    pub fn report(&self) {
+        report_bill(self);
+    }
+
+    /// Ends a guard of the caller, which has seen as much as `seen`.
+    pub(crate) fn end<G: Guard>(&self, armed: &mut Armed<G>, seen: Completion) {
+        if armed.has_ended() {
+            return;
+        }
+        let mut state = self.state();
+        let is_unfinished = state.unfinished > 0;
+        if is_unfinished {
+            state.call.get_or_insert_with(|| seen.clone());
+        }
+        drop(state);
+        if is_unfinished {
+            armed.outlived(self);
+        }
+        armed.end(&self.of(seen));
+    }
+
+    /// What the caller pays, which has seen as much as `seen`.
+    pub(crate) fn of(&self, seen: Completion) -> Completion {
+        self.state().of(seen)
+    }
+
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Adds another bill of the same caller.
+    pub(crate) fn add(&self, other: &Self) {
+        let (call, extra) = {
+            let other = other.state();
+            (other.call.clone().filter(|_| !other.is_waived), other.extra)
+        };
+        let used = call.and_then(|call| call.usage);
+        used.into_iter()
+            .chain(extra)
+            .for_each(|used| self.charge_extra(used));
+    }
+
+    /// How the call failed, if it did.
+    fn failure(&self) -> Option<Outcome> {
+        let state = self.state();
+        let outcome = state.call.as_ref().map(|call| call.outcome);
+        outcome.filter(|outcome| *outcome != Outcome::Success)
+    }
+
+    fn finish(&self) {
+        let mut state = self.state();
+        state.unfinished -= 1;
+        if state.unfinished > 0 {
+            return;
+        }
+        let (total, waiting) = (state.total(), std::mem::take(&mut state.waiting));
+        drop(state);
+        for mut guard in waiting {
+            guard.end(&total);
+        }
+    }
+}
+
+impl State {
+    fn of(&self, mut seen: Completion) -> Completion {
+        if let Some(call) = &self.call {
+            seen.usage = call.usage.or(seen.usage);
+            seen.output_seen = call.output_seen.max(seen.output_seen);
+            seen.finish = call.finish.or(seen.finish);
+            seen.status = seen.status.or(call.status);
+            // That its caller has left says nothing of a call that failed, or was never sent.
+            if seen.outcome == Outcome::Abandoned && call.outcome != Outcome::Success {
+                seen.outcome = call.outcome;
+            }
+        }
+        seen.served = self.is_waived.then_some(Served::Follower);
+        seen.extra_usage = self.extra;
+        seen
+    }
+
+    /// What the caller pays when its calls have ended.
+    fn total(&self) -> Completion {
+        let call = self.call.clone();
+        self.of(call.unwrap_or(Completion::new(Outcome::Abandoned)))
+    }
+}
+
+impl fmt::Debug for Bill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state();
+        f.debug_struct("Bill")
+            .field("is_waived", &state.is_waived)
+            .field("call", &state.call)
+            .field("extra", &state.extra)
+            .field("unfinished", &state.unfinished)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Unfinished ===
+
+impl Unfinished {
+    /// The bill of the caller.
+    #[must_use]
+    pub fn bill(&self) -> &Bill {
+        &self.0
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
+// === impl Billed ===
+
+impl Billed {
+    /// Wraps the `source` that callers get instead of a response, for one of them.
+    #[must_use]
+    pub const fn new(bill: Bill, source: Arc<BoxError>) -> Self {
+        Self { bill, source }
+    }
+
+    /// Returns the one among `error` and its sources, if there is one.
+    pub(crate) fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
+        chain(error).find_map(<dyn Error>::downcast_ref)
+    }
+
+    pub(crate) fn bill(&self) -> &Bill {
+        &self.bill
+    }
+
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
+        self.bill.failure()
+    }
+}
+
+impl fmt::Display for Billed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.source, f)
+    }
+}
+
+impl Error for Billed {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&**self.source)
     }
 }

@@ -33,6 +33,18 @@ impl Usage {
         }
     }
 
+    /// This usage and another one together.
+    #[must_use]
+    pub const fn plus(&self, other: &Self) -> Self {
+        Self {
+            input: self.input.saturating_add(other.input),
+            output: self.output.saturating_add(other.output),
+            cached_input: self.cached_input.saturating_add(other.cached_input),
+            cache_write: self.cache_write.saturating_add(other.cache_write),
+            reasoning: self.reasoning.saturating_add(other.reasoning),
+        }
+    }
+
     /// Input and output together.
     #[must_use]
     pub const fn total(&self) -> u64 {

@@ -120,6 +120,19 @@ impl Amounts {
         }))
     }
 
+    /// With the tokens of another call, for one request.
+    fn with_tokens_of(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|unit| {
+            match [Unit::Requests, Unit::Cost]
+                .map(Unit::index)
+                .contains(&unit)
+            {
+                true => self.0[unit].max(other.0[unit]),
+                false => self.0[unit].saturating_add(other.0[unit]),
+            }
+        }))
+    }
+
     fn max(&self, other: &Self) -> Self {
         Self(std::array::from_fn(|unit| self.0[unit].max(other.0[unit])))
     }
@@ -242,6 +255,14 @@ impl Pricing {
 
     /// What a call with this completion is charged; see the table of [`Outcome`].
     pub(crate) fn settle(&self, estimate: &Estimate, completion: &Completion) -> Amounts {
+        let own = self.settle_own(estimate, completion);
+        match completion.extra_usage {
+            Some(extra) => own.with_tokens_of(&self.used(estimate, &extra)),
+            None => own,
+        }
+    }
+
+    fn settle_own(&self, estimate: &Estimate, completion: &Completion) -> Amounts {
         match completion.outcome {
             Outcome::Exhausted | Outcome::Overloaded { .. } | Outcome::Refused => Amounts::NONE,
             Outcome::Throttled { .. } | Outcome::ClientError => Amounts::REQUEST,

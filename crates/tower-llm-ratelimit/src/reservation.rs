@@ -4,7 +4,7 @@ use std::{cmp::Ordering, mem, sync::Arc, task::Waker};
 
 use http::response::Parts;
 use tokio::time::Instant;
-use tower_llm_core::{Completion, Guard, Keyed, Outcome};
+use tower_llm_core::{Bill, Completion, Guard, Keyed, Outcome};
 
 use crate::{
     Headers,
@@ -345,6 +345,19 @@ impl Guard for Reservation {
         if group.store.is_none() || !stored.is_empty() {
             Statuses::of(&self.keys, self.tier, stored).write(headers, &mut parts.headers);
         }
+    }
+
+    /// What the call uses is known when it has ended.
+    fn outlived(&mut self, bill: &Bill) {
+        bill.settle_later(Box::new(Self {
+            keys: self.keys.clone(),
+            at_nanos: self.at_nanos,
+            estimate: self.estimate,
+            besides: mem::replace(&mut self.besides, Besides::Nothing),
+            observed: self.observed.clone(),
+            tier: self.tier,
+            stage: mem::replace(&mut self.stage, Stage::Settled),
+        }));
     }
 
     fn end(&mut self, completion: &Completion) {

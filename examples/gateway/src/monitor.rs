@@ -23,7 +23,7 @@ use tower_llm_stack::{
     BoxError, BreakerHandle, BulkheadHandle, CacheHandle, Call, Completion, Described, Failure,
     Guard, HttpBody, Operation, Outcome, Provider, RateLimitHandle,
     cache::CacheStats,
-    core::{Armed, Guarded, Watched},
+    core::{Armed, Bill, Guarded, Watched},
     ratelimit::Unit,
 };
 
@@ -113,6 +113,14 @@ pub(crate) struct Watching {
     operation: &'static str,
     since: Instant,
     report: Report,
+    /// `None` if they are counted when the call has ended that goes on without its caller.
+    tokens: Option<Tokens>,
+}
+
+/// Counts the tokens of one call.
+struct Tokens {
+    metrics: Metrics,
+    provider: &'static str,
 }
 
 // === impl Metrics ===
@@ -323,9 +331,14 @@ impl Metrics {
     fn watching(&self, call: Option<&Call>, report: Report) -> Watching {
         let provider = call.map(|call| call.provider().as_str());
         let operation = call.map(|call| call.operation().as_str());
+        let provider = known(PROVIDERS.iter().map(Provider::as_str), provider);
         Watching {
             metrics: self.clone(),
-            provider: known(PROVIDERS.iter().map(Provider::as_str), provider),
+            tokens: Some(Tokens {
+                metrics: self.clone(),
+                provider,
+            }),
+            provider,
             operation: known(OPERATIONS.iter().map(Operation::as_str), operation),
             since: call.map_or_else(Instant::now, Call::received_at),
             report,
@@ -413,6 +426,12 @@ impl Guard for Watching {
         });
     }
 
+    fn outlived(&mut self, bill: &Bill) {
+        if let Some(tokens) = self.tokens.take() {
+            bill.settle_later(Box::new(tokens));
+        }
+    }
+
     fn end(&mut self, completion: &Completion) {
         // A call without a response ended with an error, which tells more.
         if completion.status.is_some() {
@@ -426,14 +445,33 @@ impl Guard for Watching {
             counter!(CALLS, "provider" => provider, "operation" => self.operation, "outcome" => outcome)
                 .increment(1);
             histogram!(DURATION, "provider" => provider).record(seconds);
-            // The tokens of a cached answer were counted when it was made.
-            if let (Some(usage), None) = (completion.usage, completion.served) {
-                counter!(TOKENS, "provider" => provider, "direction" => "input")
-                    .increment(usage.input);
-                counter!(TOKENS, "provider" => provider, "direction" => "output")
-                    .increment(usage.output);
+        });
+        if let Some(tokens) = self.tokens.take() {
+            tokens.count(completion);
+        }
+    }
+}
+
+// === impl Tokens ===
+
+impl Tokens {
+    fn count(&self, completion: &Completion) {
+        // The tokens of a cached answer were counted when it was made.
+        let usage = completion.usage.filter(|_| completion.served.is_none());
+        metrics::with_local_recorder(&*self.metrics.recorder, || {
+            for usage in usage.into_iter().chain(completion.extra_usage) {
+                for (direction, tokens) in [("input", usage.input), ("output", usage.output)] {
+                    counter!(TOKENS, "provider" => self.provider, "direction" => direction)
+                        .increment(tokens);
+                }
             }
         });
+    }
+}
+
+impl Guard for Tokens {
+    fn end(&mut self, completion: &Completion) {
+        self.count(completion);
     }
 }
 

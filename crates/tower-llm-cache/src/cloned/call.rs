@@ -80,7 +80,11 @@ where
         };
         let response = match ready!(future.poll(cx)) {
             Ok(response) => response,
-            Err(error) => return Poll::Ready(Step::Failed(error.into())),
+            Err(error) => {
+                let error = error.into();
+                let completion = Completion::of_error(&*error);
+                return Poll::Ready(Step::Failed(error, completion));
+            }
         };
         this.future.set(None);
         let took = this.asked_at.elapsed();
@@ -99,12 +103,11 @@ where
         None
     }
 
-    fn is_over(&self) -> bool {
-        self.future.is_none()
-    }
-
-    fn give_up(self: Pin<Box<Self>>) -> Option<End> {
-        None
+    fn give_up(self: Pin<Box<Self>>) -> End {
+        match &self.future {
+            Some(_) => End::dropped(|| drop(self)),
+            None => End::without_answer(Outcome::Success),
+        }
     }
 }
 

@@ -8,8 +8,9 @@ use http_body::Frame;
 use slab::Slab;
 use smallvec::SmallVec;
 use tokio::time::Instant;
-use tower_llm_core::{Completion, Served, TakenOver};
+use tower_llm_core::{Completion, Served};
 
+use super::account::Account;
 use crate::{coding::is_readable, error::SharedError, headers::Did, memory::Value};
 
 /// An answer whose frames are smaller on average than this is too large if it has as many of them as fit into its cap.
@@ -34,15 +35,13 @@ pub(crate) struct Log {
     /// Followers may join.
     pub(super) is_open: bool,
     ended: Option<Ended>,
-    /// What a call that ended well has used.
+    /// How the call ended.
     completion: Option<Completion>,
-    /// How many frames decide how the call ended; the rest of the body adds nothing.
-    over_at: Option<usize>,
     readers: Slab<Reader>,
-    /// The reader that pays for the call.
+    /// The reader that pays for the call; `None` if it has left since the end, or the call costs nothing.
     payer: Option<usize>,
-    /// How many steps had come when a caller last asked to join, and when that was.
-    looked: (usize, Instant),
+    /// When something came last.
+    last_at: Instant,
     max_silence: Duration,
 }
 
@@ -78,8 +77,10 @@ pub(crate) enum Ended {
 struct Reader {
     next: usize,
     waker: Option<Waker>,
-    /// What tells the reader of payments that come after its response headers.
-    taken_over: Option<TakenOver>,
+    /// It knows how the call ended, and has seen all of it.
+    is_done: bool,
+    /// What its caller pays, once that is told.
+    account: Option<Account>,
 }
 
 /// How a reader has left.
@@ -87,14 +88,25 @@ struct Reader {
 pub(super) struct Left {
     /// It was the last one of a call that still runs.
     pub(super) is_last: bool,
-    /// It was the one that pays.
-    pub(super) is_payer: bool,
-    /// It pays, has not read all that there may be, and no other reader can pay in its stead.
-    pub(super) owes: Option<TakenOver>,
+    pub(super) pays: Pays,
     /// It is still there, so that the call goes on: see [`Log::leave`].
     pub(super) is_kept: bool,
+    pub(super) account: Option<Account>,
     /// To be dropped outside of the lock.
     _waker: Option<Waker>,
+}
+
+/// What a reader that leaves pays.
+#[derive(Debug)]
+pub(super) enum Pays {
+    /// Another reader pays, or the call costs nothing.
+    Nothing,
+    /// What it has seen: that is all.
+    Seen,
+    /// The call, which has ended.
+    All(Completion),
+    /// The call, which still runs.
+    Running,
 }
 
 /// A whole answer.
@@ -132,10 +144,9 @@ impl Log {
             is_open: true,
             ended: None,
             completion: None,
-            over_at: None,
             readers: Slab::new(),
             payer: None,
-            looked: (0, now),
+            last_at: now,
             max_silence,
         }
     }
@@ -151,54 +162,56 @@ impl Log {
 
     /// Adds a reader, unless the answer is too large, over, or does not come.
     pub(super) fn join(&mut self, now: Instant) -> Option<usize> {
-        let joins = self.is_open && !self.is_silent(now);
+        let is_silent = now.saturating_duration_since(self.last_at) >= self.max_silence;
+        let joins = self.is_open && !is_silent;
         joins.then(|| self.readers.insert(Reader::default()))
     }
 
-    /// Whether nothing has come for too long, as far as is known: times are taken when callers join, not with each frame.
-    fn is_silent(&mut self, now: Instant) -> bool {
-        let steps = usize::from(self.head.is_some()) + self.first + self.frames.len();
-        let (known, since) = self.looked;
-        if steps != known {
-            self.looked = (steps, now);
-            return false;
-        }
-        now.saturating_duration_since(since) >= self.max_silence
-    }
-
-    /// Removes a reader, but not the last one of an answer that can still be stored, if that `keeps_last`. Another one pays in
-    /// its stead, unless it has read what it is to pay for.
+    /// Removes a reader, but not the last one of an answer that can still be stored, if that `keeps_last`. As long as the call
+    /// runs, another one pays in its stead.
     pub(super) fn leave(&mut self, reader: usize, keeps_last: bool) -> Left {
+        let is_payer = self.pays(reader);
         if keeps_last && self.is_open && self.readers.len() == 1 {
+            let known = &mut self.readers[reader];
             return Left {
                 is_last: false,
-                is_payer: self.payer == Some(reader),
-                owes: None,
+                pays: if is_payer {
+                    Pays::Running
+                } else {
+                    Pays::Nothing
+                },
                 is_kept: true,
-                _waker: self.readers[reader].waker.take(),
+                account: known.account.take(),
+                _waker: known.waker.take(),
             };
         }
-        let has_read = self.has_read_answer(reader);
-        let Reader {
-            waker, taken_over, ..
-        } = self.readers.remove(reader);
-        let is_payer = self.payer == Some(reader);
-        if is_payer {
-            self.payer = if has_read { None } else { self.heir() };
-        }
-        if is_payer && let Some(heir) = self.payer {
-            let taken_over = &self.readers[heir].taken_over;
-            taken_over.iter().for_each(TakenOver::set);
-        }
-        let is_last = self.readers.is_empty() && self.ended.is_none();
+        let left = self.readers.remove(reader);
+        let runs = self.ended.is_none();
+        let is_last = runs && self.readers.is_empty();
         self.is_open &= !is_last;
+        if is_payer {
+            self.payer = self.heir().filter(|_| runs);
+        }
+        let pays = match &self.completion {
+            _ if !is_payer || self.payer.is_some() => Pays::Nothing,
+            _ if left.is_done => Pays::Seen,
+            Some(completion) => Pays::All(completion.clone()),
+            None => Pays::Running,
+        };
         Left {
             is_last,
-            is_payer,
-            owes: taken_over.filter(|_| is_payer && !has_read && self.payer.is_none()),
+            pays,
             is_kept: false,
-            _waker: waker,
+            account: left.account,
+            _waker: left.waker,
         }
+    }
+
+    /// Any other reader, which pays from now on.
+    fn heir(&mut self) -> Option<usize> {
+        let (heir, reader) = self.readers.iter().next()?;
+        reader.account.iter().for_each(Account::take_over);
+        Some(heir)
     }
 
     /// Whether a reader pays for the call, as of now.
@@ -206,42 +219,28 @@ impl Log {
         self.payer == Some(reader)
     }
 
-    /// The same for a reader that gets its response headers now, and what tells it of later changes.
-    pub(super) fn pays_with_head(&mut self, reader: usize) -> (bool, TakenOver) {
-        let taken_over = TakenOver::new();
-        self.readers[reader].taken_over = Some(taken_over.clone());
-        (self.pays(reader), taken_over)
+    /// Notes what a reader's caller pays, from now on.
+    pub(super) fn open_account(&mut self, reader: usize, account: Account) {
+        if !self.pays(reader) {
+            account.waive();
+        }
+        self.readers[reader].account = Some(account);
     }
 
-    /// A reader that can pay: the end of the call is still to come to it. Rather one that will read more.
-    fn heir(&self) -> Option<usize> {
-        let reads_more = |&(reader, _): &(usize, _)| !self.has_read_answer(reader);
-        let any = self.readers.iter().next();
-        self.readers
-            .iter()
-            .find(reads_more)
-            .or(any.filter(|_| self.ended.is_none()))
-            .map(|(heir, _)| heir)
+    pub(super) fn account(&self, reader: usize) -> Option<&Account> {
+        self.readers[reader].account.as_ref()
     }
 
-    /// What a call that ended well has used.
-    pub(super) fn completion(&self) -> Option<Completion> {
-        self.completion.clone()
-    }
-
-    /// Whether a reader has read all that decides what it pays.
-    fn has_read_answer(&self, reader: usize) -> bool {
-        let read = self.readers[reader].next;
-        self.over_at.is_some_and(|over_at| read >= over_at) || self.is_read(reader)
+    /// How the call ended.
+    pub(super) fn completion(&self) -> Option<&Completion> {
+        self.completion.as_ref()
     }
 
     pub(super) fn read_head(&mut self, reader: usize, waker: &Waker) -> Read<Head> {
-        match (&self.head, &self.ended) {
-            (Some(head), _) => Read::Found(head.clone()),
-            (None, Some(Ended::Failed(error))) => Read::Failed(error.clone()),
-            (None, Some(Ended::Whole)) => Read::End,
-            (None, None) => self.wait(reader, waker),
+        if let Some(head) = &self.head {
+            return Read::Found(head.clone());
         }
+        self.read_end(reader, waker)
     }
 
     pub(super) fn read_frame(&mut self, reader: usize, waker: &Waker) -> Read<Frame<Bytes>> {
@@ -257,15 +256,22 @@ impl Log {
             }
             return Read::Found(frame);
         }
-        match &self.ended {
+        self.read_end(reader, waker)
+    }
+
+    fn read_end<T>(&mut self, reader: usize, waker: &Waker) -> Read<T> {
+        let read = match &self.ended {
             Some(Ended::Whole) => Read::End,
             Some(Ended::Failed(error)) => Read::Failed(error.clone()),
-            None => self.wait(reader, waker),
-        }
+            None => return self.wait(reader, waker),
+        };
+        self.readers[reader].is_done = true;
+        read
     }
 
     pub(super) fn rewind(&mut self, reader: usize) {
-        self.readers[reader].next = 0;
+        let reader = &mut self.readers[reader];
+        (reader.next, reader.is_done) = (0, false);
     }
 
     /// Whether the reader has read all there will be, and it ended well.
@@ -296,20 +302,27 @@ impl Log {
 
     // === What comes ===
 
-    pub(super) fn head(&mut self, mut parts: Parts) {
+    pub(super) fn head(&mut self, mut parts: Parts, now: Instant) {
+        self.last_at = now;
         self.is_open &= parts.status.is_success() && is_readable(&parts.headers);
-        self.head = Some(Head {
+        let head = Head {
             status: parts.status,
             version: parts.version,
             headers: parts.headers,
             found: parts.extensions.remove(),
             served: parts.extensions.remove(),
             value: parts.extensions.remove(),
-        });
+        };
+        if head.found.is_some() || head.served.is_some() {
+            // It cost no call.
+            self.payer = None;
+        }
+        self.head = Some(head);
     }
 
-    /// Adds a frame; returns whether the answer is over the cap with it. `is_over` says that it decides how the call ended.
-    pub(super) fn frame(&mut self, frame: Frame<Bytes>, is_over: bool) -> bool {
+    /// Adds a frame; returns whether the answer is over the cap with it.
+    pub(super) fn frame(&mut self, frame: Frame<Bytes>, now: Instant) -> bool {
+        self.last_at = now;
         let piece = match frame.into_data() {
             Ok(data) => Piece::Data(data),
             Err(frame) => match frame.into_trailers() {
@@ -319,9 +332,6 @@ impl Log {
         };
         self.bytes += piece.len();
         self.frames.push_back(piece);
-        if is_over && self.over_at.is_none() {
-            self.over_at = Some(self.first + self.frames.len());
-        }
         if self.is_too_large() {
             self.is_over_cap = true;
             self.is_open = false;
@@ -336,8 +346,9 @@ impl Log {
         self.ended = Some(Ended::Whole);
     }
 
-    pub(super) fn fail(&mut self, error: SharedError) {
+    pub(super) fn fail(&mut self, error: SharedError, completion: Completion) {
         self.is_open = false;
+        self.completion = Some(completion);
         self.ended = Some(Ended::Failed(error));
     }
 

@@ -78,12 +78,8 @@ impl Drive for Upstream {
         None
     }
 
-    fn is_over(&self) -> bool {
-        false
-    }
-
-    fn give_up(self: Pin<Box<Self>>) -> Option<End> {
-        None
+    fn give_up(self: Pin<Box<Self>>) -> End {
+        End::without_answer(Outcome::Abandoned)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     future::poll_fn,
-    mem,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -10,13 +9,14 @@ use std::{
 use bytes::Bytes;
 use http_body::Frame;
 use tokio::{runtime::Handle, time::timeout};
-use tower_llm_core::{BoxError, TakenOver, Unsent};
+use tower_llm_core::{Bill, Billed, BoxError, Completion, Unsent};
 
 use super::{
     Flight,
-    log::{Head, Read},
+    account::Account,
+    log::{Head, Pays, Read},
 };
-use crate::error::FlightFailed;
+use crate::error::{FlightFailed, SharedError};
 
 /// Reads a flight's answer, and drives its upstream while it waits.
 ///
@@ -26,9 +26,7 @@ pub(crate) struct Participant {
     flight: Arc<Flight>,
     reader: usize,
     is_leader: bool,
-    /// A follower that leaves before it has an answer has cost nothing.
-    unsent: Option<Unsent>,
-    /// A task: when it leaves, the call is over.
+    /// A task reads for a caller that has left, or for none: when it leaves, the call is over.
     is_task: bool,
 }
 
@@ -38,7 +36,6 @@ impl Participant {
             flight,
             reader,
             is_leader,
-            unsent: (!is_leader).then(Unsent::new),
             is_task: false,
         }
     }
@@ -53,18 +50,18 @@ impl Participant {
         self.flight.log().pays(self.reader)
     }
 
-    /// The same for a caller that gets its response headers now, and what tells it of later changes.
-    pub(crate) fn pays_with_head(&self) -> (bool, TakenOver) {
-        self.flight.log().pays_with_head(self.reader)
+    /// Notes what the caller pays in an account.
+    pub(crate) fn open_account(&self, account: Account) {
+        self.flight.log().open_account(self.reader, account);
+    }
+
+    /// How the call ended.
+    pub(crate) fn completion(&self) -> Option<Completion> {
+        self.flight.log().completion().cloned()
     }
 
     pub(crate) fn flight(&self) -> &Arc<Flight> {
         &self.flight
-    }
-
-    /// Reports no longer that its caller's call was never sent: the caller has sent one of its own.
-    pub(crate) fn has_cost(&mut self) {
-        self.unsent = None;
     }
 
     /// Starts again with the first frame, if that is still held.
@@ -76,13 +73,10 @@ impl Participant {
         loop {
             let read = self.flight.log().read_head(self.reader, cx.waker());
             match read {
-                Read::Found(head) => {
-                    self.unsent = None;
-                    return Poll::Ready(Ok(head));
-                }
-                Read::Failed(error) => return Poll::Ready(Err(error.into())),
+                Read::Found(head) => return Poll::Ready(Ok(head)),
+                Read::Failed(error) => return Poll::Ready(Err(self.billed(error))),
                 Read::End | Read::Lost => {
-                    return Poll::Ready(Err(FlightFailed::no_answer().into()));
+                    return Poll::Ready(Err(self.billed(FlightFailed::no_answer())));
                 }
                 Read::Waiting(_) => {}
             }
@@ -90,6 +84,21 @@ impl Participant {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// An error instead of a response, which says what its caller pays.
+    pub(crate) fn billed(&self, error: impl Into<SharedError>) -> BoxError {
+        let error = error.into();
+        let mut log = self.flight.log();
+        let bill = match log.account(self.reader) {
+            Some(account) if account.is_of_part() => return error.into(),
+            Some(account) => account.bill().clone(),
+            None => Bill::new(),
+        };
+        if log.account(self.reader).is_none() {
+            log.open_account(self.reader, Account::of_response(bill.clone()));
+        }
+        Billed::new(bill, error.0).into()
     }
 
     pub(crate) fn poll_frame(
@@ -129,39 +138,59 @@ impl Participant {
 
 impl Drop for Participant {
     fn drop(&mut self) {
-        let runtime = Some(&self.flight)
-            .filter(|flight| flight.finishes && !self.is_task)
-            .and_then(|_| Handle::try_current().ok());
-        let left = self
-            .flight
-            .table
-            .leave(&self.flight, self.reader, runtime.is_some());
-        if left.is_payer {
-            // It has taken over a call that was sent: there is nothing to report.
-            mem::forget(self.unsent.take());
-        }
-        if left.is_kept
-            && let Some(runtime) = runtime
-        {
+        let flight = &self.flight;
+        let runtime = (flight.finishes && !self.is_task)
+            .then(|| Handle::try_current().ok())
+            .flatten();
+        let mut left = flight.table.leave(flight, self.reader, runtime.is_some());
+        let account = left.account.take();
+        if let Some(runtime) = runtime.filter(|_| left.is_kept) {
+            let account = account.or_else(|| self.account_of_drop());
             let finishing = Self {
-                flight: Arc::clone(&self.flight),
-                unsent: None,
+                flight: Arc::clone(flight),
                 is_task: true,
                 ..*self
             };
+            if let Some(account) = account.map(Account::outliving) {
+                account.bill().report();
+                finishing.open_account(account);
+            }
             runtime.spawn(finishing.read_to_end());
             return;
         }
-        let used = if left.is_last {
-            self.flight.give_up()
-        } else if left.owes.is_some() {
-            self.flight.log().completion()
-        } else {
-            None
+        let given_up = left.is_last.then(|| flight.give_up());
+        let paid = match left.pays {
+            Pays::Nothing => return self.pay_nothing(account.as_ref()),
+            // A task sees nothing for its caller.
+            Pays::Seen if self.is_task => self.completion(),
+            Pays::Seen => return,
+            Pays::All(call) => Some(call),
+            Pays::Running => given_up,
         };
-        // Others may have read more, and have left.
-        if let (Some(owes), Some(used)) = (left.owes, used) {
-            owes.charge(&used);
+        let Some(paid) = paid else { return };
+        let account = account.or_else(|| self.account_of_drop());
+        if let Some(account) = account {
+            account.charge(&paid);
+            account.bill().report();
+        }
+    }
+}
+
+impl Participant {
+    /// That of a caller that leaves before it has a response; a task has none.
+    fn account_of_drop(&self) -> Option<Account> {
+        (!self.is_task).then(|| Account::of_response(Bill::new()))
+    }
+
+    /// Its caller leaves, and another one pays.
+    fn pay_nothing(&self, account: Option<&Account>) {
+        match account {
+            Some(account) => {
+                account.waive();
+                account.bill().report();
+            }
+            None if !self.is_task => drop(Unsent::new()),
+            None => {}
         }
     }
 }

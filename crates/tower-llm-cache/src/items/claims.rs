@@ -47,6 +47,8 @@ struct Claim {
 /// A call for some items, and what has come of it.
 pub(crate) struct ItemCall {
     digests: Vec<[u8; 32]>,
+    /// The estimate of its input.
+    pub(super) input_tokens: u64,
     /// Whether it is in the table.
     is_claimed: AtomicBool,
     /// `None` unless there was an answer, of no more than [`MAX_RECORDING`].
@@ -118,11 +120,13 @@ impl Claims {
         if sent.is_empty() {
             return readings;
         }
+        let sending = outbound.send(sent.iter().map(|&item| batch.input(item)).collect());
         let call = Arc::new(ItemCall::new(
             sent.iter().map(|&item| batch.digest(item)).collect(),
+            sending.input_tokens,
         ));
         let start = Start {
-            upstream: outbound.send(sent.iter().map(|&item| batch.input(item)).collect()),
+            upstream: sending.upstream,
             recorder: Box::new(KeepItems {
                 shared: Arc::clone(shared),
                 call: Arc::clone(&call),
@@ -199,9 +203,10 @@ impl Claim {
 }
 
 impl ItemCall {
-    fn new(digests: Vec<[u8; 32]>) -> Self {
+    fn new(digests: Vec<[u8; 32]>, input_tokens: u64) -> Self {
         Self {
             digests,
+            input_tokens,
             is_claimed: AtomicBool::new(false),
             brought: OnceLock::new(),
         }

@@ -11,7 +11,7 @@ use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
     header::{CONTENT_LENGTH, TRAILER, TRANSFER_ENCODING},
 };
-use tower_llm_core::{BoxError, Served, Unsent};
+use tower_llm_core::{Bill, Billed, BoxError, Completion, Outcome, Served, Unsent, Usage};
 
 use super::{
     answer::{self, Answers, ItemAnswer},
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     error::NotCached,
-    flight::{End, FlightKey, Head, Participant, Recorded, Recorder, Start},
+    flight::{Account, End, FlightKey, Head, Participant, Recorded, Recorder, Start, used},
     headers::{Did, Why, shareable},
     shared::{Boarded, Shared, Timer},
 };
@@ -52,13 +52,16 @@ pub(crate) struct Gather {
     /// A caller that has sent nothing, and leaves, has cost nothing.
     unsent: Option<Unsent>,
     own: Option<Own>,
+    /// What the caller pays beside what its response reports; `None` once that is handed out.
+    bill: Option<Bill>,
 }
 
-/// What the caller's own calls have brought beside vectors.
+/// What the calls that the caller pays for have brought beside vectors.
 struct Own {
     head: Head,
     envelope: ItemAnswer,
     usage: Option<String>,
+    used: Usage,
 }
 
 /// A call that is read to its end.
@@ -110,6 +113,7 @@ pub(crate) fn begin(
         sent: 0,
         unsent: Some(Unsent::new()),
         own: None,
+        bill: Some(Bill::new()),
     };
     if gather.readings.is_empty() {
         // All of them were stored just now.
@@ -200,6 +204,7 @@ impl Gather {
     /// Takes what a call has brought. Returns the result of the whole if it decides that.
     fn settle(&mut self, reading: Reading, ended: Ended) -> Option<Result<Gathered, BoxError>> {
         let is_own = reading.participant.is_leader();
+        let pays = reading.participant.pays();
         // The error of a call for nothing that this request does not ask for is this request's too.
         let is_same = self.sent == 0 && reading.items.len() == reading.call.items();
         let call = Arc::clone(&reading.call);
@@ -209,11 +214,12 @@ impl Gather {
                     self.batch.put(item, answers.items[slot as usize].clone());
                 }
                 // A call that its caller has left is paid for by one that follows.
-                if is_own {
-                    self.note_own(head, answers);
-                } else if reading.participant.pays() {
-                    let headers = shareable(&head.headers);
-                    self.note_own(Head { headers, ..head }, answers);
+                if pays {
+                    let headers = match is_own {
+                        true => head.headers,
+                        false => shareable(&head.headers),
+                    };
+                    self.note_own(Head { headers, ..head }, answers, reading.used());
                 }
                 None
             }
@@ -222,11 +228,41 @@ impl Gather {
                 Some(Ok(self.pass_on(reading.participant)))
             }
             (Ended::Refused, _) if is_own || is_same => Some(Ok(self.pass_on(reading.participant))),
-            (Ended::Failed(error), _) if is_own || is_same => Some(Err(error)),
-            (Ended::Cleanly(_), _) if is_own => Some(Ok(self.send_as_it_is())),
+            (Ended::Failed(error), _) if is_own || is_same => Some(Err(self.fail(error, &reading))),
+            (Ended::Cleanly(_), _) if is_own => {
+                self.charge(reading.used());
+                Some(Ok(self.send_as_it_is()))
+            }
             // This request sends what is missing.
+            (Ended::Cleanly(_) | Ended::Failed(_), _) if pays => {
+                self.charge(reading.used());
+                None
+            }
             _ => None,
         }
+    }
+
+    /// Has the caller pay for a call of which its response says nothing.
+    fn charge(&self, used: Usage) {
+        self.bill.iter().for_each(|bill| bill.charge_extra(used));
+    }
+
+    /// Hands out what the caller pays beside what its response reports; all of it if it gets no merged answer.
+    fn take_bill(&mut self) -> Bill {
+        let own = self.own.take().map(|own| own.used);
+        own.into_iter().for_each(|used| self.charge(used));
+        self.bill.take().unwrap_or_default()
+    }
+
+    fn fail(&mut self, error: BoxError, reading: &Reading) -> BoxError {
+        let bill = self.take_bill();
+        if reading.participant.pays() {
+            bill.charge_extra(reading.used());
+            bill.charge(&of_parts(Completion::of_error(&*error).outcome));
+        } else {
+            bill.waive();
+        }
+        Billed::new(bill, Arc::new(error)).into()
     }
 
     /// Sends what the calls of others have not brought.
@@ -244,7 +280,7 @@ impl Gather {
     /// Sends the caller's own request, whose answer is passed on.
     fn send_as_it_is(&mut self) -> Gathered {
         let start = Start {
-            upstream: self.outbound.send_all(),
+            upstream: self.outbound.send_all().upstream,
             recorder: Box::new(KeepNothing),
             max_recording: self.batch.policy.max_answer_bytes,
             max_silence: self.batch.policy.max_silence,
@@ -272,14 +308,18 @@ impl Gather {
                 .fetch_add(sent as u64, Ordering::Relaxed);
         }
         self.sent += sent;
-        // One report is enough.
-        self.readings
-            .iter_mut()
-            .for_each(|reading| reading.participant.has_cost());
+        for reading in &self.readings {
+            let bill = self.bill.clone().unwrap_or_default();
+            let account = Account::of_part(bill, reading.call.input_tokens);
+            reading.participant.open_account(account);
+        }
     }
 
-    fn note_own(&mut self, head: Head, answers: &Answers) {
-        let earlier = self.own.take().and_then(|own| own.usage);
+    fn note_own(&mut self, head: Head, answers: &Answers, used: Usage) {
+        let (earlier, used) = match self.own.take() {
+            Some(own) => (own.usage, own.used.plus(&used)),
+            None => (None, used),
+        };
         let usage = match (earlier, &answers.usage) {
             (Some(earlier), Some(usage)) => usage::sum(&earlier, usage),
             (earlier, usage) => usage.clone().or(earlier),
@@ -288,6 +328,7 @@ impl Gather {
             head,
             envelope: answers.items[0].clone(),
             usage,
+            used,
         });
     }
 
@@ -299,7 +340,8 @@ impl Gather {
         reading.participant.is_leader() && reading.items.len() == self.batch.inputs()
     }
 
-    fn pass_on(&self, participant: Participant) -> Gathered {
+    fn pass_on(&mut self, participant: Participant) -> Gathered {
+        let bill = self.take_bill();
         let key = self.batch.key().cloned();
         let boarded = Boarded::new(
             participant,
@@ -308,7 +350,7 @@ impl Gather {
             key,
             timer(&self.shared, &self.batch),
         );
-        Gathered::Flying(boarded.accepting(self.outbound.accepted()))
+        Gathered::Flying(boarded.accepting(self.outbound.accepted()).billed(bill))
     }
 
     fn did(&self) -> Did {
@@ -342,10 +384,21 @@ impl Gather {
             .write(self.did(), self.batch.key(), &mut headers);
         let frames = answer::merge(envelope, answers.iter().copied(), usage);
         let mut response = respond(headers, frames);
+        let bill = self.bill.take().unwrap_or_default();
         match &self.own {
-            Some(own) => *response.version_mut() = own.head.version,
-            None => drop(response.extensions_mut().insert(Served::Follower)),
+            Some(own) => {
+                *response.version_mut() = own.head.version;
+                // However much of the answer the caller reads.
+                let mut calls = Completion::new(Outcome::Success);
+                calls.usage = Some(own.used);
+                bill.charge(&calls);
+            }
+            None => {
+                bill.waive();
+                response.extensions_mut().insert(Served::Follower);
+            }
         }
+        response.extensions_mut().insert(bill);
         timer(&self.shared, &self.batch).stop(self.did());
         response
     }
@@ -363,6 +416,14 @@ impl Reading {
             call,
             items,
         }
+    }
+
+    /// What the call has used.
+    fn used(&self) -> Usage {
+        let completion = self.participant.completion();
+        completion.map_or_else(Usage::default, |completion| {
+            used(&completion, self.call.input_tokens)
+        })
     }
 
     pub(super) fn is_of(&self, call: &Arc<ItemCall>) -> bool {
@@ -389,6 +450,25 @@ impl Reading {
         }
         let head = self.head.take().expect("it was read before the body");
         Poll::Ready(Ended::Cleanly(head))
+    }
+}
+
+/// What is known of a caller that pays for its calls one by one: nothing is to be estimated.
+fn of_parts(outcome: Outcome) -> Completion {
+    let mut completion = Completion::new(outcome);
+    completion.usage = Some(Usage::default());
+    completion
+}
+
+/// A caller that leaves pays for its calls one by one.
+impl Drop for Gather {
+    fn drop(&mut self) {
+        self.readings.clear();
+        if self.bill.is_some() {
+            let bill = self.take_bill();
+            bill.charge(&of_parts(Outcome::Abandoned));
+            bill.report();
+        }
     }
 }
 

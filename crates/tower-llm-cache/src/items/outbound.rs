@@ -16,7 +16,14 @@ use crate::{coding::Accepted, flight::Drive, upstream::Upstream};
 pub(crate) struct Outbound {
     inputs: Arc<Inputs>,
     accepted: Accepted,
-    send: Box<dyn Fn(Vec<u32>) -> Pin<Box<dyn Drive>> + Send>,
+    send: Box<dyn Fn(Vec<u32>) -> Sending + Send>,
+}
+
+/// A call that is about to be sent.
+pub(super) struct Sending {
+    pub(super) upstream: Pin<Box<dyn Drive>>,
+    /// The estimate of its input.
+    pub(super) input_tokens: u64,
 }
 
 /// Where the inputs are in a request's body.
@@ -60,7 +67,10 @@ impl Outbound {
                 drop(unsent);
                 sending.await
             };
-            Box::pin(Upstream::new(sending, call)) as Pin<Box<dyn Drive>>
+            Sending {
+                input_tokens: call.input_tokens(),
+                upstream: Box::pin(Upstream::new(sending, call)),
+            }
         });
         Some(Self {
             inputs,
@@ -79,12 +89,12 @@ impl Outbound {
     }
 
     /// The call for some of the inputs, by their positions.
-    pub(super) fn send(&self, inputs: Vec<u32>) -> Pin<Box<dyn Drive>> {
+    pub(super) fn send(&self, inputs: Vec<u32>) -> Sending {
         (self.send)(inputs)
     }
 
     /// The caller's own call.
-    pub(super) fn send_all(&self) -> Pin<Box<dyn Drive>> {
+    pub(super) fn send_all(&self) -> Sending {
         self.send((0..self.inputs.each.len() as u32).collect())
     }
 }

@@ -6,6 +6,8 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use tower_llm_core::Outcome;
+
 use crate::{
     flight::{Drive, End, Step},
     replay::{Found, Replay},
@@ -61,14 +63,12 @@ impl Drive for LookFirst {
         }
     }
 
-    fn is_over(&self) -> bool {
-        matches!(self.state, State::Calling) && self.upstream.is_over()
-    }
-
-    fn give_up(self: Pin<Box<Self>>) -> Option<End> {
+    fn give_up(self: Pin<Box<Self>>) -> End {
         let this = *Pin::into_inner(self);
         match this.state {
-            State::Looking(_) | State::Replaying(_) => None,
+            // Nothing was sent.
+            State::Looking(_) => End::without_answer(Outcome::Refused),
+            State::Replaying(_) => End::without_answer(Outcome::Abandoned),
             State::Calling => this.upstream.give_up(),
         }
     }

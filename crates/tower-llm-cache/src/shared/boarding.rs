@@ -8,14 +8,14 @@ use std::{
 
 use http::{Response, header::CONTENT_LENGTH};
 use tokio::{runtime::Handle, time::Instant};
-use tower_llm_core::Served;
+use tower_llm_core::{Bill, BoxError, Served};
 
 use super::{Counters, Lookup, Shared, keep::Keep};
 use crate::{
     body::CacheBody,
     coding::Accepted,
     error::FlightFailed,
-    flight::{Drive, Head, Join, Participant, Start},
+    flight::{Account, Drive, Head, Join, Participant, Start},
     headers::{Did, StatusHeader, Why, shareable},
     key::CacheKey,
     memory::Stored,
@@ -31,6 +31,7 @@ pub(crate) struct Boarded {
     tally: Option<Tally>,
     timer: Timer,
     accepted: Accepted,
+    bill: Bill,
 }
 
 /// Measures the time to the response headers.
@@ -193,6 +194,7 @@ impl Boarded {
             tally: None,
             timer,
             accepted: Accepted::default(),
+            bill: Bill::new(),
         }
     }
 
@@ -201,25 +203,31 @@ impl Boarded {
         Self { accepted, ..self }
     }
 
+    /// Sets what the caller has to pay for already.
+    pub(crate) fn billed(self, bill: Bill) -> Self {
+        self.participant
+            .open_account(Account::of_response(bill.clone()));
+        Self { bill, ..self }
+    }
+
     /// The response that begins with `head`.
     ///
     /// # Errors
     ///
     /// [`FlightFailed`] if the caller cannot read what another one's call has brought. Its own it gets as it is.
-    pub(crate) fn response<B>(
-        mut self,
-        head: Head,
-    ) -> Result<Response<CacheBody<B>>, FlightFailed> {
+    pub(crate) fn response<B>(mut self, head: Head) -> Result<Response<CacheBody<B>>, BoxError> {
         let is_leader = self.participant.is_leader();
         if !is_leader && !self.accepted.reads(&head.headers) {
-            return Err(FlightFailed::encoded());
+            return Err(self.participant.billed(FlightFailed::encoded()));
         }
         let did = head.found.unwrap_or(self.did);
         if let Some(mut tally) = self.tally.take() {
             tally.did = did;
         }
         self.timer.stop(did);
-        let (pays, taken_over) = self.participant.pays_with_head();
+        self.participant
+            .open_account(Account::of_response(self.bill.clone()));
+        let pays = self.participant.pays();
         let mut response = Response::new(CacheBody::shared(self.participant));
         *response.status_mut() = head.status;
         *response.version_mut() = head.version;
@@ -243,7 +251,7 @@ impl Boarded {
             if !pays {
                 response.extensions_mut().insert(Served::Follower);
             }
-            response.extensions_mut().insert(taken_over);
+            response.extensions_mut().insert(self.bill);
         }
         Ok(response)
     }

@@ -116,7 +116,7 @@ fn a_follower_gets_no_coding_that_it_did_not_ask_for() {
     let Poll::Ready(Err(error)) = follower.poll() else {
         panic!("it cannot read the answer");
     };
-    assert!(error.is::<FlightFailed>(), "{error}");
+    assert!(error.source().unwrap().is::<FlightFailed>(), "{error}");
     let reads_it = answered(&mut reads_it);
     assert_eq!(reads_it.headers()["content-encoding"], "br");
     assert_eq!(frames(reads_it), ["\u{1}\u{2}"]);

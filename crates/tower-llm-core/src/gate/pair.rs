@@ -6,7 +6,7 @@ use http::response::Parts;
 use tokio::time::Instant;
 
 use super::{Admission, Availability, Entry, Gate, Wait};
-use crate::{Armed, BoxError, Completion, Guard, Outcome};
+use crate::{Armed, Bill, BoxError, Completion, Guard, Outcome};
 
 /// The guards of two gates; the inner one is told first.
 #[derive(Debug)]
@@ -186,6 +186,11 @@ impl<A: Guard, B: Guard> Guard for Both<A, B> {
         self.outer.pending(cx);
     }
 
+    fn outlived(&mut self, bill: &Bill) {
+        self.inner.outlived(bill);
+        self.outer.outlived(bill);
+    }
+
     fn end(&mut self, completion: &Completion) {
         self.inner.end(completion);
         self.outer.end(completion);
@@ -224,6 +229,12 @@ impl<G: Guard> Guard for Option<G> {
     fn pending(&mut self, cx: &mut Context<'_>) {
         if let Some(guard) = self {
             guard.pending(cx);
+        }
+    }
+
+    fn outlived(&mut self, bill: &Bill) {
+        if let Some(guard) = self {
+            guard.outlived(bill);
         }
     }
 

@@ -28,7 +28,7 @@ use self::{
     provider_error::Verdict,
     response_headers::ResponseHeaders,
 };
-use crate::{Call, Completion, Dialect, Failure, Operation, Outcome, Served, TakenOver};
+use crate::{Call, Completion, Dialect, Failure, Operation, Outcome, Served};
 
 /// Reads one response from its headers to its end.
 #[derive(Debug)]
@@ -44,7 +44,6 @@ pub(crate) struct Scanner {
     asked: Asked,
     first_token_at: Option<Instant>,
     served: Option<Served>,
-    taken_over: Option<TakenOver>,
 }
 
 /// What was asked for.
@@ -98,14 +97,12 @@ impl Scanner {
             asked,
             first_token_at: None,
             served: None,
-            taken_over: None,
         }
     }
 
     /// Reads what a cache says of the response.
     pub(crate) fn served(mut self, response: &Extensions) -> Self {
         self.served = response.get().copied();
-        self.taken_over = response.get().cloned();
         self
     }
 
@@ -183,15 +180,7 @@ impl Scanner {
         completion.finish = self.facts.finish;
         completion.status = Some(self.headers.status.as_u16());
         completion.subject = subject;
-        let taken_over = self.taken_over.as_ref();
-        let is_taken_over = taken_over.is_some_and(TakenOver::is_set);
-        completion.served = self.served.filter(|_| !is_taken_over);
-        if let Some(used) = taken_over.and_then(TakenOver::used)
-            && completion.served.is_none()
-        {
-            completion.usage = used.usage.or(completion.usage);
-            completion.output_seen = used.output_seen.max(completion.output_seen);
-        }
+        completion.served = self.served;
         completion
     }
 

@@ -6,7 +6,7 @@ use http::response::Parts;
 use tokio::time::Instant;
 
 use super::Guard;
-use crate::{Completion, Failure, Outcome};
+use crate::{Bill, Completion, Failure, Outcome};
 
 /// Holds a [`Guard`] from the moment a call is admitted until it has ended, and ends it when dropped.
 ///
@@ -67,6 +67,13 @@ impl<G: Guard> Armed<G> {
     pub fn pending(&mut self, cx: &mut Context<'_>) {
         if let Some(guard) = &mut self.guard {
             guard.pending(cx);
+        }
+    }
+
+    /// Calls [`Guard::outlived`].
+    pub(crate) fn outlived(&mut self, bill: &Bill) {
+        if let Some(guard) = &mut self.guard {
+            guard.outlived(bill);
         }
     }
 

@@ -41,7 +41,7 @@ pin_project! {
             let dropped = this.armed.dropped();
             this.inner.set(None);
             if !this.armed.has_ended() {
-                this.armed.end(this.lead.finish(End::Dropped(dropped)));
+                this.lead.end(this.armed, End::Dropped(dropped));
             }
         }
     }
@@ -62,7 +62,8 @@ impl<B, G: Guard> Watched<B, G> {
         let leads = followed.is_none();
         let lead = followed.unwrap_or_else(|| {
             let scanner = Scanner::new(call, parts.status, &parts.headers);
-            let lead = Lead::new(scanner.served(&parts.extensions));
+            let bill = parts.extensions.get().cloned();
+            let lead = Lead::new(scanner.served(&parts.extensions), bill);
             parts.extensions.insert(lead.led());
             lead
         });
@@ -86,7 +87,7 @@ impl<B, G: Guard> Watched<B, G> {
         let mut this = self.project();
         this.lead.cut(outcome);
         this.inner.set(None);
-        this.armed.end(this.lead.finish(End::Cut(outcome)));
+        this.lead.end(this.armed, End::Cut(outcome));
     }
 
     /// Whether the body is an event stream.
@@ -114,7 +115,7 @@ impl<B, G: Guard> Watched<B, G> {
         B: Body<Data = Bytes>,
     {
         if !self.armed.has_ended() && self.inner.as_ref().is_some_and(Body::is_end_stream) {
-            self.armed.end(self.lead.finish(End::Ended));
+            self.lead.end(&mut self.armed, End::Ended);
         }
     }
 }
@@ -164,7 +165,7 @@ where
         };
         if let Some(end) = end {
             this.inner.set(None);
-            this.armed.end(this.lead.finish(end));
+            this.lead.end(this.armed, end);
         }
         Poll::Ready(polled)
     }

@@ -6,7 +6,7 @@ use http::response::Parts;
 use tokio::time::Instant;
 
 use super::{Guard, Unary, Watch};
-use crate::{Answer, Call, Completion, Served};
+use crate::{Answer, Bill, Call, Completion, Served};
 
 /// Watches an [`Answer`]: its response as `W` does, and its [`served`](Answer::served), which the layer's guard finds as
 /// [`Completion::served`].
@@ -77,6 +77,10 @@ impl<G: Guard> Guard for CachedGuard<G> {
 
     fn pending(&mut self, cx: &mut Context<'_>) {
         self.inner.pending(cx);
+    }
+
+    fn outlived(&mut self, bill: &Bill) {
+        self.inner.outlived(bill);
     }
 
     fn end(&mut self, completion: &Completion) {

@@ -8,14 +8,15 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-use super::{Armed, Guard, Watch, unsent};
-use crate::{BoxError, Call, Completion, Outcome};
+use super::{Armed, Guard, Watch, dropping};
+use crate::{Billed, BoxError, Call, Completion, Outcome};
 
 pin_project! {
     /// Drives an admitted call to its response, which is then watched to its end.
     ///
     /// A failed future ends the guard as [`Completion::of_error`] says. A dropped one ends it as abandoned, or as refused if
-    /// the call was still waiting in an inner layer (see [`Unsent`](crate::Unsent)). The inner future is
+    /// the call was still waiting in an inner layer (see [`Unsent`](crate::Unsent)); the [`Bill`](crate::Bill) of a shared
+    /// call may say otherwise. The inner future is
     /// dropped first, so that the upstream is closed before what the guard holds is given back.
     #[derive(Debug)]
     pub struct Guarded<F, W, G: Guard> {
@@ -34,11 +35,15 @@ pin_project! {
                 return;
             }
             let dropped = this.armed.dropped();
-            let unsent = unsent::while_dropping(|| this.inner.set(None));
-            this.armed.end(&Completion::new(match dropped {
-                Outcome::Abandoned if unsent => Outcome::Refused,
+            let report = dropping::while_dropping(|| this.inner.set(None));
+            let seen = Completion::new(match dropped {
+                Outcome::Abandoned if report.is_unsent => Outcome::Refused,
                 dropped => dropped,
-            }));
+            });
+            match report.bill {
+                Some(bill) => bill.end(this.armed, seen),
+                None => this.armed.end(&seen),
+            }
         }
     }
 }
@@ -80,7 +85,11 @@ where
             }
             Err(error) => {
                 let error = error.into();
-                this.armed.end(&Completion::of_error(&*error));
+                let seen = Completion::of_error(&*error);
+                match Billed::find(&*error) {
+                    Some(billed) => billed.bill().end(this.armed, seen),
+                    None => this.armed.end(&seen),
+                }
                 Poll::Ready(Err(error))
             }
         }

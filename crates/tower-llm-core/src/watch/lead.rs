@@ -12,8 +12,9 @@ use bytes::Bytes;
 use http_body::Frame;
 use tokio::time::Instant;
 
+use super::{Armed, Guard};
 use crate::{
-    Completion, Outcome,
+    Bill, Completion, Outcome,
     scan::{End, Scanner},
 };
 
@@ -33,15 +34,18 @@ struct Shared {
     has_first_token: AtomicBool,
     is_over: AtomicBool,
     completion: OnceLock<Completion>,
+    /// What the caller pays, if others share its call.
+    bill: Option<Bill>,
 }
 
 impl Lead {
-    pub(super) fn new(scanner: Scanner) -> Self {
+    pub(super) fn new(scanner: Scanner, bill: Option<Bill>) -> Self {
         Self(Arc::new(Shared {
             scanner: Mutex::new(scanner),
             has_first_token: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             completion: OnceLock::new(),
+            bill,
         }))
     }
 
@@ -77,8 +81,17 @@ impl Lead {
         self.scanner(|scanner| scanner.content_bytes())
     }
 
+    /// Ends a guard of the caller. What is inside of its layer has been dropped, or is over.
+    pub(super) fn end<G: Guard>(&self, armed: &mut Armed<G>, end: End) {
+        let seen = self.finish(end);
+        match &self.0.bill {
+            Some(bill) => bill.end(armed, seen.clone()),
+            None => armed.end(seen),
+        }
+    }
+
     /// Decides how the call ended, unless that is decided already.
-    pub(super) fn finish(&self, end: End) -> &Completion {
+    fn finish(&self, end: End) -> &Completion {
         self.0
             .completion
             .get_or_init(|| self.scanner(|scanner| scanner.finish(end)))

@@ -11,13 +11,13 @@
 mod armed;
 mod body;
 mod cached;
+mod dropping;
 mod future;
 mod lead;
-mod unsent;
 
 use std::task::Context;
 
-use crate::{Call, Completion, Outcome};
+use crate::{Bill, Call, Completion, Outcome};
 use http::response::Parts;
 use http_body::Body;
 use tokio::time::Instant;
@@ -26,9 +26,10 @@ pub use self::{
     armed::Armed,
     body::Watched,
     cached::{Cached, CachedGuard},
+    dropping::Unsent,
     future::Guarded,
-    unsent::Unsent,
 };
+pub(crate) use dropping::report_bill;
 
 /// How the end of a response is detected: [`HttpBody`] for [`http::Response`], [`Unary`] for any other type.
 ///
@@ -108,6 +109,14 @@ pub trait Guard {
     /// A guard that measures silence may register the waker with a timer.
     fn pending(&mut self, cx: &mut Context<'_>) {
         let _ = cx;
+    }
+
+    /// The caller has left, and its call goes on without it: a cache reads the answer to its end. [`end`](Self::end) follows at
+    /// once.
+    ///
+    /// What settles the use of the call can take that out of the guard, and [have it end later](Bill::settle_later).
+    fn outlived(&mut self, bill: &Bill) {
+        let _ = bill;
     }
 
     /// The call has ended. Nothing is called after this.

@@ -134,6 +134,16 @@ impl Layers {
         }
     }
 
+    /// The same with this cache, and so many permits; calls wait for one.
+    pub(crate) fn around_cache(cache: CacheLayer, permits: usize) -> Self {
+        let bulkhead = BulkheadLayer::builder(permits).max_waiting(100);
+        Self {
+            cache: Some(cache),
+            bulkhead: bulkhead.build().unwrap(),
+            ..Self::with_room(10_000, 10_000, permits, [])
+        }
+    }
+
     /// One permit, and a queue for calls that find it in use.
     pub(crate) fn with_queue(answers: impl IntoIterator<Item = Behavior>) -> Self {
         let bulkhead = BulkheadLayer::builder(1).max_waiting(10);

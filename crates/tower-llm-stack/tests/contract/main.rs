@@ -4,6 +4,7 @@
 //! |---|---|---|---|---|
 //! | cached answer | one request, no tokens | nothing | nothing | nothing |
 //! | follower of a call in flight | one request, no tokens | nothing | nothing | nothing |
+//! | call that its caller has left, and a cache finishes | what it has used, at its end | the same | freed at its end | its verdict |
 //! | batch of embeddings, stored in part | one request, tokens of what was sent | the same | freed at end | what was sent |
 //! | refusal by any layer | refunded | refunded whole | freed | neutral |
 //! | caller leaves, before or inside the body | settled by what was seen | same | freed at once | neutral; a probe is given back |
@@ -17,7 +18,7 @@
 //! | branch | once per call | each branch reserves and settles | each its own permit | each its own verdict |
 //!
 //! The first three rows are in `cached`, the last two in `attempts`; the three before them in `client_errors` and
-//! `throttled`. The first two are in `typed` too, for a service with types of its own.
+//! `throttled`. What becomes of a shared call when its callers leave, or it fails, is in `shared`. The first two are in `typed` too, for a service with types of its own.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -25,6 +26,7 @@ mod attempts;
 mod cached;
 mod client_errors;
 mod layers;
+mod shared;
 mod throttled;
 mod typed;
 

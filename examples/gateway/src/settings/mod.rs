@@ -397,7 +397,7 @@ pub struct CacheSettings {
     )]
     pub refresh_per_minute: u32,
     /// Whether a completion that its caller has left is read to its end and stored, for callers that ask again.
-    /// Caller limits charge what was read of it.
+    /// Caller limits charge the caller that left what the call has used, when it has ended.
     #[arg(
         long = "cache-finish-abandoned",
         env = "CACHE_FINISH_ABANDONED",
