@@ -1,0 +1,5 @@
+//! Calls over HTTP.
+
+mod outcomes;
+mod random;
+mod stages;
