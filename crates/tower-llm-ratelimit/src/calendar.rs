@@ -9,31 +9,23 @@ use std::{
 use jiff::{Timestamp, civil::Time, tz::TimeZone};
 use tower_llm_core::ConfigError;
 
-/// A calendar day.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Today {
-    /// Larger than that of the day before.
-    pub(crate) number: u32,
-    /// When it ends, since the limiter was built.
-    pub(crate) ends_nanos: u64,
-}
+use crate::meter::{Today, nanos};
+
+/// Reads the wall clock.
+pub(crate) type WallClock = fn() -> Timestamp;
 
 /// The days of a time zone.
 ///
 /// The wall clock is read only once a day, so setting it in between does not move midnight.
 pub(crate) struct Calendar {
     zone: TimeZone,
-    wall_clock: fn() -> Timestamp,
+    wall_clock: WallClock,
     // A lock, because two threads that see a day end must not compute different ends of the next.
     today: Mutex<Today>,
 }
 
 impl Calendar {
-    pub(crate) fn new(zone: &str) -> Result<Self, ConfigError> {
-        Self::with_clock(zone, Timestamp::now)
-    }
-
-    fn with_clock(zone: &str, wall_clock: fn() -> Timestamp) -> Result<Self, ConfigError> {
+    pub(crate) fn new(zone: &str, wall_clock: WallClock) -> Result<Self, ConfigError> {
         let found = TimeZone::get(zone);
         let zone = found.map_err(|_| {
             let reason = "there is no such time zone in the system's database";
@@ -89,10 +81,6 @@ impl fmt::Debug for Calendar {
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
@@ -107,7 +95,7 @@ mod tests {
 
     fn calendar(zone: &str, wall: &str) -> Calendar {
         set(wall);
-        Calendar::with_clock(zone, || WALL.get()).unwrap()
+        Calendar::new(zone, || WALL.get()).unwrap()
     }
 
     fn set(wall: &str) {
@@ -167,7 +155,7 @@ mod tests {
 
     #[test]
     fn an_unknown_time_zone_is_refused() {
-        let error = Calendar::new("Mars/Olympus").unwrap_err();
+        let error = Calendar::new("Mars/Olympus", || WALL.get()).unwrap_err();
         assert_eq!((error.field(), error.value()), ("zone", "\"Mars/Olympus\""));
     }
 }

@@ -9,9 +9,9 @@ use std::{
 use tower_llm_core::{ConfigError, Key, KeyBy};
 
 use crate::{
-    calendar::{Calendar, Today},
-    limit::{Algorithm, Limit, Rate},
-    meter::{Kind, Now},
+    calendar::{Calendar, WallClock},
+    limit::{Algorithm, Limit},
+    meter::{Kind, Now, Rate, Today},
     tier::Tier,
 };
 
@@ -60,6 +60,7 @@ impl CheckedLimit {
         key_by: &KeyBy,
         tiers: &[String],
         sharing: Sharing,
+        wall_clock: WallClock,
     ) -> Result<Self, ConfigError> {
         limit.check_tiers()?;
         let mut rates = iter::once(None)
@@ -67,7 +68,7 @@ impl CheckedLimit {
             .map(|tier| limit.rate(tier))
             .collect::<Result<Vec<_>, _>>()?;
         let calendar = match &limit.algorithm {
-            Algorithm::Day { zone } => Some(Calendar::new(zone)?),
+            Algorithm::Day { zone } => Some(Calendar::new(zone, wall_clock)?),
             _ => None,
         };
         let kind = kind(&limit, &rates);

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use tower_llm_core::{Caller, Keyed};
 
-use crate::{checked_limit::CheckedLimit, cost::Estimate, observed::ObservedOutput, tier::Tier};
+use crate::{
+    checked_limit::CheckedLimit, output_lengths::OutputLengths, pricing::Estimate, tier::Tier,
+};
 
 /// What a call demands of its limits.
 #[derive(Clone, Debug)]
@@ -12,7 +14,7 @@ pub(crate) struct Demand {
     pub(crate) estimate: Estimate,
     pub(crate) tier: Tier,
     /// Where the length of its output is observed.
-    pub(crate) observed: Option<Arc<Keyed<ObservedOutput>>>,
+    pub(crate) observed: Option<Arc<Keyed<OutputLengths>>>,
     /// The caller; not read before the call is blocked.
     pub(crate) caller: Option<Caller>,
 }

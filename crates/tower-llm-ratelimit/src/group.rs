@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use tower_llm_core::{Described, Evictable, Keyed, Registry};
 
 use crate::{
-    Headers, checked_limit::CheckedLimit, cost::Pricing, key_state::KeyState, store::Store,
+    Headers, checked_limit::CheckedLimit, key_state::KeyState, pricing::Pricing,
+    shared::backend::Store,
 };
 
 /// The limits of one kind of key, and how calls are charged.

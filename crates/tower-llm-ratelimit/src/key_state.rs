@@ -5,12 +5,12 @@ use std::{slice, sync::atomic::Ordering, task::Waker};
 use crate::{
     blocked::{Waits, Why},
     checked_limit::CheckedLimit,
-    cost::Amounts,
     demand::Demand,
-    lease::Lease,
     meter::{Meter, Needs},
-    provider_budget::{InFlight, ProviderBudget},
+    pricing::Amounts,
+    provider::budget::{InFlight, ProviderBudget},
     queue::Queue,
+    shared::lease::{Back, Lease},
     tier::Tier,
 };
 
@@ -264,11 +264,7 @@ impl KeyState {
     }
 
     /// Takes what is left of each lease that has ended; also returns when the next one ends.
-    #[cfg(feature = "redis")]
-    pub(crate) fn ended_leases(
-        &mut self,
-        now: u64,
-    ) -> (Vec<(usize, crate::lease::Back)>, Option<u64>) {
+    pub(crate) fn end_leases(&mut self, now: u64) -> (Vec<(usize, Back)>, Option<u64>) {
         let Some(extra) = &mut self.extra else {
             return (Vec::new(), None);
         };
@@ -276,7 +272,7 @@ impl KeyState {
         let ended = leases.filter_map(|(limit, lease)| Some((limit, lease.clear_if_over(now)?)));
         let ended = ended.collect();
         extra.is_cleaned_up = false;
-        (ended, extra.look_after(now))
+        (ended, extra.next_clean_up(now))
     }
 
     /// Returns when the next lease ends, unless a task is already scheduled to give back what is left. The caller must
@@ -284,7 +280,7 @@ impl KeyState {
     pub(crate) fn clean_up_leases(&mut self, now_nanos: u64) -> Option<u64> {
         let extra = self.extra.as_mut()?;
         (!extra.is_cleaned_up)
-            .then(|| extra.look_after(now_nanos))
+            .then(|| extra.next_clean_up(now_nanos))
             .flatten()
     }
 
@@ -339,7 +335,7 @@ impl KeyState {
 }
 
 impl Extra {
-    fn look_after(&mut self, now_nanos: u64) -> Option<u64> {
+    fn next_clean_up(&mut self, now_nanos: u64) -> Option<u64> {
         let ends = self.leases.iter().filter_map(|lease| lease.ends(now_nanos));
         let next = ends.min();
         self.is_cleaned_up = next.is_some();
@@ -500,7 +496,7 @@ impl Gauge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::Grant;
+    use crate::shared::lease::Grant;
 
     /// The state of a key with leases that end at `untils`.
     fn state(untils: &[u64]) -> KeyState {

@@ -1,16 +1,18 @@
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use tower_layer::Layer;
 use tower_llm_core::{ConfigError, Described, GateLayer, HttpBody, KeyBy, Registry};
 
 use crate::{
     CutShort, Headers, Limit, RateLimit, RateLimitGate, RateLimitHandle, Reserve,
-    attempt::Shared,
+    calendar::WallClock,
     checked_limit::{CheckedLimit, Sharing},
-    cost::Pricing,
     group::{Clock, Evicted, LimitGroup, LimitedKey},
     limiter::Limiter,
-    observed::ObservedOutput,
+    output_lengths::OutputLengths,
+    pricing::Pricing,
+    shared::backend::Shared,
     tier::{TierBy, Tiers},
 };
 
@@ -326,12 +328,17 @@ impl Settings {
             lease: shared.lease.unwrap_or_default(),
         });
         let clock = Clock::start();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the edge where the wall clock comes in; it is read when a calendar day ends"
+        )]
+        let wall_clock: WallClock = Timestamp::now;
         let mut groups = Vec::new();
         let mut names = Vec::new();
         for (key_by, limits) in group(self.limits, &self.key_by, self.observes) {
             let mut limits = limits
                 .into_iter()
-                .map(|limit| CheckedLimit::new(limit, &key_by, tiers.names(), sharing))
+                .map(|limit| CheckedLimit::new(limit, &key_by, tiers.names(), sharing, wall_clock))
                 .collect::<Result<Box<[_]>, _>>()?;
             for checked in &mut limits {
                 checked.tell_apart(&mut names);
@@ -357,14 +364,14 @@ impl Settings {
             groups: groups.into(),
             tiers,
             pricing: self.pricing,
-            observed: Registry::new(KeyBy::provider_and_model(), |_| ObservedOutput::new())
+            observed: Registry::new(KeyBy::provider_and_model(), |_| OutputLengths::new())
                 .max_keys(OBSERVED_KEYS)?,
             output_percentile: self.output_percentile,
             headers: self.headers,
             clock,
             max_waiting: self.max_waiting,
             max_wait,
-            shared,
+            shared: shared.map(Arc::new),
         })
     }
 

@@ -14,6 +14,18 @@
 //!
 //! With the feature `redis`, several processes share limits: see `SharedLimits`.
 //!
+//! # Cost, drop and time
+//!
+//! - The decision is in `limiter`, which locks the keys of a call in one order, checks all limits, and takes from all or from
+//!   none. `key_state` decides for one key and `meter` for one limit; both are plain data with `now` as an argument.
+//! - [`Reservation`] gives tokens back, once: what the call did not use when its response has ended, and everything if it was
+//!   never sent.
+//! - A caller that leaves while its call waits leaves the queue, and nothing is charged. One that leaves later is charged by
+//!   [`CutShort`].
+//! - An admitted call costs two locks per kind of key, one read of the clock and no allocation. A store of shared limits costs
+//!   a round trip, or none by leases.
+//! - Time is tokio's, which tests can pause. Only calendar days need the wall clock, which is read when a day ends.
+//!
 //! The layer does not know prices, and it does not choose another provider when a limit is exceeded.
 //!
 //! # Example
@@ -58,52 +70,43 @@
 
 #![warn(missing_docs)]
 
-mod attempt;
 mod blocked;
 mod calendar;
 mod checked_limit;
-mod cost;
 mod demand;
 mod error;
 mod gate;
 mod group;
 mod handle;
-mod headers;
 mod key_state;
 mod layer;
-#[cfg_attr(
-    not(feature = "redis"),
-    allow(dead_code, reason = "the only store comes with the feature `redis`")
-)]
-mod lease;
 mod limit;
 mod limiter;
 mod meter;
-mod observed;
-mod provider_budget;
-mod provider_headers;
+mod output_lengths;
+mod pricing;
+mod provider;
 mod queue;
+mod quota_headers;
 mod reservation;
-#[cfg(feature = "redis")]
-mod shared;
 #[cfg_attr(
     not(feature = "redis"),
     allow(dead_code, reason = "the only store comes with the feature `redis`")
 )]
-mod store;
+mod shared;
 mod tier;
 mod waiting;
 
 pub use self::{
-    attempt::StoreFallback,
-    cost::{CutShort, Reserve},
     error::{ExceedsLimit, RateLimited},
     gate::{RateLimit, RateLimitGate, ResponseFuture},
     handle::{KeyStats, LimitStats, RateLimitHandle},
-    headers::Headers,
     layer::{RateLimitBuilder, RateLimitLayer},
     limit::{Limit, LimitBuilder, Unit},
+    pricing::{CutShort, Reserve},
+    quota_headers::Headers,
     reservation::Reservation,
+    shared::backend::StoreFallback,
 };
 
 #[cfg(feature = "redis")]

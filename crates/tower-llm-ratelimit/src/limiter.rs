@@ -8,23 +8,21 @@ use std::{
 
 use http::HeaderMap;
 use smallvec::SmallVec;
-use tower_llm_core::{Admission, Availability, Call, Described, Entry, Registry};
+use tower_llm_core::{Availability, Call, Described, Entry, Registry};
 
 use crate::{
     ExceedsLimit, Headers, RateLimited,
-    attempt::Shared,
     blocked::{Blocked, QueuesPassed, Waits, Why},
     checked_limit::CheckedLimit,
-    cost::Pricing,
     demand::Demand,
     error::Reason,
     group::{Clock, Keys, LimitGroup, LimitedKey},
-    headers::Statuses,
     key_state::{KeyState, Taken},
-    observed::{ObservedOutput, UNTIL_OBSERVED},
-    reservation::Reservation,
+    output_lengths::{OutputLengths, UNTIL_OBSERVED},
+    pricing::Pricing,
+    quota_headers::Statuses,
+    shared::backend::Shared,
     tier::Tiers,
-    waiting::{self, Waiting},
 };
 
 /// The limits of a layer, and the state of their keys.
@@ -33,14 +31,14 @@ pub(crate) struct Limiter {
     pub(crate) groups: Box<[(Arc<LimitGroup>, Registry<LimitedKey>)]>,
     pub(crate) tiers: Tiers,
     pub(crate) pricing: Pricing,
-    pub(crate) observed: Registry<ObservedOutput>,
+    pub(crate) observed: Registry<OutputLengths>,
     pub(crate) output_percentile: f64,
     pub(crate) headers: Headers,
     pub(crate) clock: Clock,
     pub(crate) max_waiting: usize,
     pub(crate) max_wait: Duration,
     /// Decides on limits that several processes share.
-    pub(crate) shared: Option<Shared>,
+    pub(crate) shared: Option<Arc<Shared>>,
 }
 
 /// How long one key blocks a call, and why; `None` if it does not. `behind` says whether the calls in its queue go first.
@@ -89,21 +87,8 @@ pub(crate) fn check_leases(
 // === impl Limiter ===
 
 impl Limiter {
-    /// Decides on a call, without waiting.
-    pub(crate) fn admit(self: &Arc<Self>, entry: &Entry<'_>) -> Admission<Reservation> {
-        let demand = self.price(entry, entry.call(), entry.reports_usage());
-        let keys = Keys::of(&self.groups, entry);
-        match &self.shared {
-            Some(shared) => self.admit_shared(shared, keys, demand, entry),
-            None => match self.try_take(&keys, &demand, self.clock.nanos(entry.now())) {
-                Some(taken) => Admission::Admitted(Reservation::new(keys, demand, taken)),
-                None => self.admit_or_wait(keys, demand, entry),
-            },
-        }
-    }
-
     /// The fast path: takes what the call demands if no call waits, no report blocks it and all limits have room.
-    fn try_take(&self, keys: &Keys, demand: &Demand, now: u64) -> Option<Taken> {
+    pub(crate) fn try_take(&self, keys: &Keys, demand: &Demand, now: u64) -> Option<Taken> {
         if let Keys::One([key]) = keys {
             let LimitGroup {
                 limits, observes, ..
@@ -138,56 +123,6 @@ impl Limiter {
         looked.map_or_else(Blocked::availability, |()| Availability::Now)
     }
 
-    /// The general path of limits that this process enforces by itself.
-    #[cold]
-    fn admit_or_wait(
-        self: &Arc<Self>,
-        keys: Keys,
-        mut demand: Demand,
-        entry: &Entry<'_>,
-    ) -> Admission<Reservation> {
-        if let Err(never) = self.fit(&mut demand, entry) {
-            return Admission::Refused(never.refuse().into());
-        }
-        // What is ahead of the call depends on its caller, which is read only if something blocks the call.
-        demand.caller = waiting::caller(entry);
-        let (now, passed) = (entry.now(), QueuesPassed::default());
-        let now_nanos = self.clock.nanos(now);
-        match self.take_if(check_limits, &keys, &demand, passed, now_nanos) {
-            Ok(taken) => Admission::Admitted(Reservation::new(keys, demand, taken)),
-            Err(blocked) => {
-                let reports_usage = entry.reports_usage();
-                match Waiting::in_queue(self, keys, demand, reports_usage, &blocked, now) {
-                    Ok(waiting) => Admission::Waits(Box::new(waiting)),
-                    Err(refused) => Admission::Refused(refused),
-                }
-            }
-        }
-    }
-
-    /// Admits a call by leases of its limits, or asks the store.
-    fn admit_shared(
-        self: &Arc<Self>,
-        shared: &Shared,
-        keys: Keys,
-        mut demand: Demand,
-        entry: &Entry<'_>,
-    ) -> Admission<Reservation> {
-        if let Err(never) = self.fit(&mut demand, entry) {
-            return Admission::Refused(never.refuse().into());
-        }
-        if shared.lease.is_some() {
-            let now = self.clock.nanos(entry.now());
-            let spent = self.spend_leases(&keys, &demand, QueuesPassed::default(), now);
-            if let Ok((taken, epochs)) = spent {
-                return Admission::Admitted(Reservation::leased(keys, demand, taken, &epochs));
-            }
-        }
-        let (reports_usage, now) = (entry.reports_usage(), entry.now());
-        let waiting = Waiting::for_store(self, keys, demand, reports_usage, now);
-        Admission::Waits(Box::new(waiting))
-    }
-
     /// What `request` demands; not more than its limits admit.
     ///
     /// # Errors
@@ -204,8 +139,14 @@ impl Limiter {
         Ok(demand)
     }
 
+    /// What `request` demands, even if that is more than a limit admits.
     #[inline]
-    fn price(&self, request: &dyn Described, call: Option<&Call>, reports_usage: bool) -> Demand {
+    pub(crate) fn price(
+        &self,
+        request: &dyn Described,
+        call: Option<&Call>,
+        reports_usage: bool,
+    ) -> Demand {
         let mut observed = None;
         let expected = || {
             let of_key = self.observed.get(request);
@@ -230,7 +171,11 @@ impl Limiter {
     }
 
     /// Lowers an estimate that exceeds a limit to the limit, unless the call needs more than that.
-    fn fit(&self, demand: &mut Demand, request: &dyn Described) -> Result<(), TooLarge<'_>> {
+    pub(crate) fn fit(
+        &self,
+        demand: &mut Demand,
+        request: &dyn Described,
+    ) -> Result<(), TooLarge<'_>> {
         for checked in self.groups.iter().flat_map(|(group, _)| &group.limits) {
             let (unit, capacity) = (checked.limit.unit(), checked.rate(demand.tier).capacity);
             if demand.amount(checked) <= capacity {
@@ -369,7 +314,7 @@ impl Limiter {
 }
 
 /// A call that needs more than a limit ever admits.
-struct TooLarge<'a> {
+pub(crate) struct TooLarge<'a> {
     checked: &'a CheckedLimit,
     needed: u64,
     capacity: u64,
@@ -377,7 +322,7 @@ struct TooLarge<'a> {
 
 impl TooLarge<'_> {
     /// Counts the refusal.
-    fn refuse(self) -> ExceedsLimit {
+    pub(crate) fn refuse(self) -> ExceedsLimit {
         self.checked.refused();
         ExceedsLimit::new(self.checked.limit.clone(), self.needed, self.capacity)
     }

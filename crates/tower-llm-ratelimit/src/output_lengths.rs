@@ -18,7 +18,7 @@ pub(crate) const UNTIL_OBSERVED: u64 = 1_024;
 
 /// A histogram of output lengths.
 #[derive(Debug)]
-pub(crate) struct ObservedOutput(Mutex<Lengths>);
+pub(crate) struct OutputLengths(Mutex<Lengths>);
 
 #[derive(Debug)]
 struct Lengths {
@@ -26,7 +26,7 @@ struct Lengths {
     total: u32,
 }
 
-impl ObservedOutput {
+impl OutputLengths {
     pub(crate) fn new() -> Self {
         Self(Mutex::new(Lengths {
             counts: [0; STEPS],
@@ -48,7 +48,7 @@ impl ObservedOutput {
     }
 }
 
-impl Evictable for ObservedOutput {
+impl Evictable for OutputLengths {
     fn is_evictable(&self) -> bool {
         // It is observed again, and the default is used until then.
         true
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn there_is_no_percentile_before_enough_observations() {
-        let observed = ObservedOutput::new();
+        let observed = OutputLengths::new();
         for _ in 1..ENOUGH {
             observed.record(100);
         }
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn the_percentile_is_the_requested_one() {
-        let observed = ObservedOutput::new();
+        let observed = OutputLengths::new();
         for _ in 0..95 {
             observed.record(60);
         }
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn old_observations_fade() {
-        let observed = ObservedOutput::new();
+        let observed = OutputLengths::new();
         for _ in 0..1_000 {
             observed.record(4_000);
         }

@@ -19,7 +19,7 @@ use std::{
 
 use tower_llm_core::Caller;
 
-use crate::cost::Amounts;
+use crate::pricing::Amounts;
 
 /// How late a call may be polled before it is skipped.
 pub(crate) const PATIENCE_NANOS: u64 = 1_000_000_000;

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::{Unit, group::Keys, store::StoredStatus, tier::Tier};
+use crate::{Unit, group::Keys, shared::backend::StoredStatus, tier::Tier};
 
 /// Which response headers state the limits.
 ///

@@ -1,6 +1,6 @@
 //! What a call has reserved in its limits, from its admission to its end.
 
-use std::{cmp::Ordering, mem, sync::Arc, task::Waker};
+use std::{mem, sync::Arc, task::Waker};
 
 use http::response::Parts;
 use tokio::time::Instant;
@@ -8,17 +8,16 @@ use tower_llm_core::{Bill, Completion, Guard, Keyed, Outcome};
 
 use crate::{
     Headers,
-    checked_limit::CheckedLimit,
-    cost::{Amounts, CompactEstimate, Estimate},
     demand::Demand,
     group::{Keys, LimitGroup, LimitedKey},
-    headers::Statuses,
     key_state::Taken,
-    lease::Back,
-    observed::ObservedOutput,
-    provider_budget::InFlight,
-    provider_headers::ProviderHeaders,
-    store::{Holding, Terms},
+    output_lengths::OutputLengths,
+    pricing::{Amounts, CompactEstimate, Estimate},
+    provider::budget::InFlight,
+    provider::headers::ProviderHeaders,
+    quota_headers::Statuses,
+    shared::backend::{Holding, Terms},
+    shared::lease::Back,
     tier::Tier,
 };
 
@@ -35,7 +34,7 @@ pub struct Reservation {
     estimate: CompactEstimate,
     besides: Besides,
     /// Where the length of the output is observed.
-    observed: Option<Arc<Keyed<ObservedOutput>>>,
+    observed: Option<Arc<Keyed<OutputLengths>>>,
     tier: Tier,
     stage: Stage,
 }
@@ -69,20 +68,6 @@ struct Rare {
     lease_epochs: Box<[u64]>,
     /// What the store of shared limits holds for the call.
     holding: Option<Holding>,
-}
-
-/// How a settlement changes what was reserved of one limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change {
-    None,
-    Less(u64),
-    More(u64),
-}
-
-/// What a call was charged, and whether the provider has counted it.
-struct Charge {
-    used: Amounts,
-    is_counted: bool,
 }
 
 impl Reservation {
@@ -166,19 +151,27 @@ impl Reservation {
     }
 
     /// Settles what was reserved to what was used, once.
-    fn settle(&mut self, reserved: &Amounts, charge: &Charge, ended_at: Option<Instant>) {
+    ///
+    /// `is_counted` says whether the provider has counted the call.
+    fn settle(
+        &mut self,
+        reserved: &Amounts,
+        used: &Amounts,
+        is_counted: bool,
+        ended_at: Option<Instant>,
+    ) {
         let was = mem::replace(&mut self.stage, Stage::Settled);
         if was == Stage::Settled {
             return;
         }
         match mem::replace(&mut self.besides, Besides::Nothing) {
-            Besides::Leases(epochs) => self.settle_leases(&epochs, reserved, &charge.used),
+            Besides::Leases(epochs) => self.settle_leases(&epochs, reserved, used),
             Besides::Rare(mut rare) => {
                 if let Some(holding) = rare.holding.take() {
                     let limits = self.keys.iter().flat_map(|key| &key.group.limits);
-                    holding.settle(limits.map(|checked| charge.used.of(checked.limit.unit())));
+                    holding.settle(limits.map(|checked| used.of(checked.limit.unit())));
                 }
-                self.settle_leases(&rare.lease_epochs, reserved, &charge.used);
+                self.settle_leases(&rare.lease_epochs, reserved, used);
                 self.besides = Besides::Rare(rare);
             }
             besides => self.besides = besides,
@@ -189,7 +182,8 @@ impl Reservation {
         };
         for key in self.keys.iter() {
             let in_flight = in_flight.take_if(|_| key.group.observes);
-            self.settle_key(key, reserved, charge, in_flight, ended_at);
+            let in_flight = in_flight.map(|in_flight| (in_flight, is_counted));
+            self.settle_key(key, reserved, used, in_flight, ended_at);
         }
     }
 
@@ -197,27 +191,28 @@ impl Reservation {
         &self,
         key: &LimitedKey,
         reserved: &Amounts,
-        charge: &Charge,
-        in_flight: Option<InFlight>,
+        used: &Amounts,
+        in_flight: Option<(InFlight, bool)>,
         ended_at: Option<Instant>,
     ) {
         let group = &key.group;
-        let is_changed = |checked| change(checked, reserved, &charge.used) != Change::None;
-        if group.is_exact && in_flight.is_none() && !group.limits.iter().any(is_changed) {
+        let mut units = group.limits.iter().map(|checked| checked.limit.unit());
+        let is_same = |unit| reserved.of(unit) == used.of(unit);
+        if group.is_exact && in_flight.is_none() && units.all(is_same) {
             return;
         }
         let now = || group.clock.nanos(ended_at.unwrap_or_else(Instant::now));
         let mut state = key.lock();
-        if let Some(in_flight) = in_flight {
+        if let Some((in_flight, is_counted)) = in_flight {
             let budget = state.budget_or_new();
-            match charge.is_counted {
+            match is_counted {
                 true => budget.ended(reserved),
                 false => budget.never_sent(reserved, in_flight, || group.clock.now_nanos()),
             }
         }
         for (checked, gauge) in group.limits.iter().zip(state.gauges.iter_mut()) {
             let unit = checked.limit.unit();
-            let (reserved, used) = (reserved.of(unit), charge.used.of(unit));
+            let (reserved, used) = (reserved.of(unit), used.of(unit));
             gauge.settle(checked, self.tier, self.at_nanos, reserved, used);
             if used > reserved {
                 // Rarely needed, so the clock is rarely read.
@@ -245,12 +240,10 @@ impl Reservation {
             let mut state = key.lock();
             let leases = state.leases(limits.len()).iter_mut();
             for ((checked, lease), &epoch) in limits.iter().zip(leases).zip(&mut epochs) {
-                let (less, more) = match change(checked, reserved, used) {
-                    Change::None => continue,
-                    Change::Less(less) => (less, 0),
-                    Change::More(more) => (0, more),
-                };
-                if lease.settle(epoch, less, more, now) {
+                let unit = checked.limit.unit();
+                let (reserved, used) = (reserved.of(unit), used.of(unit));
+                let (less, more) = (reserved.saturating_sub(used), used.saturating_sub(reserved));
+                if less == more || lease.settle(epoch, less, more, now) {
                     continue;
                 }
                 let (amount, tier) = (less, self.tier);
@@ -317,17 +310,6 @@ impl Reservation {
     }
 }
 
-/// How the use of a limit differs from the reservation.
-fn change(checked: &CheckedLimit, reserved: &Amounts, used: &Amounts) -> Change {
-    let unit = checked.limit.unit();
-    let (reserved, used) = (reserved.of(unit), used.of(unit));
-    match used.cmp(&reserved) {
-        Ordering::Equal => Change::None,
-        Ordering::Less => Change::Less(reserved - used),
-        Ordering::Greater => Change::More(used - reserved),
-    }
-}
-
 impl Guard for Reservation {
     fn response_headers(&mut self, head: Option<&mut Parts>) {
         let Some(parts) = head else { return };
@@ -374,18 +356,16 @@ impl Guard for Reservation {
             completion.outcome,
             Outcome::Refused | Outcome::Exhausted | Outcome::Overloaded { .. }
         );
-        let charge = Charge { used, is_counted };
-        self.settle(&estimate.reserved, &charge, completion.ended_at);
+        let (reserved, ended_at) = (estimate.reserved, completion.ended_at);
+        self.settle(&reserved, &used, is_counted, ended_at);
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         if self.stage != Stage::Settled {
-            let used = Amounts::NONE;
-            let is_counted = false;
             let reserved = self.estimate().reserved;
-            self.settle(&reserved, &Charge { used, is_counted }, None);
+            self.settle(&reserved, &Amounts::NONE, false, None);
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     blocked::{Blocked, QueuesPassed},
     demand::Demand,
     group::{Keys, LimitedKey},
-    limiter::Limiter,
+    limiter::{Limiter, check_limits},
     queue::{Leaves, Polled, Position},
     reservation::Reservation,
 };
@@ -59,7 +59,7 @@ impl Waiting {
         now: Instant,
     ) -> Self {
         let mut waiting = Self::new(limiter, keys, demand, reports_usage, now);
-        waiting.asking = Some(waiting.ask());
+        waiting.asking = waiting.ask();
         waiting
     }
 
@@ -167,20 +167,26 @@ impl Waiting {
         if let Some(entry) = &self.entry {
             self.passed.add(entry.group);
         }
-        if self.limiter.shared.is_some() {
-            self.asking = Some(self.ask());
+        self.asking = self.ask();
+        if self.asking.is_some() {
             return None;
         }
-        Some(
-            self.limiter
-                .attempt_alone(&self.keys, &self.demand, self.passed, now),
-        )
+        let now = self.limiter.clock.nanos(now);
+        let (keys, demand) = (&self.keys, &self.demand);
+        let taken = self
+            .limiter
+            .take_if(check_limits, keys, demand, self.passed, now);
+        Some(taken.map(|taken| Reservation::new(keys.clone(), demand.clone(), taken)))
     }
 
-    fn ask(&self) -> Asking {
+    /// Asks the store of shared limits; `None` if there is none.
+    fn ask(&self) -> Option<Asking> {
+        let shared = self.limiter.shared.clone()?;
         let (limiter, keys) = (Arc::clone(&self.limiter), self.keys.clone());
         let (demand, passed) = (self.demand.clone(), self.passed);
-        Box::pin(async move { limiter.attempt(&keys, &demand, passed).await })
+        Some(Box::pin(async move {
+            limiter.acquire(&shared, &keys, &demand, passed).await
+        }))
     }
 
     /// Checks whether it can still be admitted, although it is not the head.

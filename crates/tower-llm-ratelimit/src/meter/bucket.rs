@@ -7,8 +7,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::Needs;
-use crate::limit::Rate;
+use super::{Needs, Rate};
 
 /// One bucket, empty when new.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,14 +65,14 @@ impl Bucket {
     /// Takes `amount`, whether there is room or not: the excess is debt, which later calls wait for. Returns the time of
     /// it, for giving it back.
     pub(crate) fn take(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> u64 {
-        self.leak(rate, now_nanos.max(self.latest_nanos()));
+        self.leak(rate, now_nanos.max(self.latest_nanos(rate)));
         self.add(rate, amount);
         self.at_nanos
     }
 
     /// Takes `needs` if there is room; returns the time of it.
     pub(crate) fn try_take(&mut self, rate: &Rate, needs: Needs, now_nanos: u64) -> Option<u64> {
-        let now_nanos = now_nanos.max(self.latest_nanos());
+        let now_nanos = now_nanos.max(self.latest_nanos(rate));
         if !self.has_room(rate, needs.room, now_nanos) {
             return None;
         }
@@ -100,7 +99,7 @@ impl Bucket {
     }
 
     /// The latest time it knows.
-    pub(crate) fn latest_nanos(&self) -> u64 {
+    pub(crate) fn latest_nanos(&self, _: &Rate) -> u64 {
         // A refund of what had leaked can empty the bucket in the instant of another call. The next filling begins later, so
         // that the time of that call shows that it belongs to an earlier one.
         let is_emptied = self.taken() == 0 && self.last_taken_nanos > self.filling_since_nanos;
@@ -133,7 +132,7 @@ impl Bucket {
     }
 
     /// Notes that `amount` of what was taken at `taken_at` is settled.
-    pub(crate) fn remove_unsettled(&mut self, taken_at_nanos: u64, amount: u64) {
+    pub(crate) fn remove_unsettled(&mut self, _: &Rate, taken_at_nanos: u64, amount: u64) {
         if taken_at_nanos >= self.filling_since_nanos {
             self.unsettled = self.unsettled.saturating_sub(amount);
         }

@@ -2,8 +2,7 @@
 //!
 //! Some providers' daily quotas are for a calendar day in a time zone: Gemini's begins at midnight in California.
 
-use super::{Needs, Now};
-use crate::limit::Rate;
+use super::{Needs, Now, Rate};
 
 /// What was taken on the current day.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,7 +30,7 @@ impl Day {
     }
 
     /// Takes `amount`, whether there is room or not. Returns the time of it, for giving it back.
-    pub(crate) fn take(&mut self, amount: u64, now: Now) -> u64 {
+    pub(crate) fn take(&mut self, _: &Rate, amount: u64, now: Now) -> u64 {
         self.turn(now);
         self.taken = self.taken.saturating_add(amount);
         now.nanos.max(self.since_nanos)
@@ -42,7 +41,7 @@ impl Day {
         if !self.has_room(rate, needs.room, now) {
             return None;
         }
-        let at = self.take(needs.amount, now);
+        let at = self.take(rate, needs.amount, now);
         if needs.is_unsettled {
             self.add_unsettled(needs.amount);
         }
@@ -56,12 +55,12 @@ impl Day {
     }
 
     /// The latest time it knows: the begin of its day.
-    pub(crate) fn latest_nanos(&self) -> u64 {
+    pub(crate) fn latest_nanos(&self, _: &Rate) -> u64 {
         self.since_nanos
     }
 
     /// Gives back `amount` of what was taken at `taken_at`; nothing if that day is over.
-    pub(crate) fn give_back(&mut self, taken_at_nanos: u64, amount: u64) {
+    pub(crate) fn give_back(&mut self, _: &Rate, taken_at_nanos: u64, amount: u64) {
         if taken_at_nanos >= self.since_nanos {
             self.taken = self.taken.saturating_sub(amount);
         }
@@ -73,7 +72,7 @@ impl Day {
     }
 
     /// Notes that `amount` of what was taken at `taken_at` is settled.
-    pub(crate) fn remove_unsettled(&mut self, taken_at_nanos: u64, amount: u64) {
+    pub(crate) fn remove_unsettled(&mut self, _: &Rate, taken_at_nanos: u64, amount: u64) {
         if taken_at_nanos >= self.since_nanos {
             self.unsettled = self.unsettled.saturating_sub(amount);
         }
@@ -90,7 +89,7 @@ impl Day {
     }
 
     /// How long until nothing of what was taken counts any more, in nanoseconds.
-    pub(crate) fn full_in(&mut self, now: Now) -> u64 {
+    pub(crate) fn full_in(&mut self, _: &Rate, now: Now) -> u64 {
         self.turn(now);
         if self.taken == 0 {
             return 0;

@@ -2,13 +2,19 @@
 
 mod bucket;
 mod day;
+mod rate;
 #[cfg(test)]
 mod tests;
 mod window;
 
-pub(crate) use self::{bucket::Bucket, window::SLICES};
-use self::{day::Day, window::Window};
-use crate::{calendar::Today, limit::Rate};
+pub(crate) use self::{
+    bucket::Bucket,
+    rate::{Rate, nanos},
+};
+use self::{
+    day::Day,
+    window::{SLICES, Window},
+};
 
 /// How much one key has taken of one limit.
 #[derive(Clone, Debug)]
@@ -27,6 +33,15 @@ pub(crate) enum Kind {
     Window,
     Wide,
     Day,
+}
+
+/// A calendar day.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Today {
+    /// Larger than that of the day before.
+    pub(crate) number: u32,
+    /// When it ends, since the limiter was built.
+    pub(crate) ends_nanos: u64,
 }
 
 /// The time since the limiter was built.
@@ -48,6 +63,39 @@ pub(crate) struct Needs {
     pub(crate) is_unsettled: bool,
 }
 
+/// Calls the meter of any kind. Only a day needs to know the date.
+macro_rules! each {
+    ($self:ident, $meter:ident => $call:expr) => {
+        match $self {
+            Self::Bucket($meter) => $call,
+            Self::Window($meter) => $call,
+            Self::Wide($meter) => $call,
+            Self::Day($meter) => $call,
+        }
+    };
+    ($self:ident, $meter:ident, $now:ident => $call:expr) => {{
+        let (nanos, today) = ($now.nanos, $now);
+        match $self {
+            Self::Bucket($meter) => {
+                let $now = nanos;
+                $call
+            }
+            Self::Window($meter) => {
+                let $now = nanos;
+                $call
+            }
+            Self::Wide($meter) => {
+                let $now = nanos;
+                $call
+            }
+            Self::Day($meter) => {
+                let $now = today;
+                $call
+            }
+        }
+    }};
+}
+
 impl Meter {
     pub(crate) fn new(kind: Kind) -> Self {
         match kind {
@@ -62,33 +110,14 @@ impl Meter {
     ///
     /// `amount` must not be over the capacity, or it never can.
     pub(crate) fn wait(&mut self, rate: &Rate, amount: u64, now: Now) -> u64 {
-        match self {
-            Self::Bucket(bucket) => bucket.wait(rate, amount, now.nanos),
-            Self::Window(window) => window.wait(rate, amount, now.nanos),
-            Self::Wide(window) => window.wait(rate, amount, now.nanos),
-            Self::Day(day) => day.wait(rate, amount, now),
-        }
+        each!(self, meter, now => meter.wait(rate, amount, now))
     }
 
     /// If `amount` can be taken now: when it would be, as [`take`](Self::take) says.
     #[inline]
     pub(crate) fn room_at(&mut self, rate: &Rate, amount: u64, now: Now) -> Option<u64> {
-        let (has_room, latest) = match self {
-            Self::Bucket(bucket) => (
-                bucket.has_room(rate, amount, now.nanos),
-                bucket.latest_nanos(),
-            ),
-            Self::Window(window) => (
-                window.has_room(rate, amount, now.nanos),
-                window.latest_nanos(rate),
-            ),
-            Self::Wide(window) => (
-                window.has_room(rate, amount, now.nanos),
-                window.latest_nanos(rate),
-            ),
-            Self::Day(day) => (day.has_room(rate, amount, now), day.latest_nanos()),
-        };
-        has_room.then(|| latest.max(now.nanos))
+        let has_room = each!(self, meter, now => meter.has_room(rate, amount, now));
+        has_room.then(|| now.nanos.max(self.latest_nanos(rate)))
     }
 
     /// The same if every unsettled reservation were refunded: by what is known to be used.
@@ -96,12 +125,7 @@ impl Meter {
         if amount > rate.capacity {
             return u64::MAX;
         }
-        match self {
-            Self::Bucket(bucket) => bucket.settled_wait(rate, amount, now.nanos),
-            Self::Window(window) => window.settled_wait(rate, amount, now.nanos),
-            Self::Wide(window) => window.settled_wait(rate, amount, now.nanos),
-            Self::Day(day) => day.settled_wait(rate, amount, now),
-        }
+        each!(self, meter, now => meter.settled_wait(rate, amount, now))
     }
 
     /// The minimum time until other calls have taken `ahead` and then `amount` can be taken, in nanoseconds.
@@ -131,70 +155,35 @@ impl Meter {
     ///
     /// That is `now`, or the [latest](Self::latest_nanos) time the meter knows if another thread read the clock later.
     pub(crate) fn take(&mut self, rate: &Rate, amount: u64, now: Now) -> u64 {
-        match self {
-            Self::Bucket(bucket) => bucket.take(rate, amount, now.nanos),
-            Self::Window(window) => window.take(rate, amount, now.nanos),
-            Self::Wide(window) => window.take(rate, amount, now.nanos),
-            Self::Day(day) => day.take(amount, now),
-        }
+        each!(self, meter, now => meter.take(rate, amount, now))
     }
 
     /// The latest time the meter knows: what is taken earlier counts as taken then.
     pub(crate) fn latest_nanos(&self, rate: &Rate) -> u64 {
-        match self {
-            Self::Bucket(bucket) => bucket.latest_nanos(),
-            Self::Window(window) => window.latest_nanos(rate),
-            Self::Wide(window) => window.latest_nanos(rate),
-            Self::Day(day) => day.latest_nanos(),
-        }
+        each!(self, meter => meter.latest_nanos(rate))
     }
 
     /// Takes what a call needs if there is room for it; returns the time of it, as [`take`](Self::take) does.
     #[inline]
     pub(crate) fn try_take(&mut self, rate: &Rate, needs: Needs, now: Now) -> Option<u64> {
-        match self {
-            Self::Bucket(bucket) => bucket.try_take(rate, needs, now.nanos),
-            Self::Window(window) => window.try_take(rate, needs, now.nanos),
-            Self::Wide(window) => window.try_take(rate, needs, now.nanos),
-            Self::Day(day) => day.try_take(rate, needs, now),
-        }
+        each!(self, meter, now => meter.try_take(rate, needs, now))
     }
 
     /// Takes `amount` until it is [settled](Self::settle): it may be too much. Returns the time of it.
     pub(crate) fn reserve(&mut self, rate: &Rate, amount: u64, now: Now) -> u64 {
         let at = self.take(rate, amount, now);
-        self.add_unsettled(amount);
+        each!(self, meter => meter.add_unsettled(amount));
         at
-    }
-
-    /// Notes that `amount` of what was just taken is not settled.
-    pub(crate) fn add_unsettled(&mut self, amount: u64) {
-        match self {
-            Self::Bucket(bucket) => bucket.add_unsettled(amount),
-            Self::Window(window) => window.add_unsettled(amount),
-            Self::Wide(window) => window.add_unsettled(amount),
-            Self::Day(day) => day.add_unsettled(amount),
-        }
     }
 
     /// Whether anything that still counts is not settled.
     pub(crate) fn has_unsettled(&self) -> bool {
-        match self {
-            Self::Bucket(bucket) => bucket.has_unsettled(),
-            Self::Window(window) => window.has_unsettled(),
-            Self::Wide(window) => window.has_unsettled(),
-            Self::Day(day) => day.has_unsettled(),
-        }
+        each!(self, meter => meter.has_unsettled())
     }
 
     /// Settles what was reserved at `taken_at`: `refund` of it is given back.
     pub(crate) fn settle(&mut self, rate: &Rate, taken_at_nanos: u64, reserved: u64, refund: u64) {
-        match self {
-            Self::Bucket(bucket) => bucket.remove_unsettled(taken_at_nanos, reserved),
-            Self::Window(window) => window.remove_unsettled(rate, taken_at_nanos, reserved),
-            Self::Wide(window) => window.remove_unsettled(rate, taken_at_nanos, reserved),
-            Self::Day(day) => day.remove_unsettled(taken_at_nanos, reserved),
-        }
+        each!(self, meter => meter.remove_unsettled(rate, taken_at_nanos, reserved));
         if refund > 0 {
             self.give_back(rate, taken_at_nanos, refund);
         }
@@ -202,31 +191,16 @@ impl Meter {
 
     /// Gives back `amount` of what was taken at `taken_at`.
     pub(crate) fn give_back(&mut self, rate: &Rate, taken_at_nanos: u64, amount: u64) {
-        match self {
-            Self::Bucket(bucket) => bucket.give_back(rate, taken_at_nanos, amount),
-            Self::Window(window) => window.give_back(rate, taken_at_nanos, amount),
-            Self::Wide(window) => window.give_back(rate, taken_at_nanos, amount),
-            Self::Day(day) => day.give_back(taken_at_nanos, amount),
-        }
+        each!(self, meter => meter.give_back(rate, taken_at_nanos, amount));
     }
 
     /// How much could be taken now.
     pub(crate) fn remaining(&mut self, rate: &Rate, now: Now) -> u64 {
-        match self {
-            Self::Bucket(bucket) => bucket.remaining(rate, now.nanos),
-            Self::Window(window) => window.remaining(rate, now.nanos),
-            Self::Wide(window) => window.remaining(rate, now.nanos),
-            Self::Day(day) => day.remaining(rate, now),
-        }
+        each!(self, meter, now => meter.remaining(rate, now))
     }
 
     /// How long until nothing of what was taken counts any more, in nanoseconds.
     pub(crate) fn full_in(&mut self, rate: &Rate, now: Now) -> u64 {
-        match self {
-            Self::Bucket(bucket) => bucket.full_in(rate, now.nanos),
-            Self::Window(window) => window.full_in(rate, now.nanos),
-            Self::Wide(window) => window.full_in(rate, now.nanos),
-            Self::Day(day) => day.full_in(now),
-        }
+        each!(self, meter, now => meter.full_in(rate, now))
     }
 }

@@ -4,8 +4,7 @@
 //! wherever it begins, and the limit holds in each one. That costs at most one part in `SLICES + 1` of the throughput. With
 //! only `SLICES` slices, nearly twice the limit could be admitted.
 
-use super::Needs;
-use crate::limit::Rate;
+use super::{Needs, Rate};
 
 /// Parts of a period.
 pub(crate) const SLICES: u32 = 12;

@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use crate::{
     Unit,
-    attempt::nanos,
-    cost::{Amounts, Estimate},
-    limit::Rate,
-    meter::Bucket,
-    provider_headers::{LimitStatus, ProviderHeaders},
+    meter::{Bucket, Rate, nanos},
+    pricing::{Amounts, Estimate},
+    provider::headers::{LimitStatus, ProviderHeaders},
 };
 
 /// A provider's limits for one key, as last reported.
@@ -18,15 +16,15 @@ pub(crate) struct ProviderBudget {
     closed_until_nanos: u64,
     buckets: [Option<ReportedBudget>; 4],
     /// Everything admitted so far.
-    let_through: Counter,
+    admitted: Counter,
     /// The part of it that was answered, or ended without an answer.
     answered: Counter,
     /// The last call whose response reported something.
-    told_last: u32,
+    last_reported: u32,
     /// When the last call was admitted.
     sent_at_nanos: u64,
     /// Whether anything was reported.
-    is_told: bool,
+    has_reports: bool,
 }
 
 /// How long a call has to wait for what the provider reported.
@@ -74,7 +72,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 impl ProviderBudget {
     /// Whether a call may be sent now.
     pub(crate) fn admits(&mut self, estimate: &Estimate, now_nanos: u64) -> bool {
-        !self.is_told || self.wait(estimate, now_nanos).is_none()
+        !self.has_reports || self.wait(estimate, now_nanos).is_none()
     }
 
     /// How long until a call may be sent; `None` if it may be sent now.
@@ -87,7 +85,7 @@ impl ProviderBudget {
             known_nanos: closed_for,
             unit: None,
         };
-        let unanswered = self.let_through.since(&self.answered);
+        let unanswered = self.admitted.since(&self.answered);
         for unit in Unit::REPORTED {
             if let Some(ReportedBudget { bucket, rate, .. }) = &mut self.buckets[unit.index()]
                 && let Some(needed) = estimate.needed(unit)
@@ -111,10 +109,10 @@ impl ProviderBudget {
 
     /// Counts a call that is sent.
     pub(crate) fn take(&mut self, cost: &Amounts, now_nanos: u64) -> InFlight {
-        self.let_through.add(cost);
+        self.admitted.add(cost);
         self.sent_at_nanos = now_nanos;
-        let number = self.let_through.number();
-        if self.is_told {
+        let number = self.admitted.number();
+        if self.has_reports {
             for unit in Unit::REPORTED {
                 if let Some(reported) = &mut self.buckets[unit.index()] {
                     reported.take(cost.of(unit), number, now_nanos);
@@ -135,7 +133,7 @@ impl ProviderBudget {
         now_nanos: impl FnOnce() -> u64,
     ) {
         self.answered.add(cost);
-        if self.is_told {
+        if self.has_reports {
             let now_nanos = now_nanos();
             for unit in Unit::REPORTED {
                 if let Some(reported) = &mut self.buckets[unit.index()] {
@@ -164,10 +162,10 @@ impl ProviderBudget {
         now_nanos: u64,
     ) {
         self.ended(cost);
-        let not_in_it = self.let_through.since(&call.counted);
-        let is_later = !is_before(call.number, self.told_last);
+        let not_in_it = self.admitted.since(&call.counted);
+        let is_later = !is_before(call.number, self.last_reported);
         if is_later && *reported != ProviderHeaders::default() {
-            self.told_last = call.number;
+            self.last_reported = call.number;
         }
         for (unit, status) in reported.by_unit() {
             let Some(status) = status else { continue };
@@ -186,21 +184,21 @@ impl ProviderBudget {
             let reported = before.unwrap_or_else(|| ReportedBudget::new(rate));
             let refilled =
                 |bucket: Bucket, taken| bucket.refilled_by(&reported.rate, &rate, taken, now_nanos);
-            self.is_told = true;
+            self.has_reports = true;
             self.buckets[unit.index()] = Some(ReportedBudget {
                 bucket: refilled(reported.bucket, of_bucket),
                 rate,
                 floor: refilled(reported.floor, of_floor),
                 // A report from an earlier call keeps in the floor what was admitted before it arrived, because how much of
                 // that it includes is not known. The report of a later call corrects it.
-                first_in_floor: self.let_through.number().wrapping_add(1),
+                first_in_floor: self.admitted.number().wrapping_add(1),
             });
         }
     }
 
     /// Admits nothing before `nanos`; the later of two such times wins.
     pub(crate) fn close_until(&mut self, nanos: u64) {
-        self.is_told = true;
+        self.has_reports = true;
         self.closed_until_nanos = self.closed_until_nanos.max(nanos);
     }
 

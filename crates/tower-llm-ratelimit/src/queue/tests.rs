@@ -123,7 +123,7 @@ fn only_the_head_that_leaves_wakes_another() {
 fn ahead_is_what_goes_first() {
     let mut queue = Queue::default();
     let mut estimate = Amounts::NONE;
-    estimate = estimate.plus(&crate::cost::tests::request());
+    estimate = estimate.plus(&crate::pricing::tests::request());
     for _ in 0..10 {
         queue.join(caller("many"), estimate, 0);
     }

@@ -2,10 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Weak, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -19,43 +16,16 @@ use crate::{
     demand::Demand,
     group::{Keys, LimitedKey},
     key_state::Gauge,
-    lease::{Back, Grant},
     limiter::{Limiter, check_before_store, check_limits},
+    meter::nanos,
     reservation::Reservation,
-    store::{Claim, Holding, Leasing, Store, StoreUnavailable, Terms, Verdict},
+    shared::backend::{
+        Claim, Holding, LeaseHolder, Leasing, Shared, Store, StoreFallback, StoreUnavailable,
+        Terms, Verdict,
+    },
+    shared::lease::{Back, Grant},
     tier::Tier,
 };
-
-/// Limits that several processes share.
-#[derive(Clone, Debug)]
-pub(crate) struct Shared {
-    pub(crate) store: Arc<dyn Store>,
-    /// Number of calls that were decided without the store.
-    pub(crate) without_store: Arc<AtomicU64>,
-    pub(crate) store_fallback: StoreFallback,
-    /// Number of processes.
-    pub(crate) processes: u64,
-    /// Maximum duration of a lease; `None` if every call claims from the store.
-    pub(crate) lease: Option<Duration>,
-    /// Held by each call that waits for the store's answer.
-    pub(crate) asking: Arc<()>,
-}
-
-/// What decides while the store of shared limits is unavailable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum StoreFallback {
-    /// Each process enforces its share of every limit: the limit divided by the number of processes. Together they admit at
-    /// most the limit.
-    ///
-    /// In a period in which the store fails or recovers, they can admit more than the limit: each process counts only what
-    /// it admitted itself before the failure, and the store does not count what was admitted without it.
-    LocalShare,
-    /// All calls are admitted.
-    FailOpen,
-    /// All calls are refused, or wait for the store to recover.
-    FailClosed,
-}
 
 /// A request for leases. If it is dropped before the store answers, granted leases are given back.
 struct LeaseRequest<'a> {
@@ -81,16 +51,14 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 impl Limiter {
     /// Admits a call, if necessary with the store of shared limits.
-    pub(crate) async fn attempt(
+    pub(crate) async fn acquire(
         &self,
+        shared: &Shared,
         keys: &Keys,
         demand: &Demand,
         passed: QueuesPassed,
     ) -> Result<Reservation, Blocked> {
         let now = Instant::now();
-        let Some(shared) = &self.shared else {
-            return self.attempt_alone(keys, demand, passed, now);
-        };
         // Calls that wait in this process, and what the provider reported to it, come first.
         self.look(
             check_before_store,
@@ -100,28 +68,15 @@ impl Limiter {
             self.clock.nanos(now),
         )?;
         if shared.lease.is_some() {
-            self.attempt_by_lease(shared, keys, demand, passed, now)
+            self.acquire_by_lease(shared, keys, demand, passed, now)
                 .await
         } else {
-            self.attempt_by_claim(shared, keys, demand, passed, now)
+            self.acquire_by_script(shared, keys, demand, passed, now)
                 .await
         }
     }
 
-    /// Tries to admit a call whose limits this process does not share.
-    pub(crate) fn attempt_alone(
-        &self,
-        keys: &Keys,
-        demand: &Demand,
-        passed: QueuesPassed,
-        now: Instant,
-    ) -> Result<Reservation, Blocked> {
-        let now = self.clock.nanos(now);
-        let taken = self.take_if(check_limits, keys, demand, passed, now)?;
-        Ok(Reservation::new(keys.clone(), demand.clone(), taken))
-    }
-
-    async fn attempt_by_claim(
+    async fn acquire_by_script(
         &self,
         shared: &Shared,
         keys: &Keys,
@@ -153,12 +108,12 @@ impl Limiter {
                     holding.release();
                 }
                 drop(holding);
-                self.attempt_without_store(shared, keys, demand, passed)
+                self.acquire_without_store(shared, keys, demand, passed)
             }
         }
     }
 
-    async fn attempt_by_lease(
+    async fn acquire_by_lease(
         &self,
         shared: &Shared,
         keys: &Keys,
@@ -185,7 +140,7 @@ impl Limiter {
                 let (passed, now) = (passed.and_all(), self.clock.now_nanos());
                 let taken = self.take_if(check_before_store, keys, demand, passed, now);
                 let spent = taken.as_ref().ok().map(|_| demand);
-                self.keep_what_is_left(shared, keys, demand.tier, spent, &grants, asked_at);
+                self.store_leases(shared, keys, demand.tier, spent, &grants, asked_at);
                 let epochs: Vec<_> = grants.iter().map(|grant| grant.epoch).collect();
                 let (keys, demand) = (keys.clone(), demand.clone());
                 Ok(Reservation::leased(keys, demand, taken?, &epochs))
@@ -198,12 +153,12 @@ impl Limiter {
                 if !error.may_have_run {
                     store.adjust(terms.iter().map(Terms::without_need).collect());
                 }
-                self.attempt_without_store(shared, keys, demand, passed)
+                self.acquire_without_store(shared, keys, demand, passed)
             }
         }
     }
 
-    fn attempt_without_store(
+    fn acquire_without_store(
         &self,
         shared: &Shared,
         keys: &Keys,
@@ -247,7 +202,7 @@ impl Limiter {
                 // Many calls find the lease spent at the same moment; only one may renew it, or this process would starve
                 // the others.
                 let until = now_nanos.saturating_add(nanos(checked.lease_time(now_nanos)));
-                let asks = lease.may_ask(now_nanos, until);
+                let asks = lease.may_renew(now_nanos, until);
                 until_nanos.push(asks.then_some(until));
                 let size = match asks {
                     true => checked.lease_size(demand.tier, shared.processes),
@@ -271,7 +226,7 @@ impl Limiter {
     }
 
     /// Stores the granted leases, less what the call that asked for them `spent` itself.
-    fn keep_what_is_left(
+    fn store_leases(
         &self,
         shared: &Shared,
         keys: &Keys,
@@ -308,7 +263,7 @@ impl Limiter {
             if let Some(ends) = ends
                 && !shared
                     .store
-                    .clear_at(Arc::downgrade(key), self.clock.at(ends))
+                    .clear_at(lease_holder(key), self.clock.at(ends))
             {
                 key.lock().clean_up_no_more();
             }
@@ -380,15 +335,19 @@ fn blocked_by_store(
     Blocked::until_looked_again()
 }
 
-/// What goes back to the store of shared limits, and when to check again if leases were granted meanwhile.
-#[cfg(feature = "redis")]
-pub(crate) fn left_of_leases(key: &Keyed<LimitedKey>) -> (Vec<Terms>, Option<Instant>) {
-    let (clock, limits) = (key.group.clock, &key.group.limits);
-    let now = clock.now_nanos();
-    let (ended, next_end) = key.lock().ended_leases(now);
-    let ended = ended.into_iter();
-    let left = ended.filter_map(|(limit, back)| limits[limit].give_back(key.key(), back, now));
-    (left.collect(), next_end.map(|nanos| clock.at(nanos)))
+impl LeaseHolder for Keyed<LimitedKey> {
+    fn end_leases(&self) -> (Vec<Terms>, Option<Instant>) {
+        let (clock, limits) = (self.group.clock, &self.group.limits);
+        let now = clock.now_nanos();
+        let (ended, next_end) = self.lock().end_leases(now);
+        let ended = ended.into_iter();
+        let left = ended.filter_map(|(limit, back)| limits[limit].give_back(self.key(), back, now));
+        (left.collect(), next_end.map(|nanos| clock.at(nanos)))
+    }
+}
+
+fn lease_holder(key: &Arc<Keyed<LimitedKey>>) -> Weak<dyn LeaseHolder> {
+    Arc::downgrade(key) as Weak<dyn LeaseHolder>
 }
 
 // === impl Blocked ===
@@ -455,7 +414,7 @@ impl Drop for Renewal<'_> {
             let leases = state.leases(key.group.limits.len()).iter_mut();
             for (lease, until) in leases.zip(&mut until_nanos) {
                 if let Some(until) = *until {
-                    lease.was_asked_for(until);
+                    lease.end_renewal(until);
                 }
             }
         }
@@ -491,11 +450,7 @@ impl Future for LeaseRequest<'_> {
 impl Drop for LeaseRequest<'_> {
     fn drop(&mut self) {
         if let Some(leasing) = self.leasing.take() {
-            self.store.forsake(leasing, Arc::clone(&self.terms));
+            self.store.drop_request(leasing, Arc::clone(&self.terms));
         }
     }
-}
-
-pub(crate) fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

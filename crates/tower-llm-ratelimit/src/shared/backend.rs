@@ -4,19 +4,47 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::AtomicU64},
     time::Duration,
 };
 
 use tokio::time::Instant;
-use tower_llm_core::Keyed;
 
 use crate::{
-    group::LimitedKey,
-    lease::{Back, Grant},
-    limit::Rate,
-    meter::{Kind, Now},
+    meter::{Kind, Now, Rate},
+    shared::lease::{Back, Grant},
 };
+
+/// Limits that several processes share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) store: Arc<dyn Store>,
+    /// Number of calls that were decided without the store.
+    pub(crate) without_store: Arc<AtomicU64>,
+    pub(crate) store_fallback: StoreFallback,
+    /// Number of processes.
+    pub(crate) processes: u64,
+    /// Maximum duration of a lease; `None` if every call claims from the store.
+    pub(crate) lease: Option<Duration>,
+    /// Held by each call that waits for the store's answer.
+    pub(crate) asking: Arc<()>,
+}
+
+/// What decides while the store of shared limits is unavailable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StoreFallback {
+    /// Each process enforces its share of every limit: the limit divided by the number of processes. Together they admit at
+    /// most the limit.
+    ///
+    /// In a period in which the store fails or recovers, they can admit more than the limit: each process counts only what
+    /// it admitted itself before the failure, and the store does not count what was admitted without it.
+    LocalShare,
+    /// All calls are admitted.
+    FailOpen,
+    /// All calls are refused, or wait for the store to recover.
+    FailClosed,
+}
 
 /// A store that several processes share. Its contract is one atomic step over all limits of a call.
 ///
@@ -41,16 +69,23 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     fn lease(&self, terms: Arc<[Terms]>) -> Leasing;
 
     /// Waits for the answer to a dropped request, and gives back what it grants.
-    fn forsake(&self, leasing: Leasing, terms: Arc<[Terms]>);
+    fn drop_request(&self, leasing: Leasing, terms: Arc<[Terms]>);
 
     /// Refunds and charges, in the background.
     fn adjust(&self, terms: Vec<Terms>);
 
     /// Gives back what is left of a key's leases when they end `at` that time; `false` if there is no room for the job.
-    fn clear_at(&self, key: Weak<Keyed<LimitedKey>>, at: Instant) -> bool;
+    fn clear_at(&self, key: Weak<dyn LeaseHolder>, at: Instant) -> bool;
 
     /// How many background jobs were not done, or may not have been done.
     fn unsettled(&self) -> u64;
+}
+
+/// A key that holds leases.
+pub(crate) trait LeaseHolder: Send + Sync {
+    /// Ends the leases that are over. Returns what goes back to the store, and when the next lease ends if others were granted
+    /// meanwhile.
+    fn end_leases(&self) -> (Vec<Terms>, Option<Instant>);
 }
 
 pub(crate) type Taking =
@@ -142,7 +177,7 @@ impl Terms {
     }
 
     /// Whether nothing is given back or charged.
-    pub(crate) fn is_nothing(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.back.amount == 0 && self.charge == 0
     }
 

@@ -15,7 +15,7 @@ pub(crate) struct Lease {
     /// The tier whose rate it was granted at.
     tier: Tier,
     /// Until when a call is expected to renew it.
-    asking_until_nanos: u64,
+    renewing_until_nanos: u64,
 }
 
 /// A lease as the store granted it.
@@ -58,18 +58,18 @@ impl Lease {
 
     /// Whether the call may renew the lease, until `until_nanos`; otherwise another call does, and it asks only for what it
     /// needs.
-    pub(crate) fn may_ask(&mut self, now_nanos: u64, until_nanos: u64) -> bool {
-        let may_ask = now_nanos >= self.asking_until_nanos;
-        if may_ask {
-            self.asking_until_nanos = until_nanos;
+    pub(crate) fn may_renew(&mut self, now_nanos: u64, until_nanos: u64) -> bool {
+        let may_renew = now_nanos >= self.renewing_until_nanos;
+        if may_renew {
+            self.renewing_until_nanos = until_nanos;
         }
-        may_ask
+        may_renew
     }
 
     /// The renewal until then has ended; another call may renew.
-    pub(crate) fn was_asked_for(&mut self, until_nanos: u64) {
-        if self.asking_until_nanos == until_nanos {
-            self.asking_until_nanos = 0;
+    pub(crate) fn end_renewal(&mut self, until_nanos: u64) {
+        if self.renewing_until_nanos == until_nanos {
+            self.renewing_until_nanos = 0;
         }
     }
 
@@ -81,7 +81,7 @@ impl Lease {
             epoch: grant.epoch,
             until_nanos,
             tier,
-            asking_until_nanos: 0,
+            renewing_until_nanos: 0,
         };
         back
     }
@@ -151,9 +151,9 @@ mod tests {
     #[test]
     fn one_call_at_a_time_renews() {
         let mut lease = lease(0);
-        assert!(lease.may_ask(10, 20));
-        assert!(!lease.may_ask(19, 29));
-        assert!(lease.may_ask(20, 30), "the demand got no answer");
+        assert!(lease.may_renew(10, 20));
+        assert!(!lease.may_renew(19, 29));
+        assert!(lease.may_renew(20, 30), "the demand got no answer");
         lease.replace(
             Grant {
                 amount: 5,
@@ -162,17 +162,17 @@ mod tests {
             100,
             TIER,
         );
-        assert!(lease.may_ask(21, 31));
+        assert!(lease.may_renew(21, 31));
     }
 
     #[test]
     fn an_ended_renewal_does_not_end_a_later_one() {
         let mut lease = lease(0);
-        assert!(lease.may_ask(10, 20));
-        lease.was_asked_for(19);
-        assert!(!lease.may_ask(11, 21), "another had asked");
-        lease.was_asked_for(20);
-        assert!(lease.may_ask(12, 22));
+        assert!(lease.may_renew(10, 20));
+        lease.end_renewal(19);
+        assert!(!lease.may_renew(11, 21), "another had asked");
+        lease.end_renewal(20);
+        assert!(lease.may_renew(12, 22));
     }
 
     #[test]

@@ -11,17 +11,17 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tower_llm_core::{ConfigError, Keyed};
+use tower_llm_core::ConfigError;
 use tower_llm_redis::{Arg, Redis, Script, StoreError};
 
 use super::settler::{Job, Settler};
 use crate::{
-    group::LimitedKey,
-    lease::{Back, Grant},
     meter::Kind,
-    store::{
-        Claim, Leasing, Settlement, Store, StoreUnavailable, StoredStatus, Taking, Terms, Verdict,
+    shared::backend::{
+        Claim, LeaseHolder, Leasing, Settlement, Store, StoreUnavailable, StoredStatus, Taking,
+        Terms, Verdict,
     },
+    shared::lease::{Back, Grant},
 };
 
 static TAKE: Script = Script::new(concat!(
@@ -99,17 +99,17 @@ impl Store for RedisStore {
         Box::pin(async move { Ok(scripts.lease(&terms).await?) })
     }
 
-    fn forsake(&self, leasing: Leasing, terms: Arc<[Terms]>) {
-        self.settler.await_forsaken(leasing, terms);
+    fn drop_request(&self, leasing: Leasing, terms: Arc<[Terms]>) {
+        self.settler.await_dropped(leasing, terms);
     }
 
     fn adjust(&self, terms: Vec<Terms>) {
-        if !terms.iter().all(Terms::is_nothing) {
+        if !terms.iter().all(Terms::is_empty) {
             self.settler.send(Job::Adjust(terms));
         }
     }
 
-    fn clear_at(&self, key: Weak<Keyed<LimitedKey>>, at: Instant) -> bool {
+    fn clear_at(&self, key: Weak<dyn LeaseHolder>, at: Instant) -> bool {
         self.settler.send(Job::ClearAt(key, at))
     }
 
@@ -186,7 +186,7 @@ impl Scripts {
             let key = format!("{prefix}{}", claim.key);
             // Not after the key, which may contain anything.
             let holds = format!("{prefix}holds:{}", claim.key);
-            let epochs = format!("{prefix}marks:{}", claim.key);
+            let epochs = format!("{prefix}epochs:{}", claim.key);
             [key, holds, epochs]
         });
         keys.collect()
@@ -288,7 +288,7 @@ mod tests {
     use tower_llm_testkit::redis::RedisServer;
 
     use super::*;
-    use crate::{calendar::Today, limit::Rate, meter::Now};
+    use crate::meter::{Now, Rate, Today};
 
     impl Scripts {
         pub(crate) fn of(redis: Redis) -> Self {

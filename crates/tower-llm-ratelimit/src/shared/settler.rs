@@ -1,7 +1,7 @@
 //! The task that settles calls: one per layer, not one per call.
 //!
 //! A call may end in a drop, which cannot wait. So what it used goes into a bounded channel, and one task sends it to the
-//! store: up to [`AT_ONCE`] scripts at a time, each with up to [`TOGETHER`] waiting calls. Their order does not matter:
+//! store: up to [`MAX_IN_FLIGHT`] scripts at a time, each with up to [`MAX_BATCH`] waiting calls. Their order does not matter:
 //! each call has its own id, which is settled once, and refunds and charges are only added up.
 //!
 //! So a call is settled one round trip after its end, unless more than 2,048 calls end within one round trip: each further
@@ -9,7 +9,7 @@
 //! decide.
 //!
 //! While the store is unavailable, one job at a time tries it, and the others wait until it has recovered. A job that the
-//! server answers with an error is tried a few more times; between the attempts it does not count against [`AT_ONCE`].
+//! server answers with an error is tried a few more times; between the attempts it does not count against [`MAX_IN_FLIGHT`].
 //!
 //! A job that finds the channel full is not settled, nor is one that the server always answers with an error. The store
 //! refunds such reservations when they expire. Both are counted.
@@ -28,34 +28,30 @@ use tokio::{
     sync::mpsc::{self, Receiver, Sender},
     time::{Instant, sleep_until},
 };
-use tower_llm_core::{ConfigError, Keyed};
+use tower_llm_core::ConfigError;
 
 use super::{
-    later::Later,
     redis::Scripts,
+    schedule::Schedule,
     work::{PAUSE, Tried, Work},
 };
-use crate::{
-    attempt::left_of_leases,
-    group::LimitedKey,
-    store::{Leasing, Settlement, Terms, Verdict},
-};
+use crate::shared::backend::{LeaseHolder, Leasing, Settlement, Terms, Verdict};
 
 /// Maximum number of waiting jobs: those of a minute's outage at a few hundred calls per second. As many may wait for
 /// another attempt.
-const WAITING: usize = 20_000;
+const MAX_WAITING: usize = 20_000;
 
 /// Maximum number of scripts in flight: few compared to the calls that may wait for one server.
-const AT_ONCE: usize = 32;
+const MAX_IN_FLIGHT: usize = 32;
 
 /// Maximum number of calls that one script settles: a millisecond or two, in which the server does nothing else.
-const TOGETHER: usize = 64;
+const MAX_BATCH: usize = 64;
 
 /// The connection to the task, which ends when this is dropped and everything is settled.
 #[derive(Debug)]
 pub(super) struct Settler {
     jobs: Sender<Job>,
-    forsaken: Sender<Forsaken>,
+    dropped: Sender<DroppedRequest>,
     unsettled: Arc<AtomicU64>,
 }
 
@@ -63,33 +59,33 @@ pub(super) enum Job {
     Settle(Settlement),
     Adjust(Vec<Terms>),
     /// A key whose leases end at that time.
-    ClearAt(Weak<Keyed<LimitedKey>>, Instant),
+    ClearAt(Weak<dyn LeaseHolder>, Instant),
 }
 
 /// A lease request that was dropped before it was answered.
-type Forsaken = (Leasing, Arc<[Terms]>);
+type DroppedRequest = (Leasing, Arc<[Terms]>);
 
 /// The task.
 ///
-/// It starts jobs as they arrive, up to the maximum in flight. If a job finds the store unavailable, it sets `look_at`.
-/// Then only one job is started, at that time; it sets `look_at` again, until the store answers a job.
+/// It starts jobs as they arrive, up to the maximum in flight. If a job finds the store unavailable, it sets `retry_at`.
+/// Then only one job is started, at that time; it sets `retry_at` again, until the store answers a job.
 struct Task {
     scripts: Scripts,
     // `None` once the channel is closed and empty.
     jobs: Option<Receiver<Job>>,
     // Received at any time, also while the store is unavailable: each occupies one of the connection's pending calls until
     // it is handled, and the store cannot be tried without one.
-    forsaken: Option<Receiver<Forsaken>>,
+    dropped: Option<Receiver<DroppedRequest>>,
     unsettled: Arc<AtomicU64>,
     running: FuturesUnordered<Running<Tried>>,
     /// Dropped lease requests. Not counted as running: they were sent before they arrived here, and the number of pending
     /// calls of a server is bounded.
     undoing: FuturesUnordered<Running<Option<Vec<Terms>>>>,
     /// Jobs to try again.
-    failed: Later<Work>,
+    failed: Schedule<Work>,
     /// Keys whose leases end, each once.
-    leases: Later<Weak<Keyed<LimitedKey>>>,
-    look_at: Option<Instant>,
+    leases: Schedule<Weak<dyn LeaseHolder>>,
+    retry_at: Option<Instant>,
 }
 
 type Running<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -102,24 +98,24 @@ impl Settler {
             let reason = "limits are shared by a task, which needs a tokio runtime";
             ConfigError::new("shared", "outside a runtime", reason)
         })?;
-        let (sender, jobs) = mpsc::channel(WAITING);
-        let (sender_of_forsaken, forsaken) = mpsc::channel(WAITING);
+        let (sender, jobs) = mpsc::channel(MAX_WAITING);
+        let (dropped_sender, dropped) = mpsc::channel(MAX_WAITING);
         let unsettled = Arc::default();
         let task = Task {
             scripts,
             jobs: Some(jobs),
-            forsaken: Some(forsaken),
+            dropped: Some(dropped),
             unsettled: Arc::clone(&unsettled),
             running: FuturesUnordered::new(),
             undoing: FuturesUnordered::new(),
-            failed: Later::new(),
-            leases: Later::new(),
-            look_at: None,
+            failed: Schedule::new(),
+            leases: Schedule::new(),
+            retry_at: None,
         };
         runtime.spawn(task.run());
         Ok(Self {
             jobs: sender,
-            forsaken: sender_of_forsaken,
+            dropped: dropped_sender,
             unsettled,
         })
     }
@@ -129,8 +125,8 @@ impl Settler {
         self.sent(self.jobs.try_send(job).is_ok())
     }
 
-    pub(super) fn await_forsaken(&self, leasing: Leasing, terms: Arc<[Terms]>) {
-        self.sent(self.forsaken.try_send((leasing, terms)).is_ok());
+    pub(super) fn await_dropped(&self, leasing: Leasing, terms: Arc<[Terms]>) {
+        self.sent(self.dropped.try_send((leasing, terms)).is_ok());
     }
 
     /// Counts a job that was not sent, because there is no room or the runtime is shutting down.
@@ -155,20 +151,20 @@ impl Task {
             let now = Instant::now();
             let takes_jobs = self.takes_jobs(now);
             let wake_at = self.wake_at(now);
-            let together = if self.looks_at().is_some() {
+            let together = if self.retries_at().is_some() {
                 1
             } else {
-                TOGETHER
+                MAX_BATCH
             };
-            let (mut taken, mut forsaken) = (Vec::new(), Vec::new());
+            let (mut taken, mut dropped) = (Vec::new(), Vec::new());
             // In random order, so that neither new jobs nor failed ones wait for all of the others.
             tokio::select! {
                 Some(tried) = self.running.next() => self.tried(tried),
                 Some(undone) = self.undoing.next() => self.undo(undone),
-                () = some(&mut self.forsaken, &mut forsaken, TOGETHER), if self.forsaken.is_some() => {
-                    self.see_to(forsaken);
+                () = receive(&mut self.dropped, &mut dropped, MAX_BATCH), if self.dropped.is_some() => {
+                    self.undo_all(dropped);
                 }
-                () = some(&mut self.jobs, &mut taken, together), if takes_jobs => self.accept(taken),
+                () = receive(&mut self.jobs, &mut taken, together), if takes_jobs => self.accept(taken),
                 () = sleep_until(wake_at.unwrap_or(now)), if wake_at.is_some() => self.wake(),
             }
         }
@@ -196,17 +192,17 @@ impl Task {
         }
     }
 
-    fn see_to(&mut self, forsaken: Vec<Forsaken>) {
-        if forsaken.is_empty() {
-            self.forsaken = None;
+    fn undo_all(&mut self, dropped: Vec<DroppedRequest>) {
+        if dropped.is_empty() {
+            self.dropped = None;
         }
-        for (leasing, terms) in forsaken {
+        for (leasing, terms) in dropped {
             self.undoing.push(Box::pin(undone(leasing, terms)));
         }
     }
 
     fn begin(&mut self, work: Work) {
-        if let Some(at) = &mut self.look_at {
+        if let Some(at) = &mut self.retry_at {
             *at = Instant::now() + PAUSE;
         }
         let scripts = self.scripts.clone();
@@ -216,7 +212,7 @@ impl Task {
     /// Starts a job that failed before; while the store is unavailable, only one of its settlements, because the outcome of
     /// the attempt may remain unknown.
     fn begin_again(&mut self, now: Instant, work: Work) {
-        if self.looks_at().is_none() {
+        if self.retries_at().is_none() {
             return self.begin(work);
         }
         let (one, others) = work.one();
@@ -232,9 +228,9 @@ impl Task {
         match tried {
             Tried::StoreUnavailable(_) | Tried::Unknown => {
                 // If an attempt is scheduled already, its time stands.
-                self.look_at.get_or_insert(now + PAUSE);
+                self.retry_at.get_or_insert(now + PAUSE);
             }
-            Tried::Done(_) | Tried::Failed(..) | Tried::GivenUp => self.look_at = None,
+            Tried::Done(_) | Tried::Failed(..) | Tried::GivenUp => self.retry_at = None,
         }
         match tried {
             Tried::Done(unknown) => self.lost(unknown),
@@ -262,7 +258,7 @@ impl Task {
     }
 
     fn try_at(&mut self, at: Instant, work: Work) {
-        if self.failed.len() < WAITING {
+        if self.failed.len() < MAX_WAITING {
             self.failed.push(at, work);
         } else {
             self.lost(work.len());
@@ -280,7 +276,7 @@ impl Task {
             let Some(key_state) = key.upgrade() else {
                 return;
             };
-            let (left, again_at) = left_of_leases(&key_state);
+            let (left, again_at) = key_state.end_leases();
             if let Some(at) = again_at {
                 self.leases.push(at, key);
             }
@@ -301,39 +297,39 @@ impl Task {
     }
 
     fn is_over(&self) -> bool {
-        let has_all = self.jobs.is_none() && self.forsaken.is_none();
+        let has_all = self.jobs.is_none() && self.dropped.is_none();
         let is_done = self.running.is_empty() && self.undoing.is_empty();
         has_all && is_done && self.failed.is_empty()
     }
 
     /// When to try the store next, while it is unavailable and jobs wait for it.
-    fn looks_at(&self) -> Option<Instant> {
-        self.look_at.filter(|_| !self.is_closed())
+    fn retries_at(&self) -> Option<Instant> {
+        self.retry_at.filter(|_| !self.is_closed())
     }
 
     fn may_begin(&self, now: Instant) -> bool {
-        self.running.len() < AT_ONCE && self.looks_at().is_none_or(|at| at <= now)
+        self.running.len() < MAX_IN_FLIGHT && self.retries_at().is_none_or(|at| at <= now)
     }
 
     fn takes_jobs(&self, now: Instant) -> bool {
         // Failed jobs try the store as long as there are any, so that new ones need not be received.
-        let is_needed = self.looks_at().is_none() || self.failed.is_empty();
+        let is_needed = self.retries_at().is_none() || self.failed.is_empty();
         self.jobs.is_some() && is_needed && self.may_begin(now)
     }
 
     /// When the next job is due; `None` if nothing is scheduled.
     fn wake_at(&self, now: Instant) -> Option<Instant> {
-        if self.running.len() >= AT_ONCE {
+        if self.running.len() >= MAX_IN_FLIGHT {
             return None;
         }
-        let looks_at = self.looks_at().filter(|&at| at > now);
+        let retries_at = self.retries_at().filter(|&at| at > now);
         let due = [self.leases.first_at(), self.failed.first_at()];
-        looks_at.or_else(|| due.into_iter().flatten().min())
+        retries_at.or_else(|| due.into_iter().flatten().min())
     }
 }
 
 /// Waits for jobs and receives those that wait; returns none if the channel is closed.
-async fn some<T>(jobs: &mut Option<Receiver<T>>, taken: &mut Vec<T>, most: usize) {
+async fn receive<T>(jobs: &mut Option<Receiver<T>>, taken: &mut Vec<T>, most: usize) {
     if let Some(jobs) = jobs {
         jobs.recv_many(taken, most).await;
     }
@@ -349,9 +345,9 @@ async fn undone(leasing: Leasing, terms: Arc<[Terms]>) -> Option<Vec<Terms>> {
         // What was left of earlier leases was still given back.
         Ok(Verdict::Blocked { .. }) => Vec::new(),
         Err(error) if !error.may_have_run => terms.iter().map(Terms::without_need).collect(),
-        Err(_) => return terms.iter().all(Terms::is_nothing).then(Vec::new),
+        Err(_) => return terms.iter().all(Terms::is_empty).then(Vec::new),
     };
-    let has_any = back.iter().any(|terms| !terms.is_nothing());
+    let has_any = back.iter().any(|terms| !terms.is_empty());
     Some(back.into_iter().filter(|_| has_any).collect())
 }
 
@@ -366,7 +362,7 @@ mod tests {
         let redis = Redis::builder("redis://127.0.0.1:1").build().unwrap();
         let settler = Settler::start(Scripts::of(redis)).unwrap();
         // The task does not run meanwhile on this thread.
-        for _ in 0..WAITING + 3 {
+        for _ in 0..MAX_WAITING + 3 {
             settler.send(Job::Adjust(Vec::new()));
         }
         assert_eq!(settler.unsettled(), 3);

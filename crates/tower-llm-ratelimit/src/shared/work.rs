@@ -5,7 +5,7 @@ use std::time::Duration;
 use tower_llm_redis::StoreError;
 
 use super::redis::Scripts;
-use crate::store::{Settlement, Terms};
+use crate::shared::backend::{Settlement, Terms};
 
 /// How long to wait before another attempt while the store is unavailable, and before the first one after an error.
 pub(super) const PAUSE: Duration = Duration::from_millis(50);

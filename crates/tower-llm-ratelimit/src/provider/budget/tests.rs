@@ -21,11 +21,11 @@ fn requests(limit: u64, remaining: u64, full_in: Option<Duration>) -> ProviderHe
 }
 
 fn one() -> Amounts {
-    crate::cost::tests::request()
+    crate::pricing::tests::request()
 }
 
 fn wait(budget: &mut ProviderBudget, now: u64) -> (u64, Option<Unit>) {
-    let wait = budget.wait(&crate::cost::tests::of_a_request(), now);
+    let wait = budget.wait(&crate::pricing::tests::of_a_request(), now);
     wait.map_or((0, None), |wait| (wait.nanos, wait.unit))
 }
 
@@ -52,7 +52,7 @@ fn never_sent(budget: &mut ProviderBudget, calls: Vec<InFlight>, now: u64) {
 }
 
 /// How many calls are admitted at `now` without any response.
-fn let_through(budget: &ProviderBudget, now: u64) -> u64 {
+fn admitted(budget: &ProviderBudget, now: u64) -> u64 {
     let mut budget = budget.clone();
     let calls = std::iter::from_fn(|| {
         let may = wait(&mut budget, now).0 == 0;
@@ -91,12 +91,12 @@ fn a_budget_refills_as_reported_and_expires_when_full() {
     let call = budget.take(&one(), 0);
     let reported = requests(100, 60, Some(Duration::from_secs(20)));
     budget.answered(&one(), call, &reported, 0);
-    assert_eq!(let_through(&budget, 0), 60);
+    assert_eq!(admitted(&budget, 0), 60);
     // Forty are used, which refill within twenty seconds.
-    assert_eq!(let_through(&budget, 10 * SECOND), 80);
+    assert_eq!(admitted(&budget, 10 * SECOND), 80);
     assert!(!budget.is_over(20 * SECOND - 1));
     assert!(budget.is_over(20 * SECOND));
-    assert_eq!(let_through(&budget, 20 * SECOND), 100);
+    assert_eq!(admitted(&budget, 20 * SECOND), 100);
 }
 
 #[test]
@@ -107,8 +107,8 @@ fn an_earlier_unsent_call_gives_back_nothing_of_the_report() {
     // Other users of the account have used up the rest.
     asks(&mut budget, 0, 0);
     never_sent(&mut budget, shed, 5 * SECOND);
-    assert_eq!(let_through(&budget, 10 * SECOND - 1), 0);
-    assert_eq!(let_through(&budget, 10 * SECOND), 1);
+    assert_eq!(admitted(&budget, 10 * SECOND - 1), 0);
+    assert_eq!(admitted(&budget, 10 * SECOND), 1);
 }
 
 #[test]
@@ -121,9 +121,9 @@ fn an_earlier_unsent_call_gives_back_what_it_was_charged() {
         }
         let shed = inside(&mut budget, 3, 0);
         asks(&mut budget, 7, 0);
-        assert_eq!(let_through(&budget, 0), 7 - held);
+        assert_eq!(admitted(&budget, 0), 7 - held);
         never_sent(&mut budget, shed, 0);
-        assert_eq!(let_through(&budget, 0), 7);
+        assert_eq!(admitted(&budget, 0), 7);
     }
 }
 
@@ -135,11 +135,11 @@ fn a_later_unsent_call_gives_back_everything() {
     asks(&mut budget, 5, 0);
     // The local count is lower than the report: the two calls are not charged again.
     let later = inside(&mut budget, 5, 0);
-    assert_eq!(let_through(&budget, 0), 0);
+    assert_eq!(admitted(&budget, 0), 0);
     never_sent(&mut budget, earlier, 0);
-    assert_eq!(let_through(&budget, 0), 0);
+    assert_eq!(admitted(&budget, 0), 0);
     never_sent(&mut budget, later, 0);
-    assert_eq!(let_through(&budget, 0), 5);
+    assert_eq!(admitted(&budget, 0), 5);
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn a_call_whose_amount_has_leaked_gives_back_nothing_of_later_calls() {
     // It is full again after fifty seconds.
     drop(inside(&mut budget, 10, 50 * SECOND));
     never_sent(&mut budget, shed, 50 * SECOND);
-    assert_eq!(let_through(&budget, 50 * SECOND), 0);
+    assert_eq!(admitted(&budget, 50 * SECOND), 0);
 }
 
 #[test]
@@ -163,12 +163,12 @@ fn the_last_of_two_reports_stays_taken_if_earlier_calls_were_unsent() {
     // Two that were taken before have refilled.
     asks(&mut budget, 3, 20 * SECOND);
     let third = inside(&mut budget, 1, 20 * SECOND);
-    assert_eq!(let_through(&budget, 20 * SECOND), 0);
+    assert_eq!(admitted(&budget, 20 * SECOND), 0);
     never_sent(&mut budget, first, 20 * SECOND);
     never_sent(&mut budget, second, 20 * SECOND);
-    assert_eq!(let_through(&budget, 20 * SECOND), 2);
+    assert_eq!(admitted(&budget, 20 * SECOND), 2);
     never_sent(&mut budget, third, 20 * SECOND);
-    assert_eq!(let_through(&budget, 20 * SECOND), 3);
+    assert_eq!(admitted(&budget, 20 * SECOND), 3);
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn the_report_of_an_earlier_call_does_not_lower_that_of_a_later_one() {
         asks(&mut budget, 3, 0);
         tells(&mut budget, early, remaining, 0);
         never_sent(&mut budget, shed, 0);
-        assert_eq!(let_through(&budget, 0), 3);
+        assert_eq!(admitted(&budget, 0), 3);
     }
     // The provider can only have counted it after the later one.
     let mut budget = ProviderBudget::default();
@@ -191,7 +191,7 @@ fn the_report_of_an_earlier_call_does_not_lower_that_of_a_later_one() {
     asks(&mut budget, 3, 0);
     tells(&mut budget, early, 0, 0);
     never_sent(&mut budget, shed, 0);
-    assert_eq!(let_through(&budget, 0), 0);
+    assert_eq!(admitted(&budget, 0), 0);
 }
 
 #[test]
@@ -203,8 +203,8 @@ fn a_report_stays_taken_at_another_rate_and_limit() {
     let reported = requests(20, 4, Some(Duration::from_secs(16)));
     budget.answered(&one(), call, &reported, 0);
     never_sent(&mut budget, shed, 0);
-    assert_eq!(let_through(&budget, 0), 4);
-    assert_eq!(let_through(&budget, 3 * SECOND), 7);
+    assert_eq!(admitted(&budget, 0), 4);
+    assert_eq!(admitted(&budget, 3 * SECOND), 7);
 }
 
 #[test]
@@ -212,9 +212,9 @@ fn the_numbers_of_calls_wrap_around() {
     for before in 0..8 {
         let number = u32::MAX - before;
         let mut budget = ProviderBudget {
-            let_through: Counter([number; 4]),
+            admitted: Counter([number; 4]),
             answered: Counter([number; 4]),
-            told_last: number,
+            last_reported: number,
             ..ProviderBudget::default()
         };
         asks(&mut budget, 10, 0);
@@ -222,9 +222,9 @@ fn the_numbers_of_calls_wrap_around() {
         asks(&mut budget, 3, 0);
         let later = inside(&mut budget, 2, 0);
         never_sent(&mut budget, earlier, 0);
-        assert_eq!(let_through(&budget, 0), 1, "{number}");
+        assert_eq!(admitted(&budget, 0), 1, "{number}");
         never_sent(&mut budget, later, 0);
-        assert_eq!(let_through(&budget, 0), 3, "{number}");
+        assert_eq!(admitted(&budget, 0), 3, "{number}");
     }
 }
 

@@ -273,7 +273,9 @@ const SAYS: &str = "\u{1}";
 
 /// Microseconds of the wall clock, which the processes and the server have in common.
 fn now() -> i64 {
-    Timestamp::now().as_microsecond()
+    #[expect(clippy::disallowed_methods, reason = "the clock that processes share")]
+    let now = Timestamp::now();
+    now.as_microsecond()
 }
 
 impl Job {
