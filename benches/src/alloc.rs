@@ -50,12 +50,18 @@ pub fn allocated_by(code: impl FnOnce()) -> Allocated {
 ///
 /// If it has freed more than it has allocated.
 pub fn held_by<T>(make: impl FnOnce() -> T) -> (T, u64) {
-    let held = || ALLOCATED.get().bytes.wrapping_sub(FREED.get());
     let before = held();
     let made = make();
     let held = held().wrapping_sub(before);
     assert!(held <= u64::MAX / 2, "it freed what others had allocated");
     (made, held)
+}
+
+/// How many bytes this thread has allocated and not freed yet. Only differences have a meaning: threads free what others have
+/// allocated.
+#[must_use]
+pub fn held() -> u64 {
+    ALLOCATED.get().bytes.wrapping_sub(FREED.get())
 }
 
 fn count(bytes: usize) {

@@ -12,7 +12,7 @@ mod suite;
 pub mod payload;
 
 pub use self::{
-    alloc::{Allocated, allocated_by, held_by},
+    alloc::{Allocated, allocated_by, held, held_by},
     poll::{Frames, drain, now},
     runtime::runtime,
     suite::{Case, Suite, peer},

@@ -4,7 +4,6 @@
 
 mod calls;
 mod flight;
-mod gateway;
 mod hit;
 mod memory;
 mod miss;
@@ -22,5 +21,4 @@ fn main() {
     flight::measure(&mut suite);
     memory::measure(&mut suite);
     trace::measure(&mut suite);
-    gateway::measure(&mut suite);
 }
