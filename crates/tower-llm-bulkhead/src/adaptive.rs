@@ -5,13 +5,17 @@
 //! thousand: the shortest is a very short answer, and everything else looks like queueing. In simulations with such lengths
 //! and the default settings of their libraries, they refused half to nine tenths of a load that the provider could serve.
 
+mod observer;
+mod silence;
+
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tower_llm_core::{Call, Completion, ConfigError, Outcome};
 
+pub(crate) use self::observer::Observer;
+use self::silence::Silence;
 use crate::permits::MAX_LIMIT;
-use crate::silence::Silence;
 
 /// How the limit of a key adapts to its calls; see [`BulkheadBuilder::adaptive`].
 ///

@@ -4,15 +4,16 @@ use tower_llm_core::{ConfigError, Key};
 
 use crate::{
     Priority,
-    layer::{Shared, check_limit},
+    gate::Bulkheads,
     permits::{GlobalPermits, Permits},
     priority::ByPriority,
+    settings::check_limit,
 };
 
 /// Reads the state of a [`BulkheadLayer`](crate::BulkheadLayer) and changes its limits; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct BulkheadHandle {
-    shared: Arc<Shared>,
+    bulkheads: Arc<Bulkheads>,
 }
 
 /// The state of one key, as of now.
@@ -51,8 +52,8 @@ pub struct GlobalStats {
 }
 
 impl BulkheadHandle {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    pub(crate) fn new(bulkheads: Arc<Bulkheads>) -> Self {
+        Self { bulkheads }
     }
 
     /// Sets the limit of one key, whether it has been seen or not.
@@ -69,10 +70,10 @@ impl BulkheadHandle {
     /// adaptive limit; naming `key` if the maximum number of keys is reached and all are in use.
     pub fn set_limit(&self, key: &Key, limit: usize) -> Result<(), ConfigError> {
         let limit = check_limit("limit", limit)?;
-        if let Some(rules) = self.shared.adaptive {
+        if let Some(rules) = self.bulkheads.adaptive {
             rules.check_limit("limit", limit)?;
         }
-        let permits = self.shared.permits.by_key(key);
+        let permits = self.bulkheads.permits.by_key(key);
         if permits.key() != Some(key) {
             let reason = "all keys are in use, and max_keys allows no more";
             return Err(ConfigError::new("key", key, reason));
@@ -88,7 +89,7 @@ impl BulkheadHandle {
     /// [`ConfigError`] naming `global_limit` if it is zero or over 4,294,967,295, or if the layer was built without one.
     pub fn set_global_limit(&self, limit: usize) -> Result<(), ConfigError> {
         let limit = check_limit("global_limit", limit)?;
-        let Some(all) = &self.shared.all else {
+        let Some(all) = &self.bulkheads.all else {
             let reason = "the layer was built without one";
             return Err(ConfigError::new("global_limit", limit, reason));
         };
@@ -100,7 +101,7 @@ impl BulkheadHandle {
     #[must_use]
     pub fn stats(&self) -> Vec<KeyStats> {
         let mut stats = Vec::new();
-        self.shared.permits.for_each(|key, permits| {
+        self.bulkheads.permits.for_each(|key, permits| {
             let of_key = KeyStats::of(key, permits);
             if key.is_some() || of_key.in_flight + of_key.waiting > 0 || of_key.refused > 0 {
                 stats.push(of_key);
@@ -112,14 +113,14 @@ impl BulkheadHandle {
     /// The state of one key; `None` if no call with it has been seen.
     #[must_use]
     pub fn stats_of(&self, key: &Key) -> Option<KeyStats> {
-        let permits = self.shared.permits.peek(key)?;
+        let permits = self.bulkheads.permits.peek(key)?;
         Some(KeyStats::of(Some(key), &permits))
     }
 
     /// The state of the limit for all keys together; `None` if there is none.
     #[must_use]
     pub fn global_stats(&self) -> Option<GlobalStats> {
-        self.shared.all.as_deref().map(GlobalStats::of)
+        self.bulkheads.all.as_deref().map(GlobalStats::of)
     }
 }
 

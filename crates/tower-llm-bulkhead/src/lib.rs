@@ -77,7 +77,8 @@ mod permit;
 mod permits;
 mod priority;
 mod reserve;
-mod silence;
+mod settings;
+mod ticket;
 mod weigh;
 
 pub use self::{
@@ -85,9 +86,10 @@ pub use self::{
     error::{BulkheadFull, LimitOf},
     gate::{Bulkhead, BulkheadGate, ResponseFuture},
     handle::{BulkheadHandle, GlobalStats, KeyStats},
-    layer::{BulkheadBuilder, BulkheadLayer},
+    layer::BulkheadLayer,
     permit::{BulkheadGuard, ReleaseAt},
     priority::Priority,
     reserve::{Reserve, ReserveFuture, ReserveLayer},
+    settings::BulkheadBuilder,
     weigh::Weigh,
 };

@@ -18,6 +18,7 @@
 //! task, and that task a future that waits here too.
 
 mod counter;
+mod lane;
 mod queue;
 
 use std::{
@@ -79,7 +80,7 @@ struct Follows {
 #[derive(Debug)]
 pub(crate) struct GlobalPermits {
     counter: Counter,
-    queue: Mutex<Queue<Shared>>,
+    queue: Mutex<Queue<SharedPermits>>,
     refused: AtomicU64,
 }
 
@@ -87,11 +88,11 @@ pub(crate) struct GlobalPermits {
 #[derive(Debug)]
 enum Queues {
     // Boxed: only calls that wait look at it.
-    Own(Box<Mutex<Queue<Shared>>>),
+    Own(Box<Mutex<Queue<SharedPermits>>>),
     Common(Arc<GlobalPermits>),
 }
 
-pub(crate) type Shared = Arc<Keyed<Permits>>;
+pub(crate) type SharedPermits = Arc<Keyed<Permits>>;
 
 /// What a waiting call needs.
 #[derive(Clone, Debug)]
@@ -168,15 +169,15 @@ impl GlobalPermits {
 impl Permits {
     /// `limit` permits, none in use. At most [`MAX_LIMIT`] of them.
     pub(crate) fn new(limit: usize) -> Self {
-        Self::with_line(limit, Queues::Own(Box::default()))
+        Self::with_queue(limit, Queues::Own(Box::default()))
     }
 
     /// The same, with a limit for all keys besides.
     pub(crate) fn within(limit: usize, all: Arc<GlobalPermits>) -> Self {
-        Self::with_line(limit, Queues::Common(all))
+        Self::with_queue(limit, Queues::Common(all))
     }
 
-    fn with_line(limit: usize, queue: Queues) -> Self {
+    fn with_queue(limit: usize, queue: Queues) -> Self {
         Self {
             counter: Counter::new(limit),
             queue,
@@ -243,13 +244,13 @@ impl Permits {
 
     /// Joins the queue, unless there is room now. If `max_waiting` other calls of its priority wait for this key, one of them is
     /// evicted, or the call does not join.
-    pub(crate) fn join(this: &Shared, wanted: &Wanted, waker: &Waker) -> Joined {
+    pub(crate) fn join(this: &SharedPermits, wanted: &Wanted, waker: &Waker) -> Joined {
         let waker = waker.clone();
         let mut queue = this.queue();
-        let gate = this.gate();
-        gate.close();
-        if queue.is_empty() && take(gate, &this.counter, wanted.weight) == Room::Taken {
-            gate.reopen();
+        let latch = this.latch();
+        latch.close();
+        if queue.is_empty() && take(latch, &this.counter, wanted.weight) == Room::Taken {
+            latch.reopen();
             return Joined::Admitted(Overtook::default());
         }
         let Wanted {
@@ -261,7 +262,7 @@ impl Permits {
         let mut is_admitted = false;
         // Other calls too, if permits that another attempt took and gave back are visible only now.
         let mut served = Vec::new();
-        while let Some(next) = serve(&mut queue, gate) {
+        while let Some(next) = serve(&mut queue, latch) {
             is_admitted |= next.ticket == own;
             served.push(next);
         }
@@ -282,7 +283,7 @@ impl Permits {
         } else {
             Joined::Waiting(own)
         };
-        reopen_if_empty(&queue, gate);
+        reopen_if_empty(&queue, latch);
         drop(queue);
         drop(left);
         if let Some(waker) = evicted {
@@ -325,7 +326,7 @@ impl Permits {
         }
         let waker = queue.leave(self.lane(), tenant, ticket);
         let overtook = queue.granted(ticket);
-        reopen_if_empty(&queue, self.gate());
+        reopen_if_empty(&queue, self.latch());
         drop(queue);
         if waker.is_some() {
             drop(waker);
@@ -349,7 +350,7 @@ impl Permits {
         self.full(&self.queue(), weight)
     }
 
-    fn full(&self, queue: &Queue<Shared>, weight: u32) -> LimitOf {
+    fn full(&self, queue: &Queue<SharedPermits>, weight: u32) -> LimitOf {
         let in_key =
             self.all().is_none() || queue.is_blocked(self.lane()) || !self.counter.has_room(weight);
         if in_key {
@@ -422,13 +423,13 @@ impl Permits {
 
     /// Serves the queue, one call at a time, and wakes each without the lock.
     fn serve_waiting(&self) {
-        while let Some(waker) = hand_over(self.mutex(), self.gate(), Some(self.lane())) {
+        while let Some(waker) = hand_over(self.mutex(), self.latch(), Some(self.lane())) {
             waker.wake();
         }
     }
 
     /// The counter that is closed while calls wait.
-    fn gate(&self) -> &Counter {
+    fn latch(&self) -> &Counter {
         self.all().map_or(&self.counter, |all| &all.counter)
     }
 
@@ -437,14 +438,14 @@ impl Permits {
         ptr::from_ref(self).addr()
     }
 
-    fn mutex(&self) -> &Mutex<Queue<Shared>> {
+    fn mutex(&self) -> &Mutex<Queue<SharedPermits>> {
         match &self.queue {
             Queues::Own(queue) => queue,
             Queues::Common(all) => &all.queue,
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue<Shared>> {
+    fn queue(&self) -> MutexGuard<'_, Queue<SharedPermits>> {
         lock(self.mutex())
     }
 }
@@ -457,43 +458,47 @@ impl Evictable for Permits {
 }
 
 /// Serves the next call, which is to be woken. There may be room again in the key of `lane`.
-fn hand_over(queue: &Mutex<Queue<Shared>>, gate: &Counter, lane: Option<LaneId>) -> Option<Waker> {
+fn hand_over(
+    queue: &Mutex<Queue<SharedPermits>>,
+    latch: &Counter,
+    lane: Option<LaneId>,
+) -> Option<Waker> {
     let mut queue = lock(queue);
     if let Some(lane) = lane {
         queue.open(lane);
     }
-    let served = serve(&mut queue, gate);
-    reopen_if_empty(&queue, gate);
+    let served = serve(&mut queue, latch);
+    reopen_if_empty(&queue, latch);
     served.map(|served| served.waker)
 }
 
-fn serve(queue: &mut Queue<Shared>, gate: &Counter) -> Option<Served> {
+fn serve(queue: &mut Queue<SharedPermits>, latch: &Counter) -> Option<Served> {
     queue.serve(
-        gate.limit() as u64,
-        |permits| (permits.counter.free(), gate.free()),
-        |permits, weight| take(gate, &permits.counter, weight),
+        latch.limit() as u64,
+        |permits| (permits.counter.free(), latch.free()),
+        |permits, weight| take(latch, &permits.counter, weight),
     )
 }
 
-/// Takes `weight` of a key and of all keys, together or not at all: under the queue's lock, with the gate closed.
-fn take(gate: &Counter, key: &Counter, weight: u32) -> Room {
+/// Takes `weight` of a key and of all keys, together or not at all: under the queue's lock, with the latch closed.
+fn take(latch: &Counter, key: &Counter, weight: u32) -> Room {
     if !key.take_in_turn(weight) {
         return Room::NotInKey;
     }
-    if ptr::eq(gate, key) || gate.take_in_turn(weight) {
+    if ptr::eq(latch, key) || latch.take_in_turn(weight) {
         return Room::Taken;
     }
     key.give_back(weight);
     Room::NotInAll
 }
 
-fn reopen_if_empty(queue: &Queue<Shared>, gate: &Counter) {
+fn reopen_if_empty(queue: &Queue<SharedPermits>, latch: &Counter) {
     if queue.is_empty() {
-        gate.reopen();
+        latch.reopen();
     }
 }
 
-fn lock(queue: &Mutex<Queue<Shared>>) -> MutexGuard<'_, Queue<Shared>> {
+fn lock(queue: &Mutex<Queue<SharedPermits>>) -> MutexGuard<'_, Queue<SharedPermits>> {
     // Only a waker's clone can panic while it is held, and leaves it as it was.
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }

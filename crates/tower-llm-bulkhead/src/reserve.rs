@@ -11,8 +11,9 @@ use tower_service::Service;
 
 use crate::{
     BulkheadGuard, ReleaseAt,
-    permit::{Entered, Permit, Ticket},
-    permits::{Permits, Shared, Wanted},
+    permit::Permit,
+    permits::{Permits, SharedPermits, Wanted},
+    ticket::{Entered, Ticket},
 };
 
 /// Limits how many calls run at once, with one limit for all; decides in `poll_ready`.
@@ -27,7 +28,7 @@ use crate::{
 /// Made by [`BulkheadBuilder::build_reserve`](crate::BulkheadBuilder::build_reserve).
 #[derive(Clone, Debug)]
 pub struct ReserveLayer<W = HttpBody> {
-    permits: Shared,
+    permits: SharedPermits,
     release_at: ReleaseAt,
     watch: W,
 }
@@ -123,7 +124,7 @@ where
 }
 
 impl Reservation {
-    fn take(permits: Shared, cx: &mut Context<'_>) -> Self {
+    fn take(permits: SharedPermits, cx: &mut Context<'_>) -> Self {
         let wanted = Wanted::default();
         let permits = match Permit::try_acquire(permits, wanted.weight) {
             Ok(permit) => return Self::Held(permit),
@@ -136,7 +137,7 @@ impl Reservation {
         }
     }
 
-    fn poll(&mut self, permits: &Shared, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, permits: &SharedPermits, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             *self = match self {
                 Self::None => Self::take(Arc::clone(permits), cx),

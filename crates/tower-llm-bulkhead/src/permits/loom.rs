@@ -22,7 +22,7 @@ use crate::Priority;
 /// Permits, with a separate count of admitted calls in loom's atomics, so that other threads run while a call holds a
 /// permit.
 struct Watched {
-    permits: Shared,
+    permits: SharedPermits,
     most: usize,
     inside: AtomicUsize,
 }
@@ -97,11 +97,11 @@ const ANONYMOUS: Tenant = Tenant {
     caller: None,
 };
 
-fn shared(permits: Permits) -> Shared {
+fn shared(permits: Permits) -> SharedPermits {
     StdArc::new(Keyed::keyless(permits))
 }
 
-fn join_up_to(permits: &Shared, max_waiting: usize, waker: &Waker) -> Joined {
+fn join_up_to(permits: &SharedPermits, max_waiting: usize, waker: &Waker) -> Joined {
     let wanted = Wanted {
         max_waiting,
         ..Wanted::default()
@@ -130,7 +130,7 @@ fn check_to(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
 }
 
 #[track_caller]
-fn join(permits: &Shared, waker: &Waker) -> u64 {
+fn join(permits: &SharedPermits, waker: &Waker) -> u64 {
     match join_up_to(permits, usize::MAX, waker) {
         Joined::Waiting(ticket) => ticket,
         joined => panic!("{joined:?}"),
@@ -407,7 +407,7 @@ fn a_lowered_limit_holds_for_every_later_call() {
 
 /// Two keys, with a separate count of the admitted calls of each.
 struct Pair {
-    keys: [Shared; 2],
+    keys: [SharedPermits; 2],
     all: StdArc<GlobalPermits>,
     inside: [AtomicUsize; 2],
 }

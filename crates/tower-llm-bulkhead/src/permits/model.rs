@@ -393,7 +393,7 @@ struct Ticket {
 }
 
 struct Run {
-    permits: Vec<Shared>,
+    permits: Vec<SharedPermits>,
     all: Option<Arc<GlobalPermits>>,
     tickets: Vec<Ticket>,
     model: Model,

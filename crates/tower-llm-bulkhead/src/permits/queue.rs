@@ -32,6 +32,7 @@ use std::{
 
 use tower_llm_core::Caller;
 
+use super::lane::{CallerQueue, Head, Lane, Waiter, WaitingCall};
 use crate::{Priority, priority::ByPriority};
 
 /// Maximum number of calls per lane and queue, and of lanes, that are searched for a call that may overtake.
@@ -89,7 +90,7 @@ pub(super) type LaneId = usize;
 type HeadId = (LaneId, u64);
 
 /// A head's position in the order: its priority, when its caller was last served, and its ticket.
-type Rank = (Priority, u64, u64);
+pub(super) type Rank = (Priority, u64, u64);
 
 /// A caller with waiting calls.
 #[derive(Default)]
@@ -101,54 +102,12 @@ struct Standing {
     heads: BTreeSet<LaneId>,
 }
 
-struct Lane<K> {
-    key: K,
-    /// The calls of each caller, by priority and by when the caller's turn comes.
-    queues: BTreeMap<(Priority, u64), CallerQueue>,
-    /// When the turn of each caller comes.
-    turns: HashMap<Tenant, u64>,
-    waiting: ByPriority,
-    callers: ByPriority,
-    head: Option<Head>,
-}
-
-struct Head {
-    tenant: Tenant,
-    ticket: u64,
-    weight: u32,
-    /// Its position in the order; `None` while its key has no room for it.
-    rank: Option<Rank>,
-    /// When it became the head.
-    since: u64,
-    /// The current batch of calls that have overtaken it: their weight, and how many are in flight.
-    batch_weight: u64,
-    batch_in_flight: usize,
-}
-
-/// The calls of one caller in one lane, by ticket.
-struct CallerQueue {
-    tenant: Tenant,
-    calls: BTreeMap<u64, Waiter>,
-}
-
-struct Waiter {
-    weight: u32,
-    waker: Waker,
-}
-
 impl Overtook {
     pub(super) const NONE: Self = Self(0);
 
     pub(super) fn is_some(self) -> bool {
         self != Self::NONE
     }
-}
-
-/// A call that is about to be served.
-struct WaitingCall {
-    tenant: Tenant,
-    ticket: u64,
-    weight: u32,
 }
 
 impl<K> Queue<K> {
@@ -258,7 +217,7 @@ impl<K> Queue<K> {
             && let Some(head) = &mut lane.head
             && head.rank.is_none()
         {
-            let rank = head.rank_of(&self.standings[&head.tenant]);
+            let rank = head.rank_of(self.standings[&head.tenant].served);
             head.rank = Some(rank);
             self.ready.insert(rank, lane_id);
         }
@@ -444,7 +403,7 @@ impl<K> Queue<K> {
             if let Some(head) = head
                 && let Some(old) = head.rank
             {
-                let rank = head.rank_of(standing);
+                let rank = head.rank_of(standing.served);
                 head.rank = Some(rank);
                 self.ready.remove(&old);
                 self.ready.insert(rank, *lane_id);
@@ -487,7 +446,7 @@ impl<K> Queue<K> {
                 batch_weight: 0,
                 batch_in_flight: 0,
             };
-            let rank = head.rank_of(standing);
+            let rank = head.rank_of(standing.served);
             head.rank = Some(rank);
             self.ready.insert(rank, lane_id);
             head
@@ -512,86 +471,6 @@ impl<K> Queue<K> {
     fn tick(&mut self) -> u64 {
         self.clock += 1;
         self.clock
-    }
-}
-
-impl<K> Lane<K> {
-    fn new(key: K) -> Self {
-        Self {
-            key,
-            queues: BTreeMap::new(),
-            turns: HashMap::new(),
-            waiting: [0; 3],
-            callers: [0; 3],
-            head: None,
-        }
-    }
-
-    fn first(&self) -> Option<(&Tenant, u64, u32)> {
-        let queue = self.queues.values().next()?;
-        let (&ticket, waiter) = queue.calls.first_key_value()?;
-        Some((&queue.tenant, ticket, waiter.weight))
-    }
-
-    fn is_head(&self, ticket: u64) -> bool {
-        self.head.as_ref().is_some_and(|head| head.ticket == ticket)
-    }
-
-    fn remove(&mut self, tenant: &Tenant, comes: u64, ticket: u64) -> Option<Waiter> {
-        let at = (tenant.priority, comes);
-        let queue = self.queues.get_mut(&at)?;
-        let waiter = queue.calls.remove(&ticket)?;
-        self.waiting[tenant.priority.index()] -= 1;
-        if queue.calls.is_empty() {
-            self.queues.remove(&at);
-            self.turns.remove(tenant);
-            self.callers[tenant.priority.index()] -= 1;
-        }
-        Some(waiter)
-    }
-
-    /// The newest call of the caller with most calls in `tenant`'s priority; `None` if `tenant` has the average or more.
-    fn to_evict(&self, tenant: &Tenant) -> Option<(Tenant, u64)> {
-        let (class, comes) = (tenant.priority, *self.turns.get(tenant)?);
-        let own = self.queues.get(&(class, comes))?.calls.len();
-        if own * self.callers[class.index()] >= self.waiting[class.index()] {
-            return None;
-        }
-        let of_class = self.queues.range((class, 0)..=(class, u64::MAX));
-        let (_, most) = of_class.max_by_key(|(_, queue)| queue.calls.len())?;
-        let (&newest, _) = most.calls.last_key_value()?;
-        Some((most.tenant.clone(), newest))
-    }
-
-    /// Puts a caller that has more calls behind all others.
-    fn end_turn(&mut self, tenant: &Tenant, comes: u64, now: u64) {
-        if let Some(queue) = self.queues.remove(&(tenant.priority, comes)) {
-            self.queues.insert((tenant.priority, now), queue);
-            self.turns.insert(tenant.clone(), now);
-        }
-    }
-}
-
-impl Head {
-    fn call(&self) -> WaitingCall {
-        WaitingCall {
-            tenant: self.tenant.clone(),
-            ticket: self.ticket,
-            weight: self.weight,
-        }
-    }
-
-    fn rank_of(&self, standing: &Standing) -> Rank {
-        (self.tenant.priority, standing.served, self.ticket)
-    }
-}
-
-impl CallerQueue {
-    fn new(tenant: Tenant) -> Self {
-        Self {
-            tenant,
-            calls: BTreeMap::new(),
-        }
     }
 }
 

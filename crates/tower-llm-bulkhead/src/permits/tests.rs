@@ -35,7 +35,7 @@ impl Wakes {
 struct Runs {
     when_woken: fn(&Permits),
     when_dropped: fn(&Permits),
-    permits: Shared,
+    permits: SharedPermits,
 }
 
 impl Wake for Runs {
@@ -55,11 +55,11 @@ const ANONYMOUS: Tenant = Tenant {
     caller: None,
 };
 
-fn shared(limit: usize) -> Shared {
+fn shared(limit: usize) -> SharedPermits {
     Arc::new(Keyed::keyless(Permits::new(limit)))
 }
 
-fn join_up_to(permits: &Shared, max_waiting: usize, waker: &Waker) -> Joined {
+fn join_up_to(permits: &SharedPermits, max_waiting: usize, waker: &Waker) -> Joined {
     let wanted = Wanted {
         max_waiting,
         ..Wanted::default()
@@ -68,7 +68,7 @@ fn join_up_to(permits: &Shared, max_waiting: usize, waker: &Waker) -> Joined {
 }
 
 /// Permits that are all taken.
-fn in_use(limit: usize) -> Shared {
+fn in_use(limit: usize) -> SharedPermits {
     let permits = shared(limit);
     for _ in 0..limit {
         assert!(permits.try_acquire(1));
@@ -78,7 +78,7 @@ fn in_use(limit: usize) -> Shared {
 }
 
 #[track_caller]
-fn join(permits: &Shared, waker: &Waker) -> u64 {
+fn join(permits: &SharedPermits, waker: &Waker) -> u64 {
     match join_up_to(permits, usize::MAX, waker) {
         Joined::Waiting(ticket) => ticket,
         joined => panic!("{joined:?}"),

@@ -1,6 +1,6 @@
 //! A guard that ends on every path.
 
-use std::{mem, task::Context};
+use std::task::Context;
 
 use http::response::Parts;
 use tokio::time::Instant;
@@ -13,9 +13,8 @@ use crate::{Bill, Completion, Failure, Outcome};
 /// A panic inside [`enter`](Self::enter) ends the call as failed; a drop outside of it ends it as abandoned.
 #[derive(Debug)]
 pub struct Armed<G: Guard> {
+    /// `None` once it has ended, or was taken out.
     guard: Option<G>,
-    /// Set before the guard ends, so that one that panics then does not end again.
-    has_ended: bool,
     entered: bool,
 }
 
@@ -24,7 +23,6 @@ impl<G: Guard> Armed<G> {
     pub fn new(guard: G) -> Self {
         Self {
             guard: Some(guard),
-            has_ended: false,
             entered: false,
         }
     }
@@ -79,18 +77,16 @@ impl<G: Guard> Armed<G> {
 
     /// Ends the guard; does nothing the second time.
     pub fn end(&mut self, completion: &Completion) {
-        if !mem::replace(&mut self.has_ended, true)
-            && let Some(guard) = &mut self.guard
-        {
+        // Taken out first, so that a guard that panics does not end again.
+        if let Some(mut guard) = self.guard.take() {
             guard.end(completion);
         }
-        self.guard = None;
     }
 
     /// Whether the guard has ended, or was taken out.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.has_ended || self.guard.is_none()
+        self.guard.is_none()
     }
 
     /// Takes the guard out; `None` if it has ended.
@@ -110,7 +106,7 @@ impl<G: Guard> Armed<G> {
 
 impl<G: Guard> Drop for Armed<G> {
     fn drop(&mut self) {
-        if self.guard.is_some() {
+        if !self.has_ended() {
             self.end(&Completion::new(self.dropped()));
         }
     }
