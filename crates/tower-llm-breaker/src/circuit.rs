@@ -21,7 +21,7 @@ use crate::{
     machine::{Input, Machine, Status},
     sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
     window::Window,
-    word::{Pass, Word},
+    word::{AtomicWord, Pass},
 };
 
 #[derive(Debug)]
@@ -29,8 +29,8 @@ pub(crate) struct Circuit {
     group: Arc<Group>,
     /// `None` for the circuit that all keys beyond the maximum share; it is always disabled.
     key: Option<Key>,
-    /// A packed [`Word`], that of the machine; written under the lock.
-    word: AtomicU64,
+    /// That of the machine; written under the lock.
+    word: AtomicWord,
     failures: Window,
     slow: Option<Window>,
     locked: Mutex<Locked>,
@@ -38,7 +38,7 @@ pub(crate) struct Circuit {
     stale: AtomicU64,
     /// When it last changed or counted something bad, in milliseconds.
     last_event: AtomicU64,
-    /// 1 once it is a member of its group; written under the lock.
+    /// 1 once it is a member of its group, or if it need not be; written under the lock.
     has_joined: AtomicU64,
 }
 
@@ -57,7 +57,7 @@ impl Circuit {
         };
         let machine = Machine::new(state);
         Self {
-            word: AtomicU64::new(machine.word().pack()),
+            word: AtomicWord::new(machine.word()),
             failures: group.failures(),
             slow: group.slow(),
             locked: Mutex::new(Locked {
@@ -67,7 +67,7 @@ impl Circuit {
             refused: AtomicU64::new(0),
             stale: AtomicU64::new(0),
             last_event: AtomicU64::new(0),
-            has_joined: AtomicU64::new(0),
+            has_joined: AtomicU64::new(u64::from(!group.ejection.is_limited())),
             group,
             key,
         }
@@ -91,25 +91,17 @@ impl Circuit {
         &self.group.config
     }
 
-    fn word(&self) -> Word {
-        Word::unpack(self.word.load(Ordering::Acquire))
-    }
-
-    fn is_current(&self, pass: Pass) -> bool {
-        pass.is_of(self.word())
-    }
-
     // === a call comes ===
 
     /// Admits a call if the word alone allows it.
     pub(crate) fn admit_free(&self) -> Option<Pass> {
-        let word = self.word();
+        let word = self.word.load();
         word.state.is_free().then(|| Pass::of(word))
     }
 
     /// Admits a call, or refuses it.
     pub(crate) fn admit(&self, now: Instant) -> Result<Pass, Status> {
-        let word = self.word();
+        let word = self.word.load();
         if word.state.is_free() {
             Ok(Pass::of(word))
         } else if word.is_shut(|| self.config().clock.millis(now)) {
@@ -122,7 +114,7 @@ impl Circuit {
 
     /// How it would refuse a call now; `None` if it would admit one.
     pub(crate) fn refusal(&self, now: Instant) -> Option<Status> {
-        if self.word().state.is_free() {
+        if self.word.load().state.is_free() {
             return None;
         }
         self.locked().machine.refusal(now, self.config())
@@ -135,7 +127,7 @@ impl Circuit {
 
     /// An admitted call is not sent after all.
     pub(crate) fn was_not_sent(&self, pass: Pass, now: Instant) {
-        if pass.is_probe() || self.word().state == State::Ramping {
+        if pass.is_probe() || self.word.load().state == State::Ramping {
             self.change(Input::NotSent(pass), now);
         }
     }
@@ -156,7 +148,7 @@ impl Circuit {
             self.slow.iter().for_each(Window::clear);
         }
         if word != before {
-            self.word.store(word.pack(), Ordering::Release);
+            self.word.store(word);
             self.last_event.store(millis, Ordering::Relaxed);
         }
         if transition.has_counted {
@@ -187,12 +179,10 @@ impl Circuit {
 
     /// A circuit joins its group when it counts its first call, so circuits of invented names do not.
     fn join(&self, now: &mut Now) {
-        if self.group.ejection.is_limited() && self.has_joined.load(Ordering::Relaxed) == 0 {
+        if self.has_joined.load(Ordering::Relaxed) == 0 {
+            let millis = self.config().clock.millis(now.get());
             let mut locked = self.locked();
-            let open_until = locked
-                .machine
-                .word()
-                .open_until(self.config().clock.millis(now.get()));
+            let open_until = locked.machine.word().open_until(millis);
             locked.member.join(&self.group.ejection);
             locked.member.update(&self.group.ejection, open_until);
             self.has_joined.store(1, Ordering::Relaxed);
@@ -211,7 +201,7 @@ impl Circuit {
     }
 
     pub(crate) fn stats(&self, now: Instant) -> CircuitStats {
-        let generation = self.word().generation;
+        let generation = self.word.load().generation;
         let tally = |window: &Window| window.tally(generation, &mut Now::at(Some(now)));
         let failures = tally(&self.failures);
         let slow = self.slow.as_ref().map(tally).unwrap_or_default();
@@ -240,7 +230,7 @@ impl Evictable for Circuit {
     /// A circuit that is closed and has counted nothing bad for a while, or that is open and was not probed for long. A
     /// forced circuit is not evictable: a new one would start in the initial state.
     fn is_evictable(&self) -> bool {
-        let (config, word) = (self.config(), self.word());
+        let (config, word) = (self.config(), self.word.load());
         let is_forced = word.state.is_forced() || config.initial_state.is_forced();
         if is_forced && word.state != config.initial_state {
             return false;

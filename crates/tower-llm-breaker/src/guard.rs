@@ -1,6 +1,9 @@
 //! An admitted call, until its end.
 
-use std::{sync::Arc, task::Context};
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use http::response::Parts;
 use tokio::time::Instant;
@@ -34,19 +37,41 @@ impl BreakerGuard {
         }
     }
 
+    /// The same as [`Guard::response_headers`], for a call that is timed.
+    #[cold]
+    fn timed_headers(&mut self) {
+        let now = Instant::now();
+        if self
+            .timing
+            .as_mut()
+            .is_some_and(|timing| timing.response_headers(now))
+        {
+            self.became_slow(now);
+        }
+    }
+
     fn became_slow(&self, now: Instant) {
         let mut now = Now::at(Some(now));
         self.route.record_slow(&self.passes, true, &mut now);
+    }
+
+    /// Counts whether the call was slow, unless that has been counted; returns it.
+    #[cold]
+    fn end_timing(&mut self, completion: &Completion, now: &mut Now) -> bool {
+        let Some(timing) = &mut self.timing else {
+            return false;
+        };
+        if let Some(is_slow) = timing.ended(completion.outcome) {
+            self.route.record_slow(&self.passes, is_slow, now);
+        }
+        timing.is_slow()
     }
 }
 
 impl Guard for BreakerGuard {
     fn response_headers(&mut self, _: Option<&mut Parts>) {
-        if let Some(timing) = &mut self.timing {
-            let now = Instant::now();
-            if timing.response_headers(now) {
-                self.became_slow(now);
-            }
+        if self.timing.is_some() {
+            self.timed_headers();
         }
     }
 
@@ -72,7 +97,7 @@ impl Guard for BreakerGuard {
 
     fn pending(&mut self, cx: &mut Context<'_>) {
         if let Some(timing) = &mut self.timing
-            && let std::task::Poll::Ready(now) = timing.poll_slow(cx)
+            && let Poll::Ready(now) = timing.poll_slow(cx)
         {
             self.became_slow(now);
         }
@@ -80,14 +105,7 @@ impl Guard for BreakerGuard {
 
     fn end(&mut self, completion: &Completion) {
         let mut now = Now::at(completion.ended_at);
-        let mut is_slow = false;
-        if let Some(timing) = &mut self.timing {
-            let counted = timing.ended(completion.outcome);
-            is_slow = timing.is_slow();
-            if let Some(is_slow) = counted {
-                self.route.record_slow(&self.passes, is_slow, &mut now);
-            }
-        }
+        let is_slow = self.timing.is_some() && self.end_timing(completion, &mut now);
         self.route
             .record(&self.passes, completion, is_slow, &mut now);
     }

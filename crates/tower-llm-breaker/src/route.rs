@@ -135,12 +135,17 @@ impl Route {
         is_slow: bool,
         now: &mut Now,
     ) {
-        if completion.outcome == Outcome::Success && completion.served.is_none() && !is_slow {
-            for (circuit, &pass) in zip(&self.circuits, passes) {
-                circuit.succeeded(pass, now);
-            }
-            return;
+        if completion.outcome != Outcome::Success || completion.served.is_some() || is_slow {
+            return self.judge(passes, completion, is_slow, now);
         }
+        for (circuit, &pass) in zip(&self.circuits, passes) {
+            circuit.succeeded(pass, now);
+        }
+    }
+
+    /// The same for a call that is no plain success.
+    #[cold]
+    fn judge(&self, passes: &Passes, completion: &Completion, is_slow: bool, now: &mut Now) {
         for (circuit, &pass) in zip(&self.circuits, passes) {
             let facts = Facts {
                 is_slow,

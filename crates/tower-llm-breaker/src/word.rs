@@ -1,6 +1,9 @@
 //! The state of a circuit in one word: its state, its generation, and its end; and what a call remembers of it.
 
-use crate::State;
+use crate::{
+    State,
+    sync::{AtomicU64, Ordering},
+};
 
 /// A circuit's state and generation, and the end of the state if it has one: 3, 20 and 41 bits.
 ///
@@ -14,6 +17,10 @@ pub(crate) struct Word {
     /// In milliseconds of the circuit's clock; zero if the state has no end.
     pub(crate) until: u64,
 }
+
+/// A [`Word`] that calls read while it changes.
+#[derive(Debug)]
+pub(crate) struct AtomicWord(AtomicU64);
 
 /// How a circuit has admitted a call: its generation, and the lease of a probe in the upper bits.
 ///
@@ -85,20 +92,39 @@ impl Word {
         self.state.is_ejected().then_some(self.until.max(now))
     }
 
-    pub(crate) fn pack(self) -> u64 {
+    fn pack(self) -> u64 {
         let state = self.state as u64;
         state << (GENERATION_BITS + UNTIL_BITS)
             | u64::from(self.generation) << UNTIL_BITS
             | self.until
     }
 
-    pub(crate) fn unpack(word: u64) -> Self {
+    fn unpack(word: u64) -> Self {
         let generation = word >> UNTIL_BITS & u64::from(MAX_GENERATION);
         Self {
             state: STATES[(word >> (GENERATION_BITS + UNTIL_BITS)) as usize & 7],
             generation: generation as u32,
             until: word & MAX_UNTIL,
         }
+    }
+}
+
+impl AtomicWord {
+    pub(crate) fn new(word: Word) -> Self {
+        Self(AtomicU64::new(word.pack()))
+    }
+
+    pub(crate) fn load(&self) -> Word {
+        Word::unpack(self.0.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn store(&self, word: Word) {
+        self.0.store(word.pack(), Ordering::Release);
+    }
+
+    /// Whether the circuit is still in the generation that admitted the call.
+    pub(crate) fn is_current(&self, pass: Pass) -> bool {
+        pass.is_of(self.load())
     }
 }
 
@@ -125,7 +151,6 @@ impl Pass {
         self.lease() != 0
     }
 
-    /// Whether the circuit is still in the generation that admitted the call.
     pub(crate) fn is_of(self, word: Word) -> bool {
         self.generation() == word.generation
     }

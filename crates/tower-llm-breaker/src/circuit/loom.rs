@@ -89,7 +89,7 @@ impl Tried {
     }
 
     fn generation(&self) -> u32 {
-        self.circuit.word().generation
+        self.circuit.word.load().generation
     }
 
     fn refused(&self) -> u64 {
@@ -252,20 +252,20 @@ fn windows(builder: BreakerBuilder) -> [BreakerBuilder; 2] {
 
 // === a window full of good calls ===
 
-/// A circuit whose window of `calls` calls is full of good ones, which opens after two failures in a row.
-fn clean(calls: usize) -> Arc<Tried> {
-    let tried = Tried::new(&patient().window_calls(calls).failure_threshold(2));
+/// A circuit whose window is full of `calls` good calls, and which opens after two failures in a row.
+fn clean(builder: BreakerBuilder, calls: usize) -> Arc<Tried> {
+    let tried = Tried::new(&builder.failure_threshold(2));
     for _ in 0..calls {
         tried.record(tried.admit(0).expect("it is closed"), Verdict::Success, 0);
     }
-    assert!(tried.circuit.failures.is_clean(0));
+    assert!(tried.circuit.failures.is_clean(Pass::default()));
     tried
 }
 
 #[test]
 fn a_failure_beside_a_success_that_takes_no_lock_counts() {
     check(|| {
-        let tried = clean(2);
+        let tried = clean(patient().window_calls(2), 2);
         let [good, bad, next] = [(); 3].map(|()| tried.admit(0).unwrap());
         let other = spawn(&tried, move |tried| tried.record(bad, FAILURE, 0));
         tried
@@ -273,7 +273,7 @@ fn a_failure_beside_a_success_that_takes_no_lock_counts() {
             .succeeded(good, &mut Now::at(Some(tried.epoch)));
         other.join().unwrap();
         assert_eq!(tried.counts(0), (2, 1));
-        assert!(!tried.circuit.failures.is_clean(0));
+        assert!(!tried.circuit.failures.is_clean(Pass::default()));
         tried
             .circuit
             .succeeded(next, &mut Now::at(Some(tried.epoch)));
@@ -287,31 +287,35 @@ fn a_failure_beside_a_success_that_takes_no_lock_counts() {
 /// failure was counted, and would not end it.
 #[test]
 fn a_success_that_takes_no_lock_ends_a_run_of_failures() {
-    check(|| {
-        let tried = clean(2);
-        let [bad, good, better, last, failed] = [(); 5].map(|()| tried.admit(0).unwrap());
-        let succeeds = |tried: &Tried, pass| {
-            let mut now = Now::at(Some(tried.epoch));
-            tried.circuit.succeeded(pass, &mut now);
-        };
-        let fails = spawn(&tried, move |tried| tried.record(bad, FAILURE, 0));
-        let others = spawn(&tried, move |tried| {
-            succeeds(tried, good);
-            succeeds(tried, better);
+    // The run alone is clean too, after a success.
+    let [by_count, run_alone] = [patient().window_calls(2), patient().without_failure_ratio()];
+    for builder in [by_count, run_alone] {
+        check(move || {
+            let tried = clean(builder.clone(), 2);
+            let [bad, good, better, last, failed] = [(); 5].map(|()| tried.admit(0).unwrap());
+            let succeeds = |tried: &Tried, pass| {
+                let mut now = Now::at(Some(tried.epoch));
+                tried.circuit.succeeded(pass, &mut now);
+            };
+            let fails = spawn(&tried, move |tried| tried.record(bad, FAILURE, 0));
+            let others = spawn(&tried, move |tried| {
+                succeeds(tried, good);
+                succeeds(tried, better);
+            });
+            fails.join().unwrap();
+            others.join().unwrap();
+            succeeds(&tried, last);
+            tried.record(failed, FAILURE, 0);
+            assert_eq!(tried.state(0), State::Closed);
         });
-        fails.join().unwrap();
-        others.join().unwrap();
-        succeeds(&tried, last);
-        tried.record(failed, FAILURE, 0);
-        assert_eq!(tried.state(0), State::Closed);
-    });
+    }
 }
 
 /// Between the emptying of the window and the new word, a call may fill the window again.
 #[test]
 fn a_late_success_is_stale_although_the_window_was_clean() {
     check(|| {
-        let tried = clean(1);
+        let tried = clean(patient().window_calls(1), 1);
         let [late, later] = [(); 2].map(|()| tried.admit(0).unwrap());
         let other = spawn(&tried, move |tried| {
             let mut now = Now::at(Some(tried.epoch));
@@ -438,18 +442,20 @@ fn an_outcome_while_a_generation_ends_does_not_count_in_the_next() {
 /// A late failure overwrote the run of failures of the next generation.
 #[test]
 fn a_late_failure_does_not_break_the_run_of_the_next_generation() {
-    check(|| {
-        let tried = Tried::new(&patient().failure_threshold(2));
-        let late = tried.admit(0).unwrap();
-        let other = spawn(&tried, move |tried| tried.record(late, FAILURE, 0));
-        tried.reset();
-        let [first, second] = [(); 2].map(|()| tried.admit(0).unwrap());
-        tried.record(first, FAILURE, 0);
-        other.join().unwrap();
-        assert_eq!(tried.state(0), State::Closed);
-        tried.record(second, FAILURE, 0);
-        assert_eq!(tried.state(0), State::Open);
-    });
+    for builder in [patient(), patient().without_failure_ratio()] {
+        check(move || {
+            let tried = Tried::new(&builder.clone().failure_threshold(2));
+            let late = tried.admit(0).unwrap();
+            let other = spawn(&tried, move |tried| tried.record(late, FAILURE, 0));
+            tried.reset();
+            let [first, second] = [(); 2].map(|()| tried.admit(0).unwrap());
+            tried.record(first, FAILURE, 0);
+            other.join().unwrap();
+            assert_eq!(tried.state(0), State::Closed);
+            tried.record(second, FAILURE, 0);
+            assert_eq!(tried.state(0), State::Open);
+        });
+    }
 }
 
 // === groups ===

@@ -587,13 +587,13 @@ mod observed {
             paused(BreakerLayer::builder().advanced(|advanced| advanced.jitter(0.0)));
         circuit.change(Input::Peer(open_for(20 * SECOND, now)), now);
         let until = now + 20 * SECOND;
-        let (word, late) = (circuit.word(), 10 * Duration::from_millis(1));
+        let (word, late) = (circuit.word.load(), 10 * Duration::from_millis(1));
         while events.try_recv().is_ok() {}
         for _ in 0..2 {
             circuit.change(Input::Peer(open_for(20 * SECOND + late, now)), now);
             circuit.change(Input::Peer(Change::Throttled { until }), now);
         }
-        assert_eq!(circuit.word(), word);
+        assert_eq!(circuit.word.load(), word);
         assert!(events.try_recv().is_err());
     }
 }

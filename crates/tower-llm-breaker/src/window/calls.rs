@@ -1,7 +1,10 @@
 //! A window over a number of calls.
 
 use super::{Ended, Tally};
-use crate::sync::{AtomicU64, Mutex, Ordering, lock};
+use crate::{
+    sync::{AtomicU64, Mutex, Ordering, lock},
+    word::Pass,
+};
 
 /// A ring with a bit for each of the last calls, under a lock: as fast as a lock-free one, and easier to get right.
 ///
@@ -37,24 +40,24 @@ impl Calls {
         }
     }
 
-    /// Whether the window is full of good calls of `generation`.
-    pub(super) fn is_clean(&self, generation: u32) -> bool {
-        self.clean.load(Ordering::Acquire) == u64::from(generation) + 1
+    /// Whether the window is full of good calls of the generation.
+    pub(super) fn is_clean(&self, pass: Pass) -> bool {
+        self.clean.load(Ordering::Acquire) == u64::from(pass.generation()) + 1
     }
 
-    pub(super) fn record(&self, ended: &Ended<'_>) -> Option<u32> {
+    pub(super) fn record(&self, ended: Ended<'_>) -> Option<u32> {
         let mut ring = lock(&self.ring);
-        if ring.generation != ended.generation {
-            if !(ended.is_current)() {
+        if ring.generation != ended.generation() {
+            if !ended.is_current() {
                 return None;
             }
             ring.clear();
-            ring.generation = ended.generation;
+            ring.generation = ended.generation();
         }
         ring.push(ended.is_bad, self.length);
         let is_clean = ring.total == self.length && ring.bad == 0;
         self.set_clean(if is_clean {
-            u64::from(ended.generation) + 1
+            u64::from(ended.generation()) + 1
         } else {
             0
         });

@@ -10,7 +10,10 @@ mod time;
 use std::time::Duration;
 
 use self::{calls::Calls, run::Run, time::Time};
-use crate::clock::{Clock, Now};
+use crate::{
+    clock::{Clock, Now},
+    word::{AtomicWord, Pass},
+};
 
 /// The length of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +33,12 @@ pub(crate) enum Window {
 }
 
 /// The end of one call.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Ended<'a> {
     pub(crate) is_bad: bool,
-    pub(crate) generation: u32,
-    /// Whether this is still the generation of the circuit.
-    pub(crate) is_current: &'a dyn Fn() -> bool,
+    pub(crate) pass: Pass,
+    /// The circuit's, which tells whether the generation of the call is still the present one.
+    pub(crate) word: &'a AtomicWord,
 }
 
 /// Calls, and the bad ones among them.
@@ -58,7 +62,7 @@ impl Window {
 
     /// Counts the end of a call, and returns how many bad calls there are in a row; `None` if the call is of an earlier
     /// generation.
-    pub(crate) fn record(&self, ended: &Ended<'_>, now: &mut Now) -> Option<u32> {
+    pub(crate) fn record(&self, ended: Ended<'_>, now: &mut Now) -> Option<u32> {
         match self {
             Self::Calls(calls) => calls.record(ended),
             Self::Time(time) => time.record(ended, now),
@@ -66,15 +70,14 @@ impl Window {
         }
     }
 
-    /// Whether one more good call of `generation` changes nothing.
-    pub(crate) fn is_clean(&self, generation: u32) -> bool {
+    /// Whether one more good call changes nothing.
+    pub(crate) fn is_clean(&self, pass: Pass) -> bool {
         match self {
-            Self::Calls(calls) => calls.is_clean(generation),
+            Self::Calls(calls) => calls.is_clean(pass),
             // Never: a good call adds to the calls that later failures are a ratio of, and leaves the window at a time of its
             // own. To skip it would make the failures weigh more.
             Self::Time(_) => false,
-            // To look costs as much as to count.
-            Self::Run(_) => false,
+            Self::Run(run) => run.is_clean(pass),
         }
     }
 
@@ -95,6 +98,16 @@ impl Window {
             // It begins again with the first call of a generation.
             Self::Run(_) => {}
         }
+    }
+}
+
+impl Ended<'_> {
+    fn generation(&self) -> u32 {
+        self.pass.generation()
+    }
+
+    fn is_current(&self) -> bool {
+        self.word.is_current(self.pass)
     }
 }
 

@@ -54,21 +54,21 @@ impl Time {
         }
     }
 
-    pub(super) fn record(&self, ended: &Ended<'_>, now: &mut Now) -> Option<u32> {
+    pub(super) fn record(&self, ended: Ended<'_>, now: &mut Now) -> Option<u32> {
         let tick = self.tick_at(now);
         let is_current = if self.note(tick) {
             self.count(ended, tick)
         } else {
             // It has left the window, but not the run.
-            (ended.is_current)()
+            ended.is_current()
         };
         // If its generation ends meanwhile, the run no longer matters.
         is_current.then(|| self.run.record(ended).unwrap_or_default())
     }
 
     /// Counts a call in the bucket of `tick`; `false` if it is of an earlier generation.
-    fn count(&self, ended: &Ended<'_>, tick: u64) -> bool {
-        let stamp = stamp(ended.generation, tick);
+    fn count(&self, ended: Ended<'_>, tick: u64) -> bool {
+        let stamp = stamp(ended.generation(), tick);
         let bucket = self.bucket(tick);
         // Acquire: a thread that sees a bucket of a later generation also sees that its own has ended.
         let mut seen = bucket.load(Ordering::Acquire);
@@ -76,7 +76,7 @@ impl Time {
             let was = Bucket::unpack(seen);
             let next = if was.stamp == stamp {
                 was.with(ended.is_bad)
-            } else if !(ended.is_current)() {
+            } else if !ended.is_current() {
                 return false;
             } else {
                 Bucket::new(stamp).with(ended.is_bad)
