@@ -228,11 +228,15 @@ impl<W> BreakerBuilder<W> {
         self.config.check()?;
         let scopes = self.route_by.scopes();
         let circuits = Arc::new(Circuits::new(self.config, scopes, self.max_keys)?);
-        let routes = Arc::new(Routes::new(Arc::clone(&circuits), self.route_by)?);
+        let routes = Arc::new(Routes::new(&circuits, self.route_by, false)?);
         #[cfg(feature = "redis")]
         if let Some(shared) = self.shared {
             shared.start(&circuits)?;
         }
-        Ok(BreakerLayer::new_of(circuits, routes, self.watch))
+        Ok(BreakerLayer {
+            circuits,
+            routes,
+            watch: self.watch,
+        })
     }
 }

@@ -57,7 +57,7 @@ impl Circuit {
         };
         let machine = Machine::new(state);
         Self {
-            word: AtomicWord::new(machine.word()),
+            word: AtomicWord::new(machine.word),
             failures: group.failures(),
             slow: group.slow(),
             locked: Mutex::new(Locked {
@@ -138,10 +138,10 @@ impl Circuit {
     pub(crate) fn change(&self, input: Input, now: Instant) -> Option<Result<Pass, Status>> {
         let mut locked = self.locked();
         let Locked { machine, member } = &mut *locked;
-        let (before, millis) = (machine.word(), self.config().clock.millis(now));
+        let (before, millis) = (machine.word, self.config().clock.millis(now));
         let mut may_open = || member.may_open(&self.group.ejection, millis);
         let transition = machine.on(input, now, self.config(), &mut may_open);
-        let word = machine.word();
+        let word = machine.word;
         if word.generation != before.generation {
             // Before the word: a call of the new generation must not count among those of the last.
             self.failures.clear();
@@ -182,7 +182,7 @@ impl Circuit {
         if self.has_joined.load(Ordering::Relaxed) == 0 {
             let millis = self.config().clock.millis(now.get());
             let mut locked = self.locked();
-            let open_until = locked.machine.word().open_until(millis);
+            let open_until = locked.machine.word.open_until(millis);
             locked.member.join(&self.group.ejection);
             locked.member.update(&self.group.ejection, open_until);
             self.has_joined.store(1, Ordering::Relaxed);
@@ -205,11 +205,8 @@ impl Circuit {
         let tally = |window: &Window| window.tally(generation, &mut Now::at(Some(now)));
         let failures = tally(&self.failures);
         let slow = self.slow.as_ref().map(tally).unwrap_or_default();
-        let locked = self.locked();
-        let (status, probes) = (
-            locked.machine.status(now, self.config()),
-            locked.machine.probes(),
-        );
+        let machine = &self.locked().machine;
+        let (status, probes) = (machine.status(now, self.config()), &machine.probes);
         CircuitStats {
             circuit: self.id(),
             state: status.state,

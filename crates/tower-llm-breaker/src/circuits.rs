@@ -52,10 +52,6 @@ impl Circuits {
         }
     }
 
-    pub(crate) fn scopes(&self) -> impl Iterator<Item = Scope> {
-        self.by_scope.iter().map(|(scope, _)| *scope)
-    }
-
     /// The circuit of `key`, made if there is none; the overflow circuit if there is no room.
     pub(crate) fn by_key(&self, scope: Scope, key: &Key) -> Option<Arc<Keyed<Circuit>>> {
         Some(self.of(scope)?.by_key(key))

@@ -76,7 +76,9 @@ impl Membership {
         // It is in use, though maybe only in another process.
         self.join(ejection);
         let mut members = lock(&ejection.members);
-        members.forget_until(now);
+        while members.open.first().is_some_and(|&(until, _)| until <= now) {
+            members.open.pop_first();
+        }
         // A quotient, as for failures: 29 of 100 is 0.29, but 0.29 times 100 is slightly less than 29.
         let with_one_more = (members.open.len() + 1) as f64 / members.all as f64;
         if with_one_more > max_ratio {
@@ -108,12 +110,6 @@ impl Members {
     fn remove(&mut self, slot: Option<Slot>) {
         if let Some(slot) = slot {
             self.open.remove(&slot);
-        }
-    }
-
-    fn forget_until(&mut self, now: u64) {
-        while self.open.first().is_some_and(|&(until, _)| until <= now) {
-            self.open.pop_first();
         }
     }
 }

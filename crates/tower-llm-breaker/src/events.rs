@@ -1,6 +1,6 @@
 //! Events of circuits, for subscribers.
 
-use std::{fmt, sync::OnceLock, time::Duration};
+use std::{fmt::Debug, sync::OnceLock, time::Duration};
 
 use tokio::{sync::broadcast, time::Instant};
 
@@ -95,13 +95,16 @@ pub enum Reason {
 }
 
 /// Sends events to the subscribers, and to the publisher if circuits are shared.
+#[derive(Debug)]
 pub(crate) struct Events {
     subscribers: broadcast::Sender<Event>,
-    publisher: OnceLock<Publish>,
+    publisher: OnceLock<Box<dyn Publish>>,
 }
 
-/// Publishes an event to other processes.
-type Publish = Box<dyn Fn(&Event) + Send + Sync>;
+/// Publishes events to other processes.
+pub(crate) trait Publish: Debug + Send + Sync {
+    fn publish(&self, event: &Event);
+}
 
 /// Receives the events since the call of [`subscribe`](crate::BreakerHandle::subscribe).
 ///
@@ -123,15 +126,15 @@ impl Events {
 
     /// Has all events published from now on; set once, when the layer is built.
     #[cfg(feature = "redis")]
-    pub(crate) fn publish(&self, publish: impl Fn(&Event) + Send + Sync + 'static) {
-        let _ = self.publisher.set(Box::new(publish));
+    pub(crate) fn publish(&self, publisher: impl Publish + 'static) {
+        let _ = self.publisher.set(Box::new(publisher));
     }
 
     /// Sends `event`. A manual close of a closed circuit is only published: other processes may have opened it, but for
     /// subscribers nothing has changed.
     pub(crate) fn send(&self, event: Event) {
-        if let Some(publish) = self.publisher.get() {
-            publish(&event);
+        if let Some(publisher) = self.publisher.get() {
+            publisher.publish(&event);
         }
         if !event.kind.is_change() {
             return;
@@ -140,12 +143,6 @@ impl Events {
         event.trace();
         // It fails if there are no subscribers.
         let _ = self.subscribers.send(event);
-    }
-}
-
-impl fmt::Debug for Events {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events").finish_non_exhaustive()
     }
 }
 

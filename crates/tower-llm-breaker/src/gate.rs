@@ -9,7 +9,7 @@ use crate::{BreakerGuard, routes::Routes, timing::Timing};
 /// Refuses calls whose circuits are open.
 #[derive(Clone, Debug)]
 pub struct BreakerGate {
-    routes: Arc<Routes>,
+    pub(crate) routes: Arc<Routes>,
 }
 
 /// Stops calls to what is failing; see [`BreakerLayer`](crate::BreakerLayer).
@@ -19,12 +19,6 @@ pub type Breaker<S, W> = Gated<S, BreakerGate, W>;
 ///
 /// Dropping it is neutral, and frees a probe's lease.
 pub type ResponseFuture<S, Req, W> = GatedFuture<S, Req, W, BreakerGuard>;
-
-impl BreakerGate {
-    pub(crate) fn new(routes: Arc<Routes>) -> Self {
-        Self { routes }
-    }
-}
 
 impl Gate for BreakerGate {
     type Guard = BreakerGuard;
@@ -37,7 +31,11 @@ impl Gate for BreakerGate {
             Box::new(Timing::new(slow, streamed, entry.now()))
         });
         match route.admit(entry) {
-            Ok(passes) => Admission::Admitted(BreakerGuard::new(route, passes, timing)),
+            Ok(passes) => Admission::Admitted(BreakerGuard {
+                route,
+                passes,
+                timing,
+            }),
             Err(open) => Admission::Refused(open),
         }
     }

@@ -18,25 +18,13 @@ use crate::{
 /// The guard of an admitted call: counts how it ends, once.
 #[derive(Debug)]
 pub struct BreakerGuard {
-    route: Arc<Keyed<Route>>,
-    passes: Passes,
+    pub(crate) route: Arc<Keyed<Route>>,
+    pub(crate) passes: Passes,
     /// Boxed to keep the guard of other calls small.
-    timing: Option<Box<Timing>>,
+    pub(crate) timing: Option<Box<Timing>>,
 }
 
 impl BreakerGuard {
-    pub(crate) fn new(
-        route: Arc<Keyed<Route>>,
-        passes: Passes,
-        timing: Option<Box<Timing>>,
-    ) -> Self {
-        Self {
-            route,
-            passes,
-            timing,
-        }
-    }
-
     /// The same as [`Guard::response_headers`], for a call that is timed.
     #[cold]
     fn timed_headers(&mut self) {
@@ -53,18 +41,6 @@ impl BreakerGuard {
     fn became_slow(&self, now: Instant) {
         let mut now = Now::at(Some(now));
         self.route.record_slow(&self.passes, true, &mut now);
-    }
-
-    /// Counts whether the call was slow, unless that has been counted; returns it.
-    #[cold]
-    fn end_timing(&mut self, completion: &Completion, now: &mut Now) -> bool {
-        let Some(timing) = &mut self.timing else {
-            return false;
-        };
-        if let Some(is_slow) = timing.ended(completion.outcome) {
-            self.route.record_slow(&self.passes, is_slow, now);
-        }
-        timing.is_slow()
     }
 }
 
@@ -105,7 +81,13 @@ impl Guard for BreakerGuard {
 
     fn end(&mut self, completion: &Completion) {
         let mut now = Now::at(completion.ended_at);
-        let is_slow = self.timing.is_some() && self.end_timing(completion, &mut now);
+        let mut is_slow = false;
+        if let Some(timing) = &mut self.timing {
+            if let Some(is_slow) = timing.ended(completion.outcome) {
+                self.route.record_slow(&self.passes, is_slow, &mut now);
+            }
+            is_slow = timing.is_slow();
+        }
         self.route
             .record(&self.passes, completion, is_slow, &mut now);
     }

@@ -12,17 +12,13 @@ use crate::{
 /// does not have, or beyond [`max_keys`](crate::BreakerBuilder::max_keys).
 #[derive(Clone, Debug)]
 pub struct BreakerHandle {
-    circuits: Arc<Circuits>,
+    pub(crate) circuits: Arc<Circuits>,
 }
 
 /// As good as no limit.
 const MAX_TRIP: Duration = Duration::from_secs(365 * 86_400);
 
 impl BreakerHandle {
-    pub(crate) fn new(circuits: Arc<Circuits>) -> Self {
-        Self { circuits }
-    }
-
     /// The state of every circuit, in no order.
     #[must_use]
     pub fn stats(&self) -> Vec<CircuitStats> {

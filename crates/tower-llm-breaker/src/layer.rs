@@ -31,20 +31,12 @@ use crate::{Breaker, BreakerGate, BreakerHandle, circuits::Circuits, routes::Rou
 /// | [`max_keys`](BreakerBuilder::max_keys) | 10,000 |
 #[derive(Clone, Debug)]
 pub struct BreakerLayer<W = HttpBody> {
-    circuits: Arc<Circuits>,
-    routes: Arc<Routes>,
-    watch: W,
+    pub(crate) circuits: Arc<Circuits>,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) watch: W,
 }
 
 impl<W> BreakerLayer<W> {
-    pub(crate) fn new_of(circuits: Arc<Circuits>, routes: Arc<Routes>, watch: W) -> Self {
-        Self {
-            circuits,
-            routes,
-            watch,
-        }
-    }
-
     /// Leaves the provider's 429 to an inner rate limit, where calls can wait for it.
     ///
     /// A 429 then opens no circuit, whatever [`throttled_opens`](BreakerBuilder::throttled_opens) says. It applies to
@@ -57,7 +49,9 @@ impl<W> BreakerLayer<W> {
     /// Returns a handle that reads the state of the circuits, and opens and closes them.
     #[must_use]
     pub fn handle(&self) -> BreakerHandle {
-        BreakerHandle::new(Arc::clone(&self.circuits))
+        BreakerHandle {
+            circuits: Arc::clone(&self.circuits),
+        }
     }
 }
 
@@ -66,7 +60,9 @@ impl<W: Clone> GateLayer for BreakerLayer<W> {
     type Watch = W;
 
     fn gate(&self) -> BreakerGate {
-        BreakerGate::new(Arc::clone(&self.routes))
+        BreakerGate {
+            routes: Arc::clone(&self.routes),
+        }
     }
 
     fn watch(&self) -> W {

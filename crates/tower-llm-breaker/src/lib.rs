@@ -133,7 +133,6 @@ mod routes;
 mod shared;
 mod slow_calls;
 mod state;
-mod stats;
 mod sync;
 mod timing;
 mod verdict;
@@ -153,6 +152,5 @@ pub use self::{
     id::{CircuitId, Scope},
     layer::BreakerLayer,
     slow_calls::SlowCalls,
-    state::{Force, State},
-    stats::CircuitStats,
+    state::{CircuitStats, Force, State},
 };

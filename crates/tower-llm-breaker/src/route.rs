@@ -21,8 +21,7 @@ pub(crate) struct Route {
     /// Of the circuit of the model.
     model: Option<usize>,
     /// Whether the registries had room for each of its circuits.
-    is_whole: bool,
-    scopes: Vec<Scope>,
+    pub(crate) is_whole: bool,
     facts: Facts,
     pub(crate) slow: Option<SlowCalls>,
     first_token_is_success: bool,
@@ -56,7 +55,6 @@ impl Route {
             model: found.iter().position(is_of_model),
             is_whole: key.is_some() && found.iter().all(|circuit| circuit.has_key()),
             circuits: found,
-            scopes: scopes.to_vec(),
             facts: Facts {
                 has_account: !account.is_empty(),
                 ignores_throttled,
@@ -65,14 +63,6 @@ impl Route {
             slow: circuits.config.slow,
             first_token_is_success: circuits.config.advanced.first_token_is_success,
         }
-    }
-
-    pub(crate) fn is_whole(&self) -> bool {
-        self.is_whole
-    }
-
-    pub(crate) fn scopes(&self) -> &[Scope] {
-        &self.scopes
     }
 
     // === a call comes ===

@@ -18,7 +18,7 @@ pub(crate) enum RouteBy {
 #[derive(Debug)]
 pub(crate) struct Routes {
     circuits: Arc<Circuits>,
-    key_by: KeyBy,
+    route_by: RouteBy,
     ignores_throttled: bool,
     inference: Registry<Route>,
     /// For calls that run no inference; `None` with [`RouteBy::Key`].
@@ -46,59 +46,49 @@ impl RouteBy {
 }
 
 impl Routes {
-    pub(crate) fn new(circuits: Arc<Circuits>, route_by: RouteBy) -> Result<Self, ConfigError> {
-        let key_by = match route_by {
-            RouteBy::Scope { account } => KeyBy::route(account),
-            RouteBy::Key(key_by) => key_by,
-        };
-        Self::of(circuits, key_by, false)
-    }
-
-    /// The routes to the same circuits for calls whose 429s open none.
-    pub(crate) fn ignoring_throttled(&self) -> Self {
-        let routes = Self::of(Arc::clone(&self.circuits), self.key_by.clone(), true);
-        routes.expect("the maximum of keys is good")
-    }
-
-    fn of(
-        circuits: Arc<Circuits>,
-        key_by: KeyBy,
+    /// Routes of calls whose 429s open circuits, unless it `ignores_throttled`.
+    pub(crate) fn new(
+        circuits: &Arc<Circuits>,
+        route_by: RouteBy,
         ignores_throttled: bool,
     ) -> Result<Self, ConfigError> {
-        let scopes: Vec<Scope> = circuits.scopes().collect();
-        let registry = |scopes: &[Scope]| {
-            let (of, scopes) = (Arc::clone(&circuits), scopes.to_vec());
-            let make = move |key: Option<&Key>| Route::new(&of, &scopes, key, ignores_throttled);
+        let (key_by, has_other) = match &route_by {
+            RouteBy::Scope { account } => (KeyBy::route(account.clone()), true),
+            RouteBy::Key(key_by) => (key_by.clone(), false),
+        };
+        let registry = |scopes: &'static [Scope]| {
+            let of = Arc::clone(circuits);
+            let make = move |key: Option<&Key>| Route::new(&of, scopes, key, ignores_throttled);
             circuits.registry(key_by.clone(), make)
         };
-        let has_other = scopes.len() > 1;
         Ok(Self {
-            inference: registry(&scopes)?,
+            inference: registry(route_by.scopes())?,
             other: has_other.then(|| registry(&OTHER_SCOPES)).transpose()?,
-            circuits,
-            key_by,
+            circuits: Arc::clone(circuits),
+            route_by,
             ignores_throttled,
         })
     }
 
+    /// Routes to the same circuits, of calls whose 429s open none.
+    pub(crate) fn ignoring_throttled(&self) -> Self {
+        let routes = Self::new(&self.circuits, self.route_by.clone(), true);
+        routes.expect("the maximum of keys is good")
+    }
+
     /// The route of a call.
     pub(crate) fn find(&self, entry: &Entry<'_>) -> Arc<Keyed<Route>> {
-        let routes = match &self.other {
-            Some(other) if !shows_a_model(entry.call()) => other,
-            _ => &self.inference,
+        let (routes, scopes) = match &self.other {
+            Some(other) if !shows_a_model(entry.call()) => (other, &OTHER_SCOPES[..]),
+            _ => (&self.inference, self.route_by.scopes()),
         };
         let route = routes.get(entry);
-        if route.is_whole() {
+        if route.is_whole {
             return route;
         }
         // There was no room for it, or for one of its circuits. There may be now.
-        let key = routes.key_of(entry);
-        let again = Route::new(
-            &self.circuits,
-            route.scopes(),
-            Some(&key),
-            self.ignores_throttled,
-        );
+        let key = Some(routes.key_of(entry));
+        let again = Route::new(&self.circuits, scopes, key.as_ref(), self.ignores_throttled);
         Arc::new(Keyed::keyless(again))
     }
 }

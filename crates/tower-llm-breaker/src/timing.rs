@@ -47,11 +47,13 @@ impl Timing {
         self.is_slow
     }
 
-    /// The response headers have arrived; whether the call has become slow with that.
+    /// The response headers have arrived; returns whether the call has become slow with that.
     pub(crate) fn response_headers(&mut self, now: Instant) -> bool {
         // There was nothing to read until here: the upstream alone was the cause.
-        let has_become_slow = self.look(now);
         self.pause(now);
+        let is_late = self.limit().is_some_and(|limit| self.waited >= limit);
+        let has_become_slow = is_late && !self.is_slow;
+        self.is_slow |= is_late;
         has_become_slow
     }
 
@@ -111,14 +113,6 @@ impl Timing {
         }
     }
 
-    /// Whether the call becomes slow with the wait until `now`.
-    fn look(&mut self, now: Instant) -> bool {
-        let was_slow = self.is_slow;
-        let waited = self.waited_at(now);
-        self.is_slow |= self.limit().is_some_and(|limit| waited >= limit);
-        self.is_slow && !was_slow
-    }
-
     /// The wait for content after which the call is slow.
     fn limit(&self) -> Option<Duration> {
         match (self.streamed, self.has_first_token) {
@@ -128,15 +122,11 @@ impl Timing {
         }
     }
 
-    fn waited_at(&self, now: Instant) -> Duration {
-        let since = self.waiting_since;
-        self.waited + since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
-    }
-
     /// The wait pauses until the body is polled again.
     fn pause(&mut self, now: Instant) {
-        self.waited = self.waited_at(now);
-        self.waiting_since = None;
+        if let Some(since) = self.waiting_since.take() {
+            self.waited += now.saturating_duration_since(since);
+        }
     }
 
     fn content_came(&mut self) {

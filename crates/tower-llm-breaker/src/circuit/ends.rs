@@ -34,7 +34,7 @@ impl Circuit {
             return;
         }
         if pass.is_probe() {
-            self.change(Input::ProbeSucceeded(pass), now.get());
+            self.change(Input::ProbeEnded(pass, Verdict::Success), now.get());
         } else if self.is_counting(pass) {
             self.join(now);
             self.enter(&self.failures, pass, false, now);
@@ -43,18 +43,15 @@ impl Circuit {
 
     /// Counts the end of a call, and opens or closes the circuit if that is due.
     pub(crate) fn record(&self, pass: Pass, verdict: Verdict, now: &mut Now) {
-        let reason = match verdict {
-            Verdict::Exhausted => Reason::Exhausted,
-            _ => Reason::Credential,
-        };
         let input = match verdict {
             Verdict::Success => return self.succeeded(pass, now),
             Verdict::Failure { retry_after } => return self.failed(pass, retry_after, now),
-            Verdict::Neutral if pass.is_probe() => Input::ProbeReturned(pass),
-            Verdict::Neutral => return,
-            Verdict::Throttled { retry_after } => Input::Throttled { pass, retry_after },
+            Verdict::Neutral if !pass.is_probe() => return,
+            Verdict::Neutral => Input::ProbeEnded(pass, verdict),
+            Verdict::Throttled { retry_after } => Input::Throttled(pass, retry_after),
             Verdict::Credential if !pass.is_probe() && !self.is_refused_often(pass, now) => return,
-            Verdict::Credential | Verdict::Exhausted => Input::Exhausted { pass, reason },
+            Verdict::Credential => Input::Exhausted(pass, Reason::Credential),
+            Verdict::Exhausted => Input::Exhausted(pass, Reason::Exhausted),
         };
         self.change(input, now.get());
     }
@@ -74,11 +71,12 @@ impl Circuit {
         let was_probe = word.state == State::HalfOpen && pass.is_of(word);
         if pass.is_probe() || was_probe {
             // It may have counted as a successful probe at its first token.
-            self.change(Input::ProbeFailed { pass, retry_after }, now.get());
+            let failed = Verdict::Failure { retry_after };
+            self.change(Input::ProbeEnded(pass, failed), now.get());
             return;
         }
         if let Some(time) = retry_after {
-            self.change(Input::RetryAfter { pass, time }, now.get());
+            self.change(Input::RetryAfter(pass, time), now.get());
         }
         if !self.is_counting(pass) {
             return;
@@ -89,12 +87,7 @@ impl Circuit {
         };
         self.note_event(now.get());
         if let Some(reason) = self.reason_to_open(pass, in_a_row, now) {
-            let tripped = Input::Tripped {
-                pass,
-                reason,
-                retry_after,
-            };
-            self.change(tripped, now.get());
+            self.change(Input::Tripped(pass, reason, retry_after), now.get());
         }
     }
 
@@ -129,12 +122,7 @@ impl Circuit {
         self.note_event(now.get());
         let tally = window.tally(pass.generation(), now);
         if tally.reaches(slow.ratio, self.group.config.minimum_calls()) {
-            let tripped = Input::Tripped {
-                pass,
-                reason: Reason::SlowRatio,
-                retry_after: None,
-            };
-            self.change(tripped, now.get());
+            self.change(Input::Tripped(pass, Reason::SlowRatio, None), now.get());
         }
     }
 

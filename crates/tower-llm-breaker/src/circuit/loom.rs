@@ -439,6 +439,24 @@ fn an_outcome_while_a_generation_ends_does_not_count_in_the_next() {
     }
 }
 
+/// The window is emptied before the new generation admits calls: emptied after that, it would lose this one.
+#[test]
+fn a_call_of_a_generation_that_is_just_beginning_counts() {
+    for builder in windows(patient()) {
+        check(move || {
+            let tried = Tried::new(&builder);
+            let other = spawn(&tried, |tried| {
+                let pass = tried.admit(0).unwrap();
+                tried.record(pass, Verdict::Success, 0);
+                pass.generation()
+            });
+            tried.reset();
+            let generation = other.join().unwrap();
+            assert_eq!(tried.counts(0), (u64::from(generation), 0));
+        });
+    }
+}
+
 /// A late failure overwrote the run of failures of the next generation.
 #[test]
 fn a_late_failure_does_not_break_the_run_of_the_next_generation() {

@@ -527,7 +527,7 @@ mod observed {
 
     fn open_for(time: Duration, now: Instant) -> Change {
         let until = now + time;
-        Change::Open { until }
+        Change::Open(until)
     }
 
     /// Its state, and for how many seconds.
@@ -557,7 +557,7 @@ mod observed {
         let (circuit, now, _) =
             paused(BreakerLayer::builder().advanced(|advanced| advanced.jitter(0.0)));
         let until = now + 20 * SECOND;
-        circuit.change(Input::Peer(Change::Throttled { until }), now);
+        circuit.change(Input::Peer(Change::Throttled(until)), now);
         assert_eq!(status(&circuit, now), (State::Throttled, Some(20)));
         assert_eq!(status(&circuit, now + 21 * SECOND), (State::Closed, None));
     }
@@ -591,7 +591,7 @@ mod observed {
         while events.try_recv().is_ok() {}
         for _ in 0..2 {
             circuit.change(Input::Peer(open_for(20 * SECOND + late, now)), now);
-            circuit.change(Input::Peer(Change::Throttled { until }), now);
+            circuit.change(Input::Peer(Change::Throttled(until)), now);
         }
         assert_eq!(circuit.word.load(), word);
         assert!(events.try_recv().is_err());

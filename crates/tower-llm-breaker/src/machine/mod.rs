@@ -28,17 +28,18 @@ use crate::{
     State,
     config::Config,
     events::{EventKind, Reason},
+    verdict::Verdict,
     word::{Pass, Word},
 };
 
 /// All of a circuit that changes together.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    word: Word,
+    pub(crate) word: Word,
     /// How often it has opened without staying closed in between.
     openings: u32,
     closed_at: Option<Instant>,
-    probes: Probes,
+    pub(crate) probes: Probes,
     ramp: Ramp,
     /// The latest time that the provider named with one of the failures that count.
     not_before: Option<Instant>,
@@ -48,7 +49,7 @@ pub(crate) struct Machine {
     would_open_until: Option<Instant>,
 }
 
-/// What happens to a circuit.
+/// What happens to a circuit. A duration is a time that the provider named.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Input {
     /// A call asks to be admitted.
@@ -57,35 +58,16 @@ pub(crate) enum Input {
     NotSent(Pass),
     /// A probe has a first token, which counts as its success. From then on it counts like any other call.
     FirstToken(Pass),
-    ProbeSucceeded(Pass),
-    /// A probe has failed, or a call that had counted as a successful probe.
-    ProbeFailed {
-        pass: Pass,
-        retry_after: Option<Duration>,
-    },
-    /// A probe has ended without showing anything.
-    ProbeReturned(Pass),
-    /// The provider has named a time with the failure of a call.
-    RetryAfter {
-        pass: Pass,
-        time: Duration,
-    },
+    /// A probe has succeeded, failed or shown nothing; or a call has failed that had counted as a successful probe.
+    ProbeEnded(Pass, Verdict),
+    /// A call has failed, with a time.
+    RetryAfter(Pass, Duration),
     /// The calls of the pass's generation have failed, or were slow, too often.
-    Tripped {
-        pass: Pass,
-        reason: Reason,
-        retry_after: Option<Duration>,
-    },
+    Tripped(Pass, Reason, Option<Duration>),
     /// The provider has throttled a call.
-    Throttled {
-        pass: Pass,
-        retry_after: Option<Duration>,
-    },
+    Throttled(Pass, Option<Duration>),
     /// Money or quota is used up for a long time, or a credential is refused.
-    Exhausted {
-        pass: Pass,
-        reason: Reason,
-    },
+    Exhausted(Pass, Reason),
     /// Manual: opens until then.
     Open(Instant),
     /// Manual: begins again in that state.
@@ -97,13 +79,13 @@ pub(crate) enum Input {
     Peer(PeerChange),
 }
 
-/// The new state of a circuit in another process.
+/// The new state of a circuit in another process, and its end.
 #[cfg(feature = "redis")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PeerChange {
     Closed,
-    Open { until: Instant },
-    Throttled { until: Instant },
+    Open(Instant),
+    Throttled(Instant),
 }
 
 /// What an [`Input`] has led to, besides the word.
@@ -161,14 +143,6 @@ impl Machine {
         };
         step.take(input);
         step.transition
-    }
-
-    pub(crate) fn word(&self) -> Word {
-        self.word
-    }
-
-    pub(crate) fn probes(&self) -> &Probes {
-        &self.probes
     }
 
     /// The state at `now`, even if no call has come since the end of the last one.

@@ -9,6 +9,7 @@ use crate::{
     State,
     config::Config,
     events::{EventKind, Reason},
+    verdict::Verdict,
     word::{Pass, Word},
 };
 
@@ -27,23 +28,11 @@ impl Step<'_> {
             Input::Call => self.transition.admission = Some(self.admit()),
             Input::NotSent(pass) => self.was_not_sent(pass),
             Input::FirstToken(pass) => self.first_token(pass),
-            Input::ProbeSucceeded(pass) => {
-                if self.probe_ended(pass) {
-                    self.probe_succeeded();
-                }
-            }
-            Input::ProbeFailed { pass, retry_after } => self.probe_failed(pass, retry_after),
-            Input::ProbeReturned(pass) => {
-                self.probe_ended(pass);
-            }
-            Input::RetryAfter { pass, time } => self.retry_after(pass, time),
-            Input::Tripped {
-                pass,
-                reason,
-                retry_after,
-            } => self.trip(pass, reason, retry_after),
-            Input::Throttled { pass, retry_after } => self.throttled(pass, retry_after),
-            Input::Exhausted { pass, reason } => self.exhausted(pass, reason),
+            Input::ProbeEnded(pass, verdict) => self.probe_ended(pass, verdict),
+            Input::RetryAfter(pass, time) => self.retry_after(pass, time),
+            Input::Tripped(pass, reason, time) => self.trip(pass, reason, time),
+            Input::Throttled(pass, time) => self.throttled(pass, time),
+            Input::Exhausted(pass, reason) => self.exhausted(pass, reason),
             Input::Open(until) => self.open(until, Reason::Manual),
             Input::Restart(state) => {
                 self.machine.openings = 0;
@@ -99,25 +88,25 @@ impl Step<'_> {
     }
 
     /// The result counts even if the lease has expired, unless the circuit has changed state since.
-    fn probe_ended(&mut self, pass: Pass) -> bool {
+    fn probe_ended(&mut self, pass: Pass, verdict: Verdict) {
         self.release(pass);
-        self.transition.is_stale = !self.is_current(pass);
-        !self.transition.is_stale
+        match verdict {
+            _ if !self.is_current(pass) => self.transition.is_stale = true,
+            Verdict::Success => self.probe_succeeded(),
+            Verdict::Failure { retry_after } => {
+                self.transition.has_counted = true;
+                self.machine.probes.all_failures += u64::from(pass.is_probe());
+                let until = self.next_opening(retry_after);
+                self.open(until, Reason::ProbeFailed);
+            }
+            _ => {}
+        }
     }
 
     fn probe_succeeded(&mut self) {
         self.transition.has_counted = true;
         if self.machine.probes.succeeded(self.config) {
             self.close(Reason::ProbesSucceeded);
-        }
-    }
-
-    fn probe_failed(&mut self, pass: Pass, retry_after: Option<Duration>) {
-        if self.probe_ended(pass) {
-            self.transition.has_counted = true;
-            self.machine.probes.all_failures += u64::from(pass.is_probe());
-            let until = self.next_opening(retry_after);
-            self.open(until, Reason::ProbeFailed);
         }
     }
 
@@ -256,20 +245,20 @@ impl Step<'_> {
         let is_longer = |until| until > self.now + left + ECHO;
         match (word.state, change) {
             (state, _) if state.is_forced() => {}
-            (State::Open, Peer::Open { until } | Peer::Throttled { until })
-            | (State::Throttled, Peer::Throttled { until }) => {
+            (State::Open, Peer::Open(until) | Peer::Throttled(until))
+            | (State::Throttled, Peer::Throttled(until)) => {
                 if is_longer(until) {
                     self.extend(until, Reason::Shared);
                 }
             }
-            (State::Closed | State::Ramping, Peer::Throttled { until }) => {
+            (State::Closed | State::Ramping, Peer::Throttled(until)) => {
                 self.throttle(until, Reason::Shared);
             }
-            (State::HalfOpen, Peer::Open { until } | Peer::Throttled { until }) => {
+            (State::HalfOpen, Peer::Open(until) | Peer::Throttled(until)) => {
                 self.begin(State::Open, Some(until), Reason::Shared);
             }
             // A throttled circuit too: after that time, no call would probe a circuit that failed in another process.
-            (_, Peer::Open { until } | Peer::Throttled { until }) => {
+            (_, Peer::Open(until) | Peer::Throttled(until)) => {
                 if self.has_room(Reason::Shared) {
                     self.open(until, Reason::Shared);
                 }

@@ -117,9 +117,7 @@ impl SharedCircuits {
             epoch: None,
             version: 0,
         };
-        circuits
-            .events
-            .publish(move |event| publisher.publish(event));
+        circuits.events.publish(publisher);
         runtime.spawn(task.run());
         Ok(())
     }
@@ -149,8 +147,8 @@ impl Change {
 
     fn to(state: State, until: Instant) -> Option<Self> {
         match state {
-            State::Open => Some(Self::Open { until }),
-            State::Throttled => Some(Self::Throttled { until }),
+            State::Open => Some(Self::Open(until)),
+            State::Throttled => Some(Self::Throttled(until)),
             State::Closed | State::Ramping => Some(Self::Closed),
             _ => None,
         }
@@ -159,7 +157,7 @@ impl Change {
     fn is_over(self, now: Instant) -> bool {
         match self {
             Self::Closed => false,
-            Self::Open { until } | Self::Throttled { until } => until <= now,
+            Self::Open(until) | Self::Throttled(until) => until <= now,
         }
     }
 
@@ -171,8 +169,8 @@ impl Change {
         };
         match self {
             Self::Closed => (0, 0),
-            Self::Open { until } => (1, left(until)),
-            Self::Throttled { until } => (2, left(until)),
+            Self::Open(until) => (1, left(until)),
+            Self::Throttled(until) => (2, left(until)),
         }
     }
 
@@ -181,8 +179,8 @@ impl Change {
         let until = now + left;
         match kind {
             0 => Some(Self::Closed),
-            1 if !left.is_zero() => Some(Self::Open { until }),
-            2 if !left.is_zero() => Some(Self::Throttled { until }),
+            1 if !left.is_zero() => Some(Self::Open(until)),
+            2 if !left.is_zero() => Some(Self::Throttled(until)),
             _ => None,
         }
     }

@@ -9,7 +9,7 @@ use tokio::{
 
 use crate::{
     CircuitId,
-    events::Event,
+    events::{Event, Publish},
     machine::PeerChange as Change,
     sync::{Mutex, lock},
 };
@@ -45,9 +45,11 @@ impl Publisher {
         let (bell, rings) = mpsc::channel(1);
         (Self { outbox, bell }, rings)
     }
+}
 
+impl Publish for Publisher {
     /// Publishes `event`, if it concerns other processes.
-    pub(crate) fn publish(&self, event: &Event) {
+    fn publish(&self, event: &Event) {
         if let Some(change) = Change::of(event) {
             let pending = Pending::new(change, event.at);
             self.outbox.note(&event.circuit, pending);
@@ -169,7 +171,7 @@ mod tests {
 
     fn open(at: Instant) -> Pending {
         let until = at + 10 * SECOND;
-        Pending::new(Change::Open { until }, at)
+        Pending::new(Change::Open(until), at)
     }
 
     fn closed(at: Instant) -> Pending {
