@@ -8,9 +8,7 @@ use std::{
 
 use http::{Request, Response};
 use pin_project_lite::pin_project;
-#[cfg(feature = "redis")]
-use tower_llm_core::Unsent;
-use tower_llm_core::{BoxError, Oneshot};
+use tower_llm_core::{BoxError, Oneshot, Unsent};
 use tower_service::Service;
 
 use crate::{
@@ -36,7 +34,7 @@ pin_project! {
     #[project = StateProj]
     enum State<F, B> {
         // `None` once it was handed out.
-        Known { result: Option<Result<Response<CacheBody<B>>, BoxError>> },
+        Known { known: Option<Known<B>> },
         Looking { future: Looking<B> },
         LookingForItems { future: LookingForItems<F, B> },
         Passing { #[pin] future: F, status: StatusHeader, reason: Bypass },
@@ -58,10 +56,19 @@ impl<F, B> State<F, B> {
             }
             Err(error) => Err(error),
         };
-        let result = Some(result);
-        Self::Known { result }
+        Self::known(result)
+    }
+
+    fn known(result: Result<Response<CacheBody<B>>, BoxError>) -> Self {
+        let unsent = Unsent::new();
+        Self::Known {
+            known: Some((result, unsent)),
+        }
     }
 }
+
+/// What a call came to without a call of its own: it has cost nothing if it is dropped before it is handed out.
+type Known<B> = (Result<Response<CacheBody<B>>, BoxError>, Unsent);
 
 /// Looks for an answer outside of this process.
 type Looking<B> = Pin<Box<dyn Future<Output = Result<Response<CacheBody<B>>, BoxError>> + Send>>;
@@ -74,9 +81,8 @@ where
     S: Service<Request<ReqB>>,
 {
     pub(crate) fn known(result: Result<Response<CacheBody<ResB>>, BoxError>) -> Self {
-        let result = Some(result);
         Self {
-            state: State::Known { result },
+            state: State::known(result),
         }
     }
 
@@ -159,7 +165,10 @@ where
             this.state.set(State::gathered(gathered));
         }
         Poll::Ready(match this.state.project() {
-            StateProj::Known { result } => result.take().expect("polled after it was ready"),
+            StateProj::Known { known } => {
+                let (result, _unsent) = known.take().expect("polled after it was ready");
+                result
+            }
             StateProj::Looking { future } => ready!(future.as_mut().poll(cx)),
             StateProj::Passing {
                 future,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tower_llm_core::{Answer, BoxError, Oneshot, Served};
+use tower_llm_core::{Answer, BoxError, Oneshot, Served, Unsent};
 use tower_service::Service;
 
 use crate::{error::FlightFailed, flight::Participant, memory::Value};
@@ -26,7 +26,7 @@ pin_project! {
     #[project = StateProj]
     enum State<F, R> {
         // `None` once it was handed out.
-        Hit { response: Option<R> },
+        Hit { response: Option<(R, Unsent)> },
         Passing { #[pin] future: F },
         // Both are `None` once the response was handed out.
         Flying { participant: Option<Participant>, value: Option<Value> },
@@ -35,7 +35,7 @@ pin_project! {
 
 impl<S: Service<Req>, Req> ClonedFuture<S, Req> {
     pub(super) fn hit(response: S::Response) -> Self {
-        let response = Some(response);
+        let response = Some((response, Unsent::new()));
         Self {
             state: State::Hit { response },
         }
@@ -68,7 +68,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(match self.project().state.project() {
             StateProj::Hit { response } => {
-                let response = response.take().expect("polled after it was ready");
+                let (response, _unsent) = response.take().expect("polled after it was ready");
                 Ok(Answer::new(response, Some(Served::Hit)))
             }
             StateProj::Passing { future } => {

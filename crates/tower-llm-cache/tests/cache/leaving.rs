@@ -220,6 +220,24 @@ fn a_batch_that_waits_for_a_call_pays_for_it_when_its_caller_has_left() {
     assert_eq!(completion.usage.unwrap().input, 7);
 }
 
+/// Else a caller that leaves at once is charged for a call that was never made.
+#[test]
+fn a_known_answer_that_is_never_asked_for_has_cost_nothing() {
+    let layer = shared();
+    let (mut cache, mut provider) = upstream(&layer);
+    ask(&cache, &mut provider, question(), &WHOLE);
+    let not_cached = described(
+        post(CHAT).header("cache-control", "only-if-cached"),
+        &QUESTION.replace("Why", "How"),
+    );
+    for request in [question(), not_cached] {
+        let seen = Seen::default();
+        let armed = Armed::new(seen.clone());
+        drop(Guarded::new(cache.call(request), HttpBody, None, armed));
+        assert_eq!(seen.completion().outcome, Outcome::Refused);
+    }
+}
+
 // === Calls that bring nothing ===
 
 #[tokio::test(start_paused = true)]

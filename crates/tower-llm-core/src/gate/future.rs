@@ -40,10 +40,16 @@ struct Rare<S, Req, W, G: Guard> {
 }
 
 enum Stage<G: Guard> {
-    /// `None` once it was handed out.
-    Refused(Option<BoxError>),
+    /// `None` once it was handed out. Its call was not sent.
+    Refused(Option<(BoxError, Unsent)>),
     Waiting(Box<dyn Wait<G>>),
     Readying(Unsettled<G>),
+}
+
+impl<G: Guard> Stage<G> {
+    fn refused(error: BoxError) -> Self {
+        Self::Refused(Some((error, Unsent::new())))
+    }
 }
 
 /// A call that is not sent yet, and the service for it.
@@ -64,7 +70,7 @@ impl<S: Service<Req>, Req, W, G: Guard> GatedFuture<S, Req, W, G> {
     }
 
     pub(super) fn refused(error: BoxError) -> Self {
-        Self::rare(Stage::Refused(Some(error)), None)
+        Self::rare(Stage::refused(error), None)
     }
 
     pub(super) fn waiting(wait: Box<dyn Wait<G>>, inner: S, request: Req, watch: W) -> Self {
@@ -126,21 +132,22 @@ where
                 Stage::Refused(error) => {
                     // What the call held is given back before its caller knows.
                     self.not_sent = None;
-                    return Poll::Ready(Err(error.take().expect(OVER)));
+                    let (error, _unsent) = error.take().expect(OVER);
+                    return Poll::Ready(Err(error));
                 }
                 Stage::Waiting(wait) => {
                     let not_sent = self.not_sent.as_ref().expect(OVER);
                     let admitted = ready!(wait.poll(&not_sent.entry(), cx));
                     self.stage = match admitted {
                         Ok(guard) => Stage::Readying(Unsettled::new(guard)),
-                        Err(error) => Stage::Refused(Some(error)),
+                        Err(error) => Stage::refused(error),
                     };
                 }
                 Stage::Readying(unsettled) => {
                     let not_sent = self.not_sent.as_mut().expect(OVER);
                     let is_ready = ready!(unsettled.enter(|| not_sent.inner.poll_ready(cx)));
                     if let Err(error) = is_ready {
-                        self.stage = Stage::Refused(Some(error.into()));
+                        self.stage = Stage::refused(error.into());
                         continue;
                     }
                     let both = unsettled.settle().zip(self.not_sent.take());

@@ -15,7 +15,7 @@ use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
 use tower::{Service, service_fn};
 use tower_llm_core::{
     Admission, Availability, BoxError, Call, Completion, Described, Entry, Gate, Gated, Guard,
-    TooLarge, Unary, Wait,
+    TooLarge, Unary, Unsent, Wait,
 };
 
 /// What gates and their guards have done, in order.
@@ -184,6 +184,17 @@ fn what_the_outer_gate_holds_ends_as_refused_if_the_inner_one_refuses() {
     let scene = Scene::new(Refuses, Admits);
     assert_ready_err!(scene.call(true).poll());
     assert!(scene.log.take().is_empty(), "the inner gate was not asked");
+}
+
+/// It was not sent, so the layers around it charge nothing.
+#[test]
+fn a_refused_call_that_is_dropped_before_its_caller_knows_was_not_sent() {
+    let scene = Scene::new(Refuses, Admits);
+    let call = scene.call(true);
+    assert!(Unsent::while_dropping(|| drop(call)));
+    let scene = Scene::new(Admits, Admits);
+    let call = scene.call(true);
+    assert!(!Unsent::while_dropping(|| drop(call)));
 }
 
 #[test]
