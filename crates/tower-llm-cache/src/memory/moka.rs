@@ -16,6 +16,8 @@ use super::{Entry, Size, Store, Stored};
 
 pub(super) struct Moka {
     cache: Cache<[u8; 32], Entry, foldhash::fast::RandomState>,
+    /// What a weight of one stands for, in bytes.
+    unit: u64,
     evicted: Arc<AtomicU64>,
 }
 
@@ -31,12 +33,15 @@ impl Moka {
     fn new(max_bytes: u64, max_entries: u64, policy: EvictionPolicy) -> Self {
         let evicted = Arc::new(AtomicU64::new(0));
         let evictions = Arc::clone(&evicted);
-        // Moka has one capacity. Where answers are counted, each weighs at least its part of all bytes.
+        // Moka has one capacity. Where answers are counted, each weighs at least its part of all bytes; in a unit in which
+        // that fits.
         let least = max_bytes / max_entries;
+        let unit = least.div_ceil(u32::MAX.into()).max(1);
         let cache = Cache::builder()
-            .max_capacity(max_bytes)
+            .max_capacity(max_bytes / unit)
             .weigher(move |_, entry: &Entry| {
-                u32::try_from(entry.weight().max(least)).unwrap_or(u32::MAX)
+                let weight = entry.weight().div_ceil(unit).max(least / unit);
+                u32::try_from(weight).unwrap_or(u32::MAX)
             })
             .eviction_policy(policy)
             .eviction_listener(move |_, _, cause| {
@@ -45,7 +50,11 @@ impl Moka {
                 }
             })
             .build_with_hasher(foldhash::fast::RandomState::default());
-        Self { cache, evicted }
+        Self {
+            cache,
+            unit,
+            evicted,
+        }
     }
 }
 
@@ -90,7 +99,7 @@ impl Store for Moka {
         self.cache.run_pending_tasks();
         Size {
             entries: self.cache.entry_count(),
-            bytes: self.cache.weighted_size(),
+            bytes: self.cache.weighted_size().saturating_mul(self.unit),
             evicted: self.evicted.load(Ordering::Relaxed),
         }
     }

@@ -62,6 +62,19 @@ fn scripted(memory: Memory) -> Vec<u8> {
     held(&*store)
 }
 
+/// A weight of moka's has 32 bits.
+#[test]
+fn a_number_of_answers_holds_however_much_room_each_has() {
+    for memory in [Memory::lru(), Memory::tiny_lfu(), Memory::fifo()] {
+        for max_bytes in [10 << 32, 1 << 40, u64::MAX] {
+            let store = memory.max_bytes(max_bytes).max_entries(10).build().unwrap();
+            (0..30).for_each(|number| store.insert(entry(number)));
+            let entries = held(&*store).len();
+            assert_eq!(entries, 10, "{memory:?} of {max_bytes}");
+        }
+    }
+}
+
 #[test]
 fn each_eviction_keeps_its_order() {
     assert_eq!(scripted(Memory::fifo()), [2, 3, 4, 5]);
