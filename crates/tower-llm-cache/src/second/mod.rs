@@ -26,7 +26,7 @@ use self::{
     envelope::Codec,
     lookups::Lookups,
     names::Names,
-    removals::Removals,
+    removals::{Removals, Since},
     writer::{Job, Writer},
 };
 pub(crate) use self::{envelope::Opened, look::LookFirst};
@@ -149,16 +149,16 @@ impl fmt::Debug for SharedCache {
 // === impl SecondTier ===
 
 impl SecondTier {
-    /// Looks for an answer; none if Redis is unavailable, or what stands there is not one. Returns the epoch in which the
-    /// look-up began, to ask later whether the answer [was removed](Self::was_removed) since.
-    pub(crate) async fn get(&self, key: &CacheKey) -> (u64, Option<Opened>) {
-        let epoch = self.removals.epoch();
-        let looking = self.lookups.join_or_start(*key.digest(), epoch, || {
+    /// Looks for an answer; none if Redis is unavailable, or what stands there is not one. Returns when the look-up began, to ask
+    /// later whether the answer [was removed](Self::was_removed) since.
+    pub(crate) async fn get(&self, key: &CacheKey) -> (Since, Option<Opened>) {
+        let since = self.removals.since();
+        let looking = self.lookups.join_or_start(*key.digest(), since.epoch, || {
             let (redis, name) = (self.redis.clone(), self.names.of(key));
             let (codec, counters) = (Arc::clone(&self.codec), Arc::clone(&self.counters));
             async move { look(&redis, &name, &codec, &counters).await }
         });
-        (epoch, looking.await)
+        (since, looking.await)
     }
 
     /// Has an answer stored; does not wait.
@@ -172,8 +172,9 @@ impl SecondTier {
         });
     }
 
-    pub(crate) fn was_removed(&self, key: &CacheKey, since: u64) -> bool {
-        self.removals.concern(key, since)
+    /// Whether an answer was removed since, as far as is known; in doubt it was.
+    pub(crate) fn was_removed(&self, key: &CacheKey, since: Since) -> bool {
+        self.removals.concern_look_up(key, since)
     }
 
     /// Removes from Redis what was stored before, and tells the other processes. `in_memory` are the answers that were removed
@@ -266,8 +267,6 @@ async fn listen(
             target.remove_from(&**memory);
         }
     };
-    // At the first connection no message was missed that concerns what this process is about to store.
-    let mut is_first = true;
     loop {
         match messages.next().await {
             Event::Message(message) => {
@@ -277,10 +276,12 @@ async fn listen(
                 }
             }
             Event::Lost => {
-                if !is_first {
+                // What this process is about to store is younger than it is itself, and is stored all the same when it first
+                // connects.
+                if removals.hears() {
                     removals.note(Target::All);
                 }
-                is_first = false;
+                removals.begin_to_hear();
                 forget(&Target::All);
             }
         }

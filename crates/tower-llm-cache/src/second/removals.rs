@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -21,8 +21,18 @@ pub(super) struct Removals {
     epoch: AtomicU64,
     /// The last of them.
     recent: Mutex<VecDeque<Target>>,
+    /// Whether removals by other processes are heard.
+    hears: AtomicBool,
     /// Distinguishes this layer's messages from those of others.
     origin: u64,
+}
+
+/// When a look-up began.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Since {
+    pub(super) epoch: u64,
+    /// Whether removals by other processes were heard then.
+    hears: bool,
 }
 
 impl Removals {
@@ -30,8 +40,18 @@ impl Removals {
         Self {
             epoch: AtomicU64::new(0),
             recent: Mutex::default(),
+            hears: AtomicBool::new(false),
             origin: fastrand::u64(..),
         }
+    }
+
+    /// From now on, removals by other processes are heard; before the memory is emptied.
+    pub(super) fn begin_to_hear(&self) {
+        self.hears.store(true, Ordering::Release);
+    }
+
+    pub(super) fn hears(&self) -> bool {
+        self.hears.load(Ordering::Acquire)
     }
 
     pub(super) fn epoch(&self) -> u64 {
@@ -59,6 +79,19 @@ impl Removals {
             return true;
         };
         recent.range(first..).any(|target| target.is(key))
+    }
+
+    pub(super) fn since(&self) -> Since {
+        let hears = self.hears();
+        let epoch = self.epoch();
+        Since { epoch, hears }
+    }
+
+    /// Whether what a look-up has found may have been removed meanwhile: also by another process that this one did not hear when
+    /// it began.
+    pub(super) fn concern_look_up(&self, key: &CacheKey, since: Since) -> bool {
+        let may_have_missed = !since.hears && self.hears();
+        may_have_missed || self.concern(key, since.epoch)
     }
 
     /// A removal as other processes are told of it.
@@ -120,6 +153,17 @@ mod tests {
             assert_eq!(removals.concern(&key("b"), before), is_b);
             assert!(!removals.concern(&key("a"), removals.epoch()));
         }
+    }
+
+    /// The memory is emptied when removals are heard first. What a look-up that began earlier brings after that stays out.
+    #[test]
+    fn a_look_up_that_began_before_removals_were_heard_may_bring_what_was_removed() {
+        let removals = Removals::new();
+        let before = removals.since();
+        assert!(!removals.concern_look_up(&key("a"), before));
+        removals.begin_to_hear();
+        assert!(removals.concern_look_up(&key("a"), before));
+        assert!(!removals.concern_look_up(&key("a"), removals.since()));
     }
 
     #[test]
