@@ -153,8 +153,9 @@ impl<S> Cache<S> {
         let call = lookup.call.clone();
         let accepted = Accepted::replace(&mut parts.headers);
         let upstream = || upstream(parts, body, call);
-        if let Some(stale) = shared.stale_while_revalidate(&lookup)
+        if !lookup.policy.stale_while_revalidate.is_zero()
             && let Ok(runtime) = Handle::try_current()
+            && let Some(stale) = shared.stale_while_revalidate(&lookup)
         {
             shared.revalidate(&lookup, upstream, &runtime);
             return ResponseFuture::known(Ok(stale));

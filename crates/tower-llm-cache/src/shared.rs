@@ -133,11 +133,21 @@ impl Shared {
         // It was read just now, on the same thread.
         let now = lookup.asked_at;
         let (stored, age) = self.fresh(lookup, now)?;
-        self.replay(lookup, &stored, age)
+        let response = self.replay(lookup, &stored, age)?;
+        let refresh = self.refresh.as_ref();
+        let is_due = refresh.is_some_and(|refresh| {
+            !lookup.directives.only_if_cached && refresh.is_due(&stored, now)
+        });
+        Some(Hit { response, is_due })
     }
 
     /// A stored answer as a response; `None` if it cannot be told for certain in the form that is asked for.
-    fn replay<B>(&self, lookup: &Lookup, stored: &Stored, age: Duration) -> Option<Hit<B>> {
+    fn replay<B>(
+        &self,
+        lookup: &Lookup,
+        stored: &Stored,
+        age: Duration,
+    ) -> Option<Response<CacheBody<B>>> {
         let now = lookup.asked_at;
         let response = replay::response(stored.record()?, lookup)?;
         stored.renew(now);
@@ -145,13 +155,7 @@ impl Shared {
             age,
             ttl: stored.fresh_until().saturating_duration_since(now),
         };
-        let refresh = self.refresh.as_ref();
-        Some(Hit {
-            response: self.as_hit(did, lookup, response),
-            is_due: refresh.is_some_and(|refresh| {
-                !lookup.directives.only_if_cached && refresh.is_due(stored, now)
-            }),
-        })
+        Some(self.as_hit(did, lookup, response))
     }
 
     /// The answer in memory and its age, if it is fresh and the request wants one that old.

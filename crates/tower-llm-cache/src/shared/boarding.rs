@@ -118,7 +118,7 @@ impl Shared {
                 Join::Stored(stored) => stored,
             };
             match self.replay(lookup, &stored, age) {
-                Some(hit) => return Join::Stored(hit.response),
+                Some(response) => return Join::Stored(response),
                 None => useless = Some(stored),
             }
         }

@@ -280,3 +280,17 @@ fn frames_are_joined_when_they_are_replayed_if_the_policy_says_so() {
     let replayed = frames(found(&cache, question()).unwrap());
     assert_eq!(replayed, [[ROLE, TOKEN].concat(), [FINISH, DONE].concat()]);
 }
+
+/// No task can fetch a new one.
+#[test]
+fn outside_of_a_runtime_a_stale_answer_is_neither_served_nor_counted() {
+    let policy = Policy::completions()
+        .ttl(Duration::from_nanos(1))
+        .stale_while_revalidate(Duration::from_secs(3_600));
+    let layer = caching(policy);
+    let (cache, mut provider) = upstream(&layer);
+    ask(&cache, &mut provider, question(), &WHOLE);
+    ask(&cache, &mut provider, question(), &WHOLE);
+    let stats = layer.handle().stats();
+    assert_eq!((stats.misses, stats.stale, stats.hits), (2, 0, 0));
+}
