@@ -60,11 +60,11 @@ impl<B> CacheBody<B> {
         }
     }
 
-    /// The answer as it was recorded, frame for frame but for those that are joined, with a pause after each.
-    pub(crate) fn stored(record: &Record, joined: usize, pause: Duration) -> Self {
+    /// The answer as it was recorded, frame for frame, with a pause after each.
+    pub(crate) fn stored(record: &Record, pause: Duration) -> Self {
         Self {
             kind: Kind::Stored {
-                frames: Paced::new(record.joined_frames(joined), pause),
+                frames: Paced::new(record.frames(), pause),
             },
         }
     }

@@ -25,7 +25,6 @@ pub struct Policy {
     pub(crate) stale_while_revalidate: Duration,
     pub(crate) stale_if_error: Duration,
     pub(crate) pause: Duration,
-    pub(crate) joined_bytes: usize,
     pub(crate) max_answer_bytes: usize,
     pub(crate) max_silence: Duration,
     pub(crate) finish_abandoned: bool,
@@ -48,7 +47,6 @@ impl Policy {
         stale_while_revalidate: Duration::ZERO,
         stale_if_error: Duration::ZERO,
         pause: Duration::ZERO,
-        joined_bytes: 0,
         max_answer_bytes: 0,
         max_silence: Duration::from_secs(10 * 60),
         finish_abandoned: false,
@@ -106,14 +104,6 @@ impl Policy {
     /// stream that breaks off later is passed on as it is. Embeddings are not served so.
     pub const fn stale_if_error(mut self, time: Duration) -> Self {
         self.stale_if_error = time;
-        self
-    }
-
-    /// Joins frames of a stored stream up to this many bytes when it is replayed; unless set, they come as they were recorded.
-    ///
-    /// The stream is the same, byte for byte. A server writes fewer and larger pieces, which costs it less.
-    pub const fn join_frames(mut self, bytes: usize) -> Self {
-        self.joined_bytes = bytes;
         self
     }
 

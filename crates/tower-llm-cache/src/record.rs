@@ -188,16 +188,10 @@ impl Record {
 
     /// The frames as they were recorded; an object's body is one.
     pub(crate) fn frames(&self) -> Frames {
-        self.joined_frames(0)
-    }
-
-    /// The frames, of which those that follow each other are one if they have no more than `joined` bytes together.
-    pub(crate) fn joined_frames(&self, joined: usize) -> Frames {
         Frames {
             record: self.clone(),
             index: 0,
             offset: 0,
-            joined,
         }
     }
 
@@ -230,7 +224,6 @@ pub(crate) struct Frames {
     record: Record,
     index: u32,
     offset: usize,
-    joined: usize,
 }
 
 impl Frames {
@@ -244,15 +237,8 @@ impl Iterator for Frames {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
-        let mut len = self.record.frame_len(self.index)?;
+        let len = self.record.frame_len(self.index)?;
         self.index += 1;
-        while let Some(next) = self.record.frame_len(self.index)
-            && self.joined > 0
-            && len + next <= self.joined
-        {
-            len += next;
-            self.index += 1;
-        }
         let at = self.record.body_at as usize + self.offset;
         self.offset += len;
         Some(self.record.bytes.slice(at..at + len))
@@ -312,12 +298,6 @@ mod tests {
             prop_assert_eq!(&frames(&read), &written);
             prop_assert!(read.includes_usage());
             prop_assert_eq!(read.finish(), finish);
-
-            let joined: Vec<_> = read.joined_frames(100).collect();
-            prop_assert_eq!(joined.concat(), written.concat());
-            prop_assert!(joined.iter().all(|frame| frame.len() <= 100));
-            let has_no_room = |pair: &[Bytes]| pair[0].len() + pair[1].len() > 100;
-            prop_assert!(joined.windows(2).all(has_no_room));
         }
 
         #[test]

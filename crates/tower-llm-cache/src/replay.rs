@@ -66,10 +66,7 @@ pub(crate) fn response<B>(record: &Record, lookup: &Lookup) -> Option<Response<C
         Form::Object | Form::Item => Duration::ZERO,
     };
     let (body, length) = if is_as_recorded(record, lookup) {
-        (
-            CacheBody::stored(record, lookup.policy.joined_bytes, pause),
-            record.body_len(),
-        )
+        (CacheBody::stored(record, pause), record.body_len())
     } else {
         let frames = converted(record, lookup)?;
         let label = match lookup.form {

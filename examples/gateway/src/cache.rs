@@ -14,9 +14,6 @@ use crate::{
     sharing::Sharing,
 };
 
-/// The size up to which frames of a stored stream are sent as one: what the server writes at once.
-const JOINED_BYTES: usize = 16 << 10;
-
 /// The cache of all upstreams; `None` if nothing is to be cached.
 ///
 /// A caller is its credential, or the gateway's key that it sends: each has answers of its own.
@@ -32,8 +29,7 @@ pub(crate) fn layer(
     };
     let completions = lasts(Policy::completions(), settings.completions_ttl)
         .stale_while_revalidate(settings.stale_while_revalidate.unwrap_or_default())
-        .stale_if_error(settings.stale_if_error.unwrap_or_default())
-        .join_frames(JOINED_BYTES);
+        .stale_if_error(settings.stale_if_error.unwrap_or_default());
     let completions = match settings.finish_abandoned {
         true => completions.finish_abandoned(),
         false => completions,

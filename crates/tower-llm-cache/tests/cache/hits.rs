@@ -271,16 +271,6 @@ async fn a_stream_is_replayed_with_pauses_if_the_policy_says_so() {
     assert!(answer.body().is_end_stream());
 }
 
-#[test]
-fn frames_are_joined_when_they_are_replayed_if_the_policy_says_so() {
-    let joined = ROLE.len() + TOKEN.len();
-    let layer = caching(Policy::completions().join_frames(joined));
-    let (cache, mut provider) = upstream(&layer);
-    assert_eq!(ask(&cache, &mut provider, question(), &WHOLE), WHOLE);
-    let replayed = frames(found(&cache, question()).unwrap());
-    assert_eq!(replayed, [[ROLE, TOKEN].concat(), [FINISH, DONE].concat()]);
-}
-
 /// No task can fetch a new one.
 #[test]
 fn outside_of_a_runtime_a_stale_answer_is_neither_served_nor_counted() {
