@@ -114,8 +114,11 @@ impl Policy {
         self
     }
 
-    /// Sets the maximum size of an answer's body, in bytes. A larger one is passed on and not stored, and callers that come
-    /// after it has grown beyond do not share it. So is one with more than one frame for every 16 of these bytes, unless it has 64 or fewer.
+    /// Sets the maximum size of an answer's body, in bytes. A larger one is passed on and not stored. So is one with more than
+    /// one frame for every 16 of these bytes, unless it has 64 or fewer.
+    ///
+    /// When an answer grows larger, no more callers can share it. Those that share it read on, but no more than this is held for
+    /// them: a caller that falls this far behind the fastest one gets an error in the middle of its answer.
     pub const fn max_answer_bytes(mut self, bytes: usize) -> Self {
         self.max_answer_bytes = bytes;
         self
