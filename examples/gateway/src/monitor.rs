@@ -47,6 +47,8 @@ const CACHE_BYPASSED: &str = "cache_bypassed_total";
 const CACHE_STORED: &str = "cache_stored_total";
 const CACHE_EVICTED: &str = "cache_evicted_total";
 const CACHE_SHARED: &str = "cache_shared_total";
+const CACHE_RENEWED: &str = "cache_renewed_total";
+const CACHE_SECONDS: &str = "cache_seconds";
 const CACHE_ENTRIES: &str = "cache_entries";
 const CACHE_BYTES: &str = "cache_bytes";
 const CIRCUITS: &str = "breaker_circuits";
@@ -158,6 +160,14 @@ impl Metrics {
             describe_counter!(CACHE_STORED, "Answers stored.");
             describe_counter!(CACHE_EVICTED, "Answers evicted to make room.");
             describe_counter!(CACHE_SHARED, "Answers in Redis, by what became of them.");
+            describe_counter!(
+                CACHE_RENEWED,
+                "Calls for a new answer, ahead of or after the old one's time."
+            );
+            describe_gauge!(
+                CACHE_SECONDS,
+                "Time to the response headers since the start, by result and quantile."
+            );
             describe_gauge!(CACHE_ENTRIES, "Answers held.");
             describe_gauge!(CACHE_BYTES, "Size of all answers held.");
             describe_gauge!(CIRCUITS, "Circuits by scope and state.");
@@ -282,6 +292,14 @@ impl Metrics {
                 ("unreadable", stats.shared_unreadable),
             ] {
                 counter!(CACHE_SHARED, "result" => result).absolute(answers);
+            }
+            counter!(CACHE_RENEWED, "when" => "ahead").absolute(stats.refreshes);
+            counter!(CACHE_RENEWED, "when" => "stale").absolute(stats.revalidations);
+            for (result, latency) in [("hit", stats.hit_latency), ("miss", stats.miss_latency)] {
+                for (quantile, time) in [("0.5", latency.p50), ("0.99", latency.p99)] {
+                    let labels = [("result", result), ("quantile", quantile)];
+                    gauge!(CACHE_SECONDS, &labels).set(time.as_secs_f64());
+                }
             }
             gauge!(CACHE_ENTRIES).set(gauged(stats.entries));
             gauge!(CACHE_BYTES).set(gauged(stats.bytes));

@@ -74,11 +74,22 @@ async fn what_asks_for_determinism_is_repeated_to_its_caller_alone() {
         r#"cache_calls_total{result="miss"} 6"#,
         r#"cache_stored_total 6"#,
         r#"cache_entries 6"#,
+        r#"cache_renewed_total{when="ahead"} 0"#,
+        r#"cache_renewed_total{when="stale"} 0"#,
     ] {
         assert!(
             metrics.lines().any(|other| other == line),
             "{line}\n{metrics}"
         );
+    }
+    for labels in [
+        r#"{result="hit",quantile="0.5"}"#,
+        r#"{result="miss",quantile="0.99"}"#,
+    ] {
+        let name = format!("cache_seconds{labels} ");
+        let sample = metrics.lines().find_map(|line| line.strip_prefix(&name));
+        let seconds: f64 = sample.expect(&name).parse().unwrap();
+        assert!(seconds > 0.0, "{name}{seconds}");
     }
 }
 
