@@ -4,6 +4,8 @@ use jiff::Timestamp;
 use tower_layer::Layer;
 use tower_llm_core::{ConfigError, Described, GateLayer, HttpBody, KeyBy, Registry};
 
+#[cfg(test)]
+use crate::shared::memory::MemoryStore;
 use crate::{
     CutShort, Headers, Limit, RateLimit, RateLimitGate, RateLimitHandle, Reserve,
     calendar::WallClock,
@@ -63,6 +65,8 @@ struct Settings {
     max_keys: Option<usize>,
     #[cfg(feature = "redis")]
     shared: Option<crate::SharedLimits>,
+    #[cfg(test)]
+    in_memory: Option<MemoryStore>,
 }
 
 // === impl RateLimitLayer ===
@@ -245,6 +249,13 @@ impl<W> RateLimitBuilder<W> {
         self
     }
 
+    /// Shares the limits through a store in memory.
+    #[cfg(test)]
+    pub(crate) fn in_memory(mut self, store: MemoryStore) -> Self {
+        self.settings.in_memory = Some(store);
+        self
+    }
+
     /// Sets how the end of a response is detected: [`Unary`](tower_llm_core::Unary) for types that are not HTTP.
     pub fn watch<V>(self, watch: V) -> RateLimitBuilder<V> {
         RateLimitBuilder {
@@ -296,6 +307,8 @@ impl Settings {
             max_keys: None,
             #[cfg(feature = "redis")]
             shared: None,
+            #[cfg(test)]
+            in_memory: None,
         }
     }
 
@@ -323,6 +336,8 @@ impl Settings {
         let shared: Option<Shared> = self.shared.map(crate::SharedLimits::start).transpose()?;
         #[cfg(not(feature = "redis"))]
         let shared: Option<Shared> = None;
+        #[cfg(test)]
+        let shared = shared.or(self.in_memory.map(MemoryStore::shared));
         let sharing = shared.as_ref().map_or(Sharing::NONE, |shared| Sharing {
             processes: shared.processes,
             lease: shared.lease.unwrap_or_default(),

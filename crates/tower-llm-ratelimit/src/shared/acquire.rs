@@ -454,3 +454,6 @@ impl Drop for LeaseRequest<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,11 @@
 
 pub(crate) mod acquire;
 pub(crate) mod backend;
+#[cfg(all(test, feature = "redis"))]
+mod conformance;
 pub(crate) mod lease;
+#[cfg(test)]
+pub(crate) mod memory;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]

@@ -380,22 +380,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_charge_by_a_late_clock_is_refunded_to_its_day() {
-        let day = Duration::from_secs(86_400);
-        for used in [0, 4] {
-            let fixture = Fixture::start().await;
-            let late = |amount| on_day(100, Duration::ZERO, claim(Kind::Day, 10, amount));
-            let right = |amount| on_day(101, day, claim(Kind::Day, 10, amount));
-            assert!(fixture.takes(1, &right(1)).await);
-            assert!(fixture.takes(2, &late(9)).await);
-            assert!(!fixture.takes(3, &right(1)).await);
-            fixture.settle(2, &late(9), used).await;
-            assert!(fixture.takes(4, &right(9 - used)).await);
-            assert!(!fixture.takes(5, &right(1)).await);
-        }
-    }
-
-    #[tokio::test]
     async fn a_reservation_by_a_late_clock_of_a_dead_process_is_refunded() {
         let mut fixture = Fixture::start().await;
         fixture.scripts.hold_for = Duration::from_micros(1);
@@ -491,24 +475,6 @@ mod tests {
             };
             assert!(fixture.takes(4, &all).await, "{left} of {name}");
             assert!(!fixture.takes(5, &more).await, "{left} of {name}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_debt_of_any_size_is_reported_as_a_time() {
-        let fixture = Fixture::start().await;
-        for kind in [Kind::Bucket, Kind::Wide, Kind::Day] {
-            let mut claim = claim(kind, 1, 1);
-            claim.key = format!("{kind:?}");
-            claim.rate = Rate::new(1, 1, Duration::from_secs(31 * 86_400));
-            assert!(fixture.takes(1, &claim).await);
-            fixture.settle(1, &claim, 1 << 52).await;
-            let claims = std::slice::from_ref(&claim);
-            let verdict = fixture.scripts.take(2, claims).await.unwrap();
-            let Verdict::Blocked { wait, .. } = verdict else {
-                panic!("{kind:?}: {verdict:?}");
-            };
-            assert!(!wait.is_zero() || kind == Kind::Day, "{kind:?}");
         }
     }
 }
