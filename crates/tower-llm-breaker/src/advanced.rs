@@ -2,10 +2,6 @@
 
 use std::time::Duration;
 
-use tower_llm_core::ConfigError;
-
-use crate::slow_calls::check_ratio;
-
 /// Settings that few services need; see [`BreakerBuilder::advanced`](crate::BreakerBuilder::advanced).
 ///
 /// | setting | default |
@@ -107,23 +103,5 @@ impl Advanced {
     pub fn max_open_ratio(mut self, ratio: f64) -> Self {
         self.max_open_ratio = Some(ratio);
         self
-    }
-
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        if !(1.0..=1_000.0).contains(&self.open_factor) {
-            let reason = "it must be from 1 to 1000";
-            return Err(ConfigError::new("open_factor", self.open_factor, reason));
-        }
-        check_ratio("jitter", self.jitter)?;
-        if let Some(ratio) = self.max_open_ratio {
-            check_ratio("max_open_ratio", ratio)?;
-        }
-        ConfigError::check_duration("max_retry_after", self.max_retry_after)?;
-        ConfigError::check_duration("exhausted_for", self.exhausted_for)?;
-        ConfigError::check_duration("probe_lease", self.probe_lease)?;
-        if let Some(ramp) = self.ramp {
-            ConfigError::check_duration("ramp", ramp)?;
-        }
-        Ok(())
     }
 }

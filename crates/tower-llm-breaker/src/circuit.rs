@@ -19,7 +19,7 @@ use crate::{
     events::Event,
     group::Group,
     machine::{Input, Machine, Status},
-    sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
+    sync::{AtomicU64, Mutex, Ordering, lock},
     window::Window,
     word::{AtomicWord, Pass},
 };
@@ -114,10 +114,7 @@ impl Circuit {
 
     /// How it would refuse a call now; `None` if it would admit one.
     pub(crate) fn refusal(&self, now: Instant) -> Option<Status> {
-        if self.word.load().state.is_free() {
-            return None;
-        }
-        self.locked().machine.refusal(now, self.config())
+        lock(&self.locked).machine.refusal(now, self.config())
     }
 
     /// Counts a refused call.
@@ -136,7 +133,7 @@ impl Circuit {
 
     /// Has the machine take `input`, and publishes what that changes.
     pub(crate) fn change(&self, input: Input, now: Instant) -> Option<Result<Pass, Status>> {
-        let mut locked = self.locked();
+        let mut locked = lock(&self.locked);
         let Locked { machine, member } = &mut *locked;
         let (before, millis) = (machine.word, self.config().clock.millis(now));
         let mut may_open = || member.may_open(&self.group.ejection, millis);
@@ -173,15 +170,11 @@ impl Circuit {
         transition.admission
     }
 
-    fn locked(&self) -> MutexGuard<'_, Locked> {
-        lock(&self.locked)
-    }
-
     /// A circuit joins its group when it counts its first call, so circuits of invented names do not.
     fn join(&self, now: &mut Now) {
         if self.has_joined.load(Ordering::Relaxed) == 0 {
             let millis = self.config().clock.millis(now.get());
-            let mut locked = self.locked();
+            let mut locked = lock(&self.locked);
             let open_until = locked.machine.word.open_until(millis);
             locked.member.join(&self.group.ejection);
             locked.member.update(&self.group.ejection, open_until);
@@ -197,7 +190,7 @@ impl Circuit {
     // === statistics ===
 
     pub(crate) fn status(&self, now: Instant) -> Status {
-        self.locked().machine.status(now, self.config())
+        lock(&self.locked).machine.status(now, self.config())
     }
 
     pub(crate) fn stats(&self, now: Instant) -> CircuitStats {
@@ -205,7 +198,7 @@ impl Circuit {
         let tally = |window: &Window| window.tally(generation, &mut Now::at(Some(now)));
         let failures = tally(&self.failures);
         let slow = self.slow.as_ref().map(tally).unwrap_or_default();
-        let machine = &self.locked().machine;
+        let machine = &lock(&self.locked).machine;
         let (status, probes) = (machine.status(now, self.config()), &machine.probes);
         CircuitStats {
             circuit: self.id(),
@@ -240,7 +233,7 @@ impl Evictable for Circuit {
 
 impl Drop for Circuit {
     fn drop(&mut self) {
-        self.locked().member.leave(&self.group.ejection);
+        lock(&self.locked).member.leave(&self.group.ejection);
     }
 }
 

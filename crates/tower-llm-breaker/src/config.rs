@@ -1,14 +1,11 @@
 //! When a circuit opens, and for how long: the settings of a layer's circuits.
 
-use std::time::Duration;
+use std::{fmt::Debug, ops::RangeBounds, time::Duration};
 
 use tokio::time::Instant;
 use tower_llm_core::ConfigError;
 
-use crate::{
-    SlowCalls, State, advanced::Advanced, clock::Clock, slow_calls::check_ratio, window::Over,
-    word::MAX_PROBES,
-};
+use crate::{SlowCalls, State, advanced::Advanced, clock::Clock, window::Over, word::MAX_PROBES};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -60,62 +57,77 @@ impl Default for Config {
 
 impl Config {
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        self.check_window()?;
-        if let Some(ratio) = self.failure_ratio {
-            check_ratio("failure_ratio", ratio)?;
+        let (slow, advanced) = (self.slow, &self.advanced);
+        for (field, ratio) in [
+            ("failure_ratio", self.failure_ratio),
+            ("slow_calls", slow.map(|slow| slow.ratio)),
+            ("jitter", Some(advanced.jitter)),
+            ("max_open_ratio", advanced.max_open_ratio),
+        ] {
+            check(field, ratio, 0.0..=1.0, "it must be from 0 to 1")?;
         }
-        if let Some(slow) = &self.slow {
-            slow.check()?;
+        for (field, time) in [
+            (
+                "slow_calls.first_token",
+                slow.and_then(|slow| slow.first_token),
+            ),
+            ("slow_calls.gap", slow.and_then(|slow| slow.gap)),
+            ("slow_calls.total", slow.and_then(|slow| slow.total)),
+            ("open_for", Some(self.open_for)),
+            ("max_open_for", Some(self.max_open_for)),
+            ("max_retry_after", Some(advanced.max_retry_after)),
+            ("exhausted_for", Some(advanced.exhausted_for)),
+            ("probe_lease", Some(advanced.probe_lease)),
+            ("ramp", advanced.ramp),
+        ] {
+            time.map_or(Ok(()), |time| {
+                ConfigError::check_duration(field, time).map(drop)
+            })?;
         }
-        ConfigError::check_duration("open_for", self.open_for)?;
-        ConfigError::check_duration("max_open_for", self.max_open_for)?;
-        if self.max_open_for < self.open_for {
-            let reason = "it must not be shorter than open_for";
-            return Err(ConfigError::new("max_open_for", self.max_open_for, reason));
+        for (field, number) in [
+            ("minimum_calls", self.minimum_calls),
+            (
+                "failure_threshold",
+                self.failure_threshold.map(|most| most as usize),
+            ),
+            ("success_threshold", Some(self.success_threshold as usize)),
+            ("probes", Some(self.probes)),
+        ] {
+            check(field, number, 1.., "it must be at least one")?;
         }
-        if let Some(failures) = self.failure_threshold {
-            ConfigError::check_nonzero("failure_threshold", failures as usize)?;
-        }
-        ConfigError::check_nonzero("success_threshold", self.success_threshold as usize)?;
-        ConfigError::check_nonzero("probes", self.probes)?;
-        if self.probes > MAX_PROBES {
-            return Err(ConfigError::new(
-                "probes",
-                self.probes,
-                "it must be at most 4095",
-            ));
-        }
-        self.advanced.check()
+        let (factor, probes) = (Some(advanced.open_factor), Some(self.probes));
+        check(
+            "open_factor",
+            factor,
+            1.0..=1_000.0,
+            "it must be from 1 to 1000",
+        )?;
+        check("probes", probes, ..=MAX_PROBES, "it must be at most 4095")?;
+        let max_open_for = Some(self.max_open_for);
+        let reason = "it must not be shorter than open_for";
+        check("max_open_for", max_open_for, self.open_for.., reason)?;
+        self.check_window()
     }
 
     fn check_window(&self) -> Result<(), ConfigError> {
-        if let Some(minimum) = self.minimum_calls {
-            ConfigError::check_nonzero("minimum_calls", minimum)?;
-        }
         match self.over {
             Over::Time(time) => {
                 ConfigError::check_duration("window", time)?;
-                if time < SHORTEST_WINDOW {
-                    return Err(ConfigError::new(
-                        "window",
-                        time,
-                        "it must be at least 10 ms",
-                    ));
-                }
+                check(
+                    "window",
+                    Some(time),
+                    SHORTEST_WINDOW..,
+                    "it must be at least 10 ms",
+                )
             }
             Over::Calls(calls) => {
-                ConfigError::check_nonzero("window_calls", calls)?;
-                if calls > LONGEST_WINDOW {
-                    let reason = "it must be at most 16777216";
-                    return Err(ConfigError::new("window_calls", calls, reason));
-                }
-                if let Some(minimum) = self.minimum_calls.filter(|&minimum| minimum > calls) {
-                    let reason = "it must not be larger than the window";
-                    return Err(ConfigError::new("minimum_calls", minimum, reason));
-                }
+                let length = Some(ConfigError::check_nonzero("window_calls", calls)?);
+                let reason = "it must be at most 16777216";
+                check("window_calls", length, ..=LONGEST_WINDOW, reason)?;
+                let reason = "it must not be larger than the window";
+                check("minimum_calls", self.minimum_calls, ..=calls, reason)
             }
         }
-        Ok(())
     }
 
     pub(crate) fn minimum_calls(&self) -> u64 {
@@ -160,5 +172,18 @@ impl Config {
             Over::Time(time) => time.max(self.max_open_for),
             Over::Calls(_) => self.max_open_for,
         }
+    }
+}
+
+/// Checks a setting, if it is set.
+fn check<T: PartialOrd + Debug>(
+    field: &'static str,
+    value: Option<T>,
+    allowed: impl RangeBounds<T>,
+    reason: &'static str,
+) -> Result<(), ConfigError> {
+    match value {
+        Some(value) if !allowed.contains(&value) => Err(ConfigError::new(field, value, reason)),
+        _ => Ok(()),
     }
 }

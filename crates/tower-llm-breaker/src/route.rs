@@ -90,29 +90,44 @@ impl Route {
                     for (circuit, &pass) in zip(&self.circuits[..index], &passes) {
                         circuit.was_not_sent(pass, now);
                     }
-                    let others = refusals(&self.circuits[index + 1..], now);
-                    let refusal = others.fold((&**circuit, status), longer);
-                    refusal.0.count_refused();
-                    return Err(CircuitOpen::new(refusal.0.id(), refusal.1).into());
+                    return Err(self.refusal(index, status, now));
                 }
             }
         }
         Ok(passes)
     }
 
+    /// The circuit at `index` refuses, and later ones may too. The error names the one that refuses for longest: a client that
+    /// waits for a shorter time would be refused again.
+    fn refusal(&self, index: usize, status: Status, now: Instant) -> BoxError {
+        let mut longest = (&self.circuits[index], status);
+        for circuit in &self.circuits[index + 1..] {
+            if let Some(status) = circuit.refusal(now)
+                && status.lasts() > longest.1.lasts()
+            {
+                longest = (circuit, status);
+            }
+        }
+        let (circuit, status) = longest;
+        circuit.count_refused();
+        CircuitOpen::new(circuit.id(), status).into()
+    }
+
     /// When the last of the circuits would admit a call.
     pub(crate) fn would_admit(&self, entry: &Entry<'_>) -> Availability {
-        let is_free = |circuit: &Arc<Keyed<Circuit>>| circuit.admit_free().is_some();
-        if self.circuits.iter().all(is_free) {
-            return Availability::Now;
-        }
-        let refusals = refusals(&self.circuits, entry.now());
-        let times = refusals.map(|(_, status)| match (status.state, status.left) {
-            (State::ForcedOpen, _) => Availability::Never,
-            (_, Some(left)) => Availability::After(left),
-            (_, None) => Availability::Unknown,
+        let of_each = self.circuits.iter().map(|circuit| {
+            if circuit.admit_free().is_some() {
+                return Availability::Now;
+            }
+            match circuit.refusal(entry.now()) {
+                None => Availability::Now,
+                Some(status) if status.state == State::ForcedOpen => Availability::Never,
+                Some(status) => status
+                    .left
+                    .map_or(Availability::Unknown, Availability::After),
+            }
         });
-        times.max().unwrap_or(Availability::Now)
+        of_each.max().unwrap_or(Availability::Now)
     }
 
     // === a call ends ===
@@ -164,25 +179,5 @@ impl Route {
                 *pass = circuit.first_token(*pass, at);
             }
         }
-    }
-}
-
-/// A circuit, and how it refuses a call.
-type Refusal<'a> = (&'a Keyed<Circuit>, Status);
-
-/// How each of the circuits would refuse a call at `now`, of those that would.
-fn refusals(circuits: &[Arc<Keyed<Circuit>>], now: Instant) -> impl Iterator<Item = Refusal<'_>> {
-    let refusing = circuits
-        .iter()
-        .map(move |circuit| (&**circuit, circuit.refusal(now)));
-    refusing.filter_map(|(circuit, status)| Some((circuit, status?)))
-}
-
-/// The refusal that lasts for longer: a client that waits for a shorter time would be refused again.
-fn longer<'a>(one: Refusal<'a>, other: Refusal<'a>) -> Refusal<'a> {
-    if other.1.lasts() > one.1.lasts() {
-        other
-    } else {
-        one
     }
 }

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use tower_llm_core::ConfigError;
-
 /// Which calls are slow, and at what ratio of slow calls a circuit opens.
 ///
 /// Times start when the call is admitted and include waits in inner layers, such as a bulkhead's queue: set them above the
@@ -63,26 +61,5 @@ impl SlowCalls {
     pub fn total(mut self, over: Duration) -> Self {
         self.total = Some(over);
         self
-    }
-
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        check_ratio("slow_calls", self.ratio)?;
-        for (field, time) in [
-            ("slow_calls.first_token", self.first_token),
-            ("slow_calls.gap", self.gap),
-            ("slow_calls.total", self.total),
-        ] {
-            time.map(|time| ConfigError::check_duration(field, time))
-                .transpose()?;
-        }
-        Ok(())
-    }
-}
-
-pub(crate) fn check_ratio(field: &'static str, ratio: f64) -> Result<(), ConfigError> {
-    if (0.0..=1.0).contains(&ratio) {
-        Ok(())
-    } else {
-        Err(ConfigError::new(field, ratio, "it must be from 0 to 1"))
     }
 }

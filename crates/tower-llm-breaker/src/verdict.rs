@@ -52,11 +52,15 @@ pub(crate) fn of(scope: Scope, completion: &Completion, facts: Facts) -> Verdict
     match (completion.outcome, scope) {
         // A cache's answer shows nothing about the provider.
         _ if completion.served.is_some() => Neutral,
-        (outcome, _)
-            if facts.is_slow && is_probe && is_of_model(scope) && shows_slowness(outcome) =>
-        {
-            fault
-        }
+        // A slow probe has failed. One whose caller disconnects has failed too: if callers abandon all slow probes, the circuit would
+        // never decide.
+        (
+            Outcome::Success
+            | Outcome::Abandoned
+            | Outcome::Superseded
+            | Outcome::Failed(Failure::Slow),
+            Scope::ProviderAndModel | Scope::Key,
+        ) if facts.is_slow && is_probe => fault,
         (Outcome::Success, _) => Success,
 
         // It showed signs of life: it was slow, which is counted separately.
@@ -100,18 +104,6 @@ pub(crate) fn of(scope: Scope, completion: &Completion, facts: Facts) -> Verdict
         (Outcome::Throttled { .. } | Outcome::Exhausted, Scope::Account) if is_probe => Success,
         _ => Neutral,
     }
-}
-
-/// Whether a slow probe with this outcome has failed. A disconnect counts as failed: if callers abandon all slow probes,
-/// the circuit would never decide.
-fn shows_slowness(outcome: Outcome) -> bool {
-    matches!(
-        outcome,
-        Outcome::Success
-            | Outcome::Abandoned
-            | Outcome::Superseded
-            | Outcome::Failed(Failure::Slow)
-    )
 }
 
 /// The scope for which the provider refuses the credential, if it does: the account, or with a 403 the model that the call

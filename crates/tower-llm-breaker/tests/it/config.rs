@@ -27,22 +27,22 @@ fn builder() -> BreakerBuilder {
 
 #[test]
 fn ratios_are_from_zero_to_one() {
-    for share in [-0.1, 1.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-        refused(builder().failure_ratio(share), "failure_ratio", share);
-        let jitter = builder().advanced(|set| set.jitter(share));
-        refused(jitter, "jitter", share);
-        let max_open_ratio = builder().advanced(|set| set.max_open_ratio(share));
-        refused(max_open_ratio, "max_open_ratio", share);
-        let slow = SlowCalls::at_ratio(share);
-        refused(builder().slow_calls(slow), "slow_calls", share);
+    for ratio in [-0.1, 1.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        refused(builder().failure_ratio(ratio), "failure_ratio", ratio);
+        let jitter = builder().advanced(|set| set.jitter(ratio));
+        refused(jitter, "jitter", ratio);
+        let max_open_ratio = builder().advanced(|set| set.max_open_ratio(ratio));
+        refused(max_open_ratio, "max_open_ratio", ratio);
+        let slow = SlowCalls::at_ratio(ratio);
+        refused(builder().slow_calls(slow), "slow_calls", ratio);
     }
-    for share in [0.0, 1.0] {
+    for ratio in [0.0, 1.0] {
         accepted(
             builder()
-                .failure_ratio(share)
-                .advanced(|set| set.jitter(share).max_open_ratio(share)),
+                .failure_ratio(ratio)
+                .advanced(|set| set.jitter(ratio).max_open_ratio(ratio)),
         );
-        accepted(builder().slow_calls(SlowCalls::at_ratio(share)));
+        accepted(builder().slow_calls(SlowCalls::at_ratio(ratio)));
     }
 }
 

@@ -188,9 +188,12 @@ async fn a_typed_services_response_is_a_success_and_its_error_a_failure() {
             _ => assert_eq!(answer.unwrap_err().downcast_ref(), Some(&Own(number))),
         }
     }
-    let way = tower_llm_breaker::CircuitId::provider("openai");
-    let stats_of_way = layer.handle().stats_of(&way).unwrap();
-    assert_eq!((stats_of_way.calls, stats_of_way.failures), (4, 2));
+    let provider = tower_llm_breaker::CircuitId::provider("openai");
+    let stats_of_provider = layer.handle().stats_of(&provider).unwrap();
+    assert_eq!(
+        (stats_of_provider.calls, stats_of_provider.failures),
+        (4, 2)
+    );
     // A broken connection says nothing about the model.
     assert_eq!(
         (

@@ -156,14 +156,14 @@ async fn no_event_reports_a_transition_to_the_same_state() {
 #[tokio::test(start_paused = true)]
 async fn a_reset_returns_to_the_configured_initial_state() {
     let tested = Tested::new(touchy().initial_state(Force::Open));
-    let way = CircuitId::provider("openai");
+    let provider = CircuitId::provider("openai");
     // None exists yet.
     assert_eq!(tested.state(), State::ForcedOpen);
-    assert_eq!(tested.refused().circuit(), &way);
-    tested.handle.trip(&way, SECOND);
-    assert_eq!(tested.handle.state(&way), State::Open);
-    tested.handle.reset(&way);
-    assert_eq!(tested.handle.state(&way), State::ForcedOpen);
+    assert_eq!(tested.refused().circuit(), &provider);
+    tested.handle.trip(&provider, SECOND);
+    assert_eq!(tested.handle.state(&provider), State::Open);
+    tested.handle.reset(&provider);
+    assert_eq!(tested.handle.state(&provider), State::ForcedOpen);
     assert_eq!(
         tested.handle.state(&CircuitId::model("new", "new")),
         State::ForcedOpen

@@ -49,7 +49,7 @@ fn passes(tested: &Tested) -> [bool; 4] {
 #[tokio::test(start_paused = true)]
 async fn each_outcome_opens_the_circuit_of_what_failed() {
     use State::{Closed, Open, Throttled};
-    let way = ([Open, Closed, Closed, Closed], [false, false, false, true]);
+    let provider = ([Open, Closed, Closed, Closed], [false, false, false, true]);
     let of_model = ([Closed, Open, Closed, Closed], [false, true, false, true]);
     let account = ([Closed, Closed, Open, Closed], [false, false, true, true]);
     let clock = (
@@ -58,7 +58,7 @@ async fn each_outcome_opens_the_circuit_of_what_failed() {
     );
     let no_circuit = ([Closed; 4], [true; 4]);
     let cases = [
-        (Says::Broken, way),
+        (Says::Broken, provider),
         (Says::Status(500), of_model),
         (Says::Status(502), of_model),
         (Says::Status(408), of_model),
@@ -113,7 +113,7 @@ async fn refusals_of_inner_layers_are_neutral_and_deadlines_count_against_the_mo
 #[tokio::test(start_paused = true)]
 async fn a_provider_that_was_reached_counts_as_a_success_and_ends_the_run() {
     let tested = Tested::new(builder().failure_ratio(1.0).failure_threshold(3));
-    let way = CircuitId::provider("openai");
+    let provider = CircuitId::provider("openai");
     for says in [WELL, FAILED, Says::Later(503, 1), Says::Status(402)] {
         tested.tell_times(2, Says::Broken);
         // A broken connection says nothing about the model.
@@ -121,12 +121,12 @@ async fn a_provider_that_was_reached_counts_as_a_success_and_ends_the_run() {
         tested.call(account).unwrap();
         tested.handle.reset(&CircuitId::account("openai", "spent"));
     }
-    let stats_of_way = tested.handle.stats_of(&way).unwrap();
+    let stats_of_provider = tested.handle.stats_of(&provider).unwrap();
     assert_eq!(
         (
-            stats_of_way.state,
-            stats_of_way.calls,
-            stats_of_way.failures
+            stats_of_provider.state,
+            stats_of_provider.calls,
+            stats_of_provider.failures
         ),
         (State::Closed, 12, 8)
     );
@@ -135,7 +135,7 @@ async fn a_provider_that_was_reached_counts_as_a_success_and_ends_the_run() {
     tested.tell_times(2, Says::Broken);
     tested.tell(Says::Status(400));
     tested.tell(Says::Broken);
-    assert_eq!(tested.handle.state(&way), State::Open);
+    assert_eq!(tested.handle.state(&provider), State::Open);
 }
 
 #[tokio::test(start_paused = true)]

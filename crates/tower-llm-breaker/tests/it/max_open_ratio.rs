@@ -128,8 +128,8 @@ fn open_models(tested: &Tested, models: usize) -> usize {
 }
 
 /// A layer with calls to `models` models, which may open at most `ratio` of them.
-fn pool_of(share: f64, models: usize) -> Tested {
-    let tested = Tested::new(touchy().advanced(|set| set.max_open_ratio(share)));
+fn pool_of(ratio: f64, models: usize) -> Tested {
+    let tested = Tested::new(touchy().advanced(|set| set.max_open_ratio(ratio)));
     for number in 0..models {
         let well = ask_of("openai", "", format!("m-{number}"), WELL);
         tested.call(well).expect("the call is admitted");
@@ -139,7 +139,7 @@ fn pool_of(share: f64, models: usize) -> Tested {
 
 #[tokio::test(start_paused = true)]
 async fn at_most_the_ratio_opens_and_the_others_continue() {
-    for (share, models, most) in [
+    for (ratio, models, most) in [
         (0.0, 10, 0),
         (0.3, 10, 3),
         (0.5, 3, 1),
@@ -149,18 +149,18 @@ async fn at_most_the_ratio_opens_and_the_others_continue() {
         (0.29, 100, 29),
         (0.57, 100, 57),
     ] {
-        let tested = pool_of(share, models);
+        let tested = pool_of(ratio, models);
         let mut events = tested.handle.subscribe();
         for number in 0..models {
             fail(&tested, number);
         }
-        assert_eq!(open_models(&tested, models), most, "{share} of {models}");
+        assert_eq!(open_models(&tested, models), most, "{ratio} of {models}");
         let kinds: Vec<_> = kinds(&mut events);
         let kept_closed = EventKind::KeptClosed {
             reason: Reason::ConsecutiveFailures,
         };
         let kept = kinds.iter().filter(|&kind| *kind == kept_closed).count();
-        assert_eq!(kept, models - most, "{share} of {models}");
+        assert_eq!(kept, models - most, "{ratio} of {models}");
     }
 }
 

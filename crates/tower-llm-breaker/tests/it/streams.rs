@@ -28,13 +28,13 @@ fn counting() -> BreakerBuilder {
         .window_calls(100)
 }
 
-fn way() -> CircuitId {
+fn provider() -> CircuitId {
     CircuitId::provider("openai")
 }
 
 /// Calls and failures of the provider's circuit.
-fn counts_of_way(handle: &BreakerHandle) -> (u64, u64) {
-    let stats = handle.stats_of(&way()).expect("the circuit exists");
+fn counts_of_provider(handle: &BreakerHandle) -> (u64, u64) {
+    let stats = handle.stats_of(&provider()).expect("the circuit exists");
     (stats.calls, stats.failures)
 }
 
@@ -93,7 +93,7 @@ async fn a_stream_counts_when_it_has_ended_and_once() {
         }
         end(stream);
         assert_eq!(
-            [counts(&handle), counts_of_way(&handle)],
+            [counts(&handle), counts_of_provider(&handle)],
             expected,
             "{name}"
         );
@@ -163,12 +163,12 @@ async fn provider_bodies_are_counted_by_their_meaning() {
         let handle = replay(fixture);
         let mut stats = handle.stats();
         stats.sort_by_key(|stats| stats.circuit.scope());
-        let [way, of_model, account, clock] = match &stats[..] {
-            [way, of_model, account, clock] => [way, of_model, account, clock],
+        let [provider, of_model, account, clock] = match &stats[..] {
+            [provider, of_model, account, clock] => [provider, of_model, account, clock],
             // Neither counting tokens nor a list says anything about a model.
-            [way, account] => {
+            [provider, account] => {
                 let is_spent = fixture.expect.verdict == Verdict::Exhausted;
-                assert_eq!(way.failures, 0, "{}", fixture.name);
+                assert_eq!(provider.failures, 0, "{}", fixture.name);
                 assert_eq!(account.state == State::Open, is_spent, "{}", fixture.name);
                 others += 1;
                 continue;
@@ -203,7 +203,12 @@ async fn provider_bodies_are_counted_by_their_meaning() {
         assert_eq!(found, expected, "{}", fixture.name);
         // The provider was reached; a client error does not count, even for its circuit.
         let reached = u64::from(fixture.expect.verdict != Verdict::ClientError);
-        assert_eq!((way.calls, way.failures), (reached, 0), "{}", fixture.name);
+        assert_eq!(
+            (provider.calls, provider.failures),
+            (reached, 0),
+            "{}",
+            fixture.name
+        );
     }
     assert!(others > 0 && others < all.len() / 4, "{others}");
     let has = |verdict| all.iter().any(|fixture| fixture.expect.verdict == verdict);
@@ -389,7 +394,7 @@ async fn a_slow_probe_counts_only_against_the_model() {
     let layer = slow(SlowCalls::at_ratio(1.0).first_token(5 * SECOND));
     let handle = layer.handle();
     let account = CircuitId::account("openai", "");
-    for circuit in [&way(), &account] {
+    for circuit in [&provider(), &account] {
         handle.trip(circuit, SECOND);
     }
     advance(SECOND).await;
@@ -400,7 +405,7 @@ async fn a_slow_probe_counts_only_against_the_model() {
     probe.succeed();
     assert_eq!(outcomes(&handle), (1, 0, 1));
     assert_eq!(
-        [&way(), &account].map(|circuit| handle.state(circuit)),
+        [&provider(), &account].map(|circuit| handle.state(circuit)),
         [State::Closed; 2]
     );
 }

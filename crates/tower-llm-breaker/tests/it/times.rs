@@ -11,7 +11,7 @@ use tokio::time::advance;
 use tower_llm_breaker::{BreakerBuilder, CircuitId, EventKind, Reason, State};
 use tower_llm_core::{Key, KeyBy};
 
-fn clock() -> CircuitId {
+fn account_and_model() -> CircuitId {
     CircuitId::account_and_model("openai", "", "m")
 }
 
@@ -170,16 +170,16 @@ async fn a_429_with_retry_after_refuses_until_then_and_is_no_failure() {
     tested.tell(Says::Later(429, 20));
     assert_eq!(tested.state(), State::Closed);
     assert_eq!(tested.counts(), (0, 0));
-    assert_eq!(tested.handle.state(&clock()), State::Throttled);
+    assert_eq!(tested.handle.state(&account_and_model()), State::Throttled);
     let refused = tested.refused();
     assert_eq!(
         (refused.state(), refused.circuit()),
-        (State::Throttled, &clock())
+        (State::Throttled, &account_and_model())
     );
     advance(20 * SECOND - MS).await;
     assert_eq!(tested.refused().retry_after(), Some(MS));
     advance(MS).await;
-    assert_eq!(tested.handle.state(&clock()), State::Closed);
+    assert_eq!(tested.handle.state(&account_and_model()), State::Closed);
     tested.tell(WELL);
 
     let transition = |from, to, reason, duration, generation| EventKind::Transition {
@@ -197,7 +197,7 @@ async fn a_429_with_retry_after_refuses_until_then_and_is_no_failure() {
     ];
     for expected in expected {
         let event = events.try_recv().unwrap();
-        assert_eq!((event.circuit, event.kind), (clock(), expected));
+        assert_eq!((event.circuit, event.kind), (account_and_model(), expected));
     }
     assert!(events.try_recv().is_err());
 }
@@ -208,7 +208,7 @@ async fn after_retry_after_all_calls_pass_without_probing() {
     staged.tell(Says::Later(429, 20));
     advance(20 * SECOND).await;
     let calls: Vec<_> = (0..10).map(|_| staged.begin()).collect();
-    let stats = staged.handle.stats_of(&clock()).unwrap();
+    let stats = staged.handle.stats_of(&account_and_model()).unwrap();
     assert_eq!((stats.state, stats.probes), (State::Closed, 0));
     for call in calls {
         call.end(WELL);
@@ -239,11 +239,14 @@ async fn a_429_without_retry_after_changes_nothing_and_is_reported() {
     tested.tell_times(100, Says::Status(429));
     tested.tell(Says::Later(429, 0));
     assert_eq!(tested.state(), State::Closed);
-    assert_eq!(tested.handle.state(&clock()), State::Closed);
+    assert_eq!(tested.handle.state(&account_and_model()), State::Closed);
     assert_eq!(tested.counts(), (0, 0));
     for _ in 0..101 {
         let event = events.try_recv().unwrap();
-        assert_eq!((event.circuit, event.kind), (clock(), EventKind::Throttled));
+        assert_eq!(
+            (event.circuit, event.kind),
+            (account_and_model(), EventKind::Throttled)
+        );
     }
     assert!(events.try_recv().is_err());
 }
@@ -261,7 +264,7 @@ async fn the_later_of_two_retry_afters_wins() {
             Some(60 * SECOND),
             "{asked:?}"
         );
-        let stats = staged.handle.stats_of(&clock()).unwrap();
+        let stats = staged.handle.stats_of(&account_and_model()).unwrap();
         assert_eq!(stats.state, State::Throttled);
     }
 }
@@ -394,7 +397,7 @@ async fn the_later_of_a_retry_after_and_a_spent_account_wins() {
 async fn a_short_manual_trip_does_not_shorten_retry_after() {
     let tested = Tested::new(builder());
     tested.tell(Says::Later(429, 60));
-    tested.handle.trip(&clock(), SECOND);
+    tested.handle.trip(&account_and_model(), SECOND);
     assert_eq!(tested.refused().retry_after(), Some(MINUTE));
 }
 

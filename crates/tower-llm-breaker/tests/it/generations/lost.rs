@@ -47,7 +47,7 @@ async fn a_probe_dropped_in_the_body_gives_its_lease_back() {
 }
 
 /// A panic counts against the provider: its circuit is probed here.
-async fn probing_way<R>(
+async fn probing_provider<R>(
     layer: &BreakerLayer,
     inner: R,
 ) -> tower_llm_breaker::Breaker<R, tower_llm_core::HttpBody> {
@@ -57,13 +57,16 @@ async fn probing_way<R>(
 }
 
 async fn assert_opened_and_recovers(layer: &BreakerLayer) {
-    let way = CircuitId::provider("openai");
-    let stats = layer.handle().stats_of(&way).expect("the circuit exists");
+    let provider = CircuitId::provider("openai");
+    let stats = layer
+        .handle()
+        .stats_of(&provider)
+        .expect("the circuit exists");
     assert_eq!((stats.state, stats.probes), (State::Open, 0));
     advance(OPEN_FOR).await;
     let tested = Tested::of(layer);
     tested.tell(WELL);
-    assert_eq!(tested.handle.state(&way), State::Closed);
+    assert_eq!(tested.handle.state(&provider), State::Closed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -72,7 +75,7 @@ async fn a_probe_that_panics_in_call_fails() {
     let panics = service_fn(|request: Request| -> std::future::Ready<Answer> {
         panic!("scripted panic: {request:?}")
     });
-    let service = probing_way(&layer, panics).await;
+    let service = probing_provider(&layer, panics).await;
     assert!(catch_unwind(AssertUnwindSafe(|| start(&service, ask(WELL)))).is_err());
     assert_opened_and_recovers(&layer).await;
 }
@@ -90,7 +93,7 @@ async fn a_probe_that_panics_in_poll_fails() {
     }
 
     let layer = touchy().build().unwrap();
-    let service = probing_way(&layer, service_fn(|_: Request| Panics)).await;
+    let service = probing_provider(&layer, service_fn(|_: Request| Panics)).await;
     let mut call = start(&service, ask(WELL));
     assert!(catch_unwind(AssertUnwindSafe(|| call.poll())).is_err());
     drop(call);
@@ -100,7 +103,7 @@ async fn a_probe_that_panics_in_poll_fails() {
 #[tokio::test(start_paused = true)]
 async fn a_probe_whose_body_panics_fails() {
     let layer = touchy().build().unwrap();
-    let _service = probing_way(&layer, Scripted::default()).await;
+    let _service = probing_provider(&layer, Scripted::default()).await;
     let mut probe = streaming(&layer);
     probe.pass(CONTENT);
     probe.send("panic");

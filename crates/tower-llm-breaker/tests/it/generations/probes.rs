@@ -125,19 +125,19 @@ async fn a_failed_probe_opens_at_once_and_the_other_probes_do_not_count() {
 #[tokio::test(start_paused = true)]
 async fn one_call_probes_several_circuits_and_each_judges_it_separately() {
     let mut staged = Staged::new(touchy());
-    let way = CircuitId::provider("openai");
+    let provider = CircuitId::provider("openai");
     let account = CircuitId::account("openai", "");
-    for circuit in [&model(), &way, &account] {
+    for circuit in [&model(), &provider, &account] {
         staged.handle.trip(circuit, SECOND);
     }
     advance(SECOND).await;
     let probe = staged.begin();
     let probes = |circuit| staged.handle.stats_of(circuit).unwrap().probes;
-    assert_eq!([&model(), &way, &account].map(probes), [1, 1, 1]);
+    assert_eq!([&model(), &provider, &account].map(probes), [1, 1, 1]);
     probe.end(FAILED);
     assert_eq!(staged.state(), State::Open);
     // The provider was reached: its circuit needs no more. This says nothing about the account.
-    assert_eq!(staged.handle.state(&way), State::Closed);
+    assert_eq!(staged.handle.state(&provider), State::Closed);
     let stats = staged.handle.stats_of(&account).unwrap();
     assert_eq!((stats.state, stats.probes), (State::HalfOpen, 0));
 }
@@ -145,15 +145,15 @@ async fn one_call_probes_several_circuits_and_each_judges_it_separately() {
 /// Such a response is neither a success nor a client error. If it left a probe undecided, its lease would stay held.
 #[tokio::test(start_paused = true)]
 async fn a_redirect_or_a_switch_of_protocols_ends_a_probe() {
-    let way = CircuitId::provider("openai");
+    let provider = CircuitId::provider("openai");
     for status in [101, 301, 302, 303, 304, 307, 308] {
         let answer = Says::Status(status);
         // The provider was reached.
         let tested = Tested::new(touchy());
-        tested.handle.trip(&way, OPEN_FOR);
+        tested.handle.trip(&provider, OPEN_FOR);
         advance(OPEN_FOR).await;
         tested.tell(answer);
-        assert_eq!(tested.handle.state(&way), State::Closed, "{status}");
+        assert_eq!(tested.handle.state(&provider), State::Closed, "{status}");
 
         // The model was called and did not answer: its probe has failed, and the next one is due after the open time.
         let tested = Tested::new(touchy());
