@@ -422,6 +422,11 @@ async fn a_slow_reader_makes_no_call_slow() {
         advance(MINUTE).await;
         stream.read();
     }
+    assert_eq!(outcomes(&handle), (0, 0, 0));
+    // Also not if the body is polled again before the next frame.
+    advance(MINUTE).await;
+    stream.wait();
+    assert_eq!(outcomes(&handle), (0, 0, 0));
     stream.end();
     assert_eq!(outcomes(&handle), (1, 0, 0));
 }
