@@ -255,15 +255,16 @@ impl KeyBy {
         Self(By::Custom(Arc::new(key)))
     }
 
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self.0, By::Shared)
+    }
+
     /// Runs `then` with the key of `request`, without storing it.
     pub(crate) fn with_key<T>(
         &self,
         request: &dyn Described,
         then: impl FnOnce(KeyRef<'_>) -> T,
     ) -> T {
-        if matches!(self.0, By::Shared) {
-            return then(KeyRef::EMPTY);
-        }
         // A call that the request builds for us lives until `then` returns.
         let call = request.call();
         let mut made = None;

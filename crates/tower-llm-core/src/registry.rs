@@ -113,6 +113,11 @@ impl<T: Evictable> Registry<T> {
 
     /// Returns the state of the key of `request`, created if there is none.
     pub fn get(&self, request: &dyn Described) -> Arc<Keyed<T>> {
+        if let Some(keyless) = self.keyless.get()
+            && self.key_by.is_shared()
+        {
+            return Arc::clone(keyless);
+        }
         self.key_by.with_key(request, |key| self.get_or_make(key))
     }
 

@@ -1,6 +1,6 @@
 //! A guard that ends on every path.
 
-use std::task::Context;
+use std::{mem, task::Context};
 
 use http::response::Parts;
 use tokio::time::Instant;
@@ -16,6 +16,8 @@ pub struct Armed<G: Guard> {
     /// `None` once it has ended, or was taken out.
     guard: Option<G>,
     entered: bool,
+    /// Set before the guard ends, so that one that panics then does not end again.
+    has_ended: bool,
 }
 
 impl<G: Guard> Armed<G> {
@@ -24,6 +26,7 @@ impl<G: Guard> Armed<G> {
         Self {
             guard: Some(guard),
             entered: false,
+            has_ended: false,
         }
     }
 
@@ -77,16 +80,19 @@ impl<G: Guard> Armed<G> {
 
     /// Ends the guard; does nothing the second time.
     pub fn end(&mut self, completion: &Completion) {
-        // Taken out first, so that a guard that panics does not end again.
-        if let Some(mut guard) = self.guard.take() {
+        // Where it is: the guards of several gates cost more to move than to end.
+        if !mem::replace(&mut self.has_ended, true)
+            && let Some(guard) = &mut self.guard
+        {
             guard.end(completion);
         }
+        self.guard = None;
     }
 
     /// Whether the guard has ended, or was taken out.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.guard.is_none()
+        self.has_ended || self.guard.is_none()
     }
 
     /// Takes the guard out; `None` if it has ended.
