@@ -6,7 +6,7 @@ use super::{
     choices::Choices,
     counters::{Counters, larger},
     error_names::ErrorKind,
-    json::{Sink, StringMode},
+    json::{Sink, StringMode, Text},
     place::Place,
     provider_error::ProviderError,
     response_headers::MAX_RETRY_AFTER,
@@ -372,7 +372,7 @@ impl Sink for Facts {
         }
     }
 
-    fn text(&mut self, place: Place, bytes: i64) {
+    fn text(&mut self, place: Place, Text { bytes, .. }: Text<'_>) {
         if place == Place::Refusal && bytes > 0 {
             self.finished(FinishReason::ContentFilter);
         }

@@ -5,8 +5,8 @@
 //! the speed of a string search. Nothing is validated: what is not JSON is skipped, because a scanner does not decide what
 //! the caller gets.
 //!
-//! Memory is constant: known members lie at most [`MAX_DEPTH`] deep and their values are at most
-//! [`MAX_CAPTURE`] bytes; what is deeper or longer is of no interest here.
+//! Memory is constant: known members of a response lie at most [`MAX_DEPTH`] deep and their values are at most
+//! [`MAX_CAPTURE`] bytes; what is deeper or longer is of no interest here. A request, whose schemas nest, has more room.
 
 #[cfg(test)]
 mod tests;
@@ -46,17 +46,24 @@ pub(crate) trait Sink {
     /// A string that was passed on has ended.
     fn passed(&mut self, place: Self::Place);
 
-    /// A piece of a counted string, in bytes of UTF-8 after its escapes are decoded.
-    ///
-    /// Called once or more for a string. A piece may be negative but their sum is not: an escape is reported as its
-    /// difference from the written length.
-    fn text(&mut self, place: Self::Place, bytes: i64);
+    /// A piece of a counted string. Called once for a string that lies in one piece, and otherwise once or more.
+    fn text(&mut self, place: Self::Place, piece: Text<'_>);
 
     /// A number that counts something: its whole part.
     fn number(&mut self, place: Self::Place, value: u64);
 
     /// `true`, `false`, `null` or any other bare word.
     fn word(&mut self, place: Self::Place, word: &[u8]);
+}
+
+/// A piece of a counted string.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Text<'a> {
+    pub(crate) written: &'a [u8],
+    /// Its bytes of UTF-8 after its escapes are decoded; negative if a piece ends within one, but the sum is not.
+    pub(crate) bytes: i64,
+    /// It names characters by number, each of which counts as three bytes.
+    pub(crate) has_numbers: bool,
 }
 
 /// How a string value is read.
@@ -74,14 +81,16 @@ pub(crate) enum StringMode {
 
 /// Where the reader is in one document.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Json<P> {
+pub(crate) struct Json<P, const DEPTH: usize = MAX_DEPTH, const CAPTURE: usize = MAX_CAPTURE> {
     state: State<P>,
     root: P,
     /// The containers that are open and of interest, outermost first.
-    stack: [Container<P>; MAX_DEPTH],
+    stack: [Container<P>; DEPTH],
     depth: usize,
+    /// A container of interest lay deeper than that, and was skipped.
+    was_too_deep: bool,
     /// A token that the end of a piece has cut.
-    capture: Capture,
+    capture: Capture<CAPTURE>,
     /// The last byte of the piece was a backslash, which escapes the next one.
     escaped: bool,
     /// The document's one value has begun.
@@ -131,6 +140,13 @@ enum State<P> {
 impl<P: Copy> Json<P> {
     /// A reader before a document whose value lies at `root`.
     pub(crate) fn new(root: P) -> Self {
+        Self::with_room(root)
+    }
+}
+
+impl<P: Copy, const DEPTH: usize, const CAPTURE: usize> Json<P, DEPTH, CAPTURE> {
+    /// The same, with another depth and another length of what is captured.
+    pub(crate) fn with_room(root: P) -> Self {
         let container = Container {
             place: root,
             next: None,
@@ -140,8 +156,9 @@ impl<P: Copy> Json<P> {
         Self {
             state: State::Between,
             root,
-            stack: [container; MAX_DEPTH],
+            stack: [container; DEPTH],
             depth: 0,
+            was_too_deep: false,
             capture: Capture::new(),
             escaped: false,
             begun: false,
@@ -158,6 +175,7 @@ impl<P: Copy> Json<P> {
     pub(crate) fn reset(&mut self) {
         self.state = State::Between;
         self.depth = 0;
+        self.was_too_deep = false;
         self.capture.clear();
         self.escaped = false;
         self.begun = false;
@@ -175,6 +193,11 @@ impl<P: Copy> Json<P> {
     /// Whether the document's value has ended.
     pub(crate) fn is_complete(&self) -> bool {
         self.begun && !self.is_open()
+    }
+
+    /// Whether something of interest lay too deep to be read.
+    pub(crate) fn was_too_deep(&self) -> bool {
+        self.was_too_deep
     }
 
     /// Reads the next piece of the document.
@@ -298,7 +321,7 @@ impl<P: Copy> Json<P> {
             return Ok(after);
         }
         // Cut as a string in several pieces is, so that the result does not depend on where pieces end.
-        let raw = &text[..end.min(MAX_CAPTURE)];
+        let raw = &text[..end.min(CAPTURE)];
         match self.state {
             State::Key => {
                 self.end_key(raw, sink);
@@ -328,7 +351,7 @@ impl<P: Copy> Json<P> {
     fn open_container<S: Sink<Place = P>>(&mut self, open: u8, sink: &mut S) {
         let array = open == b'[';
         match self.value_place() {
-            Some(place) if self.depth < MAX_DEPTH => {
+            Some(place) if self.depth < DEPTH => {
                 sink.open(place);
                 self.stack[self.depth] = Container {
                     place,
@@ -338,7 +361,8 @@ impl<P: Copy> Json<P> {
                 };
                 self.depth += 1;
             }
-            _ => {
+            of_interest => {
+                self.was_too_deep |= of_interest.is_some();
                 self.state = State::SkipContainer {
                     open,
                     close: if array { b']' } else { b'}' },
@@ -412,10 +436,12 @@ impl<P: Copy> Json<P> {
         sink: &mut S,
     ) -> &'a [u8] {
         let mut bytes = 0;
+        let mut has_numbers = false;
         let mut from = 0;
         if self.escaped {
             self.escaped = false;
             bytes += escape_bytes(rest[0]);
+            has_numbers = rest[0] == b'u';
             from = 1;
         }
         let after = loop {
@@ -433,9 +459,16 @@ impl<P: Copy> Json<P> {
                 break None;
             };
             bytes += escape_bytes(escape);
+            has_numbers |= escape == b'u';
             from = at + 2;
         };
-        sink.text(place, bytes);
+        let end = rest.len() - after.map_or(0, |after| after.len() + 1);
+        let text = Text {
+            written: &rest[..end],
+            bytes,
+            has_numbers,
+        };
+        sink.text(place, text);
         if after.is_some() {
             self.state = State::Between;
         }
@@ -580,21 +613,21 @@ impl<P: Copy> Json<P> {
 
 /// The beginning of a token whose end has not arrived yet.
 #[derive(Clone, Copy, Debug)]
-struct Capture {
-    bytes: [u8; MAX_CAPTURE],
+struct Capture<const MOST: usize> {
+    bytes: [u8; MOST],
     len: usize,
 }
 
-impl Capture {
+impl<const MOST: usize> Capture<MOST> {
     fn new() -> Self {
         Self {
-            bytes: [0; MAX_CAPTURE],
+            bytes: [0; MOST],
             len: 0,
         }
     }
 
     fn push(&mut self, piece: &[u8]) {
-        let taken = piece.len().min(MAX_CAPTURE - self.len);
+        let taken = piece.len().min(MOST - self.len);
         self.bytes[self.len..self.len + taken].copy_from_slice(&piece[..taken]);
         self.len += taken;
     }

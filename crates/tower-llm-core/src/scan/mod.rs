@@ -9,7 +9,7 @@ mod error_names;
 mod facts;
 mod format;
 mod grpc;
-mod json;
+pub(crate) mod json;
 mod place;
 mod provider_error;
 mod response_headers;

@@ -8,7 +8,7 @@
 
 use super::{
     facts::Facts,
-    json::{Json, Sink, StringMode},
+    json::{Json, Sink, StringMode, Text},
     place::Place,
 };
 
@@ -152,7 +152,14 @@ impl Log {
         for report in &self.reports[..self.len] {
             match *report {
                 Report::String { place, raw, len } => facts.string(place, &raw[..len]),
-                Report::Text(place, bytes) => facts.text(place, bytes),
+                Report::Text(place, bytes) => {
+                    let text = Text {
+                        written: &[],
+                        bytes,
+                        has_numbers: false,
+                    };
+                    facts.text(place, text);
+                }
                 Report::Number(place, value) => facts.number(place, value),
             }
         }
@@ -209,9 +216,9 @@ impl Sink for Logged<'_> {
         });
     }
 
-    fn text(&mut self, place: Place, bytes: i64) {
-        self.facts.text(place, bytes);
-        self.log.push(Report::Text(place, bytes));
+    fn text(&mut self, place: Place, piece: Text<'_>) {
+        self.facts.text(place, piece);
+        self.log.push(Report::Text(place, piece.bytes));
     }
 
     fn number(&mut self, place: Place, value: u64) {

@@ -91,7 +91,7 @@ impl Sink for Recorder {
             .push(Event::String(self.path(place), raw.into()));
     }
 
-    fn text(&mut self, place: usize, bytes: i64) {
+    fn text(&mut self, place: usize, Text { bytes, .. }: Text<'_>) {
         *self.counted.entry(self.path(place)).or_default() += bytes;
     }
 
