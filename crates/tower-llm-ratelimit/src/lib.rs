@@ -76,6 +76,7 @@ mod checked_limit;
 mod demand;
 mod error;
 mod gate;
+mod gauge;
 mod group;
 mod handle;
 mod key_state;

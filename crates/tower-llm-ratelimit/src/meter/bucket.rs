@@ -47,19 +47,14 @@ impl Bucket {
         now_nanos: u64,
     ) -> u64 {
         self.leak(rate, now_nanos);
-        let over = self.over(rate, amount, less);
+        let taken = self.taken().saturating_sub(rate.scaled(less));
+        let wanted = taken.saturating_add(rate.scaled(amount));
+        let over = wanted.saturating_sub(rate.scaled(rate.capacity));
         if over == 0 {
             return 0;
         }
         let wait = u64::try_from(over.div_ceil(u128::from(rate.amount))).unwrap_or(u64::MAX);
         wait.saturating_add(self.at_nanos.saturating_sub(now_nanos))
-    }
-
-    /// By how much `amount` would exceed the burst if `less` were refunded, times the period.
-    fn over(&self, rate: &Rate, amount: u64, less: u64) -> u128 {
-        let taken = self.taken().saturating_sub(rate.scaled(less));
-        let wanted = taken.saturating_add(rate.scaled(amount));
-        wanted.saturating_sub(rate.scaled(rate.capacity))
     }
 
     /// Takes `amount`, whether there is room or not: the excess is debt, which later calls wait for. Returns the time of
@@ -86,7 +81,8 @@ impl Bucket {
     /// Whether `amount` can be taken now.
     pub(crate) fn has_room(&mut self, rate: &Rate, amount: u64, now_nanos: u64) -> bool {
         self.leak(rate, now_nanos);
-        self.over(rate, amount, 0) == 0
+        let wanted = self.taken().saturating_add(rate.scaled(amount));
+        wanted <= rate.scaled(rate.capacity)
     }
 
     fn add(&mut self, rate: &Rate, amount: u64) {

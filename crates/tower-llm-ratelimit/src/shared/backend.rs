@@ -10,9 +10,14 @@ use std::{
 
 use tokio::time::Instant;
 
+use tower_llm_core::Key;
+
 use crate::{
+    checked_limit::CheckedLimit,
+    demand::Demand,
     meter::{Kind, Now, Rate},
     shared::lease::{Back, Grant},
+    tier::Tier,
 };
 
 /// Limits that several processes share.
@@ -188,6 +193,46 @@ impl Terms {
         terms.back.amount = grant.amount;
         terms.back.epoch = grant.epoch;
         terms
+    }
+}
+
+// === impl Demand ===
+
+impl Demand {
+    /// The claim on one limit of one key in a store.
+    pub(crate) fn claim(&self, checked: &CheckedLimit, key: Option<&Key>, now: u64) -> Claim {
+        Claim {
+            room: self.needed(checked).unwrap_or(0),
+            amount: self.amount(checked),
+            ..checked.claim(key, self.tier, now)
+        }
+    }
+}
+
+// === impl CheckedLimit ===
+
+impl CheckedLimit {
+    /// A claim of nothing.
+    pub(crate) fn claim(&self, key: Option<&Key>, tier: Tier, now: u64) -> Claim {
+        Claim {
+            key: self.store_key(key),
+            kind: self.kind,
+            rate: *self.rate(tier),
+            now: self.now(now),
+            room: 0,
+            amount: 0,
+            returns: !self.is_exact(),
+        }
+    }
+
+    /// The terms that give `back` to the store; `None` if there is nothing to give back.
+    pub(crate) fn give_back(&self, key: Option<&Key>, back: Back, now: u64) -> Option<Terms> {
+        (back.amount > 0).then(|| Terms {
+            claim: self.claim(key, back.tier, now),
+            back,
+            charge: 0,
+            want: 0,
+        })
     }
 }
 
