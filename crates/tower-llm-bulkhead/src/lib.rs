@@ -20,6 +20,18 @@
 //! algorithm finds a better one. [`Adaptive`] limits adjust to refusals and latency. They can reduce refusals or the
 //! time to the first token; they do not raise throughput.
 //!
+//! # Cost, drop and time
+//!
+//! - The decision is in `gate`: a free permit, a ticket in the queue, or a refusal. `permits` has the permits of a key,
+//!   `permits/queue` the order of the calls that wait.
+//! - [`BulkheadGuard`] gives permits back at [`ReleaseAt`], and when it is dropped.
+//! - A caller that leaves while its call waits leaves the queue; a permit that was granted meanwhile goes to the next call.
+//!   One that leaves later gives its permits back.
+//! - An admitted call costs one look-up of its key, one compare-and-swap and one subtraction, twice that with a limit for all
+//!   keys. It allocates nothing and takes no lock unless calls wait. A call that waits is boxed, and a few look-ups in trees
+//!   find its turn.
+//! - Time is tokio's, which tests can pause. It is read for the timer of a call that waits, and by adaptive limits.
+//!
 //! # Fairness
 //!
 //! Calls of a higher priority go first. Within a priority, callers take turns, and the calls of one caller keep their
