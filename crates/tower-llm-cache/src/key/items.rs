@@ -39,6 +39,12 @@ pub(crate) fn digests(
         return Ok(None);
     }
     with_request(settings, request, body, call, |body, root, out| {
+        let Shape::Object(members) = body.shape() else {
+            return None;
+        };
+        if !members.members().all(|(name, _)| is_of_each_input(name)) {
+            return None;
+        }
         let inputs = inputs(body)?;
         canonical::write_without(body, "input", root, out);
         out.text(ITEM);
@@ -50,6 +56,29 @@ pub(crate) fn digests(
         };
         Some(inputs.into_iter().map(digest).collect())
     })
+}
+
+/// Whether a member of a body leaves each vector to its own input. Others may not: with `late_chunking`, a vector depends on
+/// all inputs.
+fn is_of_each_input(name: &str) -> bool {
+    matches!(
+        name,
+        "model"
+            | "input"
+            | "user"
+            | "encoding_format"
+            | "dimensions"
+            // Voyage, Jina, Cohere and NVIDIA.
+            | "input_type"
+            | "output_dimension"
+            | "output_dtype"
+            | "embedding_type"
+            | "embedding_types"
+            | "normalized"
+            | "task"
+            | "truncate"
+            | "truncation"
+    )
 }
 
 /// Returns the inputs of a body: a text or a list of tokens is one, a list of either is many.

@@ -6,6 +6,7 @@ use tower_llm_core::{Call, Served};
 use tower_llm_testkit::mock;
 
 use super::support::*;
+use crate::support::{described, post};
 
 /// Asks for a batch, which the provider answers; returns what it was sent.
 fn fill(
@@ -407,5 +408,32 @@ async fn bodies_that_are_no_batch_are_answered_as_a_whole() {
             assert_eq!(status(&answer), format!("tower-llm-cache; {expected}"));
             text(answer);
         }
+    }
+}
+
+/// With `late_chunking`, a vector depends on all inputs; what an unknown member does is not known.
+#[tokio::test(start_paused = true)]
+async fn vectors_that_may_depend_on_other_inputs_are_answered_as_a_whole() {
+    let layer = shared();
+    let (cache, mut provider) = upstream(&layer);
+    let ask = |member: &str, input: &str| {
+        let body = format!(r#"{{"model":"m","{member}":true,"input":{input}}}"#);
+        mock::start(&cache, described(post(PATH), &body))
+    };
+    for (member, sent) in [
+        ("late_chunking", json!(["a", "c"])),
+        ("of_the_future", json!(["a", "c"])),
+        ("normalized", json!(["c"])),
+    ] {
+        let mut calling = ask(member, r#"["a","b"]"#);
+        assert!(calling.poll().is_pending());
+        arrived(&mut provider).answer();
+        text(answered(&mut calling));
+        let mut calling = ask(member, r#"["a","c"]"#);
+        assert!(calling.poll().is_pending());
+        let second = arrived(&mut provider);
+        assert_eq!(json!(second.inputs()), sent, "{member}");
+        second.answer();
+        text(answered(&mut calling));
     }
 }
