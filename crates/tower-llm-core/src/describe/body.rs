@@ -3,6 +3,7 @@
 //! One pass over the JSON by the reader of responses. The JSON need not be valid: a member of an unexpected type is skipped.
 
 use http::request::Parts;
+use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 
 use super::{
@@ -45,7 +46,7 @@ pub(super) fn describe(
     }
     let most_output = facts.most_output(items);
     match (route.model, facts.model) {
-        (Some(model), _) => call = call.model(model),
+        (Some(model), _) => call = call.model(percent_decode_str(model).decode_utf8_lossy()),
         (None, Some(model)) => call = call.model(model),
         (None, None) => {}
     }
@@ -111,7 +112,7 @@ impl Facts {
         json.feed(body, &mut facts);
         if json.was_too_deep() {
             // Text may lie deeper. An overestimate is better than none.
-            facts.input = Input::of_bytes(body.len());
+            facts.input = facts.input.of_bytes(body.len());
         }
         facts
     }
@@ -218,7 +219,11 @@ fn member_of_body(key: &[u8]) -> Option<Place> {
 fn member_of_generation_config(key: &[u8]) -> Option<Place> {
     match key {
         b"maxOutputTokens" | b"max_output_tokens" => Some(Place::Output),
-        b"candidateCount" => Some(Place::Answers),
+        b"candidateCount" | b"candidate_count" => Some(Place::Answers),
+        b"responseSchema"
+        | b"response_schema"
+        | b"responseJsonSchema"
+        | b"response_json_schema" => Some(Place::Input(Of::Schema)),
         _ => None,
     }
 }
@@ -465,6 +470,12 @@ mod tests {
         assert_eq!(items(r#"{"input":[1,2,3]}"#), 1);
         assert_eq!(items(r#"{"input":[[1,2],[3]]}"#), 2);
         assert_eq!(items(r#"{"requests":[{"content":{}},{"content":{}}]}"#), 2);
+        assert_eq!(items(r#"{"prompt":["a","b","c"],"input":"x"}"#), 3);
+        let deep = format!(
+            r#"{{"prompt":["a","b"],"x":1,"messages":{}}}"#,
+            "[".repeat(200)
+        );
+        assert_eq!(items(&deep), 2);
         assert_eq!(read(r#"{"input":[[1,2],[3]]}"#).input.tokens(), 3);
     }
 }

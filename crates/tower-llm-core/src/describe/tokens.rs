@@ -10,6 +10,12 @@ use crate::scan::json::Text;
 #[cfg(feature = "tokenizer")]
 const MAX_EXACT_BYTES: u64 = 256 * 1024;
 
+/// Longest media type in a data URL.
+const MAX_MEDIA_TYPE_BYTES: usize = 100;
+
+/// Shortest line of base64 that is broken into lines: MIME has 76 bytes a line, PEM 64.
+const MIN_LINE_BYTES: usize = 60;
+
 /// The input of a request.
 #[derive(Debug, Default)]
 pub(super) struct Input {
@@ -17,8 +23,10 @@ pub(super) struct Input {
     bytes: u64,
     /// Tokens that were counted, or sent as token numbers.
     tokens: u64,
-    /// Elements of the list of inputs; one if it is not a list.
+    /// Elements of the longest list of inputs; one if it is not a list.
     pub(super) items: u64,
+    /// Those of the list that is read.
+    in_list: u64,
     #[cfg_attr(
         not(feature = "tokenizer"),
         expect(dead_code, reason = "set only with it")
@@ -62,11 +70,12 @@ impl Input {
         }
     }
 
-    /// Input of `bytes` of text that is not read.
-    pub(super) fn of_bytes(bytes: usize) -> Self {
+    /// The same inputs, of `bytes` of text that is not read.
+    pub(super) fn of_bytes(self, bytes: usize) -> Self {
         Self {
             bytes: bytes as u64,
-            ..Self::default()
+            tokens: 0,
+            ..self
         }
     }
 
@@ -94,8 +103,8 @@ impl Input {
     /// A list or an object begins.
     pub(super) fn open(&mut self, of: Of) {
         match of {
-            Of::List => self.items = 0,
-            Of::Item => self.items += 1,
+            Of::List => self.in_list = 0,
+            Of::Item => self.one_more(),
             _ => {}
         }
     }
@@ -103,12 +112,12 @@ impl Input {
     /// A whole string.
     pub(super) fn text(&mut self, of: Of, text: Text<'_>) {
         match of {
-            Of::List => self.items = 1,
-            Of::Item => self.items += 1,
+            Of::List => self.items = self.items.max(1),
+            Of::Item => self.one_more(),
             _ => {}
         }
         let written = text.written;
-        if (of == Of::Media || written.starts_with(b"data:")) && is_medium(of, &decoded(written)) {
+        if may_be_medium(of, written) && is_medium(of, &decoded(written)) {
             return;
         }
         let bytes = match text.has_numbers {
@@ -121,7 +130,7 @@ impl Input {
     /// A number in a list of inputs is a token, and a list of numbers is one input.
     pub(super) fn number(&mut self, of: Of) {
         match of {
-            Of::Item => self.items = 1,
+            Of::Item => self.items = self.items.max(1),
             Of::List | Of::Part => {}
             _ => return,
         }
@@ -131,8 +140,13 @@ impl Input {
     /// `true`, `false` or `null`.
     pub(super) fn word(&mut self, of: Of) {
         if of == Of::Item {
-            self.items += 1;
+            self.one_more();
         }
+    }
+
+    fn one_more(&mut self) {
+        self.in_list += 1;
+        self.items = self.items.max(self.in_list);
     }
 
     /// Counts a text of so many bytes.
@@ -161,7 +175,15 @@ pub(super) fn decoded(written: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Whether a string is a medium, which is not read as text.
+/// Whether a string stands where media do. In a message, a data URL is text like any other: the model reads it.
+fn may_be_medium(of: Of, written: &[u8]) -> bool {
+    match of {
+        Of::Media => true,
+        Of::List | Of::Item => written.starts_with(b"data:"),
+        Of::Part | Of::Texts | Of::Schema => false,
+    }
+}
+
 fn is_medium(of: Of, text: &[u8]) -> bool {
     is_data_url(text) || of == Of::Media && is_encoded(text)
 }
@@ -222,14 +244,28 @@ fn is_data_url(text: &[u8]) -> bool {
     let Some(url) = text.strip_prefix(b"data:") else {
         return false;
     };
-    let data = url.windows(BASE64.len()).position(|part| part == BASE64);
-    data.is_some_and(|at| is_encoded(&url[at + BASE64.len()..]))
+    let beginning = &url[..url.len().min(MAX_MEDIA_TYPE_BYTES + BASE64.len())];
+    let data = beginning
+        .windows(BASE64.len())
+        .position(|part| part == BASE64);
+    let is_type = |byte: &u8| byte.is_ascii_alphanumeric() || b"/+-.;=".contains(byte);
+    data.is_some_and(|at| url[..at].iter().all(is_type) && is_encoded(&url[at + BASE64.len()..]))
 }
 
-/// Whether it is all base64: documents are sent in the same members as text.
+/// Whether it is all base64, in one line or in long ones: documents are sent in the same members as text, and may have a word
+/// a line.
 fn is_encoded(text: &[u8]) -> bool {
-    let looks_encoded = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=-_\r\n".contains(byte);
-    !text.is_empty() && text.iter().all(looks_encoded)
+    let looks_encoded = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=-_".contains(byte);
+    let mut lines = text
+        .split(|&byte| byte == b'\n')
+        .map(|line| line.trim_ascii_end())
+        .peekable();
+    let mut is_encoded = !text.is_empty();
+    while let Some(line) = lines.next() {
+        let is_last = lines.peek().is_none_or(|next| next.is_empty());
+        is_encoded &= line.iter().all(looks_encoded) && (is_last || line.len() >= MIN_LINE_BYTES);
+    }
+    is_encoded
 }
 
 #[cfg(test)]
@@ -277,6 +313,38 @@ mod tests {
             tokens(r#"[{"source":{"type":"text","data":"a document"}}]"#),
             3
         );
+    }
+
+    #[test]
+    fn no_text_is_free_because_it_is_written_like_a_medium() {
+        let words = "word\\n".repeat(100);
+        for (json, least) in [
+            // The model reads it, wherever a caller writes it.
+            (
+                r#"[{"content":"data: do this ;base64,QUJD"}]"#.to_owned(),
+                6,
+            ),
+            (
+                r#"[{"content":"data:text/plain;base64,QUJD"}]"#.to_owned(),
+                6,
+            ),
+            (
+                r#"[{"arguments":"data: do this ;base64,QUJD"}]"#.to_owned(),
+                6,
+            ),
+            (
+                r#"[{"file_data":"data: do this ;base64,QUJD"}]"#.to_owned(),
+                6,
+            ),
+            (
+                format!(r#"[{{"source":{{"type":"text","data":"{words}"}}}}]"#),
+                125,
+            ),
+        ] {
+            assert!(tokens(&json) >= least, "{json}");
+        }
+        let lines = format!("{}\\r\\n", "QUJD".repeat(19)).repeat(20);
+        assert_eq!(tokens(&format!(r#"[{{"data":"{lines}QUI="}}]"#)), 0);
     }
 
     #[test]

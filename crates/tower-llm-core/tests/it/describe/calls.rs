@@ -86,6 +86,12 @@ async fn every_dialect_is_described() {
             r#"{"contents":[{"parts":[{"text":"four"}]}]}"#,
             "Gemini gcp.gemini generate_content gemini-3-flash streamed in=1 max=- items=1",
         ),
+        // The model as the provider reads it, so that no spelling has a limit of its own.
+        (
+            "/v1beta/models/gemini%2D3%2dflash:generateContent",
+            r#"{"contents":[{"parts":[{"text":"four"}]}],"generation_config":{"max_output_tokens":8,"candidate_count":2,"response_schema":{"type":"eightbyt"}}}"#,
+            "Gemini gcp.gemini generate_content gemini-3-flash whole in=4 max=16 items=1",
+        ),
         (
             "/v1beta/models/gemini-embedding-001:embedContent",
             r#"{"model":"models/gemini-embedding-001","content":{"parts":[{"text":"four"}]}}"#,
