@@ -2,7 +2,7 @@
 //!
 //! One script reserves in all limits of a call, or in none, by the server's clock. A reservation is *held* under the call's
 //! id until it is settled. A reservation that is not settled in time, because its process is gone, is refunded. While the
-//! server is unavailable, [`StoreFallback`] decides.
+//! server is unavailable, [`StoreFallback`](crate::StoreFallback) decides.
 //!
 //! All keys of one layer have the same hash tag, so that a script can access all limits of a call on a Cluster too. The
 //! limits of a layer are therefore on one node, which decides about ten thousand calls per second; layers with other names
