@@ -117,7 +117,7 @@ fn one_caller_pays_for_a_call_whoever_leaves_it_when() {
     }
 }
 
-/// Whoever has read it to its end by then.
+/// Neither by one that has read it to its end, nor by one that has not.
 #[test]
 fn a_call_that_has_ended_is_taken_over_by_no_caller() {
     let layer = shared();

@@ -1,6 +1,5 @@
 //! Stores that the tests start, and layers that share limits in them.
 
-#![allow(unreachable_pub, reason = "all of it is for the tests")]
 #![expect(
     clippy::unwrap_used,
     reason = "the helpers below are part of the tests"
@@ -32,20 +31,20 @@ use tower_llm_testkit::{
 };
 
 /// Far more than any step here takes.
-pub const PATIENCE: Duration = Duration::from_secs(8);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(8);
 /// How long a call may wait for the store, unless a test says otherwise.
-pub const TIMEOUT: Duration = Duration::from_millis(100);
+pub(crate) const TIMEOUT: Duration = Duration::from_millis(100);
 /// Additional time for a decision on a busy machine.
-pub const MARGIN: Duration = Duration::from_secs(1);
+pub(crate) const MARGIN: Duration = Duration::from_secs(1);
 /// How soon a recovered store must be in use.
-pub const RECOVERY: Duration = Duration::from_secs(2);
+pub(crate) const RECOVERY: Duration = Duration::from_secs(2);
 
 /// How long a process may spend a lease.
-pub const LEASE: Duration = Duration::from_secs(1);
+pub(crate) const LEASE: Duration = Duration::from_secs(1);
 
 /// How limits are shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     Script,
     Leases,
 }
@@ -59,25 +58,25 @@ enum Store {
 
 /// The servers of a scenario. The limits of one scenario are on one node.
 #[derive(Debug)]
-pub struct Setup {
+pub(crate) struct Setup {
     store: Store,
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// The name of its layers.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     node: usize,
 }
 
 /// A call of a service that is not HTTP.
 #[derive(Clone, Debug)]
-pub struct Prompt(pub Call);
+pub(crate) struct Prompt(pub Call);
 
 // === impl Mode ===
 
 impl Mode {
-    pub const ALL: [Self; 2] = [Self::Script, Self::Leases];
+    pub(crate) const ALL: [Self; 2] = [Self::Script, Self::Leases];
 
     /// Shares limits in this mode.
-    pub fn shared(self, redis: &Redis, name: &str, replicas: u32) -> SharedLimits {
+    pub(crate) fn shared(self, redis: &Redis, name: &str, replicas: u32) -> SharedLimits {
         let shared = SharedLimits::new(redis.clone(), name, replicas);
         match self {
             Self::Script => shared,
@@ -98,7 +97,7 @@ impl fmt::Display for Mode {
 // === impl Setup ===
 
 impl Setup {
-    pub async fn server(mode: Mode, name: &'static str) -> Self {
+    pub(crate) async fn server(mode: Mode, name: &'static str) -> Self {
         Self {
             store: Store::Server(RedisServer::start().await.unwrap()),
             mode,
@@ -108,7 +107,7 @@ impl Setup {
     }
 
     /// A Cluster, for one scenario after the other.
-    pub async fn cluster() -> Self {
+    pub(crate) async fn cluster() -> Self {
         Self {
             store: Store::Cluster(RedisCluster::start(3).await.unwrap()),
             mode: Mode::Script,
@@ -118,7 +117,7 @@ impl Setup {
     }
 
     /// Continues with another scenario.
-    pub async fn now(&mut self, mode: Mode, name: &'static str) -> &mut Self {
+    pub(crate) async fn now(&mut self, mode: Mode, name: &'static str) -> &mut Self {
         println!("on a cluster, mode {mode}: {name}");
         (self.mode, self.name) = (mode, name);
         if let Store::Cluster(cluster) = &self.store {
@@ -132,7 +131,7 @@ impl Setup {
         self
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         match &self.store {
             Store::Server(server) => server.url(),
             Store::Cluster(cluster) => cluster.url(),
@@ -140,12 +139,12 @@ impl Setup {
     }
 
     /// A client, as another process has. Its timeouts are so long that a busy machine does not look like an outage.
-    pub async fn redis(&self) -> Redis {
+    pub(crate) async fn redis(&self) -> Redis {
         connect(Redis::builder(self.url()).command_timeout(PATIENCE)).await
     }
 
     /// How many scripts the server has run.
-    pub async fn scripts_run(&self) -> u64 {
+    pub(crate) async fn scripts_run(&self) -> u64 {
         let stats = self.command(&["INFO", "commandstats"]).await;
         let line = stats.lines().find(|line| line.contains("cmdstat_evalsha:"));
         let calls = line.and_then(|line| line.split(['=', ',']).nth(1));
@@ -153,17 +152,17 @@ impl Setup {
     }
 
     /// A client with the default timeout.
-    pub async fn hasty_redis(&self) -> Redis {
+    pub(crate) async fn hasty_redis(&self) -> Redis {
         connect(Redis::builder(self.url()).command_timeout(TIMEOUT)).await
     }
 
     /// Shares limits under the scenario's name.
-    pub fn shared(&self, redis: &Redis, replicas: u32) -> SharedLimits {
+    pub(crate) fn shared(&self, redis: &Redis, replicas: u32) -> SharedLimits {
         self.mode.shared(redis, self.name, replicas)
     }
 
     /// Sends a command to where the limits are.
-    pub async fn command(&self, words: &[&str]) -> String {
+    pub(crate) async fn command(&self, words: &[&str]) -> String {
         let answer = match &self.store {
             Store::Server(server) => server.command(words).await,
             Store::Cluster(cluster) => cluster.command(self.node, words).await,
@@ -172,19 +171,19 @@ impl Setup {
     }
 
     /// The keys that contain `text`.
-    pub async fn keys(&self, text: &str) -> Vec<String> {
+    pub(crate) async fn keys(&self, text: &str) -> Vec<String> {
         let keys = self.command(&["KEYS", &format!("*{text}*")]).await;
         keys.lines().map(ToOwned::to_owned).collect()
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         match &mut self.store {
             Store::Server(server) => server.kill().unwrap(),
             Store::Cluster(cluster) => cluster.kill(self.node).unwrap(),
         }
     }
 
-    pub fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         match &self.store {
             Store::Server(server) => server.freeze().unwrap(),
             Store::Cluster(cluster) => cluster.freeze(self.node).unwrap(),
@@ -192,7 +191,7 @@ impl Setup {
     }
 
     /// Resumes a frozen server and waits until it serves: a node of a Cluster waits for the other nodes first.
-    pub async fn thaw(&self) {
+    pub(crate) async fn thaw(&self) {
         match &self.store {
             Store::Server(server) => server.thaw().unwrap(),
             Store::Cluster(cluster) => {
@@ -207,14 +206,14 @@ impl Setup {
     }
 
     /// Starts the killed server again, empty.
-    pub async fn restart(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         match &mut self.store {
             Store::Server(server) => server.restart().await.unwrap(),
             Store::Cluster(cluster) => cluster.restart(self.node).await.unwrap(),
         }
     }
 
-    pub async fn flush_scripts(&self) {
+    pub(crate) async fn flush_scripts(&self) {
         match &self.store {
             Store::Server(server) => server.flush_scripts().await.unwrap(),
             Store::Cluster(cluster) => cluster.flush_scripts().await.unwrap(),
@@ -222,12 +221,12 @@ impl Setup {
     }
 }
 
-pub async fn connect(builder: RedisBuilder) -> Redis {
+pub(crate) async fn connect(builder: RedisBuilder) -> Redis {
     timeout(PATIENCE, builder.connect()).await.unwrap().unwrap()
 }
 
 /// The layer, for calls that are not HTTP requests.
-pub fn unary(builder: RateLimitBuilder, shared: SharedLimits) -> RateLimitLayer<Unary> {
+pub(crate) fn unary(builder: RateLimitBuilder, shared: SharedLimits) -> RateLimitLayer<Unary> {
     builder.watch(Unary).shared(shared).build().unwrap()
 }
 
@@ -235,11 +234,11 @@ pub fn unary(builder: RateLimitBuilder, shared: SharedLimits) -> RateLimitLayer<
 
 impl Prompt {
     /// A call of `tokens` tokens, all of them input.
-    pub fn of(tokens: u64) -> Self {
+    pub(crate) fn of(tokens: u64) -> Self {
         Self::by("somebody", tokens)
     }
 
-    pub fn by(caller: &str, tokens: u64) -> Self {
+    pub(crate) fn by(caller: &str, tokens: u64) -> Self {
         let call = Call::builder(Provider::OPENAI, Operation::CHAT)
             .model("a-model")
             .caller(Caller::named(caller))
@@ -256,19 +255,19 @@ impl Described for Prompt {
 }
 
 /// A call that is answered at once.
-pub async fn call(layer: &RateLimitLayer<Unary>, prompt: Prompt) -> Result<(), BoxError> {
+pub(crate) async fn call(layer: &RateLimitLayer<Unary>, prompt: Prompt) -> Result<(), BoxError> {
     let service = layer.layer(service_fn(|_: Prompt| async { Ok::<_, Infallible>(()) }));
     service.oneshot(prompt).await
 }
 
 /// A call that is admitted and never answered: it holds its charge until it is dropped.
-pub async fn stuck(layer: &RateLimitLayer<Unary>, prompt: Prompt) -> Result<(), BoxError> {
+pub(crate) async fn stuck(layer: &RateLimitLayer<Unary>, prompt: Prompt) -> Result<(), BoxError> {
     let service = layer.layer(service_fn(|_: Prompt| pending::<Result<(), Infallible>>()));
     service.oneshot(prompt).await
 }
 
 /// Whether a call is admitted; it is charged nothing if not.
-pub async fn admits(layer: &RateLimitLayer<Unary>, prompt: Prompt) -> bool {
+pub(crate) async fn admits(layer: &RateLimitLayer<Unary>, prompt: Prompt) -> bool {
     match call(layer, prompt).await {
         Ok(()) => true,
         Err(error) => {
@@ -279,7 +278,7 @@ pub async fn admits(layer: &RateLimitLayer<Unary>, prompt: Prompt) -> bool {
 }
 
 /// Asserts that exactly `left` can still be used, now or soon; and uses it.
-pub async fn exactly_left(layer: &RateLimitLayer<Unary>, caller: &str, left: u64) {
+pub(crate) async fn exactly_left(layer: &RateLimitLayer<Unary>, caller: &str, left: u64) {
     let what = format!("{left} tokens are left");
     if left > 0 {
         eventually(&what, async || {
@@ -292,7 +291,7 @@ pub async fn exactly_left(layer: &RateLimitLayer<Unary>, caller: &str, left: u64
 }
 
 /// How many calls without tokens are admitted until one is refused.
-pub async fn requests_left(layer: &RateLimitLayer<Unary>) -> u64 {
+pub(crate) async fn requests_left(layer: &RateLimitLayer<Unary>) -> u64 {
     let mut count = 0;
     while admits(layer, Prompt::of(0)).await {
         count += 1;
@@ -302,15 +301,15 @@ pub async fn requests_left(layer: &RateLimitLayer<Unary>) -> u64 {
 
 /// Pseudo-random numbers, the same in each run.
 #[derive(Debug)]
-pub struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    pub fn new(seed: usize) -> Self {
+    pub(crate) fn new(seed: usize) -> Self {
         Self(0x9e37_79b9_7f4a_7c15 ^ (seed as u64 + 1))
     }
 
     /// A number below `end`: xorshift.
-    pub fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -321,10 +320,10 @@ impl Dice {
 // === calls whose responses report their usage ===
 
 /// The usage of a response, and the number of its frames.
-pub const USED: u64 = 50;
-pub const FRAMES: usize = 6;
+pub(crate) const USED: u64 = 50;
+pub(crate) const FRAMES: usize = 6;
 
-pub async fn answer(
+pub(crate) async fn answer(
     _: Request<()>,
 ) -> Result<Response<impl Body<Data = Bytes, Error = Infallible>>, Infallible> {
     let frames: [&str; FRAMES] = [
@@ -343,7 +342,7 @@ pub async fn answer(
 }
 
 /// A request of `tokens` tokens.
-pub fn request(caller: &str, tokens: u64) -> Request<()> {
+pub(crate) fn request(caller: &str, tokens: u64) -> Request<()> {
     let call = Call::builder(Provider::OPENAI, Operation::CHAT)
         .dialect(Dialect::OpenAi)
         .caller(Caller::named(caller))
@@ -357,14 +356,14 @@ pub fn request(caller: &str, tokens: u64) -> Request<()> {
 
 // === time ===
 
-pub async fn timed<F: Future>(future: F) -> (F::Output, Duration) {
+pub(crate) async fn timed<F: Future>(future: F) -> (F::Output, Duration) {
     let from = Stopwatch::start();
     let output = future.await;
     (output, from.elapsed())
 }
 
 /// Waits until `condition` holds; returns how long that took.
-pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
+pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
     let from = Stopwatch::start();
     while !condition().await {
         assert!(from.elapsed() < PATIENCE, "never: {what}");
@@ -375,13 +374,13 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) ->
 
 /// Two layers that detect whether calls go through the store, under the scenario's name.
 #[derive(Debug)]
-pub struct Probe {
+pub(crate) struct Probe {
     layers: [RateLimitLayer<Unary>; 2],
     asked: u64,
 }
 
 impl Probe {
-    pub fn new(setup: &Setup, clients: [&Redis; 2]) -> Self {
+    pub(crate) fn new(setup: &Setup, clients: [&Redis; 2]) -> Self {
         let layers = clients.map(|redis| {
             let shared = setup
                 .shared(redis, 2)
@@ -393,7 +392,7 @@ impl Probe {
     }
 
     /// Whether one layer sees what the other has charged. Without the store, both calls are admitted.
-    pub async fn sees(&mut self) -> bool {
+    pub(crate) async fn sees(&mut self) -> bool {
         self.asked += 1;
         let caller = format!("probe {}", self.asked);
         let [one, other] = &self.layers;
@@ -402,7 +401,7 @@ impl Probe {
     }
 
     /// Waits until calls go through the store again.
-    pub async fn recovered(&mut self) -> Duration {
+    pub(crate) async fn recovered(&mut self) -> Duration {
         let took = eventually("the store is in use again", async || self.sees().await).await;
         assert!(took < RECOVERY, "in use again after {took:?}");
         took
