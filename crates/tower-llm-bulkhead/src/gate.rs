@@ -139,7 +139,10 @@ impl Bulkheads {
         Wanted {
             weight,
             tenant: Tenant { priority, caller },
-            max_waiting: self.max_waiting[priority.index()],
+            max_waiting: match entry.may_queue() {
+                true => self.max_waiting[priority.index()],
+                false => 0,
+            },
         }
     }
 }

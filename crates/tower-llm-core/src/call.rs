@@ -44,6 +44,7 @@ struct Parts {
     max_output_tokens: Option<u64>,
     items: u64,
     cost: u64,
+    may_queue: bool,
     received_at: Instant,
 }
 
@@ -140,6 +141,7 @@ impl Call {
             max_output_tokens: None,
             items: 1,
             cost: 1,
+            may_queue: true,
             received_at: Instant::now(),
         })
     }
@@ -213,6 +215,14 @@ impl Call {
         self.0.cost
     }
 
+    /// Returns whether the call may wait in a layer's queue; `true` unless set.
+    ///
+    /// A call with an alternative does not wait: it is refused where it would, and the alternative is tried.
+    #[must_use]
+    pub fn may_queue(&self) -> bool {
+        self.0.may_queue
+    }
+
     /// Returns when the request arrived.
     #[must_use]
     pub fn received_at(&self) -> Instant {
@@ -236,6 +246,12 @@ impl Call {
 // === impl CallBuilder ===
 
 impl CallBuilder {
+    /// Sets the provider of the model.
+    pub fn provider(mut self, provider: Provider) -> Self {
+        self.0.provider = provider;
+        self
+    }
+
     /// Sets the dialect.
     pub fn dialect(mut self, dialect: Dialect) -> Self {
         self.0.dialect = Some(dialect);
@@ -287,6 +303,12 @@ impl CallBuilder {
     /// Sets the cost in the service's own units; 1 unless set. A call that costs 0 passes every limit on such units.
     pub fn cost(mut self, units: u64) -> Self {
         self.0.cost = units;
+        self
+    }
+
+    /// Sets whether the call may wait in a layer's queue. If not, limits and bulkheads refuse it where it would wait.
+    pub fn may_queue(mut self, may_queue: bool) -> Self {
+        self.0.may_queue = may_queue;
         self
     }
 

@@ -87,7 +87,10 @@ pub use self::{
     request_body::RequestBody,
     served::{Bill, Billed, Served, Unfinished},
     usage::Usage,
-    watch::{Armed, Cached, CachedGuard, Guard, Guarded, HttpBody, Unary, Unsent, Watch, Watched},
+    watch::{
+        Armed, Cached, CachedGuard, Guard, Guarded, HttpBody, Unary, Unsent, Watch, Watched,
+        drop_as,
+    },
 };
 
 /// The layers' futures, for signatures that must name them.

@@ -47,20 +47,17 @@ impl RateLimitGate {
         }
         // What is ahead of the call depends on its caller, which is read only if something blocks the call.
         demand.caller = waiting::caller(entry);
-        let (now, passed) = (entry.now(), QueuesPassed::default());
-        let now_nanos = self.limiter.clock.nanos(now);
+        let passed = QueuesPassed::default();
+        let now = self.limiter.clock.nanos(entry.now());
         match self
             .limiter
-            .take_if(check_limits, &keys, &demand, passed, now_nanos)
+            .take_if(check_limits, &keys, &demand, passed, now)
         {
             Ok(taken) => Admission::Admitted(Reservation::new(keys, demand, taken)),
-            Err(blocked) => {
-                let reports_usage = entry.reports_usage();
-                match Waiting::in_queue(&self.limiter, keys, demand, reports_usage, &blocked, now) {
-                    Ok(waiting) => Admission::Waits(Box::new(waiting)),
-                    Err(refused) => Admission::Refused(refused),
-                }
-            }
+            Err(blocked) => match Waiting::in_queue(&self.limiter, keys, demand, entry, &blocked) {
+                Ok(waiting) => Admission::Waits(Box::new(waiting)),
+                Err(refused) => Admission::Refused(refused),
+            },
         }
     }
 
@@ -84,8 +81,7 @@ impl RateLimitGate {
                 return Admission::Admitted(Reservation::leased(keys, demand, taken, &epochs));
             }
         }
-        let (reports_usage, now) = (entry.reports_usage(), entry.now());
-        let waiting = Waiting::for_store(&self.limiter, keys, demand, reports_usage, now);
+        let waiting = Waiting::for_store(&self.limiter, keys, demand, entry);
         Admission::Waits(Box::new(waiting))
     }
 }

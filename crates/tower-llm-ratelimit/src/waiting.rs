@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::time::{Instant, Sleep, sleep_until};
-use tower_llm_core::{BoxError, Call, Described, Keyed};
+use tower_llm_core::{BoxError, Call, Described, Entry, Keyed};
 
 use crate::{
     blocked::{Blocked, QueuesPassed},
@@ -27,6 +27,8 @@ pub(crate) struct Waiting {
     demand: Demand,
     reports_usage: bool,
     until: Instant,
+    /// The longest queue that the call joins.
+    max_waiting: usize,
     passed: QueuesPassed,
     entry: Option<QueueEntry>,
     /// The request to the store of shared limits.
@@ -55,10 +57,9 @@ impl Waiting {
         limiter: &Arc<Limiter>,
         keys: Keys,
         demand: Demand,
-        reports_usage: bool,
-        now: Instant,
+        entry: &Entry<'_>,
     ) -> Self {
-        let mut waiting = Self::new(limiter, keys, demand, reports_usage, now);
+        let mut waiting = Self::new(limiter, keys, demand, entry);
         waiting.asking = waiting.ask();
         waiting
     }
@@ -68,28 +69,25 @@ impl Waiting {
         limiter: &Arc<Limiter>,
         keys: Keys,
         demand: Demand,
-        reports_usage: bool,
+        entry: &Entry<'_>,
         blocked: &Blocked,
-        now: Instant,
     ) -> Result<Self, BoxError> {
-        let mut waiting = Self::new(limiter, keys, demand, reports_usage, now);
-        waiting.join(blocked, now)?;
+        let mut waiting = Self::new(limiter, keys, demand, entry);
+        waiting.join(blocked, entry.now())?;
         Ok(waiting)
     }
 
-    fn new(
-        limiter: &Arc<Limiter>,
-        keys: Keys,
-        demand: Demand,
-        reports_usage: bool,
-        now: Instant,
-    ) -> Self {
+    fn new(limiter: &Arc<Limiter>, keys: Keys, demand: Demand, entry: &Entry<'_>) -> Self {
         Self {
             limiter: Arc::clone(limiter),
             keys,
             demand,
-            reports_usage,
-            until: now + limiter.max_wait,
+            reports_usage: entry.reports_usage(),
+            until: entry.now() + limiter.max_wait,
+            max_waiting: match entry.may_queue() {
+                true => limiter.max_waiting,
+                false => 0,
+            },
             passed: QueuesPassed::default(),
             entry: None,
             asking: None,
@@ -239,7 +237,7 @@ impl Waiting {
         let key = &self.keys[blocked.group];
         let now_nanos = self.limiter.clock.nanos(now);
         let mut state = key.lock();
-        if state.queue_is_full(self.limiter.max_waiting, now_nanos) {
+        if state.queue_is_full(self.max_waiting, now_nanos) {
             drop(state);
             return Err(self
                 .limiter

@@ -49,6 +49,32 @@ async fn permits_go_to_waiting_calls_in_order_of_arrival() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_may_not_queue_is_refused_where_others_wait() {
+    let layer = bulkhead(1).max_waiting(3).build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    let with_alternative = |id| {
+        let mut ask = Ask::new(id);
+        ask.call = ask
+            .call
+            .map(|call| call.to_builder().may_queue(false).build());
+        ask
+    };
+    // A free permit is taken all the same.
+    let mut first = start(&service, with_alternative(0));
+    assert_pending!(first.poll());
+    let (_, answer) = arrived(&mut upstream);
+    let mut refused = start(&service, with_alternative(1));
+    full(&assert_ready_err!(refused.poll()));
+    let mut waits = start(&service, Ask::new(2));
+    assert_pending!(waits.poll());
+    assert_eq!(openai(&layer.handle()), (1, 1, 1));
+    answer.send_response(0);
+    assert_ready_ok!(first.poll());
+    assert_pending!(waits.poll());
+    assert_eq!(arrived(&mut upstream).0.id, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn exactly_max_waiting_calls_wait_and_the_next_is_refused() {
     let layer = bulkhead(1).max_waiting(3).build().unwrap();
     let (service, mut upstream) = asked(&layer);

@@ -139,6 +139,12 @@ impl<'a> Entry<'a> {
         self.reports_usage
     }
 
+    /// Whether the call may wait for what is used up; see [`Call::may_queue`].
+    #[must_use]
+    pub fn may_queue(&self) -> bool {
+        self.call().is_none_or(Call::may_queue)
+    }
+
     /// The time, read by the first gate that asks for it and the same for all.
     #[must_use]
     pub fn now(&self) -> Instant {

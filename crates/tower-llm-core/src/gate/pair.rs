@@ -6,7 +6,7 @@ use http::response::Parts;
 use tokio::time::Instant;
 
 use super::{Admission, Availability, Entry, Gate, Wait};
-use crate::{Armed, Bill, BoxError, Completion, Guard, Outcome};
+use crate::{Armed, Bill, BoxError, Completion, Failure, Guard, Outcome};
 
 /// The guards of two gates; the inner one is told first.
 #[derive(Debug)]
@@ -267,8 +267,8 @@ impl<G: Guard> Drop for Unsettled<G> {
     fn drop(&mut self) {
         if !self.0.has_ended() {
             let outcome = match self.0.dropped() {
-                Outcome::Abandoned => Outcome::Refused,
-                failed => failed,
+                panicked @ Outcome::Failed(Failure::Panic) => panicked,
+                _ => Outcome::Refused,
             };
             self.0.end(&Completion::new(outcome));
         }

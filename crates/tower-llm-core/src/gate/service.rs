@@ -20,6 +20,12 @@ impl<S, G, W> Gated<S, G, W> {
     pub const fn new(inner: S, gate: G, watch: W) -> Self {
         Self { inner, gate, watch }
     }
+
+    /// What decides. It shares its state with this service, and can be asked before a service is chosen:
+    /// [`Gate::would_admit`].
+    pub const fn gate(&self) -> &G {
+        &self.gate
+    }
 }
 
 impl<S: Clone, G, W> Gated<S, G, W> {

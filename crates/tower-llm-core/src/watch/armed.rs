@@ -5,12 +5,12 @@ use std::{mem, task::Context};
 use http::response::Parts;
 use tokio::time::Instant;
 
-use super::Guard;
+use super::{Guard, dropping};
 use crate::{Bill, Completion, Failure, Outcome};
 
 /// Holds a [`Guard`] from the moment a call is admitted until it has ended, and ends it when dropped.
 ///
-/// A panic inside [`enter`](Self::enter) ends the call as failed; a drop outside of it ends it as abandoned.
+/// A panic inside [`enter`](Self::enter) ends the call as failed; a drop outside of it ends it as abandoned, or as [`drop_as`](crate::drop_as) says.
 #[derive(Debug)]
 pub struct Armed<G: Guard> {
     /// `None` once it has ended, or was taken out.
@@ -105,7 +105,7 @@ impl<G: Guard> Armed<G> {
         if self.entered {
             Outcome::Failed(Failure::Panic)
         } else {
-            Outcome::Abandoned
+            dropping::dropped()
         }
     }
 }

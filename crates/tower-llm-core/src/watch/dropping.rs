@@ -7,9 +7,10 @@
 
 use std::cell::{Cell, RefCell};
 
-use crate::Bill;
+use crate::{Bill, Outcome};
 
 thread_local! {
+    static ENDS_AS: Cell<Option<Outcome>> = const { Cell::new(None) };
     static SENT: Cell<Sent> = const { Cell::new(Sent::Unknown) };
     static BILLED: RefCell<Billed> = const { RefCell::new(Billed::Outside) };
 }
@@ -70,6 +71,40 @@ impl Unsent {
 impl Drop for Unsent {
     fn drop(&mut self) {
         SENT.set(SENT.get().and(Sent::No));
+    }
+}
+
+/// Runs `drop`, which drops a call that a layer gives up itself: its caller has not left. The guards in the call end as `outcome`,
+/// unless what has arrived shows another outcome.
+///
+/// A branch that lost a race ends as [`Outcome::Superseded`] so. Returns whether the call was never sent; it then ends as
+/// [`Outcome::Refused`].
+pub fn drop_as(outcome: Outcome, drop: impl FnOnce()) -> bool {
+    let around = EndsAs::set(Some(outcome));
+    let is_unsent = Unsent::while_dropping(drop);
+    std::mem::drop(around);
+    is_unsent
+}
+
+/// The outcome of a call that is being dropped.
+pub(super) fn dropped() -> Outcome {
+    // While a thread ends, nothing gives a call up.
+    let given = ENDS_AS.try_with(Cell::get).ok().flatten();
+    given.unwrap_or(Outcome::Abandoned)
+}
+
+/// Restores what a drop within another one had set, also if it panics.
+struct EndsAs(Option<Outcome>);
+
+impl EndsAs {
+    fn set(outcome: Option<Outcome>) -> Self {
+        Self(ENDS_AS.replace(outcome))
+    }
+}
+
+impl Drop for EndsAs {
+    fn drop(&mut self) {
+        ENDS_AS.set(self.0);
     }
 }
 

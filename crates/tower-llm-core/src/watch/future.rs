@@ -9,7 +9,7 @@ use std::{
 use pin_project_lite::pin_project;
 
 use super::{Armed, Guard, Watch, dropping};
-use crate::{Billed, BoxError, Call, Completion, Outcome};
+use crate::{Billed, BoxError, Call, Completion, Failure, Outcome};
 
 pin_project! {
     /// Drives an admitted call to its response, which is then watched to its end.
@@ -37,8 +37,9 @@ pin_project! {
             let dropped = this.armed.dropped();
             let report = dropping::while_dropping(|| this.inner.set(None));
             let seen = Completion::new(match dropped {
-                Outcome::Abandoned if report.is_unsent => Outcome::Refused,
-                dropped => dropped,
+                Outcome::Failed(Failure::Panic) => dropped,
+                _ if report.is_unsent => Outcome::Refused,
+                _ => dropped,
             });
             match report.bill {
                 Some(bill) => bill.end(this.armed, seen),

@@ -26,7 +26,7 @@ pub use self::{
     armed::Armed,
     body::Watched,
     cached::{Cached, CachedGuard},
-    dropping::Unsent,
+    dropping::{Unsent, drop_as},
     future::Guarded,
 };
 pub(crate) use dropping::report_bill;

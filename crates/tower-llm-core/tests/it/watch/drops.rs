@@ -1,6 +1,9 @@
 //! Bodies that are dropped or cut.
 
-use super::*;
+use super::{
+    futures::{Answer, poll_once},
+    *,
+};
 
 // === drops ===
 
@@ -145,4 +148,87 @@ fn a_cut_after_the_end_changes_nothing() {
     assert!(next_frame(&mut body).is_none());
     Pin::new(&mut body).cut(Outcome::Failed(Failure::Timeout));
     assert_eq!(log.outcome(), Outcome::Success);
+}
+
+// === calls that a layer gives up itself ===
+
+#[test]
+fn a_call_that_lost_a_race_is_superseded_before_its_response_and_within() {
+    let log = Log::new();
+    let inner = Guarded::new(
+        pending::<Answer>(),
+        HttpBody,
+        None,
+        Armed::new(log.probe("inner")),
+    );
+    let outer = Guarded::new(inner, HttpBody, None, Armed::new(log.probe("outer")));
+    let is_unsent = drop_as(Outcome::Superseded, || drop(outer));
+    assert!(!is_unsent);
+    let body = read_frames(sse(Script::data([CONTENT]).then(Step::Hang)), &log, 1);
+    drop_as(Outcome::Superseded, || drop(body));
+    let ends = log.completions();
+    assert_eq!(ends.len(), 3);
+    assert!(ends.iter().all(|end| end.outcome == Outcome::Superseded));
+    assert_eq!(ends[2].output_seen, 2);
+}
+
+#[test]
+fn what_has_arrived_decides_how_a_given_up_call_ended() {
+    let log = Log::new();
+    let body = read_frames(sse(Script::data([CONTENT, DONE]).then(Step::Hang)), &log, 2);
+    drop_as(Outcome::Superseded, || drop(body));
+    assert_eq!(log.outcome(), Outcome::Success);
+}
+
+#[test]
+fn a_given_up_call_that_was_never_sent_is_refused() {
+    let log = Log::new();
+    let waiting = async {
+        let _unsent = Unsent::new();
+        pending::<Answer>().await
+    };
+    let mut call = Box::pin(Guarded::new(
+        waiting,
+        HttpBody,
+        None,
+        Armed::new(log.probe("gate")),
+    ));
+    assert!(poll_once(call.as_mut()).is_pending());
+    assert!(drop_as(Outcome::Superseded, || drop(call)));
+    assert_eq!(log.outcome(), Outcome::Refused);
+}
+
+#[test]
+fn calls_dropped_after_a_given_up_one_are_abandoned_even_if_its_drop_panics() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("in a drop");
+        }
+    }
+    let log = Log::new();
+    let call = || {
+        Guarded::new(
+            pending::<Answer>(),
+            HttpBody,
+            None,
+            Armed::new(log.probe("call")),
+        )
+    };
+    drop_as(Outcome::Superseded, || {
+        let around = call();
+        drop_as(Outcome::Failed(Failure::Timeout), || drop(call()));
+        drop(around);
+    });
+    catch_unwind(|| drop_as(Outcome::Superseded, || drop(Bomb))).unwrap_err();
+    drop(call());
+    let ends: Vec<_> = log.completions().iter().map(|end| end.outcome).collect();
+    assert_eq!(
+        ends,
+        [
+            Outcome::Failed(Failure::Timeout),
+            Outcome::Superseded,
+            Outcome::Abandoned
+        ]
+    );
 }

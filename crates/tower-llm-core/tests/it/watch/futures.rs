@@ -53,11 +53,11 @@ fn guarded<F>(inner: F, log: &Log) -> Guarded<F, HttpBody, Probe> {
     Guarded::new(inner, HttpBody, None, Armed::new(log.probe("only")))
 }
 
-fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+pub(super) fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
 }
 
-type Answer = Result<Response<Script>, BoxError>;
+pub(super) type Answer = Result<Response<Script>, BoxError>;
 
 #[test]
 fn a_future_hands_the_guard_on_to_the_body() {

@@ -32,7 +32,7 @@ use tokio::time::Instant;
 use tower_llm_core::{
     Armed, BoxError, Call, Completion, Deadline, Dialect, Failure, FinishReason, Guard, Guarded,
     HttpBody, Operation, Outcome, Provider, Refusal, RefusalKind, Subject, TimedOut, TooLarge,
-    Unary, Unsent, Usage, Watch, Watched,
+    Unary, Unsent, Usage, Watch, Watched, drop_as,
 };
 
 use crate::support::{

@@ -25,6 +25,31 @@ fn a_token_a_second() -> RateLimitBuilder<Open> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_may_not_queue_is_refused_with_the_time_that_others_wait() {
+    let layer = a_token_a_second().build().unwrap();
+    let (service, mut upstream) = asked(&layer);
+    let with_alternative = |tokens| {
+        let mut ask = Ask::tokens(tokens);
+        ask.call = ask
+            .call
+            .map(|call| call.to_builder().may_queue(false).build());
+        ask
+    };
+    // What is there is taken all the same.
+    admitted(&service, &mut upstream, with_alternative(60)).used(60, 0);
+    let mut call = start(&service, with_alternative(30));
+    let error = tokio_test::assert_ready_err!(call.poll());
+    let refusal = Refusal::find(&*error).unwrap();
+    assert_eq!(refusal.retry_after(), Some(30 * SECOND));
+    let mut waits = start(&service, Ask::tokens(30));
+    assert_pending!(waits.poll());
+    assert_eq!(waiting(&layer.handle()), [1]);
+    advance(30 * SECOND).await;
+    assert_pending!(waits.poll());
+    arrived(&mut upstream);
+}
+
+#[tokio::test(start_paused = true)]
 async fn calls_are_admitted_in_order_each_as_soon_as_it_fits() {
     let layer = a_token_a_second().build().unwrap();
     let (service, mut upstream) = asked(&layer);
