@@ -100,8 +100,8 @@ pub use self::{
     handle::{BulkheadHandle, GlobalStats, KeyStats},
     layer::BulkheadLayer,
     permit::{BulkheadGuard, ReleaseAt},
-    priority::Priority,
     reserve::{Reserve, ReserveFuture, ReserveLayer},
     settings::BulkheadBuilder,
     weigh::Weigh,
 };
+pub use tower_llm_core::Priority;

@@ -1,36 +1,13 @@
 use std::{fmt, sync::Arc};
 
-use tower_llm_core::Described;
-
-/// The order of waiting calls: all calls of a higher priority go before any of a lower one.
-///
-/// While calls of a higher priority wait, those of a lower priority wait too, up to their
-/// [`max_wait`](crate::BulkheadBuilder::max_wait).
-// Complete: operators tell three priorities apart, and each costs every key a number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Priority {
-    /// A user waits for the answer.
-    Interactive,
-    /// The default.
-    #[default]
-    Normal,
-    /// Work without a deadline.
-    Batch,
-}
+use tower_llm_core::{Described, Priority};
 
 /// A number for each priority.
-pub(crate) type ByPriority = [usize; 3];
+pub(crate) type ByPriority = [usize; Priority::COUNT];
 
 /// How a layer chooses the priority of a call.
 #[derive(Clone)]
 pub(crate) struct PriorityBy(Option<Arc<dyn Fn(&dyn Described) -> Priority + Send + Sync>>);
-
-impl Priority {
-    /// The index of its number in [`ByPriority`].
-    pub(crate) fn index(self) -> usize {
-        self as usize
-    }
-}
 
 impl PriorityBy {
     /// All calls are [`Priority::Normal`].

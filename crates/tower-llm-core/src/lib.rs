@@ -8,6 +8,7 @@
 //! - [`Refusal`] is the error that a layer returns for a call that it refuses to send. [`RefusalLayer`] turns refusals
 //!   and timeouts into responses in the dialect of the request.
 //! - [`KeyBy`] and [`Registry`] hold bounded state per provider, model, caller or a key of your own.
+//! - [`EmbeddingLimits`] are what providers take in one call.
 //!
 //! It never holds a response body in memory.
 //!
@@ -55,12 +56,14 @@ mod answer;
 mod call;
 mod describe;
 mod dialect;
+mod embedding_limits;
 mod error;
 mod gate;
 mod key;
 mod on_end;
 mod oneshot;
 mod outcome;
+mod priority;
 mod refusal;
 mod registry;
 mod request_body;
@@ -74,6 +77,7 @@ pub use self::{
     call::{Call, CallBuilder, Caller, Described, Operation, Provider},
     describe::{Describe, DescribeLayer, MAX_BODY_BYTES},
     dialect::Dialect,
+    embedding_limits::EmbeddingLimits,
     error::{
         BoxError, ClassifiedError, ConfigError, Deadline, Refusal, RefusalKind, TimedOut, TooLarge,
     },
@@ -82,6 +86,7 @@ pub use self::{
     on_end::{OnEnd, OnEndGuard, OnEndLayer},
     oneshot::Oneshot,
     outcome::{Completion, Failure, FinishReason, Outcome, Subject},
+    priority::Priority,
     refusal::{RefusalBody, RefusalLayer, Refuse},
     registry::{Evictable, Keyed, Registry},
     request_body::RequestBody,

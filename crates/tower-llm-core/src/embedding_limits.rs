@@ -1,0 +1,100 @@
+use crate::Provider;
+
+/// What a provider takes in one embeddings call.
+///
+/// Both limits hold at once: a call within the number of items may still have too many tokens. Tokens are compared as they are
+/// [estimated](crate::Call::input_tokens).
+///
+/// | provider | items | tokens | tokens per item |
+/// |---|---|---|---|
+/// | [`OPENAI`](Self::OPENAI), Azure | 2,048 | 300,000 | 8,192 |
+/// | [`COHERE`](Self::COHERE) | 96 | | |
+/// | [`VOYAGE`](Self::VOYAGE) | 1,000 | 120,000: that of its largest models | |
+/// | [`GEMINI`](Self::GEMINI) | 100 | | 2,048 |
+/// | [`VERTEX`](Self::VERTEX) | 250 | 20,000 | 2,048 |
+/// | [`MISTRAL`](Self::MISTRAL) | 64 | | |
+/// | [`TEI`](Self::TEI), llama.cpp | 32 | | |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct EmbeddingLimits {
+    /// Maximum number of items.
+    pub items: u64,
+    /// Maximum number of tokens of all items together; `None` if there is no known limit.
+    pub tokens: Option<u64>,
+    /// Maximum number of tokens of one item; `None` if there is no known limit.
+    pub tokens_per_item: Option<u64>,
+}
+
+impl EmbeddingLimits {
+    /// `OpenAI`, also at Azure.
+    pub const OPENAI: Self = Self::new(2_048).tokens(300_000).tokens_per_item(8_192);
+    /// Cohere.
+    pub const COHERE: Self = Self::new(96);
+    /// Voyage. Its smaller models take more tokens.
+    pub const VOYAGE: Self = Self::new(1_000).tokens(120_000);
+    /// The Gemini API.
+    pub const GEMINI: Self = Self::new(100).tokens_per_item(2_048);
+    /// Vertex AI.
+    pub const VERTEX: Self = Self::new(250).tokens(20_000).tokens_per_item(2_048);
+    /// Mistral. It documents no number; 64 is safe, and 220 is reported to fail.
+    pub const MISTRAL: Self = Self::new(64);
+    /// Text Embeddings Inference and llama.cpp, unless their servers are configured otherwise.
+    pub const TEI: Self = Self::new(32);
+
+    /// Creates limits of `items` per call, and none of tokens.
+    #[must_use]
+    pub const fn new(items: u64) -> Self {
+        Self {
+            items,
+            tokens: None,
+            tokens_per_item: None,
+        }
+    }
+
+    /// Sets the limit of tokens per call.
+    #[must_use]
+    pub const fn tokens(mut self, tokens: u64) -> Self {
+        self.tokens = Some(tokens);
+        self
+    }
+
+    /// Sets the limit of tokens per item.
+    #[must_use]
+    pub const fn tokens_per_item(mut self, tokens: u64) -> Self {
+        self.tokens_per_item = Some(tokens);
+        self
+    }
+
+    /// Returns the limits of a provider; of one that is not known, the least of all: those of [`TEI`](Self::TEI).
+    #[must_use]
+    pub fn of(provider: &Provider) -> Self {
+        match provider.as_str() {
+            "openai" | "azure" | "azure.ai.openai" => Self::OPENAI,
+            "cohere" => Self::COHERE,
+            "voyage" | "voyageai" => Self::VOYAGE,
+            "gemini" | "gcp.gemini" => Self::GEMINI,
+            "vertex" | "vertex_ai" | "gcp.vertex_ai" => Self::VERTEX,
+            "mistral" | "mistral_ai" => Self::MISTRAL,
+            _ => Self::TEI,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_providers_go_by_have_their_limits() {
+        let of = |name: &'static str| EmbeddingLimits::of(&Provider::new(name));
+        assert_eq!(of("openai").tokens, Some(300_000));
+        assert_eq!(
+            EmbeddingLimits::of(&Provider::AZURE_OPENAI),
+            EmbeddingLimits::OPENAI
+        );
+        assert_eq!(EmbeddingLimits::of(&Provider::GEMINI).items, 100);
+        assert_eq!(of("gcp.vertex_ai").tokens, Some(20_000));
+        assert_eq!((of("cohere").items, of("mistral_ai").items), (96, 64));
+        assert_eq!(of("a server of our own"), EmbeddingLimits::TEI);
+    }
+}
