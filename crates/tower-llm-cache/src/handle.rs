@@ -58,6 +58,9 @@ pub struct CacheStats {
     pub shared_failures: u64,
     /// Values in Redis that were not used: damaged, of another version, or sealed with another secret.
     pub shared_unreadable: u64,
+    /// Whether the memory is out of use: removals by other processes are not heard, though Redis can be reached. All answers
+    /// come from Redis meanwhile. See [`CacheBuilder::shared`](crate::CacheBuilder#method.shared).
+    pub memory_suspended: bool,
     /// The size of all answers held, in bytes.
     pub bytes: u64,
     /// Plain [values](CacheHandle::value) that were held.
@@ -112,6 +115,7 @@ impl CacheHandle {
             shared_not_stored: counters.shared_not_stored.load(Ordering::Relaxed),
             shared_failures: counters.shared_failures.load(Ordering::Relaxed),
             shared_unreadable: counters.shared_unreadable.load(Ordering::Relaxed),
+            memory_suspended: memory.is_some() && self.shared.current_memory().is_none(),
             evicted: size.evicted,
             entries: size.entries,
             bytes: size.bytes,
@@ -130,7 +134,8 @@ impl CacheHandle {
     /// Removes one answer.
     ///
     /// It is removed from this process's memory, from Redis, and from the memory of the other processes that share it: at
-    /// once, if they are connected to Redis, or when they are again, which empties their memory. An answer that waits to be
+    /// once, if they are connected to Redis, or when they are again, which empties their memory. A process that can reach
+    /// Redis, but is not connected for messages, does not use its memory. An answer that waits to be
     /// stored in Redis is removed too. A call in flight for it, in any process, goes on and is stored when it ends; so may be
     /// an answer that another process is storing at that moment.
     ///
@@ -285,7 +290,7 @@ impl CacheStats {
             value_loads,
             values,
             in_flight;
-            hit_latency, miss_latency, bypassed
+            hit_latency, miss_latency, bypassed, memory_suspended
         ]
         .into_iter()
     }

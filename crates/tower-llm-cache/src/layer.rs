@@ -84,6 +84,12 @@ impl CacheBuilder {
     /// unavailable, the cache works from memory alone, and an outage costs one timeout, not one per call. Answers are stored
     /// after they were passed on, by a task of the layer; if 4,096 of them or 64 MiB wait, further ones are not.
     ///
+    /// What other processes remove is heard by SUBSCRIBE. As long as Redis can be reached and nothing is heard - just after
+    /// the start, while the subscription connects again, or because the user has no right to the channel `tower-llm-cache` or
+    /// `tower-llm-cache:{namespace}` - answers are neither held in memory nor served from there, but from Redis. The client
+    /// logs a missing right (its feature `tracing`), and [`CacheStats::memory_suspended`](crate::CacheStats::memory_suspended)
+    /// shows it.
+    ///
     /// Processes share an answer if they agree on scope, [`namespace`](Self::namespace) and [`secret`](Self::secret). With
     /// [`Scope::caller`], all of them must name callers in the same way.
     #[cfg(feature = "redis")]

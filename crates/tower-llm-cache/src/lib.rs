@@ -56,7 +56,9 @@
 //! them.
 //!
 //! [`CacheHandle::invalidate`] and its kin reach Redis and, by publish/subscribe, the memory of every process. A process that
-//! lost its connection may have missed one of these messages, so it empties its memory when it is connected again.
+//! lost its connection may have missed one of these messages, so it empties its memory when it is connected again. A process
+//! that can reach Redis, but hears no messages, serves nothing from its memory: a Redis user needs the right to SUBSCRIBE to
+//! the cache's channel, and `CacheStats::memory_suspended` shows that it is missing.
 //!
 //! # Compression
 //!

@@ -46,6 +46,7 @@ pub(crate) struct Shared {
     pub(crate) keys: KeySettings,
     pub(crate) policies: Policies,
     pub(crate) status: StatusHeader,
+    /// Read and written through [`current_memory`](Self::current_memory) only.
     pub(crate) memory: Option<Arc<dyn Store>>,
     #[cfg(feature = "redis")]
     pub(crate) second: Option<SecondTier>,
@@ -166,7 +167,7 @@ impl Shared {
 
     /// The answer in memory and its age, fresh or not, if the request wants one that old.
     fn held(&self, lookup: &Lookup, now: Instant) -> Option<(Arc<Stored>, Duration)> {
-        let Entry(stored) = self.memory.as_ref()?.get(lookup.asked.key.digest())?;
+        let Entry(stored) = self.current_memory()?.get(lookup.asked.key.digest())?;
         let age = now.saturating_duration_since(stored.stored_at);
         let is_wanted = lookup.directives.allows(age) && lookup.policy.serves(stored.record()?);
         is_wanted.then_some((stored, age))
@@ -217,7 +218,7 @@ impl Shared {
     /// Stores an answer; returns whether there is a store.
     pub(crate) fn store(&self, key: CacheKey, record: Record, policy: &Policy) -> bool {
         let is_shared = self.share(&key, &record, policy.ttl);
-        let Some(memory) = &self.memory else {
+        let Some(memory) = self.current_memory() else {
             return is_shared;
         };
         let stored = Stored::new(key, record, Instant::now(), policy.ttl, policy);

@@ -151,6 +151,11 @@ impl Cluster {
         self.shared.read().slots.nodes().all(|node| node.is_up())
     }
 
+    /// Whether any node is up.
+    pub(crate) fn is_any_up(&self) -> bool {
+        self.shared.read().slots.nodes().any(|node| node.is_up())
+    }
+
     /// Whether the owners of slots are known.
     pub(crate) fn is_known(&self) -> bool {
         self.shared.read().is_loaded

@@ -129,7 +129,8 @@ impl Redis {
     /// Subscribes to a channel, on a connection of its own to one server that is up.
     ///
     /// It connects again by itself, with pauses of 100 ms, and reports [`Event::Lost`](crate::Event::Lost) each time, because
-    /// it may have missed messages. A server that is frozen is noticed after a second and the
+    /// it may have missed messages; when the connection is lost, it reports [`Event::Disconnected`](crate::Event::Disconnected).
+    /// A user without the right to SUBSCRIBE is never connected, which is logged once (feature `tracing`). A server that is frozen is noticed after a second and the
     /// [`connect_timeout`](crate::RedisBuilder::connect_timeout). A node that is cut off from the rest of its Cluster, and not
     /// from this process, is not noticed.
     ///

@@ -47,7 +47,7 @@ pub(crate) enum Silence {
 }
 
 /// Why there is no connection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Complaint {
     /// The server answered, and requires other credentials or a user with more rights.
     Refused(String),

@@ -140,6 +140,15 @@ impl Redis {
         }
     }
 
+    /// Whether any server is up: of a Cluster, at least one node.
+    #[must_use]
+    pub fn is_reachable(&self) -> bool {
+        match &self.shared.deployment {
+            Deployment::Single(node) => node.is_up(),
+            Deployment::Cluster(cluster) => cluster.is_any_up(),
+        }
+    }
+
     /// Returns the state of Redis, and counters since the client was built.
     #[must_use]
     pub fn health(&self) -> Health {

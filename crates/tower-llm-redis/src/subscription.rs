@@ -33,14 +33,17 @@ pub struct Subscription {
 
 /// What a subscription gives.
 ///
-/// Complete: what is neither a message nor a gap between messages is nothing.
+/// Complete: a subscription is connected or not, and gives messages and the gaps between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A message.
     Message(Bytes),
     /// Messages may have been missed before this. It comes each time that the subscription has connected, also the first
-    /// time, and when messages were dropped because they were not read.
+    /// time, and when messages were dropped because they were not read. In the latter case, the subscription may have
+    /// disconnected meanwhile: ask [`is_connected`](Subscription::is_connected).
     Lost,
+    /// The connection was lost. Messages are missed until the next `Lost`.
+    Disconnected,
 }
 
 #[derive(Debug, Default)]
@@ -127,7 +130,7 @@ impl Outbox {
 async fn listen(redis: Redis, channel: String, outbox: Outbox) {
     let settings = redis.settings();
     let is_connected = &outbox.shared.is_connected;
-    let mut last = None;
+    let (mut last, mut told) = (None, None);
     for attempt in 0.. {
         if let Some(last) = last {
             // At once, if the connection held for a while.
@@ -144,8 +147,16 @@ async fn listen(redis: Redis, channel: String, outbox: Outbox) {
                 let heard = |heard| outbox.hear(heard);
                 listener.run(settings.connect_timeout, heard).await;
                 is_connected.store(false, Ordering::Release);
+                outbox.push(Event::Disconnected);
+                told = None;
             }
-            Err(complaint) => tell(&channel, &complaint),
+            Err(complaint) => {
+                // Once, and not with each of ten attempts a second.
+                if told.as_ref() != Some(&complaint) {
+                    tell(&channel, &complaint);
+                    told = Some(complaint);
+                }
+            }
         }
     }
 }

@@ -51,6 +51,7 @@ const CACHE_RENEWED: &str = "cache_renewed_total";
 const CACHE_SECONDS: &str = "cache_seconds";
 const CACHE_ENTRIES: &str = "cache_entries";
 const CACHE_BYTES: &str = "cache_bytes";
+const CACHE_SUSPENDED: &str = "cache_memory_suspended";
 const CIRCUITS: &str = "breaker_circuits";
 const CIRCUITS_REFUSED: &str = "breaker_refused_total";
 const LIMIT_ADMITTED: &str = "ratelimit_admitted_total";
@@ -170,6 +171,10 @@ impl Metrics {
             );
             describe_gauge!(CACHE_ENTRIES, "Answers held.");
             describe_gauge!(CACHE_BYTES, "Size of all answers held.");
+            describe_gauge!(
+                CACHE_SUSPENDED,
+                "1 while the memory is out of use: Redis answers, but the gateway hears of no removals."
+            );
             describe_gauge!(CIRCUITS, "Circuits by scope and state.");
             describe_counter!(
                 CIRCUITS_REFUSED,
@@ -303,6 +308,7 @@ impl Metrics {
             }
             gauge!(CACHE_ENTRIES).set(gauged(stats.entries));
             gauge!(CACHE_BYTES).set(gauged(stats.bytes));
+            gauge!(CACHE_SUSPENDED).set(f64::from(u8::from(stats.memory_suspended)));
         });
     }
 

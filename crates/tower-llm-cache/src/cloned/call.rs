@@ -118,7 +118,7 @@ impl Shared {
         key: &CacheKey,
         asked_at: Instant,
     ) -> Option<R> {
-        let Entry(stored) = self.memory.as_ref()?.get(key.digest())?;
+        let Entry(stored) = self.current_memory()?.get(key.digest())?;
         let now = Instant::now();
         let Content::Value(value, _) = &stored.content else {
             return None;
@@ -134,7 +134,7 @@ impl Shared {
 
     /// Stores a response of `bytes`; `None` if it is not to be stored.
     fn store_value(&self, key: &CacheKey, value: &Value, bytes: Option<usize>, policy: &Policy) {
-        let (Some(memory), Some(bytes)) = (&self.memory, bytes) else {
+        let (Some(memory), Some(bytes)) = (self.current_memory(), bytes) else {
             self.counters.not_stored.fetch_add(1, Ordering::Relaxed);
             return;
         };

@@ -78,7 +78,8 @@ impl Batch {
     /// Takes an item from the store, if there is an answer that the caller can be given.
     pub(super) fn find(&mut self, shared: &Shared, item: u32, now: Instant) -> bool {
         let digest = &self.items[item as usize].digest;
-        let Some(found) = shared.memory.as_ref().and_then(|memory| memory.get(digest)) else {
+        let memory = shared.current_memory();
+        let Some(found) = memory.and_then(|memory| memory.get(digest)) else {
             return false;
         };
         let stored = &found.0;

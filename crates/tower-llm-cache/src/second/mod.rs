@@ -26,7 +26,7 @@ use self::{
     envelope::Codec,
     lookups::Lookups,
     names::Names,
-    removals::{Removals, Since},
+    removals::{Hearing, Removals, Since},
     writer::{Job, Writer},
 };
 pub(crate) use self::{envelope::Opened, look::LookFirst};
@@ -172,6 +172,12 @@ impl SecondTier {
         });
     }
 
+    /// Whether the memory lacks what other processes have removed. While Redis is unavailable, nothing is shared, and this
+    /// process works from its memory as if it was alone.
+    pub(crate) fn memory_is_current(&self) -> bool {
+        self.removals.are_heard() || !self.redis.is_reachable()
+    }
+
     /// Whether an answer was removed since, as far as is known; in doubt it was.
     pub(crate) fn was_removed(&self, key: &CacheKey, since: Since) -> bool {
         self.removals.concern_look_up(key, since)
@@ -267,6 +273,7 @@ async fn listen(
             target.remove_from(&**memory);
         }
     };
+    let mut has_heard = false;
     loop {
         match messages.next().await {
             Event::Message(message) => {
@@ -278,12 +285,19 @@ async fn listen(
             Event::Lost => {
                 // What this process is about to store is younger than it is itself, and is stored all the same when it first
                 // connects.
-                if removals.hears() {
+                if has_heard {
                     removals.note(Target::All);
                 }
-                removals.begin_to_hear();
+                has_heard = true;
+                removals.set_hearing(Hearing::Emptying);
                 forget(&Target::All);
+                removals.set_hearing(match messages.is_connected() {
+                    true => Hearing::Yes,
+                    // It was lost again, and that event may have been dropped.
+                    false => Hearing::No,
+                });
             }
+            Event::Disconnected => removals.set_hearing(Hearing::No),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -21,10 +21,20 @@ pub(super) struct Removals {
     epoch: AtomicU64,
     /// The last of them.
     recent: Mutex<VecDeque<Target>>,
-    /// Whether removals by other processes are heard.
-    hears: AtomicBool,
+    /// A [`Hearing`].
+    hearing: AtomicU8,
     /// Distinguishes this layer's messages from those of others.
     origin: u64,
+}
+
+/// Whether removals by other processes are heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Hearing {
+    No,
+    /// From now on, but what was removed before may still be in memory.
+    Emptying,
+    Yes,
 }
 
 /// When a look-up began.
@@ -40,18 +50,22 @@ impl Removals {
         Self {
             epoch: AtomicU64::new(0),
             recent: Mutex::default(),
-            hears: AtomicBool::new(false),
+            hearing: AtomicU8::new(Hearing::No as u8),
             origin: fastrand::u64(..),
         }
     }
 
-    /// From now on, removals by other processes are heard; before the memory is emptied.
-    pub(super) fn begin_to_hear(&self) {
-        self.hears.store(true, Ordering::Release);
+    pub(super) fn set_hearing(&self, hearing: Hearing) {
+        self.hearing.store(hearing as u8, Ordering::Release);
     }
 
-    pub(super) fn hears(&self) -> bool {
-        self.hears.load(Ordering::Acquire)
+    /// Whether all removals by other processes have reached the memory, but for those on their way.
+    pub(super) fn are_heard(&self) -> bool {
+        self.hearing.load(Ordering::Acquire) == Hearing::Yes as u8
+    }
+
+    fn hears(&self) -> bool {
+        self.hearing.load(Ordering::Acquire) != Hearing::No as u8
     }
 
     pub(super) fn epoch(&self) -> u64 {
@@ -161,9 +175,13 @@ mod tests {
         let removals = Removals::new();
         let before = removals.since();
         assert!(!removals.concern_look_up(&key("a"), before));
-        removals.begin_to_hear();
+        removals.set_hearing(Hearing::Emptying);
         assert!(removals.concern_look_up(&key("a"), before));
         assert!(!removals.concern_look_up(&key("a"), removals.since()));
+        assert!(!removals.are_heard());
+        removals.set_hearing(Hearing::Yes);
+        assert!(removals.concern_look_up(&key("a"), before));
+        assert!(removals.are_heard());
     }
 
     #[test]

@@ -19,11 +19,11 @@ use crate::{
     headers::Did,
     items::Batch,
     key::CacheKey,
-    memory::{Entry, Stored},
+    memory::{Entry, Store, Stored},
     policy::Policy,
     record::Record,
     replay,
-    second::{LookFirst, Opened},
+    second::{LookFirst, Opened, SecondTier},
 };
 
 /// Look-ups for the items of one batch that are made at once.
@@ -45,6 +45,13 @@ impl Shared {
         };
         second.store(key, record, ttl);
         true
+    }
+
+    /// The memory, unless it may hold what other processes have removed.
+    pub(crate) fn current_memory(&self) -> Option<&dyn Store> {
+        let second = self.second.as_ref();
+        let is_current = second.is_none_or(SecondTier::memory_is_current);
+        self.memory.as_deref().filter(|_| is_current)
     }
 
     /// Whether a call looks into Redis before it is made.
@@ -121,10 +128,8 @@ impl Shared {
 
     /// Whether there is a fresh answer in memory.
     fn holds(&self, key: &CacheKey, directives: Directives) -> bool {
-        let found = self
-            .memory
-            .as_ref()
-            .and_then(|memory| memory.get(key.digest()));
+        let memory = self.current_memory();
+        let found = memory.and_then(|memory| memory.get(key.digest()));
         found.is_some_and(|Entry(stored)| {
             let now = Instant::now();
             let age = now.saturating_duration_since(stored.stored_at);
@@ -155,7 +160,7 @@ impl Shared {
         if ttl.is_zero() || !directives.allows(age) || !policy.serves(&record) {
             return None;
         }
-        if let Some(memory) = &self.memory {
+        if let Some(memory) = self.current_memory() {
             let now = Instant::now();
             let stored_at = now.checked_sub(age).unwrap_or(now);
             let fresh_for = (now + ttl).duration_since(stored_at);

@@ -3,9 +3,13 @@
 use std::{pin::Pin, time::Duration};
 
 use super::{Lookup, Shared};
-use crate::{flight::Drive, key::CacheKey, record::Record};
+use crate::{flight::Drive, key::CacheKey, memory::Store, record::Record};
 
 impl Shared {
+    pub(crate) fn current_memory(&self) -> Option<&dyn Store> {
+        self.memory.as_deref()
+    }
+
     pub(super) const fn share(&self, _: &CacheKey, _: &Record, _: Duration) -> bool {
         false
     }

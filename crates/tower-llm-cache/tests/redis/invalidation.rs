@@ -88,6 +88,78 @@ async fn a_process_that_may_have_missed_a_removal_empties_its_memory() {
     until_gone(&one).await;
 }
 
+/// Since Redis 7, a new user has a right to no channel.
+#[tokio::test]
+async fn a_process_without_the_right_to_hear_of_removals_serves_nothing_from_memory() {
+    let server = RedisServer::start().await.unwrap();
+    let user = ["ACL", "SETUSER", "me", "on", ">pw", "~*", "+@all"];
+    let words = [&user[..], &["resetchannels"]].concat();
+    server.command(&words).await.unwrap();
+    let two = Process::start(&server).await;
+    let url = format!("redis://me:pw@{}", server.addr());
+    let one = Process::of(builder(SharedCache::new(client(url).await)));
+
+    // What it reads from Redis, and what it stores itself.
+    let read = two.ask_and_store().await.key();
+    assert!(one.ask().await.is_hit());
+    let before = one.stats().shared_stored;
+    let stored = one.send(question_to("m").await).await.key();
+    one.until(|stats| stats.shared_stored > before).await;
+    assert!(one.send(question_to("m").await).await.is_hit());
+    let stats = one.stats();
+    assert!(stats.memory_suspended && !two.stats().memory_suspended);
+    assert_eq!((stats.entries, stats.hits, stats.shared_hits), (0, 2, 2));
+
+    two.handle().invalidate(&read).await.unwrap();
+    two.handle().invalidate(&stored).await.unwrap();
+    assert!(one.cached().await.is_none());
+    assert!(!one.send(question_to("m").await).await.is_hit());
+
+    // A right that comes later is used.
+    let words = ["ACL", "SETUSER", "me", "&tower-llm-cache"];
+    server.command(&words).await.unwrap();
+    one.until(|stats| !stats.memory_suspended).await;
+    one.hold().await;
+}
+
+#[tokio::test]
+async fn a_process_that_no_longer_hears_of_removals_serves_nothing_from_memory() {
+    let server = RedisServer::start().await.unwrap();
+    let user = ["ACL", "SETUSER", "me", "on", ">pw", "~*", "&*", "+@all"];
+    server.command(&user).await.unwrap();
+    let two = Process::start(&server).await;
+    let url = format!("redis://me:pw@{}", server.addr());
+    let one = builder(SharedCache::new(client(url).await));
+    let one = Process::subscribed(&server, one).await;
+    let key = two.ask_and_store().await.key();
+    one.hold().await;
+    // It ends the subscriptions of the user, too.
+    let words = ["ACL", "SETUSER", "me", "resetchannels"];
+    server.command(&words).await.unwrap();
+    one.until(|stats| stats.memory_suspended).await;
+    assert!(one.ask().await.is_hit());
+    two.handle().invalidate(&key).await.unwrap();
+    assert!(one.cached().await.is_none());
+}
+
+/// Nothing is shared then, so nothing can be removed by others.
+#[tokio::test]
+async fn without_redis_a_process_works_from_its_memory() {
+    let mut server = RedisServer::start().await.unwrap();
+    let redis = Redis::builder(server.url()).connect().await.unwrap();
+    let one = Process::subscribed(&server, builder(SharedCache::new(redis))).await;
+    one.ask_and_store().await;
+    one.hold().await;
+    server.kill().unwrap();
+    // The connection for messages is lost; a call notices that Redis is unavailable.
+    let before = one.stats();
+    while one.stats().shared_failures == before.shared_failures {
+        one.send(question_to("other").await).await;
+    }
+    one.hold().await;
+    assert!(!one.stats().memory_suspended);
+}
+
 #[tokio::test]
 async fn without_redis_the_memory_is_emptied_and_the_error_says_so() {
     let mut server = RedisServer::start().await.unwrap();

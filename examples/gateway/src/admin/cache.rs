@@ -172,6 +172,7 @@ fn stats(stats: &CacheStats) -> Value {
         .collect();
     all.insert("hit_ratio".to_owned(), stats.hit_ratio().into());
     all.insert("bypassed".to_owned(), bypassed.into());
+    all.insert("memory_suspended".to_owned(), stats.memory_suspended.into());
     for (name, of) in [
         ("hit_latency_ms", stats.hit_latency),
         ("miss_latency_ms", stats.miss_latency),

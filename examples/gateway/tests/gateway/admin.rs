@@ -111,6 +111,7 @@ async fn the_statistics_are_exact() {
         "shared_failures": 0,
         "shared_unreadable": 0,
         "entries": 4,
+        "memory_suspended": false,
         "bytes": null,
         "value_hits": 0,
         "value_loads": 0,

@@ -74,6 +74,7 @@ async fn what_asks_for_determinism_is_repeated_to_its_caller_alone() {
         r#"cache_calls_total{result="miss"} 6"#,
         r#"cache_stored_total 6"#,
         r#"cache_entries 6"#,
+        r#"cache_memory_suspended 0"#,
         r#"cache_renewed_total{when="ahead"} 0"#,
         r#"cache_renewed_total{when="stale"} 0"#,
     ] {
