@@ -209,14 +209,17 @@ impl Completion {
     /// |---|---|
     /// | [`Billed`], of a call that failed | that of the call |
     /// | [`ClassifiedError`] | the one that it states |
-    /// | [`TimedOut`], tower's `Elapsed` | `Failed(Timeout)` |
+    /// | [`TimedOut`], tower's `Elapsed` | `Failed(Timeout)`; `Refused` if the call [is known](Billed::dropping) not to have been sent |
     /// | [`Refusal`], tower's `Overloaded` from its `load_shed` | `Refused`: the call was never sent |
     /// | any other | `Failed(Transport)`: the connection to the provider |
     #[must_use]
     pub fn of_error(error: &(dyn Error + 'static)) -> Self {
+        let billed = Billed::find(error);
         let known = chain(error).find_map(outcome_of);
+        // A shared call that was dropped has no outcome of its own; that of the error, if it has one, comes first.
+        let known = known.or_else(|| billed.and_then(Billed::outcome));
         let seen = Self::new(known.unwrap_or(Outcome::Failed(Failure::Transport)));
-        match Billed::find(error) {
+        match billed {
             Some(billed) => billed.bill().of(seen),
             None => seen,
         }
@@ -226,7 +229,8 @@ impl Completion {
 /// Returns the outcome of an error by its type, without its sources.
 fn outcome_of(error: &(dyn Error + 'static)) -> Option<Outcome> {
     if let Some(billed) = error.downcast_ref::<Billed>() {
-        billed.outcome()
+        let outcome = billed.outcome();
+        outcome.filter(|outcome| *outcome != Outcome::Abandoned)
     } else if let Some(classified) = error.downcast_ref::<ClassifiedError>() {
         Some(classified.outcome())
     } else if error.is::<TimedOut>() || error.is::<Elapsed>() {

@@ -6,7 +6,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{Armed, BoxError, Completion, Guard, Outcome, Usage, error::chain, watch::report_bill};
+use crate::{
+    Armed, BoxError, Completion, Failure, Guard, Outcome, Usage,
+    error::chain,
+    watch::{report_bill, while_dropping},
+};
 
 /// How a response came to its caller without a call to the provider that was made for it.
 ///
@@ -189,10 +193,12 @@ impl State {
             seen.output_seen = call.output_seen.max(seen.output_seen);
             seen.finish = call.finish.or(seen.finish);
             seen.status = seen.status.or(call.status);
-            // That its caller has left says nothing of a call that failed, or was never sent.
-            if seen.outcome == Outcome::Abandoned && call.outcome != Outcome::Success {
-                seen.outcome = call.outcome;
-            }
+            // That its caller has left, or ran out of time, says nothing of a call that failed, or was never sent.
+            seen.outcome = match (seen.outcome, call.outcome) {
+                (seen, Outcome::Success | Outcome::Abandoned) => seen,
+                (Outcome::Abandoned | Outcome::Failed(Failure::Timeout), call) => call,
+                (seen, _) => seen,
+            };
         }
         seen.served = self.is_waived.then_some(Served::Follower);
         seen.extra_usage = self.extra;
@@ -241,6 +247,34 @@ impl Billed {
     #[must_use]
     pub const fn new(bill: Bill, source: Arc<BoxError>) -> Self {
         Self { bill, source }
+    }
+
+    /// Runs `drop`, which drops the future of a call that ends with `error`, and returns the error. If the drop reports a bill, or
+    /// that a call whose time was up was never sent, the error is wrapped so that the layers around find that in it.
+    ///
+    /// For a layer that gives up a call before it returns an error, such as a timeout. If the future is dropped elsewhere, what
+    /// its drop reports is lost.
+    pub fn dropping(error: impl Into<BoxError>, drop: impl FnOnce()) -> BoxError {
+        let error = error.into();
+        let report = while_dropping(drop);
+        let is_late = || Completion::of_error(&*error).outcome == Outcome::Failed(Failure::Timeout);
+        let bill = match report.bill {
+            Some(bill) => bill,
+            None if report.is_unsent && is_late() => {
+                let bill = Bill::new();
+                bill.charge(&Completion::new(Outcome::Refused));
+                bill
+            }
+            None => return error,
+        };
+        match Self::find(&*error) {
+            Some(known) if known.bill.is_same(&bill) => error,
+            Some(known) => {
+                known.bill.add(&bill);
+                error
+            }
+            None => Self::new(bill, Arc::new(error)).into(),
+        }
     }
 
     /// Returns the one among `error` and its sources, if there is one.

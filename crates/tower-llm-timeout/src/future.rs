@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::Response;
 use http_body::Body;
 use pin_project_lite::pin_project;
-use tower_llm_core::{BoxError, Call, HttpBody, Unary};
+use tower_llm_core::{Billed, BoxError, Call, HttpBody, Unary};
 
 use crate::{
     TimeoutBody,
@@ -120,7 +120,7 @@ where
             return Poll::Pending;
         };
         ready!(this.timer.poll_until(due.at, cx));
-        this.inner.set(None);
-        Poll::Ready(Err(due.error().into()))
+        let error = Billed::dropping(due.error(), || this.inner.set(None));
+        Poll::Ready(Err(error))
     }
 }

@@ -15,7 +15,9 @@
 //! If it fires later, an event stream ends with an error event in the dialect of the request, and any other body fails
 //! with the same error. Both name the timeout. The upstream body is dropped, and outer layers see
 //! [`Failed`](tower_llm_core::Outcome::Failed): `Stalled` if the idle timeout fired; otherwise `Slow` if the stream had
-//! shown signs of life, and `Timeout` if not.
+//! shown signs of life, and `Timeout` if not. A call that was still queued by a layer inside of this one was never sent: outer
+//! layers see [`Refused`](tower_llm_core::Outcome::Refused). If other callers share it through a cache inside, they may pay for
+//! it instead.
 //!
 //! Some upstreams leave a body open after its last content, which would hold the caller and its permit. So this layer
 //! ends a body at most 250 ms after the end marker of its stream (such as `[DONE]`), or its complete JSON document, has

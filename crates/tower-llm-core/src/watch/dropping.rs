@@ -42,9 +42,9 @@ enum Billed {
 }
 
 /// What a drop has reported.
-pub(super) struct Report {
-    pub(super) is_unsent: bool,
-    pub(super) bill: Option<Bill>,
+pub(crate) struct Report {
+    pub(crate) is_unsent: bool,
+    pub(crate) bill: Option<Bill>,
 }
 
 /// Held by a layer's future as long as its call waits and was not sent on.
@@ -109,7 +109,7 @@ impl Drop for EndsAs {
 }
 
 /// Runs `drop`, which drops an inner future, and returns what that reports.
-pub(super) fn while_dropping(drop: impl FnOnce()) -> Report {
+pub(crate) fn while_dropping(drop: impl FnOnce()) -> Report {
     let around = SENT.replace(Sent::Unknown);
     let around_billed = replace_billed(Billed::Dropping(None));
     drop();

@@ -78,14 +78,15 @@ where
             this.armed.pending(cx);
             return Poll::Pending;
         };
-        this.inner.set(None);
         match result {
             Ok(response) => {
+                this.inner.set(None);
                 let (watch, call) = (this.watch, this.call.as_ref());
                 Poll::Ready(Ok(watch.watch_armed(call, response, this.armed)))
             }
             Err(error) => {
-                let error = error.into();
+                // A timeout of another crate drops its call with its own future.
+                let error = Billed::dropping(error, || this.inner.set(None));
                 let seen = Completion::of_error(&*error);
                 match Billed::find(&*error) {
                     Some(billed) => billed.bill().end(this.armed, seen),

@@ -29,7 +29,7 @@ pub use self::{
     dropping::{Unsent, drop_as},
     future::Guarded,
 };
-pub(crate) use dropping::report_bill;
+pub(crate) use dropping::{report_bill, while_dropping};
 
 /// How the end of a response is detected: [`HttpBody`] for [`http::Response`], [`Unary`] for any other type.
 ///

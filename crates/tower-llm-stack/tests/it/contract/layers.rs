@@ -189,6 +189,31 @@ impl Layers {
         boxed(outside.layer(between.layer(attempts)))
     }
 
+    /// The layers around a client, with a `deadline` for the caller between its limit and the cache.
+    pub(crate) fn stack_with_deadline<S>(
+        &self,
+        deadline: impl Layer<Attempts, Service = S>,
+        client: Attempts,
+    ) -> Client
+    where
+        S: Service<Request<RequestBody>, Response = Response<Body>, Error = BoxError>,
+        S: Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+    {
+        let inside = Stack::builder()
+            .without_describe()
+            .cache(self.cache.clone())
+            .breaker(self.breaker.clone())
+            .provider_rate_limit(self.providers.clone())
+            .bulkhead(self.bulkhead.clone())
+            .build();
+        let attempts: Attempts = boxed(inside.layer(client));
+        let outside = Stack::builder()
+            .caller_rate_limit(self.callers.clone())
+            .build();
+        boxed(outside.layer(deadline.layer(attempts)))
+    }
+
     /// Opens the model's circuit for no time, so that the next call probes it.
     pub(crate) fn half_open(&self) {
         self.breaker.handle().trip(&model(), Duration::ZERO);

@@ -14,12 +14,13 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::yield_now,
 };
-use tower::Service;
-use tower_llm_stack::{CacheLayer, ClassifiedError, Failure, Outcome, Policy, Scope};
+use tower::{Layer as _, Service, layer::layer_fn};
+use tower_llm_stack::{CacheLayer, ClassifiedError, Failure, Outcome, Policy, Scope, TimeoutLayer};
 
 use super::*;
 
 const SILENCE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(10);
 const WORD: &str =
     "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"twelve bytes\"}}]}\n\n";
 const FINISH: &str =
@@ -149,6 +150,15 @@ impl Fails {
     }
 }
 
+/// A timeout of a caller: this project's, and one that knows nothing of calls.
+#[derive(Clone, Copy, Debug)]
+enum Deadline {
+    Ours,
+    Tower,
+}
+
+const DEADLINES: [Deadline; 2] = [Deadline::Ours, Deadline::Tower];
+
 /// A stack around such a provider, and its callers.
 struct Scene {
     layers: Layers,
@@ -202,6 +212,24 @@ impl Scene {
             desk,
             callers: Vec::new(),
         }
+    }
+
+    /// The same, with a deadline for each caller between its limit and the cache.
+    fn with_deadline(policy: Policy, permits: usize, deadline: Deadline) -> Self {
+        let mut scene = Self::new(policy, permits);
+        let client = scene.desk.service();
+        scene.client = match deadline {
+            Deadline::Ours => {
+                let timeout = TimeoutLayer::builder().total(DEADLINE).build().unwrap();
+                let boxing = layer_fn(move |inner| boxed(timeout.layer(inner)));
+                scene.layers.stack_with_deadline(boxing, client)
+            }
+            Deadline::Tower => {
+                let timeout = tower::timeout::TimeoutLayer::new(DEADLINE);
+                scene.layers.stack_with_deadline(timeout, client)
+            }
+        };
+        scene
     }
 
     fn ask(&mut self, request: Request<Full<Bytes>>) -> usize {
@@ -414,6 +442,70 @@ async fn a_hit_that_is_never_polled_is_charged_nothing() {
     assert_eq!(scene.layers.stand().of_caller(), taken(2, USED.tokens));
 }
 
+// === Deadlines between the caller's limit and the cache ===
+
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_first_caller_runs_out_of_time_is_charged_to_the_one_that_follows() {
+    for deadline in DEADLINES {
+        for policy in [policy(), policy().finish_abandoned()] {
+            let mut scene = Scene::with_deadline(policy, 9, deadline);
+            let late = scene.ask(request());
+            tokio::time::sleep(DEADLINE / 2).await;
+            let follower = scene.ask(request());
+            tokio::time::sleep(DEADLINE / 2).await;
+            scene.read(late, 1);
+            assert!(scene.callers[late].is_none());
+            scene.desk.finish(0);
+            scene.read(follower, 99);
+            assert_eq!(scene.charged(), [USED.tokens; 2], "{deadline:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_goes_on_after_its_callers_deadline_is_charged_to_it_when_it_ends() {
+    for deadline in DEADLINES {
+        let mut scene = Scene::with_deadline(policy().finish_abandoned(), 9, deadline);
+        let late = scene.ask(request());
+        tokio::time::sleep(DEADLINE).await;
+        scene.read(late, 1);
+        assert!(scene.callers[late].is_none());
+        assert_eq!(scene.layers.stand().of_caller(), RESERVED_OF_CALLER);
+        scene.settle().await;
+        scene.desk.finish(0);
+        scene.settle().await;
+        assert_eq!(scene.charged(), [USED.tokens; 2], "{deadline:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_ends_with_its_callers_deadline_is_charged_to_both_limits() {
+    for deadline in DEADLINES {
+        let mut scene = Scene::with_deadline(policy(), 9, deadline);
+        let late = scene.ask(request());
+        tokio::time::sleep(DEADLINE).await;
+        scene.read(late, 1);
+        assert!(scene.callers[late].is_none());
+        assert_eq!(scene.charged(), [INPUT.tokens; 2], "{deadline:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_was_not_sent_at_its_callers_deadline_is_charged_to_none() {
+    for deadline in DEADLINES {
+        let mut scene = Scene::with_deadline(policy(), 1, deadline);
+        let other = scene.ask(other_request());
+        scene.desk.write(0, WORD);
+        scene.read(other, 2);
+        let before = scene.layers.stand().of_caller();
+        let queued = scene.ask(request());
+        tokio::time::sleep(DEADLINE).await;
+        scene.read(queued, 1);
+        assert!(scene.callers[queued].is_none());
+        assert_eq!(scene.layers.stand().of_caller(), before, "{deadline:?}");
+    }
+}
+
 // === Batches of embeddings ===
 
 fn batch(inputs: &[u8]) -> Request<Full<Bytes>> {
@@ -595,6 +687,7 @@ impl Scene {
 fn play(
     policy: Policy,
     permits: usize,
+    deadline: Option<Deadline>,
     events: &[Event],
     ask: impl Fn(u8) -> Request<Full<Bytes>>,
 ) -> Result<(), TestCaseError> {
@@ -605,7 +698,10 @@ fn play(
         .build()
         .unwrap();
     runtime.block_on(async {
-        let mut scene = Scene::new(policy, permits);
+        let mut scene = match deadline {
+            Some(deadline) => Scene::with_deadline(policy, permits, deadline),
+            None => Scene::new(policy, permits),
+        };
         scene.play(events, ask).await;
         scene.end().await;
         let [of_callers, of_provider] = scene.charged();
@@ -613,6 +709,10 @@ fn play(
         prop_assert_eq!(scene.layers.stand().places_held(), 0);
         Ok(())
     })
+}
+
+fn any_deadline() -> impl Strategy<Value = Option<Deadline>> {
+    prop::option::of(prop::sample::select(&DEADLINES))
 }
 
 fn any_policy() -> impl Strategy<Value = Policy> {
@@ -635,9 +735,10 @@ proptest! {
     fn a_shared_stream_is_charged_once_whoever_joins_leaves_or_fails_when(
         policy in any_policy(),
         permits in 1..4usize,
+        deadline in any_deadline(),
         events in prop::collection::vec(event(), 1..60),
     ) {
-        play(policy, permits, &events, |question| match question % 3 {
+        play(policy, permits, deadline, &events, |question| match question % 3 {
             0 => request(),
             _ => other_request(),
         })?;
@@ -647,9 +748,10 @@ proptest! {
     fn a_shared_batch_is_charged_once_whoever_joins_leaves_or_fails_when(
         policy in any_policy(),
         permits in 1..4usize,
+        deadline in any_deadline(),
         events in prop::collection::vec(event(), 1..60),
     ) {
-        play(policy, permits, &events, |question| {
+        play(policy, permits, deadline, &events, |question| {
             let inputs: Vec<u8> = (0..4).filter(|bit| question & (1 << bit) != 0).collect();
             match &inputs[..] {
                 [] => batch(&[1, 1]),
