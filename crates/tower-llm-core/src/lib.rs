@@ -89,7 +89,7 @@ pub use self::{
     priority::Priority,
     refusal::{RefusalBody, RefusalLayer, Refuse},
     registry::{Evictable, Keyed, Registry},
-    request_body::RequestBody,
+    request_body::{RequestBody, TryClone},
     served::{Bill, Billed, Served, Unfinished},
     usage::Usage,
     watch::{

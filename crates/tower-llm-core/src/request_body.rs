@@ -105,6 +105,17 @@ impl<B> RequestBody<B> {
     /// Use it in `clone_request` of a `tower::retry::Policy`.
     #[must_use]
     pub fn try_clone_request(request: &Request<Self>) -> Option<Request<Self>> {
+        <Self as TryClone>::try_clone_request(request)
+    }
+}
+
+/// A request body that can be sent again, perhaps. Implemented for whatever is `Clone`, and for [`RequestBody`].
+pub trait TryClone: Sized {
+    /// Clones the body; `None` if it can be sent only once.
+    fn try_clone(&self) -> Option<Self>;
+
+    /// Clones a request with its extensions; `None` if its body can be sent only once.
+    fn try_clone_request(request: &Request<Self>) -> Option<Request<Self>> {
         let mut clone = Request::new(request.body().try_clone()?);
         clone.method_mut().clone_from(request.method());
         clone.uri_mut().clone_from(request.uri());
@@ -112,6 +123,18 @@ impl<B> RequestBody<B> {
         clone.headers_mut().clone_from(request.headers());
         clone.extensions_mut().clone_from(request.extensions());
         Some(clone)
+    }
+}
+
+impl<T: Clone> TryClone for T {
+    fn try_clone(&self) -> Option<Self> {
+        Some(self.clone())
+    }
+}
+
+impl<B> TryClone for RequestBody<B> {
+    fn try_clone(&self) -> Option<Self> {
+        Self::try_clone(self)
     }
 }
 

@@ -90,6 +90,12 @@ impl<B, G: Guard> Watched<B, G> {
         this.lead.end(this.armed, End::Cut(outcome));
     }
 
+    /// How the call ended; `None` as long as it has not.
+    #[must_use]
+    pub fn completion(&self) -> Option<&Completion> {
+        self.lead.completion()
+    }
+
     /// Whether the body is an event stream.
     #[must_use]
     pub fn is_event_stream(&self) -> bool {

@@ -90,6 +90,11 @@ impl Lead {
         }
     }
 
+    /// How the call ended, if that is decided.
+    pub(super) fn completion(&self) -> Option<&Completion> {
+        self.0.completion.get()
+    }
+
     /// Decides how the call ended, unless that is decided already.
     fn finish(&self, end: End) -> &Completion {
         self.0

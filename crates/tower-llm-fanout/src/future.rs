@@ -1,0 +1,427 @@
+//! The future of a call with branches.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_buffered::FuturesUnorderedBounded;
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tower_llm_core::{
+    BoxError, Call, Deadline, Described, Failure, Oneshot, Outcome, TimedOut, Unsent, drop_as,
+};
+use tower_service::Service;
+
+use crate::{
+    Answers, Arrived, Branches, Gather, Next,
+    branch::Branch,
+    pace::Start,
+    plan::{Course, Plan},
+    trace::Trace,
+};
+
+type Later<S, R, G> = Branch<Oneshot<S, R>, G, <S as Service<R>>::Response>;
+
+pin_project! {
+    /// Resolves when the answers of the branches come to one.
+    ///
+    /// Branches that lost are dropped before that. Dropping it drops all branches.
+    pub struct FanoutFuture<S, B, G>
+    where
+        S: Service<B::Branch>,
+        B: Branches,
+        G: Gather<S::Response>,
+    {
+        // The first branch. It is kept here, so that a call with one branch allocates nothing.
+        #[pin]
+        first: Option<Branch<S::Future, G, S::Response>>,
+        // The others, made when the second one starts.
+        later: Option<FuturesUnorderedBounded<Later<S, B::Branch, G>>>,
+        rest: Rest<S, B, G>,
+        // Made when there is something to wait for.
+        #[pin]
+        timer: Option<Sleep>,
+    }
+
+    impl<S, B, G> PinnedDrop for FanoutFuture<S, B, G>
+    where
+        S: Service<B::Branch>,
+        B: Branches,
+        G: Gather<S::Response>,
+    {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if this.rest.was_sent && this.rest.answers.is_some() {
+                // Whatever the branches in flight report, the provider was called.
+                Unsent::while_dropping(|| ());
+            }
+        }
+    }
+}
+
+/// What a call needs beside its branches in flight.
+struct Rest<S, B, G>
+where
+    S: Service<B::Branch>,
+    B: Branches,
+    G: Gather<S::Response>,
+{
+    plan: Arc<Plan>,
+    /// `None` if no other branch can start.
+    service: Option<S>,
+    branches: B,
+    gather: G,
+    /// `None` once the call is answered.
+    answers: Option<G::Answers>,
+    course: Course,
+    /// Read as soon as it is needed: a call whose answer is there at once reads no clock.
+    began_at: Option<Instant>,
+    trace: Option<Trace>,
+    /// A branch that has answered was sent.
+    was_sent: bool,
+}
+
+impl<S, B, G> FanoutFuture<S, B, G>
+where
+    S: Service<B::Branch> + Clone,
+    S::Error: Into<BoxError>,
+    B: Branches,
+    B::Branch: Described,
+    G: Gather<S::Response>,
+{
+    /// Starts the first branch on `service`, which is ready.
+    pub(crate) fn new(service: &mut S, plan: &Arc<Plan>, branches: B, gather: G) -> Self {
+        plan.counters.call();
+        if let Some(budget) = &plan.budget {
+            budget.deposit();
+        }
+        let mut rest = Rest {
+            plan: Arc::clone(plan),
+            service: None,
+            answers: Some(gather.answers()),
+            course: Course::new(),
+            began_at: None,
+            trace: None,
+            was_sent: false,
+            gather,
+            branches,
+        };
+        let first = rest.next().map(|(request, call, timeout)| {
+            let future = service.call(request);
+            Branch::new(0, future, rest.gather.clone(), call, timeout)
+        });
+        if first.is_some() && rest.branches.left() > 0 {
+            rest.service = Some(service.clone());
+        }
+        Self {
+            first,
+            later: None,
+            rest,
+            timer: None,
+        }
+    }
+}
+
+impl<S, B, G> Future for FanoutFuture<S, B, G>
+where
+    S: Service<B::Branch> + Clone,
+    S::Error: Into<BoxError>,
+    B: Branches,
+    B::Branch: Described,
+    G: Gather<S::Response>,
+{
+    type Output = Result<<G::Answers as Answers<G::Ripe>>::Output, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let rest = this.rest;
+        if rest.course.started == 0 {
+            return Poll::Ready(Err(rest.branches.refusal()));
+        }
+        loop {
+            // All that may start now start before any is polled: none gets a head start.
+            while let Some(branch) = rest.start() {
+                let most = rest.branches.left() + 1;
+                let most = most.min(rest.plan.pace.at_most);
+                this.later
+                    .get_or_insert_with(|| FuturesUnorderedBounded::new(most))
+                    .push(branch);
+            }
+            if let Some((branch, arrived)) = poll_arrived(this.first.as_mut(), this.later, cx) {
+                if rest.arrived(branch, arrived) == Next::Done {
+                    break;
+                }
+                continue;
+            }
+            if rest.is_over() {
+                break;
+            }
+            let Some(at) = rest.wakes_at() else {
+                return Poll::Pending;
+            };
+            if this
+                .timer
+                .as_ref()
+                .as_pin_ref()
+                .map(|timer| timer.deadline())
+                != Some(at)
+            {
+                this.timer.set(Some(sleep_until(at)));
+            }
+            let timer = this.timer.as_mut().as_pin_mut();
+            if timer.is_none_or(|timer| timer.poll(cx).is_pending()) {
+                return Poll::Pending;
+            }
+            if !rest.is_due(at) {
+                break;
+            }
+        }
+        rest.give_up(this.first, this.later);
+        let report = rest.trace.take().map(Trace::into_report);
+        let answers = rest.answers.take().expect("polled after it was ready");
+        Poll::Ready(answers.finish(report))
+    }
+}
+
+/// The next answer that is there.
+fn poll_arrived<F, G, R, E, L>(
+    mut first: Pin<&mut Option<Branch<F, G, R>>>,
+    later: &mut Option<FuturesUnorderedBounded<L>>,
+    cx: &mut Context<'_>,
+) -> Option<(usize, Arrived<G::Ripe>)>
+where
+    F: Future<Output = Result<R, E>>,
+    E: Into<BoxError>,
+    G: Gather<R>,
+    L: Future<Output = (usize, Arrived<G::Ripe>)>,
+{
+    if let Some(branch) = first.as_mut().as_pin_mut()
+        && let Poll::Ready(arrived) = branch.poll(cx)
+    {
+        first.set(None);
+        return Some(arrived);
+    }
+    match Pin::new(later.as_mut()?).poll_next(cx) {
+        Poll::Ready(arrived) => arrived,
+        Poll::Pending => None,
+    }
+}
+
+impl<S, B, G> Rest<S, B, G>
+where
+    S: Service<B::Branch> + Clone,
+    S::Error: Into<BoxError>,
+    B: Branches,
+    B::Branch: Described,
+    G: Gather<S::Response>,
+{
+    fn began_at(&mut self) -> Instant {
+        *self.began_at.get_or_insert_with(Instant::now)
+    }
+
+    /// When the call has to be answered.
+    fn until(&mut self) -> Option<Instant> {
+        let deadline = self.plan.deadline?;
+        self.began_at().checked_add(deadline)
+    }
+
+    /// Makes the next branch, with its description and the time that it has.
+    fn next(&mut self) -> Option<(B::Branch, Option<Call>, Option<Duration>)> {
+        let request = self.branches.next()?;
+        self.trace_start();
+        let call = self.gather.keep(request.call().as_deref());
+        let until = self.until();
+        let (plan, left) = (&self.plan, self.branches.left());
+        let timeout = plan.timeout(left, until);
+        self.course.start(&plan.pace);
+        Some((request, call, timeout))
+    }
+
+    /// Calls without a choice of targets are traced from the second branch on.
+    fn trace_start(&mut self) {
+        let target = self.branches.target();
+        if self.course.started == 0 && target.is_none() {
+            return;
+        }
+        let began_at = self.began_at();
+        let (now, is_first) = (Instant::now(), self.course.started == 0);
+        let trace = self.trace.get_or_insert_with(|| {
+            let mut trace = Trace::new(began_at);
+            if !is_first {
+                trace.started(None, began_at);
+            }
+            trace
+        });
+        trace.started(target, now);
+    }
+
+    /// Starts the next branch, if it may start now.
+    fn start(&mut self) -> Option<Later<S, B::Branch, G>> {
+        let course = &self.course;
+        let is_due = course.next == Start::Now && course.in_flight < self.plan.pace.at_most;
+        if !is_due || self.branches.left() == 0 || self.answers.is_none() {
+            return None;
+        }
+        let service = self.service.clone()?;
+        let until = self.until();
+        if !self.plan.admits(&self.course, until) {
+            self.course.next = Start::Never;
+            return None;
+        }
+        let branch = self.course.started;
+        let Some((request, call, timeout)) = self.next() else {
+            self.plan.refund(branch);
+            self.course.next = Start::Never;
+            return None;
+        };
+        self.plan.counters.extra();
+        let future = Oneshot::new(service, request);
+        Some(Branch::new(
+            branch,
+            future,
+            self.gather.clone(),
+            call,
+            timeout,
+        ))
+    }
+
+    /// A branch has answered.
+    fn arrived(&mut self, branch: usize, arrived: Arrived<G::Ripe>) -> Next {
+        let outcome = arrived.outcome;
+        match outcome {
+            Outcome::Refused => self.plan.refund(branch),
+            _ => self.was_sent = true,
+        }
+        self.record_end(branch, outcome);
+        let Some(answers) = &mut self.answers else {
+            return Next::Done;
+        };
+        let next = answers.push(branch, arrived);
+        if next == Next::Done && branch > 0 {
+            self.plan.counters.won();
+        }
+        let repeats = self.branches.repeats();
+        self.course.arrived(next, &self.plan, repeats);
+        next
+    }
+
+    fn record_end(&mut self, branch: usize, outcome: Outcome) {
+        let record = self.plan.pace.record();
+        let Some(began_at) = self
+            .began_at
+            .filter(|_| record.is_some() || self.trace.is_some())
+        else {
+            return;
+        };
+        let now = Instant::now();
+        let ran = match &mut self.trace {
+            Some(trace) => trace.ended(branch, outcome, now),
+            None => Some(now.saturating_duration_since(began_at)),
+        };
+        let is_latency = matches!(
+            outcome,
+            Outcome::Success | Outcome::Failed(Failure::Timeout)
+        );
+        if let (true, Some(record), Some(ran)) = (is_latency, record, ran) {
+            record.record(ran, now);
+        }
+    }
+
+    /// No branch is in flight, and no other one will start.
+    fn is_over(&self) -> bool {
+        let starts = match self.course.next {
+            Start::Now | Start::After(_) | Start::At(_) => {
+                self.branches.left() > 0 && self.service.is_some()
+            }
+            Start::AfterFailure | Start::Never => false,
+        };
+        self.course.in_flight == 0 && !starts
+    }
+
+    /// When there is something to do, whether a branch answers or not.
+    fn wakes_at(&mut self) -> Option<Instant> {
+        let until = self.until();
+        if self.branches.left() == 0 || self.service.is_none() {
+            return until;
+        }
+        if let Start::After(delay) = self.course.next {
+            // The first branch began with the call.
+            let from = match self.course.started {
+                1 if self.course.in_flight == 1 => self.began_at(),
+                _ => Instant::now(),
+            };
+            let at = from.checked_add(delay);
+            self.course.next = at.map_or(Start::Never, Start::At);
+        }
+        let next = match self.course.next {
+            Start::At(at) => Some(at),
+            _ => None,
+        };
+        next.into_iter().chain(until).min()
+    }
+
+    /// The time `at` has come. Returns whether the call goes on.
+    fn is_due(&mut self, at: Instant) -> bool {
+        if self.until().is_some_and(|until| until <= at) {
+            let after = self.plan.deadline.unwrap_or_default();
+            let error = TimedOut::new(Deadline::Total, after).into();
+            if let Some(answers) = &mut self.answers {
+                answers.push(self.course.started, Arrived::error(error));
+            }
+            return false;
+        }
+        if self.course.next == Start::At(at) {
+            self.course.next = Start::Now;
+        }
+        true
+    }
+
+    /// Drops the branches in flight.
+    fn give_up<F, L>(
+        &mut self,
+        mut first: Pin<&mut Option<F>>,
+        later: &mut Option<FuturesUnorderedBounded<L>>,
+    ) {
+        if self.course.in_flight == 0 {
+            return;
+        }
+        let branches = self.course.in_flight - usize::from(first.is_some());
+        drop_as(Outcome::Superseded, || first.set(None));
+        let is_unsent = drop_as(Outcome::Superseded, || *later = None);
+        if is_unsent && branches > 0 {
+            (0..branches).for_each(|_| self.plan.refund(usize::MAX));
+        }
+        let Some(trace) = &mut self.trace else {
+            return;
+        };
+        let now = Instant::now();
+        for branch in trace.in_flight() {
+            let ran = trace
+                .ended(branch, Outcome::Superseded, now)
+                .unwrap_or_default();
+            self.plan.counters.superseded(ran);
+            if let Some(record) = self.plan.pace.record() {
+                record.record(ran, now);
+            }
+        }
+    }
+}
+
+impl<S, B, G> fmt::Debug for FanoutFuture<S, B, G>
+where
+    S: Service<B::Branch>,
+    B: Branches,
+    G: Gather<S::Response>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FanoutFuture")
+            .field("course", &self.rest.course)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,96 @@
+//! What became of the branches of a call.
+
+use std::{error::Error, fmt, sync::Arc, time::Duration};
+
+use tower_llm_core::{BoxError, Outcome};
+
+/// What became of the branches of a call.
+///
+/// It is in the extensions of an [`http::Response`] if the call had more than one branch, or went to a [`Pool`](crate::Pool).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    attempts: Vec<Attempt>,
+    winner: Option<usize>,
+}
+
+/// One branch of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Attempt {
+    /// Where it went, if that has a name.
+    pub target: Option<Arc<str>>,
+    /// When it started, since the call began.
+    pub started: Duration,
+    /// When it answered or was given up, since the call began; `None` while it is in flight.
+    pub ended: Option<Duration>,
+    /// How it ended, by what had arrived when it answered; `None` while it is in flight.
+    pub outcome: Option<Outcome>,
+}
+
+/// All branches of a call failed.
+///
+/// Its [`source`](Error::source) is the error of the branch that decides: the first one that was
+/// sent.
+#[derive(Debug)]
+pub struct AllFailed {
+    report: Report,
+    source: BoxError,
+}
+
+// === impl Report ===
+
+impl Report {
+    pub(crate) const fn new(attempts: Vec<Attempt>) -> Self {
+        Self {
+            attempts,
+            winner: None,
+        }
+    }
+
+    pub(crate) fn answered_by(&mut self, branch: usize) {
+        self.winner = Some(branch);
+    }
+
+    /// The branches, in the order in which they started.
+    #[must_use]
+    pub fn attempts(&self) -> &[Attempt] {
+        &self.attempts
+    }
+
+    /// The branch whose answer the call got, good or bad; `None` if the answer was made of several.
+    #[must_use]
+    pub fn winner(&self) -> Option<&Attempt> {
+        self.attempts.get(self.winner?)
+    }
+}
+
+// === impl AllFailed ===
+
+impl AllFailed {
+    pub(crate) const fn new(report: Report, source: BoxError) -> Self {
+        Self { report, source }
+    }
+
+    /// What became of the branches.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+}
+
+impl fmt::Display for AllFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let branches = self.report.attempts.len();
+        write!(
+            f,
+            "all {branches} branches of the call failed: {}",
+            self.source
+        )
+    }
+}
+
+impl Error for AllFailed {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.source)
+    }
+}

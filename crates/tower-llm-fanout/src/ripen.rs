@@ -1,0 +1,318 @@
+//! When a response counts as an answer.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::{Future, Ready, ready},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tower_llm_core::{
+    BoxError, Call, Completion, Failure, Guard, HttpBody, Outcome, Unary, Watch, Watched,
+};
+
+use crate::{Arrived, Report};
+
+/// Waits until a response counts. Implemented for [`HttpBody`], for HTTP responses, and for [`Unary`], for any other response,
+/// which counts as soon as it is there.
+pub trait Ripen<R>: Clone {
+    /// A response that counts.
+    type Ripe;
+    /// Resolves when it does.
+    type Ripening: Future<Output = Arrived<Self::Ripe>>;
+
+    /// Waits until `response` is as ripe as that.
+    fn ripen(&self, call: Option<&Call>, response: R, ripeness: Ripeness) -> Self::Ripening;
+
+    /// The description that [`ripen`](Self::ripen) reads; `None` if it reads none.
+    fn keep(&self, call: Option<&Call>) -> Option<Call>;
+}
+
+/// Attaches a [`Report`] to a response, if there is a place for it.
+pub trait Attach<T>: Clone {
+    /// Attaches it.
+    fn attach(&self, response: &mut T, report: Report) {
+        let _ = (response, report);
+    }
+}
+
+/// When a response counts as an answer.
+///
+/// Its frames are held until then, and passed on as they were. An error response counts when all of it has arrived: only
+/// then is it known what it means. What exceeds the [maximum](Self::max_held_bytes) is not held: a good response counts then,
+/// and an error response is cut there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ripeness {
+    pub(crate) at: RipeAt,
+    pub(crate) max_held_bytes: usize,
+}
+
+/// The moment at which a response counts as an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RipeAt {
+    /// With its headers.
+    Headers,
+    /// With the first content token of a stream, and with the whole of any other response. An error inside a stream, a frame
+    /// that names a role, a comment, an empty stream or a bare end marker is no answer.
+    #[default]
+    FirstContent,
+    /// With all of it, as long as it fits into the maximum.
+    Whole,
+}
+
+pin_project! {
+    /// A response body that may have arrived in part already.
+    #[derive(Debug)]
+    pub struct RipeBody<B> {
+        held: VecDeque<Frame<Bytes>>,
+        held_bytes: u64,
+        #[pin]
+        body: Watched<B, Unguarded>,
+    }
+}
+
+/// Holds nothing for the call.
+#[derive(Debug)]
+pub(crate) struct Unguarded;
+
+/// Resolves when an HTTP response counts.
+pub struct Ripening<B> {
+    /// `None` once it counts.
+    response: Option<http::Response<RipeBody<B>>>,
+    ripeness: Ripeness,
+}
+
+// === impl Ripeness ===
+
+impl Default for Ripeness {
+    fn default() -> Self {
+        Self {
+            at: RipeAt::default(),
+            max_held_bytes: 1 << 20,
+        }
+    }
+}
+
+// === impl Unary ===
+
+impl<R> Ripen<R> for Unary {
+    type Ripe = R;
+    type Ripening = Ready<Arrived<R>>;
+
+    fn ripen(&self, _: Option<&Call>, response: R, _: Ripeness) -> Ready<Arrived<R>> {
+        ready(Arrived::new(Ok(response), Outcome::Success))
+    }
+
+    fn keep(&self, _: Option<&Call>) -> Option<Call> {
+        None
+    }
+}
+
+impl<T> Attach<T> for Unary {}
+
+// === impl HttpBody ===
+
+impl<B> Ripen<http::Response<B>> for HttpBody
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Ripe = http::Response<RipeBody<B>>;
+    type Ripening = Ripening<B>;
+
+    fn ripen(
+        &self,
+        call: Option<&Call>,
+        response: http::Response<B>,
+        ripeness: Ripeness,
+    ) -> Ripening<B> {
+        let response = self.watch(call, response, Unguarded);
+        Ripening {
+            response: Some(response.map(RipeBody::new)),
+            ripeness,
+        }
+    }
+
+    fn keep(&self, call: Option<&Call>) -> Option<Call> {
+        call.cloned()
+    }
+}
+
+impl<B> Attach<http::Response<B>> for HttpBody {
+    fn attach(&self, response: &mut http::Response<B>, report: Report) {
+        response.extensions_mut().insert(report);
+    }
+}
+
+impl Guard for Unguarded {
+    fn end(&mut self, _: &Completion) {}
+}
+
+// === impl Ripening ===
+
+impl<B> Future for Ripening<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Output = Arrived<http::Response<RipeBody<B>>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let response = this.response.as_mut().expect("polled after it was ready");
+        let ends = loop {
+            if is_ripe(response, this.ripeness) {
+                break None;
+            }
+            match ready!(response.body_mut().poll_hold(cx)) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => break Some(Err(error)),
+                None => break Some(Ok(())),
+            }
+        };
+        let mut response = this.response.take().expect("it is ripe");
+        let seen = match ends {
+            None if response.status().is_success() => None,
+            // An error response with more than may be held.
+            None => {
+                response.headers_mut().remove(CONTENT_LENGTH);
+                Some(response.body_mut().cut())
+            }
+            Some(Ok(())) => response.body().completion(),
+            Some(Err(error)) => return Poll::Ready(Arrived::error(error)),
+        };
+        Poll::Ready(arrived(response, seen.as_ref()))
+    }
+}
+
+/// Whether a response counts before its end.
+fn is_ripe<B>(response: &http::Response<RipeBody<B>>, ripeness: Ripeness) -> bool {
+    let body = response.body();
+    if body.held_bytes >= ripeness.max_held_bytes as u64 {
+        return true;
+    }
+    response.status().is_success()
+        && match ripeness.at {
+            RipeAt::Headers => true,
+            RipeAt::FirstContent => body.has_content(),
+            RipeAt::Whole => false,
+        }
+}
+
+fn arrived<T>(
+    response: http::Response<T>,
+    seen: Option<&Completion>,
+) -> Arrived<http::Response<T>> {
+    let should_retry = response.headers().get("x-should-retry");
+    let should_retry = should_retry.and_then(|value| match value.as_bytes() {
+        b"true" => Some(true),
+        b"false" => Some(false),
+        _ => None,
+    });
+    let outcome = seen.map_or(Outcome::Success, |seen| seen.outcome);
+    Arrived {
+        subject: seen.and_then(|seen| seen.subject),
+        should_retry,
+        ..Arrived::new(Ok(response), outcome)
+    }
+}
+
+// === impl RipeBody ===
+
+impl<B> RipeBody<B> {
+    fn new(body: Watched<B, Unguarded>) -> Self {
+        Self {
+            held: VecDeque::new(),
+            held_bytes: 0,
+            body,
+        }
+    }
+
+    fn has_content(&self) -> bool {
+        self.body.first_token_at().is_some()
+    }
+
+    /// How the call ended, if it has.
+    fn completion(&self) -> Option<Completion> {
+        let mut completion = self.body.completion().cloned()?;
+        let is_empty = self.body.is_event_stream() && !self.has_content();
+        if is_empty && completion.outcome == Outcome::Success && completion.finish.is_none() {
+            // An end marker without an answer before it.
+            completion.outcome = Outcome::Failed(Failure::Truncated);
+        }
+        Some(completion)
+    }
+
+    /// Ends the body after what is held.
+    fn cut(&mut self) -> Completion
+    where
+        B: Unpin,
+    {
+        let failed = Outcome::Failed(Failure::Status);
+        Pin::new(&mut self.body).cut(failed);
+        self.completion().unwrap_or(Completion::new(failed))
+    }
+
+    /// Holds the next frame; `None` at the end.
+    fn poll_hold(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<(), BoxError>>>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<BoxError>,
+    {
+        let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            None => return Poll::Ready(None),
+        };
+        self.held_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        self.held.push_back(frame);
+        Poll::Ready(Some(Ok(())))
+    }
+}
+
+impl<B> Body for RipeBody<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.project();
+        if let Some(frame) = this.held.pop_front() {
+            let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+            *this.held_bytes -= bytes;
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        this.body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.held.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.body.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + self.held_bytes);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + self.held_bytes);
+        }
+        hint
+    }
+}
+
+impl<B> fmt::Debug for Ripening<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ripening").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,167 @@
+//! What the branches of a call are.
+
+use std::{error::Error, fmt, sync::Arc};
+
+use tower_llm_core::{BoxError, Call, Described, HttpBody, TryClone, Unary};
+
+/// What the branches of a call are.
+pub trait Split<Req>: Clone {
+    /// What one branch sends.
+    type Branch;
+    /// The branches of one call.
+    type Branches: Branches<Branch = Self::Branch>;
+
+    /// Splits a call.
+    fn split(&self, request: Req) -> Self::Branches;
+}
+
+/// The branches of one call, made one by one: a branch that never starts costs nothing.
+pub trait Branches {
+    /// What one branch sends.
+    type Branch;
+
+    /// Makes the next branch; `None` if there is none now.
+    fn next(&mut self) -> Option<Self::Branch>;
+
+    /// The most branches that can still be made.
+    fn left(&self) -> usize;
+
+    /// Whether the next branch would go where another one of this call went.
+    fn repeats(&self) -> bool {
+        true
+    }
+
+    /// Where the last branch that was made goes to, if that has a name.
+    fn target(&self) -> Option<Arc<str>> {
+        None
+    }
+
+    /// The error of a call without any branch.
+    fn refusal(&mut self) -> BoxError {
+        NoBranches::new().into()
+    }
+}
+
+/// A request that can be sent to several places. Implemented for [`HttpBody`], for HTTP requests with a body that can be
+/// [cloned](TryClone), and for [`Unary`], for any request that is `Clone`.
+pub trait Replay<Req>: Clone {
+    /// Clones the request; `None` if it can be sent only once.
+    fn replay(&self, request: &Req) -> Option<Req>;
+}
+
+/// Sends the same request in every branch, to the same service.
+#[derive(Clone, Debug)]
+pub struct Copies<W = HttpBody> {
+    pub(crate) most: usize,
+    pub(crate) replay: W,
+    pub(crate) eligible: Eligible,
+}
+
+/// Which calls may have several branches.
+#[derive(Clone, Default)]
+pub(crate) enum Eligible {
+    #[default]
+    Inference,
+    By(Arc<dyn Fn(Option<&Call>) -> bool + Send + Sync>),
+}
+
+/// The copies of one request; the last one is the request itself.
+#[derive(Debug)]
+pub struct CopiesOf<Req, W> {
+    request: Option<Req>,
+    left: usize,
+    replay: W,
+}
+
+/// A call was split into no branches.
+#[derive(Clone, Debug)]
+pub struct NoBranches(());
+
+// === impl NoBranches ===
+
+impl NoBranches {
+    pub(crate) const fn new() -> Self {
+        Self(())
+    }
+}
+
+impl fmt::Display for NoBranches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the call has no branches")
+    }
+}
+
+impl Error for NoBranches {}
+
+// === impl Replay ===
+
+impl<B: TryClone> Replay<http::Request<B>> for HttpBody {
+    fn replay(&self, request: &http::Request<B>) -> Option<http::Request<B>> {
+        B::try_clone_request(request)
+    }
+}
+
+impl<Req: Clone> Replay<Req> for Unary {
+    fn replay(&self, request: &Req) -> Option<Req> {
+        Some(request.clone())
+    }
+}
+
+// === impl Copies ===
+
+impl Eligible {
+    pub(crate) fn is_eligible(&self, request: &dyn Described) -> bool {
+        let call = request.call();
+        match self {
+            Self::Inference => call.is_none_or(|call| call.operation().is_inference()),
+            Self::By(decide) => decide(call.as_deref()),
+        }
+    }
+}
+
+impl fmt::Debug for Eligible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Inference => "Inference",
+            Self::By(_) => "By(..)",
+        })
+    }
+}
+
+impl<Req: Described, W: Replay<Req>> Split<Req> for Copies<W> {
+    type Branch = Req;
+    type Branches = CopiesOf<Req, W>;
+
+    fn split(&self, request: Req) -> CopiesOf<Req, W> {
+        let is_eligible = self.most > 1 && self.eligible.is_eligible(&request);
+        CopiesOf {
+            left: if is_eligible { self.most } else { 1 },
+            request: Some(request),
+            replay: self.replay.clone(),
+        }
+    }
+}
+
+impl<Req, W: Replay<Req>> Branches for CopiesOf<Req, W> {
+    type Branch = Req;
+
+    fn next(&mut self) -> Option<Req> {
+        self.left = self.left.saturating_sub(1);
+        if self.left > 0 {
+            let copy = self
+                .request
+                .as_ref()
+                .and_then(|request| self.replay.replay(request));
+            if copy.is_some() {
+                return copy;
+            }
+            // It can be sent once.
+            self.left = 0;
+        }
+        self.request.take()
+    }
+
+    fn left(&self) -> usize {
+        self.left
+    }
+}
