@@ -9,7 +9,7 @@ use std::{
 
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
-use tower_llm_core::{BoxError, Call, Deadline, Failure, Outcome, TimedOut, drop_as};
+use tower_llm_core::{BoxError, Call, Deadline, Failure, Outcome, TimedOut, Unsent, drop_as};
 
 use crate::{Arrived, Gather};
 
@@ -23,6 +23,16 @@ pin_project! {
         call: Option<Call>,
         deadline: Option<Pin<Box<Sleep>>>,
         timeout: Option<Duration>,
+    }
+
+    impl<F, G: Gather<R>, R> PinnedDrop for Branch<F, G, R> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut stage = this.project().stage;
+            // One by one: a branch that waits says that it was not sent, and a client says nothing.
+            if !stage.is_over() {
+                Unsent::while_dropping(|| stage.set(Stage::Over));
+            }
+        }
     }
 }
 
@@ -89,6 +99,10 @@ where
 }
 
 impl<F, P> Stage<F, P> {
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Over)
+    }
+
     fn poll<G, R, E>(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -1,18 +1,17 @@
 //! The first good answer wins.
 
-use tower_llm_core::{BoxError, Call, HttpBody, Outcome};
+use tower_llm_core::{BoxError, Call, HttpBody, Outcome, TimedOut};
 
 use crate::{
-    AllFailed, Answers, Arrived, Attach, ByOutcome, Classify, Gather, Next, NoBranches, Report,
-    Ripen, Ripeness, Verdict,
+    AllFailed, Answers, Arrived, Attach, ByOutcome, Classify, Fallback, Gather, Next, NoBranches,
+    Reading, Report, Ripen, Verdict,
 };
 
 /// The first answer that is accepted wins. If all branches fail, the answer is that of the first branch.
 #[derive(Clone, Debug)]
 pub struct FirstOk<W = HttpBody, C = ByOutcome> {
-    pub(crate) ripen: W,
-    pub(crate) ripeness: Ripeness,
-    pub(crate) classify: C,
+    pub(crate) reading: Reading<W, C>,
+    pub(crate) fallback: Fallback,
 }
 
 /// The answers of one call, of which one wins.
@@ -20,6 +19,7 @@ pub struct FirstOk<W = HttpBody, C = ByOutcome> {
 pub struct FirstOkOf<T, W, C> {
     attach: W,
     classify: C,
+    fallback: Fallback,
     winner: Option<(usize, Result<T, BoxError>)>,
     /// The failure that is the answer if no branch wins.
     failed: Option<(usize, Arrived<T>)>,
@@ -35,20 +35,24 @@ where
     type Answers = FirstOkOf<W::Ripe, W, C>;
 
     fn ripen(&self, call: Option<&Call>, response: R) -> W::Ripening {
-        self.ripen.ripen(call, response, self.ripeness)
+        let Reading {
+            ripen, ripeness, ..
+        } = &self.reading;
+        ripen.ripen(call, response, *ripeness)
     }
 
     fn answers(&self) -> Self::Answers {
         FirstOkOf {
-            attach: self.ripen.clone(),
-            classify: self.classify.clone(),
+            attach: self.reading.ripen.clone(),
+            classify: self.reading.classify.clone(),
+            fallback: self.fallback,
             winner: None,
             failed: None,
         }
     }
 
     fn keep(&self, call: Option<&Call>) -> Option<Call> {
-        self.ripen.keep(call)
+        self.reading.ripen.keep(call)
     }
 }
 
@@ -69,7 +73,12 @@ impl<T, W: Attach<T>, C: Classify<T>> Answers<T> for FirstOkOf<T, W, C> {
         next
     }
 
-    fn finish(self, report: Option<Report>) -> Result<T, BoxError> {
+    fn deadline_passed(&mut self, error: TimedOut) {
+        let timed_out = Arrived::error(error.into());
+        self.failed.get_or_insert((0, timed_out));
+    }
+
+    fn finish(self, _: usize, report: Option<Report>) -> Result<T, BoxError> {
         let has_won = self.winner.is_some();
         let failed = self.failed.map(|(branch, failed)| (branch, failed.result));
         let (branch, result) = self.winner.or(failed).ok_or_else(NoBranches::new)?;
@@ -89,21 +98,27 @@ impl<T, W: Attach<T>, C: Classify<T>> Answers<T> for FirstOkOf<T, W, C> {
 }
 
 impl<T, W, C> FirstOkOf<T, W, C> {
-    /// Keeps the failure of the first branch, unless that was not sent and another one was.
+    /// Keeps the answer of a branch that is not good, if it is to be the call's own as long as there is no good one.
     fn fail(&mut self, branch: usize, arrived: Arrived<T>) {
-        let replaces = match &self.failed {
-            None => true,
-            Some((first, failed)) => {
-                let is_refused = |outcome| outcome == Outcome::Refused;
-                match (is_refused(failed.outcome), is_refused(arrived.outcome)) {
-                    (true, false) => true,
-                    (false, true) => false,
-                    _ => branch < *first,
-                }
+        let replaces = self.failed.as_ref().is_none_or(|(first, failed)| {
+            let (old, new) = (rank(failed), rank(&arrived));
+            match self.fallback {
+                _ if old.0 != new.0 => new.0,
+                Fallback::First => branch < *first,
+                Fallback::Last if old.1 != new.1 => new.1,
+                Fallback::Last => branch > *first,
             }
-        };
+        });
         if replaces {
             self.failed = Some((branch, arrived));
         }
     }
+}
+
+/// Whether a branch was sent, and whether it has an answer that another judge may call good.
+fn rank<T>(arrived: &Arrived<T>) -> (bool, bool) {
+    (
+        arrived.outcome != Outcome::Refused,
+        arrived.outcome == Outcome::Success,
+    )
 }

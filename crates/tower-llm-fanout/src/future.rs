@@ -185,7 +185,8 @@ where
         rest.give_up(this.first, this.later);
         let report = rest.trace.take().map(Trace::into_report);
         let answers = rest.answers.take().expect("polled after it was ready");
-        Poll::Ready(answers.finish(report))
+        let branches = rest.course.started + rest.branches.left();
+        Poll::Ready(answers.finish(branches, report))
     }
 }
 
@@ -243,22 +244,26 @@ where
         Some((request, call, timeout))
     }
 
-    /// Calls without a choice of targets are traced from the second branch on.
+    /// Calls without named targets are traced once they may have a second branch.
     fn trace_start(&mut self) {
         let target = self.branches.target();
         if self.course.started == 0 && target.is_none() {
             return;
         }
-        let began_at = self.began_at();
-        let (now, is_first) = (Instant::now(), self.course.started == 0);
-        let trace = self.trace.get_or_insert_with(|| {
+        let now = Instant::now();
+        self.trace().started(target, now);
+    }
+
+    /// The trace, with the first branch in it, which needs no clock of its own.
+    fn trace(&mut self) -> &mut Trace {
+        let (began_at, started) = (self.began_at(), self.course.started);
+        self.trace.get_or_insert_with(|| {
             let mut trace = Trace::new(began_at);
-            if !is_first {
+            if started > 0 {
                 trace.started(None, began_at);
             }
             trace
-        });
-        trace.started(target, now);
+        })
     }
 
     /// Starts the next branch, if it may start now.
@@ -298,7 +303,6 @@ where
             Outcome::Refused => self.plan.refund(branch),
             _ => self.was_sent = true,
         }
-        self.record_end(branch, outcome);
         let Some(answers) = &mut self.answers else {
             return Next::Done;
         };
@@ -306,21 +310,32 @@ where
         if next == Next::Done && branch > 0 {
             self.plan.counters.won();
         }
+        if self.trace.is_some() || (next != Next::Done && self.branches.left() > 0) {
+            self.trace();
+        }
+        self.record_end(branch, outcome);
         let repeats = self.branches.repeats();
         self.course.arrived(next, &self.plan, repeats);
+        if let (Start::After(wait), Some(until)) = (self.course.next, self.until())
+            && self.plan.is_too_late(wait, until)
+        {
+            self.course.next = Start::Never;
+        }
         next
     }
 
+    /// Writes down how long a branch took.
     fn record_end(&mut self, branch: usize, outcome: Outcome) {
-        let record = self.plan.pace.record();
+        let (record, trace) = (self.plan.pace.record(), self.trace.as_mut());
+        // An answer that was there at once says nothing of the provider.
         let Some(began_at) = self
             .began_at
-            .filter(|_| record.is_some() || self.trace.is_some())
+            .filter(|_| record.is_some() || trace.is_some())
         else {
             return;
         };
         let now = Instant::now();
-        let ran = match &mut self.trace {
+        let ran = match trace {
             Some(trace) => trace.ended(branch, outcome, now),
             None => Some(now.saturating_duration_since(began_at)),
         };
@@ -346,6 +361,8 @@ where
 
     /// When there is something to do, whether a branch answers or not.
     fn wakes_at(&mut self) -> Option<Instant> {
+        // A call whose first branch has to be waited for has begun.
+        self.began_at();
         let until = self.until();
         if self.branches.left() == 0 || self.service.is_none() {
             return until;
@@ -370,9 +387,8 @@ where
     fn is_due(&mut self, at: Instant) -> bool {
         if self.until().is_some_and(|until| until <= at) {
             let after = self.plan.deadline.unwrap_or_default();
-            let error = TimedOut::new(Deadline::Total, after).into();
             if let Some(answers) = &mut self.answers {
-                answers.push(self.course.started, Arrived::error(error));
+                answers.deadline_passed(TimedOut::new(Deadline::Total, after));
             }
             return false;
         }

@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use tower_llm_core::{BoxError, Call};
+use tower_llm_core::{BoxError, Call, TimedOut};
 
 use crate::{Arrived, Report};
 
@@ -35,12 +35,16 @@ pub trait Answers<T> {
     /// The answer of the branch with this number has arrived.
     fn push(&mut self, branch: usize, arrived: Arrived<T>) -> Next;
 
-    /// No branch is in flight any more, and none can start. Those that were given up have been dropped.
+    /// The time of the call is up. [`finish`](Self::finish) follows.
+    fn deadline_passed(&mut self, error: TimedOut);
+
+    /// No branch is in flight any more, and none can start. Those that were given up have been dropped. `branches` counts
+    /// those that did not start, too.
     ///
     /// # Errors
     ///
     /// If the answers come to none.
-    fn finish(self, report: Option<Report>) -> Result<Self::Output, BoxError>;
+    fn finish(self, branches: usize, report: Option<Report>) -> Result<Self::Output, BoxError>;
 }
 
 /// What an answer means for the other branches.

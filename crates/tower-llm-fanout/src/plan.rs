@@ -50,12 +50,17 @@ impl Plan {
         }
     }
 
+    /// Whether a branch that starts after `wait` has no time to answer.
+    pub(crate) fn is_too_late(&self, wait: Duration, until: Instant) -> bool {
+        until.saturating_duration_since(Instant::now()) < wait.saturating_add(self.min_attempt)
+    }
+
     /// Whether another branch may start now.
     pub(crate) fn admits(&self, course: &Course, until: Option<Instant>) -> bool {
-        let now = Instant::now();
-        if until.is_some_and(|until| now + self.min_attempt > until) {
+        if until.is_some_and(|until| self.is_too_late(Duration::ZERO, until)) {
             return false;
         }
+        let now = Instant::now();
         let is_extra = course.started >= self.planned;
         let Some(budget) = self.budget.as_ref().filter(|_| is_extra) else {
             return true;

@@ -13,7 +13,7 @@ use http::header::CONTENT_LENGTH;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_llm_core::{
-    BoxError, Call, Completion, Failure, Guard, HttpBody, Outcome, Unary, Watch, Watched,
+    BoxError, Call, ClassifiedError, Completion, Failure, Guard, HttpBody, Outcome, TooLarge, Unary, Watch, Watched,
 };
 
 use crate::{Arrived, Report};
@@ -61,7 +61,7 @@ pub enum RipeAt {
     /// that names a role, a comment, an empty stream or a bare end marker is no answer.
     #[default]
     FirstContent,
-    /// With all of it, as long as it fits into the maximum.
+    /// With all of it. A response that exceeds the maximum is a failure: what is kept must not hold its connection.
     Whole,
 }
 
@@ -164,9 +164,10 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        let ripeness = this.ripeness;
         let response = this.response.as_mut().expect("polled after it was ready");
         let ends = loop {
-            if is_ripe(response, this.ripeness) {
+            if is_ripe(response, ripeness) {
                 break None;
             }
             match ready!(response.body_mut().poll_hold(cx)) {
@@ -177,7 +178,13 @@ where
         };
         let mut response = this.response.take().expect("it is ripe");
         let seen = match ends {
-            None if response.status().is_success() => None,
+            None if response.status().is_success() && ripeness.at != RipeAt::Whole => None,
+            None if response.status().is_success() => {
+                drop(response);
+                let error = TooLarge::new(ripeness.max_held_bytes);
+                let failed = ClassifiedError::new(Outcome::Failed(Failure::Transport), error);
+                return Poll::Ready(Arrived::error(failed.into()));
+            }
             // An error response with more than may be held.
             None => {
                 response.headers_mut().remove(CONTENT_LENGTH);

@@ -173,7 +173,8 @@ impl Facts {
     /// An event has ended. In an unknown dialect every event counts as content, since content cannot be recognised.
     pub(super) fn end_event(&mut self) {
         self.error = self.error();
-        self.has_output |= !self.is_known && self.speaks.is_none() && self.error.is_none();
+        let is_readable = self.is_known || self.speaks.is_some() || self.terminal.is_some();
+        self.has_output |= !is_readable && self.error.is_none();
         // The event may have ended inside a choice.
         self.choices.abandon();
         self.error_text.clear();

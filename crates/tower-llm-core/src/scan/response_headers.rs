@@ -14,7 +14,11 @@ use super::{
 /// Added to the current time, it cannot overflow.
 pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(31 * 86_400);
 
-const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+/// Azure writes the second one.
+const RETRY_AFTER_MS: [HeaderName; 2] = [
+    HeaderName::from_static("retry-after-ms"),
+    HeaderName::from_static("x-ms-retry-after-ms"),
+];
 const BEDROCK_ERROR: HeaderName = HeaderName::from_static("x-amzn-errortype");
 
 /// The part of the status and the headers that matters for how the call ended.
@@ -86,12 +90,13 @@ fn system_time() -> SystemTime {
     SystemTime::now()
 }
 
-/// The time to wait that a response names in `retry-after-ms` or `retry-after`.
+/// The time to wait that a response names in `retry-after-ms`, `x-ms-retry-after-ms` or `retry-after`.
 ///
 /// A date is measured from the response's own `date`, or from the local clock if it has none.
 fn retry_after(headers: &HeaderMap, clock: impl FnOnce() -> SystemTime) -> Option<Duration> {
     let text = |name: &HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
-    if let Some(millis) = text(&RETRY_AFTER_MS).and_then(|text| text.parse::<f64>().ok())
+    let millis = RETRY_AFTER_MS.iter().find_map(text);
+    if let Some(millis) = millis.and_then(|text| text.parse::<f64>().ok())
         && let Ok(wait) = Duration::try_from_secs_f64(millis / 1_000.0)
     {
         return Some(wait);

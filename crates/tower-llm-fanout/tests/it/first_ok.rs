@@ -15,7 +15,7 @@ async fn an_error_does_not_beat_a_later_success() {
     let (answer, took, provider) = run(FanoutLayer::race(3), steps).await;
     assert_eq!(answer.unwrap(), 2);
     assert_eq!(took, 60 * MS);
-    assert_eq!(provider.sent_at(), [0 * MS; 3]);
+    assert_eq!(provider.sent_at(), [Duration::ZERO; 3]);
     assert_eq!(
         provider.ends(),
         [FAILED, Outcome::Success, Outcome::Superseded]
@@ -27,7 +27,7 @@ async fn a_hedge_starts_after_its_delay_and_the_loser_is_superseded() {
     let hedge = || FanoutLayer::hedge(Delay::fixed(100 * MS));
     let (answer, took, provider) = run(hedge(), [never(), ok(2, 30 * MS)]).await;
     assert_eq!((answer.unwrap(), took), (2, 130 * MS));
-    assert_eq!(provider.sent_at(), [0 * MS, 100 * MS]);
+    assert_eq!(provider.sent_at(), [Duration::ZERO, 100 * MS]);
     assert_eq!(provider.ends(), [Outcome::Success, Outcome::Superseded]);
 
     // An answer in time is not hedged.

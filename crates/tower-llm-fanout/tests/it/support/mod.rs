@@ -13,8 +13,8 @@ use std::{
 use tokio::time::{Instant, sleep};
 use tower_layer::Layer;
 use tower_llm_core::{
-    Armed, BoxError, Call, Completion, Described, Guard, Guarded, Operation, Outcome, Provider,
-    Unary,
+    Armed, BoxError, Call, ClassifiedError, Completion, Described, Guard, Guarded, Operation,
+    Outcome, Unary,
 };
 use tower_llm_fanout::{FanoutBuilder, FanoutLayer};
 use tower_service::Service;
@@ -24,6 +24,7 @@ pub(crate) const MS: Duration = Duration::from_millis(1);
 /// A typed request.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
+    id: usize,
     call: Call,
 }
 
@@ -67,9 +68,19 @@ pub(crate) fn never() -> Step {
     ok(0, Duration::from_secs(80_000))
 }
 
+fn scripted(outcome: Outcome) -> BoxError {
+    ClassifiedError::new(outcome, "scripted").into()
+}
+
 pub(crate) fn ask() -> Ask {
-    let call = Call::builder(Provider::OPENAI, Operation::CHAT).build();
-    Ask { call }
+    Ask::numbered(0)
+}
+
+impl Ask {
+    pub(crate) fn numbered(id: usize) -> Self {
+        let call = Call::builder(tower_llm_core::Provider::OPENAI, Operation::CHAT).build();
+        Self { id, call }
+    }
 }
 
 /// Calls `layer` once around a provider with these answers, and returns the answer and when it came.
@@ -131,9 +142,7 @@ impl Service<Ask> for Script {
         let step = state.steps.pop_front().unwrap_or_else(never);
         let answered = async move {
             sleep(step.after).await;
-            step.answer.map_err(|outcome| {
-                BoxError::from(tower_llm_core::ClassifiedError::new(outcome, "scripted"))
-            })
+            step.answer.map_err(scripted)
         };
         let armed = Armed::new(Ended(self.clone()));
         Box::pin(Guarded::new(answered, Unary, None, armed))
@@ -143,5 +152,101 @@ impl Service<Ask> for Script {
 impl Guard for Ended {
     fn end(&mut self, completion: &Completion) {
         self.0.0.lock().unwrap().ends.push(completion.outcome);
+    }
+}
+
+/// A provider that takes as long as it is told for each call, and answers.
+#[derive(Clone)]
+pub(crate) struct Provider(Arc<dyn Fn() -> Duration + Send + Sync>);
+
+impl Provider {
+    pub(crate) fn new(latency: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self(Arc::new(latency))
+    }
+}
+
+impl Service<Ask> for Provider {
+    type Response = u32;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<u32, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Ask) -> Self::Future {
+        let latency = (self.0)();
+        Box::pin(async move {
+            sleep(latency).await;
+            Ok(0)
+        })
+    }
+}
+
+/// A provider whose answer depends on the number of the request.
+#[derive(Clone)]
+pub(crate) struct Numbered {
+    step: Arc<dyn Fn(usize) -> Step + Send + Sync>,
+    counts: Arc<Mutex<Counts>>,
+}
+
+#[derive(Default)]
+struct Counts {
+    sent: usize,
+    in_flight: usize,
+    most_at_once: usize,
+}
+
+/// A call in flight at such a provider.
+struct InFlight(Numbered);
+
+impl Numbered {
+    pub(crate) fn new(step: impl Fn(usize) -> Step + Send + Sync + 'static) -> Self {
+        Self {
+            step: Arc::new(step),
+            counts: Arc::default(),
+        }
+    }
+
+    pub(crate) fn sent(&self) -> usize {
+        self.counts.lock().unwrap().sent
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.counts.lock().unwrap().in_flight
+    }
+
+    pub(crate) fn most_at_once(&self) -> usize {
+        self.counts.lock().unwrap().most_at_once
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.counts.lock().unwrap().in_flight -= 1;
+    }
+}
+
+impl Service<Ask> for Numbered {
+    type Response = u32;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<u32, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, ask: Ask) -> Self::Future {
+        let mut counts = self.counts.lock().unwrap();
+        counts.sent += 1;
+        counts.in_flight += 1;
+        counts.most_at_once = counts.most_at_once.max(counts.in_flight);
+        let in_flight = InFlight(self.clone());
+        let step = (self.step)(ask.id);
+        Box::pin(async move {
+            let _in_flight = in_flight;
+            sleep(step.after).await;
+            step.answer.map_err(scripted)
+        })
     }
 }
