@@ -13,7 +13,8 @@ use http::header::CONTENT_LENGTH;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_llm_core::{
-    BoxError, Call, ClassifiedError, Completion, Failure, Guard, HttpBody, Outcome, TooLarge, Unary, Watch, Watched,
+    BoxError, Call, ClassifiedError, Completion, Failure, Guard, HttpBody, Outcome, TooLarge,
+    Unary, Watch, Watched,
 };
 
 use crate::{Arrived, Report};
