@@ -1,0 +1,62 @@
+//! Callers that stay and are not polled any more.
+
+use tokio_test::assert_pending;
+use tower_llm_testkit::mock::{nothing_arrived, start};
+
+use crate::support::{
+    Ask, answer_all, arrived, ask, ask_all, assert_answered, builder, counts, model, pass,
+};
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_drives_a_batch_and_stops_delays_the_others_by_a_second() {
+    let (model, mut upstream, _) = model(builder());
+    let mut first = ask(&model, Ask::new(0));
+    let (_, send) = arrived(&mut upstream);
+    let mut calls = ask_all(&model, 1..=3);
+    answer_all(&[0], send);
+    assert_answered(&mut first, 0);
+    assert_pending!(calls[0].poll());
+    let (ids, send) = arrived(&mut upstream);
+    assert_pending!(calls[1].poll());
+    answer_all(&ids, send);
+    // Only the driver is woken, and it does not poll.
+    assert!(calls[0].is_woken() && !calls[1].is_woken());
+    pass(1_000).await;
+    assert!(calls[1].is_woken());
+    assert_answered(&mut calls[1], 2);
+    assert_answered(&mut calls[2], 3);
+    assert_answered(&mut calls[0], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_whole_batch_that_stops_delays_the_queue_by_a_second() {
+    let (model, mut upstream, handle) = model(builder());
+    let mut stopped = ask(&model, Ask::new(0));
+    let (_, send) = arrived(&mut upstream);
+    let mut waiting = ask(&model, Ask::new(1));
+    answer_all(&[0], send);
+    pass(999).await;
+    assert_pending!(waiting.poll());
+    nothing_arrived(&mut upstream);
+    pass(1).await;
+    assert!(waiting.is_woken());
+    assert_pending!(waiting.poll());
+    let (ids, send) = arrived(&mut upstream);
+    assert_eq!(ids, [1]);
+    answer_all(&ids, send);
+    assert_answered(&mut waiting, 1);
+    assert_answered(&mut stopped, 0);
+    assert_eq!(counts(&handle), (0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_calls_of_one_task_do_not_wait_for_each_other() {
+    let (model, mut upstream, _) = model(builder());
+    let mut one = start(&model, Ask::new(1));
+    let mut two = ask(&model, Ask::new(2));
+    let (ids, send) = arrived(&mut upstream);
+    answer_all(&ids, send);
+    // The second is awaited to its end, and then the first.
+    assert_answered(&mut two, 2);
+    assert_answered(&mut one, 1);
+}
