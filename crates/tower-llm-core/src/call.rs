@@ -29,7 +29,11 @@ use crate::Dialect;
 /// assert_eq!(images.cost(), 4);
 /// ```
 #[derive(Clone, Debug)]
-pub struct Call(Arc<Parts>);
+pub struct Call {
+    parts: Arc<Parts>,
+    // Not among the parts: each branch of a call may have its own, without a copy of them.
+    may_queue: bool,
+}
 
 #[derive(Clone, Debug)]
 struct Parts {
@@ -44,14 +48,16 @@ struct Parts {
     max_output_tokens: Option<u64>,
     items: u64,
     cost: u64,
-    may_queue: bool,
     received_at: Instant,
 }
 
 /// Builds a [`Call`]; see [`Call::builder`].
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it is built"]
-pub struct CallBuilder(Parts);
+pub struct CallBuilder {
+    parts: Parts,
+    may_queue: bool,
+}
 
 /// The provider of the model: `gen_ai.provider.name`. An open set with well-known values.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -121,6 +127,13 @@ pub trait Described {
         let _ = name;
         None
     }
+
+    /// Replaces the call: a layer sends the request to another account or model, or marks it as one that may not queue.
+    ///
+    /// Does nothing unless implemented, so a request type that does not implement it shows the same call to every target.
+    fn set_call(&mut self, call: Call) {
+        let _ = call;
+    }
 }
 
 // === impl Call ===
@@ -129,7 +142,7 @@ impl Call {
     /// Starts a call with defaults for everything else: no model, not streamed, one item, a cost of 1, no input tokens,
     /// received now.
     pub fn builder(provider: Provider, operation: Operation) -> CallBuilder {
-        CallBuilder(Parts {
+        let parts = Parts {
             provider,
             operation,
             dialect: None,
@@ -141,69 +154,72 @@ impl Call {
             max_output_tokens: None,
             items: 1,
             cost: 1,
-            may_queue: true,
             received_at: Instant::now(),
-        })
+        };
+        CallBuilder {
+            parts,
+            may_queue: true,
+        }
     }
 
     /// Returns the provider of the model.
     #[must_use]
     pub fn provider(&self) -> &Provider {
-        &self.0.provider
+        &self.parts.provider
     }
 
     /// Returns the kind of call.
     #[must_use]
     pub fn operation(&self) -> &Operation {
-        &self.0.operation
+        &self.parts.operation
     }
 
     /// Returns the API format of request and response; `None` if it is not a known one.
     #[must_use]
     pub fn dialect(&self) -> Option<Dialect> {
-        self.0.dialect
+        self.parts.dialect
     }
 
     /// Returns the model as the request names it; for Azure, the deployment.
     #[must_use]
     pub fn model(&self) -> Option<&str> {
-        self.0.model.as_deref()
+        self.parts.model.as_deref()
     }
 
     /// Returns the account at the provider whose limits the call counts against, if the service named one.
     #[must_use]
     pub fn account(&self) -> Option<&str> {
-        self.0.account.as_deref()
+        self.parts.account.as_deref()
     }
 
     /// Returns the caller, if it is known.
     #[must_use]
     pub fn caller(&self) -> Option<&Caller> {
-        self.0.caller.as_ref()
+        self.parts.caller.as_ref()
     }
 
     /// Returns whether the request asks for a stream.
     #[must_use]
     pub fn streamed(&self) -> bool {
-        self.0.streamed
+        self.parts.streamed
     }
 
     /// Returns the estimated number of input tokens.
     #[must_use]
     pub fn input_tokens(&self) -> u64 {
-        self.0.input_tokens
+        self.parts.input_tokens
     }
 
     /// Returns the maximum number of output tokens, for all choices together; `None` if the request sets no maximum.
     #[must_use]
     pub fn max_output_tokens(&self) -> Option<u64> {
-        self.0.max_output_tokens
+        self.parts.max_output_tokens
     }
 
     /// Returns the number of inputs: more than one only for embeddings and for prompts in a list.
     #[must_use]
     pub fn items(&self) -> u64 {
-        self.0.items
+        self.parts.items
     }
 
     /// Returns the cost of the call in the service's own units, for limits that count such units; 1 unless set.
@@ -212,7 +228,7 @@ impl Call {
     /// units, so a call that was sent is charged its stated cost.
     #[must_use]
     pub fn cost(&self) -> u64 {
-        self.0.cost
+        self.parts.cost
     }
 
     /// Returns whether the call may wait in a layer's queue; `true` unless set.
@@ -220,13 +236,13 @@ impl Call {
     /// A call with an alternative does not wait: it is refused where it would, and the alternative is tried.
     #[must_use]
     pub fn may_queue(&self) -> bool {
-        self.0.may_queue
+        self.may_queue
     }
 
     /// Returns when the request arrived.
     #[must_use]
     pub fn received_at(&self) -> Instant {
-        self.0.received_at
+        self.parts.received_at
     }
 
     /// Starts a call that is like this one: for a layer that sends a part of it, or the same to another model.
@@ -239,7 +255,27 @@ impl Call {
     /// assert_eq!(half.received_at(), batch.received_at());
     /// ```
     pub fn to_builder(&self) -> CallBuilder {
-        CallBuilder(Parts::clone(&self.0))
+        CallBuilder {
+            parts: Parts::clone(&self.parts),
+            may_queue: self.may_queue,
+        }
+    }
+
+    /// Returns the call, marked as one that may not wait in a queue; see [`may_queue`](Self::may_queue). It copies nothing.
+    ///
+    /// ```
+    /// use tower_llm_core::{Call, Described, Operation, Provider};
+    ///
+    /// let call = Call::builder(Provider::OPENAI, Operation::CHAT).build();
+    /// let mut request = http::Request::new(());
+    /// request.set_call(call.clone().without_queueing());
+    /// assert!(!request.call().unwrap().may_queue());
+    /// assert!(call.may_queue());
+    /// ```
+    #[must_use]
+    pub const fn without_queueing(mut self) -> Self {
+        self.may_queue = false;
+        self
     }
 }
 
@@ -248,80 +284,83 @@ impl Call {
 impl CallBuilder {
     /// Sets the provider of the model.
     pub fn provider(mut self, provider: Provider) -> Self {
-        self.0.provider = provider;
+        self.parts.provider = provider;
         self
     }
 
     /// Sets the dialect.
     pub fn dialect(mut self, dialect: Dialect) -> Self {
-        self.0.dialect = Some(dialect);
+        self.parts.dialect = Some(dialect);
         self
     }
 
     /// Sets the model.
     pub fn model(mut self, model: impl Into<Box<str>>) -> Self {
-        self.0.model = Some(model.into());
+        self.parts.model = Some(model.into());
         self
     }
 
     /// Sets the account at the provider.
     pub fn account(mut self, account: impl Into<Box<str>>) -> Self {
-        self.0.account = Some(account.into());
+        self.parts.account = Some(account.into());
         self
     }
 
     /// Sets the caller.
     pub fn caller(mut self, caller: Caller) -> Self {
-        self.0.caller = Some(caller);
+        self.parts.caller = Some(caller);
         self
     }
 
     /// Sets whether the request asks for a stream.
     pub fn streamed(mut self, streamed: bool) -> Self {
-        self.0.streamed = streamed;
+        self.parts.streamed = streamed;
         self
     }
 
     /// Sets the estimated number of input tokens.
     pub fn input_tokens(mut self, tokens: u64) -> Self {
-        self.0.input_tokens = tokens;
+        self.parts.input_tokens = tokens;
         self
     }
 
     /// Sets the maximum number of output tokens, for all choices together.
     pub fn max_output_tokens(mut self, tokens: u64) -> Self {
-        self.0.max_output_tokens = Some(tokens);
+        self.parts.max_output_tokens = Some(tokens);
         self
     }
 
     /// Sets the number of inputs.
     pub fn items(mut self, items: u64) -> Self {
-        self.0.items = items;
+        self.parts.items = items;
         self
     }
 
     /// Sets the cost in the service's own units; 1 unless set. A call that costs 0 passes every limit on such units.
     pub fn cost(mut self, units: u64) -> Self {
-        self.0.cost = units;
+        self.parts.cost = units;
         self
     }
 
     /// Sets whether the call may wait in a layer's queue. If not, limits and bulkheads refuse it where it would wait.
     pub fn may_queue(mut self, may_queue: bool) -> Self {
-        self.0.may_queue = may_queue;
+        self.may_queue = may_queue;
         self
     }
 
     /// Sets when the request arrived; the time of [`Call::builder`] unless set.
     pub fn received_at(mut self, at: Instant) -> Self {
-        self.0.received_at = at;
+        self.parts.received_at = at;
         self
     }
 
     /// Builds the call.
     #[must_use]
     pub fn build(self) -> Call {
-        Call(Arc::new(self.0))
+        Call {
+            parts: Arc::new(self.parts),
+            may_queue: self.may_queue,
+        }
     }
 }
 
@@ -445,5 +484,9 @@ impl<B> Described for http::Request<B> {
 
     fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers().get(name).map(http::HeaderValue::as_bytes)
+    }
+
+    fn set_call(&mut self, call: Call) {
+        self.extensions_mut().insert(call);
     }
 }

@@ -255,6 +255,21 @@ impl KeyBy {
         Self(By::Custom(Arc::new(key)))
     }
 
+    /// Returns the key of `request`.
+    ///
+    /// ```
+    /// use tower_llm_core::{Call, Key, KeyBy, Operation, Provider};
+    ///
+    /// let mut request = http::Request::new(());
+    /// assert_eq!(KeyBy::provider().key(&request), Key::new(""));
+    /// request.extensions_mut().insert(Call::builder(Provider::OPENAI, Operation::CHAT).build());
+    /// assert_eq!(KeyBy::provider().key(&request), Key::new("openai"));
+    /// ```
+    #[must_use]
+    pub fn key(&self, request: &dyn Described) -> Key {
+        self.with_key(request, |key| key.to_key())
+    }
+
     pub(crate) fn is_shared(&self) -> bool {
         matches!(self.0, By::Shared)
     }
