@@ -11,9 +11,9 @@ use tower_llm_core::{BoxError, Call, ConfigError, Described, HttpBody};
 use tower_service::Service;
 
 use crate::{
-    Answers, Backoff, Budget, ByOutcome, Copies, Delay, Each, Fallback, FanoutFuture, FanoutStats,
-    First, FirstOk, Gather, Mode, Pace, Reading, RipeAt, Ripeness, Several, Split, Vote,
-    plan::Plan, split::Eligible, stats::Counters,
+    Answers, Backoff, Budget, ByOutcome, Copies, Delay, Dispatch, Each, Fallback, FanoutFuture,
+    FanoutStats, First, FirstOk, Gather, Mode, Pace, Pool, Reading, RipeAt, Ripeness, Route,
+    Several, Split, Vote, plan::Plan, split::Eligible, stats::Counters,
 };
 
 /// Sends a call in several branches.
@@ -161,6 +161,27 @@ impl<W, C, M> FanoutLayer<W, C, M> {
     #[must_use]
     pub fn stats(&self) -> FanoutStats {
         self.plan.counters.stats()
+    }
+}
+
+impl<W, C, M> FanoutLayer<W, C, M>
+where
+    W: Clone,
+    C: Clone,
+    M: Mode<W, C, Split = Copies<W>>,
+{
+    /// A service whose calls go to the targets of `pool`, each branch of a call to another one.
+    ///
+    /// So a call has at most as many branches as the pool has targets. To send more, such as the votes of one model, apply the
+    /// layer around a service that fails over across the pool.
+    #[must_use]
+    pub fn across<S>(&self, pool: &Pool<S>) -> Fanout<Dispatch<W>, Route<S, W>, M::Gather> {
+        let watch = &self.reading.ripen;
+        let eligible = self.eligible.clone();
+        let route = Route::new(pool.clone(), self.branches, watch.clone(), eligible);
+        let gather = self.mode.gather(self.reading.clone());
+        let dispatch = Dispatch::new(watch.clone());
+        Fanout::new(dispatch, route, gather, Arc::clone(&self.plan))
     }
 }
 

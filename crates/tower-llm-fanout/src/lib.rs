@@ -15,6 +15,7 @@ mod layer;
 mod mode;
 mod pace;
 mod plan;
+mod pool;
 mod quorum;
 mod reading;
 mod report;
@@ -35,6 +36,10 @@ pub use self::{
     layer::{Fanout, FanoutBuilder, FanoutLayer},
     mode::{Each, Fallback, First, Mode, Several, Vote},
     pace::{Delay, Pace},
+    pool::{
+        Dispatch, LoadGuard, NoTarget, Pick, Pool, PoolBuilder, Route, RouteBranches, Routed,
+        Target, TargetStats,
+    },
     quorum::{NoQuorum, Quorum, QuorumOf},
     reading::Reading,
     report::{AllFailed, Attempt, Report},

@@ -1,0 +1,201 @@
+//! What a target has in flight, and how its calls have ended.
+//!
+//! A call counts from its dispatch until its response body ends or is dropped. The [`LoadGuard`] that counts it travels with
+//! it, so the number cannot drift.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{AcqRel, Acquire, Relaxed},
+        },
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tower_llm_core::{Call, Completion, Guard, Outcome};
+
+use super::{
+    ewma::PeakEwma,
+    standing::{End, Record, Standing},
+};
+
+/// The load of one target, shared by all that send to it.
+#[derive(Debug, Default)]
+pub(crate) struct Load {
+    in_flight: AtomicUsize,
+    /// Those among them without a first content token.
+    waiting: AtomicUsize,
+    ended: AtomicU64,
+    failed: AtomicU64,
+    // A std mutex: it is held for a few operations, and never while other code runs.
+    seen: Mutex<Seen>,
+}
+
+/// What the calls to a target have shown.
+#[derive(Debug, Default)]
+struct Seen {
+    record: Record,
+    /// The time until a whole answer, for calls that are not streamed.
+    whole: PeakEwma,
+    /// The time until the first content token, for streams.
+    first_token: PeakEwma,
+}
+
+/// How a target looks to a policy.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub(crate) struct Rank(pub(crate) Standing, pub(crate) f64);
+
+/// A call in flight to a target.
+#[derive(Debug)]
+pub struct LoadGuard {
+    load: Arc<Load>,
+    began_at: Instant,
+    streamed: bool,
+    owns_credential: bool,
+    has_first_token: bool,
+}
+
+// === impl Load ===
+
+impl Load {
+    /// A call is dispatched.
+    pub(crate) fn dispatch(self: &Arc<Self>, call: Option<&Call>, now: Instant) -> LoadGuard {
+        self.in_flight.fetch_add(1, AcqRel);
+        self.waiting.fetch_add(1, AcqRel);
+        LoadGuard {
+            load: Arc::clone(self),
+            began_at: now,
+            streamed: call.is_some_and(Call::streamed),
+            owns_credential: call.and_then(Call::account).is_some(),
+            has_first_token: false,
+        }
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Acquire)
+    }
+
+    /// The calls that were sent and have ended.
+    pub(crate) fn ended(&self) -> u64 {
+        self.ended.load(Relaxed)
+    }
+
+    /// Those that failed.
+    pub(crate) fn failed(&self) -> u64 {
+        self.failed.load(Relaxed)
+    }
+
+    pub(crate) fn standing(&self, now: Instant) -> Standing {
+        self.seen().record.standing(self.in_flight(), now)
+    }
+
+    /// Latency times calls in flight: what another call would wait for.
+    ///
+    /// Without any latency, one call at a time finds out.
+    pub(crate) fn cost(&self, streamed: bool, now: Instant) -> f64 {
+        let in_flight = self.in_flight();
+        match self.latency(streamed, now) {
+            Some(seconds) => seconds * (in_flight + 1) as f64,
+            None if in_flight == 0 => 0.0,
+            None => f64::MAX,
+        }
+    }
+
+    /// The latency in seconds of streams, or of other calls; that of the others if it is not known.
+    fn latency(&self, streamed: bool, now: Instant) -> Option<f64> {
+        let (whole, first_token) = {
+            let seen = self.seen();
+            (seen.whole, seen.first_token)
+        };
+        // A target that hangs must not look better with time.
+        let is_waited_for = self.waiting.load(Acquire) > 0;
+        let read = |latency: PeakEwma| match is_waited_for {
+            true => latency.recorded(),
+            false => latency.at(now),
+        };
+        match streamed {
+            true => read(first_token).or_else(|| read(whole)),
+            false => read(whole).or_else(|| read(first_token)),
+        }
+    }
+
+    /// The latencies of whole answers, and of first tokens.
+    pub(crate) fn latencies(&self) -> [Option<Duration>; 2] {
+        let seen = self.seen();
+        [seen.whole, seen.first_token]
+            .map(|latency| latency.recorded().map(Duration::from_secs_f64))
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seen {
+    fn latency(&mut self, streamed: bool) -> &mut PeakEwma {
+        match streamed {
+            true => &mut self.first_token,
+            false => &mut self.whole,
+        }
+    }
+}
+
+// === impl LoadGuard ===
+
+impl LoadGuard {
+    /// The call is answered, or its answer has begun.
+    fn answered(&mut self, at: Instant, seen: &mut Seen) {
+        let latency = at.saturating_duration_since(self.began_at);
+        seen.latency(self.streamed).record(latency, at);
+    }
+}
+
+impl Guard for LoadGuard {
+    fn first_token(&mut self, at: Instant) {
+        if !self.has_first_token {
+            self.has_first_token = true;
+            self.load.waiting.fetch_sub(1, AcqRel);
+            if self.streamed {
+                let load = Arc::clone(&self.load);
+                self.answered(at, &mut load.seen());
+            }
+        }
+    }
+
+    fn end(&mut self, completion: &Completion) {
+        let now = completion.ended_at.unwrap_or_else(Instant::now);
+        let end = End::of(completion, self.owns_credential);
+        if end != End::Refused {
+            self.load.ended.fetch_add(1, Relaxed);
+        }
+        if matches!(end, End::Failure(_)) {
+            self.load.failed.fetch_add(1, Relaxed);
+        }
+        let load = Arc::clone(&self.load);
+        let mut seen = load.seen();
+        seen.record.ended(end, now);
+        if self.streamed && self.has_first_token {
+            return;
+        }
+        match completion.outcome {
+            Outcome::Success => self.answered(now, &mut seen),
+            Outcome::Superseded | Outcome::Abandoned => {
+                let ran = now.saturating_duration_since(self.began_at);
+                seen.latency(self.streamed).record_at_least(ran, now);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Drop for LoadGuard {
+    fn drop(&mut self) {
+        if !self.has_first_token {
+            self.load.waiting.fetch_sub(1, AcqRel);
+        }
+        self.load.in_flight.fetch_sub(1, AcqRel);
+    }
+}

@@ -1,0 +1,302 @@
+//! Which target of a group takes a call.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use tokio::time::Instant;
+use tower_llm_core::KeyBy;
+
+use super::{
+    load::{Load, Rank},
+    rendezvous::{self, Entrant},
+    set::Set,
+    smooth::Smooth,
+    standing::Standing,
+};
+
+/// How a [`Pool`](crate::Pool) picks a target, among those of the best priority that are available and that the call has not
+/// tried.
+///
+/// [`least_in_flight`](Self::least_in_flight) and [`latency`](Self::latency) pass over a target that has failed, for 5 s or
+/// for as long as its provider asks: one that fails fast has nothing in flight, and would get all traffic. The others send a
+/// call to a failing target as if it were well, and fail over; put a circuit breaker into each target.
+#[derive(Clone, Debug)]
+pub struct Pick(Policy);
+
+#[derive(Clone, Debug)]
+enum Policy {
+    RoundRobin,
+    Weighted,
+    WeightedRandom,
+    LeastInFlight,
+    Latency,
+    Sticky(KeyBy),
+    Cheapest,
+    InOrder,
+}
+
+/// A target as a policy sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Candidate {
+    pub(crate) load: Arc<Load>,
+    pub(crate) entrant: Entrant,
+    pub(crate) price: Option<f64>,
+}
+
+/// Whose turn it is in a group.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    pub(crate) ticks: AtomicUsize,
+    // A std mutex: it is held for a few additions.
+    smooth: Mutex<Smooth>,
+}
+
+/// What a policy knows of the call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) streamed: bool,
+    /// The digest of its key.
+    pub(crate) key: Option<u64>,
+    pub(crate) now: Instant,
+}
+
+// === impl Pick ===
+
+impl Pick {
+    /// Each target in turn.
+    #[must_use]
+    pub const fn round_robin() -> Self {
+        Self(Policy::RoundRobin)
+    }
+
+    /// Each target in turn, as often as its weight says: with the weights 3 and 1, exactly three of four calls go to the
+    /// first. The turns of a target are spread over the cycle.
+    #[must_use]
+    pub const fn weighted() -> Self {
+        Self(Policy::Weighted)
+    }
+
+    /// A random target, with a probability in proportion to its weight. Processes that start together do not send in step.
+    #[must_use]
+    pub const fn weighted_random() -> Self {
+        Self(Policy::WeightedRandom)
+    }
+
+    /// The target with the fewest calls in flight for its weight; a random one of several. A call is in flight until its
+    /// response body ends.
+    #[must_use]
+    pub const fn least_in_flight() -> Self {
+        Self(Policy::LeastInFlight)
+    }
+
+    /// The better of two random targets by latency times calls in flight.
+    ///
+    /// The latency of a stream is the time until its first content token. It jumps to a peak at once, and forgets in tens of
+    /// seconds. A call that was given up counts if it had run for longer than that. A target without any latency gets one call
+    /// at a time.
+    #[must_use]
+    pub const fn latency() -> Self {
+        Self(Policy::Latency)
+    }
+
+    /// The same target for all calls with the same key: prompts that a provider has cached cost a tenth there.
+    ///
+    /// If that target is not available, or fails, the call goes to the next one in an order that is the key's own; the key
+    /// returns when the target does. The order is the same in all processes, and other keys keep their targets when targets
+    /// come and go. A target gets a part of the keys in proportion to its weight. A call without a key goes to a random
+    /// target.
+    #[must_use]
+    pub const fn sticky(key_by: KeyBy) -> Self {
+        Self(Policy::Sticky(key_by))
+    }
+
+    /// The target with the lowest [price](crate::Target::price). Of several, the one with the fewest calls in flight.
+    #[must_use]
+    pub const fn cheapest() -> Self {
+        Self(Policy::Cheapest)
+    }
+
+    /// The first target in the order in which they were added: the others take over when it cannot.
+    #[must_use]
+    pub const fn in_order() -> Self {
+        Self(Policy::InOrder)
+    }
+
+    /// The policy that reads a key from the call.
+    pub(crate) fn key_by(&self) -> Option<&KeyBy> {
+        match &self.0 {
+            Policy::Sticky(key_by) => Some(key_by),
+            _ => None,
+        }
+    }
+
+    /// Picks one of `group` that is not in `skip`.
+    pub(crate) fn pick(
+        &self,
+        group: &[Candidate],
+        turns: &Turns,
+        skip: &Set,
+        asked: &Asked,
+    ) -> Option<usize> {
+        match (&self.0, asked.key) {
+            (Policy::RoundRobin, _) => turns.next(group.len(), skip),
+            (Policy::Weighted, _) => turns.smooth().next(weights(group), skip),
+            (Policy::LeastInFlight, _) => least(group, skip, |candidate| {
+                let load = (candidate.load.in_flight() + 1) as f64;
+                let load = load / f64::from(candidate.entrant.weight);
+                Rank(candidate.load.standing(asked.now), load)
+            }),
+            (Policy::Latency, _) => better_of_two(group, skip, asked),
+            (Policy::Sticky(_), Some(key)) => rendezvous::best(key, entrants(group), skip),
+            (Policy::WeightedRandom | Policy::Sticky(_), _) => weighted_random(group, skip),
+            (Policy::Cheapest, _) => least(group, skip, |candidate| {
+                let price = candidate.price.unwrap_or(f64::INFINITY);
+                (price, candidate.load.in_flight())
+            }),
+            (Policy::InOrder, _) => (0..group.len()).find(|&index| !skip.contains(index)),
+        }
+    }
+
+    /// The target that was picked is not available: it has not had a turn. `skip` is what it was picked with.
+    pub(crate) fn take_back(&self, index: usize, group: &[Candidate], turns: &Turns, skip: &Set) {
+        if let Policy::Weighted = self.0 {
+            turns.smooth().take_back(index, weights(group), skip);
+        }
+    }
+}
+
+fn entrants(group: &[Candidate]) -> impl Iterator<Item = Entrant> {
+    group.iter().map(|candidate| candidate.entrant)
+}
+
+fn weights(group: &[Candidate]) -> impl Iterator<Item = u32> + Clone {
+    group.iter().map(|candidate| candidate.entrant.weight)
+}
+
+/// The lowest rank; a random one of several.
+fn least<T: PartialOrd>(
+    group: &[Candidate],
+    skip: &Set,
+    rank: impl Fn(&Candidate) -> T,
+) -> Option<usize> {
+    let mut best: Option<(usize, T)> = None;
+    let mut ties = 1;
+    for (index, candidate) in group.iter().enumerate() {
+        if skip.contains(index) {
+            continue;
+        }
+        let rank = rank(candidate);
+        let is_better = match &best {
+            None => true,
+            Some((_, best)) if rank == *best => {
+                ties += 1;
+                fastrand::usize(..ties) == 0
+            }
+            Some((_, best)) => {
+                let is_better = rank < *best;
+                if is_better {
+                    ties = 1;
+                }
+                is_better
+            }
+        };
+        if is_better {
+            best = Some((index, rank));
+        }
+    }
+    best.map(|(index, _)| index)
+}
+
+/// Two random targets of those that stand well, of which the one with the lower cost is picked. If none does, the one that
+/// comes back first.
+fn better_of_two(group: &[Candidate], skip: &Set, asked: &Asked) -> Option<usize> {
+    let mut two = [None; 2];
+    let mut seen = 0;
+    for (index, candidate) in group.iter().enumerate() {
+        if skip.contains(index) || candidate.load.standing(asked.now) != Standing::Good {
+            continue;
+        }
+        // Reservoir sampling: after `seen` targets, each of them is one of the two with the same probability.
+        let slot = match seen {
+            0 | 1 => seen,
+            _ => fastrand::usize(..=seen),
+        };
+        if let Some(slot) = two.get_mut(slot) {
+            *slot = Some(index);
+        }
+        seen += 1;
+    }
+    let cost = |index: usize| group[index].load.cost(asked.streamed, asked.now);
+    match two {
+        [Some(one), Some(other)] => {
+            let (of_one, of_other) = (cost(one), cost(other));
+            let takes_one = of_one < of_other || (of_one == of_other && fastrand::bool());
+            Some(if takes_one { one } else { other })
+        }
+        [Some(only), None] | [None, Some(only)] => Some(only),
+        [None, None] => least(group, skip, |candidate| {
+            let load = &candidate.load;
+            Rank(
+                load.standing(asked.now),
+                load.cost(asked.streamed, asked.now),
+            )
+        }),
+    }
+}
+
+fn weighted_random(group: &[Candidate], skip: &Set) -> Option<usize> {
+    let rest = || {
+        weights(group)
+            .enumerate()
+            .filter(|(index, _)| !skip.contains(*index))
+    };
+    let total: u64 = rest().map(|(_, weight)| u64::from(weight)).sum();
+    if total == 0 {
+        return None;
+    }
+    let mut left = fastrand::u64(..total);
+    rest().find_map(|(index, weight)| {
+        let weight = u64::from(weight);
+        if left < weight {
+            return Some(index);
+        }
+        left -= weight;
+        None
+    })
+}
+
+// === impl Turns ===
+
+impl Turns {
+    /// Turns that go on from others: `from` says which target of the others each target was.
+    pub(crate) fn continuing(&self, from: impl IntoIterator<Item = Option<usize>>) -> Self {
+        let smooth = self.smooth();
+        let due = from.into_iter();
+        let due = due.map(|index| index.map_or(0, |index| smooth.due(index)));
+        Self {
+            ticks: AtomicUsize::new(self.ticks.load(Relaxed)),
+            smooth: Mutex::new(Smooth::new(due.collect())),
+        }
+    }
+
+    /// A target that is skipped uses up a turn. If its turn went to the next one instead, that would get twice as many.
+    fn next(&self, targets: usize, skip: &Set) -> Option<usize> {
+        let turn = || self.ticks.fetch_add(1, Relaxed) % targets;
+        let mut last = 0;
+        for _ in 0..targets {
+            last = turn();
+            if !skip.contains(last) {
+                return Some(last);
+            }
+        }
+        // Other calls took the turns of the targets that are left.
+        let after = (last..targets).chain(0..last);
+        after.into_iter().find(|&index| !skip.contains(index))
+    }
+
+    fn smooth(&self) -> MutexGuard<'_, Smooth> {
+        self.smooth.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
