@@ -1,4 +1,87 @@
-//! One call to a language model, in several branches.
+//! One call to a language model, in several branches: hedge, race, failover, retry, cascade, vote and map.
+//!
+//! [`FanoutLayer`] has a constructor for each:
+//!
+//! | constructor | branches | starts the next one | answer |
+//! |---|---|---|---|
+//! | [`race`](FanoutLayer::race) | copies | at once | the first good one |
+//! | [`hedge`](FanoutLayer::hedge) | two copies | after a delay, or a failure | the first good one |
+//! | [`retry`](FanoutLayer::retry) | copies | after a failure and a backoff | the first good one |
+//! | [`failover`](FanoutLayer::failover) | one target after the other | after a failure | the first good one |
+//! | [`cascade`](FanoutLayer::cascade) | one tier after the other | after an answer that is too weak | the first one that is good enough |
+//! | [`quorum`](FanoutLayer::quorum), [`majority`](FanoutLayer::majority) | copies | at once | the one that enough agree on |
+//! | [`several`](FanoutLayer::several) | copies | at once | all of them, for a judge |
+//! | [`map`](FanoutLayer::map) | the items of a list | as many at once as set | each item's own |
+//!
+//! All are one engine with three parts: a [`Split`] makes the branches, a [`Pace`] says when the next one may start, and a
+//! [`Gather`] what their answers come to.
+//!
+//! # When a response is an answer
+//!
+//! Response headers say little: errors arrive inside a 200, and a stream may begin with a frame that only names a role. So a
+//! stream counts with its first content token, any other response with its end ([`RipeAt`]). Until then the frames are
+//! held, within a bound, and a failure starts another branch, unseen by the caller. After that, the caller has what arrives.
+//!
+//! What an answer means is decided by its [`Outcome`](tower_llm_core::Outcome) ([`ByOutcome`]), or by a closure
+//! ([`Classify`]), in five values ([`Verdict`]).
+//!
+//! # Cost, drop and time
+//!
+//! - The decision is in `future`: completions, launches, timer. `plan` has the course of a call by its settings, `first_ok`,
+//!   `collect` and `quorum` what the answers come to.
+//! - A call with one branch allocates nothing here, reads no clock if its answer is there at once, and clones its request if a
+//!   second branch could start. Other branches are kept in one slab, made when the second one starts.
+//! - Providers bill what they generate, whether it is read or not. So extra branches (hedges, retries, failover) are paid for
+//!   from a [`Budget`]; [`FanoutStats`] says how many there were, and how long those ran that lost.
+//! - Branches that lost are dropped before the answer is handed out, and end as
+//!   [`Superseded`](tower_llm_core::Outcome::Superseded) for the layers in them: neutral for a breaker, and settled by what
+//!   was seen. On HTTP/2 that resets the stream; on HTTP/1 it closes the connection.
+//! - A caller that leaves drops all branches. No task is spawned.
+//! - Time is tokio's, which tests can pause.
+//!
+//! # Example
+//!
+//! ```
+//! use std::{borrow::Cow, convert::Infallible, time::Duration};
+//!
+//! use tower::{Layer, ServiceExt, service_fn};
+//! use tower_llm_core::{Call, Described, Unary};
+//! use tower_llm_fanout::{Delay, FanoutLayer};
+//!
+//! #[derive(Clone)]
+//! struct Prompt(&'static str);
+//!
+//! impl Described for Prompt {
+//!     fn call(&self) -> Option<Cow<'_, Call>> {
+//!         None
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), tower_llm_core::BoxError> {
+//! // One call of ten thousand hangs: a second one is sent after 2 s, and its answer taken.
+//! let hedge = FanoutLayer::hedge(Delay::fixed(Duration::from_secs(2))).watch(Unary).build()?;
+//! let calls = std::sync::atomic::AtomicUsize::new(0);
+//! let calls: &'static _ = Box::leak(Box::new(calls));
+//! let model = hedge.layer(service_fn(move |Prompt(text)| async move {
+//!     if calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+//!         std::future::pending::<()>().await;
+//!     }
+//!     Ok::<_, Infallible>(format!("{text} Because."))
+//! }));
+//!
+//! assert_eq!(model.oneshot(Prompt("Why?")).await?, "Why? Because.");
+//! assert_eq!(hedge.stats().extra, 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What was looked at
+//!
+//! tower's `hedge` hands out the first branch that finishes, good or bad, has no layer, and reads a histogram under a lock for
+//! each call; its `TpsBudget` allows one retry a call for every ratio above a half. `backon` sleeps between attempts of a
+//! closure, and knows neither readiness nor a budget; the backoff is four lines. `FuturesUnordered` allocates for each branch,
+//! [`futures_buffered`]'s bounded set once for all.
 
 #![warn(missing_docs)]
 
