@@ -4,7 +4,9 @@ use std::{error::Error, fmt};
 
 use tower_llm_core::{BoxError, Call, HttpBody, TimedOut};
 
-use crate::{Answers, Arrived, ByOutcome, Classify, Gather, Next, Reading, Report, Ripen, Verdict};
+use crate::{
+    Answers, Arrived, ByOutcome, Classify, Ended, Gather, Next, Reading, Report, Ripen, Verdict,
+};
 
 /// All answers are kept, each at the position of its branch.
 #[derive(Clone, Debug)]
@@ -109,24 +111,21 @@ impl<T, C: Classify<T>> Answers<T> for CollectOf<T, C> {
         self.timed_out = true;
     }
 
-    fn finish(mut self, branches: usize, report: Option<Report>) -> Result<Self::Output, BoxError> {
-        let started = report
-            .as_ref()
-            .map_or(self.items.len(), |report| report.attempts().len());
+    fn finish(mut self, ended: Ended) -> Result<Self::Output, BoxError> {
         let given_up = || match self.timed_out {
             true => Item::DeadlineExceeded,
             false => Item::Cancelled,
         };
-        self.items.resize_with(branches, || None);
+        self.items.resize_with(ended.branches, || None);
         let items = self.items.into_iter().enumerate().map(|(branch, item)| {
-            item.unwrap_or_else(|| match branch < started {
+            item.unwrap_or_else(|| match branch < ended.started {
                 true => given_up(),
                 false => Item::NotStarted,
             })
         });
         let collected = Collected {
             items: items.collect(),
-            report,
+            report: ended.report,
         };
         let good = collected.good();
         if good < self.min_ok {
@@ -175,7 +174,7 @@ impl<T> Collected<T> {
         good.count()
     }
 
-    /// When the branches ran; `None` if there was but one.
+    /// When the branches ran; `None` if there was but one, and for a map.
     #[must_use]
     pub fn report(&self) -> Option<&Report> {
         self.report.as_ref()

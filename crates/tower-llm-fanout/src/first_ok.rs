@@ -3,8 +3,8 @@
 use tower_llm_core::{BoxError, Call, HttpBody, Outcome, TimedOut};
 
 use crate::{
-    AllFailed, Answers, Arrived, Attach, ByOutcome, Classify, Fallback, Gather, Next, NoBranches,
-    Reading, Report, Ripen, Verdict,
+    AllFailed, Answers, Arrived, Attach, ByOutcome, Classify, Ended, Fallback, Gather, Next,
+    NoBranches, Reading, Ripen, Verdict,
 };
 
 /// The first answer that is accepted wins. If all branches fail, the answer is that of the first branch.
@@ -78,11 +78,11 @@ impl<T, W: Attach<T>, C: Classify<T>> Answers<T> for FirstOkOf<T, W, C> {
         self.failed.get_or_insert((0, timed_out));
     }
 
-    fn finish(self, _: usize, report: Option<Report>) -> Result<T, BoxError> {
+    fn finish(self, ended: Ended) -> Result<T, BoxError> {
         let has_won = self.winner.is_some();
         let failed = self.failed.map(|(branch, failed)| (branch, failed.result));
         let (branch, result) = self.winner.or(failed).ok_or_else(NoBranches::new)?;
-        let Some(mut report) = report else {
+        let Some(mut report) = ended.report else {
             return result;
         };
         report.answered_by(branch);

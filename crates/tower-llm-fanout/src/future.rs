@@ -19,10 +19,11 @@ use tower_llm_core::{
 use tower_service::Service;
 
 use crate::{
-    Answers, Arrived, Branches, Gather, Next,
+    Answers, Arrived, Branches, Ended, Gather, Next,
     branch::Branch,
     pace::Start,
     plan::{Course, Plan},
+    stats::Tally,
     trace::Trace,
 };
 
@@ -57,7 +58,11 @@ pin_project! {
     {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            if this.rest.was_sent && this.rest.answers.is_some() {
+            if this.rest.answers.is_none() {
+                return;
+            }
+            this.rest.tally();
+            if this.rest.was_sent {
                 // Whatever the branches in flight report, the provider was called.
                 Unsent::while_dropping(|| ());
             }
@@ -85,6 +90,7 @@ where
     trace: Option<Trace>,
     /// A branch that has answered was sent.
     was_sent: bool,
+    tally: Tally,
 }
 
 impl<S, B, G> FanoutFuture<S, B, G>
@@ -97,7 +103,6 @@ where
 {
     /// Starts the first branch on `service`, which is ready.
     pub(crate) fn new(service: &mut S, plan: &Arc<Plan>, branches: B, gather: G) -> Self {
-        plan.counters.call();
         if let Some(budget) = &plan.budget {
             budget.deposit();
         }
@@ -109,6 +114,7 @@ where
             began_at: None,
             trace: None,
             was_sent: false,
+            tally: Tally::default(),
             gather,
             branches,
         };
@@ -183,10 +189,14 @@ where
             }
         }
         rest.give_up(this.first, this.later);
-        let report = rest.trace.take().map(Trace::into_report);
+        rest.tally();
         let answers = rest.answers.take().expect("polled after it was ready");
-        let branches = rest.course.started + rest.branches.left();
-        Poll::Ready(answers.finish(branches, report))
+        let started = rest.course.started;
+        Poll::Ready(answers.finish(Ended {
+            started,
+            branches: started + rest.branches.left(),
+            report: rest.trace.take().map(Trace::into_report),
+        }))
     }
 }
 
@@ -247,7 +257,8 @@ where
     /// Calls without named targets are traced once they may have a second branch.
     fn trace_start(&mut self) {
         let target = self.branches.target();
-        if self.course.started == 0 && target.is_none() {
+        let is_only = self.course.started == 0 && target.is_none();
+        if !self.plan.traced || is_only {
             return;
         }
         let now = Instant::now();
@@ -275,17 +286,18 @@ where
         }
         let service = self.service.clone()?;
         let until = self.until();
-        if !self.plan.admits(&self.course, until) {
+        let branch = self.course.started;
+        let is_late = until.is_some_and(|until| self.plan.is_too_late(Duration::ZERO, until));
+        if is_late || !self.plan.pays(branch) {
+            self.tally.refused_by_budget |= !is_late;
             self.course.next = Start::Never;
             return None;
         }
-        let branch = self.course.started;
         let Some((request, call, timeout)) = self.next() else {
             self.plan.refund(branch);
             self.course.next = Start::Never;
             return None;
         };
-        self.plan.counters.extra();
         let future = Oneshot::new(service, request);
         Some(Branch::new(
             branch,
@@ -308,9 +320,10 @@ where
         };
         let next = answers.push(branch, arrived);
         if next == Next::Done && branch > 0 {
-            self.plan.counters.won();
+            self.tally.won = true;
         }
-        if self.trace.is_some() || (next != Next::Done && self.branches.left() > 0) {
+        let may_go_on = next != Next::Done && self.branches.left() > 0;
+        if self.plan.traced && may_go_on {
             self.trace();
         }
         self.record_end(branch, outcome);
@@ -413,6 +426,7 @@ where
         if is_unsent && branches > 0 {
             (0..branches).for_each(|_| self.plan.refund(usize::MAX));
         }
+        self.tally.superseded = self.course.in_flight;
         let Some(trace) = &mut self.trace else {
             return;
         };
@@ -421,11 +435,25 @@ where
             let ran = trace
                 .ended(branch, Outcome::Superseded, now)
                 .unwrap_or_default();
-            self.plan.counters.superseded(ran);
+            self.tally.wasted += ran;
             if let Some(record) = self.plan.pace.record() {
                 record.record(ran, now);
             }
         }
+    }
+}
+
+impl<S, B, G> Rest<S, B, G>
+where
+    S: Service<B::Branch>,
+    B: Branches,
+    G: Gather<S::Response>,
+{
+    /// The call has ended: adds it to the statistics.
+    fn tally(&mut self) {
+        self.tally.branches = self.course.started;
+        self.tally.extra = self.course.started.saturating_sub(self.plan.planned);
+        self.plan.counters.add(&self.tally);
     }
 }
 

@@ -38,13 +38,24 @@ pub trait Answers<T> {
     /// The time of the call is up. [`finish`](Self::finish) follows.
     fn deadline_passed(&mut self, error: TimedOut);
 
-    /// No branch is in flight any more, and none can start. Those that were given up have been dropped. `branches` counts
-    /// those that did not start, too.
+    /// No branch is in flight any more, and none can start. Those that were given up have been dropped.
     ///
     /// # Errors
     ///
     /// If the answers come to none.
-    fn finish(self, branches: usize, report: Option<Report>) -> Result<Self::Output, BoxError>;
+    fn finish(self, ended: Ended) -> Result<Self::Output, BoxError>;
+}
+
+/// A call whose branches have ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Ended {
+    /// How many branches started.
+    pub started: usize,
+    /// How many there were, with those that did not start.
+    pub branches: usize,
+    /// When they ran; `None` if there was but one, or it was not written down.
+    pub report: Option<Report>,
 }
 
 /// What an answer means for the other branches.

@@ -50,6 +50,7 @@ struct Settings {
     attempt_timeout: Option<Duration>,
     min_attempt: Duration,
     eligible: Eligible,
+    traced: bool,
 }
 
 /// A service whose calls have branches.
@@ -115,6 +116,7 @@ impl FanoutLayer {
         let pace = Pace::at_once().at_most(max_concurrent);
         let settings = Settings {
             planned: usize::MAX,
+            traced: false,
             ..Settings::new(pace, 1)
         };
         FanoutBuilder::of(settings, Each::default()).ripe_at(RipeAt::Whole)
@@ -219,6 +221,7 @@ impl Settings {
             attempt_timeout: None,
             min_attempt: Duration::from_millis(100),
             eligible: Eligible::default(),
+            traced: true,
         }
     }
 
@@ -440,6 +443,7 @@ impl<W, C, M> FanoutBuilder<W, C, M> {
             deadline: settings.deadline,
             attempt_timeout: settings.attempt_timeout,
             min_attempt: settings.min_attempt,
+            traced: settings.traced,
             counters: Counters::default(),
         };
         Ok(FanoutLayer {

@@ -114,7 +114,7 @@ pub use self::{
     collect::{Collect, CollectOf, Collected, Item, TooFewAnswers},
     first_ok::{FirstOk, FirstOkOf},
     future::FanoutFuture,
-    gather::{Answers, Gather, Next},
+    gather::{Answers, Ended, Gather, Next},
     items::{Items, ItemsOf},
     layer::{Fanout, FanoutBuilder, FanoutLayer},
     mode::{Each, Fallback, First, Mode, Several, Vote},

@@ -19,6 +19,8 @@ pub(crate) struct Plan {
     pub(crate) attempt_timeout: Option<Duration>,
     /// No branch starts with less time than this left.
     pub(crate) min_attempt: Duration,
+    /// Whether it is written down when branches start and end.
+    pub(crate) traced: bool,
     pub(crate) counters: Counters,
 }
 
@@ -55,21 +57,13 @@ impl Plan {
         until.saturating_duration_since(Instant::now()) < wait.saturating_add(self.min_attempt)
     }
 
-    /// Whether another branch may start now.
-    pub(crate) fn admits(&self, course: &Course, until: Option<Instant>) -> bool {
-        if until.is_some_and(|until| self.is_too_late(Duration::ZERO, until)) {
-            return false;
-        }
-        let now = Instant::now();
-        let is_extra = course.started >= self.planned;
-        let Some(budget) = self.budget.as_ref().filter(|_| is_extra) else {
-            return true;
-        };
-        let may_start = budget.withdraw(now);
-        if !may_start {
-            self.counters.refused_by_budget();
-        }
-        may_start
+    /// Pays for the branch with this number; returns whether it may start.
+    pub(crate) fn pays(&self, branch: usize) -> bool {
+        branch < self.planned
+            || self
+                .budget
+                .as_ref()
+                .is_none_or(|budget| budget.withdraw(Instant::now()))
     }
 
     /// What is added to a time that the provider asks for, so that calls that wait for it do not come back together.

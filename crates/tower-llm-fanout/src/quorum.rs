@@ -5,7 +5,7 @@ use std::{collections::HashMap, error::Error, fmt, hash::Hash};
 use tower_llm_core::{BoxError, Call, HttpBody, TimedOut};
 
 use crate::{
-    Answers, Arrived, Attach, ByOutcome, Classify, Gather, Next, Reading, Report, Ripen, Verdict,
+    Answers, Arrived, Attach, ByOutcome, Classify, Ended, Gather, Next, Reading, Ripen, Verdict,
 };
 
 /// The answer that enough branches give wins. Answers are equal if the extractor returns the same for them: texts are
@@ -98,7 +98,7 @@ where
         self.error.get_or_insert_with(|| error.into());
     }
 
-    fn finish(self, _: usize, report: Option<Report>) -> Result<T, BoxError> {
+    fn finish(self, ended: Ended) -> Result<T, BoxError> {
         let Some((branch, mut answer)) = self.winner else {
             let most = self.cast.values().map(|&(_, _, votes)| votes).max();
             return Err(NoQuorum {
@@ -108,7 +108,7 @@ where
             }
             .into());
         };
-        if let Some(mut report) = report {
+        if let Some(mut report) = ended.report {
             report.answered_by(branch);
             self.attach.attach(&mut answer, report);
         }

@@ -73,7 +73,18 @@ pin_project! {
         held: VecDeque<Frame<Bytes>>,
         held_bytes: u64,
         #[pin]
-        body: Watched<B, Unguarded>,
+        rest: Rest<B>,
+    }
+}
+
+pin_project! {
+    /// What has not arrived yet.
+    #[derive(Debug)]
+    #[project = RestProj]
+    enum Rest<B> {
+        // Nothing depends on it.
+        Plain { #[pin] body: B },
+        Watched { #[pin] body: Watched<B, Unguarded> },
     }
 }
 
@@ -132,9 +143,16 @@ where
         response: http::Response<B>,
         ripeness: Ripeness,
     ) -> Ripening<B> {
-        let response = self.watch(call, response, Unguarded);
+        let is_ripe = ripeness.at == RipeAt::Headers && response.status().is_success();
+        let response = match is_ripe {
+            true => response.map(|body| RipeBody::new(Rest::Plain { body })),
+            false => {
+                let watched = self.watch(call, response, Unguarded);
+                watched.map(|body| RipeBody::new(Rest::Watched { body }))
+            }
+        };
         Ripening {
-            response: Some(response.map(RipeBody::new)),
+            response: Some(response),
             ripeness,
         }
     }
@@ -233,22 +251,31 @@ fn arrived<T>(
 // === impl RipeBody ===
 
 impl<B> RipeBody<B> {
-    fn new(body: Watched<B, Unguarded>) -> Self {
+    fn new(rest: Rest<B>) -> Self {
         Self {
             held: VecDeque::new(),
             held_bytes: 0,
-            body,
+            rest,
+        }
+    }
+
+    fn watched(&self) -> Option<&Watched<B, Unguarded>> {
+        match &self.rest {
+            Rest::Watched { body } => Some(body),
+            Rest::Plain { .. } => None,
         }
     }
 
     fn has_content(&self) -> bool {
-        self.body.first_token_at().is_some()
+        self.watched()
+            .is_some_and(|body| body.first_token_at().is_some())
     }
 
     /// How the call ended, if it has.
     fn completion(&self) -> Option<Completion> {
-        let mut completion = self.body.completion().cloned()?;
-        let is_empty = self.body.is_event_stream() && !self.has_content();
+        let body = self.watched()?;
+        let mut completion = body.completion().cloned()?;
+        let is_empty = body.is_event_stream() && !self.has_content();
         if is_empty && completion.outcome == Outcome::Success && completion.finish.is_none() {
             // An end marker without an answer before it.
             completion.outcome = Outcome::Failed(Failure::Truncated);
@@ -262,7 +289,9 @@ impl<B> RipeBody<B> {
         B: Unpin,
     {
         let failed = Outcome::Failed(Failure::Status);
-        Pin::new(&mut self.body).cut(failed);
+        if let Rest::Watched { body } = &mut self.rest {
+            Pin::new(body).cut(failed);
+        }
         self.completion().unwrap_or(Completion::new(failed))
     }
 
@@ -272,7 +301,7 @@ impl<B> RipeBody<B> {
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<BoxError>,
     {
-        let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+        let frame = match ready!(Pin::new(&mut self.rest).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return Poll::Ready(Some(Err(error))),
             None => return Poll::Ready(None),
@@ -280,6 +309,36 @@ impl<B> RipeBody<B> {
         self.held_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
         self.held.push_back(frame);
         Poll::Ready(Some(Ok(())))
+    }
+}
+
+impl<B> Rest<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.project() {
+            RestProj::Plain { body } => body.poll_frame(cx).map_err(Into::into),
+            RestProj::Watched { body } => body.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Plain { body } => body.is_end_stream(),
+            Self::Watched { body } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Plain { body } => body.size_hint(),
+            Self::Watched { body } => body.size_hint(),
+        }
     }
 }
 
@@ -301,15 +360,15 @@ where
             *this.held_bytes -= bytes;
             return Poll::Ready(Some(Ok(frame)));
         }
-        this.body.poll_frame(cx)
+        this.rest.poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.held.is_empty() && self.body.is_end_stream()
+        self.held.is_empty() && self.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let rest = self.body.size_hint();
+        let rest = self.rest.size_hint();
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower() + self.held_bytes);
         if let Some(upper) = rest.upper() {

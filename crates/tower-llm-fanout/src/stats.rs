@@ -11,13 +11,15 @@ use std::{
 pub struct FanoutStats {
     /// Calls of callers.
     pub calls: u64,
-    /// Branches after the first ones of their calls.
+    /// Branches of these calls.
+    pub branches: u64,
+    /// Branches beyond the planned ones: hedges, retries and failovers.
     pub extra: u64,
     /// Calls whose answer came from a branch after the first ones.
     pub won: u64,
     /// Branches that were given up because another one had the answer.
     pub superseded: u64,
-    /// Extra branches that the [`Budget`](crate::Budget) did not allow.
+    /// Calls for which the [`Budget`](crate::Budget) did not allow another branch.
     pub refused_by_budget: u64,
     /// How long the branches that were given up had run.
     pub wasted: Duration,
@@ -26,11 +28,23 @@ pub struct FanoutStats {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     calls: AtomicU64,
+    branches: AtomicU64,
     extra: AtomicU64,
     won: AtomicU64,
     superseded: AtomicU64,
     refused_by_budget: AtomicU64,
     wasted_micros: AtomicU64,
+}
+
+/// What one call adds to them, all at once: the threads contend once a call.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) branches: usize,
+    pub(crate) extra: usize,
+    pub(crate) won: bool,
+    pub(crate) superseded: usize,
+    pub(crate) refused_by_budget: bool,
+    pub(crate) wasted: Duration,
 }
 
 impl FanoutStats {
@@ -45,32 +59,26 @@ impl FanoutStats {
 }
 
 impl Counters {
-    pub(crate) fn call(&self) {
-        self.calls.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn extra(&self) {
-        self.extra.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn won(&self) {
-        self.won.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn refused_by_budget(&self) {
-        self.refused_by_budget.fetch_add(1, Relaxed);
-    }
-
-    /// A branch was given up after it had run this long.
-    pub(crate) fn superseded(&self, ran: Duration) {
-        self.superseded.fetch_add(1, Relaxed);
-        let micros = u64::try_from(ran.as_micros()).unwrap_or(u64::MAX);
-        self.wasted_micros.fetch_add(micros, Relaxed);
+    pub(crate) fn add(&self, tally: &Tally) {
+        let add = |counter: &AtomicU64, count: u64| {
+            if count > 0 {
+                counter.fetch_add(count, Relaxed);
+            }
+        };
+        let micros = u64::try_from(tally.wasted.as_micros()).unwrap_or(u64::MAX);
+        add(&self.calls, 1);
+        add(&self.branches, tally.branches as u64);
+        add(&self.extra, tally.extra as u64);
+        add(&self.won, tally.won.into());
+        add(&self.superseded, tally.superseded as u64);
+        add(&self.refused_by_budget, tally.refused_by_budget.into());
+        add(&self.wasted_micros, micros);
     }
 
     pub(crate) fn stats(&self) -> FanoutStats {
         FanoutStats {
             calls: self.calls.load(Relaxed),
+            branches: self.branches.load(Relaxed),
             extra: self.extra.load(Relaxed),
             won: self.won.load(Relaxed),
             superseded: self.superseded.load(Relaxed),
