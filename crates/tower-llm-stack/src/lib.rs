@@ -63,8 +63,13 @@
 
 pub mod adapters;
 mod assemble;
+#[cfg(feature = "config")]
+#[cfg_attr(docsrs, doc(cfg(feature = "config")))]
+pub mod config;
 pub mod guide;
 mod optional;
+#[cfg(feature = "config")]
+mod secret;
 mod slot;
 mod stack;
 
@@ -108,6 +113,9 @@ pub use tower_llm_redis::{self as redis, Redis};
 #[cfg_attr(docsrs, doc(cfg(feature = "timeout")))]
 pub use tower_llm_timeout::{self as timeout, TimeoutLayer};
 
+#[cfg(feature = "config")]
+#[cfg_attr(docsrs, doc(cfg(feature = "config")))]
+pub use self::secret::Secret;
 pub use self::{
     optional::OptionalService,
     stack::{Stack, StackBuilder},

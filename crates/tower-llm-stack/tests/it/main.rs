@@ -18,6 +18,8 @@ mod adapter_reqwest_middleware;
     feature = "tonic"
 ))]
 mod adapter_tonic;
+#[cfg(feature = "config")]
+mod config;
 #[cfg(all(
     feature = "breaker",
     feature = "bulkhead",

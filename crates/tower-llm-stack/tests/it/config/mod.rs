@@ -1,0 +1,5 @@
+//! `gateway.toml`: reading, validation, secrets.
+
+mod reading;
+mod secrets;
+mod validation;
