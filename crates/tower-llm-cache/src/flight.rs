@@ -142,11 +142,7 @@ impl Flight {
             table,
             driver: Mutex::new(Some(start.upstream)),
             is_woken: AtomicBool::new(true),
-            log: Mutex::new(Log::new(
-                start.max_recording,
-                start.max_silence,
-                Instant::now(),
-            )),
+            log: Mutex::new(Log::new(start.max_recording)),
             max_silence: start.max_silence,
             finishes: start.finishes,
             recorder: start.recorder,
@@ -156,6 +152,12 @@ impl Flight {
     fn log(&self) -> MutexGuard<'_, Log> {
         // Each change of the log is whole before anything in it could panic.
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the upstream, which was asked, has had nothing for too long. A slow reader is not a silent upstream: what has woken
+    /// the flight, and was not asked for yet, may be anything.
+    fn is_silent(&self, now: Instant) -> bool {
+        !self.is_woken.load(Ordering::Acquire) && self.log().silent_for(now) >= self.max_silence
     }
 
     /// Polls the upstream for `reader` if it may have something; returns whether the log has changed.
@@ -189,7 +191,10 @@ impl Flight {
                     .poll_step(&mut Context::from_waker(&waker))
             }));
             let panic = match polled {
-                Ok(Poll::Pending) => continue,
+                Ok(Poll::Pending) => {
+                    self.log().note_silence();
+                    continue;
+                }
                 Ok(Poll::Ready(step)) => {
                     self.advance(&mut driver, step);
                     None
@@ -245,12 +250,10 @@ impl Flight {
                 if !head.status.is_success() || !is_readable(&head.headers) {
                     self.close();
                 }
-                let now = Instant::now();
-                self.log().head(*head, now);
+                self.log().head(*head);
             }
             Step::Frame(frame) => {
-                let now = Instant::now();
-                let is_over_cap = self.log().frame(frame, now);
+                let is_over_cap = self.log().frame(frame);
                 if is_over_cap {
                     self.close();
                 }

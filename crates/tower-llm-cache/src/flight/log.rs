@@ -40,9 +40,8 @@ pub(crate) struct Log {
     readers: Slab<Reader>,
     /// The reader that pays for the call; `None` if it has left since the end, or the call costs nothing.
     payer: Option<usize>,
-    /// When something came last.
-    last_at: Instant,
-    max_silence: Duration,
+    /// Since when the upstream, which was asked, has had nothing; `None` if it was not asked since something came.
+    silent_since: Option<Instant>,
 }
 
 /// The status line and headers of the answer.
@@ -132,8 +131,7 @@ pub(super) enum Read<T> {
 }
 
 impl Log {
-    /// The log of a call that `now` begins, and its first reader, which pays.
-    pub(super) fn new(max_bytes: usize, max_silence: Duration, now: Instant) -> Self {
+    pub(super) fn new(max_bytes: usize) -> Self {
         Self {
             head: None,
             frames: VecDeque::new(),
@@ -146,8 +144,7 @@ impl Log {
             completion: None,
             readers: Slab::new(),
             payer: None,
-            last_at: now,
-            max_silence,
+            silent_since: None,
         }
     }
 
@@ -160,11 +157,9 @@ impl Log {
         leader
     }
 
-    /// Adds a reader, unless the answer is too large, over, or does not come.
-    pub(super) fn join(&mut self, now: Instant) -> Option<usize> {
-        let is_silent = now.saturating_duration_since(self.last_at) >= self.max_silence;
-        let joins = self.is_open && !is_silent;
-        joins.then(|| self.readers.insert(Reader::default()))
+    /// Adds a reader, unless the answer is too large, or over.
+    pub(super) fn join(&mut self) -> Option<usize> {
+        self.is_open.then(|| self.readers.insert(Reader::default()))
     }
 
     /// Removes a reader, but not the last one of an answer that can still be stored, if that `keeps_last`. As long as the call
@@ -302,8 +297,19 @@ impl Log {
 
     // === What comes ===
 
-    pub(super) fn head(&mut self, mut parts: Parts, now: Instant) {
-        self.last_at = now;
+    /// The upstream was asked, and has nothing.
+    pub(super) fn note_silence(&mut self) {
+        self.silent_since.get_or_insert_with(Instant::now);
+    }
+
+    /// For how long the upstream has had nothing.
+    pub(super) fn silent_for(&self, now: Instant) -> Duration {
+        let since = self.silent_since;
+        since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    pub(super) fn head(&mut self, mut parts: Parts) {
+        self.silent_since = None;
         self.is_open &= parts.status.is_success() && is_readable(&parts.headers);
         let head = Head {
             status: parts.status,
@@ -321,8 +327,8 @@ impl Log {
     }
 
     /// Adds a frame; returns whether the answer is over the cap with it.
-    pub(super) fn frame(&mut self, frame: Frame<Bytes>, now: Instant) -> bool {
-        self.last_at = now;
+    pub(super) fn frame(&mut self, frame: Frame<Bytes>) -> bool {
+        self.silent_since = None;
         let piece = match frame.into_data() {
             Ok(data) => Piece::Data(data),
             Err(frame) => match frame.into_trailers() {

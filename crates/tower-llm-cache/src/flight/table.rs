@@ -110,7 +110,10 @@ impl Flights {
 
     /// Joins a flight, in the table or not, if it is open and still brings something.
     pub(crate) fn join(flight: &Arc<Flight>, now: Instant) -> Option<Participant> {
-        let reader = flight.log().join(now)?;
+        if flight.is_silent(now) {
+            return None;
+        }
+        let reader = flight.log().join()?;
         Some(Participant::new(Arc::clone(flight), reader, false))
     }
 

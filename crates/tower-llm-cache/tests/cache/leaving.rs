@@ -255,6 +255,7 @@ async fn callers_join_no_call_that_has_brought_nothing_for_long() {
     // After a frame, the time begins again.
     hung.send(ROLE);
     first.read(&[ROLE]);
+    assert!(is_waiting(first.body.as_mut().unwrap()));
     advance(almost).await;
     let _late = Caller::ask(&cache, question());
     mock::nothing_arrived(&mut provider);
@@ -268,6 +269,34 @@ async fn callers_join_no_call_that_has_brought_nothing_for_long() {
     first.read(&[TOKEN]);
     drop(first);
     assert!(found(&cache, question()).is_some());
+}
+
+/// Its upstream may have ended long ago: nothing has asked it.
+#[tokio::test(start_paused = true)]
+async fn callers_join_a_call_whose_answer_is_there_and_not_read() {
+    let silence = Duration::from_secs(30);
+    let layer = caching(Policy::completions().max_silence(silence));
+    let (cache, mut provider) = upstream(&layer);
+    for asks_once in [false, true] {
+        let question = || {
+            described(
+                post(CHAT),
+                &QUESTION.replace("Why", &format!("{asks_once}")),
+            )
+        };
+        let mut slow = Caller::ask(&cache, question());
+        let sender = stream(mock::arrived(&mut provider).1);
+        slow.poll_headers();
+        if asks_once {
+            assert!(is_waiting(slow.body.as_mut().unwrap()));
+        }
+        WHOLE.iter().for_each(|frame| sender.send(frame));
+        drop(sender);
+        advance(2 * silence).await;
+        let mut other = Caller::ask(&cache, question());
+        mock::nothing_arrived(&mut provider);
+        other.read(&WHOLE);
+    }
 }
 
 #[tokio::test(start_paused = true)]
