@@ -99,6 +99,8 @@ pub(crate) struct Start {
     pub(crate) max_recording: usize,
     /// How long nothing may come before callers no longer join.
     pub(crate) max_silence: Duration,
+    /// How long a task reads the answer for no caller.
+    pub(crate) max_unattended: Duration,
     /// Whether a task reads the answer to its end when the last caller has left.
     pub(crate) finishes: bool,
 }
@@ -112,6 +114,7 @@ pub(crate) struct Flight {
     is_woken: AtomicBool,
     log: Mutex<Log>,
     max_silence: Duration,
+    max_unattended: Duration,
     finishes: bool,
     recorder: Box<dyn Recorder>,
 }
@@ -144,6 +147,7 @@ impl Flight {
             is_woken: AtomicBool::new(true),
             log: Mutex::new(Log::new(start.max_recording)),
             max_silence: start.max_silence,
+            max_unattended: start.max_unattended,
             finishes: start.finishes,
             recorder: start.recorder,
         }

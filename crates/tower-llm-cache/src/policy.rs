@@ -27,6 +27,7 @@ pub struct Policy {
     pub(crate) pause: Duration,
     pub(crate) max_answer_bytes: usize,
     pub(crate) max_silence: Duration,
+    pub(crate) max_unattended: Duration,
     pub(crate) finish_abandoned: bool,
     pub(crate) deterministic_only: bool,
     pub(crate) tool_calls: bool,
@@ -49,6 +50,7 @@ impl Policy {
         pause: Duration::ZERO,
         max_answer_bytes: 0,
         max_silence: Duration::from_secs(10 * 60),
+        max_unattended: Duration::from_secs(30 * 60),
         finish_abandoned: false,
         deterministic_only: false,
         tool_calls: false,
@@ -125,10 +127,20 @@ impl Policy {
     }
 
     /// Sets how long a call in flight may bring nothing before further callers send their own; 10 minutes unless set, the
-    /// timeout of most clients. It begins again with each frame. The callers that share the call wait on, up to timeouts of their
-    /// own.
+    /// timeout of most clients. It begins again with each frame, but for those that have nothing but comments and blank lines.
+    /// The callers that share the call wait on, up to timeouts of their own.
     pub const fn max_silence(mut self, silence: Duration) -> Self {
         self.max_silence = silence;
+        self
+    }
+
+    /// Sets how long a call may go on that no caller waits for; 30 minutes unless set. Then it is dropped and not stored.
+    ///
+    /// Such calls are those that [`finish_abandoned`](Self::finish_abandoned) has read on, from when the last caller has left, and
+    /// those that renew an answer: see [`stale_while_revalidate`](Self::stale_while_revalidate) and
+    /// [`RefreshAhead`](crate::RefreshAhead). If callers have joined meanwhile, the call goes on for them.
+    pub const fn max_unattended(mut self, time: Duration) -> Self {
+        self.max_unattended = time;
         self
     }
 
@@ -139,8 +151,8 @@ impl Policy {
     /// cache keeps its reservation until the call has ended, and then charges what the call has used. A caller that asks again
     /// shares the call and is charged a request.
     ///
-    /// The task ends when the answer exceeds [`max_answer_bytes`](Self::max_answer_bytes), or brings nothing for
-    /// [`max_silence`](Self::max_silence). Until then the call counts in the limits inside of the cache. Outside of a tokio
+    /// The task ends when the answer exceeds [`max_answer_bytes`](Self::max_answer_bytes), brings nothing for
+    /// [`max_silence`](Self::max_silence), or takes longer than [`max_unattended`](Self::max_unattended). Until then the call counts in the limits inside of the cache. Outside of a tokio
     /// runtime the call is dropped.
     pub const fn finish_abandoned(mut self) -> Self {
         self.finish_abandoned = true;
@@ -208,10 +220,14 @@ impl Policy {
                 reason,
             ));
         }
-        if self.max_silence.is_zero() || self.max_silence > MAX_TTL {
-            let reason = "it must be over zero and at most ten years";
-            let silence = format!("{:?}", self.max_silence);
-            return Err(ConfigError::new("max_silence", silence, reason));
+        for (field, time) in [
+            ("max_silence", self.max_silence),
+            ("max_unattended", self.max_unattended),
+        ] {
+            if time.is_zero() || time > MAX_TTL {
+                let reason = "it must be over zero and at most ten years";
+                return Err(ConfigError::new(field, format!("{time:?}"), reason));
+            }
         }
         if self.max_answer_bytes == 0 {
             let reason = "no answer is that small; leave the policy out to cache nothing";

@@ -77,6 +77,7 @@ where
             recorder: Box::new(NoRecorder),
             max_recording: policy.max_answer_bytes,
             max_silence: policy.max_silence,
+            max_unattended: policy.max_unattended,
             finishes: policy.finish_abandoned,
         };
         let flight = FlightKey::of_object(*key.digest());

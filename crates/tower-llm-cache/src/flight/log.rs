@@ -328,7 +328,9 @@ impl Log {
 
     /// Adds a frame; returns whether the answer is over the cap with it.
     pub(super) fn frame(&mut self, frame: Frame<Bytes>) -> bool {
-        self.silent_since = None;
+        if !is_keep_alive(&frame) {
+            self.silent_since = None;
+        }
         let piece = match frame.into_data() {
             Ok(data) => Piece::Data(data),
             Err(frame) => match frame.into_trailers() {
@@ -404,6 +406,15 @@ impl Log {
         self.first += 1;
         true
     }
+}
+
+/// Whether it has nothing but blank lines and comments, which keep a connection open.
+fn is_keep_alive(frame: &Frame<Bytes>) -> bool {
+    let mut lines = match frame.data_ref() {
+        Some(data) => data.split(|byte| matches!(byte, b'\n' | b'\r')),
+        None => return false,
+    };
+    lines.all(|line| line.first().is_none_or(|first| *first == b':'))
 }
 
 impl Piece {

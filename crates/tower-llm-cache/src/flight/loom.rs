@@ -124,6 +124,7 @@ impl Scene {
                 recorder: Box::new(self.answers.clone()),
                 max_recording: 1 << 10,
                 max_silence: Duration::MAX,
+                max_unattended: Duration::MAX,
                 finishes: false,
             }
         };

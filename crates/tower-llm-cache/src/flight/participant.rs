@@ -8,7 +8,10 @@ use std::{
 
 use bytes::Bytes;
 use http_body::Frame;
-use tokio::{runtime::Handle, time::timeout};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout},
+};
 use tower_llm_core::{Bill, Billed, BoxError, Completion, Unsent};
 
 use super::{
@@ -118,15 +121,23 @@ impl Participant {
         }
     }
 
-    /// Reads the answer to its end, to have it stored. Leaves early if it cannot be, or nothing has come for too long.
+    /// Reads the answer to its end, to have it stored. Leaves early if it cannot be, if nothing has come for too long, or if it
+    /// takes too long.
     pub(crate) async fn read_to_end(mut self) {
         self.is_task = true;
+        let max_unattended = self.flight.max_unattended;
+        let _is_late = timeout(max_unattended, self.read_frames()).await;
+    }
+
+    async fn read_frames(&mut self) {
         let max_silence = self.flight.max_silence;
         let head = timeout(max_silence, poll_fn(|cx| self.poll_head(cx))).await;
         let mut has_more = matches!(head, Ok(Ok(_)));
         while has_more && self.flight.log().is_open {
             let frame = timeout(max_silence, poll_fn(|cx| self.poll_frame(cx))).await;
-            has_more = matches!(frame, Ok(Some(Ok(_))));
+            // Of a silence, some frames are part.
+            let is_silent = self.flight.log().silent_for(Instant::now()) >= max_silence;
+            has_more = matches!(frame, Ok(Some(Ok(_)))) && !is_silent;
         }
     }
 

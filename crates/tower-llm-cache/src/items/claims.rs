@@ -135,6 +135,7 @@ impl Claims {
             }),
             max_recording: MAX_RECORDING,
             max_silence: batch.policy.max_silence,
+            max_unattended: batch.policy.max_unattended,
             finishes: batch.policy.finish_abandoned,
         };
         let leader = shared

@@ -284,6 +284,7 @@ impl Gather {
             recorder: Box::new(KeepNothing),
             max_recording: self.batch.policy.max_answer_bytes,
             max_silence: self.batch.policy.max_silence,
+            max_unattended: self.batch.policy.max_unattended,
             finishes: false,
         };
         let flight = FlightKey::of_object(*self.batch.any_key().digest());

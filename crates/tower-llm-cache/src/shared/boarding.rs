@@ -140,6 +140,7 @@ impl Shared {
             recorder: Box::new(Keep::new(self, lookup)),
             max_recording: lookup.policy.max_answer_bytes,
             max_silence: lookup.policy.max_silence,
+            max_unattended: lookup.policy.max_unattended,
             finishes: lookup.policy.finish_abandoned,
         }
     }

@@ -300,6 +300,25 @@ async fn callers_join_a_call_whose_answer_is_there_and_not_read() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn callers_join_no_call_that_brings_comments_alone() {
+    let silence = Duration::from_secs(30);
+    let layer = caching(Policy::completions().max_silence(silence));
+    let (cache, mut provider) = upstream(&layer);
+    let mut first = Caller::ask(&cache, question());
+    let sender = stream(mock::arrived(&mut provider).1);
+    first.poll_headers();
+    for comment in [": working\n\n", "\r\n", ":"] {
+        assert!(is_waiting(first.body.as_mut().unwrap()));
+        advance(silence / 3).await;
+        sender.send(comment);
+        first.read(&[comment]);
+    }
+    assert!(is_waiting(first.body.as_mut().unwrap()));
+    let _afresh = Caller::ask(&cache, question());
+    mock::arrived(&mut provider);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_renewal_that_brings_nothing_is_given_up() {
     let ttl = Duration::from_secs(60);
     let policy = Policy::completions()
@@ -360,7 +379,7 @@ async fn a_call_that_all_have_left_is_dropped_when_it_brings_nothing_or_too_much
     let layer = caching(policy);
     let (cache, mut provider) = upstream(&layer);
     let in_flight = || layer.handle().stats().in_flight;
-    for tokens in [0, 3] {
+    for (tokens, brings) in [(0, None), (0, Some(": working\n\n")), (3, None)] {
         let caller = Caller::ask(&cache, question());
         let (sender, body) = Upstream::new();
         let dropped = Arc::new(Mutex::new(false));
@@ -373,11 +392,46 @@ async fn a_call_that_all_have_left_is_dropped_when_it_brings_nothing_or_too_much
         tokio::task::yield_now().await;
         if tokens == 0 {
             assert_eq!(in_flight(), 1);
-            tokio::time::sleep(silence + Duration::from_millis(1)).await;
+            for _ in 0..4 {
+                brings.into_iter().for_each(|frame| sender.send(frame));
+                tokio::time::sleep(silence / 3).await;
+            }
         }
         assert_eq!(in_flight(), 0);
         assert!(*dropped.lock().unwrap(), "{tokens}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_all_have_left_is_dropped_when_it_takes_too_long() {
+    let minute = Duration::from_secs(60);
+    let policy = Policy::completions()
+        .finish_abandoned()
+        .max_unattended(10 * minute)
+        .max_silence(60 * minute);
+    let layer = caching(policy);
+    let (cache, mut provider) = upstream(&layer);
+    let caller = Caller::ask(&cache, question());
+    let sender = stream(mock::arrived(&mut provider).1);
+    tokio::time::sleep(20 * minute).await;
+    caller.leave();
+    for _ in 0..9 {
+        sender.send(TOKEN);
+        tokio::time::sleep(minute).await;
+        assert_eq!(layer.handle().stats().in_flight, 1);
+    }
+    // A caller that comes meanwhile gets the rest.
+    let mut later = Caller::ask(&cache, question());
+    later.read(&[TOKEN; 9]);
+    tokio::time::sleep(2 * minute).await;
+    sender.send(FINISH);
+    later.read(&[FINISH]);
+    assert_eq!(layer.handle().stats().in_flight, 1);
+    drop(later);
+    tokio::time::sleep(9 * minute).await;
+    assert_eq!(layer.handle().stats().in_flight, 1);
+    tokio::time::sleep(2 * minute).await;
+    assert_eq!(layer.handle().stats().in_flight, 0);
 }
 
 #[test]

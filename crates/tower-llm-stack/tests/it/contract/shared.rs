@@ -320,6 +320,22 @@ async fn a_call_that_goes_on_and_is_given_up_is_charged_by_what_came_of_it() {
     );
 }
 
+/// A server in front of the provider may send comments for as long as the call is open.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_goes_on_and_brings_comments_alone_is_given_up() {
+    let mut scene = Scene::new(policy().finish_abandoned(), 9);
+    let leaver = scene.ask(request());
+    scene.desk.write(0, WORD);
+    scene.read(leaver, 2);
+    scene.leave(leaver);
+    for _ in 0..4 {
+        scene.desk.write(0, ": ping\n\n");
+        tokio::time::sleep(SILENCE * 2 / 3).await;
+    }
+    assert_eq!(scene.layers.stand().places_held(), 0);
+    assert_eq!(scene.charged(), [ESTIMATED_INPUT + 3; 2]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_call_that_was_not_sent_when_its_caller_left_is_charged_when_it_ends() {
     for fails in [false, true] {
