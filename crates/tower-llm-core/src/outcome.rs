@@ -158,8 +158,11 @@ pub struct Completion {
     /// When the response body ended; `None` for a call that failed or was dropped before its response headers, and with
     /// [`Unary`](crate::Unary), which reads no clock.
     pub ended_at: Option<Instant>,
-    /// Why the model stopped, if it said.
+    /// Why the model stopped, if it said. Of several choices, the reason that is least an answer counts; if one of them has
+    /// not finished, none that makes the answer look whole.
     pub finish: Option<FinishReason>,
+    /// The number of choices, or of Gemini's candidates, that have finished, up to 64; 0 for dialects that have none.
+    pub finished_choices: u32,
     /// The response's HTTP status, if there was one.
     pub status: Option<u16>,
     /// What the provider's error concerns, if it says so.
@@ -194,6 +197,7 @@ impl Completion {
             first_token_at: None,
             ended_at: None,
             finish: None,
+            finished_choices: 0,
             status: None,
             subject: None,
             served: None,

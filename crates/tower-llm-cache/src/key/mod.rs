@@ -67,6 +67,8 @@ pub(crate) struct Asked {
     pub(crate) include_usage: bool,
     /// Whether the answer is meant to be the same each time.
     pub(crate) is_deterministic: bool,
+    /// The number of choices, or candidates.
+    pub(crate) choices: u64,
 }
 
 /// Reads what a request asks for; fails if it must not be answered from the cache.
@@ -87,6 +89,7 @@ pub(crate) fn read(
             include_usage: policy::includes_usage(body),
             is_deterministic: *call.operation() == Operation::EMBEDDINGS
                 || policy::is_deterministic(body),
+            choices: policy::choices(body, root),
         }
     })
 }

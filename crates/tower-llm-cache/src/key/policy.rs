@@ -115,6 +115,26 @@ pub(super) fn is_deterministic(body: Node<'_>) -> bool {
     })
 }
 
+/// How many choices, or candidates, the answer is to have.
+pub(super) fn choices(body: Node<'_>, root: Place) -> u64 {
+    let number = match root {
+        Place::ChatBody => body.get("n"),
+        Place::GeminiBody => {
+            let configs = ["generationConfig", "generation_config"];
+            let config = configs.into_iter().find_map(|name| body.get(name));
+            let names = ["candidateCount", "candidate_count"];
+            names
+                .into_iter()
+                .find_map(|name| config.and_then(|config| config.get(name)))
+        }
+        _ => None,
+    };
+    match number.map(Node::shape) {
+        Some(Shape::Number(number)) => number.as_count(),
+        _ => 1,
+    }
+}
+
 /// Whether a stream of chunks is asked to end with the usage.
 pub(super) fn includes_usage(body: Node<'_>) -> bool {
     let options = body.get("stream_options");

@@ -24,6 +24,7 @@ pub(super) struct Keep {
     says_why_it_ended: bool,
     includes_usage: bool,
     streams_lists: bool,
+    choices: u64,
 }
 
 impl Recorder for Keep {
@@ -49,6 +50,7 @@ impl Keep {
             says_why_it_ended: is_completion(lookup.call.operation()),
             includes_usage: lookup.asked.include_usage,
             streams_lists: lookup.call.dialect() == Some(Dialect::Gemini),
+            choices: lookup.asked.choices,
         }
     }
 
@@ -74,13 +76,16 @@ impl Keep {
         is_stored.then_some(())
     }
 
-    /// Whether others may be given this answer: it is whole, and not one that another try would better.
+    /// Whether others may be given this answer: it is whole, with all of its choices, and not one that another try would better.
     fn may_store(&self, head: &Head, completion: &Completion) -> bool {
         let has_ended_well = match completion.finish {
             Some(finish) => self.policy.allows(finish),
             None => !self.says_why_it_ended,
         };
+        let has_all_choices =
+            self.choices <= 1 || u64::from(completion.finished_choices) >= self.choices;
         head.status == StatusCode::OK
+            && has_all_choices
             && completion.outcome == Outcome::Success
             && has_ended_well
             && is_readable(&head.headers)

@@ -52,6 +52,67 @@ fn only_a_whole_answer_that_ended_well_is_stored() {
     }
 }
 
+/// Of two choices, the first is there.
+#[test]
+fn a_stream_without_all_of_its_choices_is_not_stored() {
+    const SECOND: &str = "data: {\"choices\":[{\"index\":1,\"delta\":{\"content\":\"Half\"}}]}\n\n";
+    const SECOND_STOP: &str =
+        "data: {\"choices\":[{\"index\":1,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    const SECOND_LENGTH: &str =
+        "data: {\"choices\":[{\"index\":1,\"delta\":{},\"finish_reason\":\"length\"}]}\n\n";
+    let asks = |n: &str| {
+        described(
+            post(CHAT),
+            &QUESTION.replacen('{', &format!("{{\"n\":{n},"), 1),
+        )
+    };
+    for (n, ends, is_stored) in [
+        ("2", &[SECOND, FINISH, SECOND_STOP, DONE][..], true),
+        ("2", &[SECOND, FINISH, SECOND_STOP], true),
+        // It never ends, never comes, or does not end well.
+        ("2", &[SECOND, FINISH, DONE], false),
+        ("1", &[SECOND, FINISH, DONE], false),
+        ("2", &[SECOND, FINISH], false),
+        ("2", &[FINISH, DONE], false),
+        ("2", &[FINISH], false),
+        ("2", &[SECOND, FINISH, SECOND_LENGTH, DONE], false),
+        ("2", &[SECOND, LENGTH, SECOND_STOP, DONE], false),
+    ] {
+        let layer = shared();
+        let (cache, mut provider) = upstream(&layer);
+        let frames = [&[ROLE, TOKEN], ends].concat();
+        ask(&cache, &mut provider, asks(n), &frames);
+        let found = found(&cache, asks(n));
+        assert_eq!(found.is_some(), is_stored, "{n} {ends:?}");
+    }
+}
+
+#[test]
+fn an_object_without_all_of_its_choices_is_not_stored() {
+    const STOP: &str = r#"{"index":0,"message":{"content":"x"},"finish_reason":"stop"}"#;
+    const SECOND: &str = r#"{"index":1,"message":{"content":"x"},"finish_reason":"stop"}"#;
+    const UNFINISHED: &str = r#"{"index":1,"message":{"content":"x"},"finish_reason":null}"#;
+    for (choices, is_stored) in [
+        (vec![STOP, SECOND], true),
+        (vec![STOP, UNFINISHED], false),
+        (vec![STOP], false),
+        (vec![], false),
+    ] {
+        let layer = shared();
+        let (cache, mut provider) = upstream(&layer);
+        let asks = || {
+            let two = QUESTION.replacen('{', "{\"n\":2,", 1);
+            described(post(CHAT), &two.replace("true", "false"))
+        };
+        let mut calling = start(&cache, asks());
+        let (_, send) = mock::arrived(&mut provider);
+        let body = format!(r#"{{"choices":[{}]}}"#, choices.join(","));
+        object(send, &[body.leak()]);
+        frames(answered(&mut calling));
+        assert_eq!(found(&cache, asks()).is_some(), is_stored, "{choices:?}");
+    }
+}
+
 #[test]
 fn calls_of_tools_are_stored_if_the_policy_says_so() {
     let layer = caching(Policy::completions().tool_calls());

@@ -42,6 +42,11 @@ impl Choices {
         self.seen != 0
     }
 
+    /// How many have a finish reason.
+    pub(super) fn finished(&self) -> u32 {
+        self.finished.count_ones()
+    }
+
     /// Whether there are any, and each has a finish reason.
     pub(super) fn have_finished(&self) -> bool {
         self.seen != 0 && self.seen & !self.finished == 0

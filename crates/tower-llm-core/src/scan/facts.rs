@@ -44,7 +44,7 @@ pub(super) struct Facts {
     is_known: bool,
     pub(super) has_output: bool,
     choices: Choices,
-    pub(super) finish: Option<FinishReason>,
+    finish: Option<FinishReason>,
     pub(super) speaks: Option<Speaks>,
     pub(super) terminal: Option<Marker>,
     error: Option<ProviderError>,
@@ -115,6 +115,19 @@ impl Facts {
     pub(super) fn content_bytes(&self) -> Option<u64> {
         let is_known = self.is_known || self.speaks.is_some();
         is_known.then(|| u64::try_from(self.text_bytes).unwrap_or(0))
+    }
+
+    /// Why the model stopped.
+    pub(super) fn finish(&self) -> Option<FinishReason> {
+        let is_cut = self.choices.are_any() && !self.choices.have_finished();
+        self.finish.filter(|reason| match reason {
+            FinishReason::Stop | FinishReason::ToolCalls => !is_cut,
+            FinishReason::Length | FinishReason::ContentFilter | FinishReason::Other => true,
+        })
+    }
+
+    pub(super) fn finished_choices(&self) -> u32 {
+        self.choices.finished()
     }
 
     /// Whether each choice that arrived has a finish reason.

@@ -177,7 +177,8 @@ impl Scanner {
         }
         completion.first_token_at = self.first_token_at;
         completion.ended_at = Some(Instant::now());
-        completion.finish = self.facts.finish;
+        completion.finish = self.facts.finish();
+        completion.finished_choices = self.facts.finished_choices();
         completion.status = Some(self.headers.status.as_u16());
         completion.subject = subject;
         completion.served = self.served;

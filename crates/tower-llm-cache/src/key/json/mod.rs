@@ -210,6 +210,12 @@ impl<'a> Node<'a> {
 // === impl Number ===
 
 impl Number<'_> {
+    /// As a number of things, cut down to what fits.
+    pub(super) fn as_count(self) -> u64 {
+        let float = || self.0.parse::<f64>().unwrap_or_default() as u64;
+        self.0.parse().unwrap_or_else(|_| float())
+    }
+
     pub(super) fn is_zero(self) -> bool {
         Decimal::read(self.0).is_zero()
     }

@@ -306,6 +306,22 @@ fn a_stream_that_ends_with_the_usage_is_known() {
 }
 
 #[test]
+fn the_number_of_choices_that_a_request_asks_for_is_known() {
+    for (n, choices) in [("2", 2), ("2.0", 2), ("2e0", 2), ("null", 1), (r#""2""#, 1)] {
+        let chat = Case::chat(&body_with(CHAT, &format!(r#""n":{n}"#)));
+        assert_eq!(chat.asked().unwrap().choices, choices, "{n}");
+    }
+    for config in [
+        r#""generationConfig":{"candidateCount":3}"#,
+        r#""generation_config":{"candidate_count":3}"#,
+    ] {
+        let asked = gemini(&body_with(GEMINI, config)).asked().unwrap();
+        assert_eq!(asked.choices, 3, "{config}");
+    }
+    assert_eq!(Case::chat(CHAT).asked().unwrap().choices, 1);
+}
+
+#[test]
 fn models_that_search_by_themselves_bypass() {
     let asked = |model: &'static str| Case::chat("{}").with(|case| case.model = model).asked();
     for model in [

@@ -288,12 +288,16 @@ fn no_wait_is_longer_than_a_month() {
 
 /// The finish reason of a body that is read to its end.
 fn finish(response: Response<Script>) -> Option<FinishReason> {
+    completion(response).finish
+}
+
+fn completion(response: Response<Script>) -> Completion {
     let log = Log::new();
     let mut body = HttpBody
         .watch(None, response, log.probe("only"))
         .into_body();
     while next_frame(&mut body).is_some() {}
-    log.completion().finish
+    log.completion()
 }
 
 #[test]
@@ -318,6 +322,33 @@ fn the_worst_of_several_finish_reasons_counts() {
             finish(sse(Script::data([events.leak() as &str]))),
             Some(expected)
         );
+    }
+}
+
+#[test]
+fn an_answer_with_a_choice_that_has_not_finished_has_no_finish_reason_of_a_whole_one() {
+    let choice =
+        |index, reason| format!(r#"{{"index":{index},"delta":{{}},"finish_reason":{reason}}}"#);
+    for (reasons, expected, finished) in [
+        ([r#""stop""#, "null"], None, 1),
+        (["null", r#""tool_calls""#], None, 1),
+        ([r#""length""#, "null"], Some(FinishReason::Length), 1),
+        ([r#""stop""#, r#""stop""#], Some(FinishReason::Stop), 2),
+    ] {
+        let [first, second] = [choice(0, reasons[0]), choice(1, reasons[1])];
+        let whole = format!(r#"{{"choices":[{first},{second}]}}"#);
+        let events = format!(
+            "data: {{\"choices\":[{second}]}}\n\ndata: {{\"choices\":[{first}]}}\n\ndata: [DONE]\n\n"
+        );
+        for response in [
+            json(Script::data([whole.leak() as &str])),
+            sse(Script::data([events.leak() as &str])),
+        ] {
+            let completion = completion(response);
+            assert_eq!(completion.outcome, Outcome::Success);
+            assert_eq!(completion.finish, expected, "{reasons:?}");
+            assert_eq!(completion.finished_choices, finished, "{reasons:?}");
+        }
     }
 }
 
