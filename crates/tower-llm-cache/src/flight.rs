@@ -38,7 +38,7 @@ use bytes::Bytes;
 use http::response::Parts;
 use http_body::Frame;
 use tokio::time::Instant;
-use tower_llm_core::{BoxError, Completion, Failure, Outcome, Unsent};
+use tower_llm_core::{BoxError, Completion, Failure, Outcome};
 
 pub(crate) use self::{
     account::{Account, used},
@@ -131,10 +131,11 @@ impl End {
 
     /// That of a call that is dropped before its response headers.
     pub(crate) fn dropped(drop: impl FnOnce()) -> Self {
-        Self::without_answer(match Unsent::while_dropping(drop) {
-            true => Outcome::Refused,
-            false => Outcome::Abandoned,
-        })
+        Self {
+            completion: Completion::of_drop(drop),
+            is_certain: false,
+            is_event_stream: false,
+        }
     }
 }
 
@@ -298,7 +299,9 @@ impl Flight {
             // Not reached: a call without an upstream has ended.
             return Completion::new(Outcome::Abandoned);
         };
-        let end = upstream.give_up();
+        let mut end = End::without_answer(Outcome::Abandoned);
+        // What the drop reports is for this call, and in its end. The guards around are those of one caller.
+        Completion::of_drop(|| end = upstream.give_up());
         if end.is_certain {
             self.record(&end);
         }

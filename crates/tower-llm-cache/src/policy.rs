@@ -149,7 +149,8 @@ impl Policy {
     ///
     /// For callers that give up and ask again: the provider is paid once. The last caller to leave pays: a rate limit around the
     /// cache keeps its reservation until the call has ended, and then charges what the call has used. A caller that asks again
-    /// shares the call and is charged a request.
+    /// shares the call and is charged a request. Of two caches around each other, set it on the outer one: it does not wait for a
+    /// call that the inner one reads on.
     ///
     /// The task ends when the answer exceeds [`max_answer_bytes`](Self::max_answer_bytes), brings nothing for
     /// [`max_silence`](Self::max_silence), or takes longer than [`max_unattended`](Self::max_unattended). Until then the call counts in the limits inside of the cache. Outside of a tokio

@@ -5,7 +5,9 @@ use std::{error::Error, time::Duration};
 use tokio::time::Instant;
 use tower::{load_shed::error::Overloaded, timeout::error::Elapsed};
 
-use crate::{Billed, ClassifiedError, Refusal, Served, TimedOut, Usage, error::chain};
+use crate::{
+    Billed, ClassifiedError, Refusal, Served, TimedOut, Usage, error::chain, watch::while_dropping,
+};
 
 /// How a call ended. Every layer acts on the same verdict.
 ///
@@ -187,6 +189,23 @@ pub enum Subject {
 }
 
 impl Completion {
+    /// Runs `drop`, which drops the future of a call before its response, and returns how that ends the call: as
+    /// [`Refused`](Outcome::Refused) if a layer still held it back, and else as [`Abandoned`](Outcome::Abandoned); if it was
+    /// shared, with what its caller pays.
+    ///
+    /// For a layer that drops the call of one caller, or of several, and says itself what they pay.
+    pub fn of_drop(drop: impl FnOnce()) -> Self {
+        let report = while_dropping(drop);
+        let seen = Self::new(match report.is_unsent {
+            true => Outcome::Refused,
+            false => Outcome::Abandoned,
+        });
+        match report.bill {
+            Some(bill) => bill.of(seen),
+            None => seen,
+        }
+    }
+
     /// Creates a completion with nothing but an outcome.
     #[must_use]
     pub const fn new(outcome: Outcome) -> Self {

@@ -200,7 +200,8 @@ impl State {
                 (seen, _) => seen,
             };
         }
-        seen.served = self.is_waived.then_some(Served::Follower);
+        let served = seen.served.unwrap_or(Served::Follower);
+        seen.served = self.is_waived.then_some(served);
         seen.extra_usage = self.extra;
         seen
     }

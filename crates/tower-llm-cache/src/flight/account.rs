@@ -68,14 +68,42 @@ impl Account {
     /// The caller pays for all of the call, whatever it has seen of it.
     pub(super) fn charge(&self, call: &Completion) {
         match self.part {
-            None => self.bill().charge(call),
+            None => self.charge_response(call),
             Some(input_tokens) => self.bill().charge_extra(used(call, input_tokens)),
+        }
+    }
+
+    /// The caller has seen how the call has ended, and pays for it. One whose response is put together says itself what it pays.
+    pub(super) fn charge_seen(&self, call: &Completion) {
+        if self.part.is_none() {
+            self.charge_response(call);
+        }
+    }
+
+    fn charge_response(&self, call: &Completion) {
+        let bill = self.bill();
+        bill.charge(call);
+        // A cache inside of this one has made another call for it, or none.
+        if let Some(extra) = call.extra_usage {
+            bill.charge_extra(extra);
+        }
+        if call.served.is_some() {
+            bill.waive();
         }
     }
 }
 
-/// What a call has used, by the table of [`Outcome`].
+/// What a call has used, and what a cache inside of this one says that it has cost beside that.
 pub(crate) fn used(call: &Completion, input_tokens: u64) -> Usage {
+    let used = match call.served {
+        Some(_) => Usage::default(),
+        None => used_by_itself(call, input_tokens),
+    };
+    used.plus(&call.extra_usage.unwrap_or_default())
+}
+
+/// By the table of [`Outcome`].
+fn used_by_itself(call: &Completion, input_tokens: u64) -> Usage {
     let was_at_work = match call.outcome {
         Outcome::Success | Outcome::Abandoned | Outcome::Superseded => true,
         Outcome::Failed(failure) => match call.status {

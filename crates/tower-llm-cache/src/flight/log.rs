@@ -1,6 +1,6 @@
 //! What has come of an answer, and how far each participant has read it.
 
-use std::{collections::VecDeque, task::Waker, time::Duration};
+use std::{collections::VecDeque, mem, task::Waker, time::Duration};
 
 use bytes::Bytes;
 use http::{StatusCode, response::Parts};
@@ -216,10 +216,14 @@ impl Log {
 
     /// Notes what a reader's caller pays, from now on.
     pub(super) fn open_account(&mut self, reader: usize, account: Account) {
-        if !self.pays(reader) {
+        let pays = self.pays(reader);
+        if !pays {
             account.waive();
         }
         self.readers[reader].account = Some(account);
+        if pays && self.readers[reader].is_done {
+            self.charge_seen(reader);
+        }
     }
 
     pub(super) fn account(&self, reader: usize) -> Option<&Account> {
@@ -260,8 +264,17 @@ impl Log {
             Some(Ended::Failed(error)) => Read::Failed(error.clone()),
             None => return self.wait(reader, waker),
         };
-        self.readers[reader].is_done = true;
+        let is_first = !mem::replace(&mut self.readers[reader].is_done, true);
+        if is_first && self.pays(reader) {
+            self.charge_seen(reader);
+        }
         read
+    }
+
+    fn charge_seen(&self, reader: usize) {
+        if let (Some(account), Some(call)) = (self.account(reader), &self.completion) {
+            account.charge_seen(call);
+        }
     }
 
     pub(super) fn rewind(&mut self, reader: usize) {
@@ -319,8 +332,8 @@ impl Log {
             served: parts.extensions.remove(),
             value: parts.extensions.remove(),
         };
-        if head.found.is_some() || head.served.is_some() {
-            // It cost no call.
+        if head.found.is_some() || head.served == Some(Served::Hit) {
+            // It cost no call. Of one that a cache inside of this one shares, the end says whether it did.
             self.payer = None;
         }
         self.head = Some(head);

@@ -172,8 +172,10 @@ impl Drop for Participant {
         let given_up = left.is_last.then(|| flight.give_up());
         let paid = match left.pays {
             Pays::Nothing => return self.pay_nothing(account.as_ref()),
-            // A task sees nothing for its caller.
-            Pays::Seen if self.is_task => self.completion(),
+            // A task puts no response together for its caller.
+            Pays::Seen if self.is_task && account.as_ref().is_some_and(Account::is_of_part) => {
+                self.completion()
+            }
             Pays::Seen => return,
             Pays::All(call) => Some(call),
             Pays::Running => given_up,

@@ -243,17 +243,15 @@ impl Boarded {
             }
         }
         self.status.write(did, self.key.as_ref(), headers);
-        if let Some(served) = head.served.filter(|_| is_leader) {
-            // By a cache nearer to the provider.
-            response.extensions_mut().insert(served);
-        } else if head.found.is_some() {
+        // Or by a cache nearer to the provider.
+        let is_hit = head.found.is_some() || is_leader && head.served == Some(Served::Hit);
+        if is_hit {
             response.extensions_mut().insert(Served::Hit);
-        } else {
-            if !pays {
-                response.extensions_mut().insert(Served::Follower);
-            }
-            response.extensions_mut().insert(self.bill);
+        } else if !pays || head.served.is_some() {
+            response.extensions_mut().insert(Served::Follower);
         }
+        // Also of a hit: other calls may have been made for the same response.
+        response.extensions_mut().insert(self.bill);
         Ok(response)
     }
 }

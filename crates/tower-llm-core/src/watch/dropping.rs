@@ -63,8 +63,13 @@ impl Unsent {
     }
 
     /// Runs `drop`, which drops the future of a call; returns whether that call was never sent.
+    ///
+    /// The call is that of the guards around, which settle what it [reports](crate::Bill::report). For a call that several callers share,
+    /// see [`Completion::of_drop`](crate::Completion::of_drop).
     pub fn while_dropping(drop: impl FnOnce()) -> bool {
-        while_dropping(drop).is_unsent
+        let report = while_dropping(drop);
+        report.bill.iter().for_each(report_bill);
+        report.is_unsent
     }
 }
 
@@ -109,6 +114,9 @@ impl Drop for EndsAs {
 }
 
 /// Runs `drop`, which drops an inner future, and returns what that reports.
+///
+/// The guards around learn from this drop, too, whether the call was sent. The bill is for the caller of this function: those of
+/// one that is shared are others.
 pub(crate) fn while_dropping(drop: impl FnOnce()) -> Report {
     let around = SENT.replace(Sent::Unknown);
     let around_billed = replace_billed(Billed::Dropping(None));
@@ -119,14 +127,12 @@ pub(crate) fn while_dropping(drop: impl FnOnce()) -> Report {
         Sent::Unknown | Sent::Yes => Sent::Yes,
     };
     SENT.set(around.and(inner));
-    let bill = match replace_billed(around_billed) {
-        Billed::Dropping(bill) => bill,
-        Billed::Outside => None,
-    };
-    bill.iter().for_each(report_bill);
     Report {
         is_unsent: inner == Sent::No,
-        bill,
+        bill: match replace_billed(around_billed) {
+            Billed::Dropping(bill) => bill,
+            Billed::Outside => None,
+        },
     }
 }
 

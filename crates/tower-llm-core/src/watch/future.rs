@@ -42,7 +42,11 @@ pin_project! {
                 _ => dropped,
             });
             match report.bill {
-                Some(bill) => bill.end(this.armed, seen),
+                Some(bill) => {
+                    // It is that of the guards around, too.
+                    bill.report();
+                    bill.end(this.armed, seen);
+                }
                 None => this.armed.end(&seen),
             }
         }

@@ -15,7 +15,7 @@ use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
 use tower::{Service, service_fn};
 use tower_llm_core::{
     Admission, Availability, BoxError, Call, Completion, Described, Entry, Gate, Gated, Guard,
-    TooLarge, Unary, Unsent, Wait,
+    Outcome, TooLarge, Unary, Wait,
 };
 
 /// What gates and their guards have done, in order.
@@ -191,10 +191,13 @@ fn what_the_outer_gate_holds_ends_as_refused_if_the_inner_one_refuses() {
 fn a_refused_call_that_is_dropped_before_its_caller_knows_was_not_sent() {
     let scene = Scene::new(Refuses, Admits);
     let call = scene.call(true);
-    assert!(Unsent::while_dropping(|| drop(call)));
+    assert_eq!(Completion::of_drop(|| drop(call)).outcome, Outcome::Refused);
     let scene = Scene::new(Admits, Admits);
     let call = scene.call(true);
-    assert!(!Unsent::while_dropping(|| drop(call)));
+    assert_eq!(
+        Completion::of_drop(|| drop(call)).outcome,
+        Outcome::Abandoned
+    );
 }
 
 #[test]

@@ -189,10 +189,10 @@ impl Layers {
         boxed(outside.layer(between.layer(attempts)))
     }
 
-    /// The layers around a client, with a `deadline` for the caller between its limit and the cache.
-    pub(crate) fn stack_with_deadline<S>(
+    /// The layers around a client, with `between` between the caller's limit and the cache.
+    pub(crate) fn stack_with<S>(
         &self,
-        deadline: impl Layer<Attempts, Service = S>,
+        between: impl Layer<Attempts, Service = S>,
         client: Attempts,
     ) -> Client
     where
@@ -211,7 +211,7 @@ impl Layers {
         let outside = Stack::builder()
             .caller_rate_limit(self.callers.clone())
             .build();
-        boxed(outside.layer(deadline.layer(attempts)))
+        boxed(outside.layer(between.layer(attempts)))
     }
 
     /// Opens the model's circuit for no time, so that the next call probes it.

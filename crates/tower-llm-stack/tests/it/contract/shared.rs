@@ -222,13 +222,27 @@ impl Scene {
             Deadline::Ours => {
                 let timeout = TimeoutLayer::builder().total(DEADLINE).build().unwrap();
                 let boxing = layer_fn(move |inner| boxed(timeout.layer(inner)));
-                scene.layers.stack_with_deadline(boxing, client)
+                scene.layers.stack_with(boxing, client)
             }
             Deadline::Tower => {
                 let timeout = tower::timeout::TimeoutLayer::new(DEADLINE);
-                scene.layers.stack_with_deadline(timeout, client)
+                scene.layers.stack_with(timeout, client)
             }
         };
+        scene
+    }
+
+    /// The same, with a cache around the cache.
+    fn with_outer_cache(outer: Policy, policy: Policy, permits: usize) -> Self {
+        let mut scene = Self::new(policy, permits);
+        let outer = CacheLayer::builder(Scope::shared())
+            .completions(outer)
+            .embeddings(outer)
+            .build()
+            .unwrap();
+        let boxing = layer_fn(move |inner| boxed(outer.layer(inner)));
+        let client = scene.desk.service();
+        scene.client = scene.layers.stack_with(boxing, client);
         scene
     }
 
@@ -522,6 +536,23 @@ async fn a_call_that_was_not_sent_at_its_callers_deadline_is_charged_to_none() {
     }
 }
 
+// === A cache inside of a cache ===
+
+#[tokio::test(start_paused = true)]
+async fn a_call_through_two_caches_is_charged_once() {
+    for written in 0..3 {
+        let mut scene = Scene::with_outer_cache(policy(), policy(), 9);
+        let callers = [(); 2].map(|()| scene.ask(request()));
+        for _ in 0..written {
+            scene.desk.write(0, WORD);
+            callers.into_iter().for_each(|caller| scene.read(caller, 2));
+        }
+        callers.into_iter().for_each(|caller| scene.leave(caller));
+        // Twelve bytes are three tokens.
+        assert_eq!(scene.charged(), [ESTIMATED_INPUT + 3 * written; 2]);
+    }
+}
+
 // === Batches of embeddings ===
 
 fn batch(inputs: &[u8]) -> Request<Full<Bytes>> {
@@ -703,7 +734,7 @@ impl Scene {
 fn play(
     policy: Policy,
     permits: usize,
-    deadline: Option<Deadline>,
+    between: Option<Between>,
     events: &[Event],
     ask: impl Fn(u8) -> Request<Full<Bytes>>,
 ) -> Result<(), TestCaseError> {
@@ -714,9 +745,10 @@ fn play(
         .build()
         .unwrap();
     runtime.block_on(async {
-        let mut scene = match deadline {
-            Some(deadline) => Scene::with_deadline(policy, permits, deadline),
+        let mut scene = match between {
             None => Scene::new(policy, permits),
+            Some(Between::Deadline(deadline)) => Scene::with_deadline(policy, permits, deadline),
+            Some(Between::Cache(inner)) => Scene::with_outer_cache(policy, inner, permits),
         };
         scene.play(events, ask).await;
         scene.end().await;
@@ -727,20 +759,37 @@ fn play(
     })
 }
 
+/// What stands between the caller's limit and the cache, or within it.
+#[derive(Clone, Copy, Debug)]
+enum Between {
+    Deadline(Deadline),
+    /// A cache inside of the cache, with this policy.
+    Cache(Policy),
+}
+
+fn any_between() -> impl Strategy<Value = Option<Between>> {
+    let deadline = any_deadline().prop_map(|deadline| deadline.map(Between::Deadline));
+    prop_oneof![
+        2 => deadline,
+        1 => any_size().prop_map(|inner| Some(Between::Cache(inner))),
+    ]
+}
+
 fn any_deadline() -> impl Strategy<Value = Option<Deadline>> {
     prop::option::of(prop::sample::select(&DEADLINES))
 }
 
 fn any_policy() -> impl Strategy<Value = Policy> {
-    (any::<bool>(), any::<bool>()).prop_map(|(finishes, is_small)| {
-        let policy = match finishes {
-            true => policy().finish_abandoned(),
-            false => policy(),
-        };
-        match is_small {
-            true => policy.max_answer_bytes(4 * WORD.len()),
-            false => policy,
-        }
+    (any::<bool>(), any_size()).prop_map(|(finishes, policy)| match finishes {
+        true => policy.finish_abandoned(),
+        false => policy,
+    })
+}
+
+fn any_size() -> impl Strategy<Value = Policy> {
+    any::<bool>().prop_map(|is_small| match is_small {
+        true => policy().max_answer_bytes(4 * WORD.len()),
+        false => policy(),
     })
 }
 
@@ -751,10 +800,10 @@ proptest! {
     fn a_shared_stream_is_charged_once_whoever_joins_leaves_or_fails_when(
         policy in any_policy(),
         permits in 1..4usize,
-        deadline in any_deadline(),
+        between in any_between(),
         events in prop::collection::vec(event(), 1..60),
     ) {
-        play(policy, permits, deadline, &events, |question| match question % 3 {
+        play(policy, permits, between, &events, |question| match question % 3 {
             0 => request(),
             _ => other_request(),
         })?;
@@ -767,7 +816,7 @@ proptest! {
         deadline in any_deadline(),
         events in prop::collection::vec(event(), 1..60),
     ) {
-        play(policy, permits, deadline, &events, |question| {
+        play(policy, permits, deadline.map(Between::Deadline), &events, |question| {
             let inputs: Vec<u8> = (0..4).filter(|bit| question & (1 << bit) != 0).collect();
             match &inputs[..] {
                 [] => batch(&[1, 1]),
