@@ -65,6 +65,9 @@ pin_project! {
             if this.rest.was_sent {
                 // Whatever the branches in flight report, the provider was called.
                 Unsent::while_dropping(|| ());
+            } else if this.rest.course.in_flight == 0 {
+                // All branches were refused, and none is there to report it.
+                drop(Unsent::new());
             }
         }
     }
@@ -148,6 +151,7 @@ where
         let mut this = self.project();
         let rest = this.rest;
         if rest.course.started == 0 {
+            rest.answers = None;
             return Poll::Ready(Err(rest.branches.refusal()));
         }
         loop {
@@ -288,14 +292,15 @@ where
         let until = self.until();
         let branch = self.course.started;
         let is_late = until.is_some_and(|until| self.plan.is_too_late(Duration::ZERO, until));
-        if is_late || !self.plan.pays(branch) {
+        if is_late || !self.plan.pays(self.course.sent) {
             self.tally.refused_by_budget |= !is_late;
             self.course.next = Start::Never;
             return None;
         }
         let Some((request, call, timeout)) = self.next() else {
-            self.plan.refund(branch);
-            self.course.next = Start::Never;
+            self.plan.refund(self.course.sent);
+            // There may be a target by the time that a branch fails.
+            self.course.next = Start::AfterFailure;
             return None;
         };
         let future = Oneshot::new(service, request);
@@ -312,7 +317,7 @@ where
     fn arrived(&mut self, branch: usize, arrived: Arrived<G::Ripe>) -> Next {
         let outcome = arrived.outcome;
         match outcome {
-            Outcome::Refused => self.plan.refund(branch),
+            Outcome::Refused => self.course.unsent(&self.plan),
             _ => self.was_sent = true,
         }
         let Some(answers) = &mut self.answers else {
@@ -421,10 +426,11 @@ where
             return;
         }
         let branches = self.course.in_flight - usize::from(first.is_some());
-        drop_as(Outcome::Superseded, || first.set(None));
-        let is_unsent = drop_as(Outcome::Superseded, || *later = None);
-        if is_unsent && branches > 0 {
-            (0..branches).for_each(|_| self.plan.refund(usize::MAX));
+        if drop_as(Outcome::Superseded, || first.set(None)) {
+            self.course.unsent(&self.plan);
+        }
+        if drop_as(Outcome::Superseded, || *later = None) {
+            (0..branches).for_each(|_| self.course.unsent(&self.plan));
         }
         self.tally.superseded = self.course.in_flight;
         let Some(trace) = &mut self.trace else {

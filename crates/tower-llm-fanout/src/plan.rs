@@ -29,6 +29,8 @@ pub(crate) struct Plan {
 pub(crate) struct Course {
     pub(crate) started: usize,
     pub(crate) in_flight: usize,
+    /// Those that were sent, or may be: the provider has at most so many calls.
+    pub(crate) sent: usize,
     pub(crate) next: Start,
     failed: u32,
 }
@@ -57,9 +59,9 @@ impl Plan {
         until.saturating_duration_since(Instant::now()) < wait.saturating_add(self.min_attempt)
     }
 
-    /// Pays for the branch with this number; returns whether it may start.
-    pub(crate) fn pays(&self, branch: usize) -> bool {
-        branch < self.planned
+    /// Pays for a branch beside `sent` others; returns whether it may start.
+    pub(crate) fn pays(&self, sent: usize) -> bool {
+        sent < self.planned
             || self
                 .budget
                 .as_ref()
@@ -73,9 +75,9 @@ impl Plan {
             .mul_f64(fastrand::f64())
     }
 
-    /// A branch that was started is known not to have been sent.
-    pub(crate) fn refund(&self, branch: usize) {
-        if branch >= self.planned
+    /// A branch beside `sent` others is known not to have been sent.
+    pub(crate) fn refund(&self, sent: usize) {
+        if sent >= self.planned
             && let Some(budget) = &self.budget
         {
             budget.refund();
@@ -89,6 +91,7 @@ impl Course {
         Self {
             started: 0,
             in_flight: 0,
+            sent: 0,
             next: Start::Now,
             failed: 0,
         }
@@ -98,7 +101,14 @@ impl Course {
     pub(crate) fn start(&mut self, pace: &Pace) {
         self.started += 1;
         self.in_flight += 1;
+        self.sent += 1;
         self.next = pace.next(self.started);
+    }
+
+    /// A branch that has started was not sent. If it was a planned one, the next one takes its place and costs nothing.
+    pub(crate) fn unsent(&mut self, plan: &Plan) {
+        self.sent -= 1;
+        plan.refund(self.sent);
     }
 
     /// A branch has answered, and that means `next`. `repeats` says whether the next branch would go to the same target.

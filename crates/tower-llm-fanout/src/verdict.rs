@@ -52,7 +52,7 @@ pub trait Classify<T>: Clone {
 /// | `Throttled`, `Overloaded` | soft, after the time that the provider asks for |
 /// | `Exhausted` | another target may do better |
 /// | `Failed` | soft |
-/// | `Refused` | soft, after the refusal's time; fatal if retrying cannot help. A target that names no time is not tried again |
+/// | `Refused` | soft, after the refusal's time. If it names none, or retrying cannot help, another target may do better |
 /// | `Abandoned`, `Superseded` | fatal: the provider gave the call up |
 ///
 /// `x-should-retry` goes first: `true` makes an error soft, and with `false` only another target may be tried.
@@ -126,8 +126,10 @@ fn by_outcome<T>(arrived: &Arrived<T>) -> Verdict {
 fn of_refusal(error: Option<&BoxError>) -> Verdict {
     let refusal = error.and_then(|error| Refusal::find(&**error));
     match refusal {
-        Some(refusal) if !refusal.is_retryable() => Verdict::Fatal,
-        Some(refusal) => refusal.retry_after().map_or(ELSEWHERE, Verdict::SoftAfter),
-        None => ELSEWHERE,
+        Some(refusal) if refusal.is_retryable() => {
+            refusal.retry_after().map_or(ELSEWHERE, Verdict::SoftAfter)
+        }
+        // Another target may have other limits.
+        _ => ELSEWHERE,
     }
 }
