@@ -65,6 +65,7 @@ impl Load {
     pub(crate) fn dispatch(self: &Arc<Self>, call: Option<&Call>, now: Instant) -> LoadGuard {
         self.in_flight.fetch_add(1, AcqRel);
         self.waiting.fetch_add(1, AcqRel);
+        self.seen().record.dispatched(now);
         LoadGuard {
             load: Arc::clone(self),
             began_at: now,
@@ -89,7 +90,7 @@ impl Load {
     }
 
     pub(crate) fn standing(&self, now: Instant) -> Standing {
-        self.seen().record.standing(self.in_flight(), now)
+        self.seen().record.standing(now)
     }
 
     /// Latency times calls in flight: what another call would wait for.

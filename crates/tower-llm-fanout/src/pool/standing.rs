@@ -20,7 +20,7 @@ const REFUSED: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Standing {
     Good,
-    /// It failed before, and a call that may show that it has recovered is in flight.
+    /// It failed before, and a call that may show that it has recovered was sent a moment ago.
     Probed,
     /// It failed, and ranks behind for this time.
     Penalised(Duration),
@@ -31,6 +31,8 @@ pub(crate) enum Standing {
 pub(crate) struct Record {
     /// No success since the last failure.
     failing: bool,
+    /// When a call was sent there although it was failing, unless one has ended since.
+    probed_at: Option<Instant>,
     penalty: Option<Penalty>,
 }
 
@@ -75,8 +77,16 @@ impl End {
 }
 
 impl Record {
+    /// A call is sent.
+    pub(crate) fn dispatched(&mut self, now: Instant) {
+        if self.failing {
+            self.probed_at = Some(now);
+        }
+    }
+
     /// A call has ended.
     pub(crate) fn ended(&mut self, end: End, now: Instant) {
+        self.probed_at = None;
         let (time, is_stated) = match end {
             End::Neutral => return,
             End::Success => {
@@ -95,13 +105,14 @@ impl Record {
         }
     }
 
-    pub(crate) fn standing(&self, in_flight: usize, now: Instant) -> Standing {
-        let left = self
-            .penalty
-            .map(|penalty| penalty.until.saturating_duration_since(now));
-        match left {
-            Some(left) if !left.is_zero() => Standing::Penalised(left),
-            _ if self.failing && in_flight > 0 => Standing::Probed,
+    pub(crate) fn standing(&self, now: Instant) -> Standing {
+        let left = |until: Instant| until.saturating_duration_since(now);
+        let left_of_penalty = self.penalty.map(|penalty| left(penalty.until));
+        // A probe that takes longer holds up no other.
+        let left_of_probe = self.probed_at.map(|at| left(at + PENALTY));
+        match (left_of_penalty, left_of_probe) {
+            (Some(left), _) if !left.is_zero() => Standing::Penalised(left),
+            (_, Some(left)) if !left.is_zero() => Standing::Probed,
             _ => Standing::Good,
         }
     }
@@ -116,15 +127,30 @@ mod tests {
     #[test]
     fn a_failure_ranks_a_target_behind_for_five_seconds_and_then_admits_one_probe() {
         let (mut record, start) = (Record::default(), Instant::now());
-        assert_eq!(record.standing(9, start), Standing::Good);
+        record.dispatched(start);
+        assert_eq!(record.standing(start), Standing::Good);
         record.ended(End::Failure(None), start);
-        assert_eq!(record.standing(0, start), Standing::Penalised(5 * SECOND));
+        assert_eq!(record.standing(start), Standing::Penalised(5 * SECOND));
 
         let over = start + 5 * SECOND;
-        assert_eq!(record.standing(0, over), Standing::Good);
-        assert_eq!(record.standing(1, over), Standing::Probed);
+        assert_eq!(record.standing(over), Standing::Good);
+        record.dispatched(over);
+        assert_eq!(record.standing(over), Standing::Probed);
         record.ended(End::Success, over);
-        assert_eq!(record.standing(1, over), Standing::Good);
+        record.dispatched(over);
+        assert_eq!(record.standing(over), Standing::Good);
+    }
+
+    #[test]
+    fn a_probe_that_leaves_or_takes_long_admits_another() {
+        let (mut record, start) = (Record::default(), Instant::now());
+        record.ended(End::Failure(None), start);
+        let over = start + 5 * SECOND;
+        record.dispatched(over);
+        assert_eq!(record.standing(over + 5 * SECOND), Standing::Good);
+        assert_eq!(record.standing(over + 4 * SECOND), Standing::Probed);
+        record.ended(End::Neutral, over);
+        assert_eq!(record.standing(over), Standing::Good);
     }
 
     #[test]
@@ -132,12 +158,12 @@ mod tests {
         let (mut record, start) = (Record::default(), Instant::now());
         record.ended(End::Failure(None), start);
         record.ended(End::Success, start);
-        assert_eq!(record.standing(0, start), Standing::Good);
+        assert_eq!(record.standing(start), Standing::Good);
 
         record.ended(End::Failure(Some(30 * SECOND)), start);
         record.ended(End::Success, start);
         record.ended(End::Failure(None), start);
-        assert_eq!(record.standing(0, start), Standing::Penalised(30 * SECOND));
+        assert_eq!(record.standing(start), Standing::Penalised(30 * SECOND));
     }
 
     #[test]
@@ -147,7 +173,7 @@ mod tests {
             let mut record = Record::default();
             record.ended(End::Failure(Some(stated * SECOND)), start);
             let expected = Standing::Penalised(counts * SECOND);
-            assert_eq!(record.standing(0, start), expected);
+            assert_eq!(record.standing(start), expected);
         }
     }
 
