@@ -151,6 +151,7 @@ where
         let mut this = self.project();
         let rest = this.rest;
         if rest.course.started == 0 {
+            rest.tally();
             rest.answers = None;
             return Poll::Ready(Err(rest.branches.refusal()));
         }

@@ -65,9 +65,10 @@ async fn if_no_target_can_the_call_is_refused_at_once_with_the_earliest_time() {
         FanoutLayer::race(3),
         FanoutLayer::failover(0),
     ] {
-        let began_at = Instant::now();
-        let error = ask(&typed(builder), &pool).await.unwrap_err();
+        let (began_at, layer) = (Instant::now(), typed(builder));
+        let error = ask(&layer, &pool).await.unwrap_err();
         assert_eq!(began_at.elapsed(), Duration::ZERO);
+        assert_eq!((layer.stats().calls, layer.stats().extra), (1, 0));
         let none: &NoTarget = error.downcast_ref().unwrap();
         assert_eq!((none.retry_after(), none.targets()), (Some(3 * SECOND), 3));
         let refusal = Refusal::find(&*error).unwrap();
