@@ -219,6 +219,7 @@ plain! {
     #[cfg(feature = "cache")] [] Optional<tower_llm_cache::CacheLayer, HttpBody>;
     #[cfg(feature = "cache")] [Req, R] tower_llm_cache::ClonedLayer<Req, R>;
     #[cfg(feature = "cache")] [Req, R] Optional<tower_llm_cache::ClonedLayer<Req, R>, Cached>;
+    #[cfg(feature = "fanout")] [W, C, M] tower_llm_fanout::FanoutLayer<W, C, M>;
     #[cfg(feature = "timeout")] [W] tower_llm_timeout::TimeoutLayer<W>;
     #[cfg(feature = "timeout")] [W] Optional<tower_llm_timeout::TimeoutLayer<W>, W>;
     #[cfg(feature = "tonic")] [C] crate::adapters::tonic::StatusLayer<C>;

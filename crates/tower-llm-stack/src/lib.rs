@@ -4,13 +4,14 @@
 //! layer that is left out costs nothing. Requests are described unless you say otherwise. The stack keeps the order:
 //!
 //! ```text
-//! Refusal > Describe > your own > caller's RateLimit > Cache > Breaker > provider's RateLimit > Bulkhead > Timeout > client
+//! Refusal > Describe > your own > caller's RateLimit > Cache > Fanout > Breaker > provider's RateLimit > Bulkhead > Timeout > client
 //! ```
 //!
 //! - The refusal layer is outermost, so that every error goes through it.
 //! - A request is described next, because all other layers use the description.
 //! - A caller over its limit uses nothing in the inner layers. A call that an inner layer refuses is refunded.
 //! - A cached answer costs the caller one request and no tokens, and uses nothing in the inner layers.
+//! - Each branch of a call passes the inner layers for itself: its own circuit, tokens and permit.
 //! - A call refused by an open circuit reserves none of the provider's tokens.
 //! - A call that waits for the provider's tokens holds no permit. The timeouts start when the call has its permit.
 //! - Only one layer acts on a 429. If a provider's rate limit is in the stack and observes what the provider reports,
@@ -98,6 +99,9 @@ pub use tower_llm_cache::SharedCache;
 #[cfg(feature = "cache")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
 pub use tower_llm_cache::{self as cache, CacheHandle, CacheLayer, KeyContent, Policy, Scope};
+#[cfg(feature = "fanout")]
+#[cfg_attr(docsrs, doc(cfg(feature = "fanout")))]
+pub use tower_llm_fanout::{self as fanout, FanoutLayer, Pool};
 #[cfg(feature = "ratelimit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "ratelimit")))]
 pub use tower_llm_ratelimit::{
@@ -128,6 +132,7 @@ pub use self::{
     feature = "breaker",
     feature = "bulkhead",
     feature = "cache",
+    feature = "fanout",
     feature = "ratelimit",
     feature = "timeout"
 ))]

@@ -85,7 +85,8 @@ pub(crate) mod at {
     pub(crate) type Own = Inside<Describe>;
     pub(crate) type CallerRateLimit = Inside<Own>;
     pub(crate) type Cache = Inside<CallerRateLimit>;
-    pub(crate) type Breaker = Inside<Cache>;
+    pub(crate) type Fanout = Inside<Cache>;
+    pub(crate) type Breaker = Inside<Fanout>;
     pub(crate) type ProviderRateLimit = Inside<Breaker>;
     pub(crate) type Bulkhead = Inside<ProviderRateLimit>;
     pub(crate) type Timeout = Inside<Bulkhead>;
@@ -93,7 +94,7 @@ pub(crate) mod at {
 
 /// A chain with a layer for refusals, one that describes requests and one around the client, and no others.
 pub(crate) type Slots<R, D, C> =
-    Slot<R, Slot<D, Empty<Empty<Empty<Empty<Empty<Empty<Empty<Slot<C, Identity>>>>>>>>>>;
+    Slot<R, Slot<D, Empty<Empty<Empty<Empty<Empty<Empty<Empty<Empty<Slot<C, Identity>>>>>>>>>>>;
 
 /// A chain that only describes requests.
 pub(crate) type Unset = Slots<Identity, DescribeLayer, Identity>;
@@ -102,7 +103,7 @@ type Empty<I> = Slot<Identity, I>;
 
 pub(crate) fn slots<R, D, C>(refusal: R, describe: D, client: C) -> Slots<R, D, C> {
     let client = Slot::new(client, Identity::new());
-    let inner = empty(empty(empty(empty(empty(empty(empty(client)))))));
+    let inner = empty(empty(empty(empty(empty(empty(empty(empty(client))))))));
     Slot::new(refusal, Slot::new(describe, inner))
 }
 
@@ -196,6 +197,9 @@ impl Member for tower_llm_cache::CacheLayer {}
 #[cfg(feature = "cache")]
 impl<Req, R> Member for tower_llm_cache::ClonedLayer<Req, R> {}
 
+#[cfg(feature = "fanout")]
+impl<W, C, M> Member for tower_llm_fanout::FanoutLayer<W, C, M> {}
+
 #[cfg(feature = "ratelimit")]
 impl<W> Member for tower_llm_ratelimit::RateLimitLayer<W> {
     fn agree(&mut self, _: bool) -> bool {
@@ -240,6 +244,16 @@ macro_rules! fill {
 fill!(Refusal: RefusalLayer<E>, E; HttpBody);
 // Not optional: it changes the type of the requests for the inner layers.
 impl Fill<at::Describe> for DescribeLayer {
+    type Layer = Self;
+
+    fn into_layer(self) -> Self {
+        self
+    }
+}
+
+// Not optional: it changes the type of the responses.
+#[cfg(feature = "fanout")]
+impl<W, C, M> Fill<at::Fanout> for tower_llm_fanout::FanoutLayer<W, C, M> {
     type Layer = Self;
 
     fn into_layer(self) -> Self {

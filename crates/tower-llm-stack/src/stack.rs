@@ -23,8 +23,8 @@ pub struct Stack<L> {
 
 /// Chooses the layers of a [`Stack`].
 ///
-/// Each setter except [`describe`](Self::describe), which changes the type of the requests, takes a layer, or an `Option`
-/// of it to leave it out at run time. The order of the setters does not matter. If a layer is set twice, the last one is
+/// Each setter except [`describe`](Self::describe) and [`fanout`](Self::fanout), which change the types of requests and
+/// responses, takes a layer, or an `Option` of it to leave it out at run time. The order of the setters does not matter. If a layer is set twice, the last one is
 /// used.
 ///
 /// ```
@@ -129,6 +129,22 @@ impl<L> StackBuilder<L> {
     where
         N: Fill<at::Cache>,
         L: Replace<at::Cache, N::Layer>,
+    {
+        self.set(layer)
+    }
+
+    /// Sends a call in several branches, such as a hedge or retries; takes a [`FanoutLayer`](crate::FanoutLayer).
+    ///
+    /// All branches go to the same client, each through its own circuit, limit and permit. For branches that go to several
+    /// targets, build a stack for each, and put this one around a [`Pool`](crate::Pool) of them.
+    ///
+    /// It cannot be left out at run time: a [`retry(0)`](crate::FanoutLayer::retry) has one branch.
+    #[cfg(feature = "fanout")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "fanout")))]
+    pub fn fanout<N>(self, layer: N) -> With<L, at::Fanout, N>
+    where
+        N: Fill<at::Fanout>,
+        L: Replace<at::Fanout, N::Layer>,
     {
         self.set(layer)
     }

@@ -1,5 +1,8 @@
 //! Several calls for one: retries, within the caller's limit and around it, and branches.
 
+use tower::Layer;
+use tower_llm_stack::{FanoutLayer, fanout::FanoutBuilder};
+
 use super::*;
 
 mod retry_inside {
@@ -9,8 +12,7 @@ mod retry_inside {
     async fn event() -> Stand {
         // One permit: it must be free before the next attempt needs it.
         let layers = Layers::with_room(100, 100, 1, [failure(), failure()]);
-        let twice = Twice::new(RequestBody::try_clone_request);
-        read(&layers.around(retry::RetryLayer::new(twice))).await;
+        read(&layers.around(fanout(FanoutLayer::retry(2)))).await;
         layers.stand()
     }
 
@@ -83,7 +85,7 @@ mod branch {
     async fn event() -> (Stand, impl Future<Output = Response<Body>>) {
         let winner = answer().head_delay(Duration::from_secs(1));
         let layers = Layers::new([Fault::NoAnswer.into(), winner]);
-        let race = layers.around(layer_fn(race));
+        let race = layers.around(fanout(FanoutLayer::race(2)));
         let mut call = Box::pin(race.oneshot(request()).map(Result::unwrap));
         assert!(poll!(&mut call).is_pending());
         (layers.stand(), call)
@@ -122,6 +124,28 @@ mod branch {
         call.await.into_body().collect().await.unwrap();
         // The loser counts nothing.
         assert_eq!(stand.verdicts(), verdicts(1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_leaves_pays_for_every_branch_and_frees_them() {
+        let (stand, call) = event().await;
+        drop(call);
+        assert_eq!(stand.places_held(), 0);
+        assert_eq!(stand.of_caller(), INPUT);
+        assert_eq!(stand.of_provider(), taken(2, 2 * ESTIMATED_INPUT));
+        assert_eq!(stand.verdicts(), NEITHER);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_before_the_content_is_each_layers_but_not_the_callers() {
+        let broken: Behavior = Fault::ErrorAfter(1, InBand::Overloaded).into();
+        let layers = Layers::new([broken, answer()]);
+        let service = layers.around(fanout(FanoutLayer::failover(1)));
+        read(&service).await;
+        let stand = layers.stand();
+        assert_eq!(stand.of_caller(), USED);
+        assert_eq!(stand.providers.stats()[0].admitted, 2);
+        assert_eq!(stand.verdicts(), verdicts(1, 1));
     }
 }
 
@@ -166,17 +190,8 @@ impl<A> retry::Policy<Request<A>, Response<Body>, BoxError> for Twice<A> {
     }
 }
 
-/// Calls twice at once, and returns the first response.
-fn race(attempts: Attempts) -> Attempts {
-    Attempts::new(service_fn(move |request: Request<RequestBody>| {
-        let one = RequestBody::try_clone_request(&request).expect("it is held");
-        let one = attempts.clone().oneshot(one);
-        let other = attempts.clone().oneshot(request);
-        async {
-            // Dropping the rest of the other call ends it.
-            match future::select(one, other).await {
-                Either::Left((response, _)) | Either::Right((response, _)) => response,
-            }
-        }
-    }))
+/// A fan-out between the caller's limit and the provider's.
+fn fanout(builder: FanoutBuilder) -> impl Layer<Attempts, Service = Attempts> {
+    let layer = builder.build().unwrap();
+    layer_fn(move |attempts: Attempts| boxed(layer.layer(attempts)))
 }

@@ -15,9 +15,10 @@
 //! | the request's body breaks off | by what was seen | same | freed | neutral |
 //! | 429, with a provider's limit that learns | - | calls wait | freed | neutral |
 //! | retry | once per call | each attempt | each attempt | each attempt |
-//! | branch | once per call | each branch reserves and settles | each its own permit | each its own verdict |
+//! | branch | once per call | each branch reserves and settles | each its own permit | each its own verdict; a losing one's is neutral |
+//! | failure of a branch before its content | the answer's | each branch reserves and settles | freed at end | each its own verdict |
 //!
-//! The first three rows are in `cached`, the last two in `attempts`; the three before them in `client_errors` and
+//! The first three rows are in `cached`, the last three in `attempts`; the three before them in `client_errors` and
 //! `throttled`. What becomes of a shared call when its callers leave, or it fails, is in `shared`. The first two are in `typed` too, for a service with types of its own.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
@@ -33,11 +34,7 @@ mod typed;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{
-    FutureExt,
-    future::{self, Either},
-    poll,
-};
+use futures_util::{FutureExt, future, poll};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use layers::{
