@@ -12,7 +12,7 @@ use http::{
     header::{CONTENT_LENGTH, CONTENT_TYPE},
 };
 use http_body::Body;
-use tower_llm_core::{Completion, Dialect, Outcome};
+use tower_llm_core::{Dialect, Outcome, Served, Usage};
 
 use crate::{
     assemble::{self, StreamForm},
@@ -27,34 +27,54 @@ use crate::{
 pub(crate) type Found = Response<CacheBody<String>>;
 
 /// A stored answer as what a flight brings.
-pub(crate) struct Replay(CacheBody<String>);
+pub(crate) struct Replay {
+    body: CacheBody<String>,
+    /// What the call has used that it is served instead of.
+    cost: Usage,
+}
+
+/// Marks a stored answer that is served instead of a call that has cost something.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cost;
 
 impl Replay {
     /// The first step, and the rest.
     pub(crate) fn start(found: Found) -> (Step, Self) {
-        let (parts, body) = found.into_parts();
-        (Step::Head(Box::new(parts)), Self(body))
+        Self::start_after(Usage::default(), found)
+    }
+
+    /// The same after a call that has used `cost`, which one of the callers pays.
+    pub(crate) fn start_after(cost: Usage, found: Found) -> (Step, Self) {
+        let (mut parts, body) = found.into_parts();
+        if cost != Usage::default() {
+            parts.extensions.insert(Cost);
+        }
+        (Step::Head(Box::new(parts)), Self { body, cost })
     }
 
     pub(crate) fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
-        Poll::Ready(match ready!(Pin::new(&mut self.0).poll_frame(cx)) {
+        Poll::Ready(match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             Some(Ok(frame)) => Step::Frame(frame),
-            Some(Err(error)) => Step::Failed(error, end_of_replay().completion),
-            None => Step::End(end_of_replay()),
+            Some(Err(error)) => Step::Failed(error, self.end_as(Outcome::Success).completion),
+            None => Step::End(self.end_as(Outcome::Success)),
         })
     }
 
     pub(crate) fn end(&self) -> Option<End> {
-        self.0.is_end_stream().then(end_of_replay)
+        let is_over = self.body.is_end_stream();
+        is_over.then(|| self.end_as(Outcome::Success))
     }
-}
 
-/// It says nothing of the answer, which is not recorded again.
-fn end_of_replay() -> End {
-    End {
-        is_certain: true,
-        completion: Completion::new(Outcome::Success),
-        is_event_stream: false,
+    pub(crate) fn give_up(&self) -> End {
+        self.end_as(Outcome::Abandoned)
+    }
+
+    /// It says nothing of the answer, which is not recorded again.
+    fn end_as(&self, outcome: Outcome) -> End {
+        let mut end = End::without_answer(outcome);
+        end.completion.served = Some(Served::Hit);
+        end.completion.extra_usage = Some(self.cost).filter(|cost| *cost != Usage::default());
+        end
     }
 }
 

@@ -6,16 +6,18 @@ use std::{
 };
 
 use http::StatusCode;
-use tower_llm_core::Outcome;
+use tower_llm_core::Usage;
 
 use crate::{
-    flight::{Drive, End, Step},
+    flight::{Drive, End, Step, used},
     replay::{Found, Replay},
 };
 
 /// Brings what the upstream answers or, if it fails before its answer has begun, a stale answer.
 pub(crate) struct OrStale {
     state: State,
+    /// The estimate of the call's input.
+    input_tokens: u64,
 }
 
 /// Looks for the stale answer.
@@ -28,9 +30,10 @@ enum State {
 }
 
 impl OrStale {
-    pub(crate) fn new(upstream: Pin<Box<dyn Drive>>, stale: FindStale) -> Self {
+    pub(crate) fn new(upstream: Pin<Box<dyn Drive>>, input_tokens: u64, stale: FindStale) -> Self {
         Self {
             state: State::Calling(upstream, Some(stale)),
+            input_tokens,
         }
     }
 }
@@ -48,14 +51,17 @@ impl Drive for OrStale {
             Step::Frame(_) | Step::End(_) => false,
         };
         let stale = stale.take().filter(|_| has_failed);
-        match stale.and_then(|find| find()) {
-            Some(stale) => {
-                let (head, replay) = Replay::start(stale);
-                self.state = State::Replaying(replay);
-                Poll::Ready(head)
-            }
-            None => Poll::Ready(step),
-        }
+        let Some(stale) = stale.and_then(|find| find()) else {
+            return Poll::Ready(step);
+        };
+        // It may have cost something all the same, such as the input of a call that timed out. A status of failure costs nothing.
+        let cost = match &step {
+            Step::Failed(_, completion) => used(completion, self.input_tokens),
+            _ => Usage::default(),
+        };
+        let (head, replay) = Replay::start_after(cost, stale);
+        self.state = State::Replaying(replay);
+        Poll::Ready(head)
     }
 
     fn end(&self) -> Option<End> {
@@ -68,7 +74,7 @@ impl Drive for OrStale {
     fn give_up(self: Pin<Box<Self>>) -> End {
         match Pin::into_inner(self).state {
             State::Calling(upstream, _) => upstream.give_up(),
-            State::Replaying(_) => End::without_answer(Outcome::Abandoned),
+            State::Replaying(replay) => replay.give_up(),
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tower_llm_core::{Completion, Served};
 
 use super::account::Account;
-use crate::{coding::is_readable, error::SharedError, headers::Did, memory::Value};
+use crate::{coding::is_readable, error::SharedError, headers::Did, memory::Value, replay::Cost};
 
 /// An answer whose frames are smaller on average than this is too large if it has as many of them as fit into its cap.
 const FRAME_BYTES: usize = 16;
@@ -332,7 +332,8 @@ impl Log {
             served: parts.extensions.remove(),
             value: parts.extensions.remove(),
         };
-        if head.found.is_some() || head.served == Some(Served::Hit) {
+        let is_found = head.found.is_some() && parts.extensions.remove::<Cost>().is_none();
+        if is_found || head.served == Some(Served::Hit) {
             // It cost no call. Of one that a cache inside of this one shares, the end says whether it did.
             self.payer = None;
         }

@@ -68,7 +68,7 @@ impl Drive for LookFirst {
         match this.state {
             // Nothing was sent.
             State::Looking(_) => End::without_answer(Outcome::Refused),
-            State::Replaying(_) => End::without_answer(Outcome::Abandoned),
+            State::Replaying(replay) => replay.give_up(),
             State::Calling => this.upstream.give_up(),
         }
     }

@@ -132,8 +132,9 @@ impl Shared {
         } else {
             // Looked for at the failure: until then it may have been removed, or its time may be over.
             let (shared, lookup) = (Arc::clone(self), lookup.clone());
+            let input_tokens = lookup.call.input_tokens();
             let stale = move || shared.stale(&lookup, within).map(|(_, found)| found);
-            Box::pin(OrStale::new(upstream, Box::new(stale)))
+            Box::pin(OrStale::new(upstream, input_tokens, Box::new(stale)))
         };
         Start {
             upstream: self.look_first(self.looks_first(lookup), lookup, upstream),

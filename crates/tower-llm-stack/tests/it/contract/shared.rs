@@ -443,6 +443,36 @@ async fn a_caller_that_falls_behind_an_answer_pays_for_no_more_than_the_one_that
     assert_eq!(scene.layers.stand().of_caller(), taken(2, USED.tokens));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_call_that_fails_is_charged_though_a_stale_answer_is_served_instead() {
+    for fails in [
+        Fails::Timeout,
+        Fails::Transport,
+        Fails::Overloaded,
+        Fails::ServerError,
+        Fails::Throttled,
+    ] {
+        for reads in [2, 99] {
+            let ttl = Duration::from_secs(1);
+            let policy = policy().ttl(ttl).stale_if_error(100 * ttl);
+            let mut scene = Scene::new(policy, 9);
+            let first = scene.ask(request());
+            scene.desk.finish(0);
+            scene.read(first, 99);
+            tokio::time::sleep(2 * ttl).await;
+            let callers = [(); 2].map(|()| scene.ask(request()));
+            scene.desk.fail(1, fails);
+            for caller in callers {
+                scene.read(caller, reads);
+                scene.leave(caller);
+            }
+            assert_eq!(scene.desk.calls(), 2);
+            let [of_callers, of_provider] = scene.charged();
+            assert_eq!(of_callers, of_provider, "{fails:?} {reads}");
+        }
+    }
+}
+
 // === Calls that were not sent ===
 
 #[tokio::test(start_paused = true)]
