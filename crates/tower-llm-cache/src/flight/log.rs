@@ -76,7 +76,7 @@ pub(crate) enum Ended {
 struct Reader {
     next: usize,
     waker: Option<Waker>,
-    /// It knows how the call ended, and has seen all of it.
+    /// It knows how the call ended.
     is_done: bool,
     /// What its caller pays, once that is told.
     account: Option<Account>,
@@ -245,6 +245,9 @@ impl Log {
     pub(super) fn read_frame(&mut self, reader: usize, waker: &Waker) -> Read<Frame<Bytes>> {
         let next = self.readers[reader].next;
         let Some(index) = next.checked_sub(self.first) else {
+            if self.ended.is_some() {
+                self.finish(reader);
+            }
             return Read::Lost;
         };
         if let Some(piece) = self.frames.get(index) {
@@ -264,11 +267,16 @@ impl Log {
             Some(Ended::Failed(error)) => Read::Failed(error.clone()),
             None => return self.wait(reader, waker),
         };
+        self.finish(reader);
+        read
+    }
+
+    /// A reader learns how the call ended.
+    fn finish(&mut self, reader: usize) {
         let is_first = !mem::replace(&mut self.readers[reader].is_done, true);
         if is_first && self.pays(reader) {
             self.charge_seen(reader);
         }
-        read
     }
 
     fn charge_seen(&self, reader: usize) {

@@ -683,6 +683,31 @@ async fn a_batch_is_charged_for_an_answer_that_cannot_be_used() {
     assert_eq!(scene.charged(), [14 + 21 + 7; 2]);
 }
 
+/// Of two inputs that are one item, the answer is put together; what it did not read in time is no longer held.
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_falls_behind_is_charged_once_for_its_call() {
+    let large: &str = "x".repeat(64 << 20).leak();
+    let mut scene = Scene::new(policy(), 9);
+    let slow = scene.ask(batch(&[1, 1]));
+    let fast = scene.ask(batch(&[1]));
+    scene.desk.write(0, "{\"data\":\"");
+    scene.read(fast, 9);
+    for _ in 0..5 {
+        scene.desk.write(0, large);
+        scene.read(fast, 9);
+    }
+    let end = "\",\"usage\":{\"prompt_tokens\":7,\"total_tokens\":7}}";
+    scene.desk.write(0, end);
+    scene.desk.end(0);
+    scene.read(fast, 9);
+    scene.read(slow, 9);
+    assert!(scene.callers[slow].is_none());
+    assert_eq!(scene.desk.calls(), 2);
+    scene.desk.embed(1, 1);
+    scene.read(fast, 9);
+    assert_eq!(scene.charged(), [14, 14]);
+}
+
 // === At random ===
 
 #[derive(Clone, Debug)]
