@@ -82,7 +82,7 @@ where
                 }
                 // There are no frames. At the end it is decided which caller pays.
                 let _end = ready!(flying.poll_frame(cx));
-                let served = (!flying.pays()).then_some(Served::Follower);
+                let served = (!flying.pays_for_response()).then_some(Served::Follower);
                 *participant = None;
                 let value = value.take();
                 let response = value.as_deref().and_then(|value| value.downcast_ref());

@@ -18,7 +18,7 @@ const DEFAULT_BYTES: usize = 4 << 10;
 /// A response is an [`Answer`](tower_llm_core::Answer), which says whether it cost a call. Build the layers around the cache
 /// with [`Cached`](tower_llm_core::Cached), so that they see it: with plain [`Unary`](tower_llm_core::Unary), a token limit
 /// charges each hit and each follower its estimate, as if it had been sent. Each caller gets a clone, so let a large response be an
-/// `Arc`. Identical requests at the same time share one call. It is dropped when the last of their callers leaves, unless the
+/// `Arc`. Identical requests at the same time share one call, which the first caller to get its response pays. It is dropped when the last of their callers leaves, unless the
 /// policy [finishes](Policy::finish_abandoned) such calls; its caller is then charged what it had reserved, since no layer sees
 /// the response. Its error reaches all callers, as a source of the error that they
 /// get, and is not stored.

@@ -214,6 +214,14 @@ impl Log {
         self.payer == Some(reader)
     }
 
+    /// Whether a reader that is done pays for the call: another one that was to pay and is not done does not.
+    pub(super) fn pays_for_response(&mut self, reader: usize) -> bool {
+        if self.payer.is_some_and(|payer| !self.readers[payer].is_done) {
+            self.payer = Some(reader);
+        }
+        self.pays(reader)
+    }
+
     /// Notes what a reader's caller pays, from now on.
     pub(super) fn open_account(&mut self, reader: usize, account: Account) {
         let pays = self.pays(reader);

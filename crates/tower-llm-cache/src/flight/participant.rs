@@ -53,6 +53,12 @@ impl Participant {
         self.flight.log().pays(self.reader)
     }
 
+    /// Whether the caller pays for the call, whose response it takes: only the layers around a response know what it has used. So
+    /// the first caller to take it pays.
+    pub(crate) fn pays_for_response(&self) -> bool {
+        self.flight.log().pays_for_response(self.reader)
+    }
+
     /// Notes what the caller pays in an account.
     pub(crate) fn open_account(&self, account: Account) {
         self.flight.log().open_account(self.reader, account);

@@ -1,11 +1,19 @@
 //! A typed service behind a cache: the layers around it see what cost no call.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Waker},
+};
 
+use proptest::{prelude::*, sample::Index};
+use tokio::sync::oneshot;
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_llm_stack::{
-    Answer, BreakerLayer, CacheLayer, Cached, Call, Completion, Described, Guard, KeyContent,
-    Limit, Operation, Outcome, Provider, RateLimitLayer, Scope, Served, Stack, Unary, Usage, Watch,
+    Answer, BreakerLayer, CacheLayer, Cached, Call, ClassifiedError, Completion, Described,
+    Failure, Guard, KeyContent, Limit, Operation, Outcome, Provider, RateLimitLayer, Scope, Served,
+    Stack, Unary, Usage, Watch,
 };
 
 use super::{layers::Verdicts, *};
@@ -13,12 +21,13 @@ use super::{layers::Verdicts, *};
 /// Reserved: 10 tokens of input and 100 of output.
 const RESERVED: u64 = 110;
 
+/// A call, and what it asks.
 #[derive(Clone)]
-struct Prompt(Call);
+struct Prompt(Call, u8);
 
 fn prompt() -> Prompt {
     let call = Call::builder(Provider::OPENAI, Operation::CHAT).model("m");
-    Prompt(call.input_tokens(10).max_output_tokens(100).build())
+    Prompt(call.input_tokens(10).max_output_tokens(100).build(), 0)
 }
 
 impl Described for Prompt {
@@ -171,6 +180,129 @@ async fn a_follower_that_takes_the_call_over_is_charged_for_it() {
     // The leader has left its call to the follower.
     assert_eq!(Taken::of(&callers.handle()), taken(1, 10 + 7));
     assert_eq!(model.of_provider(), taken(1, 10 + 7));
+}
+
+/// What the call has used is known to a caller that has its response, and to no other.
+#[tokio::test(start_paused = true)]
+async fn the_first_caller_to_get_a_response_is_charged_for_the_call() {
+    for leaves in [false, true] {
+        let model = Model::new();
+        let callers = RateLimitLayer::for_callers().limits(limits());
+        let callers = callers.watch(Cached(WatchText)).build().unwrap();
+        let client = callers.layer(model.inside(true));
+        let mut leader = client.clone().oneshot(prompt());
+        assert!(poll!(&mut leader).is_pending());
+        assert_eq!(client.oneshot(prompt()).await.unwrap().served(), None);
+        let requests = match leaves {
+            true => {
+                drop(leader);
+                1
+            }
+            false => {
+                assert_eq!(leader.await.unwrap().served(), Some(Served::Follower));
+                2
+            }
+        };
+        assert_eq!(Taken::of(&callers.handle()), taken(requests, 10 + 7));
+        assert_eq!(model.of_provider(), taken(1, 10 + 7));
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Ask(u8),
+    Read(Index),
+    Leave(Index),
+    Answer(Index),
+    Fail(Index, bool),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let any = any::<Index>;
+    prop_oneof![
+        3 => (0..2u8).prop_map(Event::Ask),
+        4 => any().prop_map(Event::Read),
+        2 => any().prop_map(Event::Leave),
+        2 => any().prop_map(Event::Answer),
+        1 => (any(), prop::bool::ANY).prop_map(|(call, is_late)| Event::Fail(call, is_late)),
+    ]
+}
+
+type Calls = Arc<Mutex<Vec<Option<oneshot::Sender<Result<Text, BoxError>>>>>>;
+
+/// What is charged to the callers and to the provider.
+fn play(events: &[Event]) -> [Taken; 2] {
+    let model = Model::new();
+    let calls = Calls::default();
+    let sent = Arc::clone(&calls);
+    let provider = service_fn(move |_: Prompt| {
+        let (send, answer) = oneshot::channel();
+        sent.lock().unwrap().push(Some(send));
+        async { answer.await.expect("it is answered") }
+    });
+    let cache = model
+        .cache
+        .cloned(|prompt: &Prompt| KeyContent::bytes([prompt.1]));
+    let callers = RateLimitLayer::for_callers().limits(limits());
+    let callers = callers.watch(Cached(WatchText)).build().unwrap();
+    let stack = Stack::builder()
+        .without_describe()
+        .caller_rate_limit(callers.clone())
+        .cache(cache)
+        .provider_rate_limit(model.providers.clone())
+        .build();
+    let client = stack.layer(provider);
+    let mut asking = Vec::new();
+    fn read(caller: &mut Option<Pin<Box<impl Future>>>) {
+        let cx = &mut Context::from_waker(Waker::noop());
+        if caller
+            .as_mut()
+            .is_some_and(|future| future.as_mut().poll(cx).is_ready())
+        {
+            *caller = None;
+        }
+    }
+    for event in events {
+        let (callers, sent) = (asking.len(), calls.lock().unwrap().len());
+        match event {
+            Event::Ask(question) => {
+                let future = client.clone().oneshot(Prompt(prompt().0, *question));
+                asking.push(Some(Box::pin(future)));
+                read(&mut asking[callers]);
+            }
+            _ if callers == 0 => {}
+            Event::Read(caller) => read(&mut asking[caller.index(callers)]),
+            Event::Leave(caller) => asking[caller.index(callers)] = None,
+            _ if sent == 0 => {}
+            Event::Answer(call) | Event::Fail(call, _) => {
+                let result = match event {
+                    Event::Fail(_, false) => Err("connection refused".into()),
+                    Event::Fail(_, true) => {
+                        let late = Outcome::Failed(Failure::Timeout);
+                        Err(ClassifiedError::new(late, "too late").into())
+                    }
+                    _ => Ok(Text { tokens: 7 }),
+                };
+                let call = calls.lock().unwrap()[call.index(sent)].take();
+                if let Some(call) = call {
+                    // Its caller may have left.
+                    let _ = call.send(result);
+                }
+            }
+        }
+    }
+    drop(asking);
+    [Taken::of(&callers.handle()), model.of_provider()]
+}
+
+proptest! {
+    #[test]
+    fn a_shared_response_is_charged_once_whoever_joins_leaves_or_fails_when(
+        events in prop::collection::vec(event(), 1..60),
+    ) {
+        let [of_callers, of_provider] = play(&events);
+        prop_assert_eq!(of_callers.tokens, of_provider.tokens);
+    }
 }
 
 /// A layer of a limit that may be left out at run time.
