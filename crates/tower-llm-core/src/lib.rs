@@ -75,7 +75,7 @@ mod watch;
 pub use self::{
     answer::Answer,
     call::{Call, CallBuilder, Caller, Described, Operation, Provider},
-    describe::{Describe, DescribeLayer, MAX_BODY_BYTES},
+    describe::{Describe, DescribeLayer, MAX_BODY_BYTES, rename_model},
     dialect::Dialect,
     embedding_limits::EmbeddingLimits,
     error::{

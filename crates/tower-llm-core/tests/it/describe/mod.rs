@@ -7,6 +7,7 @@ mod callers;
 mod calls;
 mod limit;
 mod readiness;
+mod rename;
 mod streamed;
 use std::{
     future::Future,
