@@ -62,6 +62,9 @@
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "accounts")]
+#[cfg_attr(docsrs, doc(cfg(feature = "accounts")))]
+pub mod accounts;
 pub mod adapters;
 mod assemble;
 #[cfg(feature = "config")]
@@ -69,7 +72,7 @@ mod assemble;
 pub mod config;
 pub mod guide;
 mod optional;
-#[cfg(feature = "config")]
+#[cfg(any(feature = "accounts", feature = "config"))]
 mod secret;
 mod slot;
 mod stack;
@@ -117,8 +120,8 @@ pub use tower_llm_redis::{self as redis, Redis};
 #[cfg_attr(docsrs, doc(cfg(feature = "timeout")))]
 pub use tower_llm_timeout::{self as timeout, TimeoutLayer};
 
-#[cfg(feature = "config")]
-#[cfg_attr(docsrs, doc(cfg(feature = "config")))]
+#[cfg(any(feature = "accounts", feature = "config"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "accounts", feature = "config"))))]
 pub use self::secret::Secret;
 pub use self::{
     optional::OptionalService,

@@ -49,7 +49,7 @@ use super::classified::ClassifiedFuture;
 use super::sent::{Classify, ResponseBody, SentBody};
 
 /// Maximum number of response headers. Some proxies send more than httparse's default of 100.
-const MAX_HEADERS: usize = 512;
+pub(crate) const MAX_HEADERS: usize = 512;
 
 /// Creates a pooled client over `connector`, on tokio, with hyper-util's defaults, up to 512 response headers, and the
 /// timer that it needs to close idle connections. Without one, an idle connection stays open until the next request to its

@@ -84,7 +84,7 @@ pub enum Problem {
 // === impl SettingError ===
 
 impl SettingError {
-    pub(super) fn new(setting: impl Into<String>, problem: Problem) -> Self {
+    pub(crate) fn new(setting: impl Into<String>, problem: Problem) -> Self {
         Self {
             setting: setting.into(),
             line: None,

@@ -1,5 +1,7 @@
 //! The stack and its adapters from outside: one binary, a module for each subject.
 
+#[cfg(feature = "accounts")]
+mod accounts;
 #[cfg(feature = "async-openai")]
 mod adapter_async_openai;
 #[cfg(all(feature = "hyper-util", feature = "reqwest"))]
