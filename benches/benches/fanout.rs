@@ -4,6 +4,9 @@
 //! each branch takes one turn. A call is `poll_ready`, `call` and polling its answer until it is there, without a runtime's
 //! scheduler; a timer, where one is needed, is tokio's.
 //!
+//! `pick-of-4` is the price of choosing one of four targets, counting what it has in flight and recording how long it took.
+//! tower's balance does so by one policy, and for one caller at a time: it is not `Clone`.
+//!
 //! tower's hedge has no layer, and its record is filled with twenty latencies of 5 s, as language models have. JoinSet, which
 //! needs a scheduler, runs on a runtime of one thread, and so do the others of its case.
 
@@ -28,10 +31,13 @@ use http_body_util::Full;
 use tokio::{runtime::Runtime, task::JoinSet};
 use tower::{
     Layer, Service,
+    balance::p2c::Balance,
+    discover::ServiceList,
     hedge::{Hedge, Policy},
+    load::{CompleteOnResponse, PeakEwma},
 };
-use tower_llm_core::{Call, Described, Operation, Provider, Unary};
-use tower_llm_fanout::{Delay, FanoutLayer, RipeAt};
+use tower_llm_core::{Call, Described, Key, KeyBy, Operation, Provider, Unary};
+use tower_llm_fanout::{Delay, FanoutLayer, Pick, Pool, RipeAt, Target};
 use tower_resilience_hedge::HedgeLayer;
 
 const OURS: &str = "tower-llm-fanout";
@@ -136,6 +142,7 @@ fn main() {
     idle_http(&mut suite);
     race(&mut suite);
     map(&mut suite);
+    pick(&mut suite);
 }
 
 /// A hedge that is not sent, around a typed service.
@@ -275,6 +282,38 @@ fn map(suite: &mut Suite) {
                 assert_eq!(total, sum);
             });
         }
+    });
+}
+
+/// One of four targets, by each policy.
+fn pick(suite: &mut Suite) {
+    let case = Case::new("pick-of-4");
+    let model = Model { turns: 0 };
+    let prompt = Prompt { tokens: 7 };
+    let key_by = KeyBy::custom(|_| Key::new("a caller"));
+    let picks = [
+        ("tower-llm-fanout, round robin", Pick::round_robin()),
+        ("tower-llm-fanout, weighted", Pick::weighted()),
+        ("tower-llm-fanout, in flight", Pick::least_in_flight()),
+        ("tower-llm-fanout, latency", Pick::latency()),
+        ("tower-llm-fanout, sticky", Pick::sticky(key_by)),
+    ];
+
+    suite.subject(&case, "bare", || called(model, prompt));
+    for (name, pick) in picks {
+        let targets = (0..4).map(|index| Target::new(index.to_string(), model));
+        let pool = Pool::builder().pick(pick).targets(targets).build();
+        let pool = pool.expect("the targets are right");
+        let layer = FanoutLayer::failover(1).watch(Unary).build();
+        let service = layer.expect("the settings are right").across(&pool);
+        suite.subject(&case, name, || called(service.clone(), prompt));
+    }
+    suite.subject(&case, &peer("tower"), || {
+        let (rtt, decay) = (Duration::from_secs(1), Duration::from_secs(10));
+        let completion = CompleteOnResponse::default();
+        let targets =
+            (0..4).map(move |_| PeakEwma::new(model, rtt, decay.as_nanos() as f64, completion));
+        called(Balance::new(ServiceList::new::<Prompt>(targets)), prompt)
     });
 }
 

@@ -266,7 +266,10 @@ where
         if !self.plan.traced || is_only {
             return;
         }
-        let now = Instant::now();
+        let now = match self.course.started {
+            0 => self.began_at(),
+            _ => Instant::now(),
+        };
         self.trace().started(target, now);
     }
 

@@ -7,8 +7,8 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
-            AtomicU64, AtomicUsize,
-            Ordering::{AcqRel, Acquire, Relaxed},
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
     },
     time::Duration,
@@ -30,6 +30,8 @@ pub(crate) struct Load {
     waiting: AtomicUsize,
     ended: AtomicU64,
     failed: AtomicU64,
+    /// The record is not clean. The records of all targets are looked at for each call, and most are clean.
+    is_marred: AtomicBool,
     // A std mutex: it is held for a few operations, and never while other code runs.
     seen: Mutex<Seen>,
 }
@@ -65,7 +67,9 @@ impl Load {
     pub(crate) fn dispatch(self: &Arc<Self>, call: Option<&Call>, now: Instant) -> LoadGuard {
         self.in_flight.fetch_add(1, AcqRel);
         self.waiting.fetch_add(1, AcqRel);
-        self.seen().record.dispatched(now);
+        if self.is_marred.load(Acquire) {
+            self.seen().record.dispatched(now);
+        }
         LoadGuard {
             load: Arc::clone(self),
             began_at: now,
@@ -90,7 +94,10 @@ impl Load {
     }
 
     pub(crate) fn standing(&self, now: Instant) -> Standing {
-        self.seen().record.standing(now)
+        match self.is_marred.load(Acquire) {
+            true => self.seen().record.standing(now),
+            false => Standing::Good,
+        }
     }
 
     /// Latency times calls in flight: what another call would wait for.
@@ -178,6 +185,8 @@ impl Guard for LoadGuard {
         let load = Arc::clone(&self.load);
         let mut seen = load.seen();
         seen.record.ended(end, now);
+        let is_marred = !seen.record.is_clean();
+        load.is_marred.store(is_marred, Release);
         if self.streamed && self.has_first_token {
             return;
         }
@@ -198,5 +207,60 @@ impl Drop for LoadGuard {
             self.load.waiting.fetch_sub(1, AcqRel);
         }
         self.load.in_flight.fetch_sub(1, AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tower_llm_core::{Operation, Provider};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn stream() -> Call {
+        let call = Call::builder(Provider::OPENAI, Operation::CHAT);
+        call.streamed(true).build()
+    }
+
+    #[test]
+    fn a_stream_waits_until_its_first_token_and_is_in_flight_until_it_ends() {
+        let (load, start) = (Arc::new(Load::default()), Instant::now());
+        let mut guard = load.dispatch(Some(&stream()), start);
+        let counts = || (load.in_flight(), load.waiting.load(Acquire));
+        assert_eq!(counts(), (1, 1));
+        guard.first_token(start + SECOND);
+        assert_eq!(counts(), (1, 0));
+        guard.end(&Completion::new(Outcome::Success));
+        drop(guard);
+        assert_eq!(counts(), (0, 0));
+        assert_eq!(load.latencies(), [None, Some(SECOND)]);
+
+        // Dropped before that.
+        drop(load.dispatch(Some(&stream()), start));
+        assert_eq!(counts(), (0, 0));
+    }
+
+    #[test]
+    fn a_latency_is_forgotten_unless_a_call_waits() {
+        let (load, start) = (Arc::new(Load::default()), Instant::now());
+        let mut guard = load.dispatch(Some(&stream()), start);
+        guard.first_token(start + SECOND);
+        // The stream goes on, and nothing waits.
+        let later = start + 11 * SECOND;
+        let forgotten = 2.0 / std::f64::consts::E;
+        assert!((load.cost(true, later) - forgotten).abs() < 1e-6);
+        // What is not known of whole answers is taken from streams.
+        assert_eq!(load.cost(false, later), load.cost(true, later));
+        let _waiting = load.dispatch(Some(&stream()), later);
+        assert!((load.cost(true, later) - 3.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn without_a_latency_one_call_at_a_time_is_cheap() {
+        let (load, start) = (Arc::new(Load::default()), Instant::now());
+        assert_eq!(load.cost(true, start), 0.0);
+        let _probe = load.dispatch(None, start);
+        assert_eq!(load.cost(true, start), f64::MAX);
     }
 }

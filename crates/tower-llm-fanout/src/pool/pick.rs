@@ -281,18 +281,11 @@ impl Turns {
         }
     }
 
-    /// A target that is skipped uses up a turn. If its turn went to the next one instead, that would get twice as many.
+    /// The target whose turn it is. One that cannot take it is picked anew for, and that takes the next turn: if its turn went
+    /// to the one after it, that one would get twice as many.
     fn next(&self, targets: usize, skip: &Set) -> Option<usize> {
-        let turn = || self.ticks.fetch_add(1, Relaxed) % targets;
-        let mut last = 0;
-        for _ in 0..targets {
-            last = turn();
-            if !skip.contains(last) {
-                return Some(last);
-            }
-        }
-        // Other calls took the turns of the targets that are left.
-        let after = (last..targets).chain(0..last);
+        let first = self.ticks.fetch_add(1, Relaxed) % targets;
+        let after = (first..targets).chain(0..first);
         after.into_iter().find(|&index| !skip.contains(index))
     }
 

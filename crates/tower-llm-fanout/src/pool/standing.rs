@@ -91,7 +91,8 @@ impl Record {
             End::Neutral => return,
             End::Success => {
                 self.failing = false;
-                self.penalty = self.penalty.filter(|penalty| penalty.is_stated);
+                let lasts = |penalty: &Penalty| penalty.is_stated && penalty.until > now;
+                self.penalty = self.penalty.filter(lasts);
                 return;
             }
             End::Refused => (REFUSED, false),
@@ -103,6 +104,11 @@ impl Record {
         if self.penalty.is_none_or(|penalty| penalty.until < until) {
             self.penalty = Some(Penalty { until, is_stated });
         }
+    }
+
+    /// The target ranks with the best, at any time.
+    pub(crate) fn is_clean(&self) -> bool {
+        !self.failing && self.penalty.is_none()
     }
 
     pub(crate) fn standing(&self, now: Instant) -> Standing {
@@ -164,6 +170,9 @@ mod tests {
         record.ended(End::Success, start);
         record.ended(End::Failure(None), start);
         assert_eq!(record.standing(start), Standing::Penalised(30 * SECOND));
+        assert!(!record.is_clean());
+        record.ended(End::Success, start + 30 * SECOND);
+        assert!(record.is_clean());
     }
 
     #[test]

@@ -14,7 +14,8 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt};
 use tower_llm_core::{
-    Availability, Call, Completion, GateLayer, KeyBy, Outcome, Refusal, RefusalKind, Unary,
+    Availability, Call, Completion, GateLayer, KeyBy, Operation, Outcome, Provider, Refusal,
+    RefusalKind, Unary,
 };
 use tower_llm_fanout::{Budget, Delay, FanoutLayer, NoTarget, Pick, Pool, Target};
 use tower_llm_ratelimit::{Limit, RateLimitLayer};
@@ -180,6 +181,21 @@ async fn a_target_that_hangs_holds_up_no_other_call() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deadline_is_shared_by_no_more_branches_than_there_are_targets() {
+    let sites = sites::<2>();
+    sites[0].behave(Behaves::Hangs);
+    let pool = Pool::builder().pick(Pick::in_order());
+    let pool = pool
+        .targets(sites.iter().map(Site::target))
+        .build()
+        .unwrap();
+    let failover = typed(FanoutLayer::failover(9).deadline(10 * SECOND));
+    let began_at = Instant::now();
+    assert_eq!(ask(&failover, &pool).await.unwrap(), "b");
+    assert_eq!(began_at.elapsed(), 5 * SECOND + 10 * MS);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_only_target_is_sent_to_again_and_may_queue() {
     let [site] = sites::<1>();
     site.behave(Behaves::Fails(FAILED, MS));
@@ -228,6 +244,25 @@ async fn each_target_sees_the_call_as_its_own_and_unqueued() {
     let expected = ["one", "two"].map(|name| (name.to_owned(), format!("gpt-{name}"), false));
     assert_eq!(seen.iter().map(of).collect::<Vec<_>>(), expected);
     assert_eq!(*looked.lock().unwrap(), ["gpt-one", "gpt-two"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_branch_queues_while_the_pool_has_several_targets() {
+    let sites = sites::<2>();
+    sites[0].behave(Behaves::Fails(FAILED, MS));
+    // It describes the call without a look at what it was.
+    let anew = |_: &Call| Call::builder(Provider::ANTHROPIC, Operation::CHAT).build();
+    let targets = [sites[0].target(), sites[1].target().describe(anew)];
+    let pool = Pool::builder()
+        .pick(Pick::in_order())
+        .targets(targets)
+        .build()
+        .unwrap();
+    ask(&typed(FanoutLayer::failover(1)), &pool).await.unwrap();
+    for site in &sites {
+        assert!(!site.seen()[0].may_queue());
+    }
+    assert_eq!(*sites[1].seen()[0].provider(), Provider::ANTHROPIC);
 }
 
 #[tokio::test(start_paused = true)]

@@ -53,27 +53,35 @@ async fn weights_are_exact_in_every_cycle_and_turns_are_spread() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_turns_of_a_target_that_is_unavailable_are_shared_evenly() {
-    for pick in [Pick::round_robin(), Pick::weighted()] {
+async fn the_turns_of_a_target_that_is_unavailable_are_shared_by_weight() {
+    for (pick, weights) in [
+        (Pick::round_robin(), [1, 1, 1, 1]),
+        (Pick::weighted(), [3, 6, 1, 2]),
+    ] {
         let (sites, is_open) = (sites::<4>(), Arc::new(AtomicBool::new(false)));
-        let targets = sites.iter().enumerate().map(|(index, site)| {
+        let targets = sites.iter().zip(weights).enumerate();
+        let targets = targets.map(|(index, (site, weight))| {
             let is_open = Arc::clone(&is_open);
-            site.target()
-                .availability(move |_| match index == 1 && !is_open.load(Relaxed) {
-                    true => Availability::Unknown,
-                    false => Availability::Now,
-                })
+            let target = site.target().weight(weight);
+            target.availability(move |_| match index == 1 && !is_open.load(Relaxed) {
+                true => Availability::Unknown,
+                false => Availability::Now,
+            })
         });
         let pool = Pool::builder().pick(pick).targets(targets).build().unwrap();
         let once = typed(FanoutLayer::failover(0));
-        let names = answers(&once, &pool, 30).await;
-        assert_eq!(
-            counts(&names),
-            HashMap::from([('a', 10), ('c', 10), ('d', 10)])
-        );
+        let per_cycle = |weights: [u32; 4]| {
+            let names = ['a', 'b', 'c', 'd'].into_iter().zip(weights);
+            let names = names.filter(|(_, weight)| *weight > 0);
+            HashMap::from_iter(names.map(|(name, weight)| (name, 10 * weight as usize)))
+        };
+        let open: u32 = weights.iter().sum();
+        let names = answers(&once, &pool, 10 * (open - weights[1]) as usize).await;
+        let [a, _, c, d] = weights;
+        assert_eq!(counts(&names), per_cycle([a, 0, c, d]));
         is_open.store(true, Relaxed);
-        let names = answers(&once, &pool, 40).await;
-        assert!(counts(&names).values().all(|&count| count == 10), "{names}");
+        let names = answers(&once, &pool, 10 * open as usize).await;
+        assert_eq!(counts(&names), per_cycle(weights));
     }
 }
 
@@ -191,6 +199,40 @@ async fn the_cheapest_target_that_is_available_is_picked() {
         answers(&typed(FanoutLayer::failover(0)), &pool, 5).await,
         "ccccc"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn equal_prices_share_the_calls() {
+    let sites = sites::<4>();
+    let targets = sites.iter().zip([3.0, 3.0, 0.5, 0.5]);
+    let targets = targets.map(|(site, price)| site.target().price(price));
+    let pool = Pool::builder()
+        .pick(Pick::cheapest())
+        .targets(targets)
+        .build()
+        .unwrap();
+    let names = counts(&answers(&typed(FanoutLayer::failover(0)), &pool, 800).await);
+    assert_eq!(names.len(), 2);
+    // Five standard deviations.
+    assert!(names[&'c'].abs_diff(400) < 71, "{names:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn turns_go_on_when_the_pool_changes() {
+    for (pick, expected) in [
+        (Pick::round_robin(), [40, 40, 40]),
+        (Pick::weighted(), [60, 40, 20]),
+    ] {
+        let sites = sites::<3>();
+        let targets = sites.iter().zip([3, 2, 1]);
+        let targets = targets.map(|(site, weight)| site.target().weight(weight));
+        let pool = Pool::builder().pick(pick).targets(targets).build().unwrap();
+        for _ in 0..120 {
+            ask(&typed(FanoutLayer::failover(0)), &pool).await.unwrap();
+            pool.set_weight("a", 3).unwrap();
+        }
+        assert_eq!(sites.each_ref().map(Site::count), expected);
+    }
 }
 
 #[tokio::test(start_paused = true)]
