@@ -12,6 +12,7 @@ use crate::{
 pub struct FirstOk<W = HttpBody, C = ByOutcome> {
     pub(crate) reading: Reading<W, C>,
     pub(crate) fallback: Fallback,
+    pub(crate) report_headers: bool,
 }
 
 /// The answers of one call, of which one wins.
@@ -20,6 +21,7 @@ pub struct FirstOkOf<T, W, C> {
     attach: W,
     classify: C,
     fallback: Fallback,
+    report_headers: bool,
     winner: Option<(usize, Result<T, BoxError>)>,
     /// The failure that is the answer if no branch wins.
     failed: Option<(usize, Arrived<T>)>,
@@ -46,6 +48,7 @@ where
             attach: self.reading.ripen.clone(),
             classify: self.reading.classify.clone(),
             fallback: self.fallback,
+            report_headers: self.report_headers,
             winner: None,
             failed: None,
         }
@@ -88,6 +91,9 @@ impl<T, W: Attach<T>, C: Classify<T>> Answers<T> for FirstOkOf<T, W, C> {
         report.answered_by(branch);
         match result {
             Ok(mut response) => {
+                if self.report_headers {
+                    self.attach.attach_headers(&mut response, &report);
+                }
                 self.attach.attach(&mut response, report);
                 Ok(response)
             }

@@ -107,6 +107,7 @@ impl FanoutLayer {
         };
         let mode = First {
             fallback: Fallback::Last,
+            ..First::default()
         };
         FanoutBuilder::of(settings, mode).ripe_at(RipeAt::Whole)
     }
@@ -283,6 +284,14 @@ impl<W, C> FanoutBuilder<W, C, First> {
     /// Sets which answer a call gets if no branch has a good one.
     pub fn fallback(mut self, fallback: Fallback) -> Self {
         self.mode.fallback = fallback;
+        self
+    }
+
+    /// Sets whether an HTTP response names how many branches its call had, in `x-fanout-attempts`, and which target of a
+    /// [`Pool`] its answer is from, in `x-fanout-target`; off unless set. A call with one branch to no named target has
+    /// neither.
+    pub fn report_headers(mut self, report_headers: bool) -> Self {
+        self.mode.report_headers = report_headers;
         self
     }
 }

@@ -32,6 +32,7 @@ pub trait Mode<W, C>: Clone {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct First {
     pub(crate) fallback: Fallback,
+    pub(crate) report_headers: bool,
 }
 
 /// Which answer a call gets if no branch has a good one.
@@ -85,6 +86,7 @@ impl<W, C> Mode<W, C> for First {
         FirstOk {
             reading,
             fallback: self.fallback,
+            report_headers: self.report_headers,
         }
     }
 }

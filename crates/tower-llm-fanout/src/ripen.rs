@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_llm_core::{
@@ -18,6 +18,9 @@ use tower_llm_core::{
 };
 
 use crate::{Arrived, Report};
+
+const ATTEMPTS: HeaderName = HeaderName::from_static("x-fanout-attempts");
+const TARGET: HeaderName = HeaderName::from_static("x-fanout-target");
 
 /// Waits until a response counts. Implemented for [`HttpBody`], for HTTP responses, and for [`Unary`], for any other response,
 /// which counts as soon as it is there.
@@ -38,6 +41,11 @@ pub trait Ripen<R>: Clone {
 pub trait Attach<T>: Clone {
     /// Attaches it.
     fn attach(&self, response: &mut T, report: Report) {
+        let _ = (response, report);
+    }
+
+    /// Attaches what a caller may see of it.
+    fn attach_headers(&self, response: &mut T, report: &Report) {
         let _ = (response, report);
     }
 }
@@ -165,6 +173,16 @@ where
 impl<B> Attach<http::Response<B>> for HttpBody {
     fn attach(&self, response: &mut http::Response<B>, report: Report) {
         response.extensions_mut().insert(report);
+    }
+
+    fn attach_headers(&self, response: &mut http::Response<B>, report: &Report) {
+        let headers = response.headers_mut();
+        headers.insert(ATTEMPTS, report.attempts().len().into());
+        let target = report.winner().and_then(|winner| winner.target.as_deref());
+        // A name that cannot stand in a header is left out.
+        if let Some(target) = target.and_then(|name| HeaderValue::from_str(name).ok()) {
+            headers.insert(TARGET, target);
+        }
     }
 }
 

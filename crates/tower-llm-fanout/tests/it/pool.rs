@@ -13,6 +13,7 @@ use futures_util::future::join_all;
 use proptest::prelude::*;
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt};
+use tower_llm_breaker::BreakerLayer;
 use tower_llm_core::{
     Availability, Call, Completion, GateLayer, KeyBy, Operation, Outcome, Provider, Refusal,
     RefusalKind, Unary,
@@ -78,6 +79,63 @@ async fn if_no_target_can_the_call_is_refused_at_once_with_the_earliest_time() {
         assert_eq!(Completion::of_error(&*error).outcome, Outcome::Refused);
     }
     assert_eq!(sites.each_ref().map(Site::count), [0; 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn targets_with_open_circuits_are_passed_over_until_they_close() {
+    let sites = sites::<3>();
+    let breakers = sites.each_ref().map(|_| {
+        let breaker = BreakerLayer::builder()
+            .failure_threshold(2)
+            .open_for(10 * SECOND);
+        breaker.watch(Unary).build().unwrap()
+    });
+    let targets = sites.iter().zip(&breakers).zip(["a", "b", "c"]);
+    let targets = targets.map(|((site, breaker), name)| {
+        Target::new(name, breaker.layer(site.clone())).gate(breaker.gate())
+    });
+    let pool = Pool::builder()
+        .pick(Pick::in_order())
+        .targets(targets)
+        .build()
+        .unwrap();
+    let service = typed(FanoutLayer::failover(2)).across(&pool);
+    let call = || service.clone().oneshot(prompt());
+
+    // The first one is tried twice, and then left alone.
+    sites[0].behave(Behaves::Fails(FAILED, MS));
+    for _ in 0..20 {
+        assert_eq!(call().await.unwrap(), "b");
+    }
+    assert_eq!(sites.each_ref().map(Site::count), [2, 20, 0]);
+
+    sites
+        .iter()
+        .for_each(|site| site.behave(Behaves::Fails(FAILED, MS)));
+    for _ in 0..2 {
+        call().await.unwrap_err();
+    }
+    let began_at = Instant::now();
+    let error = call().await.unwrap_err();
+    assert_eq!(began_at.elapsed(), Duration::ZERO);
+    assert_eq!(sites.each_ref().map(Site::count), [2, 22, 2]);
+    let refusal = Refusal::find(&*error).unwrap();
+    assert_eq!(
+        (refusal.kind(), refusal.layer()),
+        (RefusalKind::Unavailable, "fanout")
+    );
+
+    // It says when the first of them is probed.
+    let retry_after = refusal.retry_after().unwrap();
+    assert!(
+        retry_after > 9 * SECOND && retry_after <= 10 * SECOND,
+        "{retry_after:?}"
+    );
+    sites
+        .iter()
+        .for_each(|site| site.behave(Behaves::Answers(MS)));
+    tokio::time::advance(retry_after).await;
+    assert_eq!(call().await.unwrap(), "a");
 }
 
 #[tokio::test(start_paused = true)]

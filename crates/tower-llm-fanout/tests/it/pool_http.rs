@@ -96,6 +96,28 @@ async fn a_stream_that_breaks_off_before_content_fails_over_unseen() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn headers_name_the_target_only_if_they_are_wanted() {
+    let dead = streams(&[Err("connection reset")], MS);
+    let live = streams(&[Ok(HELLO), Ok(DONE)], MS);
+    let pool = Pool::builder().pick(Pick::in_order());
+    let pool = pool
+        .target(Target::new("dead", dead))
+        .target(Target::new("live", live));
+    let pool = pool.build().unwrap();
+    for (is_wanted, expected) in [(true, [Some("2"), Some("live")]), (false, [None, None])] {
+        let failover = FanoutLayer::failover(1).report_headers(is_wanted);
+        let service = failover.build().unwrap().across(&pool);
+        let response = service.oneshot(request()).await.unwrap();
+        let names = ["x-fanout-attempts", "x-fanout-target"];
+        let headers = names.map(|name| response.headers().get(name));
+        assert_eq!(
+            headers.map(|value| value.map(|value| value.to_str().unwrap())),
+            expected
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stream_that_is_dropped_is_no_longer_in_flight() {
     let slow = streams(&[Ok(HELLO), Ok(HELLO), Ok(DONE)], 10 * MS);
     let pool = Pool::builder()
