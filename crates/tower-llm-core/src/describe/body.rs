@@ -108,6 +108,12 @@ impl Facts {
             input: Input::new(exact),
             ..Self::default()
         };
+        let begin = body.trim_ascii_start().first();
+        if begin.is_some_and(|byte| !matches!(byte, b'{' | b'[')) {
+            // Compressed, or of another encoding.
+            facts.input = facts.input.of_unreadable(body.len());
+            return facts;
+        }
         let mut json = Json::<Place, MAX_DEPTH, MAX_KEY_BYTES>::with_room(Place::Body);
         json.feed(body, &mut facts);
         if json.was_too_deep() {
@@ -131,6 +137,12 @@ impl Sink for Facts {
         }
     }
 
+    fn long_key(&mut self, parent: Place, more: usize) {
+        if let Place::Input(of) = parent {
+            self.input.long_key(of, more);
+        }
+    }
+
     fn item(&mut self, parent: Place) -> Option<Place> {
         match parent {
             Place::Input(of) => Some(Place::Input(of.item())),
@@ -140,7 +152,8 @@ impl Sink for Facts {
 
     fn string_mode(&self, place: Place) -> StringMode {
         match place {
-            Place::Model => StringMode::Pass,
+            // A number may be written as a string, too: servers that are lenient take it.
+            Place::Model | Place::Output | Place::Answers => StringMode::Pass,
             Place::Input(_) => StringMode::Count,
             _ => StringMode::Skip,
         }
@@ -156,13 +169,20 @@ impl Sink for Facts {
 
     fn string(&mut self, _: Place, _: &[u8]) {}
 
-    /// The model's name, whole: a body is one piece.
-    fn pass(&mut self, _: Place, piece: &[u8]) {
-        let model = decoded(piece);
-        if model.len() <= MAX_MODEL_BYTES
-            && let Ok(model) = std::str::from_utf8(&model)
-        {
-            self.model = Some(model.into());
+    /// A string, whole: a body is one piece.
+    fn pass(&mut self, place: Place, piece: &[u8]) {
+        let text = decoded(piece);
+        let Ok(text) = std::str::from_utf8(&text) else {
+            return;
+        };
+        if place != Place::Model {
+            let number: Option<f64> = text.trim().parse().ok();
+            let number = number.filter(|number| *number >= 0.0);
+            number
+                .into_iter()
+                .for_each(|number| self.number(place, number as u64));
+        } else if text.len() <= MAX_MODEL_BYTES {
+            self.model = Some(text.into());
         }
     }
 
@@ -202,6 +222,8 @@ fn member_of_body(key: &[u8]) -> Option<Place> {
         b"generationConfig" | b"generation_config" => Place::GenerationConfig,
         b"input" | b"prompt" | b"requests" => Place::Input(Of::List),
         b"messages"
+        | b"suffix"
+        | b"title"
         | b"system"
         | b"instructions"
         | b"contents"
@@ -209,9 +231,11 @@ fn member_of_body(key: &[u8]) -> Option<Place> {
         | b"systemInstruction"
         | b"system_instruction" => Place::Input(Of::Texts),
         // The model reads schemas as they are written, names included.
-        b"tools" | b"functions" | b"response_format" | b"text" | b"output_config" => {
-            Place::Input(Of::Schema)
-        }
+        b"tools" | b"functions" | b"response_format" | b"text" | b"output_config"
+        // Cohere's, which the model reads with the names of their fields.
+        | b"documents" => Place::Input(Of::Schema),
+        // Gemini's, of requests whose tokens are counted or that are embedded.
+        b"generateContentRequest" | b"embedContentRequest" => Place::Body,
         _ => return None,
     })
 }
@@ -450,7 +474,14 @@ mod tests {
             (r#"{"max_completion_tokens":4000,"max_tokens":1}"#, 4_000),
             (r#"{"max_tokens":1,"max_completion_tokens":4000}"#, 4_000),
             (r#"{"max_tokens":100,"n":0}"#, 100),
-            (r#"{"max_tokens":100,"n":"10"}"#, 100),
+            (r#"{"max_tokens":"100","n":"10"}"#, 1_000),
+            (r#"{"max_tokens":" 1e2 ","n":"-1"}"#, 100),
+            (r#"{"max_tokens":"NaN","max_output_tokens":1e3}"#, 1_000),
+            (r#"{"max_tokens":4e3}"#, 4_000),
+            (r#"{"max_tokens":0.5E+4,"n":20e-1}"#, 10_000),
+            (r#"{"max_tokens":4000.9}"#, 4_000),
+            (r#"{"max_tokens":1e999}"#, u64::MAX),
+            (r#"{"max_tokens":7,"n":1e-999}"#, 7),
             (r#"{"max_tokens":100,"n":18446744073709551615}"#, u64::MAX),
         ] {
             assert_eq!(read(body).most_output(1), Some(most), "{body}");
@@ -460,6 +491,71 @@ mod tests {
             Some(600)
         );
         assert_eq!(read(r#"{"n":2}"#).most_output(3), None);
+    }
+
+    #[test]
+    fn no_text_is_free_because_of_the_member_that_it_stands_in() {
+        let text = "word ".repeat(1_000);
+        for body in [
+            json!({"prompt": "x", "suffix": text}),
+            json!({"messages": [], "documents": [{"text": text}]}),
+            json!({"messages": [], "documents": [text]}),
+            json!({"messages": [{"role": text, "content": ""}]}),
+            json!({"messages": [{"role": "user", "content": [{"type": text}]}]}),
+            json!({"prompt": {"id": "p", "variables": {"url": text, "type": "a"}}}),
+            json!({"tools": [{"input_schema": {"properties": {text.as_str(): {}}}}]}),
+            json!({"content": {"parts": []}, "title": text}),
+            json!({"embedContentRequest": {"content": {"parts": [{"text": text}]}}}),
+            json!({"generateContentRequest": {"contents": [{"parts": [{"text": text}]}]}}),
+        ] {
+            let body = body.to_string();
+            assert!(read(&body).input.tokens() >= 1_250, "{}", &body[..60]);
+        }
+        // A common name is no text.
+        let body = r#"{"messages":[{"role":"assistant","content":[{"type":"tool_use","id":"toolu_01A09q90qw90lq917835lq9"}]}]}"#;
+        assert_eq!(read(body).input.tokens(), 0);
+    }
+
+    #[test]
+    fn a_body_that_cannot_be_read_is_not_free() {
+        let body = r#"{"messages":[{"content":"four"}],"model":"m"}"#;
+        let utf_16: Vec<u8> = body.encode_utf16().flat_map(u16::to_be_bytes).collect();
+        let with_mark: Vec<u8> = "\u{feff}"
+            .encode_utf16()
+            .chain(body.encode_utf16())
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        let gzip = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xabV\xcaM-.NLOU\xb2";
+        for body in [&utf_16[..], &with_mark, gzip] {
+            let facts = Facts::read(body, false);
+            assert_eq!(facts.input.tokens(), body.len() as u64);
+        }
+        for empty in [&b""[..], b" \n", b"\xef\xbb\xbf"] {
+            assert_eq!(Facts::read(empty, false).input.tokens(), 0);
+        }
+    }
+
+    #[cfg(feature = "tokenizer")]
+    #[test]
+    fn what_is_counted_exactly_is_bounded_and_the_rest_is_estimated() {
+        let counted = |text: String| {
+            let body = json!({ "messages": text }).to_string();
+            Facts::read(body.as_bytes(), true).input.tokens()
+        };
+        let words = |kilobytes: usize| "word ".repeat(kilobytes * 1_024 / 5);
+        // A token a word, and a quarter of a token a byte.
+        assert_eq!(counted(words(100)), 100 * 1_024 / 5 + 1);
+        assert_eq!(counted(words(200)), (200 * 1_024 / 5 * 5_u64).div_ceil(4));
+        // However they are written, and whatever splits them.
+        for text in [
+            "你好".repeat(1_000),
+            "a\u{301}".repeat(5_000),
+            "-".repeat(10_000),
+        ] {
+            let whole = bpe_openai::o200k_base().count(&text) as u64;
+            let counted = counted(text);
+            assert!(counted.abs_diff(whole) <= 10, "{counted} {whole}");
+        }
     }
 
     #[test]

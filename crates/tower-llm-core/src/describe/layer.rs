@@ -36,7 +36,8 @@ const X_GOOG_API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 /// `ClientError`, or a refusal as too large if the body exceeds a limit of the server (`LengthLimitError`).
 ///
 /// Input is estimated at one token for four bytes of text, media excluded; with the feature `tokenizer` it can be
-/// [counted](Self::count_tokens).
+/// [counted](Self::count_tokens). JSON that cannot be read, because it is compressed or written in UTF-16, is estimated at one
+/// token a byte: send it as plain UTF-8.
 ///
 /// The layer is always ready. It clones the inner service, and readies the clone only when the body is held or known to be
 /// streamed, so a slow client that sends JSON holds no permit of an inner layer. A streamed body is sent while the inner
@@ -179,8 +180,9 @@ impl DescribeLayer {
 
     /// Counts input tokens with `OpenAI`'s `o200k` vocabulary instead of estimating them.
     ///
-    /// The vocabulary is loaded here, in about 50 ms, and takes 60 MB; counting takes about 20 us for each kB of text. For
-    /// models of other vendors the count is still an estimate, within about 10 % on English and code.
+    /// The vocabulary is loaded here, in about 50 ms, and takes 60 MB; counting takes about 20 us for each kB of text. Of a
+    /// request, texts of up to 128 KiB together are counted, and the rest is estimated. A text longer than 2 KiB is counted in
+    /// pieces, which adds a token for each at most. For models of other vendors the count is still an estimate, within about 10 % on English and code.
     #[cfg(feature = "tokenizer")]
     #[must_use]
     pub fn count_tokens(self) -> Self {

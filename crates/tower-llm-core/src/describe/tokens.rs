@@ -8,7 +8,15 @@ use crate::scan::json::Text;
 
 /// Maximum amount of text that is counted exactly; the rest is estimated, so that no request occupies a thread for long.
 #[cfg(feature = "tokenizer")]
-const MAX_EXACT_BYTES: u64 = 256 * 1024;
+const MAX_EXACT_BYTES: u64 = 128 * 1024;
+
+/// Longest piece of a text that is counted at once: of a text without words, such as a line of dashes, the time grows with the
+/// square of its length.
+#[cfg(feature = "tokenizer")]
+const MAX_PIECE_BYTES: usize = 2 * 1024;
+
+/// Longest name that counts as a part of the request's form. The longest in use are identifiers of some 60 bytes.
+const MAX_LABEL_BYTES: u64 = 128;
 
 /// Longest media type in a data URL.
 const MAX_MEDIA_TYPE_BYTES: usize = 100;
@@ -49,6 +57,8 @@ pub(super) enum Of {
     Schema,
     /// A member that may be a medium.
     Media,
+    /// A name such as a role, a type or an identifier, which counts if it is long enough to be a text.
+    Label,
 }
 
 impl Of {
@@ -79,6 +89,15 @@ impl Input {
         }
     }
 
+    /// The same inputs, of a body of `bytes` that cannot be read: one token a byte, since it may be compressed.
+    pub(super) fn of_unreadable(self, bytes: usize) -> Self {
+        Self {
+            bytes: 0,
+            tokens: bytes as u64,
+            ..self
+        }
+    }
+
     /// Returns the estimate: one token for four bytes of UTF-8.
     ///
     /// By bytes and not by characters: on mixed text the error is 5 %; by characters it is 10 %, and 58 % on Chinese.
@@ -93,10 +112,18 @@ impl Input {
                 self.count(key, key.len() as u64);
                 Some(Of::Schema)
             }
-            _ if is_about_text(key) => None,
+            _ if object == Of::Label || is_label(key) => Some(Of::Label),
+            _ if is_reference(key) => None,
             _ if is_data(key) => Some(Of::Schema),
             _ if may_be_media(key) => Some(Of::Media),
             _ => Some(Of::Texts),
+        }
+    }
+
+    /// The name of a member is longer than [`member`](Self::member) was told.
+    pub(super) fn long_key(&mut self, object: Of, more: usize) {
+        if object == Of::Schema {
+            self.bytes = self.bytes.saturating_add(more as u64);
         }
     }
 
@@ -115,6 +142,9 @@ impl Input {
             Of::List => self.items = self.items.max(1),
             Of::Item => self.one_more(),
             _ => {}
+        }
+        if of == Of::Label && text.bytes.unsigned_abs() <= MAX_LABEL_BYTES {
+            return;
         }
         let written = text.written;
         if may_be_medium(of, written) && is_medium(of, &decoded(written)) {
@@ -151,16 +181,38 @@ impl Input {
 
     /// Counts a text of so many bytes.
     fn count(&mut self, written: &[u8], bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
         #[cfg(feature = "tokenizer")]
         if self.exact && self.tokens.saturating_mul(4) + bytes <= MAX_EXACT_BYTES {
             let text = decoded(written);
             let text = String::from_utf8_lossy(&text);
-            self.tokens += bpe_openai::o200k_base().count(&text) as u64;
+            self.tokens += exact_tokens(&text);
             return;
         }
         let _ = written;
         self.bytes = self.bytes.saturating_add(bytes);
     }
+}
+
+/// Counts the tokens of a text, piece by piece.
+#[cfg(feature = "tokenizer")]
+fn exact_tokens(mut text: &str) -> u64 {
+    let tokenizer = bpe_openai::o200k_base();
+    let mut tokens = 0;
+    while text.len() > MAX_PIECE_BYTES {
+        let most = (0..=MAX_PIECE_BYTES)
+            .rev()
+            .find(|&at| text.is_char_boundary(at))
+            .unwrap_or(text.len());
+        // A word's token begins with the space before it.
+        let space = text[..most].rfind([' ', '\n']).filter(|&at| at > 0);
+        let (piece, rest) = text.split_at(space.unwrap_or(most));
+        tokens += tokenizer.count(piece) as u64;
+        text = rest;
+    }
+    tokens + tokenizer.count(text) as u64
 }
 
 /// A string with its escapes undone; as it is if they are not JSON's.
@@ -180,7 +232,7 @@ fn may_be_medium(of: Of, written: &[u8]) -> bool {
     match of {
         Of::Media => true,
         Of::List | Of::Item => written.starts_with(b"data:"),
-        Of::Part | Of::Texts | Of::Schema => false,
+        Of::Part | Of::Texts | Of::Schema | Of::Label => false,
     }
 }
 
@@ -188,8 +240,8 @@ fn is_medium(of: Of, text: &[u8]) -> bool {
     is_data_url(text) || of == Of::Media && is_encoded(text)
 }
 
-/// Whether a member describes a text or points to a medium: the model does not read it as text.
-fn is_about_text(key: &[u8]) -> bool {
+/// Whether a member names what a text is.
+fn is_label(key: &[u8]) -> bool {
     matches!(
         key,
         b"role"
@@ -199,27 +251,34 @@ fn is_about_text(key: &[u8]) -> bool {
             | b"call_id"
             | b"tool_call_id"
             | b"tool_use_id"
-            | b"cache_control"
-            | b"image_url"
-            | b"url"
-            | b"file_id"
-            | b"file_uri"
-            | b"fileUri"
             | b"detail"
             | b"format"
             | b"media_type"
             | b"mime_type"
             | b"mimeType"
             | b"taskType"
+    )
+}
+
+/// Whether a member points to a medium, or is for the provider alone: the model does not read it as text.
+fn is_reference(key: &[u8]) -> bool {
+    matches!(
+        key,
+        b"cache_control"
+            | b"image_url"
+            | b"url"
+            | b"file_id"
+            | b"file_uri"
+            | b"fileUri"
             | b"outputDimensionality"
     )
 }
 
-/// Whether a member of a message holds data of a tool: the model reads all of it, names included.
+/// Whether a member of a message holds data of a tool, or of a stored prompt: the model reads all of it, names included.
 fn is_data(key: &[u8]) -> bool {
     matches!(
         key,
-        b"args" | b"response" | b"input" | b"arguments" | b"output"
+        b"args" | b"response" | b"input" | b"arguments" | b"output" | b"variables"
     )
 }
 

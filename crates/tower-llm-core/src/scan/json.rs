@@ -25,6 +25,11 @@ pub(crate) trait Sink {
     /// The place of member `key` of the object at `parent`; `None` to skip its value.
     fn member(&mut self, parent: Self::Place, key: &[u8]) -> Option<Self::Place>;
 
+    /// The key of the member that was told just now, which lies in one piece, is longer than told by so many bytes.
+    fn long_key(&mut self, parent: Self::Place, more: usize) {
+        let _ = (parent, more);
+    }
+
     /// The place of the items of the array at `parent`; `None` to skip them.
     fn item(&mut self, parent: Self::Place) -> Option<Self::Place>;
 
@@ -120,10 +125,9 @@ enum State<P> {
     SkipString,
     Number {
         place: P,
-        value: u64,
-        whole: bool,
+        number: Number,
     },
-    /// A bare word; without a place it is a number that counts nothing: negative, or with an exponent.
+    /// A bare word; without a place it is a number that counts nothing: a negative one.
     Word {
         place: Option<P>,
     },
@@ -215,11 +219,7 @@ impl<P: Copy, const DEPTH: usize, const CAPTURE: usize> Json<P, DEPTH, CAPTURE> 
                     }
                     None => return,
                 },
-                State::Number {
-                    place,
-                    value,
-                    whole,
-                } => self.number(rest, place, value, whole, sink),
+                State::Number { place, number } => self.number(rest, place, number, sink),
                 State::Word { place } => self.word(rest, place, sink),
                 State::SkipContainer { .. } => self.skip_container(rest),
             };
@@ -269,8 +269,7 @@ impl<P: Copy, const DEPTH: usize, const CAPTURE: usize> Json<P, DEPTH, CAPTURE> 
                         self.state = if byte.is_ascii_digit() {
                             State::Number {
                                 place,
-                                value: 0,
-                                whole: true,
+                                number: Number::default(),
                             }
                         } else {
                             let place = Some(place).filter(|_| byte != b'-');
@@ -325,6 +324,11 @@ impl<P: Copy, const DEPTH: usize, const CAPTURE: usize> Json<P, DEPTH, CAPTURE> 
         match self.state {
             State::Key => {
                 self.end_key(raw, sink);
+                if let Some(top) = self.top()
+                    && end > CAPTURE
+                {
+                    sink.long_key(top.place, end - CAPTURE);
+                }
                 after = after.strip_prefix(b":").unwrap_or(after);
             }
             State::String { place, .. } => sink.string(place, raw),
@@ -503,36 +507,17 @@ impl<P: Copy, const DEPTH: usize, const CAPTURE: usize> Json<P, DEPTH, CAPTURE> 
         &mut self,
         rest: &'a [u8],
         place: P,
-        mut value: u64,
-        mut whole: bool,
+        mut number: Number,
         sink: &mut S,
     ) -> &'a [u8] {
-        for (at, &byte) in rest.iter().enumerate() {
-            match byte {
-                b'0'..=b'9' if whole => {
-                    value = value
-                        .saturating_mul(10)
-                        .saturating_add(u64::from(byte - b'0'));
-                }
-                b'.' => whole = false,
-                b'0'..=b'9' => {}
-                b'e' | b'E' => {
-                    self.state = State::Word { place: None };
-                    return &rest[at..];
-                }
-                _ => {
-                    sink.number(place, value);
-                    self.state = State::Between;
-                    return &rest[at..];
-                }
-            }
-        }
-        self.state = State::Number {
-            place,
-            value,
-            whole,
+        let end = rest.iter().position(|&byte| !number.push(byte));
+        let Some(end) = end else {
+            self.state = State::Number { place, number };
+            return &[];
         };
-        &[]
+        sink.number(place, number.whole_part());
+        self.state = State::Between;
+        &rest[end..]
     }
 
     fn word<'a, S: Sink<Place = P>>(
@@ -607,6 +592,76 @@ impl<P: Copy, const DEPTH: usize, const CAPTURE: usize> Json<P, DEPTH, CAPTURE> 
         match self.top() {
             Some(top) => top.next,
             None => Some(root),
+        }
+    }
+}
+
+/// A number that is not negative, as it is read.
+#[derive(Clone, Copy, Debug, Default)]
+struct Number {
+    /// Its digits, without those of a fraction that are too many to matter.
+    digits: u64,
+    /// How many of them are a fraction's.
+    fraction: u32,
+    exponent: u32,
+    part: Part,
+}
+
+/// The part of a number that is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Part {
+    #[default]
+    Whole,
+    Fraction,
+    Exponent,
+    NegativeExponent,
+}
+
+impl Number {
+    /// Adds a byte; returns false if it is not part of the number.
+    fn push(&mut self, byte: u8) -> bool {
+        /// A fraction's digits beyond are not counted, and exponents beyond are as good as this one.
+        const MOST: u64 = 1_000_000_000_000_000_000;
+        const MOST_EXPONENT: u32 = 1_000;
+        match (byte, self.part) {
+            (b'0'..=b'9', part) => {
+                let digit = byte - b'0';
+                let longer = |digits: u64| digits.saturating_mul(10).saturating_add(digit.into());
+                match part {
+                    Part::Whole => self.digits = longer(self.digits),
+                    Part::Fraction if self.digits < MOST => {
+                        self.digits = longer(self.digits);
+                        self.fraction += 1;
+                    }
+                    Part::Fraction => {}
+                    Part::Exponent | Part::NegativeExponent => {
+                        let longer = self.exponent * 10 + u32::from(digit);
+                        self.exponent = longer.min(MOST_EXPONENT);
+                    }
+                }
+            }
+            (b'.', Part::Whole) => self.part = Part::Fraction,
+            (b'e' | b'E', Part::Whole | Part::Fraction) => self.part = Part::Exponent,
+            (b'-', Part::Exponent) => self.part = Part::NegativeExponent,
+            (b'+', Part::Exponent) => {}
+            _ => return false,
+        }
+        true
+    }
+
+    fn whole_part(&self) -> u64 {
+        let (fraction, exponent) = (i64::from(self.fraction), i64::from(self.exponent));
+        let shift = match self.part {
+            Part::NegativeExponent => -exponent - fraction,
+            _ => exponent - fraction,
+        };
+        let power = 10_u64.checked_pow(shift.unsigned_abs().try_into().unwrap_or(u32::MAX));
+        match power {
+            _ if self.digits == 0 => 0,
+            Some(power) if shift < 0 => self.digits / power,
+            Some(power) => self.digits.saturating_mul(power),
+            None if shift < 0 => 0,
+            None => u64::MAX,
         }
     }
 }

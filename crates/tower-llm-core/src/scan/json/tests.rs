@@ -125,9 +125,14 @@ fn walk(value: &Value, path: &[u8], depth: usize, expected: &mut Recorder) {
         }
         Value::Number(number) => {
             let text = number.to_string();
-            if !text.contains(['-', 'e', 'E']) {
-                let whole = text.split('.').next().unwrap();
-                let value = whole.parse().unwrap_or(u64::MAX);
+            if !text.starts_with('-') {
+                let value = match text.contains('e') {
+                    true => text.parse::<f64>().unwrap() as u64,
+                    false => {
+                        let whole = text.split('.').next().unwrap();
+                        whole.parse().unwrap_or(u64::MAX)
+                    }
+                };
                 expected.events.push(Event::Number(path.into(), value));
             }
         }
@@ -326,8 +331,37 @@ fn a_number_too_large_is_the_largest() {
 }
 
 #[test]
-fn a_number_that_is_negative_or_has_an_exponent_counts_nothing() {
-    for document in ["[-1]", "[-0.5]", "[1e3]", "[1.2E+3]", "[0e0]", "[-]"] {
+fn of_a_number_with_an_exponent_the_whole_part_counts() {
+    for (number, value) in [
+        ("1e3", 1_000),
+        ("1.2345E+3", 1_234),
+        ("12345e-2", 123),
+        ("0e999", 0),
+        ("0.000e5", 0),
+        ("1e-1", 0),
+        ("1e19", 10_000_000_000_000_000_000),
+        ("1e20", u64::MAX),
+        ("9e99999999999", u64::MAX),
+        ("9e-99999999999", 0),
+        ("1.00000000000000000000000001e2", 100),
+        ("18446744073709551615.9", u64::MAX),
+    ] {
+        let document = format!("[{number}]");
+        let bytes_alone = vec![1; document.len()];
+        for lengths in [&[][..], &bytes_alone] {
+            let (recorder, _) = read(document.as_bytes(), lengths);
+            assert_eq!(
+                recorder.events[1],
+                Event::Number(b"/[]".into(), value),
+                "{document}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_negative_number_counts_nothing() {
+    for document in ["[-1]", "[-0.5]", "[-1e3]", "[-]"] {
         let bytes_alone = vec![1; document.len()];
         for lengths in [&[][..], &bytes_alone] {
             let (recorder, _) = read(document.as_bytes(), lengths);
