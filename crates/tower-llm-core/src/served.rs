@@ -2,8 +2,10 @@
 
 use std::{
     error::Error,
-    fmt,
+    fmt, mem,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
 };
 
 use crate::{
@@ -155,11 +157,21 @@ impl Bill {
 
     /// Adds another bill of the same caller.
     pub(crate) fn add(&self, other: &Self) {
-        let (call, extra) = {
+        let (call, extra, is_waived) = {
             let other = other.state();
-            (other.call.clone().filter(|_| !other.is_waived), other.extra)
+            (other.call.clone(), other.extra, other.is_waived)
         };
-        let used = call.and_then(|call| call.usage);
+        let mut state = self.state();
+        let used = if is_waived {
+            None
+        } else if state.is_waived {
+            // Of several calls, the one that the caller pays for decides.
+            (state.is_waived, state.call) = (false, call);
+            None
+        } else {
+            call.and_then(|call| call.usage)
+        };
+        drop(state);
         used.into_iter()
             .chain(extra)
             .for_each(|used| self.charge_extra(used));
@@ -178,10 +190,16 @@ impl Bill {
         if state.unfinished > 0 {
             return;
         }
-        let (total, waiting) = (state.total(), std::mem::take(&mut state.waiting));
+        let (total, waiting) = (state.total(), mem::take(&mut state.waiting));
         drop(state);
+        let mut panic = None;
         for mut guard in waiting {
-            guard.end(&total);
+            // One that panics does not keep the others from their end.
+            let ended = catch_unwind(AssertUnwindSafe(|| guard.end(&total)));
+            panic = panic.or(ended.err());
+        }
+        if let Some(panic) = panic.filter(|_| !thread::panicking()) {
+            resume_unwind(panic);
         }
     }
 }
@@ -301,5 +319,42 @@ impl fmt::Display for Billed {
 impl Error for Billed {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(&**self.source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+    use super::*;
+
+    struct Count(Arc<AtomicU32>);
+
+    impl Guard for Count {
+        fn end(&mut self, _: &Completion) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    struct Panic;
+
+    impl Guard for Panic {
+        fn end(&mut self, _: &Completion) {
+            panic!("a bug of a guard");
+        }
+    }
+
+    #[test]
+    fn a_guard_that_panics_does_not_keep_the_others_from_their_end() {
+        let (bill, ended) = (Bill::new(), Arc::<AtomicU32>::default());
+        let unfinished = bill.outlive();
+        bill.settle_later(Box::new(Count(Arc::clone(&ended))));
+        bill.settle_later(Box::new(Panic));
+        bill.settle_later(Box::new(Count(Arc::clone(&ended))));
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(unfinished)));
+        assert!(dropped.is_err());
+        assert_eq!(ended.load(Relaxed), 2);
+        bill.settle_later(Box::new(Count(Arc::clone(&ended))));
+        assert_eq!(ended.load(Relaxed), 3);
     }
 }

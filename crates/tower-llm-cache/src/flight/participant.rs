@@ -12,7 +12,7 @@ use tokio::{
     runtime::Handle,
     time::{Instant, timeout},
 };
-use tower_llm_core::{Bill, Billed, BoxError, Completion, Unsent};
+use tower_llm_core::{Bill, Billed, BoxError, Completion, Outcome, Unsent};
 
 use super::{
     Flight,
@@ -208,7 +208,14 @@ impl Participant {
                 account.waive();
                 account.bill().report();
             }
-            None if !self.is_task => drop(Unsent::new()),
+            None if !self.is_task => {
+                // Whatever the drop of the upstream says, this caller's call was not sent.
+                let bill = Bill::new();
+                bill.charge(&Completion::new(Outcome::Refused));
+                bill.waive();
+                bill.report();
+                drop(Unsent::new());
+            }
             None => {}
         }
     }
