@@ -38,13 +38,8 @@ pub(crate) struct Replay {
 pub(crate) struct Cost;
 
 impl Replay {
-    /// The first step, and the rest.
-    pub(crate) fn start(found: Found) -> (Step, Self) {
-        Self::start_after(Usage::default(), found)
-    }
-
-    /// The same after a call that has used `cost`, which one of the callers pays.
-    pub(crate) fn start_after(cost: Usage, found: Found) -> (Step, Self) {
+    /// The first step, and the rest. One of the callers pays `cost`, for a call that was made before.
+    pub(crate) fn start(cost: Usage, found: Found) -> (Step, Self) {
         let (mut parts, body) = found.into_parts();
         if cost != Usage::default() {
             parts.extensions.insert(Cost);

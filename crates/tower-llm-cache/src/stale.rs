@@ -59,7 +59,7 @@ impl Drive for OrStale {
             Step::Failed(_, completion) => used(completion, self.input_tokens),
             _ => Usage::default(),
         };
-        let (head, replay) = Replay::start_after(cost, stale);
+        let (head, replay) = Replay::start(cost, stale);
         self.state = State::Replaying(replay);
         Poll::Ready(head)
     }

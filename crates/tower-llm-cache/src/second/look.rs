@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tower_llm_core::Outcome;
+use tower_llm_core::{Outcome, Usage};
 
 use crate::{
     flight::{Drive, End, Step},
@@ -41,7 +41,7 @@ impl Drive for LookFirst {
         if let State::Looking(looking) = &mut self.state {
             match ready!(looking.as_mut().poll(cx)) {
                 Some(found) => {
-                    let (head, replay) = Replay::start(found);
+                    let (head, replay) = Replay::start(Usage::default(), found);
                     self.state = State::Replaying(replay);
                     return Poll::Ready(head);
                 }
