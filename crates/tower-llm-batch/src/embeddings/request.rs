@@ -214,15 +214,9 @@ impl<'a, B> Mergeable<'a, B> {
 fn is_of_one_request(name: &HeaderName) -> bool {
     let is_like = |prefix| name.as_str().starts_with(prefix);
     OF_ONE_REQUEST.contains(name)
-        || [
-            "x-stainless-",
-            "x-b3-",
-            "x-forwarded-",
-            "x-datadog-",
-            "x-envoy-",
-        ]
-        .into_iter()
-        .any(is_like)
+        || ["x-stainless-", "x-b3-", "x-datadog-"]
+            .into_iter()
+            .any(is_like)
         || matches!(
             name.as_str(),
             "traceparent"
@@ -238,6 +232,10 @@ fn is_of_one_request(name: &HeaderName) -> bool {
                 | "x-amzn-trace-id"
                 | "x-cloud-trace-context"
                 | "x-real-ip"
+                | "x-forwarded-for"
+                | "x-forwarded-host"
+                | "x-forwarded-port"
+                | "x-forwarded-proto"
         )
 }
 

@@ -124,11 +124,14 @@ fn reply(status: u16, body: &Value) -> Response<Body> {
 }
 
 fn reply_with(status: u16, body: String) -> Response<Body> {
+    let body_bytes = body.len();
     let body = Full::new(Bytes::from(body)).map_err(|never| match never {});
     Response::builder()
         .status(status)
         .header("content-type", "application/json")
         .header("x-request-id", "req_1")
+        .header("content-length", body_bytes)
+        .header("etag", "\"of the whole\"")
         .body(body.boxed_unsync())
         .expect("it does not fail")
 }
@@ -235,6 +238,8 @@ async fn each_caller_gets_its_own_vectors_and_its_part_of_the_usage() {
             (status, &headers["content-type"]),
             (StatusCode::OK, &"application/json".parse().unwrap())
         );
+        assert_eq!(headers["x-request-id"], "req_1");
+        assert!(!headers.contains_key("content-length") && !headers.contains_key("etag"));
         let data = own.iter().enumerate().map(|(index, input)| {
             json!({"object": "embedding", "index": index, "embedding": vector(&json!(input))})
         });
@@ -550,11 +555,12 @@ async fn requests_that_differ_in_more_than_their_input_are_not_merged() {
         option("user", json!("u-1")),
         with("authorization", "Bearer another"),
         with("openai-organization", "org-2"),
+        with("x-forwarded-user", "someone"),
         elsewhere,
     ];
     let answers = merge(&provider, requests).await;
-    assert_eq!(answers.len(), 8);
-    assert_eq!(provider.inputs(), vec![json!("x"); 8]);
+    assert_eq!(answers.len(), 9);
+    assert_eq!(provider.inputs(), vec![json!("x"); 9]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -566,6 +572,7 @@ async fn what_is_about_one_request_is_not_compared() {
         with("x-stainless-retry-count", "1"),
         with("user-agent", "another"),
         with("accept-encoding", "br"),
+        with("x-forwarded-for", "10.0.0.7"),
         // In another order, and spaced otherwise.
         {
             let body = "{\"input\" : [\"x\"], \"model\": \"text-embedding-3-small\"}";
@@ -574,7 +581,10 @@ async fn what_is_about_one_request_is_not_compared() {
         },
     ];
     let answers = merge(&provider, requests).await;
-    assert_eq!(provider.inputs(), [json!(["x", "x", "x", "x", "x", "x"])]);
+    assert_eq!(
+        provider.inputs(),
+        [json!(["x", "x", "x", "x", "x", "x", "x"])]
+    );
     assert!(answers.iter().all(Result::is_ok));
 }
 
