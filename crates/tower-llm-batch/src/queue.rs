@@ -3,6 +3,8 @@
 //! One lock guards them. It is held for look-ups in maps, never while a method of the [`Batcher`](crate::Batcher), a waker or
 //! a destructor runs: what is to be woken or dropped is returned.
 
+mod flights;
+
 use std::{collections::HashMap, hash::Hash, sync::Arc, task::Waker, time::Duration};
 
 use slab::Slab;
@@ -157,7 +159,7 @@ impl<K: Eq + Hash, R, T> Queue<K, R, T> {
 
     /// Looks what has become of a call, and has it woken by `waker` when that changes.
     ///
-    /// A batch that can be sent at the moment a wait ends is sent.
+    /// A call that has waited for as long as it may is refused, even if it could be sent at this moment.
     pub(crate) fn look(&mut self, id: u64, waker: Waker, after: &mut After<K, R, T>) -> Found<T> {
         let window = self.window();
         let Some(call) = self.calls.get_mut(&id) else {
@@ -181,23 +183,20 @@ impl<K: Eq + Hash, R, T> Queue<K, R, T> {
             &Stage::Waiting { lane, place, until } => {
                 let now = Instant::now();
                 if until <= now {
-                    let expired = self.lanes[lane].lane.leave(place);
+                    let waiting = self.lanes[lane].lane.leave(place);
                     let call = self.calls.remove(&id);
                     after.drop_waker(call.and_then(|call| call.waker));
-                    let full = expired.map(|call| self.expire(lane, place, call, now, after));
+                    let full = self.expire(lane, place, waiting, now, after);
                     self.tidy(lane, after);
-                    return Found::Done(Err(
-                        full.map_or_else(|| BatchFailed::no_answer().into(), Into::into)
-                    ));
+                    return Found::Done(Err(full.into()));
                 }
-                let may_fly = self.may_fly(lane);
-                let lane = &self.lanes[lane].lane;
-                if may_fly && lane.is_due(window, now) {
-                    Found::Due
-                } else {
-                    let closes_at = lane.closes_at(window).filter(|_| may_fly);
-                    Found::Waiting(closes_at.map_or(until, |at| at.min(until)))
+                let waiting = &self.lanes[lane].lane;
+                if self.may_fly(lane) && waiting.is_due(window, now) {
+                    return Found::Due;
                 }
+                // A batch whose window has closed waits for another one to end, which wakes it.
+                let closes_at = waiting.closes_at(window).filter(|at| *at > now);
+                Found::Waiting(closes_at.map_or(until, |at| at.min(until)))
             }
         }
     }
@@ -207,13 +206,14 @@ impl<K: Eq + Hash, R, T> Queue<K, R, T> {
         &mut self,
         lane: usize,
         place: Place,
-        call: Waiting<R>,
+        call: Option<Waiting<R>>,
         now: Instant,
         after: &mut After<K, R, T>,
     ) -> BatchFull {
         self.counts.refused += 1;
-        let waited = now.saturating_duration_since(call.arrived);
-        after.drop_request(Some(call));
+        let arrived = call.as_ref().map_or(now, |call| call.arrived);
+        after.drop_request(call);
+        let waited = now.saturating_duration_since(arrived);
         self.full(lane, place.priority, Some(waited))
     }
 
@@ -232,7 +232,7 @@ impl<K: Eq + Hash, R, T> Queue<K, R, T> {
         let max_items = self.lanes[lane].lane.limits().items;
         let next = self.lanes[lane].lane.take(now);
         for (place, call) in next.expired {
-            let full = self.expire(lane, place, call, now, after);
+            let full = self.expire(lane, place, Some(call), now, after);
             if let Some(call) = self.calls.get_mut(&place.id) {
                 call.stage = Stage::Done(Err(full.into()), None);
                 after.wakers.extend(call.waker.take());
@@ -243,37 +243,6 @@ impl<K: Eq + Hash, R, T> Queue<K, R, T> {
             self.start(id, lane, next.calls, start, after);
         }
         self.tidy(lane, after);
-    }
-
-    fn start(
-        &mut self,
-        by: u64,
-        lane: usize,
-        taken: Vec<(Place, Waiting<R>)>,
-        start: impl FnOnce(Taken<R>) -> Work,
-        after: &mut After<K, R, T>,
-    ) {
-        let calls: Vec<u64> = taken.iter().map(|(place, _)| place.id).collect();
-        let requests = taken.into_iter().map(|(_, call)| call.request).collect();
-        let work = start(Taken {
-            calls: calls.clone(),
-            requests,
-        });
-        let flight = Arc::new(Flight::new(lane, work));
-        for id in &calls {
-            if let Some(call) = self.calls.get_mut(id) {
-                call.stage = Stage::Flying(Arc::clone(&flight));
-            }
-        }
-        let is_own = calls.contains(&by);
-        self.lanes[lane].flights.push(InFlight {
-            flight: Arc::clone(&flight),
-            waiting: calls.len(),
-            calls,
-        });
-        if !is_own {
-            after.wakers.extend(self.waker_of(&flight));
-        }
     }
 
     /// Removes a call.
@@ -310,65 +279,6 @@ impl<K: Eq + Hash, R, T> Queue<K, R, T> {
         }
     }
 
-    /// Which of the calls of a batch still wait for an answer.
-    pub(crate) fn are_waiting(&self, calls: &[u64]) -> Vec<bool> {
-        let is_waiting = |id| {
-            let call = self.calls.get(id);
-            call.is_some_and(|call| matches!(call.stage, Stage::Flying(_)))
-        };
-        calls.iter().map(is_waiting).collect()
-    }
-
-    /// Gives calls of a flight their answers; those of calls that have left are dropped.
-    pub(crate) fn deliver(
-        &mut self,
-        calls: &[u64],
-        results: Vec<Result<T, BoxError>>,
-        after: &mut After<K, R, T>,
-    ) {
-        for (id, result) in calls.iter().zip(results) {
-            let flight = match self.calls.get(id).map(|call| &call.stage) {
-                Some(Stage::Flying(flight)) => Arc::clone(flight),
-                _ => {
-                    after.drop_result(result);
-                    continue;
-                }
-            };
-            if let Some(in_flight) = self.in_flight(&flight) {
-                in_flight.waiting -= 1;
-            }
-            if let Some(call) = self.calls.get_mut(id) {
-                call.stage = Stage::Done(result, Some(flight));
-                after.wakers.extend(call.waker.take());
-            }
-        }
-    }
-
-    /// Ends a flight. Calls that have no answer yet get an error.
-    pub(crate) fn ended(
-        &mut self,
-        flight: &Arc<Flight>,
-        error: impl Fn() -> BatchFailed,
-        after: &mut After<K, R, T>,
-    ) {
-        let Some(state) = self.lanes.get_mut(flight.lane) else {
-            return;
-        };
-        let flights = &mut state.flights;
-        let Some(at) = flights
-            .iter()
-            .position(|other| Arc::ptr_eq(&other.flight, flight))
-        else {
-            return;
-        };
-        let mut calls = flights[at].calls.clone();
-        let mut are_waiting = self.are_waiting(&calls).into_iter();
-        calls.retain(|_| are_waiting.next() == Some(true));
-        self.deliver(&calls, BatchFailed::copies(calls.len(), error), after);
-        self.lanes[flight.lane].flights.swap_remove(at);
-        self.tidy(flight.lane, after);
-    }
-
     /// Notes how long an upstream call took.
     pub(crate) fn called(&mut self, time: Duration) {
         self.call_times.record(time);
@@ -379,19 +289,6 @@ impl<K: Eq + Hash, R, T> Queue<K, R, T> {
         let waiting = lanes.clone().map(|state| state.lane.len()).sum();
         let in_flight = lanes.map(|state| state.flights.len()).sum();
         self.counts.stats(self.lanes.len(), waiting, in_flight)
-    }
-
-    /// Flights of a call that waits, which it looks after.
-    pub(crate) fn flights_before(&self, id: u64) -> Vec<Arc<Flight>> {
-        match self.calls.get(&id).map(|call| &call.stage) {
-            Some(&Stage::Waiting { lane, .. }) => {
-                let flights = self.lanes[lane].flights.iter();
-                flights
-                    .map(|in_flight| Arc::clone(&in_flight.flight))
-                    .collect()
-            }
-            _ => Vec::new(),
-        }
     }
 
     fn window(&self) -> Window {
@@ -415,43 +312,6 @@ impl<K: Eq + Hash, R, T> Queue<K, R, T> {
             waited,
             refusal: BatchFull::REFUSAL,
         }
-    }
-
-    fn in_flight(&mut self, flight: &Arc<Flight>) -> Option<&mut InFlight> {
-        // The lane may be another key's by now.
-        let flights = &mut self.lanes.get_mut(flight.lane)?.flights;
-        flights
-            .iter_mut()
-            .find(|in_flight| Arc::ptr_eq(&in_flight.flight, flight))
-    }
-
-    /// A call that is no longer in a flight may have been its driver: then another one is woken.
-    pub(crate) fn hand_over(
-        &mut self,
-        flight: Option<&Arc<Flight>>,
-        id: u64,
-        after: &mut After<K, R, T>,
-    ) {
-        let Some(flight) = flight else {
-            return;
-        };
-        let (needs_driver, waker) = flight.hand_over(id);
-        after.drop_waker(waker);
-        if needs_driver {
-            after.wakers.extend(self.waker_of(flight));
-        }
-    }
-
-    /// The waker of any call in a flight.
-    fn waker_of(&mut self, flight: &Arc<Flight>) -> Option<Waker> {
-        let state = self.lanes.get(flight.lane)?;
-        let mut flights = state.flights.iter();
-        let in_flight = flights.find(|in_flight| Arc::ptr_eq(&in_flight.flight, flight))?;
-        in_flight.calls.iter().find_map(|id| {
-            let call = self.calls.get_mut(id)?;
-            let flies = matches!(call.stage, Stage::Flying(_));
-            call.waker.take_if(|_| flies)
-        })
     }
 
     /// Removes a key without calls, or wakes a call that can be sent.

@@ -115,6 +115,22 @@ async fn a_window_closes_when_its_time_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_window_that_is_open_when_a_batch_ends_closes_in_time() {
+    let (model, mut upstream, _) = model(builder().window(Duration::from_millis(50)).max_items(2));
+    let mut full = ask_all(&model, 0..2);
+    let (ids, send) = arrived(&mut upstream);
+    let mut waiting = ask(&model, Ask::new(2));
+    pass(20).await;
+    answer_all(&ids, send);
+    poll_woken(&mut full);
+    assert!(!waiting.is_woken());
+    pass(30).await;
+    assert!(waiting.is_woken());
+    assert_pending!(waiting.poll());
+    assert_eq!(arrived(&mut upstream).0, [2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_batch_waits_for_no_time() {
     let builder = builder()
         .window(Duration::from_secs(3600))
