@@ -24,13 +24,12 @@ use std::{
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
-        atomic::{AtomicBool, Ordering, fence},
-    },
+    sync::{Arc, PoisonError, TryLockError},
     task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
+
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, fence};
 
 /// How often a caller that waits looks whether the call is still polled by another one.
 pub(crate) const PATROL: Duration = Duration::from_secs(1);
@@ -53,6 +52,17 @@ pub(crate) struct Flight {
 struct Driver {
     call: u64,
     waker: Waker,
+}
+
+/// How a caller waits for a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Attends {
+    /// It is woken when the call is.
+    AsDriver,
+    /// The same, since the driver has not polled.
+    InsteadOfAnother,
+    /// It is woken when it has its answer.
+    AsPassenger,
 }
 
 /// What came of driving a call.
@@ -96,15 +106,11 @@ impl Flight {
             Err(TryLockError::WouldBlock) => return Driven::Idle,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         };
-        self.is_woken.store(false, Ordering::Release);
-        fence(Ordering::SeqCst);
+        // Swapped, not stored: what woke the call must be visible to it.
+        self.is_woken.swap(false, Ordering::AcqRel);
         let Some(call) = work.as_mut() else {
             return Driven::Idle;
         };
-        if self.is_abandoned.load(Ordering::Acquire) {
-            self.end(work);
-            return Driven::Ended;
-        }
         let waker = Waker::from(Arc::clone(self));
         let polled = catch_unwind(AssertUnwindSafe(|| {
             call.as_mut().poll(&mut Context::from_waker(&waker))
@@ -121,11 +127,8 @@ impl Flight {
             }
         }
         fence(Ordering::SeqCst);
-        if self.is_abandoned.load(Ordering::Acquire) {
-            return match self.drive() {
-                Driven::Idle => Driven::Polled,
-                ended => ended,
-            };
+        if self.is_abandoned.load(Ordering::Acquire) && self.abandon() == Driven::Ended {
+            return Driven::Ended;
         }
         if self.is_woken.load(Ordering::Acquire) {
             self.wake_driver();
@@ -142,10 +145,20 @@ impl Flight {
     }
 
     /// Drops the call: all callers have left. It is dropped by the thread that polls it, if there is one.
-    pub(crate) fn abandon(self: &Arc<Self>) -> Driven {
+    pub(crate) fn abandon(&self) -> Driven {
         self.is_abandoned.store(true, Ordering::Release);
-        self.is_woken.store(true, Ordering::Release);
-        self.drive()
+        fence(Ordering::SeqCst);
+        let work = match self.work.try_lock() {
+            Ok(work) => work,
+            // Its holder looks at `is_abandoned` when it is done.
+            Err(TryLockError::WouldBlock) => return Driven::Idle,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        };
+        if work.is_none() {
+            return Driven::Idle;
+        }
+        self.end(work);
+        Driven::Ended
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -157,18 +170,22 @@ impl Flight {
         self.is_woken.load(Ordering::Acquire)
     }
 
-    /// Makes `call` the driver, to be woken by `waker`, if there is none or it `takes_over`; returns whether it is.
-    pub(crate) fn attend(&self, call: u64, waker: &Waker, takes_over: bool) -> bool {
+    /// Makes `call` the driver, to be woken by `waker`, if there is none or it `takes_over`.
+    pub(crate) fn attend(&self, call: u64, waker: &Waker, takes_over: bool) -> Attends {
         // Cloned and dropped outside of the lock: a waker's drop may drop a task, and with it another caller.
-        let waker = waker.clone();
+        let new = Driver {
+            call,
+            waker: waker.clone(),
+        };
         let mut driver = self.driver();
-        let attends = takes_over || driver.as_ref().is_none_or(|driver| driver.call == call);
-        let replaced = match attends {
-            true => driver.replace(Driver { call, waker }),
-            false => Some(Driver { call, waker }),
+        let is_anothers = driver.as_ref().is_some_and(|driver| driver.call != call);
+        let (attends, old) = match (is_anothers, takes_over) {
+            (true, false) => (Attends::AsPassenger, Some(new)),
+            (true, true) => (Attends::InsteadOfAnother, driver.replace(new)),
+            (false, _) => (Attends::AsDriver, driver.replace(new)),
         };
         drop(driver);
-        drop(replaced);
+        drop(old);
         attends
     }
 

@@ -36,6 +36,8 @@ pub struct BatchStats {
     pub refused: u64,
     /// Calls whose caller left without an answer.
     pub left: u64,
+    /// How often a call took over a batch, because the one that drove it was not polled.
+    pub takeovers: u64,
     /// Items in all batches.
     pub items: u64,
     /// How long all calls together waited until they were sent.
@@ -51,6 +53,7 @@ pub(crate) struct Counts {
     pub(crate) split_calls: u64,
     pub(crate) refused: u64,
     pub(crate) left: u64,
+    pub(crate) takeovers: u64,
     calls: u64,
     batches: u64,
     items: u64,
@@ -125,6 +128,7 @@ impl Counts {
             split_calls: self.split_calls,
             refused: self.refused,
             left: self.left,
+            takeovers: self.takeovers,
             items: self.items,
             waited: self.waited,
             capacity: self.capacity,

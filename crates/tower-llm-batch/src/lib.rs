@@ -32,8 +32,8 @@
 //!   nothing with it, and one that is not polled delays the others by a second at most.
 //! - A call allocates the future of its batch, and a clone of the inner service. One lock guards the calls of a layer; it is
 //!   held for a few look-ups, never while code of the user's or the inner service runs.
-//! - The usage of the first caller is not more than that of the others: each part of a response has its part of the usage. A
-//!   caller that leaves a batch in flight pays for what it has seen, which is nothing.
+//! - Each part of a response has its part of the usage. Layers around this one settle a caller that leaves a batch in flight by
+//!   what it has seen, which is nothing; the provider's limits are inside, and count the whole call.
 //! - A batch of one call is in flight until its response arrives; its body goes to the caller as it comes. A merged response is
 //!   read to its end first.
 //! - Time is tokio's, which tests can pause. A call that is sent at once sets no timer.
@@ -112,12 +112,16 @@ mod future;
 mod handle;
 mod lane;
 mod layer;
+#[cfg(all(test, batch_loom))]
+mod loom;
 mod queue;
 mod send;
 mod service;
 mod settings;
 mod shared;
+mod sync;
 mod ticket;
+mod timer;
 
 pub use self::{
     batcher::{Batcher, Scattered, Terms},

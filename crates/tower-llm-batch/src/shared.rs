@@ -3,7 +3,7 @@
 use std::{
     fmt,
     future::poll_fn,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
     task::Poll,
 };
 
@@ -20,6 +20,7 @@ use crate::{
     flight::{Driven, Flight, PATROL},
     queue::Queue,
     settings::{Abandoned, Settings},
+    sync::Mutex,
 };
 
 /// The queue of a batcher.

@@ -1,22 +1,20 @@
 //! One caller's part in a batch.
 
 use std::{
-    future::Future,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use tokio::time::{Instant, Sleep, sleep_until};
 use tower_llm_core::{BoxError, Unsent};
 use tower_service::Service;
 
 use crate::{
     Batcher,
-    flight::{Flight, PATROL, Work},
+    flight::{Attends, Flight, Work},
     queue::{Found, Left, Taken},
     send,
     shared::Shared,
+    timer::Timer,
 };
 
 /// Waits for a call's answer; sends the next batch of its key, and drives the batch that it is in, as far as it falls to it.
@@ -26,8 +24,7 @@ pub(crate) struct Ticket<S, Bt: Batcher> {
     shared: Arc<Shared<Bt>>,
     inner: S,
     id: u64,
-    // Created when the call waits for the first time: a call that is sent at once needs none.
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
     /// A call in flight that this one drives, although it is not in it: all that are have stopped.
     looks_after: Option<Arc<Flight>>,
     is_over: bool,
@@ -39,27 +36,10 @@ impl<S, Bt: Batcher> Ticket<S, Bt> {
             shared,
             inner,
             id,
-            timer: None,
+            timer: Timer::default(),
             looks_after: None,
             is_over: false,
         }
-    }
-
-    /// Ready at `at`, or to look after the calls in flight before.
-    fn poll_timer(&mut self, at: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
-        let patrol = Instant::now() + PATROL;
-        let at = at.map_or(patrol, |at| at.min(patrol));
-        let timer = match &mut self.timer {
-            Some(timer) => {
-                // It is left as it is if it ends no later: a timer is moved at a cost, and this is polled often.
-                if timer.is_elapsed() || timer.deadline() > at {
-                    timer.as_mut().reset(at);
-                }
-                timer
-            }
-            None => self.timer.insert(Box::pin(sleep_until(at))),
-        };
-        timer.as_mut().poll(cx)
     }
 }
 
@@ -72,13 +52,14 @@ where
 {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bt::Response, BoxError>> {
         assert!(!self.is_over, "polled after it was ready");
-        if let Some(flight) = &self.looks_after {
+        if let Some(flight) = self.looks_after.take_if(|flight| !flight.has_ended()) {
             flight.attend(self.id, cx.waker(), false);
-            self.shared.drive(flight);
+            self.shared.drive(&flight);
+            self.looks_after = Some(flight);
         }
         // A call that wakes itself is polled again when this one is.
         let mut has_driven = false;
-        let mut patrols = self.timer.as_ref().is_some_and(|timer| timer.is_elapsed());
+        let mut patrols = self.timer.has_fired();
         loop {
             let waker = cx.waker().clone();
             let found = self
@@ -96,23 +77,22 @@ where
                     continue;
                 }
                 Found::Flying(flight) => {
-                    let takes_over = patrols && flight.is_woken();
-                    let drives = flight.attend(self.id, cx.waker(), takes_over);
+                    let attends = self.attend(&flight, patrols, cx);
                     if !has_driven && self.shared.drive(&flight) {
                         has_driven = true;
                         continue;
                     }
-                    if drives {
+                    if attends != Attends::AsPassenger {
                         return Poll::Pending;
                     }
-                    ready!(self.poll_timer(None, cx));
+                    ready!(self.timer.poll(None, cx));
                 }
                 Found::Waiting(until) => {
                     if patrols && !has_driven && self.look_after_another(cx) {
                         has_driven = true;
                         continue;
                     }
-                    ready!(self.poll_timer(Some(until), cx));
+                    ready!(self.timer.poll(Some(until), cx));
                 }
             }
             patrols = true;
@@ -133,6 +113,16 @@ where
             .queue(|queue, after| queue.take(self.id, &mut start, after));
     }
 
+    /// If it `patrols`, the call takes over a flight that was woken and not polled since.
+    fn attend(&self, flight: &Flight, patrols: bool, cx: &mut Context<'_>) -> Attends {
+        let takes_over = patrols && flight.is_woken();
+        let attends = flight.attend(self.id, cx.waker(), takes_over);
+        if attends == Attends::InsteadOfAnother {
+            self.shared.queue(|queue, _| queue.counts.takeovers += 1);
+        }
+        attends
+    }
+
     /// Drives a call that this one waits behind, if nothing else does; returns whether there was one.
     fn look_after_another(&mut self, cx: &mut Context<'_>) -> bool {
         let flights = self.shared.queue(|queue, _| queue.flights_before(self.id));
@@ -140,7 +130,7 @@ where
             return false;
         };
         self.stop_looking_after();
-        stopped.attend(self.id, cx.waker(), true);
+        self.attend(&stopped, true, cx);
         self.shared.drive(&stopped);
         self.looks_after = Some(stopped);
         true

@@ -44,6 +44,35 @@ use crate::{Batcher, Scattered, Terms};
 /// status and headers, such as `retry-after`; if an input may be at fault (400, 413, 422), the batch is sent again in halves.
 /// So it is if the response does not have exactly one vector for each input.
 ///
+/// # Example
+///
+/// ```
+/// use bytes::Bytes;
+/// use http::{Request, Response};
+/// use http_body_util::{BodyExt, Full};
+/// use tower::{ServiceBuilder, ServiceExt, service_fn};
+/// use tower_llm_batch::{BatchLayer, Embeddings};
+/// use tower_llm_core::{BoxError, DescribeLayer, RequestBody};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), BoxError> {
+/// let layer = BatchLayer::new(Embeddings::new())?;
+/// let model = ServiceBuilder::new()
+///     .layer(DescribeLayer::new())
+///     .layer(layer)
+///     .service(service_fn(|_: Request<RequestBody<Full<Bytes>>>| async {
+///         let vectors = r#"{"data":[{"index":0,"embedding":[0.5]}],"usage":{"total_tokens":1}}"#;
+///         Ok::<_, BoxError>(Response::new(Full::new(Bytes::from(vectors))))
+///     }));
+///
+/// let body = Full::new(Bytes::from(r#"{"model":"text-embedding-3-small","input":"hi"}"#));
+/// let response = model.oneshot(Request::post("/v1/embeddings").body(body)?).await?;
+/// let vectors = response.into_body().collect().await?.to_bytes();
+/// assert!(vectors.starts_with(br#"{"data":[{"index":0,"embedding":[0.5]}"#));
+/// # Ok(())
+/// # }
+/// ```
+///
 /// | setting | default |
 /// |---|---|
 /// | [`limits`](Self::limits) | those [of the provider](EmbeddingLimits::of) |
