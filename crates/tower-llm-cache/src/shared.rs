@@ -115,10 +115,7 @@ impl Shared {
         if directives.no_store {
             return Err(Bypass::NoStore);
         }
-        let asked = key::read(&self.keys, request, body, call)?;
-        if policy.deterministic_only && !asked.is_deterministic {
-            return Err(Bypass::NotDeterministic);
-        }
+        let asked = key::read(&self.keys, request, body, call, policy.deterministic_only)?;
         Ok(Lookup {
             asked,
             form: Form::asked(call, &request.uri),

@@ -65,8 +65,6 @@ pub(crate) struct Asked {
     pub(crate) key: CacheKey,
     /// Whether a stream is to end with the usage.
     pub(crate) include_usage: bool,
-    /// Whether the answer is meant to be the same each time.
-    pub(crate) is_deterministic: bool,
     /// The number of choices, or candidates.
     pub(crate) choices: u64,
 }
@@ -81,17 +79,23 @@ pub(crate) fn read(
     request: &Parts,
     body: &[u8],
     call: &Call,
+    deterministic_only: bool,
 ) -> Result<Asked, Bypass> {
-    with_request(settings, request, body, call, |body, root, out| {
+    let asked = with_request(settings, request, body, call, |body, root, out| {
+        // Before the key, which is most of the work.
+        let is_deterministic =
+            || *call.operation() == Operation::EMBEDDINGS || policy::is_deterministic(body);
+        if deterministic_only && !is_deterministic() {
+            return Err(Bypass::NotDeterministic);
+        }
         canonical::write(body, root, out);
-        Asked {
+        Ok(Asked {
             key: CacheKey::new(call, settings.digest(out)),
             include_usage: policy::includes_usage(body),
-            is_deterministic: *call.operation() == Operation::EMBEDDINGS
-                || policy::is_deterministic(body),
             choices: policy::choices(body, root),
-        }
-    })
+        })
+    });
+    asked?
 }
 
 /// Runs `then` with the body, its place and a buffer that holds all that the key has beside it.

@@ -174,8 +174,11 @@ impl<'a> Node<'a> {
         let Shape::Object(members) = self.shape() else {
             return None;
         };
-        let mut members = members.members();
-        members.find_map(|(other, value)| (other == name).then_some(value))
+        let json = self.json;
+        let found = members
+            .entries
+            .binary_search_by(|entry| json.text(entry.name.text()).cmp(name));
+        found.ok().map(|at| json.node(&members.entries[at]))
     }
 
     /// Returns the elements, none if this is no array.

@@ -84,7 +84,18 @@ impl Case {
 
     fn asked(&self) -> Result<Asked, Bypass> {
         let (request, call) = self.parts();
-        read(&self.settings, &request, self.body.as_bytes(), &call)
+        read(&self.settings, &request, self.body.as_bytes(), &call, false)
+    }
+
+    /// Whether a policy for deterministic requests alone caches it.
+    fn is_deterministic(&self) -> bool {
+        let (request, call) = self.parts();
+        let asked = read(&self.settings, &request, self.body.as_bytes(), &call, true);
+        match asked {
+            Ok(_) => true,
+            Err(Bypass::NotDeterministic) => false,
+            Err(other) => panic!("{other:?}"),
+        }
     }
 
     fn digest(&self) -> [u8; 32] {
