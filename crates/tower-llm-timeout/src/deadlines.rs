@@ -23,6 +23,8 @@ pub(crate) struct Deadlines {
     pub(crate) first_token_max: Option<Duration>,
     pub(crate) idle: Option<Duration>,
     pub(crate) total: Option<Duration>,
+    /// The total of calls that ask for a stream, if it is another one.
+    pub(crate) total_streamed: Option<Duration>,
 }
 
 /// How far a call has come.
@@ -52,6 +54,14 @@ pub(crate) struct Due {
 }
 
 impl Deadlines {
+    /// Those of a call that asks for a stream.
+    pub(crate) fn of_stream(self) -> Self {
+        Self {
+            total: self.total_streamed.or(self.total),
+            ..self
+        }
+    }
+
     /// The deadline that passes first, if nothing arrives before it.
     ///
     /// Until its first token, a stream may be silent for the whole first-token deadline, because models reason.
@@ -202,6 +212,7 @@ mod tests {
             first_token_max: Some(12 * SECOND),
             idle: Some(2 * SECOND),
             total: Some(60 * SECOND),
+            total_streamed: None,
         };
         let due = deadlines.next(progress)?;
         Some((due.at - progress.started, due.deadline))

@@ -36,6 +36,7 @@ impl TimeoutLayer {
                 first_token_max: Some(Duration::from_secs(600)),
                 idle: Some(Duration::from_secs(60)),
                 total: Some(Duration::from_secs(600)),
+                total_streamed: None,
             },
             watch: HttpBody,
         }
@@ -92,6 +93,14 @@ impl<W> TimeoutBuilder<W> {
         self
     }
 
+    /// Sets the total of calls that ask for a stream; that of other calls unless set.
+    ///
+    /// A stream that makes progress may take minutes. A call that is not streamed shows nothing before its end.
+    pub fn total_streamed(mut self, timeout: Duration) -> Self {
+        self.deadlines.total_streamed = Some(timeout);
+        self
+    }
+
     /// Sets how the end of a response is detected: [`Unary`](tower_llm_core::Unary) for types that are not HTTP; only the
     /// total applies to them.
     pub fn watch<V>(self, watch: V) -> TimeoutBuilder<V> {
@@ -113,17 +122,20 @@ impl<W> TimeoutBuilder<W> {
             first_token_max,
             idle,
             total,
+            total_streamed,
         } = self.deadlines;
         let settings = [
             ("first_token", first_token),
             ("first_token_max", first_token_max),
             ("idle", idle),
             ("total", total),
+            ("total_streamed", total_streamed),
         ];
+        let longest = total.max(total_streamed);
         for (field, timeout) in settings {
             let Some(timeout) = timeout else { continue };
             ConfigError::check_duration(field, timeout)?;
-            if total.is_some_and(|total| timeout > total) {
+            if longest.is_some_and(|longest| timeout > longest) {
                 return Err(ConfigError::new(
                     field,
                     timeout,

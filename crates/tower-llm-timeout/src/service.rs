@@ -49,10 +49,12 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         let call = request.call().map(Cow::into_owned);
         let mut progress = Progress::new(Instant::now());
+        let mut deadlines = self.deadlines;
         if call.as_ref().is_some_and(Call::streamed) {
             progress.await_token();
+            deadlines = deadlines.of_stream();
         }
         let inner = self.inner.call(request);
-        ResponseFuture::new(inner, self.watch.clone(), self.deadlines, progress, call)
+        ResponseFuture::new(inner, self.watch.clone(), deadlines, progress, call)
     }
 }

@@ -428,3 +428,21 @@ async fn the_deadline_that_passes_first_is_reported() {
         .at(seconds(25), CONTENT);
     assert_eq!(cut(slow).await, told(30, "not finished within 30s"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_may_have_a_total_of_its_own() {
+    let layer = TimeoutLayer::builder()
+        .first_token(seconds(50))
+        .total(seconds(10))
+        .total_streamed(seconds(60))
+        .build()
+        .unwrap();
+    for (is_streamed, total) in [(false, seconds(10)), (true, seconds(60))] {
+        let started = Instant::now();
+        let body = Upstream::new().now(CONTENT).silent();
+        let request = described(Dialect::OpenAi, is_streamed);
+        let mut response = call(layer, request, sse(body)).await;
+        read(response.body_mut()).await;
+        assert_eq!(started.elapsed(), total);
+    }
+}
