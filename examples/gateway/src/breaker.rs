@@ -1,7 +1,7 @@
 //! The circuit breaker of each provider.
 
 use tower_llm_stack::{
-    BreakerHandle, BreakerLayer, Provider,
+    BreakerHandle, BreakerLayer,
     breaker::{CircuitStats, Force, Scope, State},
 };
 
@@ -11,8 +11,8 @@ use crate::{
     sharing::Sharing,
 };
 
-/// The circuits of all providers, for the metrics.
-pub(crate) type Breakers = Vec<(Provider, BreakerHandle)>;
+/// The circuits of all providers or targets, for the metrics.
+pub(crate) type Breakers = Vec<(&'static str, BreakerHandle)>;
 
 /// How many circuits of one scope are in each state, and how many calls they have refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub(crate) const SCOPES: [(Scope, &str); 4] = [
 pub(crate) fn layer(
     settings: &BreakerSettings,
     names: &Names,
-    provider: &'static str,
+    provider: &str,
     sharing: Option<&Sharing>,
 ) -> Result<BreakerLayer, StartError> {
     let mut builder = BreakerLayer::builder()

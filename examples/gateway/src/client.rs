@@ -115,12 +115,7 @@ impl Service<Request<Body>> for Client {
             headers.insert(PROXY_AUTHORIZATION, authorization);
         }
         match prepared {
-            Ok(()) => ResponseFuture {
-                streamed,
-                state: State::Sent {
-                    inner: self.inner.call(request),
-                },
-            },
+            Ok(()) => ResponseFuture::new(self.inner.call(request), streamed),
             Err(error) => ResponseFuture::refused(error),
         }
     }
@@ -128,22 +123,30 @@ impl Service<Request<Body>> for Client {
 
 pin_project! {
     /// The upstream's answer, as far as it is for the caller.
-    pub(crate) struct ResponseFuture {
+    pub(crate) struct ResponseFuture<F = Sent> {
         streamed: bool,
         #[pin]
-        state: State,
+        state: State<F>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
-    enum State {
-        Sent { #[pin] inner: Sent },
+    enum State<F> {
+        Sent { #[pin] inner: F },
         Refused { error: Option<BoxError> },
     }
 }
 
-impl ResponseFuture {
+impl<F> ResponseFuture<F> {
+    /// The answer to a request that was sent.
+    pub(crate) fn new(inner: F, streamed: bool) -> Self {
+        Self {
+            streamed,
+            state: State::Sent { inner },
+        }
+    }
+
     fn refused(error: BoxError) -> Self {
         let error = Some(error);
         Self {
@@ -153,8 +156,12 @@ impl ResponseFuture {
     }
 }
 
-impl Future for ResponseFuture {
-    type Output = Result<Response<Incoming>, BoxError>;
+impl<F, B, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<BoxError>,
+{
+    type Output = Result<Response<B>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();

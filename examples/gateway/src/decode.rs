@@ -14,32 +14,31 @@ use tower::util::MapResponse;
 use tower_http::decompression::{Decompression, DecompressionBody};
 use tower_llm_stack::BoxError;
 
-use crate::client::Client;
-
-type Coded = DecompressionBody<Incoming>;
-
-/// A client whose responses are decoded.
-pub(crate) type Decode =
-    MapResponse<Decompression<Client>, fn(Response<Coded>) -> Response<Decoded>>;
+/// A client whose responses, with the body `B`, are decoded.
+pub(crate) type Decode<C, B = Incoming> =
+    MapResponse<Decompression<C>, fn(Response<DecompressionBody<B>>) -> Response<Decoded<B>>>;
 
 pin_project! {
     /// A response body, decoded if it was coded, that knows its end.
     ///
     /// tower-http's does not say that it has ended. A response with a length is dropped after its last byte, without being
     /// asked for more, so the layers would take it for one that the caller gave up.
-    pub(crate) struct Decoded {
+    pub(crate) struct Decoded<B: Body> {
         #[pin]
-        inner: Coded,
+        inner: DecompressionBody<B>,
     }
 }
 
-pub(crate) fn decode(client: Client) -> Decode {
+pub(crate) fn decode<C, B: Body>(client: C) -> Decode<C, B> {
     MapResponse::new(Decompression::new(client), |response| {
         response.map(|inner| Decoded { inner })
     })
 }
 
-impl Body for Decoded {
+impl<B> Body for Decoded<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
     type Data = Bytes;
     type Error = BoxError;
 

@@ -8,6 +8,8 @@ use crate::problem::Problem;
 /// A provider as its clients know it: the settings' names, the official address, the credential's form.
 pub(crate) struct Known {
     pub(crate) name: &'static str,
+    /// The provider's name in the metrics.
+    pub(crate) label: &'static str,
     pub(crate) provider: Provider,
     pub(crate) url: Setting,
     pub(crate) key: Setting,
@@ -37,6 +39,7 @@ macro_rules! no_credential {
 
 pub(crate) const OPENAI: Known = Known {
     name: "openai",
+    label: "openai",
     provider: Provider::OPENAI,
     url: Setting {
         flag: "--openai-base-url",
@@ -54,6 +57,7 @@ pub(crate) const OPENAI: Known = Known {
 
 pub(crate) const ANTHROPIC: Known = Known {
     name: "anthropic",
+    label: "anthropic",
     provider: Provider::ANTHROPIC,
     url: Setting {
         flag: "--anthropic-base-url",
@@ -71,6 +75,7 @@ pub(crate) const ANTHROPIC: Known = Known {
 
 pub(crate) const GEMINI: Known = Known {
     name: "gemini",
+    label: "gcp.gemini",
     provider: Provider::GEMINI,
     url: Setting {
         flag: "--gemini-base-url",
@@ -88,6 +93,7 @@ pub(crate) const GEMINI: Known = Known {
 
 pub(crate) const AZURE: Known = Known {
     name: "azure",
+    label: "azure.ai.openai",
     provider: Provider::AZURE_OPENAI,
     url: Setting {
         flag: "--azure-endpoint",

@@ -10,6 +10,7 @@
 
 mod access;
 mod admin;
+mod behind;
 mod breaker;
 mod cache;
 mod caller;
@@ -33,10 +34,12 @@ mod proxy;
 mod report;
 mod resend;
 mod secret;
+mod sender;
 mod server;
 mod settings;
 mod sharing;
 mod shutdown;
+mod targets;
 mod upstream;
 mod warm;
 

@@ -8,7 +8,7 @@ use http_body_util::Full;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_llm_stack::{
     BoxError, Call, Caller, ConfigError, DescribeLayer, Described, Key, KeyBy, Limit, Provider,
-    RateLimitHandle, RateLimitLayer, RequestBody, ratelimit::LimitBuilder,
+    RateLimitHandle, RateLimitLayer, RequestBody, config::TargetConfig, ratelimit::LimitBuilder,
 };
 
 use crate::{
@@ -16,11 +16,11 @@ use crate::{
     sharing::Sharing, upstream::Upstream,
 };
 
-/// All limits, for the metrics: by provider, and of callers.
+/// All limits, for the metrics: by provider or target, and of callers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Limiters {
     pub(crate) callers: Option<RateLimitHandle>,
-    pub(crate) providers: Vec<(Provider, RateLimitHandle)>,
+    pub(crate) providers: Vec<(&'static str, RateLimitHandle)>,
 }
 
 /// The limits of one provider; `None` if there are none.
@@ -59,6 +59,37 @@ pub(crate) fn of_provider(
         builder = builder.shared(sharing.limits(upstream.name()));
     }
     builder.build().map(Some).map_err(not_built)
+}
+
+/// The limits of one target; `None` if there are none. An account has one credential, so all of its callers share them.
+pub(crate) fn of_target(
+    name: &str,
+    target: &TargetConfig,
+    settings: &RateLimitSettings,
+    sharing: Option<&Sharing>,
+) -> Result<Option<RateLimitLayer>, StartError> {
+    let limits = per_minute([
+        (target.rpm, Limit::requests),
+        (target.tpm, Limit::tokens),
+        (target.itpm, Limit::input_tokens),
+        (target.otpm, Limit::output_tokens),
+    ]);
+    if limits.is_empty() && !settings.learn {
+        return Ok(None);
+    }
+    let sharing = sharing.filter(|_| !limits.is_empty());
+    let limits = limits.into_iter().map(|limit| limit.by(KeyBy::shared()));
+    let mut builder = RateLimitLayer::for_providers()
+        .limits(limits)
+        .key_by(KeyBy::model())
+        .enforce_reported_limits(settings.learn)
+        .max_waiting(settings.queue)
+        .max_wait(settings.timeout);
+    if let Some(sharing) = sharing {
+        builder = builder.shared(sharing.limits(name));
+    }
+    let layer = builder.build().map(Some);
+    layer.map_err(|error| StartError::setting(format!("targets.{name}.rpm"), error))
 }
 
 /// The limits of each caller, identified by the gateway's keys if it has any, else as `describe` does; `None` if there

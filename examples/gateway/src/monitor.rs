@@ -225,7 +225,8 @@ impl Metrics {
     ) -> String {
         for stats in bulkhead.stats() {
             let name = stats.key.map(|key| key.to_string());
-            let provider = known(PROVIDERS.iter().map(Provider::as_str), name.as_deref());
+            let targets = breakers.iter().map(|(name, _)| *name);
+            let provider = known(targets, name.as_deref());
             metrics::with_local_recorder(&*self.recorder, || {
                 gauge!(IN_FLIGHT, "provider" => provider).set(gauged(stats.in_flight as u64));
                 gauge!(WAITING, "provider" => provider).set(gauged(stats.waiting as u64));
@@ -234,8 +235,7 @@ impl Metrics {
             });
         }
         for (provider, handle) in &limiters.providers {
-            let providers = PROVIDERS.iter().map(Provider::as_str);
-            self.note_limits(known(providers, Some(provider.as_str())), handle);
+            self.note_limits(provider, handle);
         }
         if let Some(handle) = &limiters.callers {
             self.note_limits("caller", handle);
@@ -244,8 +244,7 @@ impl Metrics {
             self.note_cache(&handle.stats());
         }
         for (provider, handle) in breakers {
-            let providers = PROVIDERS.iter().map(Provider::as_str);
-            self.note_circuits(known(providers, Some(provider.as_str())), handle);
+            self.note_circuits(provider, handle);
         }
         if let Some(sharing) = sharing {
             self.note_sharing(sharing, limiters);
@@ -334,10 +333,10 @@ impl Metrics {
             counter!(REDIS_FAILURES).absolute(health.failures);
             counter!(REDIS_OUTAGES).absolute(health.outages);
         });
-        let providers = limiters.providers.iter().map(|(provider, handle)| {
-            let providers = PROVIDERS.iter().map(Provider::as_str);
-            (known(providers, Some(provider.as_str())), handle)
-        });
+        let providers = limiters
+            .providers
+            .iter()
+            .map(|(provider, handle)| (*provider, handle));
         let callers = limiters.callers.iter().map(|handle| ("caller", handle));
         for (of, handle) in providers.chain(callers) {
             metrics::with_local_recorder(&*self.recorder, || {

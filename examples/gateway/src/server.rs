@@ -43,6 +43,7 @@ use tower_llm_stack::{
     bulkhead::BulkheadGate,
     cache::Cache,
     core::{Describe, Gated},
+    fanout::Report,
     ratelimit::RateLimitGate,
     timeout::Timeout,
 };
@@ -52,6 +53,7 @@ use crate::{
     Settings, StartError,
     access::Access,
     admin::Admin,
+    behind::Behind,
     breaker::{self, Breakers},
     cache,
     caller::{PatientBody, PatientExecutor, PatientSocket, Stalled},
@@ -72,6 +74,7 @@ use crate::{
     secret::CallerSecret,
     sharing::Sharing,
     shutdown::{CutBody, Drain, Shutdown},
+    targets::{self, Models},
     upstream::{Upstream, Upstreams},
     warm::{self, Lines, OwnBody, OwnCall, OwnCalls, Warmer},
 };
@@ -85,11 +88,12 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The layers around the client, outermost first.
-type Service = Describe<Monitor<CallerLimited<Cached<Gated<Target, Gates, HttpBody>>>>>;
+type Service = Describe<Monitor<CallerLimited<Cached<Behind<Direct, Models>>>>>;
+/// The layers of one upstream.
+type Direct = Gated<Timeout<Decode<Client>, HttpBody>, Gates, HttpBody>;
 type CallerLimited<S> = OptionalService<Gated<S, Option<RateLimitGate>, HttpBody>, S, HttpBody>;
 type Cached<S> = OptionalService<Cache<S>, S, HttpBody>;
 type Gates = (BreakerGate, (Option<RateLimitGate>, BulkheadGate));
-type Target = Timeout<Decode, HttpBody>;
 
 /// A gateway that listens; it serves once [`serve`](Self::serve) runs.
 pub struct Gateway {
@@ -116,6 +120,8 @@ pub struct Stopped {
 struct Shared {
     /// By the upstream's name: each has limits of its own, and all share the rest.
     services: HashMap<&'static str, Service>,
+    /// Name and address of each target of the configuration file.
+    targets: Vec<(String, String)>,
     gate: Gate,
     proxies: Proxies,
     bulkhead: BulkheadHandle,
@@ -142,13 +148,22 @@ impl Gateway {
     ///
     /// If a setting can't work or the address can't be listened on.
     pub async fn bind(settings: Settings) -> Result<Self, StartError> {
-        let (bulkhead, timeout) = (layers::bulkhead(&settings)?, layers::timeout(&settings)?);
+        let configured = targets::load(&settings)?;
+        let bulkhead = match &configured {
+            Some((config, _)) => targets::bulkhead(&settings, config)?,
+            None => layers::bulkhead(&settings)?,
+        };
+        let timeout = layers::timeout(&settings)?;
         let describe = DescribeLayer::new()
             .max_body_bytes(settings.max_body_bytes)
             .map_err(|error| StartError::setting(settings.names.of("--max-body-bytes"), error))?
             .max_streamed_bytes(settings.max_upload_bytes)
             .map_err(|error| StartError::setting(settings.names.of("--max-upload-bytes"), error))?;
-        let (simulator, upstreams, proxies) = if Upstreams::are_simulated(&settings) {
+        let (simulator, upstreams, proxies) = if let Some((config, _)) = &configured {
+            let targets = config.targets.iter();
+            let targets = targets.map(|(name, target)| (name.as_str(), target));
+            (None, Upstreams::of_targets(targets)?, Proxies::none())
+        } else if Upstreams::are_simulated(&settings) {
             let simulator = SimulatedProvider::start()
                 .await
                 .map_err(Reason::Simulator)?;
@@ -195,22 +210,27 @@ impl Gateway {
         )?;
         let warm = Lines::load(&settings, &access, cache.is_some())?;
         let mut breakers = Breakers::new();
+        let made = match &configured {
+            Some((config, secrets)) => {
+                let sharing = sharing.as_ref();
+                let made = targets::make(
+                    config,
+                    secrets,
+                    &settings,
+                    &bulkhead,
+                    sharing,
+                    &mut limiters,
+                )?;
+                breakers.extend(made.breakers);
+                Some((made.models, made.shown))
+            }
+            None => None,
+        };
         // Under the layers, so that they read what an upstream compressed unasked.
         let client = decode(Client::new(&upstreams, proxies.clone())?);
         let mut services = HashMap::new();
         for upstream in upstreams.iter() {
             let provider = upstream.provider();
-            let limits = limits::of_provider(upstream, &settings.ratelimit, sharing.as_ref())?;
-            if let Some(limits) = &limits {
-                limiters.providers.push((provider.clone(), limits.handle()));
-            }
-            let breaker = breaker::layer(
-                &settings.breaker,
-                &settings.names,
-                upstream.name(),
-                sharing.as_ref(),
-            )?;
-            breakers.push((provider.clone(), breaker.handle()));
             // The upstream is the provider: by their form alone, Azure's newer paths are OpenAI's.
             let describe = describe.clone().provider(provider);
             let describe = match (upstream.credential(), &secret) {
@@ -220,17 +240,38 @@ impl Gateway {
                 (Some(credential), Some(secret)) => describe.account(secret.account(credential)),
                 (Some(_), None) => describe.account("gateway"),
             };
+            let behind = match &made {
+                Some((models, _)) => Behind::Targets(models.clone()),
+                None => {
+                    let limits =
+                        limits::of_provider(upstream, &settings.ratelimit, sharing.as_ref())?;
+                    if let Some(limits) = &limits {
+                        limiters.providers.push((upstream.label(), limits.handle()));
+                    }
+                    let breaker = breaker::layer(
+                        &settings.breaker,
+                        &settings.names,
+                        upstream.name(),
+                        sharing.as_ref(),
+                    )?;
+                    breakers.push((upstream.label(), breaker.handle()));
+                    let stack = Stack::builder()
+                        .without_describe()
+                        .breaker(breaker)
+                        .provider_rate_limit(limits)
+                        .bulkhead(bulkhead.clone())
+                        .timeout(timeout)
+                        .build();
+                    Behind::Upstream(stack.layer(client.clone()))
+                }
+            };
             let stack = Stack::builder()
                 .describe(describe)
                 .own(MonitorLayer::new(metrics.clone()))
                 .caller_rate_limit(callers.clone())
                 .cache(cache.clone())
-                .breaker(breaker)
-                .provider_rate_limit(limits)
-                .bulkhead(bulkhead.clone())
-                .timeout(timeout)
                 .build();
-            services.insert(upstream.name(), stack.layer(client.clone()));
+            services.insert(upstream.name(), stack.layer(behind));
         }
 
         let addr = settings.listen;
@@ -250,6 +291,7 @@ impl Gateway {
         };
         let shared = Arc::new(Shared {
             services,
+            targets: made.map(|(_, shown)| shown).unwrap_or_default(),
             gate,
             proxies,
             bulkhead: handle,
@@ -316,13 +358,17 @@ impl Gateway {
     }
 
     /// Each provider's name and where its calls go, without keys.
-    pub fn upstreams(&self) -> impl Iterator<Item = (&'static str, String)> {
-        self.shared.gate.upstreams.iter().map(|upstream| {
+    pub fn upstreams(&self) -> impl Iterator<Item = (String, String)> {
+        if !self.shared.targets.is_empty() {
+            return self.shared.targets.clone().into_iter();
+        }
+        let upstreams = self.shared.gate.upstreams.iter().map(|upstream| {
             let proxy = self.shared.proxies.of(upstream.url());
             let through =
                 proxy.map_or_else(String::new, |proxy| format!(", through {}", proxy.uri()));
-            (upstream.name(), format!("{upstream}{through}"))
-        })
+            (upstream.name().to_owned(), format!("{upstream}{through}"))
+        });
+        upstreams.collect::<Vec<_>>().into_iter()
     }
 
     /// What it shares with other gateways, for the operator to read; `None` if it shares nothing.
@@ -569,6 +615,8 @@ async fn answer(
             return Ok(Problem::SHUTTING_DOWN.response(dialect).map(Either::Right));
         }
     };
+    let mut response = response;
+    say_if_retried(&mut response);
     if stalled.is_set() {
         return Ok(Problem::STALLED.response(dialect).map(Either::Right));
     }
@@ -604,6 +652,16 @@ impl OwnCalls for Shared {
 
     fn send(self: Arc<Self>, request: Request<Bytes>) -> OwnCall {
         Box::pin(own_call(self, request))
+    }
+}
+
+/// Tells the caller not to retry what the gateway has retried: each of the caller's attempts would be several here.
+fn say_if_retried<B>(response: &mut Response<B>) {
+    let report = response.extensions().get::<Report>();
+    let was_retried = report.is_some_and(|report| report.attempts().len() > 1);
+    if was_retried && !response.status().is_success() {
+        let no = HeaderValue::from_static("false");
+        response.headers_mut().insert("x-should-retry", no);
     }
 }
 

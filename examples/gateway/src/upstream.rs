@@ -7,7 +7,9 @@ use http::{
     header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST},
     request::Parts,
 };
-use tower_llm_stack::{BoxError, Dialect, Provider, adapters::base_url::BaseUrl};
+use tower_llm_stack::{
+    BoxError, Dialect, Provider, adapters::base_url::BaseUrl, config::TargetConfig,
+};
 
 use crate::{
     AllowPaths, Secret, Settings, StartError, UpstreamSettings,
@@ -24,6 +26,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct Upstream {
     name: &'static str,
+    label: &'static str,
     provider: Provider,
     base: BaseUrl,
     /// The same as an address.
@@ -44,11 +47,11 @@ pub(crate) struct Upstream {
 }
 
 /// The upstreams by provider.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Upstreams {
-    openai: Arc<Upstream>,
-    anthropic: Arc<Upstream>,
-    gemini: Arc<Upstream>,
+    openai: Option<Arc<Upstream>>,
+    anthropic: Option<Arc<Upstream>>,
+    gemini: Option<Arc<Upstream>>,
     azure: Option<Arc<Upstream>>,
 }
 
@@ -102,6 +105,21 @@ impl Known {
         Ok((self.header.clone(), value))
     }
 
+    /// The provider as a target stands for it.
+    fn front(&self, name: &str, target: &TargetConfig) -> Result<Upstream, StartError> {
+        let setting = |what: &str| format!("targets.{name}.{what}");
+        let base = BaseUrl::new(target.base_url().unwrap_or_default())
+            .map_err(|error| StartError::setting(setting("base_url"), error))?;
+        let has_own =
+            target.api_key_env.is_some() || target.api_key_file.is_some() || target.oauth.is_some();
+        // The target's own credential is put in where it is sent; here it only says that there is one.
+        let own = (self.header.clone(), HeaderValue::from_static("-"));
+        let mut front = self.at(base.replacing(), has_own.then_some(own), false);
+        front.url_name = setting("base_url").into();
+        front.key_name = format!("targets.{name}").into();
+        Ok(front)
+    }
+
     fn simulated(&self, base: &BaseUrl) -> Arc<Upstream> {
         Arc::new(self.at(base.clone(), None, true))
     }
@@ -116,6 +134,7 @@ impl Known {
         let host = url.authority().map_or("", |authority| authority.as_str());
         Upstream {
             name: self.name,
+            label: self.label,
             provider: self.provider.clone(),
             host: HeaderValue::from_str(host).expect("a host is a header value"),
             url,
@@ -143,11 +162,30 @@ impl Upstreams {
             .map_err(|error| StartError::setting("simulate", error))?
             .replacing();
         Ok(Self {
-            openai: OPENAI.simulated(&base),
-            anthropic: ANTHROPIC.simulated(&base),
-            gemini: GEMINI.simulated(&base),
+            openai: Some(OPENAI.simulated(&base)),
+            anthropic: Some(ANTHROPIC.simulated(&base)),
+            gemini: Some(GEMINI.simulated(&base)),
             azure: Some(AZURE.simulated(&base)),
         })
+    }
+
+    /// Where the targets of a configuration file stand for the providers whose dialects they speak: requests are admitted by
+    /// the first target of a dialect. Whether a call then goes to that target is for its model to say.
+    pub(crate) fn of_targets<'a>(
+        targets: impl Iterator<Item = (&'a str, &'a TargetConfig)>,
+    ) -> Result<Self, StartError> {
+        let mut fronts = Self::default();
+        for (name, target) in targets {
+            let (known, front) = match target.dialect() {
+                Some(Dialect::Anthropic) => (&ANTHROPIC, &mut fronts.anthropic),
+                Some(Dialect::Gemini) => (&GEMINI, &mut fronts.gemini),
+                _ => (&OPENAI, &mut fronts.openai),
+            };
+            if front.is_none() {
+                *front = Some(Arc::new(known.front(name, target)?));
+            }
+        }
+        Ok(fronts)
     }
 
     pub(crate) fn new(settings: &UpstreamSettings, names: &Names) -> Result<Self, StartError> {
@@ -161,21 +199,14 @@ impl Upstreams {
             azure_endpoint,
             azure_api_key,
         } = settings;
-        let official = "has an official address";
         Ok(Self {
-            openai: OPENAI
-                .upstream(openai_base_url.as_deref(), openai_api_key.as_ref(), names)?
-                .expect(official),
-            anthropic: ANTHROPIC
-                .upstream(
-                    anthropic_base_url.as_deref(),
-                    anthropic_api_key.as_ref(),
-                    names,
-                )?
-                .expect(official),
-            gemini: GEMINI
-                .upstream(gemini_base_url.as_deref(), gemini_api_key.as_ref(), names)?
-                .expect(official),
+            openai: OPENAI.upstream(openai_base_url.as_deref(), openai_api_key.as_ref(), names)?,
+            anthropic: ANTHROPIC.upstream(
+                anthropic_base_url.as_deref(),
+                anthropic_api_key.as_ref(),
+                names,
+            )?,
+            gemini: GEMINI.upstream(gemini_base_url.as_deref(), gemini_api_key.as_ref(), names)?,
             azure: AZURE.upstream(azure_endpoint.as_deref(), azure_api_key.as_ref(), names)?,
         })
     }
@@ -194,29 +225,43 @@ impl Upstreams {
         }
         // Where Gemini speaks OpenAI's dialect.
         if path.starts_with("/v1beta/openai/") {
-            return Some(&self.gemini);
+            return self.gemini.as_ref();
         }
         match Dialect::of(&request.method, uri, headers) {
-            Some(Dialect::Anthropic) => Some(&self.anthropic),
-            Some(Dialect::Gemini) => Some(&self.gemini),
-            Some(_) => Some(&self.openai),
-            None if path.starts_with("/v1/") => Some(&self.openai),
-            None if path.starts_with("/v1beta/") => Some(&self.gemini),
+            Some(Dialect::Anthropic) => self.anthropic.as_ref(),
+            Some(Dialect::Gemini) => self.gemini.as_ref(),
+            Some(_) => self.openai.as_ref(),
+            None if path.starts_with("/v1/") => self.openai.as_ref(),
+            None if path.starts_with("/v1beta/") => self.gemini.as_ref(),
             None => None,
         }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Upstream> {
-        let fixed = [&self.openai, &self.anthropic, &self.gemini];
-        fixed.into_iter().chain(&self.azure).map(Arc::as_ref)
+        let all = [&self.openai, &self.anthropic, &self.gemini, &self.azure];
+        all.into_iter().flatten().map(Arc::as_ref)
     }
 }
 
 // === impl Upstream ===
 
 impl Upstream {
+    /// The name of the provider that targets of a dialect stand for.
+    pub(crate) fn front_of(dialect: Dialect) -> &'static str {
+        match dialect {
+            Dialect::Anthropic => ANTHROPIC.name,
+            Dialect::Gemini => GEMINI.name,
+            _ => OPENAI.name,
+        }
+    }
+
     pub(crate) fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Its provider's name, as in the metrics.
+    pub(crate) fn label(&self) -> &'static str {
+        self.label
     }
 
     pub(crate) fn provider(&self) -> Provider {
@@ -516,12 +561,18 @@ mod tests {
             let all = upstreams(&[key[0], key[1], key[2], base]).unwrap();
             for path in ["/v1/chat/completions", "/chat/completions", "/v1/responses"] {
                 assert!(
-                    all.openai.allows(&Method::POST, path, &none),
+                    all.openai
+                        .as_ref()
+                        .unwrap()
+                        .allows(&Method::POST, path, &none),
                     "{base} {path}"
                 );
             }
             assert!(
-                all.openai.allows(&Method::GET, "/v1/models", &none),
+                all.openai
+                    .as_ref()
+                    .unwrap()
+                    .allows(&Method::GET, "/v1/models", &none),
                 "{base}"
             );
             for path in [
@@ -530,18 +581,27 @@ mod tests {
                 "/admin/chat/completions",
             ] {
                 assert!(
-                    !all.openai.allows(&Method::POST, path, &none),
+                    !all.openai
+                        .as_ref()
+                        .unwrap()
+                        .allows(&Method::POST, path, &none),
                     "{base} {path}"
                 );
             }
         }
         let all = upstreams(&[key[0], key[1], key[2], "https://h/api/v1"]).unwrap();
-        assert!(
-            all.openai
-                .allows(&Method::POST, "/api/v1/chat/completions", &none)
-        );
+        assert!(all.openai.as_ref().unwrap().allows(
+            &Method::POST,
+            "/api/v1/chat/completions",
+            &none
+        ));
         // Of the others, the callers' own credentials decide.
-        assert!(all.anthropic.allows(&Method::DELETE, "/v1/files/x", &none));
+        assert!(
+            all.anthropic
+                .as_ref()
+                .unwrap()
+                .allows(&Method::DELETE, "/v1/files/x", &none)
+        );
     }
 
     #[test]
@@ -550,10 +610,14 @@ mod tests {
         let everything: AllowPaths = "/*".parse().unwrap();
         assert!(
             all.openai
+                .as_ref()
+                .unwrap()
                 .allows(&Method::DELETE, "/v1/files/x", &everything)
         );
         assert!(
             !all.openai
+                .as_ref()
+                .unwrap()
                 .allows(&Method::TRACE, "/v1/files/x", &everything)
         );
     }

@@ -12,6 +12,9 @@ use super::{
 };
 
 /// One of the services that a [`Pool`](crate::Pool) sends calls to: an account at a provider, with layers of its own.
+///
+/// A clone is for another pool: both count their own calls, and share the layers.
+#[derive(Clone)]
 pub struct Target<S> {
     name: Arc<str>,
     weight: u32,

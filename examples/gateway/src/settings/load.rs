@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     ffi::{OsStr, OsString},
+    path::Path,
 };
 
 use clap::{
@@ -70,8 +71,17 @@ impl Settings {
                 Self::command().get_matches();
                 Err(error)
             }
-            read => read,
+            read => read.map(Self::or_found),
         }
+    }
+
+    /// Takes the file in the working directory, if no other one is named.
+    fn or_found(mut self) -> Self {
+        const FOUND: &str = "gateway.toml";
+        if self.config.is_none() && Path::new(FOUND).is_file() {
+            self.config = Some(FOUND.into());
+        }
+        self
     }
 
     /// Reads flags alone, without the program's name and without the environment: for tests.

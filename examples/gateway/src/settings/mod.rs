@@ -42,6 +42,11 @@ pub struct Settings {
     )]
     pub listen: SocketAddr,
 
+    /// File with targets and models, in TOML; `gateway.toml` in the working directory if it is there. With targets, the base URLs
+    /// and keys of providers are not used.
+    #[arg(long, env = "GATEWAY_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
     /// Answer every call from the built-in simulated provider, whatever else is set.
     #[arg(
         long,

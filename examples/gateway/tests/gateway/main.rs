@@ -26,6 +26,7 @@ mod sharing;
 mod shutdown;
 mod start;
 mod support;
+mod targets;
 mod tls;
 mod uploads;
 mod warm;
