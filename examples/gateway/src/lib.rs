@@ -26,6 +26,7 @@ mod known;
 mod layers;
 mod limits;
 mod log;
+mod many;
 mod monitor;
 mod owner;
 mod paths;

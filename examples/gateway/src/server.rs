@@ -19,7 +19,7 @@ use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
 };
-use http_body_util::{BodyExt, Either, Full};
+use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::{
     body::{Body, Incoming},
     service::service_fn,
@@ -34,7 +34,10 @@ use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
-use tower::{Layer, ServiceExt, util::MapErr};
+use tower::{
+    Layer, ServiceExt,
+    util::{BoxCloneService, MapErr},
+};
 use tower_http::compression::Compression;
 use tower_llm_stack::{
     BoxError, BulkheadHandle, CacheHandle, CacheLayer, DescribeLayer, Dialect, HttpBody,
@@ -66,6 +69,7 @@ use crate::{
     gate::{self, Gate},
     layers,
     limits::{self, Limiters},
+    many,
     monitor::{Metrics, Monitor, MonitorLayer},
     paths::merge_slashes,
     problem::Problem,
@@ -133,6 +137,7 @@ struct Shared {
     metrics: Metrics,
     http: auto::Builder<PatientExecutor>,
     caller_timeout: Duration,
+    max_body_bytes: usize,
     compress: Compress,
     shutdown: Arc<Shutdown>,
     /// Whether it has stopped listening, so that connections end.
@@ -302,6 +307,7 @@ impl Gateway {
             metrics,
             http: http(&settings),
             caller_timeout: settings.caller_timeout,
+            max_body_bytes: settings.max_body_bytes,
             compress: Compress {
                 enabled: settings.compress,
             },
@@ -601,6 +607,12 @@ async fn answer(
     if let Some(response) = own {
         return Ok(response.map(Either::Right));
     }
+    let endpoint = many::Endpoint::of(&parts.method, parts.uri.path());
+    if let Some(endpoint) = endpoint {
+        // Boxed: it is rare, and large.
+        let answered: many::Answered = Box::pin(answer_many(shared, endpoint, parts, body));
+        return Ok(answered.await.map(Either::Right));
+    }
     let upstream = match shared.gate.admit(&mut parts) {
         Ok(upstream) => upstream,
         Err(problem) => return Ok(refuse(problem, dialect, &parts).map(Either::Right)),
@@ -622,6 +634,43 @@ async fn answer(
     }
     let shutdown = Arc::clone(&shared.shutdown);
     Ok(CutBody::response(response, dialect, shutdown).map(Either::Left))
+}
+
+/// Answers a request that is many calls.
+async fn answer_many(
+    shared: Arc<Shared>,
+    endpoint: many::Endpoint,
+    mut parts: Parts,
+    body: PatientBody,
+) -> Response<Full<Bytes>> {
+    // As each of its calls would be.
+    parts.uri = Uri::from_static(endpoint.path());
+    let upstream = match shared.gate.admit(&mut parts) {
+        Ok(upstream) => upstream,
+        Err(problem) => return refuse(problem, Dialect::OpenAi, &parts),
+    };
+    let body = match Limited::new(body, shared.max_body_bytes).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return many::refused(&error.to_string()),
+    };
+    let plan = match endpoint.plan(&body) {
+        Ok(plan) => plan,
+        Err(what) => return many::refused(&what),
+    };
+    let service = shared.services[upstream.name()].clone();
+    parts.extensions.insert(upstream);
+    let each = tower::service_fn(move |request: Request<PatientBody>| {
+        let answered = call(service.clone(), request);
+        async move {
+            let Ok(response) = answered.await;
+            Ok::<_, BoxError>(response.map(BodyExt::boxed_unsync))
+        }
+    });
+    tokio::select! {
+        biased;
+        response = plan.run(BoxCloneService::new(each), &parts) => response,
+        () = shared.shutdown.until_cut() => Problem::SHUTTING_DOWN.response(Dialect::OpenAi),
+    }
 }
 
 /// Makes a call of the gateway's own, which is to be cached.

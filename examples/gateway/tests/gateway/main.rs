@@ -16,6 +16,7 @@ mod failures;
 mod keys;
 mod latency;
 mod log;
+mod many;
 mod observe;
 mod proxy;
 mod ratelimit;

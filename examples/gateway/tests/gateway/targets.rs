@@ -239,3 +239,15 @@ async fn an_answer_after_the_gateways_own_retries_is_not_to_be_retried() {
     assert_eq!(answer.status, 200);
     assert!(!answer.headers.contains_key("x-should-retry"));
 }
+
+#[test]
+fn the_readmes_file_can_be_read() {
+    let readme = include_str!("../../../../README.md");
+    let file = readme
+        .split("```")
+        .find(|block| block.contains("[targets.openai-a]"));
+    let file = file.unwrap().strip_prefix("toml").unwrap();
+    let config = tower_llm_stack::config::Config::from_toml(file).unwrap();
+    config.validate().unwrap();
+    assert_eq!((config.targets.len(), config.models.len()), (2, 1));
+}
