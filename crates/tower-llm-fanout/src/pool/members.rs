@@ -5,9 +5,10 @@
 use std::sync::Arc;
 
 use super::{
-    pick::{Asked, Candidate, Pick, Turns},
+    pick::{Asked, Candidate, Pick},
     set::Set,
     target::Member,
+    turns::Turns,
 };
 
 /// The targets of a pool, by priority.

@@ -7,6 +7,7 @@
 //! Changes make a new list of targets; a call picks from the list of the moment, and holds its target to its end. Taking the
 //! list costs a read lock and a reference count. No lock is held while code of a target or a closure runs.
 
+mod choose;
 mod dispatch;
 mod error;
 mod ewma;
@@ -20,6 +21,7 @@ mod smooth;
 mod standing;
 mod stats;
 mod target;
+mod turns;
 
 use std::{
     fmt,

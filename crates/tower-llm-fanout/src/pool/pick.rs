@@ -1,19 +1,16 @@
 //! Which target of a group takes a call.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicUsize, Ordering::Relaxed},
-};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 use tower_llm_core::KeyBy;
 
 use super::{
+    choose::{better_of_two, least, weighted_random},
     load::{Load, Rank},
     rendezvous::{self, Entrant},
     set::Set,
-    smooth::Smooth,
-    standing::Standing,
+    turns::Turns,
 };
 
 /// How a [`Pool`](crate::Pool) picks a target, among those of the best priority that are available and that the call has not
@@ -45,14 +42,6 @@ pub(crate) struct Candidate {
     pub(crate) price: Option<f64>,
 }
 
-/// Whose turn it is in a group.
-#[derive(Debug, Default)]
-pub(crate) struct Turns {
-    pub(crate) ticks: AtomicUsize,
-    // A std mutex: it is held for a few additions.
-    smooth: Mutex<Smooth>,
-}
-
 /// What a policy knows of the call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
@@ -61,8 +50,6 @@ pub(crate) struct Asked {
     pub(crate) key: Option<u64>,
     pub(crate) now: Instant,
 }
-
-// === impl Pick ===
 
 impl Pick {
     /// Each target in turn.
@@ -142,7 +129,7 @@ impl Pick {
     ) -> Option<usize> {
         match (&self.0, asked.key) {
             (Policy::RoundRobin, _) => turns.next(group.len(), skip),
-            (Policy::Weighted, _) => turns.smooth().next(weights(group), skip),
+            (Policy::Weighted, _) => turns.next_by_weight(weights(group), skip),
             (Policy::LeastInFlight, _) => least(group, skip, |candidate| {
                 let load = (candidate.load.in_flight() + 1) as f64;
                 let load = load / f64::from(candidate.entrant.weight);
@@ -162,7 +149,7 @@ impl Pick {
     /// The target that was picked is not available: it has not had a turn. `skip` is what it was picked with.
     pub(crate) fn take_back(&self, index: usize, group: &[Candidate], turns: &Turns, skip: &Set) {
         if let Policy::Weighted = self.0 {
-            turns.smooth().take_back(index, weights(group), skip);
+            turns.take_back(index, weights(group), skip);
         }
     }
 }
@@ -171,125 +158,6 @@ fn entrants(group: &[Candidate]) -> impl Iterator<Item = Entrant> {
     group.iter().map(|candidate| candidate.entrant)
 }
 
-fn weights(group: &[Candidate]) -> impl Iterator<Item = u32> + Clone {
+pub(crate) fn weights(group: &[Candidate]) -> impl Iterator<Item = u32> + Clone {
     group.iter().map(|candidate| candidate.entrant.weight)
-}
-
-/// The lowest rank; a random one of several.
-fn least<T: PartialOrd>(
-    group: &[Candidate],
-    skip: &Set,
-    rank: impl Fn(&Candidate) -> T,
-) -> Option<usize> {
-    let mut best: Option<(usize, T)> = None;
-    let mut ties = 1;
-    for (index, candidate) in group.iter().enumerate() {
-        if skip.contains(index) {
-            continue;
-        }
-        let rank = rank(candidate);
-        let is_better = match &best {
-            None => true,
-            Some((_, best)) if rank == *best => {
-                ties += 1;
-                fastrand::usize(..ties) == 0
-            }
-            Some((_, best)) => {
-                let is_better = rank < *best;
-                if is_better {
-                    ties = 1;
-                }
-                is_better
-            }
-        };
-        if is_better {
-            best = Some((index, rank));
-        }
-    }
-    best.map(|(index, _)| index)
-}
-
-/// Two random targets of those that stand well, of which the one with the lower cost is picked. If none does, the one that
-/// comes back first.
-fn better_of_two(group: &[Candidate], skip: &Set, asked: &Asked) -> Option<usize> {
-    let mut two = [None; 2];
-    let mut seen = 0;
-    for (index, candidate) in group.iter().enumerate() {
-        if skip.contains(index) || candidate.load.standing(asked.now) != Standing::Good {
-            continue;
-        }
-        // Reservoir sampling: after `seen` targets, each of them is one of the two with the same probability.
-        let slot = match seen {
-            0 | 1 => seen,
-            _ => fastrand::usize(..=seen),
-        };
-        if let Some(slot) = two.get_mut(slot) {
-            *slot = Some(index);
-        }
-        seen += 1;
-    }
-    let cost = |index: usize| group[index].load.cost(asked.streamed, asked.now);
-    match two {
-        [Some(one), Some(other)] => {
-            let (of_one, of_other) = (cost(one), cost(other));
-            let takes_one = of_one < of_other || (of_one == of_other && fastrand::bool());
-            Some(if takes_one { one } else { other })
-        }
-        [Some(only), None] | [None, Some(only)] => Some(only),
-        [None, None] => least(group, skip, |candidate| {
-            let load = &candidate.load;
-            Rank(
-                load.standing(asked.now),
-                load.cost(asked.streamed, asked.now),
-            )
-        }),
-    }
-}
-
-fn weighted_random(group: &[Candidate], skip: &Set) -> Option<usize> {
-    let rest = || {
-        weights(group)
-            .enumerate()
-            .filter(|(index, _)| !skip.contains(*index))
-    };
-    let total: u64 = rest().map(|(_, weight)| u64::from(weight)).sum();
-    if total == 0 {
-        return None;
-    }
-    let mut left = fastrand::u64(..total);
-    rest().find_map(|(index, weight)| {
-        let weight = u64::from(weight);
-        if left < weight {
-            return Some(index);
-        }
-        left -= weight;
-        None
-    })
-}
-
-// === impl Turns ===
-
-impl Turns {
-    /// Turns that go on from others: `from` says which target of the others each target was.
-    pub(crate) fn continuing(&self, from: impl IntoIterator<Item = Option<usize>>) -> Self {
-        let smooth = self.smooth();
-        let due = from.into_iter();
-        let due = due.map(|index| index.map_or(0, |index| smooth.due(index)));
-        Self {
-            ticks: AtomicUsize::new(self.ticks.load(Relaxed)),
-            smooth: Mutex::new(Smooth::new(due.collect())),
-        }
-    }
-
-    /// The target whose turn it is. One that cannot take it is picked anew for, and that takes the next turn: if its turn went
-    /// to the one after it, that one would get twice as many.
-    fn next(&self, targets: usize, skip: &Set) -> Option<usize> {
-        let first = self.ticks.fetch_add(1, Relaxed) % targets;
-        let after = (first..targets).chain(0..first);
-        after.into_iter().find(|&index| !skip.contains(index))
-    }
-
-    fn smooth(&self) -> MutexGuard<'_, Smooth> {
-        self.smooth.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }

@@ -13,6 +13,7 @@ mod pool_changes;
 mod pool_http;
 mod pool_load;
 mod pool_picks;
+mod pool_property;
 mod pool_refusals;
 mod pool_support;
 mod retry;

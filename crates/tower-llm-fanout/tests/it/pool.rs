@@ -10,19 +10,18 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use proptest::prelude::*;
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt};
 use tower_llm_breaker::BreakerLayer;
 use tower_llm_core::{
-    Availability, Call, Completion, GateLayer, KeyBy, Operation, Outcome, Provider, Refusal,
-    RefusalKind, Unary,
+    Availability, Call, Completion, GateLayer, Operation, Outcome, Provider, Refusal, RefusalKind,
+    Unary,
 };
 use tower_llm_fanout::{Budget, Delay, FanoutLayer, NoTarget, Pick, Pool, Target};
 use tower_llm_ratelimit::{Limit, RateLimitLayer};
 
 use crate::{
-    pool_support::{Behaves, FAILED, Prompt, Site, answers, ask, prompt, sites, typed},
+    pool_support::{Behaves, FAILED, Site, answers, ask, prompt, sites, typed},
     support::MS,
 };
 
@@ -377,98 +376,4 @@ fn wrong_pools_are_refused_when_they_are_built() {
     assert!(pool.set_weight("a", 0).is_err());
     assert!(!pool.set_weight("b", 2).unwrap());
     assert!(!pool.remove("b"));
-}
-
-/// A target of the property test.
-#[derive(Clone, Copy, Debug)]
-struct Drawn {
-    priority: u32,
-    weight: u32,
-    is_available: bool,
-    fails: bool,
-}
-
-fn drawn() -> impl Strategy<Value = Drawn> {
-    (0..3_u32, 1..4_u32, any::<bool>(), any::<bool>()).prop_map(
-        |(priority, weight, is_available, fails)| Drawn {
-            priority,
-            weight,
-            is_available,
-            fails,
-        },
-    )
-}
-
-fn picks() -> impl Strategy<Value = Pick> {
-    prop::sample::select(vec![
-        Pick::round_robin(),
-        Pick::weighted(),
-        Pick::weighted_random(),
-        Pick::least_in_flight(),
-        Pick::latency(),
-        Pick::sticky(KeyBy::model()),
-        Pick::cheapest(),
-        Pick::in_order(),
-    ])
-}
-
-proptest! {
-    #[test]
-    fn no_target_is_tried_twice_and_the_best_priority_is_tried_first(
-        targets in prop::collection::vec(drawn(), 2..9),
-        pick in picks(),
-        extra in 0..9_usize,
-        calls in 1..4_usize,
-    ) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let order = Arc::new(Mutex::new(Vec::new()));
-            let built = targets.iter().enumerate().map(|(index, &drawn)| {
-                let order = Arc::clone(&order);
-                let service = tower::service_fn(move |_: Prompt| {
-                    order.lock().unwrap().push(index);
-                    async move {
-                        match drawn.fails {
-                            true => Err("scripted"),
-                            false => Ok(index),
-                        }
-                    }
-                });
-                let availability = match drawn.is_available {
-                    true => Availability::Now,
-                    false => Availability::Unknown,
-                };
-                Target::new(index.to_string(), service)
-                    .priority(drawn.priority)
-                    .weight(drawn.weight)
-                    .availability(move |_| availability)
-            });
-            let pool = Pool::builder().pick(pick.clone()).targets(built).build().unwrap();
-            let budget = Budget::with_reserve(1.0, 1_000.0).unwrap();
-            let service = typed(FanoutLayer::failover(extra).budget(budget)).across(&pool);
-            for _ in 0..calls {
-                order.lock().unwrap().clear();
-                let answer = service.clone().oneshot(prompt()).await;
-                let order = order.lock().unwrap().clone();
-
-                let available = |index: &usize| targets[*index].is_available;
-                let mut left: Vec<usize> = (0..targets.len()).filter(available).collect();
-                for tried in &order {
-                    let best = left.iter().map(|&index| targets[index].priority).min();
-                    assert_eq!(Some(targets[*tried].priority), best, "{order:?}");
-                    assert!(left.contains(tried), "{tried} was tried before: {order:?}");
-                    left.retain(|index| index != tried);
-                }
-                match answer {
-                    Ok(index) => assert_eq!(order.last(), Some(&index)),
-                    Err(_) => assert!(order.len() == extra + 1 || left.is_empty(), "{order:?}"),
-                }
-            }
-            assert!(pool.stats().iter().all(|target| target.in_flight == 0));
-        });
-    }
 }
