@@ -19,15 +19,19 @@ use crate::{
 /// Longest model name; a longer one counts as no model.
 const MAX_MODEL_BYTES: usize = 256;
 
-/// Describes a request by its body.
+/// Describes a request by its body, or by the size of one that is encoded, and not read.
 pub(super) fn describe(
     parts: &Parts,
     body: &[u8],
+    unread: u64,
     settings: &Settings,
     received_at: Instant,
 ) -> Call {
     let route = Route::of(&parts.method, &parts.uri, &parts.headers);
-    let facts = Facts::read(body, settings.exact);
+    let mut facts = Facts::read(body, settings.exact);
+    if route.dialect.is_some() {
+        facts.input = facts.input.with_unreadable(unread);
+    }
     // In a chat, a list of inputs is one input.
     let takes_lists = [Operation::EMBEDDINGS, Operation::TEXT_COMPLETION];
     let items = match takes_lists.contains(&route.operation) {
@@ -111,7 +115,7 @@ impl Facts {
         let begin = body.trim_ascii_start().first();
         if begin.is_some_and(|byte| !matches!(byte, b'{' | b'[')) {
             // Compressed, or of another encoding.
-            facts.input = facts.input.of_unreadable(body.len());
+            facts.input = facts.input.with_unreadable(body.len() as u64);
             return facts;
         }
         let mut json = Json::<Place, MAX_DEPTH, MAX_KEY_BYTES>::with_room(Place::Body);

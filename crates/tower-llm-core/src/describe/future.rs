@@ -6,13 +6,17 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, request::Parts};
+use http::{Request, header::CONTENT_ENCODING, request::Parts};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower_service::Service;
 
-use super::{body::describe, layer::Settings, reader::Reader};
+use super::{
+    body::describe,
+    layer::Settings,
+    reader::{Held, Reader},
+};
 use crate::{BoxError, RequestBody, oneshot::Oneshot};
 
 pin_project! {
@@ -94,9 +98,15 @@ where
                         settings,
                         received_at,
                     } = reading.take().expect("it was polled just now");
+                    // Compressed JSON without its content type is not known from a file.
+                    let is_encoded = parts.headers.contains_key(CONTENT_ENCODING);
+                    let unread = match held {
+                        Held::No if is_encoded => body.at_least(),
+                        _ => 0,
+                    };
                     let body = body.finish(held, &settings)?;
                     let json = body.as_bytes().map_or(&[][..], |bytes| bytes);
-                    let call = describe(&parts, json, &settings, received_at);
+                    let call = describe(&parts, json, unread, &settings, received_at);
                     parts.extensions.insert(call);
                     let request = Request::from_parts(parts, body);
                     let future = Oneshot::new(inner, request);

@@ -27,7 +27,8 @@ const X_GOOG_API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 ///   its first bytes are JSON. A larger body is refused with [`TooLarge`](crate::TooLarge), before it is read if its length
 ///   is announced.
 /// - Anything else, such as a multipart form or audio, is streamed: only its first bytes are read before the inner service
-///   is called, and it is never held. The call is described by path and headers alone: no model, no input tokens. It has a
+///   is called, and it is never held. The call is described by path and headers alone: no model, and no input
+///   tokens unless it has a `content-encoding`. It has a
 ///   [limit of its own](Self::max_streamed_bytes). A body that begins like JSON and exceeds the JSON limit is streamed too,
 ///   if its content type is another and its path is not one of inference.
 ///

@@ -100,6 +100,11 @@ where
         }
     }
 
+    /// The length of the body, as far as it is known.
+    pub(super) fn at_least(&self) -> u64 {
+        self.at_least
+    }
+
     /// Returns the body to pass on.
     pub(super) fn finish(
         self,

@@ -89,11 +89,10 @@ impl Input {
         }
     }
 
-    /// The same inputs, of a body of `bytes` that cannot be read: one token a byte, since it may be compressed.
-    pub(super) fn of_unreadable(self, bytes: usize) -> Self {
+    /// The same inputs with `bytes` that cannot be read: one token a byte, since they may be compressed.
+    pub(super) fn with_unreadable(self, bytes: u64) -> Self {
         Self {
-            bytes: 0,
-            tokens: bytes as u64,
+            tokens: self.tokens.saturating_add(bytes),
             ..self
         }
     }

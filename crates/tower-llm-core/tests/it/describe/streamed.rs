@@ -61,6 +61,22 @@ async fn an_upload_passes_unchanged_and_is_described_by_its_path() {
     }
 }
 
+/// The provider reads it.
+#[tokio::test]
+async fn a_compressed_request_for_an_answer_is_estimated_by_its_size() {
+    for (path, tokens) in [("/v1/chat/completions", 4_000), ("/v1/files", 0)] {
+        for content_type in ["", "application/octet-stream"] {
+            let gzip = [&b"\x1f\x8b\x08"[..], &[7; 3_997]].concat();
+            let script = Script::data([gzip]).with_known_length();
+            let mut request = upload(path, content_type, script);
+            let encoding = http::HeaderValue::from_static("gzip");
+            request.headers_mut().insert("content-encoding", encoding);
+            let passed = pass(&DescribeLayer::new(), request).await.unwrap();
+            assert_eq!(passed.call().unwrap().input_tokens(), tokens, "{path}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn one_frame_of_twenty_megabytes_is_outstanding() {
     const FRAME: usize = 64 * 1024;
