@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use http::{HeaderName, Request, header::EXPECT};
+use http::{Request, header::EXPECT};
 use tower_llm_core::{
     BoxError, Call, ClassifiedError, Dialect, Outcome, Provider, RequestBody, rename_model,
 };
@@ -22,8 +22,7 @@ pub struct Account(Arc<Parts>);
 struct Parts {
     name: Box<str>,
     provider: Provider,
-    /// The header in which the provider takes keys.
-    key_header: HeaderName,
+    dialect: Dialect,
     base: BaseUrl,
     credential: Credential,
     models: HashMap<Box<str>, Box<str>>,
@@ -41,7 +40,7 @@ impl Account {
         };
         Self(Arc::new(Parts {
             name: name.into(),
-            key_header: credential::key_header(&provider, dialect),
+            dialect,
             provider,
             base: base.replacing(),
             credential: Credential::caller(),
@@ -53,9 +52,7 @@ impl Account {
     /// caller's own credential passes in.
     #[must_use]
     pub fn dialect(self, dialect: Dialect) -> Self {
-        self.with(|parts| {
-            parts.key_header = credential::key_header(&parts.provider, dialect);
-        })
+        self.with(|parts| parts.dialect = dialect)
     }
 
     /// Sets the credential; the caller's own unless set.
@@ -120,6 +117,16 @@ impl Account {
         }
     }
 
+    /// Its dialect.
+    pub(super) fn speaks(&self) -> Dialect {
+        self.0.dialect
+    }
+
+    /// Whether it has a credential of its own.
+    pub(super) fn has_credential(&self) -> bool {
+        !matches!(self.kind(), Kind::Caller)
+    }
+
     pub(super) fn kind(&self) -> &Kind {
         &self.0.credential.0
     }
@@ -133,11 +140,14 @@ impl Account {
         match parts.credential.0 {
             Kind::Caller => {
                 let is_gemini = parts.provider == Provider::GEMINI;
-                headers::keep_credential(request, &parts.key_header, is_gemini);
+                let key_header = credential::key_header(&parts.provider, parts.dialect);
+                headers::keep_credential(request, &key_header, is_gemini);
             }
             Kind::Header(..) | Kind::Tokens(_) => headers::remove_choices(request),
         }
-        rename_model(request, |model| self.mapped(model));
+        if !parts.models.is_empty() {
+            rename_model(request, |model| self.mapped(model));
+        }
         if let Some(call) = request.extensions().get::<Call>() {
             let call = self.describe(call);
             request.extensions_mut().insert(call);

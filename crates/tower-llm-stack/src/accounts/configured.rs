@@ -3,16 +3,16 @@
 use bytes::Bytes;
 use http_body::Body;
 use tower_layer::Layer;
-use tower_llm_core::{BoxError, Dialect};
+use tower_llm_core::{BoxError, ConfigError, Dialect};
 
 use super::{
     Account, AccountLayer, AccountService, Client, ClientCredentials, Clients, Credential,
-    PoolBounds, Tokens,
+    HealthCheck, PoolBounds, Tokens,
 };
 use crate::{
     Secret,
     adapters::base_url::BaseUrl,
-    config::{ClientAuth, PoolConfig, Problem, SettingError, TargetConfig},
+    config::{ClientAuth, HealthConfig, PoolConfig, Problem, SettingError, TargetConfig},
 };
 
 impl<B> Clients<B>
@@ -95,5 +95,19 @@ impl From<PoolConfig> for PoolBounds {
         Self::default()
             .max_idle_per_host(pool.max_idle_per_host)
             .idle_timeout(pool.idle_timeout)
+    }
+}
+
+impl TryFrom<&HealthConfig> for HealthCheck {
+    type Error = ConfigError;
+
+    /// A check by path, or else by model. A [valid](crate::config::Config::validate) configuration has one of them.
+    fn try_from(health: &HealthConfig) -> Result<Self, ConfigError> {
+        let check = match (&health.path, &health.model) {
+            (Some(path), _) => Self::get(path)?,
+            (None, Some(model)) => Self::call(&**model),
+            (None, None) => return Err(ConfigError::new("path", (), "it must be set, or `model`")),
+        };
+        check.interval(health.interval)
     }
 }

@@ -49,6 +49,11 @@
 //! [`Clients`] makes one pooled HTTP client for each distinct proxy and bounds of its pool; accounts that have both in common
 //! share it. An account without a proxy uses that of the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`).
 //!
+//! # Health
+//!
+//! A [`HealthCheck`] makes a cheap call to an account every so often. While it fails, [`Health::availability`] tells a pool of
+//! accounts to pass it over.
+//!
 //! # What it does not do
 //!
 //! Tokens are cached in the process. Several processes have a token each, which authorization servers allow.
@@ -62,6 +67,7 @@ mod credential;
 mod error;
 mod future;
 mod headers;
+mod health;
 mod layer;
 mod oauth;
 mod proxies;
@@ -74,6 +80,7 @@ pub use self::{
     credential::Credential,
     error::{ClientsError, NoAccessToken, TokenError},
     future::ResponseFuture,
+    health::{Health, HealthCheck},
     layer::AccountLayer,
     oauth::ClientCredentials,
     proxies::{Proxies, ProxyError},

@@ -1,17 +1,17 @@
-use std::ffi::OsString;
+use std::{ffi::OsString, time::Duration};
 
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use tower::ServiceExt;
 use tower_llm_stack::{
     RequestBody,
-    accounts::{AccountService, Client, Clients, Proxies},
+    accounts::{AccountService, Client, Clients, HealthCheck, Proxies},
     config::Config,
 };
 use tower_llm_testkit::SimulatedProvider;
 
 use super::chat;
-use crate::support::{serve, text};
+use crate::support::{eventually, serve, text};
 
 type Body = Full<bytes::Bytes>;
 
@@ -146,4 +146,38 @@ fn a_target_whose_secret_is_missing_is_refused() {
             .unwrap_err();
         assert_eq!(error.setting(), named);
     }
+}
+
+#[tokio::test]
+async fn a_target_is_checked_at_its_path() {
+    let provider = SimulatedProvider::start().await.unwrap();
+    let toml = format!(
+        "[targets.a]
+        provider = 'openai'
+        base_url = '{}/v1'
+        api_key_env = 'KEY_A'
+        health = {{ path = '/models', interval = '20ms' }}",
+        provider.url()
+    );
+    let config = Config::from_toml(&toml).unwrap();
+    let health = config.targets["a"].health.as_ref().unwrap();
+    let health = HealthCheck::try_from(health)
+        .unwrap()
+        .start(account(&toml, "a"));
+    provider
+        .wait_for(Duration::from_secs(10), |counts| counts.requests >= 2)
+        .await
+        .unwrap();
+    let recorded = provider.recorded().remove(0);
+    assert_eq!(
+        (recorded.method.as_str(), recorded.path.as_str()),
+        ("GET", "/v1/models")
+    );
+    assert_eq!(recorded.headers["authorization"], "Bearer key-a");
+    assert!(health.is_up());
+    provider.shutdown().await;
+    eventually("the account is out", || !health.is_up()).await;
+
+    let neither = Config::from_toml("[targets.a]\nhealth = {}").unwrap();
+    assert!(HealthCheck::try_from(neither.targets["a"].health.as_ref().unwrap()).is_err());
 }

@@ -4,6 +4,7 @@
 
 #[cfg(feature = "config")]
 mod configured;
+mod health;
 mod oauth;
 mod proxies;
 mod requests;

@@ -10,13 +10,13 @@ use std::{
 
 use futures_util::{FutureExt, future::join_all};
 use tokio::time::{Instant, advance, sleep};
-use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimit};
+use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
 use tower_llm_stack::{
     BoxError, OnEndLayer, Outcome, Refusal, RefusalKind, Secret,
     accounts::{NoAccessToken, Token, Tokens},
 };
 
-use super::{Fetches, Received, chat, with_tokens};
+use super::{Answer, Fetches, Received, Sent, chat, with_tokens};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -294,6 +294,30 @@ async fn a_401_makes_a_token_invalid_once_a_minute() {
     assert_eq!(fetches.count(), 3);
 }
 
+/// A call may take minutes, and its token be replaced meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_401_to_an_old_token_leaves_the_new_one() {
+    let fetches = Fetches::default();
+    let client = service_fn(|request: Sent| async move {
+        let is_slow = request.uri().query() == Some("slow");
+        sleep(if is_slow { 200 * SECOND } else { MS }).await;
+        let mut answer = Answer::default();
+        *answer.status_mut() = http::StatusCode::UNAUTHORIZED;
+        Ok::<_, BoxError>(answer)
+    });
+    let service = with_tokens(fetches.tokens(), client);
+    let mut slow = chat("m");
+    *slow.uri_mut() = "/v1/chat/completions?slow".parse().unwrap();
+    let slow = tokio::spawn(service.clone().oneshot(slow));
+    service.clone().oneshot(chat("m")).await.unwrap();
+    let second = tokio::spawn(service.clone().oneshot(chat("m")));
+    second.await.unwrap().unwrap();
+    assert_eq!(fetches.count(), 2);
+    assert_eq!(slow.await.unwrap().unwrap().status(), 401);
+    service.clone().oneshot(chat("m")).await.unwrap();
+    assert_eq!(fetches.count(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn other_statuses_leave_the_token() {
     let (fetches, received) = (Fetches::default(), Received::default());
@@ -366,9 +390,8 @@ async fn calls_that_wait_for_a_token_hold_no_permit() {
 /// The mock panics if a service is called that was not readied.
 #[tokio::test(start_paused = true)]
 async fn every_call_is_of_a_readied_service() {
-    type Answer = http::Response<http_body_util::Full<bytes::Bytes>>;
     let fetches = Fetches::default();
-    let (mock, mut handle) = tower_test::mock::pair::<super::Sent, Answer>();
+    let (mock, mut handle) = tower_test::mock::pair::<Sent, Answer>();
     let service = with_tokens(fetches.tokens(), mock);
     for number in 0..2 {
         handle.allow(0);
