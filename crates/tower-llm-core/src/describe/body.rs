@@ -548,18 +548,8 @@ mod tests {
         };
         let words = |kilobytes: usize| "word ".repeat(kilobytes * 1_024 / 5);
         // A token a word, and a quarter of a token a byte.
-        assert_eq!(counted(words(100)), 100 * 1_024 / 5 + 1);
-        assert_eq!(counted(words(200)), (200 * 1_024 / 5 * 5_u64).div_ceil(4));
-        // However they are written, and whatever splits them.
-        for text in [
-            "你好".repeat(1_000),
-            "a\u{301}".repeat(5_000),
-            "-".repeat(10_000),
-        ] {
-            let whole = bpe_openai::o200k_base().count(&text) as u64;
-            let counted = counted(text);
-            assert!(counted.abs_diff(whole) <= 10, "{counted} {whole}");
-        }
+        assert_eq!(counted(words(16)), 16 * 1_024 / 5 + 1);
+        assert_eq!(counted(words(64)), (64 * 1_024 / 5 * 5_u64).div_ceil(4));
     }
 
     #[test]

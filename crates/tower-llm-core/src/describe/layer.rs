@@ -182,8 +182,7 @@ impl DescribeLayer {
     /// Counts input tokens with `OpenAI`'s `o200k` vocabulary instead of estimating them.
     ///
     /// The vocabulary is loaded here, in about 50 ms, and takes 60 MB; counting takes about 20 us for each kB of text. Of a
-    /// request, texts of up to 128 KiB together are counted, and the rest is estimated. A text longer than 2 KiB is counted in
-    /// pieces, which adds a token for each at most. For models of other vendors the count is still an estimate, within about 10 % on English and code.
+    /// request, texts of up to 32 KiB together are counted, and the rest is estimated. For models of other vendors the count is still an estimate, within about 10 % on English and code.
     #[cfg(feature = "tokenizer")]
     #[must_use]
     pub fn count_tokens(self) -> Self {
