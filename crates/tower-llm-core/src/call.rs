@@ -33,6 +33,7 @@ pub struct Call {
     parts: Arc<Parts>,
     // Not among the parts: each branch of a call may have its own, without a copy of them.
     may_queue: bool,
+    candidate: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -57,6 +58,7 @@ struct Parts {
 pub struct CallBuilder {
     parts: Parts,
     may_queue: bool,
+    candidate: u32,
 }
 
 /// The provider of the model: `gen_ai.provider.name`. An open set with well-known values.
@@ -159,6 +161,7 @@ impl Call {
         CallBuilder {
             parts,
             may_queue: true,
+            candidate: 0,
         }
     }
 
@@ -239,6 +242,15 @@ impl Call {
         self.may_queue
     }
 
+    /// Returns the number of the call among several equal ones whose answers are to be compared, such as votes; 0 for the first,
+    /// and for any other call.
+    ///
+    /// A cache answers each candidate by itself: otherwise all votes would be one answer.
+    #[must_use]
+    pub fn candidate(&self) -> u32 {
+        self.candidate
+    }
+
     /// Returns when the request arrived.
     #[must_use]
     pub fn received_at(&self) -> Instant {
@@ -258,6 +270,7 @@ impl Call {
         CallBuilder {
             parts: Parts::clone(&self.parts),
             may_queue: self.may_queue,
+            candidate: self.candidate,
         }
     }
 
@@ -275,6 +288,13 @@ impl Call {
     #[must_use]
     pub const fn without_queueing(mut self) -> Self {
         self.may_queue = false;
+        self
+    }
+
+    /// Returns the call as the candidate with this number; see [`candidate`](Self::candidate). It copies nothing.
+    #[must_use]
+    pub const fn as_candidate(mut self, candidate: u32) -> Self {
+        self.candidate = candidate;
         self
     }
 }
@@ -360,6 +380,7 @@ impl CallBuilder {
         Call {
             parts: Arc::new(self.parts),
             may_queue: self.may_queue,
+            candidate: self.candidate,
         }
     }
 }

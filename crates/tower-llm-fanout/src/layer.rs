@@ -201,6 +201,7 @@ where
             most: self.branches,
             replay: self.reading.ripen.clone(),
             eligible: self.eligible.clone(),
+            candidates: false,
         });
         let gather = self.mode.gather(self.reading.clone());
         Fanout::new(inner, split, gather, Arc::clone(&self.plan))

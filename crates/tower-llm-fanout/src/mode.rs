@@ -113,7 +113,10 @@ impl<W, C> Mode<W, C> for Several {
     type Gather = Collect<W, C>;
 
     fn split(&self, copies: Copies<W>) -> Copies<W> {
-        copies
+        Copies {
+            candidates: true,
+            ..copies
+        }
     }
 
     fn gather(&self, reading: Reading<W, C>) -> Collect<W, C> {
@@ -134,7 +137,10 @@ impl<W, C, X: Clone> Mode<W, C> for Vote<X> {
     type Gather = Quorum<W, C, X>;
 
     fn split(&self, copies: Copies<W>) -> Copies<W> {
-        copies
+        Copies {
+            candidates: true,
+            ..copies
+        }
     }
 
     fn gather(&self, reading: Reading<W, C>) -> Quorum<W, C, X> {

@@ -1,6 +1,6 @@
 //! What the branches of a call are.
 
-use std::{error::Error, fmt, sync::Arc};
+use std::{borrow::Cow, error::Error, fmt, sync::Arc};
 
 use tower_llm_core::{BoxError, Call, Described, HttpBody, TryClone, Unary};
 
@@ -55,6 +55,7 @@ pub struct Copies<W = HttpBody> {
     pub(crate) most: usize,
     pub(crate) replay: W,
     pub(crate) eligible: Eligible,
+    pub(crate) candidates: bool,
 }
 
 /// Which calls may have several branches.
@@ -71,6 +72,8 @@ pub struct CopiesOf<Req, W> {
     request: Option<Req>,
     left: usize,
     replay: W,
+    /// The number of the next candidate, if they are compared.
+    candidate: Option<u32>,
 }
 
 /// A call was split into no branches.
@@ -138,11 +141,12 @@ impl<Req: Described, W: Replay<Req>> Split<Req> for Copies<W> {
             left: if is_eligible { self.most } else { 1 },
             request: Some(request),
             replay: self.replay.clone(),
+            candidate: self.candidates.then_some(0),
         }
     }
 }
 
-impl<Req, W: Replay<Req>> Branches for CopiesOf<Req, W> {
+impl<Req: Described, W: Replay<Req>> Branches for CopiesOf<Req, W> {
     type Branch = Req;
 
     fn next(&mut self) -> Option<Req> {
@@ -152,16 +156,33 @@ impl<Req, W: Replay<Req>> Branches for CopiesOf<Req, W> {
                 .request
                 .as_ref()
                 .and_then(|request| self.replay.replay(request));
-            if copy.is_some() {
-                return copy;
+            if let Some(copy) = copy {
+                return Some(self.numbered(copy));
             }
             // It can be sent once.
             self.left = 0;
         }
-        self.request.take()
+        self.request.take().map(|request| self.numbered(request))
     }
 
     fn left(&self) -> usize {
         self.left
+    }
+}
+
+impl<Req: Described, W> CopiesOf<Req, W> {
+    /// Marks a request as the next candidate, if they are compared.
+    fn numbered(&mut self, mut request: Req) -> Req {
+        let Some(candidate) = &mut self.candidate else {
+            return request;
+        };
+        let number = *candidate;
+        *candidate += 1;
+        if number > 0
+            && let Some(call) = request.call().map(Cow::into_owned)
+        {
+            request.set_call(call.as_candidate(number));
+        }
+        request
     }
 }

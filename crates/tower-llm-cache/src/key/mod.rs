@@ -186,6 +186,10 @@ impl KeySettings {
             Some(_) => return Err(Bypass::Operation),
         });
         out.optional(call.model());
+        if call.candidate() > 0 {
+            out.text("candidate");
+            out.text(&call.candidate().to_string());
+        }
         Ok(())
     }
 

@@ -1,7 +1,10 @@
 //! Several calls for one: retries, within the caller's limit and around it, and branches.
 
 use tower::Layer;
-use tower_llm_stack::{FanoutLayer, fanout::FanoutBuilder};
+use tower_llm_stack::{
+    FanoutLayer,
+    fanout::{FanoutBuilder, RipeBody},
+};
 
 use super::*;
 
@@ -147,6 +150,21 @@ mod branch {
         assert_eq!(stand.providers.stats()[0].admitted, 2);
         assert_eq!(stand.verdicts(), verdicts(1, 1));
     }
+}
+
+/// Three votes on one call, around a cache.
+#[tokio::test(start_paused = true)]
+async fn a_cache_answers_each_vote_by_itself() {
+    let layers = Layers::with_cache([answer(), answer(), answer()]);
+    let vote = FanoutLayer::quorum(3, 3, |_: &Response<RipeBody<Body>>| ());
+    let vote = vote.build().unwrap();
+    let vote = layer_fn(move |attempts: Attempts| boxed(vote.layer(attempts)));
+    let client = layers.stack_with(vote, layers.model().service());
+    read(&client).await;
+    let sent = || layers.stand().providers.stats()[0].admitted;
+    assert_eq!(sent(), 3);
+    read(&client).await;
+    assert_eq!(sent(), 3, "the second time, each vote is found");
 }
 
 fn failure() -> Behavior {

@@ -153,6 +153,10 @@ impl Layers {
         }
     }
 
+    pub(crate) fn model(&self) -> Model {
+        self.model.clone()
+    }
+
     pub(crate) fn stack(&self) -> Client {
         self.stack_over(self.model.clone().service())
     }
