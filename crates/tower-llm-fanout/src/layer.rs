@@ -89,13 +89,13 @@ impl FanoutLayer {
         FanoutBuilder::sequential(retries, Budget::of(0.2))
     }
 
-    /// Sends a call that failed to another target, up to `extra` times; for a [`Pool`](crate::Pool). A target is tried twice
+    /// Sends a call that failed to another target, up to `extra` times; for a [`Pool`]. A target is tried twice
     /// only if it is the only one.
     pub fn failover(extra: usize) -> FanoutBuilder {
         FanoutBuilder::sequential(extra, Budget::of(1.0))
     }
 
-    /// Sends a call to one target of a [`Pool`](crate::Pool) after the other, until an answer is good enough: cheap ones first.
+    /// Sends a call to one target of a [`Pool`] after the other, until an answer is good enough: cheap ones first.
     /// If none is, the call gets the last answer.
     ///
     /// Whether an answer is good is said by [`classify`](FanoutBuilder::classify), which sees all of it. The tiers are planned:

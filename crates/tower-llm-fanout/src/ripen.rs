@@ -53,7 +53,7 @@ pub trait Attach<T>: Clone {
 /// When a response counts as an answer.
 ///
 /// Its frames are held until then, and passed on as they were. An error response counts when all of it has arrived: only
-/// then is it known what it means. What exceeds the [maximum](Self::max_held_bytes) is not held: a good response counts then,
+/// then is it known what it means. What exceeds the [maximum](crate::FanoutBuilder::max_held_bytes) is not held: a good response counts then,
 /// and an error response is cut there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ripeness {

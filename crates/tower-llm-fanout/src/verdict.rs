@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tower_llm_core::{BoxError, Completion, Outcome, Refusal, Subject};
+use tower_llm_core::{BoxError, Completion, Outcome, Subject};
 
 /// What the answer of one branch means for the rest of the call.
 ///
@@ -50,9 +50,8 @@ pub trait Classify<T>: Clone {
 /// | `Success` | accept |
 /// | `ClientError` | fatal; with a refused credential, another target may do better |
 /// | `Throttled`, `Overloaded` | soft, after the time that the provider asks for |
-/// | `Exhausted` | another target may do better |
+/// | `Exhausted`, `Refused` | another target may do better; this one is not tried again |
 /// | `Failed` | soft |
-/// | `Refused` | soft, after the refusal's time. If it names none, or retrying cannot help, another target may do better |
 /// | `Abandoned`, `Superseded` | fatal: the provider gave the call up |
 ///
 /// `x-should-retry` goes first: `true` makes an error soft, and with `false` only another target may be tried.
@@ -115,21 +114,10 @@ fn by_outcome<T>(arrived: &Arrived<T>) -> Verdict {
         Outcome::Throttled { retry_after } | Outcome::Overloaded { retry_after } => {
             after(retry_after)
         }
-        Outcome::Exhausted => ELSEWHERE,
         Outcome::Failed(_) => Verdict::Soft,
-        Outcome::Refused => of_refusal(arrived.result.as_ref().err()),
+        // The target's own layers have refused it; what they wait for is theirs to say.
+        Outcome::Exhausted | Outcome::Refused => ELSEWHERE,
         // `Abandoned` and `Superseded` among them: the provider gave the call up.
         _ => Verdict::Fatal,
-    }
-}
-
-fn of_refusal(error: Option<&BoxError>) -> Verdict {
-    let refusal = error.and_then(|error| Refusal::find(&**error));
-    match refusal {
-        Some(refusal) if refusal.is_retryable() => {
-            refusal.retry_after().map_or(ELSEWHERE, Verdict::SoftAfter)
-        }
-        // Another target may have other limits.
-        _ => ELSEWHERE,
     }
 }

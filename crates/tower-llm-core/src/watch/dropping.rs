@@ -49,8 +49,8 @@ pub(crate) struct Report {
 
 /// Held by a layer's future as long as its call waits and was not sent on.
 ///
-/// If the future is dropped meanwhile, the guards of outer layers end as [`Outcome::Refused`](crate::Outcome::Refused),
-/// which refunds everything, and not as [`Outcome::Abandoned`](crate::Outcome::Abandoned). Dropped at any other time, it
+/// If the future is dropped meanwhile, the guards of outer layers end as [`Outcome::Refused`],
+/// which refunds everything, and not as [`Outcome::Abandoned`]. Dropped at any other time, it
 /// has no effect.
 #[derive(Debug, Default)]
 #[must_use = "a call counts as sent as soon as this is dropped"]

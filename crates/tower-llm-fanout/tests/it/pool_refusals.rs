@@ -12,7 +12,7 @@ use std::{
 use tokio::time::sleep;
 use tower::{Layer, ServiceExt};
 use tower_llm_core::{Availability, Unary, Unsent};
-use tower_llm_fanout::{Budget, Delay, FanoutLayer, Pick, Pool, Target};
+use tower_llm_fanout::{Arrived, Budget, Delay, FanoutLayer, Pick, Pool, Target, Verdict};
 use tower_llm_ratelimit::{Limit, RateLimitLayer};
 
 use crate::{
@@ -98,11 +98,13 @@ async fn a_call_of_which_nothing_was_sent_ends_as_unsent() {
     let [site] = sites::<1>();
     site.behave(Behaves::Refuses(SECOND));
     let pool = Pool::builder().target(site.target()).build().unwrap();
-    let mut call = Box::pin(
-        typed(FanoutLayer::failover(1))
-            .across(&pool)
-            .oneshot(prompt()),
-    );
+    let waits = |_: &Arrived<_>| Verdict::SoftAfter(SECOND);
+    let layer = FanoutLayer::failover(1)
+        .watch(Unary)
+        .classify(waits)
+        .build()
+        .unwrap();
+    let mut call = Box::pin(layer.across(&pool).oneshot(prompt()));
     let mut cx = Context::from_waker(Waker::noop());
     assert!(
         matches!(call.as_mut().poll(&mut cx), Poll::Pending),

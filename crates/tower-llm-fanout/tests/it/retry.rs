@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tower_layer::Layer;
-use tower_llm_core::{Completion, Failure, Outcome, Unary};
+use tower_llm_core::{Completion, Failure, Outcome, Refusal, Unary};
 use tower_llm_fanout::{Backoff, Budget, Delay, FanoutLayer};
+use tower_llm_ratelimit::{Limit, RateLimitLayer};
 use tower_service::Service;
 
 use crate::support::{MS, Script, ask, fails, never, ok, run};
@@ -61,6 +62,24 @@ async fn a_time_beyond_the_maximum_fails_at_once() {
     let error = answer.unwrap_err();
     assert_eq!(Completion::of_error(&*error).outcome, throttled(wait));
     assert_eq!((took, provider.sent()), (10 * MS, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_layer_inside_refuses_is_not_waited_for() {
+    let limit = RateLimitLayer::for_providers()
+        .limits([Limit::requests(1).per_minute()])
+        .max_waiting(0)
+        .watch(Unary)
+        .build()
+        .unwrap();
+    let retry = FanoutLayer::retry(3).watch(Unary).build().unwrap();
+    let provider = Script::new([ok(1, MS), ok(2, MS)]);
+    let service = retry.layer(limit.layer(provider.clone()));
+    assert_eq!(service.clone().call(ask()).await.unwrap(), 1);
+    let began_at = Instant::now();
+    let error = service.clone().call(ask()).await.unwrap_err();
+    assert!(Refusal::find(&*error).unwrap().retry_after() > Some(50 * SECOND));
+    assert_eq!((began_at.elapsed(), provider.sent()), (Duration::ZERO, 1));
 }
 
 #[tokio::test(start_paused = true)]
