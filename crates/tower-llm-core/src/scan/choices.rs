@@ -47,6 +47,12 @@ impl Choices {
         self.finished.count_ones()
     }
 
+    /// Whether one of them has no finish reason yet. The one that is being read may have told its own already.
+    pub(super) fn lack_a_reason(&self) -> bool {
+        let read = u64::from(self.has_finished) << self.index;
+        self.seen & !(self.finished | read) != 0
+    }
+
     /// Whether there are any, and each has a finish reason.
     pub(super) fn have_finished(&self) -> bool {
         self.seen != 0 && self.seen & !self.finished == 0
@@ -78,6 +84,18 @@ mod tests {
         assert!(read(&[(0, false), (1, true), (0, true)]));
         // What comes after a choice's end does not reopen it.
         assert!(read(&[(0, true), (0, false)]));
+    }
+
+    #[test]
+    fn a_reason_counts_before_its_choice_has_been_read() {
+        let mut all = Choices::default();
+        all.close();
+        assert!(all.lack_a_reason());
+        all.finish();
+        assert!(!all.lack_a_reason());
+        // Of several, each must have one.
+        all.index(1);
+        assert!(all.lack_a_reason());
     }
 
     #[test]

@@ -119,7 +119,7 @@ impl Facts {
 
     /// Why the model stopped.
     pub(super) fn finish(&self) -> Option<FinishReason> {
-        let is_cut = self.choices.are_any() && !self.choices.have_finished();
+        let is_cut = self.choices.lack_a_reason();
         self.finish.filter(|reason| match reason {
             FinishReason::Stop | FinishReason::ToolCalls => !is_cut,
             FinishReason::Length | FinishReason::ContentFilter | FinishReason::Other => true,
