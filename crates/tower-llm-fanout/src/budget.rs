@@ -71,13 +71,13 @@ impl Budget {
     ///
     /// # Errors
     ///
-    /// If the ratio is not between 0 and 1, or the reserve not between 0 and 1,000.
+    /// If the ratio is not between 0 and 1, or the reserve neither 0 nor between 0.001 and 1,000.
     pub fn with_reserve(ratio: f64, per_second: f64) -> Result<Self, ConfigError> {
         if !(0.0..=1.0).contains(&ratio) {
             return Err(ConfigError::new("budget", ratio, "it must be from 0 to 1"));
         }
-        if !(0.0..=1_000.0).contains(&per_second) {
-            let reason = "it must be from 0 to 1000 a second";
+        if per_second != 0.0 && !(0.001..=1_000.0).contains(&per_second) {
+            let reason = "it must be 0, or from 0.001 to 1000 a second";
             return Err(ConfigError::new("budget reserve", per_second, reason));
         }
         let reserve = (per_second > 0.0).then(|| Reserve {
@@ -132,7 +132,9 @@ impl Budget {
 
     /// An extra call was not sent.
     pub(crate) fn refund(&self) {
-        self.0.balance.fetch_add(CALL, Relaxed);
+        let balance = &self.0.balance;
+        let put = |balance: i64| (balance < MOST).then(|| (balance + CALL).min(MOST));
+        let _ = balance.fetch_update(Relaxed, Relaxed, put);
     }
 }
 

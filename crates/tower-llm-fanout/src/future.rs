@@ -155,6 +155,7 @@ where
             rest.answers = None;
             return Poll::Ready(Err(rest.branches.refusal()));
         }
+        let mut given_up = Outcome::Superseded;
         loop {
             // All that may start now start before any is polled: none gets a head start.
             while let Some(branch) = rest.start() {
@@ -190,10 +191,11 @@ where
                 return Poll::Pending;
             }
             if !rest.is_due(at) {
+                given_up = Outcome::Failed(Failure::Timeout);
                 break;
             }
         }
-        rest.give_up(this.first, this.later);
+        rest.give_up(given_up, this.first, this.later);
         rest.tally();
         let answers = rest.answers.take().expect("polled after it was ready");
         let started = rest.course.started;
@@ -298,7 +300,11 @@ where
         let is_late = until.is_some_and(|until| self.plan.is_too_late(Duration::ZERO, until));
         if is_late || !self.plan.pays(self.course.sent) {
             self.tally.refused_by_budget |= !is_late;
-            self.course.next = Start::Never;
+            // A hedge that is not paid for leaves the call its right to fail over.
+            self.course.next = match is_late {
+                true => Start::Never,
+                false => Start::AfterFailure,
+            };
             return None;
         }
         let Some((request, call, timeout)) = self.next() else {
@@ -420,9 +426,10 @@ where
         true
     }
 
-    /// Drops the branches in flight.
+    /// Drops the branches in flight, which end as `outcome`.
     fn give_up<F, L>(
         &mut self,
+        outcome: Outcome,
         mut first: Pin<&mut Option<F>>,
         later: &mut Option<FuturesUnorderedBounded<L>>,
     ) {
@@ -430,21 +437,21 @@ where
             return;
         }
         let branches = self.course.in_flight - usize::from(first.is_some());
-        if drop_as(Outcome::Superseded, || first.set(None)) {
+        if drop_as(outcome, || first.set(None)) {
             self.course.unsent(&self.plan);
         }
-        if drop_as(Outcome::Superseded, || *later = None) {
+        if drop_as(outcome, || *later = None) {
             (0..branches).for_each(|_| self.course.unsent(&self.plan));
         }
-        self.tally.superseded = self.course.in_flight;
+        if outcome == Outcome::Superseded {
+            self.tally.superseded = self.course.in_flight;
+        }
         let Some(trace) = &mut self.trace else {
             return;
         };
         let now = Instant::now();
         for branch in trace.in_flight() {
-            let ran = trace
-                .ended(branch, Outcome::Superseded, now)
-                .unwrap_or_default();
+            let ran = trace.ended(branch, outcome, now).unwrap_or_default();
             self.tally.wasted += ran;
             if let Some(record) = self.plan.pace.record() {
                 record.record(ran, now);

@@ -71,6 +71,13 @@ impl AllFailed {
         Self { report, source }
     }
 
+    /// Returns the one among `error` and its sources, if there is one.
+    #[must_use]
+    pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
+        std::iter::successors(Some(error), |&error| error.source())
+            .find_map(<dyn Error>::downcast_ref)
+    }
+
     /// What became of the branches.
     #[must_use]
     pub fn report(&self) -> &Report {

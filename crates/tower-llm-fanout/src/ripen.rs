@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_llm_core::{
@@ -67,7 +67,8 @@ pub enum RipeAt {
     /// With its headers.
     Headers,
     /// With the first content token of a stream, and with the whole of any other response. An error inside a stream, a frame
-    /// that names a role, a comment, an empty stream or a bare end marker is no answer.
+    /// that names a role, a comment, an empty stream or a bare end marker is no answer. What is neither text nor JSON, such as
+    /// audio, counts with its headers.
     #[default]
     FirstContent,
     /// With all of it. A response that exceeds the maximum is a failure: what is kept must not hold its connection.
@@ -151,7 +152,12 @@ where
         response: http::Response<B>,
         ripeness: Ripeness,
     ) -> Ripening<B> {
-        let is_ripe = ripeness.at == RipeAt::Headers && response.status().is_success();
+        let is_ripe = response.status().is_success()
+            && match ripeness.at {
+                RipeAt::Headers => true,
+                RipeAt::FirstContent => !may_be_read(response.headers()),
+                RipeAt::Whole => false,
+            };
         let response = match is_ripe {
             true => response.map(|body| RipeBody::new(Rest::Plain { body })),
             false => {
@@ -207,6 +213,9 @@ where
             if is_ripe(response, ripeness) {
                 break None;
             }
+            if response.body_mut().end_if_over() {
+                break Some(Ok(()));
+            }
             match ready!(response.body_mut().poll_hold(cx)) {
                 Some(Ok(())) => {}
                 Some(Err(error)) => break Some(Err(error)),
@@ -234,10 +243,23 @@ where
     }
 }
 
+/// Whether the layers can read a body of this type; one without a type may be anything.
+fn may_be_read(headers: &http::HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE);
+    content_type
+        .and_then(|value| value.to_str().ok())
+        .is_none_or(|value| {
+            let value = value.trim_start().to_ascii_lowercase();
+            value.starts_with("text/")
+                || value.contains("json")
+                || value.starts_with("application/grpc")
+        })
+}
+
 /// Whether a response counts before its end.
 fn is_ripe<B>(response: &http::Response<RipeBody<B>>, ripeness: Ripeness) -> bool {
     let body = response.body();
-    if body.held_bytes >= ripeness.max_held_bytes as u64 {
+    if body.watched().is_none() || body.held_bytes >= ripeness.max_held_bytes as u64 {
         return true;
     }
     response.status().is_success()
@@ -311,6 +333,19 @@ impl<B> RipeBody<B> {
             Pin::new(body).cut(failed);
         }
         self.completion().unwrap_or(Completion::new(failed))
+    }
+
+    /// Ends a stream without content that has told all: an error, or an end marker. Some providers leave it open.
+    fn end_if_over(&mut self) -> bool
+    where
+        B: Unpin,
+    {
+        let is_over = |body: &&Watched<B, Unguarded>| body.is_event_stream() && body.is_over();
+        let is_over = !self.has_content() && self.watched().filter(is_over).is_some();
+        if is_over {
+            self.cut();
+        }
+        is_over
     }
 
     /// Holds the next frame; `None` at the end.

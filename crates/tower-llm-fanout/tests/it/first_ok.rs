@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tower_llm_core::{Failure, Outcome};
-use tower_llm_fanout::{AllFailed, Delay, FanoutLayer};
+use tower_llm_fanout::{AllFailed, Budget, Delay, FanoutLayer};
 
 use crate::support::{MS, fails, never, ok, run};
 
@@ -63,4 +63,30 @@ async fn if_all_fail_the_error_is_the_first_ones_with_all_attempts() {
         .iter()
         .map(|attempt| attempt.outcome);
     assert!(outcomes.eq([Some(throttled), Some(FAILED)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_that_is_not_paid_for_leaves_the_call_its_failover() {
+    let budget = Budget::with_reserve(0.0, 0.001).unwrap();
+    let hedge = || FanoutLayer::hedge(Delay::fixed(100 * MS)).budget(budget.clone());
+    // Uses up what is saved at first, and the reserve.
+    for _ in 0..11 {
+        run(hedge(), [never(), ok(2, MS)]).await.0.unwrap();
+    }
+    // The hedge is refused; by the time that the first branch fails, one is saved again.
+    let second = Duration::from_secs(1);
+    let steps = [fails(FAILED, 1_100 * second), ok(2, MS)];
+    let (answer, _, provider) = run(hedge(), steps).await;
+    assert_eq!((answer.unwrap(), provider.sent()), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn branches_that_the_deadline_ends_have_timed_out() {
+    let race = FanoutLayer::race(2).deadline(200 * MS);
+    let (answer, took, provider) = run(race, [never(), never()]).await;
+    let timed_out = Outcome::Failed(Failure::Timeout);
+    let outcome = tower_llm_core::Completion::of_error(&*answer.unwrap_err()).outcome;
+    assert_eq!(outcome, timed_out);
+    assert!((200 * MS..=202 * MS).contains(&took), "{took:?}");
+    assert_eq!(provider.ends(), [timed_out; 2]);
 }

@@ -401,3 +401,33 @@ async fn an_attempt_that_times_out_is_a_failure_and_not_a_departure() {
     let outcome = Completion::of_error(&*error).outcome;
     assert_eq!(outcome, Outcome::Failed(Failure::Timeout));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_neither_text_nor_json_counts_with_its_headers() {
+    let mut audio = json(200, "RIFF");
+    audio.content_type = "audio/mpeg";
+    audio.frames[0].0 = Duration::from_secs(50);
+    let began_at = Instant::now();
+    let (answer, _) = call(FanoutLayer::failover(1), [audio]).await;
+    assert_eq!(began_at.elapsed(), Duration::ZERO);
+    assert_eq!(text(answer.unwrap()).await, "RIFF");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_has_told_all_is_not_waited_for() {
+    let hour = Duration::from_secs(3_600);
+    for frame in [ERROR, DONE] {
+        let open = sse([frame]).then(hour, Err("reset"));
+        let (answer, upstream) = call(FanoutLayer::failover(1), [open, good()]).await;
+        let response = answer.unwrap();
+        let attempts = response
+            .extensions()
+            .get::<Report>()
+            .unwrap()
+            .attempts()
+            .to_vec();
+        assert_eq!(attempts[0].ended, Some(MS), "{frame}");
+        assert_eq!(upstream.open(), 1);
+        text(response).await;
+    }
+}
