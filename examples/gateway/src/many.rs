@@ -3,7 +3,7 @@
 //! Each call passes all layers as if its caller had made it alone: it counts against the caller's limit, may be cached, and fails
 //! alone. The response lists what became of each, in order.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -29,6 +29,11 @@ const MAX_CONCURRENT: usize = 100;
 const CONCURRENT: usize = 10;
 /// Texts of one embeddings call, unless the request says.
 const BATCH_SIZE: usize = 100;
+/// What the calls of one request may have in all, beyond what each may: so many times the size of one body.
+const BODIES: usize = 16;
+/// What the answers of one request may have in all, and each of them at least and at most.
+const ANSWERS: usize = 512 << 20;
+const ANSWER: [usize; 2] = [256 << 10, 32 << 20];
 /// What no provider's call exceeds.
 const MAX_BATCH_SIZE: usize = 2_048;
 
@@ -50,6 +55,7 @@ pub(crate) struct Plan {
     fan_in: Option<Value>,
     /// For embeddings: how many texts each call has.
     texts: Option<Vec<usize>>,
+    bounds: Bounds,
 }
 
 /// Makes one call, through all layers.
@@ -60,6 +66,15 @@ pub(crate) type Answered = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + 
 
 type Collected = fanout::Collected<Response<RipeBody<OwnBody>>>;
 
+/// What a request may ask for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Of each call.
+    pub(crate) max_body_bytes: usize,
+    /// Of all calls together.
+    pub(crate) deadline: Duration,
+}
+
 /// What became of one item.
 type Outcome = Result<Value, (u16, Value)>;
 
@@ -67,7 +82,7 @@ type Outcome = Result<Value, (u16, Value)>;
 #[serde(deny_unknown_fields)]
 struct ChatsRequest {
     requests: Vec<Map<String, Value>>,
-    model: Option<Value>,
+    model: Option<String>,
     max_concurrent: Option<usize>,
     #[serde(default)]
     batch_options: BatchOptions,
@@ -123,24 +138,27 @@ impl Endpoint {
     }
 
     /// The calls of a request, or what is wrong with it.
-    pub(crate) fn plan(self, body: &[u8]) -> Result<Plan, String> {
+    pub(crate) fn plan(self, body: &[u8], bounds: Bounds) -> Result<Plan, String> {
         match self {
-            Self::Chats => read(body).and_then(|request| self.chats(request)),
-            Self::Embeddings => read(body).and_then(|request| self.embeddings(request)),
-            Self::FanOut => read(body).and_then(|request| self.fan_out(request)),
+            Self::Chats => read(body).and_then(|request| self.chats(request, bounds)),
+            Self::Embeddings => read(body).and_then(|request| self.embeddings(request, bounds)),
+            Self::FanOut => read(body).and_then(|request| self.fan_out(request, bounds)),
         }
     }
 
-    fn chats(self, request: ChatsRequest) -> Result<Plan, String> {
+    fn chats(self, request: ChatsRequest, bounds: Bounds) -> Result<Plan, String> {
         let ChatsRequest {
             requests,
             model,
             max_concurrent,
             batch_options,
         } = request;
+        check_items("requests", requests.len())?;
+        let model_bytes = model.as_ref().map_or(0, String::len);
+        bounds.check("model", requests.iter().map(|_| model_bytes))?;
         let bodies = requests.into_iter().map(|mut body| {
             if let Some(model) = &model {
-                body.entry("model").or_insert_with(|| model.clone());
+                body.entry("model").or_insert_with(|| model.as_str().into());
             }
             // The short form: a prompt alone.
             if !body.contains_key("messages")
@@ -155,10 +173,11 @@ impl Endpoint {
             "requests",
             bodies.collect(),
             batch_options.concurrency(max_concurrent)?,
+            bounds,
         )
     }
 
-    fn embeddings(self, request: EmbeddingsRequest) -> Result<Plan, String> {
+    fn embeddings(self, request: EmbeddingsRequest, bounds: Bounds) -> Result<Plan, String> {
         let size = request.batch_size.unwrap_or(BATCH_SIZE);
         if !(1..=MAX_BATCH_SIZE).contains(&size) {
             return Err(format!(
@@ -168,20 +187,22 @@ impl Endpoint {
         let max_concurrent = request.batch_options.concurrency(request.max_concurrent)?;
         check_items("texts", request.texts.len())?;
         let chunks = request.texts.chunks(size);
+        let rest = Value::Object(request.rest.clone()).to_string().len();
+        bounds.check("the request", chunks.clone().map(|_| rest))?;
         let texts = chunks.clone().map(<[Value]>::len).collect();
         let bodies = chunks.map(|texts| {
             let mut body = request.rest.clone();
             body.insert("input".to_owned(), Value::from(texts));
             Value::Object(body)
         });
-        let plan = self.of_bodies("texts", bodies.collect(), max_concurrent)?;
+        let plan = self.of_bodies("texts", bodies.collect(), max_concurrent, bounds)?;
         Ok(Plan {
             texts: Some(texts),
             ..plan
         })
     }
 
-    fn fan_out(self, request: FanOutRequest) -> Result<Plan, String> {
+    fn fan_out(self, request: FanOutRequest, bounds: Bounds) -> Result<Plan, String> {
         let FanOutRequest {
             items,
             template,
@@ -197,6 +218,13 @@ impl Endpoint {
         {
             return Err("fan_in has no {{results}} in it".to_owned());
         }
+        check_items("items", items.len())?;
+        // Before anything is put in: a short request can ask for more than there is memory.
+        let (own, places) = (template.to_string().len(), places(&template, "{{item}}"));
+        let sizes = items
+            .iter()
+            .map(|item| own.saturating_add(places.saturating_mul(text_of(item).len())));
+        bounds.check("template", sizes)?;
         let bodies = items.iter().map(|item| {
             let body = replaced(&template, "{{item}}", &text_of(item));
             match body {
@@ -205,7 +233,7 @@ impl Endpoint {
             }
         });
         let max_concurrent = BatchOptions::default().concurrency(max_concurrent)?;
-        let plan = self.of_bodies("items", bodies.collect(), max_concurrent)?;
+        let plan = self.of_bodies("items", bodies.collect(), max_concurrent, bounds)?;
         Ok(Plan { fan_in, ..plan })
     }
 
@@ -214,6 +242,7 @@ impl Endpoint {
         field: &str,
         bodies: Vec<Value>,
         max_concurrent: usize,
+        bounds: Bounds,
     ) -> Result<Plan, String> {
         check_items(field, bodies.len())?;
         Ok(Plan {
@@ -222,6 +251,7 @@ impl Endpoint {
             max_concurrent,
             fan_in: None,
             texts: None,
+            bounds,
         })
     }
 }
@@ -237,6 +267,20 @@ fn check_items(field: &str, items: usize) -> Result<(), String> {
         _ => Err(format!(
             "{field} has {items} entries, and may have {MAX_ITEMS}"
         )),
+    }
+}
+
+impl Bounds {
+    /// Checks the sizes of the calls that `field` makes.
+    fn check(&self, field: &str, sizes: impl Iterator<Item = usize>) -> Result<(), String> {
+        let mut all = 0_usize;
+        for size in sizes {
+            all = all.saturating_add(size);
+            if size > self.max_body_bytes || all > self.max_body_bytes.saturating_mul(BODIES) {
+                return Err(format!("{field} makes calls that are too large"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -269,11 +313,16 @@ fn text_of(item: &Value) -> String {
 }
 
 fn contains(value: &Value, place: &str) -> bool {
+    places(value, place) > 0
+}
+
+/// How often `place` stands in a value.
+fn places(value: &Value, place: &str) -> usize {
     match value {
-        Value::String(text) => text.contains(place),
-        Value::Array(values) => values.iter().any(|value| contains(value, place)),
-        Value::Object(members) => members.values().any(|value| contains(value, place)),
-        _ => false,
+        Value::String(text) => text.matches(place).count(),
+        Value::Array(values) => values.iter().map(|value| places(value, place)).sum(),
+        Value::Object(members) => members.values().map(|value| places(value, place)).sum(),
+        _ => 0,
     }
 }
 
@@ -299,8 +348,12 @@ impl Plan {
     pub(crate) async fn run(self, service: Calls, parts: &Parts) -> Response<Full<Bytes>> {
         let items = self.bodies.iter();
         let items = items.map(|body| request(parts, self.path, body)).collect();
-        let map = FanoutLayer::map(self.max_concurrent).build();
-        let map = map.expect("the number at once was checked");
+        let max_held = (ANSWERS / self.bodies.len()).clamp(ANSWER[0], ANSWER[1]);
+        let map = FanoutLayer::map(self.max_concurrent)
+            .max_held_bytes(max_held)
+            .deadline(self.bounds.deadline)
+            .build();
+        let map = map.expect("the number at once was checked, and the others are constants");
         // Boxed, so that the compiler need not prove of this function what it has proved of the call.
         let calling: Pin<Box<dyn Future<Output = Result<Collected, BoxError>> + Send>> =
             Box::pin(map.layer(service.clone()).oneshot(items));
@@ -340,7 +393,12 @@ impl Plan {
             let none = problem("no item succeeded, so there is nothing to put into fan_in");
             return Err((StatusCode::FAILED_DEPENDENCY.as_u16(), none));
         }
-        let body = replaced(fan_in, "{{results}}", &Value::from(good).to_string());
+        let good = Value::from(good).to_string();
+        let size = places(fan_in, "{{results}}").saturating_mul(good.len());
+        if let Err(what) = self.bounds.check("fan_in", [size].into_iter()) {
+            return Err((StatusCode::PAYLOAD_TOO_LARGE.as_u16(), problem(&what)));
+        }
+        let body = replaced(fan_in, "{{results}}", &good);
         let body = match body {
             Value::Object(body) => whole(body),
             other => other,
@@ -393,17 +451,22 @@ async fn read_whole(response: Response<OwnBody>) -> Outcome {
     };
     let status = head.status.as_u16();
     match serde_json::from_slice::<Value>(&bytes) {
-        Ok(value) if head.status.is_success() && value.get("error").is_none() => Ok(value),
+        Ok(value) if head.status.is_success() && error_of(&value).is_none() => Ok(value),
         Ok(value) => {
             let status = if head.status.is_success() {
                 502
             } else {
                 status
             };
-            Err((status, value.get("error").cloned().unwrap_or(value)))
+            Err((status, error_of(&value).cloned().unwrap_or(value)))
         }
         Err(_) => Err((status, problem(&String::from_utf8_lossy(&bytes)))),
     }
+}
+
+/// Its error; some servers write a null into every answer.
+fn error_of(value: &Value) -> Option<&Value> {
+    value.get("error").filter(|error| !error.is_null())
 }
 
 fn failed(error: &BoxError) -> (u16, Value) {

@@ -45,8 +45,9 @@ use tower_llm_stack::{
     breaker::BreakerGate,
     bulkhead::BulkheadGate,
     cache::Cache,
+    config::Config,
     core::{Describe, Gated},
-    fanout::Report,
+    fanout::{AllFailed, Report},
     ratelimit::RateLimitGate,
     timeout::Timeout,
 };
@@ -137,6 +138,8 @@ struct Shared {
     metrics: Metrics,
     http: auto::Builder<PatientExecutor>,
     caller_timeout: Duration,
+    /// How long an exchange may take.
+    longest: Duration,
     max_body_bytes: usize,
     compress: Compress,
     shutdown: Arc<Shutdown>,
@@ -288,12 +291,23 @@ impl Gateway {
         let listener = TcpListener::bind(addr).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
         refuse_itself(addr, &upstreams)?;
+        if let Some((config, _)) = &configured {
+            for (name, target) in &config.targets {
+                let url = target.base_url().and_then(|url| url.parse().ok());
+                if let Some(url) = url.filter(|url| is_itself(addr, url)) {
+                    let what = format_args!("{url} is the address of this gateway itself");
+                    let setting = format!("targets.{name}.base_url");
+                    return Err(StartError::setting(setting, what));
+                }
+            }
+        }
         let cache = cache.as_ref().map(CacheLayer::handle);
         let gate = Gate {
             access,
             allow_paths: settings.access.allow_paths.clone().unwrap_or_default(),
             upstreams,
         };
+        let longest = longest(&settings, configured.as_ref().map(|(config, _)| config));
         let shared = Arc::new(Shared {
             services,
             targets: made.map(|(_, shown)| shown).unwrap_or_default(),
@@ -305,7 +319,8 @@ impl Gateway {
             sharing,
             breakers,
             metrics,
-            http: http(&settings),
+            http: http(&settings, longest),
+            longest,
             caller_timeout: settings.caller_timeout,
             max_body_bytes: settings.max_body_bytes,
             compress: Compress {
@@ -475,20 +490,8 @@ fn lively() -> Behavior {
 /// Refuses an upstream that is the gateway itself: each call would come back until no sockets are left. It happens when
 /// `OPENAI_BASE_URL` is exported for a client.
 fn refuse_itself(addr: SocketAddr, upstreams: &Upstreams) -> Result<(), StartError> {
-    let is_itself = |uri: &Uri| {
-        let https = uri.scheme_str() == Some("https");
-        let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
-        let host = uri.host().unwrap_or_default();
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let (is_local, is_same) = match host.parse::<IpAddr>() {
-            Ok(ip) => (ip.is_loopback() || ip.is_unspecified(), ip == addr.ip()),
-            Err(_) => (host.eq_ignore_ascii_case("localhost"), false),
-        };
-        let listens_locally = addr.ip().is_loopback() || addr.ip().is_unspecified();
-        port == addr.port() && (is_same || is_local && listens_locally)
-    };
     for upstream in upstreams.iter() {
-        if is_itself(upstream.url()) {
+        if is_itself(addr, upstream.url()) {
             let what = format_args!("{} is the address of this gateway itself", upstream.url());
             return Err(StartError::setting(upstream.url_name(), what));
         }
@@ -496,9 +499,33 @@ fn refuse_itself(addr: SocketAddr, upstreams: &Upstreams) -> Result<(), StartErr
     Ok(())
 }
 
-fn http(settings: &Settings) -> auto::Builder<PatientExecutor> {
+fn is_itself(addr: SocketAddr, uri: &Uri) -> bool {
+    let https = uri.scheme_str() == Some("https");
+    let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
+    let host = uri.host().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let (is_local, is_same) = match host.parse::<IpAddr>() {
+        Ok(ip) => (ip.is_loopback() || ip.is_unspecified(), ip == addr.ip()),
+        Err(_) => (host.eq_ignore_ascii_case("localhost"), false),
+    };
+    let listens_locally = addr.ip().is_loopback() || addr.ip().is_unspecified();
+    port == addr.port() && (is_same || is_local && listens_locally)
+}
+
+/// How long a call may take, with all that the settings let it wait for.
+fn longest(settings: &Settings, config: Option<&Config>) -> Duration {
     let waits = settings.ratelimit.timeout + settings.bulkhead.default_timeout;
-    let longest = waits + settings.timeout.total + UPLOAD;
+    let Some(config) = config else {
+        return waits + settings.timeout.total + UPLOAD;
+    };
+    let targets = config.targets.values();
+    let total = targets.map(|target| target.timeouts.total.max(target.timeouts.total_streamed));
+    let retries = config.models.values().map(|model| model.retries).max();
+    let attempts = retries.unwrap_or(0).saturating_add(1);
+    (waits + total.max().unwrap_or_default()) * attempts + UPLOAD
+}
+
+fn http(settings: &Settings, longest: Duration) -> auto::Builder<PatientExecutor> {
     let mut http = auto::Builder::new(PatientExecutor::new(longest));
     http.http1()
         .timer(TokioTimer::new())
@@ -627,8 +654,6 @@ async fn answer(
             return Ok(Problem::SHUTTING_DOWN.response(dialect).map(Either::Right));
         }
     };
-    let mut response = response;
-    say_if_retried(&mut response);
     if stalled.is_set() {
         return Ok(Problem::STALLED.response(dialect).map(Either::Right));
     }
@@ -653,7 +678,13 @@ async fn answer_many(
         Ok(body) => body.to_bytes(),
         Err(error) => return many::refused(&error.to_string()),
     };
-    let plan = match endpoint.plan(&body) {
+    // What is not answered when the exchange has to end is told item by item.
+    let deadline = shared.longest.saturating_sub(Duration::from_secs(60));
+    let bounds = many::Bounds {
+        max_body_bytes: shared.max_body_bytes,
+        deadline,
+    };
+    let plan = match endpoint.plan(&body, bounds) {
         Ok(plan) => plan,
         Err(what) => return many::refused(&what),
     };
@@ -705,10 +736,10 @@ impl OwnCalls for Shared {
 }
 
 /// Tells the caller not to retry what the gateway has retried: each of the caller's attempts would be several here.
-fn say_if_retried<B>(response: &mut Response<B>) {
+fn say_if_retried<B>(response: &mut Response<B>, all_failed: bool) {
     let report = response.extensions().get::<Report>();
     let was_retried = report.is_some_and(|report| report.attempts().len() > 1);
-    if was_retried && !response.status().is_success() {
+    if (was_retried || all_failed) && !response.status().is_success() {
         let no = HeaderValue::from_static("false");
         response.headers_mut().insert("x-should-retry", no);
     }
@@ -722,13 +753,22 @@ fn call(
 + Send {
     let method = request.method().clone();
     let path = request.uri().path_and_query().cloned();
+    let was_retried = Arc::new(AtomicBool::new(false));
+    let retried = Arc::clone(&was_retried);
     let service = MapErr::new(service, move |error: BoxError| {
+        if AllFailed::find(&*error).is_some() {
+            retried.store(true, Ordering::Relaxed);
+        }
         if let Some(path) = &path {
             report::too_large(&*error, &method, path);
         }
         error
     });
     let stack = RefusalLayer::new().infallible().layer(service);
+    let stack = stack.map_response(move |mut response| {
+        say_if_retried(&mut response, was_retried.load(Ordering::Relaxed));
+        response
+    });
     stack.oneshot(request)
 }
 

@@ -31,7 +31,7 @@ use crate::{
     limits::{self, Limiters},
     sender::Sender,
     sharing::Sharing,
-    upstream::Upstream,
+    upstream::{Upstream, has_credential},
 };
 
 /// A call of a caller's, behind the cache.
@@ -53,8 +53,8 @@ pub(crate) struct Models(Arc<Routes>);
 
 #[derive(Debug)]
 struct Routes {
-    /// By the name that callers use.
-    models: HashMap<String, Routing>,
+    /// By the name that callers use, each with the provider that its targets stand for.
+    models: HashMap<String, (&'static str, Routing)>,
     /// For models that are not listed, and calls without a model: the first target of each dialect, by the provider that it
     /// stands for.
     others: HashMap<&'static str, Routing>,
@@ -75,7 +75,7 @@ type Built = BTreeMap<String, Target<TargetService>>;
 pub(crate) fn load(
     settings: &Settings,
 ) -> Result<Option<(Config, BTreeMap<String, Secret>)>, StartError> {
-    let Some(path) = &settings.config else {
+    let Some(path) = settings.config.as_ref().filter(|_| !settings.simulate) else {
         return Ok(None);
     };
     let name = settings.names.of("--config");
@@ -122,6 +122,7 @@ pub(crate) fn make(
     let (mut breakers, mut built) = (Breakers::new(), Built::new());
     let mut shown = Vec::new();
     for (name, target) in &config.targets {
+        check(name, target)?;
         let account = clients
             .account(name, target, secrets.get(name))
             .map_err(|error| StartError::setting(settings.names.of("--config"), error))?;
@@ -164,10 +165,23 @@ pub(crate) fn make(
     })
 }
 
+/// Checks what the gateway has no use for, and names that its metrics have taken.
+fn check(name: &str, target: &TargetConfig) -> Result<(), StartError> {
+    if ["caller", "callers"].contains(&name) {
+        let what = "is the name of the callers' own limits";
+        return Err(StartError::setting(format!("targets.{name}"), what));
+    }
+    if target.health.is_some() {
+        let what = "is not available in the gateway yet";
+        return Err(StartError::setting(format!("targets.{name}.health"), what));
+    }
+    Ok(())
+}
+
 /// What is shown of a target to the operator, without its credential.
 fn shown_as(target: &TargetConfig) -> String {
     let address = target.base_url().unwrap_or_default();
-    let key = match target.api_key_env.is_some() || target.api_key_file.is_some() {
+    let key = match has_credential(target) {
         _ if target.oauth.is_some() => "tokens of its own",
         true => "its own key",
         false => "the caller's key",
@@ -241,7 +255,16 @@ fn models(config: &Config, built: &Built) -> Result<Models, StartError> {
             .map_err(|what| StartError::setting(setting("strategy"), what))?
             .build()
             .map_err(|error| StartError::setting(format!("models.{name}"), error))?;
-        models.insert(name.clone(), layer.across(&pool));
+        let targets = model.targets.iter();
+        let targets: Vec<_> = targets
+            .filter_map(|name| config.targets.get(name))
+            .collect();
+        if let Some(what) = mixed_credentials(&targets) {
+            return Err(StartError::setting(setting("targets"), what));
+        }
+        let dialect = targets.first().and_then(|target| target.dialect());
+        let front = Upstream::front_of(dialect.unwrap_or(Dialect::OpenAi));
+        models.insert(name.clone(), (front, layer.across(&pool)));
     }
     let mut others = HashMap::new();
     for (name, target) in &config.targets {
@@ -255,6 +278,32 @@ fn models(config: &Config, built: &Built) -> Result<Models, StartError> {
         others.insert(front, layer.across(&pool.map_err(wrong)?));
     }
     Ok(Models(Arc::new(Routes { models, others })))
+}
+
+/// Why targets cannot take each other's calls: a caller's own credential is for one provider, and with one of a target's own it is
+/// not sent.
+fn mixed_credentials(targets: &[&TargetConfig]) -> Option<&'static str> {
+    let (keyed, passing): (Vec<&&TargetConfig>, Vec<_>) =
+        targets.iter().partition(|target| has_credential(target));
+    let place = |target: &TargetConfig| {
+        let url = target
+            .base_url()
+            .and_then(|url| url.parse::<http::Uri>().ok());
+        let host = url.and_then(|url| url.host().map(str::to_owned));
+        (target.provider.clone(), host)
+    };
+    let first = passing.first().map(|target| place(target));
+    if !keyed.is_empty() && !passing.is_empty() {
+        Some(
+            "some have a credential of their own and some pass the caller's on: give all or none of them one",
+        )
+    } else if passing.iter().any(|target| Some(place(target)) != first) {
+        Some(
+            "they are at several providers, and would each get the caller's own credential: give each one of its own",
+        )
+    } else {
+        None
+    }
 }
 
 /// Which of a model's targets a call goes to first.
@@ -277,6 +326,14 @@ fn pick(model: &ModelConfig) -> Pick {
     }
 }
 
+/// At most so many calls in a hundred are hedged.
+fn percent(model: &ModelConfig) -> f64 {
+    match model.hedge {
+        Some(HedgeConfig::Percent(percent)) => percent.min(80.0),
+        _ => 10.0,
+    }
+}
+
 /// What a call does beyond its first target.
 fn fanout(model: &ModelConfig) -> Result<FanoutBuilder, BoxError> {
     let retries = model.retries as usize;
@@ -288,7 +345,9 @@ fn fanout(model: &ModelConfig) -> Result<FanoutBuilder, BoxError> {
                 Some(HedgeConfig::Percent(percent)) => Delay::slowest(percent / 100.0),
                 _ => Delay::slowest(0.05),
             };
-            FanoutLayer::hedge(delay).branches(retries.max(1) + 1)
+            let hedge = FanoutLayer::hedge(delay).branches(retries.max(1) + 1);
+            // Besides the hedges, which their delay bounds, a fifth of the calls may fail over.
+            hedge.budget(Budget::new(percent(model) / 100.0 + 0.2)?)
         }
         Strategy::Cascade | Strategy::Ensemble => {
             return Err("this strategy is not available in the gateway yet".into());
@@ -306,13 +365,15 @@ fn fanout(model: &ModelConfig) -> Result<FanoutBuilder, BoxError> {
 
 impl Models {
     fn of(&self, call: &Call) -> Option<&Routing> {
+        // A model of another dialect is none here: the request would reach targets that did not admit it.
+        let front = call.extensions().get::<Arc<Upstream>>()?.name();
         let model = call.call();
         let model = model.as_deref().and_then(|call| call.model());
         let listed = model.and_then(|model| self.0.models.get(model));
-        listed.or_else(|| {
-            let front = call.extensions().get::<Arc<Upstream>>()?;
-            self.0.others.get(front.name())
-        })
+        let listed = listed.filter(|(of, _)| *of == front);
+        listed
+            .map(|(_, routing)| routing)
+            .or_else(|| self.0.others.get(front))
     }
 }
 

@@ -106,17 +106,20 @@ impl Known {
     }
 
     /// The provider as a target stands for it.
-    fn front(&self, name: &str, target: &TargetConfig) -> Result<Upstream, StartError> {
+    fn front(
+        &self,
+        name: &str,
+        target: &TargetConfig,
+        keyed: Option<&str>,
+    ) -> Result<Upstream, StartError> {
         let setting = |what: &str| format!("targets.{name}.{what}");
         let base = BaseUrl::new(target.base_url().unwrap_or_default())
             .map_err(|error| StartError::setting(setting("base_url"), error))?;
-        let has_own =
-            target.api_key_env.is_some() || target.api_key_file.is_some() || target.oauth.is_some();
         // The target's own credential is put in where it is sent; here it only says that there is one.
         let own = (self.header.clone(), HeaderValue::from_static("-"));
-        let mut front = self.at(base.replacing(), has_own.then_some(own), false);
+        let mut front = self.at(base.replacing(), keyed.map(|_| own), false);
         front.url_name = setting("base_url").into();
-        front.key_name = format!("targets.{name}").into();
+        front.key_name = format!("targets.{}", keyed.unwrap_or(name)).into();
         Ok(front)
     }
 
@@ -169,12 +172,17 @@ impl Upstreams {
         })
     }
 
-    /// Where the targets of a configuration file stand for the providers whose dialects they speak: requests are admitted by
-    /// the first target of a dialect. Whether a call then goes to that target is for its model to say.
+    /// Where the targets of a configuration file stand for the providers whose dialects they speak.
+    ///
+    /// Which target a call goes to is known when its body has been read. So if any target has a credential of its own, requests
+    /// of all dialects need a key of the gateway's, and reach inference and lists of models alone.
     pub(crate) fn of_targets<'a>(
         targets: impl Iterator<Item = (&'a str, &'a TargetConfig)>,
     ) -> Result<Self, StartError> {
         let mut fronts = Self::default();
+        let targets: Vec<_> = targets.collect();
+        let keyed = targets.iter().find(|(_, target)| has_credential(target));
+        let keyed = keyed.map(|(name, _)| *name);
         for (name, target) in targets {
             let (known, front) = match target.dialect() {
                 Some(Dialect::Anthropic) => (&ANTHROPIC, &mut fronts.anthropic),
@@ -182,7 +190,7 @@ impl Upstreams {
                 _ => (&OPENAI, &mut fronts.openai),
             };
             if front.is_none() {
-                *front = Some(Arc::new(known.front(name, target)?));
+                *front = Some(Arc::new(known.front(name, target, keyed)?));
             }
         }
         Ok(fronts)
@@ -395,6 +403,11 @@ impl Upstream {
         }
         Ok(self.base.apply(request)?)
     }
+}
+
+/// Whether a target has a credential of its own.
+pub(crate) fn has_credential(target: &TargetConfig) -> bool {
+    target.api_key_env.is_some() || target.api_key_file.is_some() || target.oauth.is_some()
 }
 
 /// Whether a query has a value for one of `names`.

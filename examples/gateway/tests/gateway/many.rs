@@ -139,6 +139,18 @@ async fn what_makes_no_sense_is_refused_with_the_reason() {
             json!({"items": [1], "template": template, "max_concurrent": 0}),
             "max_concurrent is 0",
         ),
+        (
+            "/v1/fan_out",
+            // 3 MB, which would be 3 TB.
+            json!({"items": ["x".repeat(1 << 20)], "template": {"a": "{{item}}".repeat(1 << 18)}}),
+            "too large",
+        ),
+        (
+            "/v1/fan_out",
+            // Each call is small enough, and all of them are not.
+            json!({"items": vec![0; 10_000], "template": {"a": "{{item}}", "b": "x".repeat(1 << 18)}}),
+            "too large",
+        ),
         ("/v1/batch/chat", json!({"request": []}), "unknown field"),
         (
             "/v1/batch/embeddings",

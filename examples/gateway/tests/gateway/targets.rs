@@ -251,3 +251,103 @@ fn the_readmes_file_can_be_read() {
     config.validate().unwrap();
     assert_eq!((config.targets.len(), config.models.len()), (2, 1));
 }
+
+#[tokio::test]
+async fn one_keyed_target_closes_the_gateway_for_every_dialect() {
+    let two = providers(2).await;
+    let (one, other) = (two[0].url(), two[1].url());
+    // The first target of each dialect has no credential; a later one has.
+    let file = File::new(&format!(
+        r#"
+        [targets.a]
+        provider = "anthropic"
+        base_url = "{one}"
+
+        [targets.b]
+        provider = "openai"
+        base_url = "{one}/v1"
+
+        [targets.c]
+        provider = "openai"
+        base_url = "{other}/v1"
+        api_key_env = "KEY_C"
+
+        [models."gpt-4"]
+        targets = ["c"]
+        "#
+    ));
+    let gateway = Binary::start(
+        &[("KEY_C", "secret"), ("GATEWAY_KEYS", "ours")],
+        &file.flags(),
+    )
+    .await;
+    let own = "x-api-key: own\r\nanthropic-version: x\r\n";
+    let ours = "authorization: Bearer ours\r\n";
+    // Without a key of the gateway's.
+    assert_eq!(post(gateway.addr, CHAT, own, CALL).await.status, 401);
+    // Another path than inference, by the way of another dialect.
+    let headers = format!("{ours}anthropic-version: x\r\n");
+    for path in ["/v1/fine_tuning/jobs", "/v1/files"] {
+        let answer = post(gateway.addr, path, &headers, CALL).await;
+        assert!(
+            [403, 404].contains(&answer.status),
+            "{path}: {}",
+            answer.status
+        );
+    }
+    // A model of another dialect is none: the call stays with the target that its dialect has.
+    let headers = format!("{ours}x-api-key: own\r\nanthropic-version: x\r\n");
+    post(gateway.addr, "/v1/messages", &headers, CALL).await;
+    assert_eq!(requests(&two)[1], 0);
+    assert_eq!(post(gateway.addr, CHAT, ours, CALL).await.status, 200);
+    assert_eq!(requests(&two)[1], 1);
+}
+
+#[tokio::test]
+async fn what_would_send_a_callers_key_to_several_providers_is_refused() {
+    let two = "[targets.a]\nprovider = \"openai\"\n[targets.b]\nprovider = \"groq\"\n\
+               dialect = \"openai\"\nbase_url = \"http://groq.example/v1\"\n";
+    let model = "[models.m]\ntargets = [\"a\", \"b\"]\n";
+    let start = async |text: &str| {
+        let file = File::new(text);
+        let settings = gateway::Settings::from_flags(file.flags()).unwrap();
+        gateway::Gateway::bind(settings)
+            .await
+            .unwrap_err()
+            .to_string()
+    };
+    let error = start(&format!("{two}{model}")).await;
+    assert!(
+        error.starts_with("models.m.targets: they are at several"),
+        "{error}"
+    );
+    let health = "[targets.a]\nprovider = \"openai\"\nhealth = { path = \"/v1/models\" }\n";
+    let error = start(health).await;
+    assert!(error.starts_with("targets.a.health"), "{error}");
+    let named = "[targets.caller]\nprovider = \"openai\"\n";
+    assert!(start(named).await.starts_with("targets.caller"));
+}
+
+#[tokio::test]
+async fn simulate_wins_over_a_file() {
+    let one = providers(1).await;
+    let file = accounts(&one, "", "");
+    let mut flags = file.flags().to_vec();
+    flags.push("--simulate");
+    let gateway = Running::start(&flags).await;
+    assert_eq!(gateway.post(CHAT, CALL).await.status, 200);
+    assert_eq!(requests(&one), [0]);
+}
+
+#[tokio::test]
+async fn dead_accounts_are_not_to_be_retried_either() {
+    let two = providers(2).await;
+    let file = accounts(&two, "", "retries = 1");
+    let gateway = Running::start(&file.flags()).await;
+    for provider in two {
+        provider.shutdown().await;
+    }
+    let answer = gateway.post(CHAT, CALL).await;
+    assert_eq!(answer.status, 502, "{}", answer.text());
+    assert_eq!(answer.headers["x-should-retry"], "false");
+}
