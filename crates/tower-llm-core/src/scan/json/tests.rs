@@ -126,13 +126,7 @@ fn walk(value: &Value, path: &[u8], depth: usize, expected: &mut Recorder) {
         Value::Number(number) => {
             let text = number.to_string();
             if !text.starts_with('-') {
-                let value = match text.contains('e') {
-                    true => text.parse::<f64>().unwrap() as u64,
-                    false => {
-                        let whole = text.split('.').next().unwrap();
-                        whole.parse().unwrap_or(u64::MAX)
-                    }
-                };
+                let value = whole_part(&text);
                 expected.events.push(Event::Number(path.into(), value));
             }
         }
@@ -165,6 +159,22 @@ fn walk(value: &Value, path: &[u8], depth: usize, expected: &mut Recorder) {
             }
             expected.events.push(Event::Close(path.into()));
         }
+    }
+}
+
+/// The whole part of a number as it is written, which a float may not have exactly.
+fn whole_part(text: &str) -> u64 {
+    let (mantissa, exponent) = text.split_once('e').unwrap_or((text, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = format!("{whole}{fraction}");
+    let point = whole.len() as i64 + exponent.parse::<i64>().unwrap();
+    let Ok(point) = usize::try_from(point) else {
+        return 0;
+    };
+    let shifted = format!("{digits:0<point$}");
+    match shifted[..point].trim_start_matches('0') {
+        "" => 0,
+        whole => whole.parse().unwrap_or(u64::MAX),
     }
 }
 
