@@ -56,7 +56,7 @@ mod answer;
 mod call;
 mod describe;
 mod dialect;
-mod embedding_limits;
+mod embeddings;
 mod error;
 mod gate;
 mod key;
@@ -77,7 +77,7 @@ pub use self::{
     call::{Call, CallBuilder, Caller, Described, Operation, Provider},
     describe::{Describe, DescribeLayer, MAX_BODY_BYTES, rename_model},
     dialect::Dialect,
-    embedding_limits::EmbeddingLimits,
+    embeddings::{EmbeddingLimits, is_of_each_input},
     error::{
         BoxError, ClassifiedError, ConfigError, Deadline, Refusal, RefusalKind, TimedOut, TooLarge,
     },

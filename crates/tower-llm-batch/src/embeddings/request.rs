@@ -8,7 +8,9 @@ use http::{
     header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, DATE, FORWARDED, USER_AGENT},
 };
 use serde_json::value::RawValue;
-use tower_llm_core::{Call, Dialect, EmbeddingLimits, Key, Operation, RequestBody};
+use tower_llm_core::{
+    Call, Dialect, EmbeddingLimits, Key, Operation, RequestBody, is_of_each_input,
+};
 
 use super::json::Members;
 
@@ -118,29 +120,6 @@ fn is_list_of_tokens(input: &str) -> bool {
             .split(',')
             .all(|token| token.trim_ascii().parse::<u64>().is_ok())
     })
-}
-
-/// Whether a member of a body leaves each vector to its own input. Others may not: with `late_chunking`, a vector depends on
-/// all inputs.
-fn is_of_each_input(name: &str) -> bool {
-    matches!(
-        name,
-        "model"
-            | "input"
-            | "user"
-            | "encoding_format"
-            | "dimensions"
-            // Voyage, Jina, Cohere and NVIDIA.
-            | "input_type"
-            | "output_dimension"
-            | "output_dtype"
-            | "embedding_type"
-            | "embedding_types"
-            | "normalized"
-            | "task"
-            | "truncate"
-            | "truncation"
-    )
 }
 
 /// A request that can be merged with others.

@@ -1,7 +1,7 @@
 //! Embeddings by item: a request for many inputs is answered from the answers to each.
 
 use http::request::Parts;
-use tower_llm_core::{Call, Dialect, Operation};
+use tower_llm_core::{Call, Dialect, Operation, is_of_each_input};
 
 use super::{
     KeySettings,
@@ -56,29 +56,6 @@ pub(crate) fn digests(
         };
         Some(inputs.into_iter().map(digest).collect())
     })
-}
-
-/// Whether a member of a body leaves each vector to its own input. Others may not: with `late_chunking`, a vector depends on
-/// all inputs.
-fn is_of_each_input(name: &str) -> bool {
-    matches!(
-        name,
-        "model"
-            | "input"
-            | "user"
-            | "encoding_format"
-            | "dimensions"
-            // Voyage, Jina, Cohere and NVIDIA.
-            | "input_type"
-            | "output_dimension"
-            | "output_dtype"
-            | "embedding_type"
-            | "embedding_types"
-            | "normalized"
-            | "task"
-            | "truncate"
-            | "truncation"
-    )
 }
 
 /// Returns the inputs of a body: a text or a list of tokens is one, a list of either is many.

@@ -80,6 +80,32 @@ impl EmbeddingLimits {
     }
 }
 
+/// Whether a member of an embeddings request leaves each vector to its own input. Others may not: with `late_chunking`, a vector
+/// depends on all inputs.
+///
+/// A request with any other member must be neither divided nor merged with another one.
+#[must_use]
+pub fn is_of_each_input(name: &str) -> bool {
+    matches!(
+        name,
+        "model"
+            | "input"
+            | "user"
+            | "encoding_format"
+            | "dimensions"
+            // Voyage, Jina, Cohere and NVIDIA.
+            | "input_type"
+            | "output_dimension"
+            | "output_dtype"
+            | "embedding_type"
+            | "embedding_types"
+            | "normalized"
+            | "task"
+            | "truncate"
+            | "truncation"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
