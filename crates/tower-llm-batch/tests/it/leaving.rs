@@ -10,7 +10,8 @@ use tower_llm_core::{BoxError, Unsent};
 use tower_llm_testkit::mock::{nothing_arrived, start};
 
 use crate::support::{
-    Ask, Provider, answer_all, arrived, ask, ask_all, assert_answered, builder, counts, model, pass,
+    Ask, Provider, answer_all, arrived, ask, ask_all, assert_answered, builder, counts, in_flight,
+    model, pass,
 };
 
 #[tokio::test(start_paused = true)]
@@ -77,13 +78,7 @@ async fn the_leader_of_a_window_leaves() {
 #[tokio::test(start_paused = true)]
 async fn the_leader_of_a_batch_in_flight_leaves() {
     let (model, mut upstream, handle) = model(builder());
-    let mut first = ask(&model, Ask::new(0));
-    let (_, send) = arrived(&mut upstream);
-    let mut calls = ask_all(&model, 1..=3);
-    answer_all(&[0], send);
-    assert_answered(&mut first, 0);
-    assert_pending!(calls[0].poll());
-    let (ids, send) = arrived(&mut upstream);
+    let (mut calls, (ids, send)) = in_flight(&model, &mut upstream, 1..=3);
     calls
         .iter_mut()
         .skip(1)
@@ -104,13 +99,7 @@ async fn the_leader_of_a_batch_in_flight_leaves() {
 #[tokio::test(start_paused = true)]
 async fn the_leader_leaves_after_the_answer_came_and_before_it_polled() {
     let (model, mut upstream, _) = model(builder());
-    let mut first = ask(&model, Ask::new(0));
-    let (_, send) = arrived(&mut upstream);
-    let mut calls = ask_all(&model, 1..=2);
-    answer_all(&[0], send);
-    assert_answered(&mut first, 0);
-    assert_pending!(calls[0].poll());
-    let (ids, send) = arrived(&mut upstream);
+    let (mut calls, (ids, send)) = in_flight(&model, &mut upstream, 1..=2);
     assert_pending!(calls[1].poll());
     answer_all(&ids, send);
     drop(calls.remove(0));
@@ -121,17 +110,11 @@ async fn the_leader_leaves_after_the_answer_came_and_before_it_polled() {
 #[tokio::test(start_paused = true)]
 async fn the_upstream_is_dropped_with_the_last_caller_and_the_next_batch_is_sent() {
     let (model, mut upstream, handle) = model(builder());
-    let mut first = ask(&model, Ask::new(0));
-    let (_, send) = arrived(&mut upstream);
-    let mut calls = ask_all(&model, 1..=2);
-    answer_all(&[0], send);
-    assert_answered(&mut first, 0);
-    assert_pending!(calls[0].poll());
-    let (_, send) = arrived(&mut upstream);
+    let (mut calls, (_, send)) = in_flight(&model, &mut upstream, 1..=2);
     let mut next = ask(&model, Ask::new(3));
     calls.clear();
     assert_eq!(counts(&handle), (1, 1, 0));
-    // tower_test tells of it: nobody waits for the response.
+    // tower_test shows it: no call waits for the response.
     send.send_response(vec![0, 0]);
     assert!(next.is_woken());
     assert_pending!(next.poll());
@@ -162,13 +145,7 @@ async fn a_batch_without_callers_is_closed_unless_it_is_told_otherwise() {
 #[tokio::test(start_paused = true)]
 async fn callers_that_leave_a_rejected_batch_are_left_out_of_its_halves() {
     let (model, mut upstream, handle) = model(builder());
-    let mut first = ask(&model, Ask::new(0));
-    let (_, send) = arrived(&mut upstream);
-    let mut calls = ask_all(&model, 1..=4);
-    answer_all(&[0], send);
-    assert_answered(&mut first, 0);
-    assert_pending!(calls[0].poll());
-    let (_, send) = arrived(&mut upstream);
+    let (mut calls, (_, send)) = in_flight(&model, &mut upstream, 1..=4);
     drop(calls.remove(1));
     let rejected: BoxError =
         tower_llm_core::ClassifiedError::new(tower_llm_core::Outcome::ClientError, "bad").into();

@@ -5,19 +5,13 @@ use tower_layer::Layer;
 use tower_llm_testkit::mock::{nothing_arrived, start};
 
 use crate::support::{
-    Ask, answer_all, arrived, ask, ask_all, assert_answered, builder, counts, model, pass,
+    Ask, answer_all, arrived, ask, assert_answered, builder, counts, in_flight, model, pass,
 };
 
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_drives_a_batch_and_stops_delays_the_others_by_a_second() {
     let (model, mut upstream, handle) = model(builder());
-    let mut first = ask(&model, Ask::new(0));
-    let (_, send) = arrived(&mut upstream);
-    let mut calls = ask_all(&model, 1..=3);
-    answer_all(&[0], send);
-    assert_answered(&mut first, 0);
-    assert_pending!(calls[0].poll());
-    let (ids, send) = arrived(&mut upstream);
+    let (mut calls, (ids, send)) = in_flight(&model, &mut upstream, 1..=3);
     assert_pending!(calls[1].poll());
     answer_all(&ids, send);
     // Only the driver is woken, and it does not poll.

@@ -148,6 +148,21 @@ pub(crate) fn arrived(upstream: &mut Upstream) -> (Vec<u64>, mock::SendResponse<
     (batch.iter().map(|ask| ask.id).collect(), send)
 }
 
+/// Calls that are in flight together, driven by the first of them, with their batch: the call before them has been answered.
+pub(crate) fn in_flight(
+    model: &Model,
+    upstream: &mut Upstream,
+    ids: impl IntoIterator<Item = u64>,
+) -> (Vec<Call>, (Vec<u64>, mock::SendResponse<Vec<u64>>)) {
+    let mut first = ask(model, Ask::new(0));
+    let (_, send) = arrived(upstream);
+    let mut calls = ask_all(model, ids);
+    answer_all(&[0], send);
+    assert_answered(&mut first, 0);
+    assert_pending!(calls[0].poll());
+    (calls, arrived(upstream))
+}
+
 /// Answers a batch by its numbers.
 pub(crate) fn answer_all(ids: &[u64], send: mock::SendResponse<Vec<u64>>) {
     send.send_response(ids.iter().copied().map(answer).collect());
