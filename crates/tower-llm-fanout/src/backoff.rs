@@ -7,7 +7,7 @@ use tower_llm_core::ConfigError;
 /// The wait before a retry at the same target: exponential, with full jitter (Exponential Backoff And Jitter, AWS 2015): the
 /// n-th wait is drawn evenly from 0 to `base * 2^(n-1)`, at most `max`.
 ///
-/// A time that the provider asks for goes first; the waits after it begin anew, as in gRFC A6.
+/// A time that the provider asks for goes first; the waits after it start from `base` again, as in gRFC A6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     base: Duration,

@@ -69,10 +69,7 @@ where
     type Answers = CollectOf<W::Ripe, C>;
 
     fn ripen(&self, call: Option<&Call>, response: R) -> W::Ripening {
-        let Reading {
-            ripen, ripeness, ..
-        } = &self.reading;
-        ripen.ripen(call, response, *ripeness)
+        self.reading.ripen(call, response)
     }
 
     fn answers(&self) -> Self::Answers {

@@ -50,10 +50,7 @@ where
     type Answers = QuorumOf<W::Ripe, K, W, C, X>;
 
     fn ripen(&self, call: Option<&Call>, response: R) -> W::Ripening {
-        let Reading {
-            ripen, ripeness, ..
-        } = &self.reading;
-        ripen.ripen(call, response, *ripeness)
+        self.reading.ripen(call, response)
     }
 
     fn answers(&self) -> Self::Answers {

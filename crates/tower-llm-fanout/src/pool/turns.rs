@@ -27,8 +27,8 @@ impl Turns {
         }
     }
 
-    /// The target whose turn it is. One that cannot take it is picked anew for, and that takes the next turn: if its turn went
-    /// to the one after it, that one would get twice as many.
+    /// The target whose turn it is. If it cannot take a call, the call takes the next turn: if its turn went to the target
+    /// after it, that one would get twice as many.
     pub(crate) fn next(&self, targets: usize, skip: &Set) -> Option<usize> {
         let first = self.ticks.fetch_add(1, Relaxed) % targets;
         let after = (first..targets).chain(0..first);

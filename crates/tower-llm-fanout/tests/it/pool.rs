@@ -310,8 +310,8 @@ async fn no_branch_queues_while_the_pool_has_several_targets() {
     let sites = sites::<2>();
     sites[0].behave(Behaves::Fails(FAILED, MS));
     // It describes the call without a look at what it was.
-    let anew = |_: &Call| Call::builder(Provider::ANTHROPIC, Operation::CHAT).build();
-    let targets = [sites[0].target(), sites[1].target().describe(anew)];
+    let other = |_: &Call| Call::builder(Provider::ANTHROPIC, Operation::CHAT).build();
+    let targets = [sites[0].target(), sites[1].target().describe(other)];
     let pool = Pool::builder()
         .pick(Pick::in_order())
         .targets(targets)
