@@ -5,31 +5,30 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
-use http::{Request, Response, StatusCode, header::PROXY_AUTHORIZATION};
+use http::{Request, Response, StatusCode, Uri, header::PROXY_AUTHORIZATION};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::client::legacy;
 use pin_project_lite::pin_project;
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use tower::Service;
-use tower_llm_stack::{BoxError, Described, RequestBody, adapters::hyper_util as adapter};
+use tower_llm_stack::{
+    BoxError, Described, RequestBody,
+    accounts::{Proxies, ProxyConnector, remove_hop_by_hop},
+    adapters::hyper_util as adapter,
+};
 
 use crate::{
     StartError,
     caller::PatientBody,
     compress::Streamed,
     error::Reason,
-    headers::{name_coding, remove_hop_by_hop},
-    proxy::{Proxies, ProxyConnector},
+    headers::name_coding,
     resend::Resend,
     upstream::{Upstream, Upstreams},
 };
-
-/// For a connection to an upstream or a proxy, and for a proxy to make a tunnel.
-pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The body of a request that is sent: held JSON, or the caller's own.
 type Body = RequestBody<PatientBody>;
@@ -50,14 +49,9 @@ impl Client {
     /// It speaks HTTP/1.1 alone, with a connection for each call: a caller that reads slowly holds up no other stream, and
     /// one that disconnects closes its upstream. HTTP/2 has one flow-control window for all of them.
     pub(crate) fn new(upstreams: &Upstreams, proxies: Proxies) -> Result<Self, StartError> {
-        let mut http = HttpConnector::new();
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        http.set_keepalive(Some(Duration::from_secs(60)));
         let wants_tls = upstreams.iter().any(|upstream| {
-            let proxy = proxies.of(upstream.url());
-            let proxy_scheme = proxy.as_ref().and_then(|proxy| proxy.uri().scheme_str());
+            let proxy = proxies.url_of(upstream.url());
+            let proxy_scheme = proxy.as_ref().and_then(Uri::scheme_str);
             [upstream.url().scheme_str(), proxy_scheme].contains(&Some("https"))
         });
         let roots = match wants_tls {
@@ -70,8 +64,7 @@ impl Client {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let tls = Arc::new(tls);
-        let to_proxy = HttpsConnector::from((http.clone(), Arc::clone(&tls)));
-        let connector = ProxyConnector::new(http, to_proxy, proxies.clone());
+        let connector = ProxyConnector::new(Arc::clone(&tls), proxies.clone());
         Ok(Self {
             inner: Resend::new(adapter::client(HttpsConnector::from((connector, tls)))),
             proxies,

@@ -2,34 +2,6 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-/// Headers that belong to one connection, by RFC 9110 section 7.6.1 and long habit.
-const HOP_BY_HOP: [HeaderName; 10] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("http2-settings"),
-];
-
-/// Removes what belongs to the connection a message came on, and what its `Connection` names.
-pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|names| names.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
-    }
-}
-
 /// Writes the name of a single coding as the code that decodes it compares it: names have no case, gzip has two, and a list may
 /// name `identity`, which is no coding, beside it. Where that is all, there is none.
 pub(crate) fn name_coding(headers: &mut HeaderMap) {
@@ -84,6 +56,8 @@ fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> 
 
 #[cfg(test)]
 mod tests {
+    use tower_llm_stack::accounts::remove_hop_by_hop;
+
     use super::*;
 
     #[test]

@@ -28,7 +28,6 @@ mod limits;
 mod log;
 mod many;
 mod monitor;
-mod owner;
 mod paths;
 mod problem;
 mod proxy;

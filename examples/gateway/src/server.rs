@@ -42,6 +42,7 @@ use tower_http::compression::Compression;
 use tower_llm_stack::{
     BoxError, BulkheadHandle, CacheHandle, CacheLayer, DescribeLayer, Dialect, HttpBody,
     OptionalService, RateLimitLayer, RefusalLayer, Stack,
+    accounts::Proxies,
     breaker::BreakerGate,
     bulkhead::BulkheadGate,
     cache::Cache,
@@ -74,8 +75,7 @@ use crate::{
     monitor::{Metrics, Monitor, MonitorLayer},
     paths::merge_slashes,
     problem::Problem,
-    proxy::Proxies,
-    report,
+    proxy, report,
     secret::CallerSecret,
     sharing::Sharing,
     shutdown::{CutBody, Drain, Shutdown},
@@ -180,7 +180,7 @@ impl Gateway {
             (Some(simulator), upstreams, Proxies::none())
         } else {
             let upstreams = Upstreams::new(&settings.upstreams, &settings.names)?;
-            let proxies = Proxies::new(&settings.proxy, &settings.names)?;
+            let proxies = proxy::proxies(&settings.proxy, &settings.names)?;
             (None, upstreams, proxies)
         };
         let mut notices = settings.notices.clone();
@@ -384,9 +384,8 @@ impl Gateway {
             return self.shared.targets.clone().into_iter();
         }
         let upstreams = self.shared.gate.upstreams.iter().map(|upstream| {
-            let proxy = self.shared.proxies.of(upstream.url());
-            let through =
-                proxy.map_or_else(String::new, |proxy| format!(", through {}", proxy.uri()));
+            let proxy = self.shared.proxies.url_of(upstream.url());
+            let through = proxy.map_or_else(String::new, |proxy| format!(", through {proxy}"));
             (upstream.name().to_owned(), format!("{upstream}{through}"))
         });
         upstreams.collect::<Vec<_>>().into_iter()

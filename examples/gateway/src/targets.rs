@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use http::Request;
@@ -12,7 +13,7 @@ use tower::{Layer, Service};
 use tower_llm_stack::{
     BoxError, BulkheadLayer, Described, Dialect, FanoutLayer, HttpBody, KeyBy, Pool, RequestBody,
     Secret, Stack, TimeoutLayer,
-    accounts::{Clients, Proxies},
+    accounts::Clients,
     adapters::ResponseBody,
     breaker::BreakerGate,
     bulkhead::BulkheadGate,
@@ -24,11 +25,12 @@ use tower_llm_stack::{
 };
 
 use crate::{
-    ProxySettings, Settings, StartError,
+    Settings, StartError,
     breaker::{self, Breakers},
     caller::PatientBody,
     decode::{Decode, decode},
     limits::{self, Limiters},
+    proxy::proxies,
     sender::Sender,
     sharing::Sharing,
     upstream::{Upstream, has_credential},
@@ -118,7 +120,7 @@ pub(crate) fn make(
     sharing: Option<&Sharing>,
     limiters: &mut Limiters,
 ) -> Result<Made, StartError> {
-    let clients = clients(config, &settings.proxy)?;
+    let clients = clients(config, settings)?;
     let (mut breakers, mut built) = (Breakers::new(), Built::new());
     let mut shown = Vec::new();
     for (name, target) in &config.targets {
@@ -193,18 +195,8 @@ fn shown_as(target: &TargetConfig) -> String {
     format!("{address}, with {key}{proxy}")
 }
 
-fn clients(config: &Config, proxy: &ProxySettings) -> Result<Clients<PatientBody>, StartError> {
-    let environment = Proxies::from_env(|name| {
-        let value = match name {
-            "HTTPS_PROXY" | "https_proxy" => proxy.https.as_ref().map(crate::Secret::expose),
-            "HTTP_PROXY" | "http_proxy" => proxy.http.as_ref().map(crate::Secret::expose),
-            "ALL_PROXY" | "all_proxy" => proxy.all.as_ref().map(crate::Secret::expose),
-            "NO_PROXY" | "no_proxy" => proxy.no.as_deref(),
-            _ => None,
-        };
-        value.map(Into::into)
-    });
-    let environment = environment.map_err(|error| StartError::setting("--https-proxy", error))?;
+fn clients(config: &Config, settings: &Settings) -> Result<Clients<PatientBody>, StartError> {
+    let environment = proxies(&settings.proxy, &settings.names)?;
     let is_https = |url: &str| url.starts_with("https:");
     let wants_tls = config.targets.values().any(|target| {
         target.base_url().is_some_and(is_https)
@@ -225,7 +217,6 @@ fn clients(config: &Config, proxy: &ProxySettings) -> Result<Clients<PatientBody
 }
 
 fn timeout(name: &str, target: &TargetConfig) -> Result<TimeoutLayer, StartError> {
-    use std::time::Duration;
     let timeouts = &target.timeouts;
     let or_total = |seconds| {
         let longest = timeouts.total.max(timeouts.total_streamed);

@@ -8,15 +8,16 @@ use http::{
     request::Parts,
 };
 use tower_llm_stack::{
-    BoxError, Dialect, Provider, adapters::base_url::BaseUrl, config::TargetConfig,
+    BoxError, Dialect, Provider,
+    accounts::{remove_choices, remove_hop_by_hop},
+    adapters::base_url::BaseUrl,
+    config::TargetConfig,
 };
 
 use crate::{
     AllowPaths, Secret, Settings, StartError, UpstreamSettings,
     access::{CREDENTIALS, decoded, without_query},
-    headers::remove_hop_by_hop,
     known::{ANTHROPIC, AZURE, GEMINI, Known, OPENAI},
-    owner::{remove_choices, without_choices},
     paths::is_inference_or_models,
     problem::Problem,
     settings::Names,
@@ -384,21 +385,18 @@ impl Upstream {
         headers.remove(EXPECT);
         // What is compressed can't be read for its usage.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        // What another provider takes is none of this one's business; nor is the caller's, where ours takes its place:
-        // with two, some providers take the caller's.
+        if let Some((name, value)) = &self.credential {
+            remove_choices(request);
+            request.headers_mut().insert(name, value.clone());
+            return Ok(self.base.apply(request)?);
+        }
+        // What another provider takes is none of this one's business.
         for name in CREDENTIALS.iter().filter(|name| !self.passes(name)) {
             headers.remove(name);
         }
-        if let Some((name, value)) = &self.credential {
-            headers.insert(name, value.clone());
-            remove_choices(headers);
-        }
-        let uri = match &self.credential {
-            Some(_) => without_choices(request.uri()),
-            None if self.provider == Provider::GEMINI => None,
-            None => without_query(request.uri(), |name, _| decoded(name) == b"key"),
-        };
-        if let Some(uri) = uri {
+        if self.provider != Provider::GEMINI
+            && let Some(uri) = without_query(request.uri(), |name, _| decoded(name) == b"key")
+        {
             *request.uri_mut() = uri;
         }
         Ok(self.base.apply(request)?)

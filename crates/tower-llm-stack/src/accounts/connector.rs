@@ -1,9 +1,11 @@
 //! Connects to a provider through a proxy: by CONNECT for https, by forwarding for http, or by SOCKS.
 
 use std::{
+    fmt,
     future::Future,
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -21,6 +23,7 @@ use hyper_util::{
     },
     rt::TokioIo,
 };
+use rustls::ClientConfig;
 use tokio::{net::TcpStream, time::timeout};
 use tower_llm_core::BoxError;
 use tower_service::Service;
@@ -34,7 +37,7 @@ const SOCKS_PORT: u16 = 1080;
 
 /// Connects to addresses, through a proxy where there is one; TLS with the provider goes around it.
 #[derive(Clone)]
-pub(super) struct ProxyConnector {
+pub struct ProxyConnector {
     direct: HttpConnector,
     /// A proxy may be reached by TLS itself.
     to_proxy: HttpsConnector<HttpConnector>,
@@ -42,14 +45,16 @@ pub(super) struct ProxyConnector {
 }
 
 /// A connection to a provider, or to a proxy that stands for it.
-pub(super) struct Stream {
+pub struct ProxyStream {
     inner: MaybeHttpsStream<TokioIo<TcpStream>>,
     /// The proxy reads the requests and forwards them.
     is_forwarded: bool,
 }
 
 impl ProxyConnector {
-    pub(super) fn new(tls: std::sync::Arc<rustls::ClientConfig>, proxies: Proxies) -> Self {
+    /// A connector whose connections to proxies are made with `tls`. A connection, or a tunnel, is made within 10 s.
+    #[must_use]
+    pub fn new(tls: Arc<ClientConfig>, proxies: Proxies) -> Self {
         let mut direct = HttpConnector::new();
         direct.enforce_http(false);
         direct.set_nodelay(true);
@@ -62,7 +67,7 @@ impl ProxyConnector {
         }
     }
 
-    async fn connect(mut self, address: Uri) -> Result<Stream, BoxError> {
+    async fn connect(mut self, address: Uri) -> Result<ProxyStream, BoxError> {
         let Some(proxy) = self.proxies.of(&address) else {
             let stream = self.direct.call(address).await?;
             return Ok(MaybeHttpsStream::Http(stream).into());
@@ -74,7 +79,7 @@ impl ProxyConnector {
                     .await?;
                 Ok(MaybeHttpsStream::Http(stream).into())
             }
-            (_, Some("http")) => Ok(Stream {
+            (_, Some("http")) => Ok(ProxyStream {
                 inner: self.to_proxy.call(proxy.uri().clone()).await?,
                 is_forwarded: true,
             }),
@@ -119,9 +124,9 @@ fn or_port(uri: Uri, port: u16) -> Result<Uri, BoxError> {
 }
 
 impl Service<Uri> for ProxyConnector {
-    type Response = Stream;
+    type Response = ProxyStream;
     type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Stream, BoxError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<ProxyStream, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
@@ -136,9 +141,15 @@ impl Service<Uri> for ProxyConnector {
     }
 }
 
-// === impl Stream ===
+impl fmt::Debug for ProxyConnector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyConnector").finish_non_exhaustive()
+    }
+}
 
-impl From<MaybeHttpsStream<TokioIo<TcpStream>>> for Stream {
+// === impl ProxyStream ===
+
+impl From<MaybeHttpsStream<TokioIo<TcpStream>>> for ProxyStream {
     fn from(inner: MaybeHttpsStream<TokioIo<TcpStream>>) -> Self {
         Self {
             inner,
@@ -147,13 +158,13 @@ impl From<MaybeHttpsStream<TokioIo<TcpStream>>> for Stream {
     }
 }
 
-impl Connection for Stream {
+impl Connection for ProxyStream {
     fn connected(&self) -> Connected {
         self.inner.connected().proxy(self.is_forwarded)
     }
 }
 
-impl Read for Stream {
+impl Read for ProxyStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -163,7 +174,7 @@ impl Read for Stream {
     }
 }
 
-impl Write for Stream {
+impl Write for ProxyStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -190,5 +201,13 @@ impl Write for Stream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+impl fmt::Debug for ProxyStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyStream")
+            .field("is_forwarded", &self.is_forwarded)
+            .finish_non_exhaustive()
     }
 }

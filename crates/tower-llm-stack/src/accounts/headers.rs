@@ -57,7 +57,7 @@ const QUERY: [&str; 6] = [
 ];
 
 /// Removes what belongs to the connection that the message came on, and what its `connection` names.
-pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -72,7 +72,7 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Removes every credential of the caller's, and what would choose another account than that of the credential that takes
 /// its place: with two credentials, some providers take the caller's.
-pub(super) fn remove_choices<B>(request: &mut Request<B>) {
+pub fn remove_choices<B>(request: &mut Request<B>) {
     for name in CREDENTIALS.iter().chain(&CHOICES) {
         request.headers_mut().remove(name);
     }

@@ -77,9 +77,11 @@ mod tokens;
 pub use self::{
     account::Account,
     clients::{Client, ClientFuture, Clients, PoolBounds},
+    connector::{ProxyConnector, ProxyStream},
     credential::Credential,
     error::{ClientsError, NoAccessToken, TokenError},
     future::ResponseFuture,
+    headers::{remove_choices, remove_hop_by_hop},
     health::{Health, HealthCheck},
     layer::AccountLayer,
     oauth::ClientCredentials,

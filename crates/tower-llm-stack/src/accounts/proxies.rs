@@ -72,8 +72,15 @@ impl Proxies {
         self.0.intercept(address)
     }
 
-    /// The credentials for a proxy that forwards the requests to `address`, sent with each. A tunnel sends them once.
-    pub(super) fn authorization(&self, address: &Uri) -> Option<HeaderValue> {
+    /// Returns the URL of the proxy on the way to `address`, without its user and password.
+    #[must_use]
+    pub fn url_of(&self, address: &Uri) -> Option<Uri> {
+        self.of(address).map(|proxy| proxy.uri().clone())
+    }
+
+    /// Returns the credentials for a proxy that forwards the requests to `address`, sent with each. A tunnel sends them once.
+    #[must_use]
+    pub fn authorization(&self, address: &Uri) -> Option<HeaderValue> {
         if address.scheme_str() != Some("http") {
             return None;
         }
