@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
     },
 };
@@ -48,7 +48,7 @@ struct Account {
 /// What slow traffic may use besides: a token bucket, in millionths of a call.
 struct Reserve {
     per_second: f64,
-    epoch: std::sync::OnceLock<Instant>,
+    epoch: OnceLock<Instant>,
     /// Nanos since `epoch` up to which the reserve is used.
     used_until: AtomicU64,
 }
@@ -82,7 +82,7 @@ impl Budget {
         }
         let reserve = (per_second > 0.0).then(|| Reserve {
             per_second,
-            epoch: std::sync::OnceLock::new(),
+            epoch: OnceLock::new(),
             used_until: AtomicU64::new(0),
         });
         Ok(Self(Arc::new(Account {

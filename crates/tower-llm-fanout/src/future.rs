@@ -62,7 +62,7 @@ pin_project! {
                 return;
             }
             this.rest.tally();
-            if this.rest.was_sent {
+            if this.rest.course.has_sent() {
                 // Whatever the branches in flight report, the provider was called.
                 Unsent::while_dropping(|| ());
             } else if this.rest.course.in_flight == 0 {
@@ -91,8 +91,6 @@ where
     /// Read as soon as it is needed: a call whose answer is there at once reads no clock.
     began_at: Option<Instant>,
     trace: Option<Trace>,
-    /// A branch that has answered was sent.
-    was_sent: bool,
     tally: Tally,
 }
 
@@ -116,7 +114,6 @@ where
             course: Course::new(),
             began_at: None,
             trace: None,
-            was_sent: false,
             tally: Tally::default(),
             gather,
             branches,
@@ -326,9 +323,8 @@ where
     /// A branch has answered.
     fn arrived(&mut self, branch: usize, arrived: Arrived<G::Ripe>) -> Next {
         let outcome = arrived.outcome;
-        match outcome {
-            Outcome::Refused => self.course.unsent(&self.plan),
-            _ => self.was_sent = true,
+        if outcome == Outcome::Refused {
+            self.course.unsent(&self.plan);
         }
         let Some(answers) = &mut self.answers else {
             return Next::Done;

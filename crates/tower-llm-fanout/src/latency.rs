@@ -4,9 +4,12 @@
 //! them, the delay, is kept in one atomic, so that a call does no arithmetic.
 
 use std::{
-    sync::atomic::{
-        AtomicBool, AtomicU32, AtomicU64,
-        Ordering::{Acquire, Relaxed, Release},
+    sync::{
+        OnceLock,
+        atomic::{
+            AtomicBool, AtomicU32, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::Duration,
 };
@@ -38,7 +41,7 @@ pub(crate) struct LatencyRecord {
     refresh_at: AtomicU64,
     refreshing: AtomicBool,
     refreshes: AtomicU64,
-    epoch: std::sync::OnceLock<Instant>,
+    epoch: OnceLock<Instant>,
 }
 
 #[derive(Debug)]
@@ -58,7 +61,7 @@ impl LatencyRecord {
             refresh_at: AtomicU64::new(0),
             refreshing: AtomicBool::new(false),
             refreshes: AtomicU64::new(0),
-            epoch: std::sync::OnceLock::new(),
+            epoch: OnceLock::new(),
         }
     }
 

@@ -105,6 +105,11 @@ impl Course {
         self.next = pace.next(self.started);
     }
 
+    /// Whether a branch that has answered was sent.
+    pub(crate) fn has_sent(&self) -> bool {
+        self.sent > self.in_flight
+    }
+
     /// A branch that has started was not sent. If it was a planned one, the next one takes its place and costs nothing.
     pub(crate) fn unsent(&mut self, plan: &Plan) {
         self.sent -= 1;
