@@ -6,28 +6,23 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use futures_buffered::FuturesUnorderedBounded;
 use futures_core::Stream;
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep_until};
-use tower_llm_core::{
-    BoxError, Call, Deadline, Described, Failure, Oneshot, Outcome, TimedOut, Unsent, drop_as,
-};
+use tokio::time::{Sleep, sleep_until};
+use tower_llm_core::{BoxError, Described, Failure, Outcome, Unsent};
 use tower_service::Service;
 
 use crate::{
     Answers, Arrived, Branches, Ended, Gather, Next,
     branch::Branch,
-    pace::Start,
+    driver::{Driver, Later},
     plan::{Course, Plan},
     stats::Tally,
     trace::Trace,
 };
-
-type Later<S, R, G> = Branch<Oneshot<S, R>, G, <S as Service<R>>::Response>;
 
 pin_project! {
     /// Resolves when the answers of the branches come to one.
@@ -44,7 +39,7 @@ pin_project! {
         first: Option<Branch<S::Future, G, S::Response>>,
         // The others, made when the second one starts.
         later: Option<FuturesUnorderedBounded<Later<S, B::Branch, G>>>,
-        rest: Rest<S, B, G>,
+        driver: Driver<S, B, G>,
         // Made when there is something to wait for.
         #[pin]
         timer: Option<Sleep>,
@@ -58,40 +53,19 @@ pin_project! {
     {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            if this.rest.answers.is_none() {
+            if this.driver.answers.is_none() {
                 return;
             }
-            this.rest.tally();
-            if this.rest.course.has_sent() {
+            this.driver.tally();
+            if this.driver.course.has_sent() {
                 // Whatever the branches in flight report, the provider was called.
                 Unsent::while_dropping(|| ());
-            } else if this.rest.course.in_flight == 0 {
+            } else if this.driver.course.in_flight == 0 {
                 // All branches were refused, and none is there to report it.
                 drop(Unsent::new());
             }
         }
     }
-}
-
-/// What a call needs beside its branches in flight.
-struct Rest<S, B, G>
-where
-    S: Service<B::Branch>,
-    B: Branches,
-    G: Gather<S::Response>,
-{
-    plan: Arc<Plan>,
-    /// `None` if no other branch can start.
-    service: Option<S>,
-    branches: B,
-    gather: G,
-    /// `None` once the call is answered.
-    answers: Option<G::Answers>,
-    course: Course,
-    /// Read as soon as it is needed: a call whose answer is there at once reads no clock.
-    began_at: Option<Instant>,
-    trace: Option<Trace>,
-    tally: Tally,
 }
 
 impl<S, B, G> FanoutFuture<S, B, G>
@@ -107,7 +81,7 @@ where
         if let Some(budget) = &plan.budget {
             budget.deposit();
         }
-        let mut rest = Rest {
+        let mut driver = Driver {
             plan: Arc::clone(plan),
             service: None,
             answers: Some(gather.answers()),
@@ -118,17 +92,17 @@ where
             gather,
             branches,
         };
-        let first = rest.next().map(|(request, call, timeout)| {
+        let first = driver.next().map(|(request, call, timeout)| {
             let future = service.call(request);
-            Branch::new(0, future, rest.gather.clone(), call, timeout)
+            Branch::new(0, future, driver.gather.clone(), call, timeout)
         });
-        if first.is_some() && rest.branches.left() > 0 {
-            rest.service = Some(service.clone());
+        if first.is_some() && driver.branches.left() > 0 {
+            driver.service = Some(service.clone());
         }
         Self {
             first,
             later: None,
-            rest,
+            driver,
             timer: None,
         }
     }
@@ -146,32 +120,32 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let rest = this.rest;
-        if rest.course.started == 0 {
-            rest.tally();
-            rest.answers = None;
-            return Poll::Ready(Err(rest.branches.refusal()));
+        let driver = this.driver;
+        if driver.course.started == 0 {
+            driver.tally();
+            driver.answers = None;
+            return Poll::Ready(Err(driver.branches.refusal()));
         }
         let mut given_up = Outcome::Superseded;
         loop {
             // All that may start now start before any is polled: none gets a head start.
-            while let Some(branch) = rest.start() {
-                let most = rest.branches.left() + 1;
-                let most = most.min(rest.plan.pace.at_most);
+            while let Some(branch) = driver.start() {
+                let most = driver.branches.left() + 1;
+                let most = most.min(driver.plan.pace.at_most);
                 this.later
                     .get_or_insert_with(|| FuturesUnorderedBounded::new(most))
                     .push(branch);
             }
             if let Some((branch, arrived)) = poll_arrived(this.first.as_mut(), this.later, cx) {
-                if rest.arrived(branch, arrived) == Next::Done {
+                if driver.arrived(branch, arrived) == Next::Done {
                     break;
                 }
                 continue;
             }
-            if rest.is_over() {
+            if driver.is_over() {
                 break;
             }
-            let Some(at) = rest.wakes_at() else {
+            let Some(at) = driver.wakes_at() else {
                 return Poll::Pending;
             };
             if this
@@ -187,19 +161,19 @@ where
             if timer.is_none_or(|timer| timer.poll(cx).is_pending()) {
                 return Poll::Pending;
             }
-            if !rest.is_due(at) {
+            if !driver.is_due(at) {
                 given_up = Outcome::Failed(Failure::Timeout);
                 break;
             }
         }
-        rest.give_up(given_up, this.first, this.later);
-        rest.tally();
-        let answers = rest.answers.take().expect("polled after it was ready");
-        let started = rest.course.started;
+        driver.give_up(given_up, this.first, this.later);
+        driver.tally();
+        let answers = driver.answers.take().expect("polled after it was ready");
+        let started = driver.course.started;
         Poll::Ready(answers.finish(Ended {
             started,
-            branches: started + rest.branches.left(),
-            report: rest.trace.take().map(Trace::into_report),
+            branches: started + driver.branches.left(),
+            report: driver.trace.take().map(Trace::into_report),
         }))
     }
 }
@@ -228,248 +202,6 @@ where
     }
 }
 
-impl<S, B, G> Rest<S, B, G>
-where
-    S: Service<B::Branch> + Clone,
-    S::Error: Into<BoxError>,
-    B: Branches,
-    B::Branch: Described,
-    G: Gather<S::Response>,
-{
-    fn began_at(&mut self) -> Instant {
-        *self.began_at.get_or_insert_with(Instant::now)
-    }
-
-    /// When the call has to be answered.
-    fn until(&mut self) -> Option<Instant> {
-        let deadline = self.plan.deadline?;
-        self.began_at().checked_add(deadline)
-    }
-
-    /// Makes the next branch, with its description and the time that it has.
-    fn next(&mut self) -> Option<(B::Branch, Option<Call>, Option<Duration>)> {
-        let request = self.branches.next()?;
-        self.trace_start();
-        let call = self.gather.keep(request.call().as_deref());
-        let until = self.until();
-        let (plan, left) = (&self.plan, self.branches.left());
-        let timeout = plan.timeout(left, until);
-        self.course.start(&plan.pace);
-        Some((request, call, timeout))
-    }
-
-    /// Calls without named targets are traced once they may have a second branch.
-    fn trace_start(&mut self) {
-        let target = self.branches.target();
-        let is_only = self.course.started == 0 && target.is_none();
-        if !self.plan.traced || is_only {
-            return;
-        }
-        let now = match self.course.started {
-            0 => self.began_at(),
-            _ => Instant::now(),
-        };
-        self.trace().started(target, now);
-    }
-
-    /// The trace, with the first branch in it, which needs no clock of its own.
-    fn trace(&mut self) -> &mut Trace {
-        let (began_at, started) = (self.began_at(), self.course.started);
-        self.trace.get_or_insert_with(|| {
-            let mut trace = Trace::new(began_at);
-            if started > 0 {
-                trace.started(None, began_at);
-            }
-            trace
-        })
-    }
-
-    /// Starts the next branch, if it may start now.
-    fn start(&mut self) -> Option<Later<S, B::Branch, G>> {
-        let course = &self.course;
-        let is_due = course.next == Start::Now && course.in_flight < self.plan.pace.at_most;
-        if !is_due || self.branches.left() == 0 || self.answers.is_none() {
-            return None;
-        }
-        let service = self.service.clone()?;
-        let until = self.until();
-        let branch = self.course.started;
-        let is_late = until.is_some_and(|until| self.plan.is_too_late(Duration::ZERO, until));
-        if is_late || !self.plan.pays(self.course.sent) {
-            self.tally.refused_by_budget |= !is_late;
-            // A hedge that is not paid for leaves the call its right to fail over.
-            self.course.next = match is_late {
-                true => Start::Never,
-                false => Start::AfterFailure,
-            };
-            return None;
-        }
-        let Some((request, call, timeout)) = self.next() else {
-            self.plan.refund(self.course.sent);
-            // There may be a target by the time that a branch fails.
-            self.course.next = Start::AfterFailure;
-            return None;
-        };
-        let future = Oneshot::new(service, request);
-        Some(Branch::new(
-            branch,
-            future,
-            self.gather.clone(),
-            call,
-            timeout,
-        ))
-    }
-
-    /// A branch has answered.
-    fn arrived(&mut self, branch: usize, arrived: Arrived<G::Ripe>) -> Next {
-        let outcome = arrived.outcome;
-        if outcome == Outcome::Refused {
-            self.course.unsent(&self.plan);
-        }
-        let Some(answers) = &mut self.answers else {
-            return Next::Done;
-        };
-        let next = answers.push(branch, arrived);
-        if next == Next::Done && branch > 0 {
-            self.tally.won = true;
-        }
-        let may_go_on = next != Next::Done && self.branches.left() > 0;
-        if self.plan.traced && may_go_on {
-            self.trace();
-        }
-        self.record_end(branch, outcome);
-        let repeats = self.branches.repeats();
-        self.course.arrived(next, &self.plan, repeats);
-        if let (Start::After(wait), Some(until)) = (self.course.next, self.until())
-            && self.plan.is_too_late(wait, until)
-        {
-            self.course.next = Start::Never;
-        }
-        next
-    }
-
-    /// Writes down how long a branch took.
-    fn record_end(&mut self, branch: usize, outcome: Outcome) {
-        let (record, trace) = (self.plan.pace.record(), self.trace.as_mut());
-        // An answer that was there at once says nothing of the provider.
-        let Some(began_at) = self
-            .began_at
-            .filter(|_| record.is_some() || trace.is_some())
-        else {
-            return;
-        };
-        let now = Instant::now();
-        let ran = match trace {
-            Some(trace) => trace.ended(branch, outcome, now),
-            None => Some(now.saturating_duration_since(began_at)),
-        };
-        let is_latency = matches!(
-            outcome,
-            Outcome::Success | Outcome::Failed(Failure::Timeout)
-        );
-        if let (true, Some(record), Some(ran)) = (is_latency, record, ran) {
-            record.record(ran, now);
-        }
-    }
-
-    /// No branch is in flight, and no other one will start.
-    fn is_over(&self) -> bool {
-        let starts = match self.course.next {
-            Start::Now | Start::After(_) | Start::At(_) => {
-                self.branches.left() > 0 && self.service.is_some()
-            }
-            Start::AfterFailure | Start::Never => false,
-        };
-        self.course.in_flight == 0 && !starts
-    }
-
-    /// When there is something to do, whether a branch answers or not.
-    fn wakes_at(&mut self) -> Option<Instant> {
-        // A call whose first branch has to be waited for has begun.
-        self.began_at();
-        let until = self.until();
-        if self.branches.left() == 0 || self.service.is_none() {
-            return until;
-        }
-        if let Start::After(delay) = self.course.next {
-            // The first branch began with the call.
-            let from = match self.course.started {
-                1 if self.course.in_flight == 1 => self.began_at(),
-                _ => Instant::now(),
-            };
-            let at = from.checked_add(delay);
-            self.course.next = at.map_or(Start::Never, Start::At);
-        }
-        let next = match self.course.next {
-            Start::At(at) => Some(at),
-            _ => None,
-        };
-        next.into_iter().chain(until).min()
-    }
-
-    /// The time `at` has come. Returns whether the call goes on.
-    fn is_due(&mut self, at: Instant) -> bool {
-        if self.until().is_some_and(|until| until <= at) {
-            let after = self.plan.deadline.unwrap_or_default();
-            if let Some(answers) = &mut self.answers {
-                answers.deadline_passed(TimedOut::new(Deadline::Total, after));
-            }
-            return false;
-        }
-        if self.course.next == Start::At(at) {
-            self.course.next = Start::Now;
-        }
-        true
-    }
-
-    /// Drops the branches in flight, which end as `outcome`.
-    fn give_up<F, L>(
-        &mut self,
-        outcome: Outcome,
-        mut first: Pin<&mut Option<F>>,
-        later: &mut Option<FuturesUnorderedBounded<L>>,
-    ) {
-        if self.course.in_flight == 0 {
-            return;
-        }
-        let branches = self.course.in_flight - usize::from(first.is_some());
-        if drop_as(outcome, || first.set(None)) {
-            self.course.unsent(&self.plan);
-        }
-        if drop_as(outcome, || *later = None) {
-            (0..branches).for_each(|_| self.course.unsent(&self.plan));
-        }
-        if outcome == Outcome::Superseded {
-            self.tally.superseded = self.course.in_flight;
-        }
-        let Some(trace) = &mut self.trace else {
-            return;
-        };
-        let now = Instant::now();
-        for branch in trace.in_flight() {
-            let ran = trace.ended(branch, outcome, now).unwrap_or_default();
-            self.tally.wasted += ran;
-            if let Some(record) = self.plan.pace.record() {
-                record.record(ran, now);
-            }
-        }
-    }
-}
-
-impl<S, B, G> Rest<S, B, G>
-where
-    S: Service<B::Branch>,
-    B: Branches,
-    G: Gather<S::Response>,
-{
-    /// The call has ended: adds it to the statistics.
-    fn tally(&mut self) {
-        self.tally.branches = self.course.started;
-        self.tally.extra = self.course.started.saturating_sub(self.plan.planned);
-        self.plan.counters.add(&self.tally);
-    }
-}
-
 impl<S, B, G> fmt::Debug for FanoutFuture<S, B, G>
 where
     S: Service<B::Branch>,
@@ -478,7 +210,7 @@ where
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FanoutFuture")
-            .field("course", &self.rest.course)
+            .field("course", &self.driver.course)
             .finish_non_exhaustive()
     }
 }

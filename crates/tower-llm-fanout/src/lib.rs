@@ -27,8 +27,8 @@
 //!
 //! # Cost, drop and time
 //!
-//! - The decision is in `future`: completions, launches, timer. `plan` has the course of a call by its settings, `first_ok`,
-//!   `collect` and `quorum` what the answers come to.
+//! - `future` polls in this order: completions, launches, timer. `driver` starts branches and takes their answers, by the
+//!   settings in `plan`; `first_ok`, `collect` and `quorum` say what the answers come to.
 //! - A call with one branch allocates nothing here, reads no clock if its answer is there at once, and clones its request if a
 //!   second branch could start. Other branches are kept in one slab, made when the second one starts.
 //! - Providers bill what they generate, whether it is read or not. So extra branches (hedges, retries, failover) are paid for
@@ -88,7 +88,9 @@
 mod backoff;
 mod branch;
 mod budget;
+mod builder;
 mod collect;
+mod driver;
 mod first_ok;
 mod future;
 mod gather;
@@ -102,7 +104,9 @@ mod pool;
 mod quorum;
 mod reading;
 mod report;
+mod ripe_body;
 mod ripen;
+mod service;
 mod split;
 mod stats;
 mod trace;
@@ -111,12 +115,13 @@ mod verdict;
 pub use self::{
     backoff::Backoff,
     budget::Budget,
+    builder::FanoutBuilder,
     collect::{Collect, CollectOf, Collected, Item, TooFewAnswers},
     first_ok::{FirstOk, FirstOkOf},
     future::FanoutFuture,
     gather::{Answers, Ended, Gather, Next},
     items::{Items, ItemsOf},
-    layer::{Fanout, FanoutBuilder, FanoutLayer},
+    layer::FanoutLayer,
     mode::{Each, Fallback, First, Mode, Several, Vote},
     pace::{Delay, Pace},
     pool::{
@@ -126,7 +131,9 @@ pub use self::{
     quorum::{NoQuorum, Quorum, QuorumOf},
     reading::Reading,
     report::{AllFailed, Attempt, Report},
-    ripen::{Attach, RipeAt, RipeBody, Ripen, Ripeness, Ripening},
+    ripe_body::RipeBody,
+    ripen::{Attach, RipeAt, Ripen, Ripeness, Ripening},
+    service::Fanout,
     split::{Branches, Copies, CopiesOf, NoBranches, Replay, Split},
     stats::FanoutStats,
     verdict::{Arrived, ByOutcome, Classify, Verdict},

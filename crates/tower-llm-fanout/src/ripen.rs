@@ -1,7 +1,6 @@
 //! When a response counts as an answer.
 
 use std::{
-    collections::VecDeque,
     fmt,
     future::{Future, Ready, ready},
     pin::Pin,
@@ -10,14 +9,12 @@ use std::{
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
-use http_body::{Body, Frame, SizeHint};
-use pin_project_lite::pin_project;
+use http_body::Body;
 use tower_llm_core::{
-    BoxError, Call, ClassifiedError, Completion, Failure, Guard, HttpBody, Outcome, TooLarge,
-    Unary, Watch, Watched,
+    BoxError, Call, ClassifiedError, Completion, Failure, HttpBody, Outcome, TooLarge, Unary, Watch,
 };
 
-use crate::{Arrived, Report};
+use crate::{Arrived, Report, RipeBody, ripe_body::Unguarded};
 
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-fanout-attempts");
 const TARGET: HeaderName = HeaderName::from_static("x-fanout-target");
@@ -74,32 +71,6 @@ pub enum RipeAt {
     /// With all of it. A response that exceeds the maximum is a failure: what is kept must not hold its connection.
     Whole,
 }
-
-pin_project! {
-    /// A response body that may have arrived in part already.
-    #[derive(Debug)]
-    pub struct RipeBody<B> {
-        held: VecDeque<Frame<Bytes>>,
-        held_bytes: u64,
-        #[pin]
-        rest: Rest<B>,
-    }
-}
-
-pin_project! {
-    /// What has not arrived yet.
-    #[derive(Debug)]
-    #[project = RestProj]
-    enum Rest<B> {
-        // Nothing depends on it.
-        Plain { #[pin] body: B },
-        Watched { #[pin] body: Watched<B, Unguarded> },
-    }
-}
-
-/// Holds nothing for the call.
-#[derive(Debug)]
-pub(crate) struct Unguarded;
 
 /// Resolves when an HTTP response counts.
 pub struct Ripening<B> {
@@ -159,10 +130,10 @@ where
                 RipeAt::Whole => false,
             };
         let response = match is_ripe {
-            true => response.map(|body| RipeBody::new(Rest::Plain { body })),
+            true => response.map(|body| RipeBody::plain(body)),
             false => {
                 let watched = self.watch(call, response, Unguarded);
-                watched.map(|body| RipeBody::new(Rest::Watched { body }))
+                watched.map(|body| RipeBody::watched_by(body))
             }
         };
         Ripening {
@@ -190,10 +161,6 @@ impl<B> Attach<http::Response<B>> for HttpBody {
             headers.insert(TARGET, target);
         }
     }
-}
-
-impl Guard for Unguarded {
-    fn end(&mut self, _: &Completion) {}
 }
 
 // === impl Ripening ===
@@ -259,7 +226,7 @@ fn may_be_read(headers: &http::HeaderMap) -> bool {
 /// Whether a response counts before its end.
 fn is_ripe<B>(response: &http::Response<RipeBody<B>>, ripeness: Ripeness) -> bool {
     let body = response.body();
-    if body.watched().is_none() || body.held_bytes >= ripeness.max_held_bytes as u64 {
+    if body.watched().is_none() || body.held_bytes() >= ripeness.max_held_bytes as u64 {
         return true;
     }
     response.status().is_success()
@@ -285,149 +252,6 @@ fn arrived<T>(
         subject: seen.and_then(|seen| seen.subject),
         should_retry,
         ..Arrived::new(Ok(response), outcome)
-    }
-}
-
-// === impl RipeBody ===
-
-impl<B> RipeBody<B> {
-    fn new(rest: Rest<B>) -> Self {
-        Self {
-            held: VecDeque::new(),
-            held_bytes: 0,
-            rest,
-        }
-    }
-
-    fn watched(&self) -> Option<&Watched<B, Unguarded>> {
-        match &self.rest {
-            Rest::Watched { body } => Some(body),
-            Rest::Plain { .. } => None,
-        }
-    }
-
-    fn has_content(&self) -> bool {
-        self.watched()
-            .is_some_and(|body| body.first_token_at().is_some())
-    }
-
-    /// How the call ended, if it has.
-    fn completion(&self) -> Option<Completion> {
-        let body = self.watched()?;
-        let mut completion = body.completion().cloned()?;
-        let is_empty = body.is_event_stream() && !self.has_content();
-        if is_empty && completion.outcome == Outcome::Success && completion.finish.is_none() {
-            // An end marker without an answer before it.
-            completion.outcome = Outcome::Failed(Failure::Truncated);
-        }
-        Some(completion)
-    }
-
-    /// Ends the body after what is held.
-    fn cut(&mut self) -> Completion
-    where
-        B: Unpin,
-    {
-        let failed = Outcome::Failed(Failure::Status);
-        if let Rest::Watched { body } = &mut self.rest {
-            Pin::new(body).cut(failed);
-        }
-        self.completion().unwrap_or(Completion::new(failed))
-    }
-
-    /// Ends a stream without content that has told all: an error, or an end marker. Some providers leave it open.
-    fn end_if_over(&mut self) -> bool
-    where
-        B: Unpin,
-    {
-        let is_over = |body: &&Watched<B, Unguarded>| body.is_event_stream() && body.is_over();
-        let is_over = !self.has_content() && self.watched().filter(is_over).is_some();
-        if is_over {
-            self.cut();
-        }
-        is_over
-    }
-
-    /// Holds the next frame; `None` at the end.
-    fn poll_hold(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<(), BoxError>>>
-    where
-        B: Body<Data = Bytes> + Unpin,
-        B::Error: Into<BoxError>,
-    {
-        let frame = match ready!(Pin::new(&mut self.rest).poll_frame(cx)) {
-            Some(Ok(frame)) => frame,
-            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-            None => return Poll::Ready(None),
-        };
-        self.held_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
-        self.held.push_back(frame);
-        Poll::Ready(Some(Ok(())))
-    }
-}
-
-impl<B> Rest<B>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match self.project() {
-            RestProj::Plain { body } => body.poll_frame(cx).map_err(Into::into),
-            RestProj::Watched { body } => body.poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Plain { body } => body.is_end_stream(),
-            Self::Watched { body } => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Plain { body } => body.size_hint(),
-            Self::Watched { body } => body.size_hint(),
-        }
-    }
-}
-
-impl<B> Body for RipeBody<B>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.project();
-        if let Some(frame) = this.held.pop_front() {
-            let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
-            *this.held_bytes -= bytes;
-            return Poll::Ready(Some(Ok(frame)));
-        }
-        this.rest.poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.held.is_empty() && self.rest.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let rest = self.rest.size_hint();
-        let mut hint = SizeHint::new();
-        hint.set_lower(rest.lower() + self.held_bytes);
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper + self.held_bytes);
-        }
-        hint
     }
 }
 
