@@ -41,7 +41,7 @@ use tokio::time::Instant;
 use tower_llm_core::{BoxError, Completion, Failure, Outcome};
 
 pub(crate) use self::{
-    account::{Account, used},
+    account::Account,
     log::{Head, Recorded},
     participant::Participant,
     table::{FlightKey, Flights, Join},

@@ -9,7 +9,7 @@ use http::StatusCode;
 use tower_llm_core::Usage;
 
 use crate::{
-    flight::{Drive, End, Step, used},
+    flight::{Drive, End, Step},
     replay::{Found, Replay},
 };
 
@@ -56,7 +56,7 @@ impl Drive for OrStale {
         };
         // It may have cost something all the same, such as the input of a call that timed out. A status of failure costs nothing.
         let cost = match &step {
-            Step::Failed(_, completion) => used(completion, self.input_tokens),
+            Step::Failed(_, completion) => completion.used(self.input_tokens),
             _ => Usage::default(),
         };
         let (head, replay) = Replay::start(cost, stale);

@@ -206,6 +206,39 @@ impl Completion {
         }
     }
 
+    /// Returns what the call has used, with what else was used for its response: as reported, or else the estimated
+    /// `input_tokens` and the output that was seen. A call that another one pays for has used nothing, nor has one that the
+    /// provider did not work on; see the table of [`Outcome`].
+    #[must_use]
+    pub fn used(&self, input_tokens: u64) -> Usage {
+        let used = match self.served {
+            Some(_) => Usage::default(),
+            None => self.used_by_itself(input_tokens),
+        };
+        used.plus(&self.extra_usage.unwrap_or_default())
+    }
+
+    fn used_by_itself(&self, input_tokens: u64) -> Usage {
+        let was_at_work = match self.outcome {
+            Outcome::Success | Outcome::Abandoned | Outcome::Superseded => true,
+            Outcome::Failed(failure) => match self.status {
+                Some(status) => (200..300).contains(&status),
+                None => failure != Failure::Transport,
+            },
+            _ => return Usage::default(),
+        };
+        match self.usage {
+            Some(mut usage) => {
+                if self.outcome != Outcome::Success {
+                    usage.output = usage.output.max(self.output_seen);
+                }
+                usage
+            }
+            None if was_at_work => Usage::new(input_tokens, self.output_seen),
+            None => Usage::default(),
+        }
+    }
+
     /// Creates a completion with nothing but an outcome.
     #[must_use]
     pub const fn new(outcome: Outcome) -> Self {

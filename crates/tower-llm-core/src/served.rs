@@ -11,7 +11,7 @@ use std::{
 use crate::{
     Armed, BoxError, Completion, Failure, Guard, Outcome, Usage,
     error::chain,
-    watch::{report_bill, while_dropping},
+    watch::{report_bill, stop_leading, while_dropping},
 };
 
 /// How a response came to its caller without a call to the provider that was made for it.
@@ -103,6 +103,25 @@ impl Bill {
         let mut state = self.state();
         let extra = state.extra.unwrap_or_default();
         state.extra = Some(extra.plus(&used));
+    }
+
+    /// Has the caller of a response, whose extensions these are, pay for other calls that were made for it, such as those of the
+    /// candidates of an ensemble.
+    ///
+    /// The layers around the response find that in its [`Completion`]; without a bill in the response already, they read its body
+    /// themselves again.
+    pub fn charge_response(extensions: &mut http::Extensions, used: Usage) {
+        if used == Usage::default() {
+            return;
+        }
+        if let Some(bill) = extensions.get::<Self>() {
+            // A layer that has read the body holds it too.
+            return bill.charge_extra(used);
+        }
+        stop_leading(extensions);
+        let bill = Self::new();
+        bill.charge_extra(used);
+        extensions.insert(bill);
     }
 
     /// The caller leaves, and its call goes on without it.

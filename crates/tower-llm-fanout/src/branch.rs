@@ -2,39 +2,111 @@
 
 use std::{
     future::Future,
+    mem,
     pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
-use tower_llm_core::{BoxError, Call, Deadline, Failure, Outcome, TimedOut, Unsent, drop_as};
+use tower_llm_core::{
+    BoxError, Call, Completion, Deadline, Failure, Outcome, TimedOut, Unsent, Usage, drop_as,
+};
 
 use crate::{Arrived, Gather};
 
 pin_project! {
     /// A branch in flight.
     pub(crate) struct Branch<F, G: Gather<R>, R> {
-        index: usize,
+        terms: Terms,
         #[pin]
         stage: Stage<F, G::Ripening>,
         gather: G,
-        call: Option<Call>,
         deadline: Option<Pin<Box<Sleep>>>,
-        timeout: Option<Duration>,
     }
 
     impl<F, G: Gather<R>, R> PinnedDrop for Branch<F, G, R> {
-        fn drop(this: Pin<&mut Self>) {
-            let mut stage = this.project().stage;
-            // One by one: a branch that waits says that it was not sent, and a client says nothing.
-            if !stage.is_over() {
-                Unsent::while_dropping(|| stage.set(Stage::Over));
+        fn drop(mut this: Pin<&mut Self>) {
+            let projected = this.as_mut().project();
+            if projected.stage.is_over() {
+                return;
+            }
+            let losses = projected.terms.losses.clone();
+            match losses.as_ref().and_then(|losses| losses.state().outcome) {
+                Some(outcome) => {
+                    let loss = this.give_up(outcome);
+                    losses.iter().for_each(|losses| losses.state().all.push(loss));
+                }
+                // One by one: a branch that waits says that it was not sent, and a client says nothing.
+                None => {
+                    let mut stage = this.project().stage;
+                    Unsent::while_dropping(|| stage.set(Stage::Over));
+                }
             }
         }
     }
 }
+
+/// What a branch is told when it starts.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(crate) index: usize,
+    /// Its description, if that is read.
+    pub(crate) call: Option<Call>,
+    /// The estimate of its input.
+    pub(crate) input_tokens: u64,
+    /// How long it has to answer.
+    pub(crate) timeout: Option<Duration>,
+    /// For branches that are dropped together.
+    pub(crate) losses: Option<Arc<Losses>>,
+}
+
+/// What becomes of branches that their call gives up together: the set that holds them can only be dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Losses(Mutex<Given>);
+
+#[derive(Debug, Default)]
+struct Given {
+    /// How the branches end that are being dropped; `None` if their call is dropped itself.
+    outcome: Option<Outcome>,
+    all: Vec<Loss>,
+}
+
+/// A branch that its call has given up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Loss {
+    pub(crate) branch: usize,
+    pub(crate) outcome: Outcome,
+    pub(crate) used: Usage,
+}
+
+// === impl Losses ===
+
+impl Losses {
+    fn state(&self) -> MutexGuard<'_, Given> {
+        // It is held to read or push, and never while a branch is dropped.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `drop`, which drops branches that end as `outcome`, and returns what has become of them.
+    pub(crate) fn of_dropping(&self, outcome: Outcome, drop: impl FnOnce()) -> Vec<Loss> {
+        self.state().outcome = Some(outcome);
+        drop();
+        let mut state = self.state();
+        state.outcome = None;
+        mem::take(&mut state.all)
+    }
+}
+
+impl Loss {
+    pub(crate) fn is_unsent(&self) -> bool {
+        self.outcome == Outcome::Refused
+    }
+}
+
+// === impl Branch ===
 
 pin_project! {
     #[project = StageProj]
@@ -46,21 +118,34 @@ pin_project! {
 }
 
 impl<F, G: Gather<R>, R> Branch<F, G, R> {
-    /// A branch that has `timeout` to answer.
-    pub(crate) fn new(
-        index: usize,
-        future: F,
-        gather: G,
-        call: Option<Call>,
-        timeout: Option<Duration>,
-    ) -> Self {
+    pub(crate) fn new(terms: Terms, future: F, gather: G) -> Self {
         Self {
-            index,
+            terms,
             stage: Stage::Calling { future },
             gather,
-            call,
             deadline: None,
-            timeout,
+        }
+    }
+
+    /// Drops what is in flight, which ends as `outcome`.
+    pub(crate) fn give_up(self: Pin<&mut Self>, outcome: Outcome) -> Loss {
+        let mut this = self.project();
+        let mut seen = None;
+        let is_unsent = drop_as(outcome, || {
+            if let StageProj::Ripening { ripening } = this.stage.as_mut().project() {
+                seen = this.gather.give_up(ripening, outcome);
+            }
+            this.stage.set(Stage::Over);
+        });
+        let outcome = match is_unsent {
+            true => Outcome::Refused,
+            false => outcome,
+        };
+        let seen = seen.unwrap_or_else(|| Completion::new(outcome));
+        Loss {
+            branch: this.terms.index,
+            outcome,
+            used: seen.used(this.terms.input_tokens),
         }
     }
 }
@@ -73,28 +158,25 @@ where
 {
     type Output = (usize, Arrived<G::Ripe>);
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let Poll::Ready(arrived) = this
-            .stage
-            .as_mut()
-            .poll(cx, this.gather, this.call.as_ref())
-        else {
-            let Some(timeout) = *this.timeout else {
-                return Poll::Pending;
-            };
-            let deadline = this
-                .deadline
-                .get_or_insert_with(|| Box::pin(sleep(timeout)));
-            ready!(deadline.as_mut().poll(cx));
-            let timed_out = Outcome::Failed(Failure::Timeout);
-            drop_as(timed_out, || this.stage.set(Stage::Over));
-            let error = TimedOut::new(Deadline::Total, timeout);
-            return Poll::Ready((*this.index, Arrived::error(error.into())));
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.as_mut().project();
+        let index = this.terms.index;
+        if let Poll::Ready(arrived) = this.stage.as_mut().poll(cx, this.gather, this.terms) {
+            // A kept answer holds nothing of its branch.
+            this.stage.set(Stage::Over);
+            return Poll::Ready((index, arrived));
+        }
+        let Some(timeout) = this.terms.timeout else {
+            return Poll::Pending;
         };
-        // A kept answer holds nothing of its branch.
-        this.stage.set(Stage::Over);
-        Poll::Ready((*this.index, arrived))
+        let deadline = this
+            .deadline
+            .get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(deadline.as_mut().poll(cx));
+        let loss = self.give_up(Outcome::Failed(Failure::Timeout));
+        let error = TimedOut::new(Deadline::Total, timeout);
+        let arrived = Arrived::error(error.into(), 0).using(loss.used);
+        Poll::Ready((index, arrived))
     }
 }
 
@@ -107,7 +189,7 @@ impl<F, P> Stage<F, P> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         gather: &G,
-        call: Option<&Call>,
+        terms: &Terms,
     ) -> Poll<Arrived<G::Ripe>>
     where
         F: Future<Output = Result<R, E>>,
@@ -119,10 +201,13 @@ impl<F, P> Stage<F, P> {
             match self.as_mut().project() {
                 StageProj::Calling { future } => match ready!(future.poll(cx)) {
                     Ok(response) => {
-                        let ripening = gather.ripen(call, response);
+                        let ripening = gather.ripen(terms.call.as_ref(), response);
                         self.set(Self::Ripening { ripening });
                     }
-                    Err(error) => return Poll::Ready(Arrived::error(error.into())),
+                    Err(error) => {
+                        let arrived = Arrived::error(error.into(), terms.input_tokens);
+                        return Poll::Ready(arrived);
+                    }
                 },
                 StageProj::Ripening { ripening } => return ripening.poll(cx),
                 StageProj::Over => panic!("polled after it was ready"),

@@ -1,8 +1,8 @@
 //! All answers are kept.
 
-use std::{error::Error, fmt};
+use std::{error::Error, fmt, pin::Pin};
 
-use tower_llm_core::{BoxError, Call, HttpBody, TimedOut};
+use tower_llm_core::{BoxError, Call, Completion, HttpBody, Outcome, TimedOut};
 
 use crate::{
     Answers, Arrived, ByOutcome, Classify, Ended, Gather, Next, Reading, Report, Ripen, Verdict,
@@ -80,6 +80,10 @@ where
             items: Vec::new(),
             timed_out: false,
         }
+    }
+
+    fn give_up(&self, ripening: Pin<&mut W::Ripening>, outcome: Outcome) -> Option<Completion> {
+        self.reading.ripen.give_up(ripening, outcome)
     }
 
     fn keep(&self, call: Option<&Call>) -> Option<Call> {

@@ -5,13 +5,13 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures_buffered::FuturesUnorderedBounded;
 use tokio::time::Instant;
 use tower_llm_core::{
-    BoxError, Call, Deadline, Described, Failure, Oneshot, Outcome, TimedOut, drop_as,
+    BoxError, Call, Deadline, Described, Failure, Oneshot, Outcome, TimedOut, Usage,
 };
 use tower_service::Service;
 
 use crate::{
     Answers, Arrived, Branches, Gather, Next,
-    branch::Branch,
+    branch::{Branch, Loss, Losses, Terms},
     pace::Start,
     plan::{Course, Plan},
     stats::Tally,
@@ -38,6 +38,8 @@ where
     /// Read as soon as it is needed: a call whose answer is there at once reads no clock.
     pub(crate) began_at: Option<Instant>,
     pub(crate) trace: Option<Trace>,
+    /// Made when the second branch starts.
+    pub(crate) losses: Option<Arc<Losses>>,
     pub(crate) tally: Tally,
 }
 
@@ -59,16 +61,26 @@ where
         self.began_at().checked_add(deadline)
     }
 
-    /// Makes the next branch, with its description and the time that it has.
-    pub(crate) fn next(&mut self) -> Option<(B::Branch, Option<Call>, Option<Duration>)> {
+    /// Makes the next branch, with what it is told.
+    pub(crate) fn next(&mut self) -> Option<(B::Branch, Terms)> {
         let request = self.branches.next()?;
         self.trace_start();
-        let call = self.gather.keep(request.call().as_deref());
+        let call = request.call();
+        let input_tokens = call.as_deref().map_or(0, Call::input_tokens);
+        let call = self.gather.keep(call.as_deref());
         let until = self.until();
         let (plan, left) = (&self.plan, self.branches.left());
         let timeout = plan.timeout(left, until);
+        let index = self.course.started;
         self.course.start(&plan.pace);
-        Some((request, call, timeout))
+        let terms = Terms {
+            index,
+            call,
+            input_tokens,
+            timeout,
+            losses: None,
+        };
+        Some((request, terms))
     }
 
     /// Calls without named targets are traced once they may have a second branch.
@@ -106,7 +118,6 @@ where
         }
         let service = self.service.clone()?;
         let until = self.until();
-        let branch = self.course.started;
         let is_late = until.is_some_and(|until| self.plan.is_too_late(Duration::ZERO, until));
         if is_late || !self.plan.pays(self.course.sent) {
             self.tally.refused_by_budget |= !is_late;
@@ -117,25 +128,20 @@ where
             };
             return None;
         }
-        let Some((request, call, timeout)) = self.next() else {
+        let Some((request, mut terms)) = self.next() else {
             self.plan.refund(self.course.sent);
             // There may be a target by the time that a branch fails.
             self.course.next = Start::AfterFailure;
             return None;
         };
+        terms.losses = Some(Arc::clone(self.losses.get_or_insert_default()));
         let future = Oneshot::new(service, request);
-        Some(Branch::new(
-            branch,
-            future,
-            self.gather.clone(),
-            call,
-            timeout,
-        ))
+        Some(Branch::new(terms, future, self.gather.clone()))
     }
 
     /// A branch has answered.
     pub(crate) fn arrived(&mut self, branch: usize, arrived: Arrived<G::Ripe>) -> Next {
-        let outcome = arrived.outcome;
+        let (outcome, usage) = (arrived.outcome, arrived.usage);
         if outcome == Outcome::Refused {
             self.course.unsent(&self.plan);
         }
@@ -150,7 +156,7 @@ where
         if self.plan.traced && may_go_on {
             self.trace();
         }
-        self.record_end(branch, outcome);
+        self.record_end(branch, outcome, usage);
         let repeats = self.branches.repeats();
         self.course.arrived(next, &self.plan, repeats);
         if let (Start::After(wait), Some(until)) = (self.course.next, self.until())
@@ -162,7 +168,7 @@ where
     }
 
     /// Writes down how long a branch took.
-    fn record_end(&mut self, branch: usize, outcome: Outcome) {
+    fn record_end(&mut self, branch: usize, outcome: Outcome, usage: Option<Usage>) {
         let (record, trace) = (self.plan.pace.record(), self.trace.as_mut());
         // An answer that was there at once says nothing of the provider.
         let Some(began_at) = self
@@ -173,7 +179,7 @@ where
         };
         let now = Instant::now();
         let ran = match trace {
-            Some(trace) => trace.ended(branch, outcome, now),
+            Some(trace) => trace.ended(branch, outcome, usage, now),
             None => Some(now.saturating_duration_since(began_at)),
         };
         let is_latency = matches!(
@@ -236,35 +242,43 @@ where
     }
 
     /// Drops the branches in flight, which end as `outcome`.
-    pub(crate) fn give_up<F, L>(
+    pub(crate) fn give_up<F>(
         &mut self,
         outcome: Outcome,
-        mut first: Pin<&mut Option<F>>,
-        later: &mut Option<FuturesUnorderedBounded<L>>,
+        mut first: Pin<&mut Option<Branch<F, G, S::Response>>>,
+        later: &mut Option<FuturesUnorderedBounded<Later<S, B::Branch, G>>>,
     ) {
         if self.course.in_flight == 0 {
             return;
         }
-        let branches = self.course.in_flight - usize::from(first.is_some());
-        if drop_as(outcome, || first.set(None)) {
-            self.course.unsent(&self.plan);
-        }
-        if drop_as(outcome, || *later = None) {
-            (0..branches).for_each(|_| self.course.unsent(&self.plan));
-        }
         if outcome == Outcome::Superseded {
             self.tally.superseded = self.course.in_flight;
         }
+        let now = Instant::now();
+        if let Some(branch) = first.as_mut().as_pin_mut() {
+            self.lost(branch.give_up(outcome), now);
+            first.set(None);
+        }
+        if let Some(losses) = self.losses.take() {
+            let lost = losses.of_dropping(outcome, || *later = None);
+            lost.into_iter().for_each(|loss| self.lost(loss, now));
+        }
+    }
+
+    /// A branch was given up.
+    fn lost(&mut self, loss: Loss, now: Instant) {
+        if loss.is_unsent() {
+            self.course.unsent(&self.plan);
+        }
+        self.tally.wasted_tokens += loss.used.total();
         let Some(trace) = &mut self.trace else {
             return;
         };
-        let now = Instant::now();
-        for branch in trace.in_flight() {
-            let ran = trace.ended(branch, outcome, now).unwrap_or_default();
-            self.tally.wasted += ran;
-            if let Some(record) = self.plan.pace.record() {
-                record.record(ran, now);
-            }
+        let ran = trace.ended(loss.branch, loss.outcome, Some(loss.used), now);
+        let ran = ran.unwrap_or_default();
+        self.tally.wasted += ran;
+        if let Some(record) = self.plan.pace.record() {
+            record.record(ran, now);
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The first good answer wins.
 
-use tower_llm_core::{BoxError, Call, HttpBody, Outcome, TimedOut};
+use std::pin::Pin;
+
+use tower_llm_core::{BoxError, Call, Completion, HttpBody, Outcome, TimedOut};
 
 use crate::{
     AllFailed, Answers, Arrived, Attach, ByOutcome, Classify, Ended, Fallback, Gather, Next,
@@ -51,6 +53,10 @@ where
         }
     }
 
+    fn give_up(&self, ripening: Pin<&mut W::Ripening>, outcome: Outcome) -> Option<Completion> {
+        self.reading.ripen.give_up(ripening, outcome)
+    }
+
     fn keep(&self, call: Option<&Call>) -> Option<Call> {
         self.reading.ripen.keep(call)
     }
@@ -74,7 +80,7 @@ impl<T, W: Attach<T>, C: Classify<T>> Answers<T> for FirstOkOf<T, W, C> {
     }
 
     fn deadline_passed(&mut self, error: TimedOut) {
-        let timed_out = Arrived::error(error.into());
+        let timed_out = Arrived::error(error.into(), 0);
         self.failed.get_or_insert((0, timed_out));
     }
 

@@ -88,13 +88,14 @@ where
             course: Course::new(),
             began_at: None,
             trace: None,
+            losses: None,
             tally: Tally::default(),
             gather,
             branches,
         };
-        let first = driver.next().map(|(request, call, timeout)| {
+        let first = driver.next().map(|(request, terms)| {
             let future = service.call(request);
-            Branch::new(0, future, driver.gather.clone(), call, timeout)
+            Branch::new(terms, future, driver.gather.clone())
         });
         if first.is_some() && driver.branches.left() > 0 {
             driver.service = Some(service.clone());

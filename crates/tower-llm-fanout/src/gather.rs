@@ -1,8 +1,8 @@
 //! What the answers of the branches come to.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, pin::Pin, time::Duration};
 
-use tower_llm_core::{BoxError, Call, TimedOut};
+use tower_llm_core::{BoxError, Call, Completion, Outcome, TimedOut};
 
 use crate::{Arrived, Report};
 
@@ -17,6 +17,12 @@ pub trait Gather<R>: Clone {
 
     /// Waits until `response` counts.
     fn ripen(&self, call: Option<&Call>, response: R) -> Self::Ripening;
+
+    /// Ends a response that does not count yet as `outcome`, and returns what was seen of it, if that is known.
+    fn give_up(&self, ripening: Pin<&mut Self::Ripening>, outcome: Outcome) -> Option<Completion> {
+        let _ = (ripening, outcome);
+        None
+    }
 
     /// Starts to gather the answers of one call.
     fn answers(&self) -> Self::Answers;

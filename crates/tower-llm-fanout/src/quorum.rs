@@ -1,8 +1,8 @@
 //! The answer that enough branches give wins.
 
-use std::{collections::HashMap, error::Error, fmt, hash::Hash};
+use std::{collections::HashMap, error::Error, fmt, hash::Hash, pin::Pin};
 
-use tower_llm_core::{BoxError, Call, HttpBody, TimedOut};
+use tower_llm_core::{BoxError, Call, Completion, HttpBody, Outcome, TimedOut};
 
 use crate::{
     Answers, Arrived, Attach, ByOutcome, Classify, Ended, Gather, Next, Reading, Ripen, Verdict,
@@ -63,6 +63,10 @@ where
             winner: None,
             error: None,
         }
+    }
+
+    fn give_up(&self, ripening: Pin<&mut W::Ripening>, outcome: Outcome) -> Option<Completion> {
+        self.reading.ripen.give_up(ripening, outcome)
     }
 
     fn keep(&self, call: Option<&Call>) -> Option<Call> {

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
-use tower_llm_core::{BoxError, Outcome};
+use tower_llm_core::{BoxError, Outcome, Usage};
 
 /// What became of the branches of a call.
 ///
@@ -25,6 +25,9 @@ pub struct Attempt {
     pub ended: Option<Duration>,
     /// How it ended, by what had arrived when it answered; `None` while it is in flight.
     pub outcome: Option<Outcome>,
+    /// What it had used by then, as far as is known: as reported, or else by the estimate of its input and the output that was
+    /// seen. `None` for a stream that counts before its end, and for typed responses, which do not say.
+    pub usage: Option<Usage>,
 }
 
 /// All branches of a call failed.

@@ -89,16 +89,15 @@ impl<B> RipeBody<B> {
         Some(completion)
     }
 
-    /// Ends the body after what is held.
-    pub(crate) fn cut(&mut self) -> Completion
+    /// Ends the body after what is held, as `outcome` unless that is decided.
+    pub(crate) fn cut(&mut self, outcome: Outcome) -> Completion
     where
         B: Unpin,
     {
-        let failed = Outcome::Failed(Failure::Status);
         if let Rest::Watched { body } = &mut self.rest {
-            Pin::new(body).cut(failed);
+            Pin::new(body).cut(outcome);
         }
-        self.completion().unwrap_or(Completion::new(failed))
+        self.completion().unwrap_or(Completion::new(outcome))
     }
 
     /// Ends a stream without content that has told all: an error, or an end marker. Some providers leave it open.
@@ -109,7 +108,7 @@ impl<B> RipeBody<B> {
         let is_over = |body: &&Watched<B, Unguarded>| body.is_event_stream() && body.is_over();
         let is_over = !self.has_content() && self.watched().filter(is_over).is_some();
         if is_over {
-            self.cut();
+            self.cut(Outcome::Failed(Failure::Status));
         }
         is_over
     }

@@ -30,6 +30,12 @@ pub trait Ripen<R>: Clone {
     /// Waits until `response` is as ripe as that.
     fn ripen(&self, call: Option<&Call>, response: R, ripeness: Ripeness) -> Self::Ripening;
 
+    /// Ends a response that does not count yet as `outcome`, and returns what was seen of it, if that is known.
+    fn give_up(&self, ripening: Pin<&mut Self::Ripening>, outcome: Outcome) -> Option<Completion> {
+        let _ = (ripening, outcome);
+        None
+    }
+
     /// The description that [`ripen`](Self::ripen) reads; `None` if it reads none.
     fn keep(&self, call: Option<&Call>) -> Option<Call>;
 }
@@ -77,6 +83,8 @@ pub struct Ripening<B> {
     /// `None` once it counts.
     response: Option<http::Response<RipeBody<B>>>,
     ripeness: Ripeness,
+    /// The estimate of the call's input.
+    input_tokens: u64,
 }
 
 // === impl Ripeness ===
@@ -139,7 +147,13 @@ where
         Ripening {
             response: Some(response),
             ripeness,
+            input_tokens: call.map_or(0, Call::input_tokens),
         }
+    }
+
+    fn give_up(&self, ripening: Pin<&mut Ripening<B>>, outcome: Outcome) -> Option<Completion> {
+        let response = ripening.get_mut().response.as_mut()?;
+        Some(response.body_mut().cut(outcome))
     }
 
     fn keep(&self, call: Option<&Call>) -> Option<Call> {
@@ -193,20 +207,36 @@ where
         let seen = match ends {
             None if response.status().is_success() && ripeness.at != RipeAt::Whole => None,
             None if response.status().is_success() => {
-                drop(response);
+                let failed = Outcome::Failed(Failure::Transport);
+                let seen = response.body_mut().cut(failed);
                 let error = TooLarge::new(ripeness.max_held_bytes);
-                let failed = ClassifiedError::new(Outcome::Failed(Failure::Transport), error);
-                return Poll::Ready(Arrived::error(failed.into()));
+                let error = ClassifiedError::new(failed, error).into();
+                return Poll::Ready(this.failed(error, &seen));
             }
             // An error response with more than may be held.
             None => {
                 response.headers_mut().remove(CONTENT_LENGTH);
-                Some(response.body_mut().cut())
+                Some(response.body_mut().cut(Outcome::Failed(Failure::Status)))
             }
             Some(Ok(())) => response.body().completion(),
-            Some(Err(error)) => return Poll::Ready(Arrived::error(error)),
+            Some(Err(error)) => {
+                let failed = Completion::new(Outcome::Failed(Failure::Transport));
+                let seen = response.body().completion().unwrap_or(failed);
+                return Poll::Ready(this.failed(error, &seen));
+            }
         };
-        Poll::Ready(arrived(response, seen.as_ref()))
+        let arrived = arrived(response, seen.as_ref());
+        Poll::Ready(match seen {
+            Some(seen) => arrived.using(seen.used(this.input_tokens)),
+            None => arrived,
+        })
+    }
+}
+
+impl<B> Ripening<B> {
+    /// A response that broke off, by what was seen of it.
+    fn failed<T>(&self, error: BoxError, seen: &Completion) -> Arrived<T> {
+        Arrived::error(error, 0).using(seen.used(self.input_tokens))
     }
 }
 

@@ -23,6 +23,8 @@ pub struct FanoutStats {
     pub refused_by_budget: u64,
     /// How long the branches that were given up had run.
     pub wasted: Duration,
+    /// What those had used, in tokens: the estimates of their input, and the output that was seen, unless reported.
+    pub wasted_tokens: u64,
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +36,7 @@ pub(crate) struct Counters {
     superseded: AtomicU64,
     refused_by_budget: AtomicU64,
     wasted_micros: AtomicU64,
+    wasted_tokens: AtomicU64,
 }
 
 /// What one call adds to them, all at once: the threads contend once a call.
@@ -45,6 +48,7 @@ pub(crate) struct Tally {
     pub(crate) superseded: usize,
     pub(crate) refused_by_budget: bool,
     pub(crate) wasted: Duration,
+    pub(crate) wasted_tokens: u64,
 }
 
 impl FanoutStats {
@@ -73,6 +77,7 @@ impl Counters {
         add(&self.superseded, tally.superseded as u64);
         add(&self.refused_by_budget, tally.refused_by_budget.into());
         add(&self.wasted_micros, micros);
+        add(&self.wasted_tokens, tally.wasted_tokens);
     }
 
     pub(crate) fn stats(&self) -> FanoutStats {
@@ -84,6 +89,7 @@ impl Counters {
             superseded: self.superseded.load(Relaxed),
             refused_by_budget: self.refused_by_budget.load(Relaxed),
             wasted: Duration::from_micros(self.wasted_micros.load(Relaxed)),
+            wasted_tokens: self.wasted_tokens.load(Relaxed),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use tower_llm_core::Outcome;
+use tower_llm_core::{Outcome, Usage};
 
 use crate::{Report, report::Attempt};
 
@@ -28,6 +28,7 @@ impl Trace {
             started: now.saturating_duration_since(self.began_at),
             ended: None,
             outcome: None,
+            usage: None,
         });
     }
 
@@ -36,20 +37,15 @@ impl Trace {
         &mut self,
         branch: usize,
         outcome: Outcome,
+        usage: Option<Usage>,
         now: Instant,
     ) -> Option<Duration> {
         let attempt = self.attempts.get_mut(branch)?;
         let ended = now.saturating_duration_since(self.began_at);
         attempt.ended = Some(ended);
         attempt.outcome = Some(outcome);
+        attempt.usage = usage;
         Some(ended.saturating_sub(attempt.started))
-    }
-
-    /// The branches that have not ended.
-    pub(crate) fn in_flight(&self) -> Vec<usize> {
-        let attempts = self.attempts.iter().enumerate();
-        let in_flight = attempts.filter(|(_, attempt)| attempt.ended.is_none());
-        in_flight.map(|(branch, _)| branch).collect()
     }
 
     pub(crate) fn into_report(self) -> Report {

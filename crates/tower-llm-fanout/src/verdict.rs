@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tower_llm_core::{BoxError, Completion, Outcome, Subject};
+use tower_llm_core::{BoxError, Completion, Outcome, Subject, Usage};
 
 /// What the answer of one branch means for the rest of the call.
 ///
@@ -35,6 +35,8 @@ pub struct Arrived<T> {
     pub subject: Option<Subject>,
     /// What the provider says about another try, in `x-should-retry`.
     pub should_retry: Option<bool>,
+    /// What it has used, as far as is known.
+    pub usage: Option<Usage>,
 }
 
 /// Decides what an answer means. Implemented for closures.
@@ -71,16 +73,24 @@ impl<T> Arrived<T> {
             outcome,
             subject: None,
             should_retry: None,
+            usage: None,
         }
     }
 
-    /// The error that came instead of a response.
-    pub(crate) fn error(error: BoxError) -> Self {
+    /// The same, having used this.
+    pub(crate) const fn using(mut self, used: Usage) -> Self {
+        self.usage = Some(used);
+        self
+    }
+
+    /// The error that came instead of a response, for a call with this estimate of its input.
+    pub(crate) fn error(error: BoxError, input_tokens: u64) -> Self {
         let completion = Completion::of_error(&*error);
-        Self {
+        let arrived = Self {
             subject: completion.subject,
             ..Self::new(Err(error), completion.outcome)
-        }
+        };
+        arrived.using(completion.used(input_tokens))
     }
 }
 

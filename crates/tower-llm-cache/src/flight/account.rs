@@ -1,6 +1,6 @@
 //! What one caller pays for its part in flights.
 
-use tower_llm_core::{Bill, Completion, Failure, Outcome, Unfinished, Usage};
+use tower_llm_core::{Bill, Completion, Unfinished};
 
 /// Where a participant notes what its caller pays.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Account {
     pub(super) fn charge(&self, call: &Completion) {
         match self.part {
             None => self.charge_response(call),
-            Some(input_tokens) => self.bill().charge_extra(used(call, input_tokens)),
+            Some(input_tokens) => self.bill().charge_extra(call.used(input_tokens)),
         }
     }
 
@@ -90,36 +90,5 @@ impl Account {
         if call.served.is_some() {
             bill.waive();
         }
-    }
-}
-
-/// What a call has used, and what a cache inside of this one says that it has cost beside that.
-pub(crate) fn used(call: &Completion, input_tokens: u64) -> Usage {
-    let used = match call.served {
-        Some(_) => Usage::default(),
-        None => used_by_itself(call, input_tokens),
-    };
-    used.plus(&call.extra_usage.unwrap_or_default())
-}
-
-/// By the table of [`Outcome`].
-fn used_by_itself(call: &Completion, input_tokens: u64) -> Usage {
-    let was_at_work = match call.outcome {
-        Outcome::Success | Outcome::Abandoned | Outcome::Superseded => true,
-        Outcome::Failed(failure) => match call.status {
-            Some(status) => (200..300).contains(&status),
-            None => failure != Failure::Transport,
-        },
-        _ => return Usage::default(),
-    };
-    match call.usage {
-        Some(mut usage) => {
-            if call.outcome != Outcome::Success {
-                usage.output = usage.output.max(call.output_seen);
-            }
-            usage
-        }
-        None if was_at_work => Usage::new(input_tokens, call.output_seen),
-        None => Usage::default(),
     }
 }

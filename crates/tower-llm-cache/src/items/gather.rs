@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     error::NotCached,
-    flight::{Account, End, FlightKey, Head, Participant, Recorded, Recorder, Start, used},
+    flight::{Account, End, FlightKey, Head, Participant, Recorded, Recorder, Start},
     headers::{Did, Why, shareable},
     shared::{Boarded, Shared, Timer},
 };
@@ -423,7 +423,7 @@ impl Reading {
     fn used(&self) -> Usage {
         let completion = self.participant.completion();
         completion.map_or_else(Usage::default, |completion| {
-            used(&completion, self.call.input_tokens)
+            completion.used(self.call.input_tokens)
         })
     }
 

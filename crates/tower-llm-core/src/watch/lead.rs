@@ -28,6 +28,11 @@ pub(super) struct Lead(Arc<Shared>);
 #[derive(Clone)]
 pub(super) struct Led(Weak<Shared>);
 
+/// Has the layers around a response read its body themselves.
+pub(crate) fn stop_leading(extensions: &mut http::Extensions) {
+    extensions.remove::<Led>();
+}
+
 struct Shared {
     // A body and its outer layers are polled by one task, so the lock is never contended.
     scanner: Mutex<Scanner>,

@@ -30,6 +30,7 @@ pub use self::{
     future::Guarded,
 };
 pub(crate) use dropping::{report_bill, while_dropping};
+pub(crate) use lead::stop_leading;
 
 /// How the end of a response is detected: [`HttpBody`] for [`http::Response`], [`Unary`] for any other type.
 ///

@@ -3,12 +3,29 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::task::JoinSet;
+use tower::{ServiceExt, limit::ConcurrencyLimit};
 use tower_layer::Layer;
 use tower_llm_core::Unary;
 use tower_llm_fanout::{Delay, FanoutLayer};
 use tower_service::Service;
 
-use crate::support::{MS, Provider, ask};
+use crate::support::{MS, Provider, Script, ask, never, ok};
+
+#[tokio::test(start_paused = true)]
+async fn a_branch_that_lost_has_wasted_its_input_if_it_was_sent() {
+    let hedge = FanoutLayer::hedge(Delay::fixed(100 * MS)).watch(Unary);
+    let layer = hedge.build().unwrap();
+    let provider = Script::new([never(), ok(1, 50 * MS)]);
+    layer.layer(provider).call(ask()).await.unwrap();
+    let stats = layer.stats();
+    assert_eq!((stats.wasted, stats.wasted_tokens), (150 * MS, 25));
+
+    // The hedge waits for the only permit.
+    let one = ConcurrencyLimit::new(Script::new([ok(1, 200 * MS)]), 1);
+    layer.layer(one).oneshot(ask()).await.unwrap();
+    assert_eq!(layer.stats().superseded, 2);
+    assert_eq!(layer.stats().wasted_tokens, 25);
+}
 
 /// Latencies with a heavy tail: a log-normal body with a median of 1.2 s, and 5 % that take 4 to 12 times as long.
 pub(crate) fn heavy_tail(rng: &mut fastrand::Rng) -> Duration {

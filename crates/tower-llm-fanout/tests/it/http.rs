@@ -16,7 +16,7 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
 use tokio::time::{Instant, Sleep, sleep};
 use tower_layer::Layer;
-use tower_llm_core::{BoxError, Call, Completion, Failure, Operation, Outcome, Provider};
+use tower_llm_core::{BoxError, Call, Completion, Failure, Operation, Outcome, Provider, Usage};
 use tower_llm_fanout::{Delay, FanoutBuilder, FanoutLayer, Report, RipeAt};
 use tower_service::Service;
 
@@ -167,6 +167,7 @@ impl Drop for Frames {
 fn request() -> Request<Full<Bytes>> {
     let call = Call::builder(Provider::OPENAI, Operation::CHAT)
         .streamed(true)
+        .input_tokens(40)
         .build();
     let mut request = Request::new(Full::new(Bytes::from("{}")));
     request.extensions_mut().insert(call);
@@ -258,6 +259,28 @@ async fn the_first_content_wins_and_not_the_first_headers() {
         [Some(Outcome::Superseded), Some(Outcome::Success)]
     );
     text(response).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_losing_branches_have_used_is_reported() {
+    let slow = sse([ROLE, CONTENT]).then(Duration::from_secs(50), Ok(STOP));
+    let usage =
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":38,\"completion_tokens\":9}}\n\n";
+    let whole = sse([ROLE, CONTENT, STOP, usage, DONE]);
+    let broken = json(500, "{}");
+    let upstream = Upstream::new([slow, broken, whole]);
+    let builder = FanoutLayer::race(3).ripe_at(RipeAt::Whole);
+    let layer = builder.build().unwrap();
+    let response = layer.layer(upstream).call(request()).await.unwrap();
+    let report = response.extensions().get::<Report>().unwrap();
+    let used: Vec<_> = report.attempts().iter().map(|one| one.usage).collect();
+    let lost = Usage::new(40, 2);
+    assert_eq!(
+        used,
+        [Some(lost), Some(Usage::default()), Some(Usage::new(38, 9))]
+    );
+    assert_eq!(layer.stats().wasted_tokens, lost.total());
+    assert_eq!(layer.stats().wasted, 5 * MS);
 }
 
 #[tokio::test(start_paused = true)]

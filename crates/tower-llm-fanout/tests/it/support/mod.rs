@@ -78,7 +78,9 @@ pub(crate) fn ask() -> Ask {
 
 impl Ask {
     pub(crate) fn numbered(id: usize) -> Self {
-        let call = Call::builder(tower_llm_core::Provider::OPENAI, Operation::CHAT).build();
+        let call = Call::builder(tower_llm_core::Provider::OPENAI, Operation::CHAT)
+            .input_tokens(25)
+            .build();
         Self { id, call }
     }
 }
