@@ -40,7 +40,7 @@ pub(crate) struct Progress {
     idle_since: Option<Instant>,
     /// When the response headers or the last frame were passed on.
     handed_on_at: Instant,
-    /// When everything that the reader needs had arrived.
+    /// When everything that the reader needs had arrived; moved later by the time in which the body was not read.
     over_at: Option<Instant>,
 }
 
@@ -151,7 +151,7 @@ impl Progress {
         }
         self.idle_since = Some(now);
         let reading = now - self.handed_on_at;
-        for since in [&mut self.token_since, &mut self.life_at]
+        for since in [&mut self.token_since, &mut self.life_at, &mut self.over_at]
             .into_iter()
             .flatten()
         {

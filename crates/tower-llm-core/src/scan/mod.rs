@@ -186,8 +186,13 @@ impl Scanner {
     }
 
     /// Whether everything has arrived that shows how the call ended.
+    ///
+    /// An event that says so counts once its data is whole: what shows the end is rarely the last of its members.
     pub(crate) fn is_over(&self) -> bool {
-        self.saw_the_end() || matches!(self.format, Format::Sse(_)) && self.facts.has_error()
+        match &self.format {
+            Format::Sse(sse) => !sse.is_in_data() && (self.saw_the_end() || self.facts.has_error()),
+            _ => self.saw_the_end(),
+        }
     }
 
     fn verdict(&self, end: End) -> Verdict {

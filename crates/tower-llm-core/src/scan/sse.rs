@@ -25,6 +25,8 @@ pub(super) struct Sse {
     in_event: bool,
     /// The current JSON is the value of a field `error`.
     in_error: bool,
+    /// The event is named `error`.
+    names_error: bool,
     /// This line of unframed JSON is empty so far.
     is_blank: bool,
     /// How much of a byte order mark the stream began with; `None` once it has begun with something else.
@@ -84,9 +86,19 @@ impl Sse {
             after_cr: false,
             in_event: false,
             in_error: false,
+            names_error: false,
             is_blank: false,
             mark: Some(0),
         }
+    }
+
+    /// Whether the data of an event has begun, or was announced, and has not arrived whole.
+    pub(super) fn is_in_data(&self) -> bool {
+        let is_announced = match self.line {
+            Line::Value(Field::Error) => !self.json.is_complete(),
+            _ => self.names_error && !self.in_event,
+        };
+        is_announced || self.json.is_open()
     }
 
     pub(super) fn feed(&mut self, piece: &[u8], facts: &mut Facts) {
@@ -245,6 +257,7 @@ impl Sse {
             Line::Name { len: 0, .. } => self.end_of_event(facts),
             Line::Value(Field::Event(Some(agreed))) if agreed == ERROR.len() => {
                 facts.note_error();
+                self.names_error = true;
             }
             // The line's end is white space to JSON: it ends a number or a word.
             Line::Value(Field::Data | Field::Error) => self.json.feed(b"\n", facts),
@@ -254,6 +267,7 @@ impl Sse {
     }
 
     fn end_of_event(&mut self, facts: &mut Facts) {
+        self.names_error = false;
         if self.in_event {
             self.in_event = false;
             self.in_error = false;

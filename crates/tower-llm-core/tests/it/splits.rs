@@ -5,10 +5,10 @@
 use bytes::Bytes;
 use http::Response;
 use proptest::prelude::*;
-use tower_llm_core::Call;
+use tower_llm_core::{Call, HttpBody, Watch};
 use tower_llm_testkit::fixtures::{self, Fixture};
 
-use crate::support::{Script, Summary, answer, call_of, watch_to_end};
+use crate::support::{Log, Script, Summary, answer, call_of, next_frame, sse, watch_to_end};
 
 fn summary(call: &Call, fixture: &Fixture, body: &[u8]) -> Summary {
     let whole = Bytes::copy_from_slice(body);
@@ -54,6 +54,61 @@ fn every_fixture_may_come_byte_by_byte() {
         let cut = summary_in_pieces(&call, fixture, &bytes);
         assert_eq!(cut, summary(&call, fixture, &body), "{}", fixture.name);
     }
+}
+
+/// What has arrived when a body is first found to be over, if that is before its end.
+fn read_until_over(call: &Call, fixture: &Fixture) -> Option<usize> {
+    let body = Bytes::from_static(fixture.body);
+    let bytes = (0..body.len()).map(|at| body.slice(at..=at));
+    let mut response = HttpBody.watch(
+        Some(call),
+        answer(fixture, bytes),
+        Log::new().probe("reader"),
+    );
+    let mut read = 0;
+    while !response.body().is_over() {
+        next_frame(response.body_mut())?.unwrap();
+        read += 1;
+    }
+    Some(read)
+}
+
+/// A reader that leaves then, or a layer that ends the body then, has all events whole.
+#[test]
+fn a_body_is_over_only_after_an_event_that_came_whole() {
+    let mut streams = 0;
+    for fixture in fixtures::all() {
+        let Some(read) = read_until_over(&call_of(fixture), fixture) else {
+            continue;
+        };
+        let (read, rest) = fixture.body.split_at(read);
+        // After its data, or after its blank line if only that shows it.
+        let is_whole = matches!(rest, [] | [b'\n' | b'\r', ..]) || read.ends_with(b"\n\n");
+        assert!(
+            is_whole,
+            "{}: over before {:?}",
+            fixture.name,
+            String::from_utf8_lossy(rest)
+        );
+        streams += usize::from(!rest.is_empty());
+    }
+    assert!(streams > 20, "{streams}");
+}
+
+/// The name announces an error; its data says which.
+#[test]
+fn an_event_named_error_is_over_with_its_data() {
+    let [named, data] = ["event: error\n", "data: {\"type\":\"overloaded_error\"}\n"];
+    let mut response = HttpBody.watch(
+        None,
+        sse(Script::data([named, data])),
+        Log::new().probe("reader"),
+    );
+    let body = response.body_mut();
+    next_frame(body).unwrap().unwrap();
+    assert!(!body.is_over());
+    next_frame(body).unwrap().unwrap();
+    assert!(body.is_over());
 }
 
 /// The content type of the response headers.

@@ -164,6 +164,55 @@ async fn an_upstream_that_stays_open_after_the_marker_does_not_keep_the_caller()
     }
 }
 
+/// What ends the last event of a stream, in each dialect: the marker, or a finish reason, is not its last byte.
+const LAST_EVENTS: [(Dialect, &str); 4] = [
+    (Dialect::OpenAi, DONE),
+    (
+        Dialect::OpenAiResponses,
+        "event: response.completed\r\ndata: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"output_tokens\":5}}}\r\n\r\n",
+    ),
+    (
+        Dialect::Anthropic,
+        "event: message_stop\ndata: {\"type\":\"message_stop\", \"amazon-bedrock-invocationMetrics\":{}}\n\n",
+    ),
+    (
+        Dialect::Gemini,
+        "data: {\"candidates\":[{\"finishReason\":\"STOP\"}],\"usageMetadata\":{\"totalTokenCount\":5}}\n\n",
+    ),
+];
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_ends_a_stream_comes_whole_however_slowly_it_is_sent() {
+    for (dialect, event) in LAST_EVENTS {
+        let data_ends = event.trim_ascii_end().len();
+        let bytes = event.as_bytes().chunks(1).enumerate();
+        let body = bytes.fold(Upstream::new(), |upstream, (at, byte)| {
+            // The line ends follow their data at once.
+            let sent = at.min(data_ends - 1);
+            upstream.at(seconds(sent as u64), byte.to_vec())
+        });
+        let (_, outcome, text) = end(TimeoutLayer::new(), dialect, body).await;
+        assert_eq!((outcome, &*text), (Outcome::Success, event), "{dialect:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_ends_a_stream_comes_whole_however_slowly_it_is_read() {
+    for (dialect, event) in LAST_EVENTS {
+        let bytes = event.as_bytes().chunks(1);
+        let body = bytes.fold(Upstream::new(), |upstream, byte| {
+            upstream.now(byte.to_vec())
+        });
+        let mut response = call(TimeoutLayer::new(), streamed(dialect), sse(body)).await;
+        let mut text = String::new();
+        while let Some(frame) = crate::support::next(response.body_mut()).await {
+            text.push_str(&frame.unwrap());
+            tokio::time::sleep(2 * LINGER).await;
+        }
+        assert_eq!(text, event, "{dialect:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn frames_after_the_marker_do_not_hold_the_caller() {
     let talks_on = (1..100).fold(Upstream::new().now(CONTENT).now(DONE), |upstream, n| {
