@@ -50,6 +50,7 @@ struct Parts {
     items: u64,
     cost: u64,
     received_at: Instant,
+    body_bytes: Option<u64>,
 }
 
 /// Builds a [`Call`]; see [`Call::builder`].
@@ -157,6 +158,7 @@ impl Call {
             items: 1,
             cost: 1,
             received_at: Instant::now(),
+            body_bytes: None,
         };
         CallBuilder {
             parts,
@@ -255,6 +257,12 @@ impl Call {
     #[must_use]
     pub fn received_at(&self) -> Instant {
         self.parts.received_at
+    }
+
+    /// Returns the size of the request body in bytes; `None` if it is not known before the body is sent, as for an upload.
+    #[must_use]
+    pub fn body_bytes(&self) -> Option<u64> {
+        self.parts.body_bytes
     }
 
     /// Starts a call that is like this one: for a layer that sends a part of it, or the same to another model.
@@ -371,6 +379,12 @@ impl CallBuilder {
     /// Sets when the request arrived; the time of [`Call::builder`] unless set.
     pub fn received_at(mut self, at: Instant) -> Self {
         self.parts.received_at = at;
+        self
+    }
+
+    /// Sets the size of the request body, in bytes.
+    pub fn body_bytes(mut self, bytes: u64) -> Self {
+        self.parts.body_bytes = Some(bytes);
         self
     }
 

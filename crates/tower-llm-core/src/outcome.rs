@@ -174,6 +174,11 @@ pub struct Completion {
     /// The usage of other calls that were made for the response, and that `usage` leaves out: a cache may send a part of a
     /// batch, and then not get the rest. The caller pays for it whatever became of its own call.
     pub extra_usage: Option<Usage>,
+    /// The layer that refused the call, such as `bulkhead`; `None` if the call was not refused, or if it was given up while it
+    /// waited in a layer.
+    pub refused_by: Option<&'static str>,
+    /// The size of what has passed of the response body, in bytes; 0 with [`Unary`](crate::Unary).
+    pub body_bytes: u64,
 }
 
 /// What an error of the provider concerns. A circuit should open for no more than that.
@@ -254,6 +259,8 @@ impl Completion {
             subject: None,
             served: None,
             extra_usage: None,
+            refused_by: None,
+            body_bytes: 0,
         }
     }
 
@@ -274,11 +281,22 @@ impl Completion {
         let known = chain(error).find_map(outcome_of);
         // A shared call that was dropped has no outcome of its own; that of the error, if it has one, comes first.
         let known = known.or_else(|| billed.and_then(Billed::outcome));
-        let seen = Self::new(known.unwrap_or(Outcome::Failed(Failure::Transport)));
+        let mut seen = Self::new(known.unwrap_or(Outcome::Failed(Failure::Transport)));
+        if seen.outcome == Outcome::Refused {
+            seen.refused_by = chain(error).find_map(refuser);
+        }
         match billed {
             Some(billed) => billed.bill().of(seen),
             None => seen,
         }
+    }
+}
+
+/// Returns the layer that an error names as the one that refused the call, without its sources.
+fn refuser(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    match error.downcast_ref::<Refusal>() {
+        Some(refusal) => Some(refusal.layer()),
+        None => error.is::<Overloaded>().then_some("load_shed"),
     }
 }
 

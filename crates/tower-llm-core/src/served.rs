@@ -230,12 +230,16 @@ impl State {
             seen.output_seen = call.output_seen.max(seen.output_seen);
             seen.finish = call.finish.or(seen.finish);
             seen.status = seen.status.or(call.status);
+            seen.refused_by = seen.refused_by.or(call.refused_by);
             // That its caller has left, or ran out of time, says nothing of a call that failed, or was never sent.
             seen.outcome = match (seen.outcome, call.outcome) {
                 (seen, Outcome::Success | Outcome::Abandoned) => seen,
                 (Outcome::Abandoned | Outcome::Failed(Failure::Timeout), call) => call,
                 (seen, _) => seen,
             };
+            if seen.outcome != Outcome::Refused {
+                seen.refused_by = None;
+            }
         }
         let served = seen.served.unwrap_or(Served::Follower);
         seen.served = self.is_waived.then_some(served);

@@ -57,6 +57,9 @@ pub(super) fn describe(
     if let Some(tokens) = most_output {
         call = call.max_output_tokens(tokens);
     }
+    if !body.is_empty() {
+        call = call.body_bytes(body.len() as u64);
+    }
     if let Some(account) = account {
         call = call.account(account);
     }

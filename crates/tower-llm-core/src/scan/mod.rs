@@ -44,6 +44,7 @@ pub(crate) struct Scanner {
     asked: Asked,
     first_token_at: Option<Instant>,
     served: Option<Served>,
+    body_bytes: u64,
 }
 
 /// What was asked for.
@@ -97,6 +98,7 @@ impl Scanner {
             asked,
             first_token_at: None,
             served: None,
+            body_bytes: 0,
         }
     }
 
@@ -110,6 +112,7 @@ impl Scanner {
     pub(crate) fn frame(&mut self, frame: &Frame<Bytes>) -> Seen {
         let had_output = self.facts.has_output;
         if let Some(data) = frame.data_ref() {
+            self.body_bytes += data.len() as u64;
             self.format.feed(data, &mut self.facts);
             if let Format::Opaque { compressed: false } = self.format
                 && self.headers.is_error()
@@ -182,6 +185,7 @@ impl Scanner {
         completion.status = Some(self.headers.status.as_u16());
         completion.subject = subject;
         completion.served = self.served;
+        completion.body_bytes = self.body_bytes;
         completion
     }
 

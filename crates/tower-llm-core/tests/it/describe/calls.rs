@@ -118,7 +118,9 @@ async fn every_dialect_is_described() {
             "OpenAi openai chat gpt-5 whole in=0 max=- items=1",
         ),
     ] {
-        assert_eq!(line(&call(path, body).await), expected, "{path} {body}");
+        let call = call(path, body).await;
+        assert_eq!(line(&call), expected, "{path} {body}");
+        assert_eq!(call.body_bytes(), Some(body.len() as u64), "{path}");
     }
 }
 

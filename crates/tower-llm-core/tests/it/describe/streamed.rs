@@ -46,6 +46,7 @@ async fn an_upload_passes_unchanged_and_is_described_by_its_path() {
                 .unwrap();
             let call = passed.call().unwrap().into_owned();
             assert_eq!((call.model(), call.input_tokens()), (None, 0), "{path}");
+            assert_eq!(call.body_bytes(), None, "{path}");
             assert_eq!(passed.body().as_bytes(), None, "{path}");
             assert!(passed.body().try_clone().is_none(), "{path}");
             assert!(RequestBody::try_clone_request(&passed).is_none(), "{path}");

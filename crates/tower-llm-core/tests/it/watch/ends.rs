@@ -15,6 +15,18 @@ fn a_stream_that_ends_after_its_marker_is_a_success() {
 }
 
 #[test]
+fn a_body_is_as_large_as_what_has_passed_of_it() {
+    let frames = [ROLE, CONTENT, STOP, USAGE, DONE];
+    let bytes = |frames: &[&str]| frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+    let (completion, _) = watch_to_end(None, sse(Script::data(frames)));
+    assert_eq!(completion.body_bytes, bytes(&frames));
+
+    let log = Log::new();
+    drop(read_frames(sse(Script::data(frames)), &log, 2));
+    assert_eq!(log.completion().body_bytes, bytes(&frames[..2]));
+}
+
+#[test]
 fn a_stream_without_its_marker_is_complete_if_the_model_has_finished() {
     let (completion, _) = watch_to_end(None, sse(Script::data([ROLE, CONTENT, STOP, USAGE])));
     assert_eq!(completion.outcome, Outcome::Success);

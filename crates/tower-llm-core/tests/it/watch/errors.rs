@@ -1,7 +1,7 @@
 //! Errors that state how the call ended: an adapter's verdict, and tower's own errors.
 
 use tower::{load_shed::error::Overloaded, timeout::error::Elapsed};
-use tower_llm_core::ClassifiedError;
+use tower_llm_core::{Bill, Billed, ClassifiedError};
 
 use super::*;
 
@@ -91,4 +91,38 @@ fn a_call_refused_by_towers_load_shed_counts_as_unsent() {
 fn a_refusal_in_the_middle_of_a_body_does_not_unsend_the_call() {
     let outcome = within_the_body(TooLarge::new(1).into());
     assert_eq!(outcome, Outcome::Failed(Failure::Transport));
+}
+
+#[test]
+fn a_refusal_names_the_layer_wherever_it_is_in_the_chain() {
+    let refusal = || Refusal::new(RefusalKind::Unavailable, "bulkhead");
+    let errors: [(BoxError, Option<&str>); 6] = [
+        (refusal().into(), Some("bulkhead")),
+        (Wrapped(refusal().into()).into(), Some("bulkhead")),
+        (Overloaded::new().into(), Some("load_shed")),
+        (classified(Outcome::Refused), None),
+        (classified(Outcome::Exhausted), None),
+        ("reset".into(), None),
+    ];
+    for (error, refused_by) in errors {
+        assert_eq!(
+            Completion::of_error(&*error).refused_by,
+            refused_by,
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_shared_call_that_was_refused_names_the_layer_to_each_of_its_callers() {
+    let refusal: BoxError = Refusal::new(RefusalKind::RateLimited, "ratelimit").into();
+    let call = Completion::of_error(&*refusal);
+    let (left, failed) = (Bill::new(), Bill::new());
+    left.charge(&call);
+    let error = Billed::new(left, Arc::new("its caller has left".into()));
+    assert_eq!(Completion::of_error(&error).refused_by, Some("ratelimit"));
+    // One that was sent was refused by no layer.
+    failed.charge(&Completion::new(Outcome::Failed(Failure::Status)));
+    let error = Billed::new(failed, Arc::new(refusal));
+    assert_eq!(Completion::of_error(&error).refused_by, None);
 }
