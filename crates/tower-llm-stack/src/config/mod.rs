@@ -46,6 +46,7 @@
 
 mod duration;
 mod error;
+mod layers;
 mod model;
 mod parse;
 mod secrets;

@@ -45,6 +45,20 @@ impl Problems {
         self.add_if(value == Some(0), table, setting, Problem::Zero);
     }
 
+    fn at_most(
+        &mut self,
+        table: &str,
+        setting: &str,
+        value: Option<u64>,
+        (most, allowed): (u64, &'static str),
+    ) {
+        let Some(value) = value.filter(|value| *value > most) else {
+            return;
+        };
+        let value = value.to_string();
+        self.add(table, setting, Problem::OutOfRange { value, allowed });
+    }
+
     /// More than zero, and at most a day.
     fn duration(&mut self, table: &str, setting: &str, value: Option<Duration>) {
         const DAY: Duration = Duration::from_secs(86_400);
@@ -75,6 +89,19 @@ impl Problems {
             allowed,
         };
         self.add_if(!is_allowed, table, setting, problem);
+    }
+
+    /// What is built of the settings, when the checks by setting find nothing wrong in their table.
+    fn built<T, E: ToString>(&mut self, table: &str, setting: &str, built: Result<T, E>) {
+        let is_told = |told: &SettingError| {
+            let rest = told.setting().strip_prefix(table);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        if let Err(error) = built
+            && !self.0.iter().any(is_told)
+        {
+            self.invalid(table, setting, error);
+        }
     }
 
     fn invalid(&mut self, table: &str, setting: &str, reason: impl ToString) {

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use http::HeaderName;
+use http::{HeaderName, Uri};
 use regex::Regex;
+use tower_llm_fanout::FanoutBuilder;
 
 use super::Problems;
 use crate::config::{
@@ -23,17 +24,23 @@ impl Problems {
             let is_allowed = (0.0..=1.0).contains(&budget);
             self.number(table, "budget", budget, is_allowed, "from 0 to 1");
         }
+        self.at_most(
+            table,
+            "retries",
+            Some(model.retries.into()),
+            (999, "at most 999"),
+        );
         self.used(table, model);
         match model.hedge {
             Some(HedgeConfig::Delay(delay)) => self.duration(table, "hedge.delay", Some(delay)),
             Some(HedgeConfig::Percent(percent)) => {
-                let is_allowed = percent > 0.0 && percent <= 100.0;
+                let is_allowed = percent > 0.0 && percent < 100.0;
                 self.number(
                     table,
                     "hedge.percent",
                     percent,
                     is_allowed,
-                    "over 0 and at most 100",
+                    "over 0 and under 100",
                 );
             }
             None => self.add_if(
@@ -65,6 +72,20 @@ impl Problems {
                 self.add_if(is_missing, table, "ensemble", Problem::Missing);
             }
         }
+        self.model_layers(table, model);
+    }
+
+    /// Builds what the model's calls are sent with.
+    fn model_layers(&mut self, table: &str, model: &ModelConfig) {
+        let fanout = model.fanout().and_then(FanoutBuilder::build);
+        self.built(table, "strategy", fanout);
+        let failover = model.failover().and_then(FanoutBuilder::build);
+        self.built(table, "retries", failover);
+        self.built(table, "sticky_key", model.pick());
+        if let Some(ensemble) = &model.ensemble {
+            let several = ensemble.fanout(model.targets.len(), model.deadline).build();
+            self.built(table, "ensemble", several);
+        }
     }
 
     fn targets(&mut self, table: &str, model: &ModelConfig, all: &Targets) {
@@ -91,6 +112,8 @@ impl Problems {
         {
             let targets = (first.clone(), other.clone());
             self.add(table, "targets", Problem::MixedDialects { targets });
+        } else if let Some(why) = mixed_credentials(known().map(|(_, target)| target)) {
+            self.invalid(table, "targets", why);
         }
         if model.strategy == Strategy::Cheapest {
             for (name, _) in known().filter(|(_, target)| target.price.is_none()) {
@@ -209,6 +232,13 @@ impl Problems {
             Problem::Missing,
         );
         self.not_empty(table, "judge.prompt", judge.prompt.as_deref());
+        // Elsewhere, a server may need none.
+        let is_official = |target: &&TargetConfig| target.base_url.is_none();
+        let target = all.get(&judge.target).filter(is_official);
+        if target.is_some_and(|target| !target.has_credential()) {
+            let why = "has no credential of its own, and a judge's calls have no caller's";
+            self.invalid(table, "judge.target", why);
+        }
     }
 
     fn regex(&mut self, table: &str, setting: &str, pattern: Option<&str>) {
@@ -223,5 +253,28 @@ impl Problems {
                 format_args!("is not a regular expression: {what}"),
             );
         }
+    }
+}
+
+/// Why targets cannot take each other's calls: a caller's own credential is for one provider, and with one of a target's own it is
+/// not sent.
+fn mixed_credentials<'a>(targets: impl Iterator<Item = &'a TargetConfig>) -> Option<&'static str> {
+    let (keyed, passing): (Vec<_>, Vec<_>) = targets.partition(|target| target.has_credential());
+    let place = |target: &TargetConfig| {
+        let url = target.base_url().and_then(|url| url.parse::<Uri>().ok());
+        let host = url.and_then(|url| url.host().map(str::to_owned));
+        (target.provider.clone(), host)
+    };
+    let first = passing.first().map(|target| place(target));
+    if !keyed.is_empty() && !passing.is_empty() {
+        Some(
+            "some have a credential of their own and some pass the caller's on: give all or none of them one",
+        )
+    } else if passing.iter().any(|target| Some(place(target)) != first) {
+        Some(
+            "they are at several providers, and would each get the caller's own credential: give each one of its own",
+        )
+    } else {
+        None
     }
 }

@@ -2,7 +2,13 @@
 
 use http::Uri;
 
+use tower_llm_bulkhead::BulkheadLayer;
+use tower_llm_ratelimit::RateLimitLayer;
+use tower_llm_timeout::TimeoutLayer;
+
 use super::Problems;
+#[cfg(feature = "accounts")]
+use crate::accounts::{ClientCredentials, HealthCheck, Proxies};
 use crate::{
     adapters::base_url::BaseUrl,
     config::{
@@ -14,6 +20,9 @@ use crate::{
 impl Problems {
     pub(super) fn target(&mut self, table: &str, name: &str, target: &TargetConfig) {
         self.not_empty(table, "", Some(name));
+        if ["caller", "callers"].contains(&name) {
+            self.invalid(table, "", "is the name of the callers' own limits");
+        }
         self.provider(table, target);
         self.credentials(table, target);
         if let Some(proxy) = &target.proxy
@@ -38,6 +47,11 @@ impl Problems {
             ),
         ] {
             self.not_zero(table, setting, limit);
+            let most = match setting {
+                "concurrency" => (u64::from(u32::MAX), "at most 4294967295"),
+                _ => (1 << 53, "at most 2^53"),
+            };
+            self.at_most(table, setting, limit, most);
         }
         let weightless = Problem::OutOfRange {
             value: "0".to_owned(),
@@ -61,6 +75,18 @@ impl Problems {
         ] {
             self.duration(table, setting, timeout);
         }
+        let longest = timeouts.total.max(timeouts.total_streamed);
+        for (setting, timeout) in [
+            ("timeouts.first_token", timeouts.first_token),
+            ("timeouts.idle", timeouts.idle),
+        ] {
+            let problem = Problem::OutOfRange {
+                value: format!("{:?}", timeout.unwrap_or_default()),
+                allowed: "at most the longer of `total` and `total_streamed`",
+            };
+            let is_wrong = timeout.is_some_and(|timeout| timeout > longest);
+            self.add_if(is_wrong, table, setting, problem);
+        }
         self.pool(table, &target.pool);
         for (from, to) in &target.models {
             self.not_empty(table, "models", Some(from));
@@ -68,6 +94,29 @@ impl Problems {
         }
         if let Some(health) = &target.health {
             self.health(table, health);
+        }
+        self.target_layers(table, target);
+    }
+
+    /// Builds what the target's own layers are made of.
+    fn target_layers(&mut self, table: &str, target: &TargetConfig) {
+        self.built(table, "timeouts", TimeoutLayer::try_from(&target.timeouts));
+        let limits = RateLimitLayer::for_providers().limits(target.limits());
+        self.built(table, "rpm", limits.build());
+        if let Some(concurrency) = target.concurrency {
+            self.built(table, "concurrency", BulkheadLayer::new(concurrency));
+        }
+        #[cfg(feature = "accounts")]
+        {
+            let proxy = target.proxy.as_ref().map(Proxies::all).transpose();
+            self.built(table, "proxy", proxy);
+            let health = target.health.as_ref().map(HealthCheck::try_from);
+            self.built(table, "health", health.transpose());
+            if let Some(oauth) = &target.oauth {
+                let secret = crate::Secret::new("-");
+                let client = ClientCredentials::new(&oauth.token_url, &*oauth.client_id, secret);
+                self.built(table, "oauth.token_url", client);
+            }
         }
     }
 

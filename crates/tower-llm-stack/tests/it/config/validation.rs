@@ -53,6 +53,26 @@ fn wrong_targets_are_told_by_setting_and_value() {
             &["targets.a.concurrency: must not be zero; leave it out to set no limit"],
         ),
         (
+            "concurrency = 4294967296",
+            &["targets.a.concurrency: is 4294967296, and must be at most 4294967295"],
+        ),
+        (
+            "rpm = 9007199254740993",
+            &["targets.a.rpm: is 9007199254740993, and must be at most 2^53"],
+        ),
+        (
+            "timeouts = { first_token = '301s' }",
+            &[
+                "targets.a.timeouts.first_token: is 301s, and must be at most the longer of `total` and `total_streamed`",
+            ],
+        ),
+        (
+            "timeouts = { total = '1s', total_streamed = '2s', idle = '3s' }",
+            &[
+                "targets.a.timeouts.idle: is 3s, and must be at most the longer of `total` and `total_streamed`",
+            ],
+        ),
+        (
             "weight = 0",
             &["targets.a.weight: is 0, and must be at least 1"],
         ),
@@ -240,11 +260,19 @@ fn wrong_models_are_told_by_setting_and_value() {
         ),
         (
             "targets = ['claude']\nstrategy = 'hedge'\nhedge = { percent = 0 }",
-            &["models.m.hedge.percent: is 0, and must be over 0 and at most 100"],
+            &["models.m.hedge.percent: is 0, and must be over 0 and under 100"],
+        ),
+        (
+            "targets = ['claude']\nretries = 1000",
+            &["models.m.retries: is 1000, and must be at most 999"],
+        ),
+        (
+            "targets = ['claude']\nstrategy = 'hedge'\nhedge = { percent = 100 }",
+            &["models.m.hedge.percent: is 100, and must be over 0 and under 100"],
         ),
         (
             "targets = ['claude']\nstrategy = 'hedge'\nhedge = { percent = 101 }",
-            &["models.m.hedge.percent: is 101, and must be over 0 and at most 100"],
+            &["models.m.hedge.percent: is 101, and must be over 0 and under 100"],
         ),
         (
             "targets = ['claude']\nstrategy = 'hedge'\nhedge = { delay = '0s' }",
@@ -333,6 +361,7 @@ fn wrong_models_are_told_by_setting_and_value() {
         (
             "targets = ['claude']\nstrategy = 'ensemble'\nensemble = { judge = { target = 'claude', model = 'm' }, extract = '[' }",
             &[
+                "models.m.ensemble.judge.target: has no credential of its own, and a judge's calls have no caller's",
                 "models.m.ensemble.extract: is not a regular expression: unclosed character class",
                 "models.m.ensemble.extract: has no effect without `majority = true`",
             ],
@@ -350,16 +379,55 @@ fn wrong_models_are_told_by_setting_and_value() {
 fn endpoints_that_are_compatible_with_openai_count_as_openais() {
     let toml = format!(
         "{TARGETS}
+        api_key_env = 'A'
         [targets.gemini]
         provider = 'gemini'
         dialect = 'openai'
+        api_key_env = 'G'
         [targets.azure]
         provider = 'azure'
         base_url = 'https://me.openai.azure.com'
+        api_key_env = 'Z'
         [models.m]
-        targets = ['openai-a', 'gemini', 'azure']"
-    );
+        targets = ['claude', 'gemini', 'azure']"
+    )
+    .replace("provider = 'anthropic'", "provider = 'anthropic'\n        dialect = 'openai'\n        base_url = 'https://api.anthropic.com/v1'");
     validate(&toml).unwrap();
+}
+
+#[test]
+fn targets_that_would_get_another_ones_credential_are_no_targets_of_one_model() {
+    let key = "api_key_env = 'KEY'";
+    let keyed = format!("[targets.a]\nprovider = 'openai'\n{key}\n");
+    let passing = "[targets.b]\nprovider = 'openai'\n";
+    let elsewhere = "[targets.c]\nprovider = 'openai'\nbase_url = 'https://else.test/v1'\n";
+    let model = |targets: &str| format!("[models.m]\ntargets = [{targets}]\n");
+    for (toml, why) in [
+        (
+            format!("{keyed}{passing}{}", model("'a', 'b'")),
+            "give all or none of them one",
+        ),
+        (
+            format!("{passing}{elsewhere}{}", model("'b', 'c'")),
+            "give each one of its own",
+        ),
+    ] {
+        let [problem] = &problems(&toml)[..] else {
+            panic!("{toml}");
+        };
+        assert!(problem.starts_with("models.m.targets: "), "{problem}");
+        assert!(problem.ends_with(why), "{problem}");
+    }
+    validate(&format!("{keyed}{elsewhere}{key}\n{}", model("'a', 'c'"))).unwrap();
+}
+
+#[test]
+fn a_name_that_the_metrics_have_taken_is_refused() {
+    let problems = problems("[targets.caller]\nprovider = 'openai'");
+    assert_eq!(
+        problems,
+        ["targets.caller: is the name of the callers' own limits"]
+    );
 }
 
 #[test]
