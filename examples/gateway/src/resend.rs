@@ -16,7 +16,7 @@ use http::{Method, Request};
 use hyper_util::client::legacy;
 use pin_project_lite::pin_project;
 use tower::Service;
-use tower_llm_stack::{RequestBody, core::Oneshot};
+use tower_llm_stack::{BoxError, Refusal, RequestBody, core::Oneshot};
 
 /// Sends GET and HEAD requests once more.
 #[derive(Clone, Debug)]
@@ -52,14 +52,15 @@ impl<S> Resend<S> {
 
 impl<S, B> Service<Request<RequestBody<B>>> for Resend<S>
 where
-    S: Service<Request<RequestBody<B>>, Error = legacy::Error> + Clone,
+    S: Service<Request<RequestBody<B>>> + Clone,
+    S::Error: Into<BoxError>,
 {
     type Response = S::Response;
-    type Error = S::Error;
+    type Error = BoxError;
     type Future = ResponseFuture<S, B>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, request: Request<RequestBody<B>>) -> Self::Future {
@@ -77,20 +78,21 @@ where
 
 impl<S, B> Future for ResponseFuture<S, B>
 where
-    S: Service<Request<RequestBody<B>>, Error = legacy::Error>,
+    S: Service<Request<RequestBody<B>>>,
+    S::Error: Into<BoxError>,
 {
-    type Output = Result<S::Response, S::Error>;
+    type Output = Result<S::Response, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
             let result = match this.state.as_mut().project() {
-                StateProj::First { future } => ready!(future.poll(cx)),
-                StateProj::Again { future } => return future.poll(cx),
+                StateProj::First { future } => ready!(future.poll(cx)).map_err(Into::into),
+                StateProj::Again { future } => return future.poll(cx).map_err(Into::into),
             };
             let again = this.again.take();
             match (result, again) {
-                (Err(error), Some((service, request))) if was_closed(&error) => {
+                (Err(error), Some((service, request))) if was_closed(&*error) => {
                     tracing::debug!(%error, "the connection was closed; sending the request again");
                     let future = Oneshot::new(service, request);
                     this.state.set(State::Again { future });
@@ -102,13 +104,15 @@ where
 }
 
 /// Whether the connection was closed or reset before a response. Errors of the connect itself are none of these.
-fn was_closed(error: &legacy::Error) -> bool {
+fn was_closed(error: &(dyn Error + 'static)) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    if error.is_connect() {
+    let chain = || iter::successors(Some(error), |&error| error.source());
+    let client = chain().find_map(|error| error.downcast_ref::<legacy::Error>());
+    // The request for an access token fails with an error of a client too, and then nothing was sent.
+    if client.is_none_or(legacy::Error::is_connect) || Refusal::find(error).is_some() {
         return false;
     }
-    let mut sources = iter::successors(error.source(), |&error| error.source());
-    sources.any(|error| {
+    chain().any(|error| {
         let hyper = error.downcast_ref::<hyper::Error>();
         let io = error.downcast_ref::<io::Error>().map(io::Error::kind);
         hyper.is_some_and(hyper::Error::is_incomplete_message)

@@ -17,18 +17,26 @@ use tower_llm_stack::{
     adapters::ResponseBody,
 };
 
-use crate::{caller::PatientBody, client::ResponseFuture, upstream::Upstream};
+use crate::{caller::PatientBody, client::ResponseFuture, resend::Resend, upstream::Upstream};
 
 type Account = AccountService<Client<PatientBody>>;
 
+type Sent = <Resend<Account> as Service<Request<RequestBody<PatientBody>>>>::Future;
+
 /// The innermost service of a target: its account, around the client for its proxy.
 #[derive(Clone, Debug)]
-pub(crate) struct Sender(pub(crate) Account);
+pub(crate) struct Sender(Resend<Account>);
+
+impl Sender {
+    pub(crate) fn new(account: Account) -> Self {
+        Self(Resend::new(account))
+    }
+}
 
 impl Service<Request<RequestBody<PatientBody>>> for Sender {
     type Response = Response<ResponseBody<Incoming>>;
     type Error = BoxError;
-    type Future = ResponseFuture<<Account as Service<Request<RequestBody<PatientBody>>>>::Future>;
+    type Future = ResponseFuture<Sent>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.0.poll_ready(cx)

@@ -145,7 +145,7 @@ pub(crate) fn make(
             .bulkhead(bulkhead.clone())
             .timeout(timeout(name, target)?)
             .build();
-        let service = stack.layer(decode(Sender(account)));
+        let service = stack.layer(decode(Sender::new(account)));
         let mut of_pool = Target::new(name.as_str(), service)
             .weight(target.weight)
             .priority(target.priority)
