@@ -1,7 +1,7 @@
 //! The circuit breaker of each provider.
 
 use tower_llm_stack::{
-    BreakerHandle, BreakerLayer,
+    BreakerHandle, BreakerLayer, KeyBy,
     breaker::{CircuitStats, Force, Scope, State},
 };
 
@@ -48,9 +48,11 @@ pub(crate) fn layer(
     settings: &BreakerSettings,
     names: &Names,
     provider: &str,
+    account_by: KeyBy,
     sharing: Option<&Sharing>,
 ) -> Result<BreakerLayer, StartError> {
     let mut builder = BreakerLayer::builder()
+        .account_by(account_by)
         // With `--ratelimit-learn false`, callers act on a 429 themselves; else the rate limit does.
         .throttled_opens(false)
         .window(settings.window)

@@ -36,15 +36,9 @@ pub(crate) fn of_provider(
     if limits.is_empty() && !settings.learn {
         return Ok(None);
     }
-    let key_by = if upstream.passes_credentials() {
-        KeyBy::custom(|request| {
-            let call = request.call();
-            let call = call.as_deref();
-            let account = call.and_then(Call::account).unwrap_or_default();
-            Key::pair(account, call.and_then(Call::model).unwrap_or_default())
-        })
-    } else {
-        KeyBy::model()
+    let key_by = match upstream.passes_credentials() {
+        true => by_model_of(Call::account),
+        false => KeyBy::model(),
     };
     // What providers report is observed by each gateway for itself.
     let sharing = sharing.filter(|_| !limits.is_empty());
@@ -61,19 +55,31 @@ pub(crate) fn of_provider(
     builder.build().map(Some).map_err(not_built)
 }
 
-/// The limits of one target; `None` if there are none. An account has one credential, so all of its callers share them.
+/// What the provider reports is about one model, and about one of these.
+fn by_model_of(account: impl Fn(&Call) -> Option<&str> + Send + Sync + 'static) -> KeyBy {
+    KeyBy::custom(move |request| {
+        let call = request.call();
+        let call = call.as_deref();
+        let account = call.and_then(&account).unwrap_or_default();
+        Key::pair(account, call.and_then(Call::model).unwrap_or_default())
+    })
+}
+
+/// The limits of one target; `None` if there are none.
+///
+/// Configured limits apply to all calls to the target. What the provider reports is about one model and one credential: the
+/// target's own, or that of each caller.
 pub(crate) fn of_target(
     name: &str,
     target: &TargetConfig,
     settings: &RateLimitSettings,
     sharing: Option<&Sharing>,
 ) -> Result<Option<RateLimitLayer>, StartError> {
-    let limits = per_minute([
-        (target.rpm, Limit::requests),
-        (target.tpm, Limit::tokens),
-        (target.itpm, Limit::input_tokens),
-        (target.otpm, Limit::output_tokens),
-    ]);
+    let limits = target.limits();
+    let key_by = match target.has_credential() {
+        true => KeyBy::model(),
+        false => by_model_of(|call| call.caller().map(Caller::as_str)),
+    };
     if limits.is_empty() && !settings.learn {
         return Ok(None);
     }
@@ -81,15 +87,14 @@ pub(crate) fn of_target(
     let limits = limits.into_iter().map(|limit| limit.by(KeyBy::shared()));
     let mut builder = RateLimitLayer::for_providers()
         .limits(limits)
-        .key_by(KeyBy::model())
+        .key_by(key_by)
         .enforce_reported_limits(settings.learn)
         .max_waiting(settings.queue)
         .max_wait(settings.timeout);
     if let Some(sharing) = sharing {
         builder = builder.shared(sharing.limits(name));
     }
-    let layer = builder.build().map(Some);
-    layer.map_err(|error| StartError::setting(format!("targets.{name}.rpm"), error))
+    builder.build().map(Some).map_err(not_built)
 }
 
 /// The limits of each caller, identified by the gateway's keys if it has any, else as `describe` does; `None` if there

@@ -32,6 +32,7 @@ use crate::{
     limits::Limiters,
     report::Report,
     sharing::Sharing,
+    targets::Healths,
 };
 
 const CALLS: &str = "llm_calls_total";
@@ -63,6 +64,7 @@ const LIMIT_REFUNDED: &str = "ratelimit_refunded_total";
 const LIMIT_VIOLATIONS: &str = "ratelimit_violations_total";
 const LIMIT_WITHOUT_REDIS: &str = "ratelimit_without_redis_total";
 const LIMIT_UNSETTLED: &str = "ratelimit_unsettled_total";
+const TARGET_UP: &str = "target_up";
 const REDIS_UP: &str = "redis_up";
 const REDIS_FAILURES: &str = "redis_failures_total";
 const REDIS_OUTAGES: &str = "redis_outages_total";
@@ -204,6 +206,10 @@ impl Metrics {
                 LIMIT_UNSETTLED,
                 "Calls whose usage did not reach Redis, or may not have reached it."
             );
+            describe_gauge!(
+                TARGET_UP,
+                "Whether a target with a health check takes calls: 1 or 0."
+            );
             describe_gauge!(REDIS_UP, "Whether Redis is up: 1 or 0.");
             describe_counter!(REDIS_FAILURES, "Commands that Redis did not serve.");
             describe_counter!(REDIS_OUTAGES, "How often Redis became unavailable.");
@@ -221,6 +227,7 @@ impl Metrics {
         limiters: &Limiters,
         cache: Option<&CacheHandle>,
         breakers: &Breakers,
+        health: &Healths,
         sharing: Option<&Sharing>,
     ) -> String {
         for stats in bulkhead.stats() {
@@ -246,6 +253,12 @@ impl Metrics {
         for (provider, handle) in breakers {
             self.note_circuits(provider, handle);
         }
+        metrics::with_local_recorder(&*self.recorder, || {
+            for (target, health) in health {
+                let up = f64::from(u8::from(health.is_up()));
+                gauge!(TARGET_UP, "provider" => *target).set(up);
+            }
+        });
         if let Some(sharing) = sharing {
             self.note_sharing(sharing, limiters);
         }

@@ -59,7 +59,7 @@ use crate::{
     monitor::{Metrics, Monitor},
     sharing::Sharing,
     shutdown::{Drain, Shutdown},
-    targets::Models,
+    targets::{Healths, Models},
     warm::{Lines, Warmer},
 };
 
@@ -103,6 +103,7 @@ struct Shared {
     services: HashMap<&'static str, Service>,
     /// Name and address of each target of the configuration file.
     targets: Vec<(String, String)>,
+    health: Healths,
     gate: Gate,
     proxies: Proxies,
     bulkhead: BulkheadHandle,
@@ -342,6 +343,7 @@ impl Shared {
                     &self.limiters,
                     self.cache.as_ref(),
                     &self.breakers,
+                    &self.health,
                     self.sharing.as_ref(),
                 ),
             ),

@@ -182,7 +182,7 @@ impl Upstreams {
     ) -> Result<Self, StartError> {
         let mut fronts = Self::default();
         let targets: Vec<_> = targets.collect();
-        let keyed = targets.iter().find(|(_, target)| has_credential(target));
+        let keyed = targets.iter().find(|(_, target)| target.has_credential());
         let keyed = keyed.map(|(name, _)| *name);
         for (name, target) in targets {
             let (known, front) = match target.dialect() {
@@ -401,11 +401,6 @@ impl Upstream {
         }
         Ok(self.base.apply(request)?)
     }
-}
-
-/// Whether a target has a credential of its own.
-pub(crate) fn has_credential(target: &TargetConfig) -> bool {
-    target.api_key_env.is_some() || target.api_key_file.is_some() || target.oauth.is_some()
 }
 
 /// Whether a query has a value for one of `names`.

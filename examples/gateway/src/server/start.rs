@@ -12,7 +12,7 @@ use hyper_util::{rt::TokioTimer, server::conn::auto};
 use tokio::{net::TcpListener, sync::watch};
 use tower::Layer;
 use tower_llm_stack::{
-    BulkheadLayer, CacheLayer, DescribeLayer, RateLimitLayer, Stack, accounts::Proxies,
+    BulkheadLayer, CacheLayer, DescribeLayer, KeyBy, RateLimitLayer, Stack, accounts::Proxies,
     config::Config,
 };
 use tower_llm_testkit::{Behavior, SimulatedProvider};
@@ -120,7 +120,7 @@ impl Gateway {
                 let sharing = layers.sharing;
                 let made = targets::make(config, secrets, settings, bulkhead, sharing, limiters)?;
                 layers.breakers.extend(made.breakers);
-                Some((made.models, made.shown))
+                Some((made.models, made.shown, made.health))
             }
             None => None,
         };
@@ -129,7 +129,7 @@ impl Gateway {
         let mut services: HashMap<_, Service> = HashMap::new();
         for upstream in upstreams.iter() {
             let behind = match &made {
-                Some((models, _)) => Behind::Targets(models.clone()),
+                Some((models, ..)) => Behind::Targets(models.clone()),
                 None => Behind::Upstream(layers.direct(upstream, &client)?),
             };
             let stack = Stack::builder()
@@ -149,9 +149,14 @@ impl Gateway {
         refuse_itself(addr, upstreams, config)?;
         let longest = longest(&settings, config);
         let cache = cache.as_ref().map(CacheLayer::handle);
+        let (targets, health) = match made {
+            Some((_, shown, health)) => (shown, health),
+            None => Default::default(),
+        };
         let shared = Arc::new(Shared {
             services,
-            targets: made.map(|(_, shown)| shown).unwrap_or_default(),
+            targets,
+            health,
             gate: Gate {
                 access,
                 allow_paths: settings.access.allow_paths.clone().unwrap_or_default(),
@@ -247,7 +252,8 @@ impl Layers<'_> {
             limiters.push((upstream.label(), limits.handle()));
         }
         let (names, name) = (&settings.names, upstream.name());
-        let breaker = breaker::layer(&settings.breaker, names, name, self.sharing)?;
+        let account_by = KeyBy::credential();
+        let breaker = breaker::layer(&settings.breaker, names, name, account_by, self.sharing)?;
         self.breakers.push((upstream.label(), breaker.handle()));
         let stack = Stack::builder()
             .without_describe()

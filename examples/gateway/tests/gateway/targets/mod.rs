@@ -1,5 +1,9 @@
 //! Targets and models of a configuration file.
 
+mod callers;
+mod health;
+mod valid;
+
 use std::{
     env, fs,
     path::PathBuf,
@@ -9,7 +13,10 @@ use std::{
 
 use tower_llm_testkit::{Behavior, Fault, SimulatedProvider};
 
-use crate::support::{Binary, Running, get, post};
+use crate::{
+    raw::{Raw, Reply, response},
+    support::{Binary, Running, get, post, request},
+};
 
 const CHAT: &str = "/v1/chat/completions";
 const CALL: &str =
@@ -241,15 +248,26 @@ async fn an_answer_after_the_gateways_own_retries_is_not_to_be_retried() {
 }
 
 #[test]
-fn the_readmes_file_can_be_read() {
-    let readme = include_str!("../../../../README.md");
-    let file = readme
-        .split("```")
-        .find(|block| block.contains("[targets.openai-a]"));
-    let file = file.unwrap().strip_prefix("toml").unwrap();
-    let config = tower_llm_stack::config::Config::from_toml(file).unwrap();
-    config.validate().unwrap();
-    assert_eq!((config.targets.len(), config.models.len()), (2, 1));
+fn every_file_in_the_readme_is_valid() {
+    let readme = include_str!("../../../../../README.md");
+    let blocks: Vec<_> = readme.split("```toml\n").skip(1).collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let (text, _) = block.split_once("```").unwrap();
+        if text.starts_with("[dependencies]") {
+            let manifest: toml::Table = text.parse().unwrap();
+            let path = manifest["dependencies"]["tower-llm-stack"]["path"].as_str();
+            let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+            assert!(root.join(path.unwrap()).is_dir());
+            continue;
+        }
+        let config = tower_llm_stack::config::Config::from_toml(text);
+        let config = config.unwrap_or_else(|error| panic!("{error}\n{text}"));
+        config
+            .validate()
+            .unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert!(!config.targets.is_empty(), "{text}");
+    }
 }
 
 #[tokio::test]
@@ -318,14 +336,36 @@ async fn what_would_send_a_callers_key_to_several_providers_is_refused() {
     };
     let error = start(&format!("{two}{model}")).await;
     assert!(
-        error.starts_with("models.m.targets: they are at several"),
+        error.starts_with("--config: models.m.targets: they are at several"),
         "{error}"
     );
-    let health = "[targets.a]\nprovider = \"openai\"\nhealth = { path = \"/v1/models\" }\n";
-    let error = start(health).await;
-    assert!(error.starts_with("targets.a.health"), "{error}");
     let named = "[targets.caller]\nprovider = \"openai\"\n";
-    assert!(start(named).await.starts_with("targets.caller"));
+    let error = start(named).await;
+    assert!(error.starts_with("--config: targets.caller"), "{error}");
+}
+
+#[tokio::test]
+async fn a_reused_connection_that_is_closed_is_tried_once_more_for_get_and_head_alone() {
+    for (method, path, sent, status) in [
+        ("GET", "/v1/models", 3, 200),
+        ("HEAD", "/v1/models", 3, 200),
+        ("POST", CHAT, 2, 502),
+        ("DELETE", "/v1/files/f", 2, 502),
+    ] {
+        let ok = |body: &str| response("200 OK", "", body.as_bytes());
+        let upstream = Raw::start([ok("{}"), Reply::Close, ok("")]).await;
+        let addr = upstream.addr;
+        let file = File::new(&format!(
+            "[targets.a]\nprovider = \"openai\"\nbase_url = \"http://{addr}/v1\"\n\
+             [models.\"gpt-4\"]\ntargets = [\"a\"]\nretries = 0\n"
+        ));
+        let gateway = Running::start(&file.flags()).await;
+        assert_eq!(gateway.post(CHAT, "{}").await.status, 200);
+        let answer = request(gateway.addr, method, path, "", CALL).await;
+        assert_eq!(answer.status, status, "{method} {path}");
+        let requests = upstream.requests();
+        assert_eq!(requests.len(), sent, "{method}: {requests:?}");
+    }
 }
 
 #[tokio::test]
