@@ -195,9 +195,9 @@ impl<S, G, W, L: IsGate<Watch = W>> Assemble<Perhaps<S, G, W>> for Optional<L, W
 
 /// Layers that are no gates: each ends the run of gates inside of it.
 macro_rules! plain {
-    ($($(#[$feature:meta])? [$($param:ident),*] $layer:ty;)*) => {$(
+    ($($(#[$feature:meta])? [$($param:ident $(: $bound:path)?),*] $layer:ty;)*) => {$(
         $(#[$feature])?
-        impl<A: Assembled, $($param),*> Assemble<A> for $layer
+        impl<A: Assembled, $($param $(: $bound)?),*> Assemble<A> for $layer
         where
             Self: Layer<A::Service>,
         {
@@ -215,11 +215,13 @@ plain! {
     [E] RefusalLayer<E>;
     [E] Optional<RefusalLayer<E>, HttpBody>;
     [M] Own<M>;
+    #[cfg(feature = "batch")] [Bt: tower_llm_batch::Batcher] tower_llm_batch::BatchLayer<Bt>;
     #[cfg(feature = "cache")] [] tower_llm_cache::CacheLayer;
     #[cfg(feature = "cache")] [] Optional<tower_llm_cache::CacheLayer, HttpBody>;
     #[cfg(feature = "cache")] [Req, R] tower_llm_cache::ClonedLayer<Req, R>;
     #[cfg(feature = "cache")] [Req, R] Optional<tower_llm_cache::ClonedLayer<Req, R>, Cached>;
     #[cfg(feature = "fanout")] [W, C, M] tower_llm_fanout::FanoutLayer<W, C, M>;
+    #[cfg(feature = "fanout")] [W, C, M] Optional<tower_llm_fanout::FanoutLayer<W, C, M>, W>;
     #[cfg(feature = "timeout")] [W] tower_llm_timeout::TimeoutLayer<W>;
     #[cfg(feature = "timeout")] [W] Optional<tower_llm_timeout::TimeoutLayer<W>, W>;
     #[cfg(feature = "tonic")] [C] crate::adapters::tonic::StatusLayer<C>;

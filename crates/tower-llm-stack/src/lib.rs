@@ -1,16 +1,18 @@
 //! The tower-llm layers as one stack in a fixed order, and adapters for clients.
 //!
-//! [`Stack::builder`] composes the layers you choose into one typed [`tower_layer::Layer`]. Nothing is boxed, and a
+//! [`Stack::full`] has all layers that need no second target, [`Stack::preset`] those for a purpose, and [`Stack::builder`]
+//! the ones that you choose, as one typed [`tower_layer::Layer`]. Nothing is boxed, and a
 //! layer that is left out costs nothing. Requests are described unless you say otherwise. The stack keeps the order:
 //!
 //! ```text
-//! Refusal > Describe > your own > caller's RateLimit > Cache > Fanout > Breaker > provider's RateLimit > Bulkhead > Timeout > client
+//! Refusal > Describe > your own > caller's RateLimit > Cache > Batch > Fanout > Breaker > provider's RateLimit > Bulkhead > Timeout > client
 //! ```
 //!
 //! - The refusal layer is outermost, so that every error goes through it.
 //! - A request is described next, because all other layers use the description.
 //! - A caller over its limit uses nothing in the inner layers. A call that an inner layer refuses is refunded.
 //! - A cached answer costs the caller one request and no tokens, and uses nothing in the inner layers.
+//! - Calls that are merged into one are retried, and pass the inner layers, as one.
 //! - Each branch of a call passes the inner layers for itself: its own circuit, tokens and permit.
 //! - A call refused by an open circuit reserves none of the provider's tokens.
 //! - A call that waits for the provider's tokens holds no permit. The timeouts start when the call has its permit.
@@ -72,6 +74,8 @@ mod assemble;
 pub mod config;
 pub mod guide;
 mod optional;
+#[cfg(feature = "preset")]
+mod preset;
 #[cfg(any(feature = "accounts", feature = "config"))]
 mod secret;
 mod slot;
@@ -85,6 +89,9 @@ pub use tower_llm_core::{
     Served, TimedOut, TooLarge, Unary, Usage, Watch,
 };
 
+#[cfg(feature = "batch")]
+#[cfg_attr(docsrs, doc(cfg(feature = "batch")))]
+pub use tower_llm_batch::{self as batch, BatchFull, BatchHandle, BatchLayer, Embeddings};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use tower_llm_breaker::SharedCircuits;
@@ -120,6 +127,9 @@ pub use tower_llm_redis::{self as redis, Redis};
 #[cfg_attr(docsrs, doc(cfg(feature = "timeout")))]
 pub use tower_llm_timeout::{self as timeout, TimeoutLayer};
 
+#[cfg(feature = "preset")]
+#[cfg_attr(docsrs, doc(cfg(feature = "preset")))]
+pub use self::preset::Preset;
 #[cfg(any(feature = "accounts", feature = "config"))]
 #[cfg_attr(docsrs, doc(cfg(any(feature = "accounts", feature = "config"))))]
 pub use self::secret::Secret;
@@ -129,15 +139,6 @@ pub use self::{
 };
 
 /// The README's example, compiled.
-#[cfg(all(
-    doctest,
-    feature = "reqwest",
-    feature = "breaker",
-    feature = "bulkhead",
-    feature = "cache",
-    feature = "fanout",
-    feature = "ratelimit",
-    feature = "timeout"
-))]
+#[cfg(all(doctest, feature = "preset", feature = "reqwest"))]
 #[doc = include_str!("../../../README.md")]
 struct Readme;

@@ -85,7 +85,8 @@ pub(crate) mod at {
     pub(crate) type Own = Inside<Describe>;
     pub(crate) type CallerRateLimit = Inside<Own>;
     pub(crate) type Cache = Inside<CallerRateLimit>;
-    pub(crate) type Fanout = Inside<Cache>;
+    pub(crate) type Batch = Inside<Cache>;
+    pub(crate) type Fanout = Inside<Batch>;
     pub(crate) type Breaker = Inside<Fanout>;
     pub(crate) type ProviderRateLimit = Inside<Breaker>;
     pub(crate) type Bulkhead = Inside<ProviderRateLimit>;
@@ -93,17 +94,56 @@ pub(crate) mod at {
 }
 
 /// A chain with a layer for refusals, one that describes requests and one around the client, and no others.
-pub(crate) type Slots<R, D, C> =
-    Slot<R, Slot<D, Empty<Empty<Empty<Empty<Empty<Empty<Empty<Empty<Slot<C, Identity>>>>>>>>>>>;
+pub(crate) type Slots<R, D, C> = Slot<
+    R,
+    Slot<D, Empty<Empty<Empty<Empty<Empty<Empty<Empty<Empty<Empty<Slot<C, Identity>>>>>>>>>>>,
+>;
 
 /// A chain that only describes requests.
 pub(crate) type Unset = Slots<Identity, DescribeLayer, Identity>;
+
+/// What a preset sets: from the cache inwards, around a client.
+#[cfg(feature = "preset")]
+type FromCache<C> =
+    Slot<tower_llm_cache::CacheLayer, Empty<Slot<tower_llm_fanout::FanoutLayer, FromBreaker<C>>>>;
+
+#[cfg(feature = "preset")]
+type FromBreaker<C> = Slot<
+    tower_llm_breaker::BreakerLayer,
+    Slot<
+        tower_llm_ratelimit::RateLimitLayer,
+        Slot<
+            tower_llm_bulkhead::BulkheadLayer,
+            Slot<tower_llm_timeout::TimeoutLayer, Slot<C, Identity>>,
+        >,
+    >,
+>;
+
+/// The chain of a preset.
+#[cfg(feature = "preset")]
+pub(crate) type ForPurpose = Empty<Slot<DescribeLayer, Empty<Empty<FromCache<Identity>>>>>;
+
+/// The chain of a preset for gRPC.
+#[cfg(all(feature = "preset", feature = "tonic"))]
+pub(crate) type ForGrpc = Slot<
+    crate::adapters::tonic::StatusLayer<crate::adapters::tonic::Refusals>,
+    Empty<Empty<Empty<Empty<Empty<Empty<FromBreaker<crate::adapters::tonic::ChannelLayer>>>>>>>,
+>;
+
+/// The chain of all layers that need no second target.
+#[cfg(feature = "preset")]
+pub(crate) type Full = Slot<
+    RefusalLayer,
+    Slot<DescribeLayer, Empty<Slot<tower_llm_ratelimit::RateLimitLayer, FromCache<Identity>>>>,
+>;
 
 type Empty<I> = Slot<Identity, I>;
 
 pub(crate) fn slots<R, D, C>(refusal: R, describe: D, client: C) -> Slots<R, D, C> {
     let client = Slot::new(client, Identity::new());
-    let inner = empty(empty(empty(empty(empty(empty(empty(empty(client))))))));
+    let inner = empty(empty(empty(empty(empty(empty(empty(empty(empty(
+        client,
+    )))))))));
     Slot::new(refusal, Slot::new(describe, inner))
 }
 
@@ -178,6 +218,9 @@ impl<L: Member, W> Member for Optional<L, W> {
     }
 }
 
+#[cfg(feature = "batch")]
+impl<Bt: tower_llm_batch::Batcher> Member for tower_llm_batch::BatchLayer<Bt> {}
+
 #[cfg(feature = "breaker")]
 impl<W> Member for tower_llm_breaker::BreakerLayer<W> {
     fn agree(&mut self, throttle_is_handled: bool) -> bool {
@@ -251,9 +294,9 @@ impl Fill<at::Describe> for DescribeLayer {
     }
 }
 
-// Not optional: it changes the type of the responses.
-#[cfg(feature = "fanout")]
-impl<W, C, M> Fill<at::Fanout> for tower_llm_fanout::FanoutLayer<W, C, M> {
+// Not optional: it may change the types of requests and responses.
+#[cfg(feature = "batch")]
+impl<Bt: tower_llm_batch::Batcher> Fill<at::Batch> for tower_llm_batch::BatchLayer<Bt> {
     type Layer = Self;
 
     fn into_layer(self) -> Self {
@@ -264,6 +307,7 @@ impl<W, C, M> Fill<at::Fanout> for tower_llm_fanout::FanoutLayer<W, C, M> {
 fill!("ratelimit" CallerRateLimit: tower_llm_ratelimit::RateLimitLayer<W>, W; W);
 fill!("cache" Cache: tower_llm_cache::CacheLayer; HttpBody);
 fill!("cache" Cache: tower_llm_cache::ClonedLayer<Req, R>, Req, R; Cached);
+fill!("fanout" Fanout: tower_llm_fanout::FanoutLayer<W, C, M>, W, C, M; W);
 fill!("breaker" Breaker: tower_llm_breaker::BreakerLayer<W>, W; W);
 fill!("ratelimit" ProviderRateLimit: tower_llm_ratelimit::RateLimitLayer<W>, W; W);
 fill!("bulkhead" Bulkhead: tower_llm_bulkhead::BulkheadLayer<W>, W; W);

@@ -23,9 +23,8 @@ pub struct Stack<L> {
 
 /// Chooses the layers of a [`Stack`].
 ///
-/// Each setter except [`describe`](Self::describe) and [`fanout`](Self::fanout), which change the types of requests and
-/// responses, takes a layer, or an `Option` of it to leave it out at run time. The order of the setters does not matter. If a layer is set twice, the last one is
-/// used.
+/// Each setter takes a layer, or an `Option` of it to leave it out at run time; `describe` and `batch` take only the layer. The
+/// order of the setters does not matter. If a layer is set twice, the last one is used.
 ///
 /// ```
 /// use tower_llm_stack::{BulkheadLayer, Stack};
@@ -133,12 +132,27 @@ impl<L> StackBuilder<L> {
         self.set(layer)
     }
 
+    /// Merges small calls into fewer upstream calls; takes a [`BatchLayer`](crate::BatchLayer), usually one of
+    /// [`Embeddings`](crate::Embeddings).
+    ///
+    /// The layers inside see merged calls. It needs a client that is `Clone`, and futures and bodies that are `Send` and own
+    /// what they hold.
+    #[cfg(feature = "batch")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "batch")))]
+    pub fn batch<N>(self, layer: N) -> With<L, at::Batch, N>
+    where
+        N: Fill<at::Batch>,
+        L: Replace<at::Batch, N::Layer>,
+    {
+        self.set(layer)
+    }
+
     /// Sends a call in several branches, such as a hedge or retries; takes a [`FanoutLayer`](crate::FanoutLayer).
     ///
     /// All branches go to the same client, each through its own circuit, limit and permit. For branches that go to several
     /// targets, build a stack for each, and put this one around a [`Pool`](crate::Pool) of them.
     ///
-    /// It cannot be left out at run time: a [`retry(0)`](crate::FanoutLayer::retry) has one branch.
+    /// Only a layer whose calls have one answer can be left out at run time: no map and no vote of several.
     #[cfg(feature = "fanout")]
     #[cfg_attr(docsrs, doc(cfg(feature = "fanout")))]
     pub fn fanout<N>(self, layer: N) -> With<L, at::Fanout, N>

@@ -22,13 +22,7 @@ mod adapter_reqwest_middleware;
 mod adapter_tonic;
 #[cfg(feature = "config")]
 mod config;
-#[cfg(all(
-    feature = "breaker",
-    feature = "bulkhead",
-    feature = "cache",
-    feature = "ratelimit",
-    feature = "timeout"
-))]
+#[cfg(feature = "preset")]
 mod contract;
 #[cfg(all(
     feature = "breaker",
@@ -37,6 +31,8 @@ mod contract;
     feature = "timeout"
 ))]
 mod optional;
+#[cfg(feature = "preset")]
+mod preset;
 #[cfg(all(
     feature = "breaker",
     feature = "bulkhead",

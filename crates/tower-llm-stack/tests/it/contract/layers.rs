@@ -11,6 +11,7 @@ use futures_util::{FutureExt, StreamExt, future, stream};
 use http::{Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_llm_stack::{
     BoxError, BreakerHandle, BreakerLayer, BulkheadHandle, BulkheadLayer, CacheLayer, Limit,
@@ -316,10 +317,11 @@ impl Model {
     pub(crate) fn service(self) -> Attempts {
         Attempts::new(service_fn(move |request: Request<RequestBody>| {
             let behavior = self.0.lock().unwrap().pop_front();
+            let path = request.uri().path().to_owned();
             let reply = request.into_body().collect().map(move |body| {
                 let body = body.unwrap().to_bytes();
                 let behavior = behavior.unwrap_or_else(answer);
-                wire::reply("/v1/chat/completions", &body, &behavior)
+                wire::reply(&path, &body, &behavior)
             });
             async { respond(reply.await).await }
         }))
@@ -334,9 +336,12 @@ async fn respond(reply: wire::Reply) -> Result<Response<Body>, BoxError> {
         End::NoHead => future::pending().await,
         _ => return Err("connection reset".into()),
     };
-    let frames = reply.frames.into_iter();
-    let frames = frames.map(|frame| Ok(Frame::data(frame.bytes)));
-    let body = StreamBody::new(stream::iter(frames).chain(end));
+    let started = Instant::now();
+    let frames = stream::iter(reply.frames).then(move |frame| async move {
+        tokio::time::sleep_until(started + frame.due).await;
+        Ok(Frame::data(frame.bytes))
+    });
+    let body = StreamBody::new(frames.chain(end));
     let mut response = Response::new(body.boxed_unsync());
     *response.status_mut() = StatusCode::from_u16(reply.status)?;
     *response.headers_mut() = reply.headers;

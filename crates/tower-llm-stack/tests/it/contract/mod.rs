@@ -26,7 +26,7 @@
 mod attempts;
 mod cached;
 mod client_errors;
-mod layers;
+pub(crate) mod layers;
 mod shared;
 mod throttled;
 mod typed;
