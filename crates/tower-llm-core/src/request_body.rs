@@ -8,11 +8,18 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use http::Request;
+use http::{
+    HeaderName, Request,
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING},
+};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{Full, LengthLimitError};
 
-use crate::{BoxError, ClassifiedError, Outcome, Refusal, RefusalKind, TooLarge, error::chain};
+use crate::{
+    BoxError, Call, ClassifiedError, Outcome, Refusal, RefusalKind, TooLarge, error::chain,
+};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// A request body: bytes held in memory, or a stream that is not read.
 ///
@@ -106,6 +113,55 @@ impl<B> RequestBody<B> {
     #[must_use]
     pub fn try_clone_request(request: &Request<Self>) -> Option<Request<Self>> {
         <Self as TryClone>::try_clone_request(request)
+    }
+}
+
+impl<B> RequestBody<B> {
+    /// Makes a request like another one, with another body: for a layer that sends a part of a call, or another call for it.
+    ///
+    /// It has the method, URI, headers and extensions of the first, without what is about its body or makes it once and for all,
+    /// such as an `idempotency-key`. Its [`Call`] has the tokens of `bytes`, estimated as bytes / 4.
+    ///
+    /// ```
+    /// use http::Request;
+    /// use tower_llm_core::{Call, Described, Operation, Provider, RequestBody};
+    ///
+    /// let call = Call::builder(Provider::OPENAI, Operation::CHAT).input_tokens(900).build();
+    /// let request = Request::post("/v1/chat/completions")
+    ///     .header("authorization", "Bearer sk-1")
+    ///     .header("content-length", 3_600)
+    ///     .header("idempotency-key", "k-1")
+    ///     .extension(call)
+    ///     .body(RequestBody::<()>::held("..."))?;
+    ///
+    /// let other = RequestBody::request_with(&request, r#"{"model":"judge"}"#);
+    /// assert_eq!(other.headers()["authorization"], "Bearer sk-1");
+    /// assert_eq!(other.headers()["content-length"], "17");
+    /// assert!(!other.headers().contains_key("idempotency-key"));
+    /// assert_eq!(other.call().unwrap().input_tokens(), 5);
+    /// # Ok::<(), http::Error>(())
+    /// ```
+    pub fn request_with(request: &Request<Self>, bytes: impl Into<Bytes>) -> Request<Self> {
+        let bytes = bytes.into();
+        let length = bytes.len();
+        let mut other = Request::new(Self::held(bytes));
+        other.method_mut().clone_from(request.method());
+        other.uri_mut().clone_from(request.uri());
+        *other.version_mut() = request.version();
+        let headers = other.headers_mut();
+        headers.clone_from(request.headers());
+        for name in [CONTENT_ENCODING, IDEMPOTENCY_KEY, TRANSFER_ENCODING] {
+            headers.remove(name);
+        }
+        if let Some(stated) = headers.get_mut(CONTENT_LENGTH) {
+            *stated = length.into();
+        }
+        other.extensions_mut().clone_from(request.extensions());
+        if let Some(call) = other.extensions_mut().get_mut::<Call>() {
+            let tokens = (length as u64).div_ceil(4);
+            *call = call.to_builder().input_tokens(tokens).build();
+        }
+        other
     }
 }
 

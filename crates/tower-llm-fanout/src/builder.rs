@@ -13,7 +13,7 @@ use crate::{
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct FanoutBuilder<W = HttpBody, C = ByOutcome, M = First> {
-    settings: Settings,
+    pub(crate) settings: Settings,
     reading: Reading<W, C>,
     mode: M,
 }
@@ -32,6 +32,7 @@ pub(crate) struct Settings {
     pub(crate) min_attempt: Duration,
     pub(crate) eligible: Eligible,
     pub(crate) traced: bool,
+    pub(crate) bills: bool,
 }
 
 impl Settings {
@@ -48,6 +49,7 @@ impl Settings {
             min_attempt: Duration::from_millis(100),
             eligible: Eligible::default(),
             traced: true,
+            bills: false,
         }
     }
 
@@ -278,6 +280,7 @@ impl<W, C, M> FanoutBuilder<W, C, M> {
             attempt_timeout: settings.attempt_timeout,
             min_attempt: settings.min_attempt,
             traced: settings.traced,
+            bills: settings.bills,
             counters: Counters::default(),
         };
         Ok(FanoutLayer {

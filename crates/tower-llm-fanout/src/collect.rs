@@ -2,10 +2,11 @@
 
 use std::{error::Error, fmt, pin::Pin};
 
-use tower_llm_core::{BoxError, Call, Completion, HttpBody, Outcome, TimedOut};
+use tower_llm_core::{BoxError, Call, ClassifiedError, Completion, HttpBody, Outcome, TimedOut};
 
 use crate::{
-    Answers, Arrived, ByOutcome, Classify, Ended, Gather, Next, Reading, Report, Ripen, Verdict,
+    Answers, Arrived, ByOutcome, Classify, Ended, Gather, Next, Reading, Report, RipeAt, Ripen,
+    Verdict,
 };
 
 /// All answers are kept, each at the position of its branch.
@@ -14,6 +15,11 @@ pub struct Collect<W = HttpBody, C = ByOutcome> {
     pub(crate) reading: Reading<W, C>,
     pub(crate) fail_fast: bool,
     pub(crate) min_ok: usize,
+    /// Whether the answers are those of candidates: if there is but one branch, its response passes as it is, without being held
+    /// whole; and one that fails fast fails the call.
+    pub(crate) judged: bool,
+    /// There is but one branch.
+    pub(crate) is_only: bool,
 }
 
 /// The answers of one call so far.
@@ -23,7 +29,19 @@ pub struct CollectOf<T, C> {
     fail_fast: bool,
     min_ok: usize,
     items: Vec<Option<Item<T>>>,
-    timed_out: bool,
+    /// The first failure that came, for a call that fails.
+    failed: Option<Failed>,
+    timed_out: Option<TimedOut>,
+    needs_all: bool,
+    /// The call has one branch, whose answer is the call's, good or bad.
+    is_only: bool,
+}
+
+/// How a branch failed.
+#[derive(Clone, Copy, Debug)]
+struct Failed {
+    branch: usize,
+    outcome: Outcome,
 }
 
 /// The answers of all branches, in the order of the branches.
@@ -57,6 +75,7 @@ pub struct TooFewAnswers {
     min_ok: usize,
     /// That of the first branch that failed.
     source: Option<BoxError>,
+    report: Option<Report>,
 }
 
 impl<R, W, C> Gather<R> for Collect<W, C>
@@ -78,8 +97,19 @@ where
             fail_fast: self.fail_fast,
             min_ok: self.min_ok,
             items: Vec::new(),
-            timed_out: false,
+            failed: None,
+            timed_out: None,
+            needs_all: self.judged && self.fail_fast,
+            is_only: self.is_only,
         }
+    }
+
+    fn of_one_branch(mut self) -> Self {
+        if self.judged {
+            self.is_only = true;
+            self.reading.ripeness.at = RipeAt::Headers;
+        }
+        self
     }
 
     fn give_up(&self, ripening: Pin<&mut W::Ripening>, outcome: Outcome) -> Option<Completion> {
@@ -95,7 +125,11 @@ impl<T, C: Classify<T>> Answers<T> for CollectOf<T, C> {
     type Output = Collected<T>;
 
     fn push(&mut self, branch: usize, arrived: Arrived<T>) -> Next {
-        let is_good = self.classify.classify(&arrived) == Verdict::Accept;
+        let is_good = self.is_only || self.classify.classify(&arrived) == Verdict::Accept;
+        if !is_good && self.failed.is_none_or(|first| branch < first.branch) {
+            let outcome = arrived.outcome;
+            self.failed = Some(Failed { branch, outcome });
+        }
         let item = match arrived.result {
             Ok(response) if is_good => Item::Done(response),
             Ok(response) => Item::Rejected(response),
@@ -108,14 +142,14 @@ impl<T, C: Classify<T>> Answers<T> for CollectOf<T, C> {
         }
     }
 
-    fn deadline_passed(&mut self, _: TimedOut) {
-        self.timed_out = true;
+    fn deadline_passed(&mut self, error: TimedOut) {
+        self.timed_out = Some(error);
     }
 
     fn finish(mut self, ended: Ended) -> Result<Self::Output, BoxError> {
         let given_up = || match self.timed_out {
-            true => Item::DeadlineExceeded,
-            false => Item::Cancelled,
+            Some(_) => Item::DeadlineExceeded,
+            None => Item::Cancelled,
         };
         self.items.resize_with(ended.branches, || None);
         let items = self.items.into_iter().enumerate().map(|(branch, item)| {
@@ -129,15 +163,41 @@ impl<T, C: Classify<T>> Answers<T> for CollectOf<T, C> {
             report: ended.report,
         };
         let good = collected.good();
-        if good < self.min_ok {
-            return Err(TooFewAnswers {
-                good,
-                min_ok: self.min_ok,
-                source: collected.into_first_error(),
-            }
-            .into());
+        let min_ok = match self.needs_all {
+            true => ended.branches,
+            false => self.min_ok,
+        };
+        if good >= min_ok {
+            return Ok(collected);
         }
-        Ok(collected)
+        let (items, report) = collected.into_parts();
+        let source = why(items, self.failed).or(self.timed_out.map(Into::into));
+        match source {
+            Some(source) if self.is_only => Err(source),
+            source => Err(TooFewAnswers::new(good, min_ok, source, report).into()),
+        }
+    }
+}
+
+/// The error of the first branch that failed, or what its bad answer means.
+fn why<T>(mut items: Vec<Item<T>>, failed: Option<Failed>) -> Option<BoxError> {
+    let Failed { branch, outcome } = failed?;
+    match items.swap_remove(branch) {
+        Item::Failed(error) => Some(error),
+        _ => Some(ClassifiedError::new(outcome, "the answer of a branch is bad").into()),
+    }
+}
+
+impl<W, C> Collect<W, C> {
+    /// All answers, bad ones too.
+    pub(crate) const fn of(reading: Reading<W, C>) -> Self {
+        Self {
+            reading,
+            fail_fast: false,
+            min_ok: 0,
+            judged: false,
+            is_only: false,
+        }
     }
 }
 
@@ -165,6 +225,10 @@ impl<T> Collected<T> {
         self.items
     }
 
+    pub(crate) fn into_parts(self) -> (Vec<Item<T>>, Option<Report>) {
+        (self.items, self.report)
+    }
+
     /// How many have a good answer.
     #[must_use]
     pub fn good(&self) -> usize {
@@ -180,16 +244,31 @@ impl<T> Collected<T> {
     pub fn report(&self) -> Option<&Report> {
         self.report.as_ref()
     }
-
-    fn into_first_error(self) -> Option<BoxError> {
-        self.items.into_iter().find_map(|item| match item {
-            Item::Failed(error) => Some(error),
-            _ => None,
-        })
-    }
 }
 
 // === impl TooFewAnswers ===
+
+impl TooFewAnswers {
+    const fn new(
+        good: usize,
+        min_ok: usize,
+        source: Option<BoxError>,
+        report: Option<Report>,
+    ) -> Self {
+        Self {
+            good,
+            min_ok,
+            source,
+            report,
+        }
+    }
+
+    /// When the branches ran and how they ended; `None` if there was but one.
+    #[must_use]
+    pub const fn report(&self) -> Option<&Report> {
+        self.report.as_ref()
+    }
+}
 
 impl fmt::Display for TooFewAnswers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,7 +5,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures_buffered::FuturesUnorderedBounded;
 use tokio::time::Instant;
 use tower_llm_core::{
-    BoxError, Call, Deadline, Described, Failure, Oneshot, Outcome, TimedOut, Usage,
+    Bill, BoxError, Call, Deadline, Described, Failure, Oneshot, Outcome, TimedOut, Usage,
 };
 use tower_service::Service;
 
@@ -289,6 +289,17 @@ where
     B: Branches,
     G: Gather<S::Response>,
 {
+    /// The caller has left: it pays for the branches that have answered, if it pays for more than one.
+    pub(crate) fn bill(&self) {
+        let trace = self.trace.as_ref().filter(|_| self.plan.bills);
+        let used = trace.map(Trace::used).unwrap_or_default();
+        if used != Usage::default() {
+            let bill = Bill::new();
+            bill.charge_extra(used);
+            bill.report();
+        }
+    }
+
     /// The call has ended: adds it to the statistics.
     pub(crate) fn tally(&mut self) {
         self.tally.branches = self.course.started;

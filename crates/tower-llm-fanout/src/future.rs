@@ -57,6 +57,7 @@ pin_project! {
                 return;
             }
             this.driver.tally();
+            this.driver.bill();
             if this.driver.course.has_sent() {
                 // Whatever the branches in flight report, the provider was called.
                 Unsent::while_dropping(|| ());
@@ -81,6 +82,10 @@ where
         if let Some(budget) = &plan.budget {
             budget.deposit();
         }
+        let gather = match branches.left() {
+            0 | 1 => gather.of_one_branch(),
+            _ => gather,
+        };
         let mut driver = Driver {
             plan: Arc::clone(plan),
             service: None,

@@ -18,6 +18,12 @@ pub trait Gather<R>: Clone {
     /// Waits until `response` counts.
     fn ripen(&self, call: Option<&Call>, response: R) -> Self::Ripening;
 
+    /// The same for a call that can have only one branch.
+    #[must_use]
+    fn of_one_branch(self) -> Self {
+        self
+    }
+
     /// Ends a response that does not count yet as `outcome`, and returns what was seen of it, if that is known.
     fn give_up(&self, ripening: Pin<&mut Self::Ripening>, outcome: Outcome) -> Option<Completion> {
         let _ = (ripening, outcome);

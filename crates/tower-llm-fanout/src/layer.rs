@@ -6,9 +6,9 @@ use tower_layer::Layer;
 use tower_llm_core::HttpBody;
 
 use crate::{
-    Budget, ByOutcome, Copies, Delay, Dispatch, Each, Fallback, Fanout, FanoutBuilder, FanoutStats,
-    First, Mode, Pace, Pool, Reading, RipeAt, Route, Several, Vote, builder::Settings, plan::Plan,
-    split::Eligible,
+    BestOf, Budget, ByOutcome, Copies, Delay, Dispatch, Each, EnsembleBuilder, Fallback, Fanout,
+    FanoutBuilder, FanoutStats, First, Mode, Pace, Pool, Reading, RipeAt, Route, Several, Vote,
+    builder::Settings, ensemble::Terms, plan::Plan, split::Eligible,
 };
 
 /// Sends a call in several branches.
@@ -82,13 +82,112 @@ impl FanoutLayer {
         FanoutBuilder::of(settings, Each::default()).ripe_at(RipeAt::Whole)
     }
 
-    /// Sends all `branches` at once, and returns what became of each: for a judge, or a merger.
+    /// Sends all `branches` at once, and returns what became of each.
     pub fn several(branches: usize) -> FanoutBuilder<HttpBody, ByOutcome, Several> {
         let mode = Several {
             fail_fast: false,
             min_ok: 1,
+            judged: false,
         };
         FanoutBuilder::planned(branches, mode).ripe_at(RipeAt::Whole)
+    }
+
+    /// Sends a call to `max_providers` candidates at once, and has a `judge` write the answer from theirs. `ask` makes the request to
+    /// the judge, from the call's own and the good answers; see [`EnsembleLayer`] for what happens if some or all have none.
+    ///
+    /// ```
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_llm_core::{BoxError, Call, Described, Unary};
+    /// use tower_llm_fanout::FanoutLayer;
+    ///
+    /// #[derive(Clone)]
+    /// struct Prompt(String);
+    ///
+    /// impl Described for Prompt {
+    ///     fn call(&self) -> Option<std::borrow::Cow<'_, Call>> {
+    ///         None
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let judge = service_fn(|Prompt(text): Prompt| async move { Ok::<_, BoxError>(text) });
+    /// let ask = |Prompt(question): &Prompt, answers: &[String]| {
+    ///     Ok(Prompt(format!("{question} Sum up: {}", answers.join(" / "))))
+    /// };
+    /// let ensemble = FanoutLayer::ensemble(2, judge, ask).watch(Unary).build()?;
+    ///
+    /// // Or `ensemble.across(&pool)`: then each candidate is another target.
+    /// let model = ensemble.layer(service_fn(|_: Prompt| async {
+    ///     Ok::<_, BoxError>(String::from("Because."))
+    /// }));
+    /// let answer = model.oneshot(Prompt(String::from("Why?"))).await?;
+    /// assert_eq!(answer, "Why? Sum up: Because. / Because.");
+    /// assert_eq!(ensemble.stats().judged, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Over HTTP a judge's request is made of bytes; `ask` sees each answer as a response with all of its body:
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use http::{Request, Response};
+    /// use http_body_util::{BodyExt, Full};
+    /// use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
+    /// use tower_llm_core::{BoxError, DescribeLayer, RequestBody};
+    /// use tower_llm_fanout::FanoutLayer;
+    ///
+    /// type Body = RequestBody<Full<Bytes>>;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let client = service_fn(|request: Request<Body>| async move {
+    ///     let body = request.into_body().collect().await?.to_bytes();
+    ///     Ok::<_, BoxError>(Response::new(Full::new(body)))
+    /// });
+    /// let ask = |request: &Request<Body>, answers: &[Response<Bytes>]| {
+    ///     let bodies: Vec<_> = answers.iter().map(|answer| answer.body().as_ref()).collect();
+    ///     // The method, URI, headers and description of the call's own request.
+    ///     Ok(RequestBody::request_with(request, bodies.join(&b","[..])))
+    /// };
+    /// let model = ServiceBuilder::new()
+    ///     .layer(DescribeLayer::new())
+    ///     .layer(FanoutLayer::ensemble(2, client, ask).build()?)
+    ///     .service(client);
+    ///
+    /// let body = Full::new(Bytes::from(r#"{"model":"gpt-5"}"#));
+    /// let request = Request::post("/v1/chat/completions").header("content-type", "application/json").body(body)?;
+    /// let answer = model.oneshot(request).await?.into_body().collect().await?.to_bytes();
+    /// assert_eq!(answer, r#"{"model":"gpt-5"},{"model":"gpt-5"}"#);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn ensemble<J, A>(max_providers: usize, judge: J, ask: A) -> EnsembleBuilder<J, A> {
+        let mode = Several {
+            fail_fast: false,
+            min_ok: 1,
+            judged: true,
+        };
+        let mut candidates = FanoutBuilder::planned(max_providers, mode).ripe_at(RipeAt::Whole);
+        candidates.settings.bills = true;
+        EnsembleBuilder {
+            candidates,
+            judge,
+            ask,
+            terms: Terms::default(),
+        }
+    }
+
+    /// Sends a call to `max_providers` candidates at once, and has a `judge` choose one of their answers. `ask` makes the request to
+    /// the judge, and `choose` reads from its answer the position of the chosen one among those that it was asked about, from 0.
+    pub fn best_of<J, A, X>(
+        max_providers: usize,
+        judge: J,
+        ask: A,
+        choose: X,
+    ) -> EnsembleBuilder<J, BestOf<A, X>> {
+        Self::ensemble(max_providers, judge, BestOf { ask, choose })
     }
 
     /// Sends all `branches` at once; the first answer that so many `votes` agree on wins. `extract` says what an answer says.
@@ -138,12 +237,27 @@ where
     /// layer around a service that fails over across the pool.
     #[must_use]
     pub fn across<S>(&self, pool: &Pool<S>) -> Fanout<Dispatch<W>, Route<S, W>, M::Gather> {
-        let watch = &self.reading.ripen;
-        let eligible = self.eligible.clone();
-        let route = Route::new(pool.clone(), self.branches, watch.clone(), eligible);
+        let dispatch = Dispatch::new(self.reading.ripen.clone());
+        let route = Route::new(pool.clone(), self.copies());
         let gather = self.mode.gather(self.reading.clone());
-        let dispatch = Dispatch::new(watch.clone());
         Fanout::new(dispatch, route, gather, Arc::clone(&self.plan))
+    }
+}
+
+impl<W, C, M> FanoutLayer<W, C, M>
+where
+    W: Clone,
+    C: Clone,
+    M: Mode<W, C>,
+{
+    /// The branches of a call to one service.
+    fn copies(&self) -> M::Split {
+        self.mode.split(Copies {
+            most: self.branches,
+            replay: self.reading.ripen.clone(),
+            eligible: self.eligible.clone(),
+            candidates: false,
+        })
     }
 }
 
@@ -156,13 +270,7 @@ where
     type Service = Fanout<S, M::Split, M::Gather>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let split = self.mode.split(Copies {
-            most: self.branches,
-            replay: self.reading.ripen.clone(),
-            eligible: self.eligible.clone(),
-            candidates: false,
-        });
         let gather = self.mode.gather(self.reading.clone());
-        Fanout::new(inner, split, gather, Arc::clone(&self.plan))
+        Fanout::new(inner, self.copies(), gather, Arc::clone(&self.plan))
     }
 }

@@ -10,7 +10,9 @@
 //! | [`failover`](FanoutLayer::failover) | one target after the other | after a failure | the first good one |
 //! | [`cascade`](FanoutLayer::cascade) | one tier after the other | after an answer that is too weak | the first one that is good enough |
 //! | [`quorum`](FanoutLayer::quorum), [`majority`](FanoutLayer::majority) | copies | at once | the one that enough agree on |
-//! | [`several`](FanoutLayer::several) | copies | at once | all of them, for a judge |
+//! | [`several`](FanoutLayer::several) | copies | at once | all of them |
+//! | [`ensemble`](FanoutLayer::ensemble) | copies, or targets | at once | what a judge makes of them |
+//! | [`best_of`](FanoutLayer::best_of) | copies, or targets | at once | the one that a judge chooses |
 //! | [`map`](FanoutLayer::map) | the items of a list | as many at once as set | each item's own |
 //!
 //! All are one engine with three parts: a [`Split`] makes the branches, a [`Pace`] says when the next one may start, and a
@@ -91,6 +93,7 @@ mod budget;
 mod builder;
 mod collect;
 mod driver;
+mod ensemble;
 mod first_ok;
 mod future;
 mod gather;
@@ -117,6 +120,10 @@ pub use self::{
     budget::Budget,
     builder::FanoutBuilder,
     collect::{Collect, CollectOf, Collected, Item, TooFewAnswers},
+    ensemble::{
+        BestOf, Elect, Ensemble, EnsembleBody, EnsembleBuilder, EnsembleFuture, EnsembleLayer,
+        IfJudgeFails, Judge, JudgeFailed,
+    },
     first_ok::{FirstOk, FirstOkOf},
     future::FanoutFuture,
     gather::{Answers, Ended, Gather, Next},

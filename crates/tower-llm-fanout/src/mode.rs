@@ -56,6 +56,8 @@ pub struct Each {
 pub struct Several {
     pub(crate) fail_fast: bool,
     pub(crate) min_ok: usize,
+    /// Whether a judge makes one answer of them.
+    pub(crate) judged: bool,
 }
 
 /// The same call is sent several times, and the answer that most give wins; see [`Quorum`].
@@ -101,9 +103,8 @@ impl<W, C> Mode<W, C> for Each {
 
     fn gather(&self, reading: Reading<W, C>) -> Collect<W, C> {
         Collect {
-            reading,
             fail_fast: self.fail_fast,
-            min_ok: 0,
+            ..Collect::of(reading)
         }
     }
 }
@@ -121,9 +122,10 @@ impl<W, C> Mode<W, C> for Several {
 
     fn gather(&self, reading: Reading<W, C>) -> Collect<W, C> {
         Collect {
-            reading,
             fail_fast: self.fail_fast,
             min_ok: self.min_ok,
+            judged: self.judged,
+            ..Collect::of(reading)
         }
     }
 

@@ -21,6 +21,8 @@ pub(crate) struct Plan {
     pub(crate) min_attempt: Duration,
     /// Whether it is written down when branches start and end.
     pub(crate) traced: bool,
+    /// Whether a caller that leaves pays for all branches, and not for one.
+    pub(crate) bills: bool,
     pub(crate) counters: Counters,
 }
 

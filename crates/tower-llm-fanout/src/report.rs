@@ -11,6 +11,7 @@ use tower_llm_core::{BoxError, Outcome, Usage};
 pub struct Report {
     attempts: Vec<Attempt>,
     winner: Option<usize>,
+    judge: Option<Attempt>,
 }
 
 /// One branch of a call.
@@ -47,7 +48,23 @@ impl Report {
         Self {
             attempts,
             winner: None,
+            judge: None,
         }
+    }
+
+    pub(crate) fn judged_by(&mut self, judge: Attempt) {
+        self.judge = Some(judge);
+    }
+
+    /// What all branches have used.
+    pub(crate) fn used(&self) -> Usage {
+        used(&self.attempts)
+    }
+
+    /// What all branches but this one have used.
+    pub(crate) fn used_beside(&self, branch: usize) -> Usage {
+        let attempts = self.attempts.iter().enumerate();
+        used(attempts.filter_map(|(other, attempt)| (other != branch).then_some(attempt)))
     }
 
     pub(crate) fn answered_by(&mut self, branch: usize) {
@@ -65,6 +82,18 @@ impl Report {
     pub fn winner(&self) -> Option<&Attempt> {
         self.attempts.get(self.winner?)
     }
+
+    /// The call to the judge of an ensemble; `None` if there was none. It has no target.
+    #[must_use]
+    pub fn judge(&self) -> Option<&Attempt> {
+        self.judge.as_ref()
+    }
+}
+
+/// What these branches have used together.
+pub(crate) fn used<'a>(attempts: impl IntoIterator<Item = &'a Attempt>) -> Usage {
+    let used = attempts.into_iter().filter_map(|attempt| attempt.usage);
+    used.fold(Usage::default(), |all, used| all.plus(&used))
 }
 
 // === impl AllFailed ===

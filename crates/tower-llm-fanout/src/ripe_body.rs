@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_llm_core::{BoxError, Completion, Failure, Guard, Outcome, Watched};
@@ -30,6 +31,8 @@ pin_project! {
         // Nothing depends on it.
         Plain { #[pin] body: B },
         Watched { #[pin] body: Watched<B, Unguarded> },
+        // All of it is held.
+        Over,
     }
 }
 
@@ -52,6 +55,32 @@ impl<B> RipeBody<B> {
         Self::new(Rest::Watched { body })
     }
 
+    /// A body of which all is there.
+    pub(crate) fn whole(bytes: Bytes, trailers: Option<HeaderMap>) -> Self {
+        let mut body = Self::new(Rest::Over);
+        body.held_bytes = bytes.len() as u64;
+        let data = (!bytes.is_empty()).then(|| Frame::data(bytes));
+        body.held.extend(data);
+        body.held.extend(trailers.map(Frame::trailers));
+        body
+    }
+
+    /// The bytes that are held, and the trailers.
+    pub(crate) fn into_held(self) -> (Bytes, Option<HeaderMap>) {
+        let (mut data, mut trailers) = (Vec::with_capacity(self.held.len()), None);
+        for frame in self.held {
+            match frame.into_data() {
+                Ok(bytes) => data.push(bytes),
+                Err(frame) => trailers = frame.into_trailers().ok().or(trailers),
+            }
+        }
+        let bytes = match <[Bytes; 1]>::try_from(data) {
+            Ok([bytes]) => bytes,
+            Err(data) => data.concat().into(),
+        };
+        (bytes, trailers)
+    }
+
     fn new(rest: Rest<B>) -> Self {
         Self {
             held: VecDeque::new(),
@@ -63,7 +92,7 @@ impl<B> RipeBody<B> {
     pub(crate) fn watched(&self) -> Option<&Watched<B, Unguarded>> {
         match &self.rest {
             Rest::Watched { body } => Some(body),
-            Rest::Plain { .. } => None,
+            Rest::Plain { .. } | Rest::Over => None,
         }
     }
 
@@ -142,6 +171,7 @@ where
         match self.project() {
             RestProj::Plain { body } => body.poll_frame(cx).map_err(Into::into),
             RestProj::Watched { body } => body.poll_frame(cx),
+            RestProj::Over => Poll::Ready(None),
         }
     }
 
@@ -149,6 +179,7 @@ where
         match self {
             Self::Plain { body } => body.is_end_stream(),
             Self::Watched { body } => body.is_end_stream(),
+            Self::Over => true,
         }
     }
 
@@ -156,6 +187,7 @@ where
         match self {
             Self::Plain { body } => body.size_hint(),
             Self::Watched { body } => body.size_hint(),
+            Self::Over => SizeHint::with_exact(0),
         }
     }
 }

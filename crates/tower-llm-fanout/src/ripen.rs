@@ -11,7 +11,8 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use http_body::Body;
 use tower_llm_core::{
-    BoxError, Call, ClassifiedError, Completion, Failure, HttpBody, Outcome, TooLarge, Unary, Watch,
+    Bill, BoxError, Call, ClassifiedError, Completion, Failure, HttpBody, Outcome, TooLarge, Unary,
+    Usage, Watch,
 };
 
 use crate::{Arrived, Report, RipeBody, ripe_body::Unguarded};
@@ -45,6 +46,11 @@ pub trait Attach<T>: Clone {
     /// Attaches it.
     fn attach(&self, response: &mut T, report: Report) {
         let _ = (response, report);
+    }
+
+    /// Has the layers around charge what other calls for the same response have used.
+    fn charge(&self, response: &mut T, used: Usage) {
+        let _ = (response, used);
     }
 
     /// Attaches what a caller may see of it.
@@ -164,6 +170,10 @@ where
 impl<B> Attach<http::Response<B>> for HttpBody {
     fn attach(&self, response: &mut http::Response<B>, report: Report) {
         response.extensions_mut().insert(report);
+    }
+
+    fn charge(&self, response: &mut http::Response<B>, used: Usage) {
+        Bill::charge_response(response.extensions_mut(), used);
     }
 
     fn attach_headers(&self, response: &mut http::Response<B>, report: &Report) {

@@ -112,6 +112,16 @@ impl<Req: Clone> Replay<Req> for Unary {
 
 // === impl Copies ===
 
+impl<W> Copies<W> {
+    /// The most branches of a call.
+    pub(crate) fn branches_of(&self, request: &dyn Described) -> usize {
+        match self.most > 1 && self.eligible.is_eligible(request) {
+            true => self.most,
+            false => 1,
+        }
+    }
+}
+
 impl Eligible {
     pub(crate) fn is_eligible(&self, request: &dyn Described) -> bool {
         let call = request.call();
@@ -136,9 +146,8 @@ impl<Req: Described, W: Replay<Req>> Split<Req> for Copies<W> {
     type Branches = CopiesOf<Req, W>;
 
     fn split(&self, request: Req) -> CopiesOf<Req, W> {
-        let is_eligible = self.most > 1 && self.eligible.is_eligible(&request);
         CopiesOf {
-            left: if is_eligible { self.most } else { 1 },
+            left: self.branches_of(&request),
             request: Some(request),
             replay: self.replay.clone(),
             candidate: self.candidates.then_some(0),
@@ -171,18 +180,22 @@ impl<Req: Described, W: Replay<Req>> Branches for CopiesOf<Req, W> {
 }
 
 impl<Req: Described, W> CopiesOf<Req, W> {
-    /// Marks a request as the next candidate, if they are compared.
     fn numbered(&mut self, mut request: Req) -> Req {
-        let Some(candidate) = &mut self.candidate else {
-            return request;
-        };
-        let number = *candidate;
-        *candidate += 1;
-        if number > 0
-            && let Some(call) = request.call().map(Cow::into_owned)
-        {
-            request.set_call(call.as_candidate(number));
-        }
+        number(&mut request, &mut self.candidate);
         request
+    }
+}
+
+/// Marks a request as the next candidate, if they are compared.
+pub(crate) fn number(request: &mut impl Described, candidate: &mut Option<u32>) {
+    let Some(candidate) = candidate else {
+        return;
+    };
+    let number = *candidate;
+    *candidate += 1;
+    if number > 0
+        && let Some(call) = request.call().map(Cow::into_owned)
+    {
+        request.set_call(call.as_candidate(number));
     }
 }

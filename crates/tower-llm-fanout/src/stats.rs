@@ -21,6 +21,10 @@ pub struct FanoutStats {
     pub superseded: u64,
     /// Calls for which the [`Budget`](crate::Budget) did not allow another branch.
     pub refused_by_budget: u64,
+    /// Calls whose judge was asked.
+    pub judged: u64,
+    /// Those whose judge failed.
+    pub judge_failed: u64,
     /// How long the branches that were given up had run.
     pub wasted: Duration,
     /// What those had used, in tokens: the estimates of their input, and the output that was seen, unless reported.
@@ -35,6 +39,8 @@ pub(crate) struct Counters {
     won: AtomicU64,
     superseded: AtomicU64,
     refused_by_budget: AtomicU64,
+    judged: AtomicU64,
+    judge_failed: AtomicU64,
     wasted_micros: AtomicU64,
     wasted_tokens: AtomicU64,
 }
@@ -80,6 +86,12 @@ impl Counters {
         add(&self.wasted_tokens, tally.wasted_tokens);
     }
 
+    /// A judge was asked.
+    pub(crate) fn judged(&self, has_failed: bool) {
+        self.judged.fetch_add(1, Relaxed);
+        self.judge_failed.fetch_add(has_failed.into(), Relaxed);
+    }
+
     pub(crate) fn stats(&self) -> FanoutStats {
         FanoutStats {
             calls: self.calls.load(Relaxed),
@@ -88,6 +100,8 @@ impl Counters {
             won: self.won.load(Relaxed),
             superseded: self.superseded.load(Relaxed),
             refused_by_budget: self.refused_by_budget.load(Relaxed),
+            judged: self.judged.load(Relaxed),
+            judge_failed: self.judge_failed.load(Relaxed),
             wasted: Duration::from_micros(self.wasted_micros.load(Relaxed)),
             wasted_tokens: self.wasted_tokens.load(Relaxed),
         }

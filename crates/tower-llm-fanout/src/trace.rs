@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tower_llm_core::{Outcome, Usage};
 
-use crate::{Report, report::Attempt};
+use crate::{
+    Report,
+    report::{self, Attempt},
+};
 
 /// The branches of a call with more than one, or with a named target.
 #[derive(Debug)]
@@ -46,6 +49,11 @@ impl Trace {
         attempt.outcome = Some(outcome);
         attempt.usage = usage;
         Some(ended.saturating_sub(attempt.started))
+    }
+
+    /// What the branches that have ended had used.
+    pub(crate) fn used(&self) -> Usage {
+        report::used(&self.attempts)
     }
 
     pub(crate) fn into_report(self) -> Report {

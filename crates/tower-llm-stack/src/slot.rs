@@ -243,6 +243,9 @@ impl<Req, R> Member for tower_llm_cache::ClonedLayer<Req, R> {}
 #[cfg(feature = "fanout")]
 impl<W, C, M> Member for tower_llm_fanout::FanoutLayer<W, C, M> {}
 
+#[cfg(feature = "fanout")]
+impl<J, A, W, C> Member for tower_llm_fanout::EnsembleLayer<J, A, W, C> {}
+
 #[cfg(feature = "ratelimit")]
 impl<W> Member for tower_llm_ratelimit::RateLimitLayer<W> {
     fn agree(&mut self, _: bool) -> bool {
@@ -297,6 +300,15 @@ impl Fill<at::Describe> for DescribeLayer {
 // Not optional: it may change the types of requests and responses.
 #[cfg(feature = "batch")]
 impl<Bt: tower_llm_batch::Batcher> Fill<at::Batch> for tower_llm_batch::BatchLayer<Bt> {
+    type Layer = Self;
+
+    fn into_layer(self) -> Self {
+        self
+    }
+}
+
+#[cfg(feature = "fanout")]
+impl<J, A, W, C> Fill<at::Fanout> for tower_llm_fanout::EnsembleLayer<J, A, W, C> {
     type Layer = Self;
 
     fn into_layer(self) -> Self {

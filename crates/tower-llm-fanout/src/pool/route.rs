@@ -10,7 +10,7 @@ use super::{
     Pool, Routed, error::InTheWay, members::Members, pick::Asked, rendezvous::key_digest,
     target::Member,
 };
-use crate::{Branches, Replay, Split, split::Eligible};
+use crate::{Branches, Copies, Replay, Split, split::number};
 
 /// Sends each branch of a call to another target of a [`Pool`].
 ///
@@ -18,9 +18,7 @@ use crate::{Branches, Replay, Split, split::Eligible};
 /// queue there as its layers say, and the branches of a call go there one after another.
 pub struct Route<S, W = HttpBody> {
     pool: Pool<S>,
-    most: usize,
-    watch: W,
-    eligible: Eligible,
+    copies: Copies<W>,
 }
 
 /// The branches of one call.
@@ -31,6 +29,8 @@ pub struct RouteBranches<S, Req, W> {
     watch: W,
     reports_usage: bool,
     left: usize,
+    /// The number of the next candidate, if they are compared.
+    candidate: Option<u32>,
     /// Where the branches went. The last one is apart: a call with one branch allocates nothing.
     last: Option<Arc<Member<S>>>,
     before: Vec<Arc<Member<S>>>,
@@ -57,13 +57,9 @@ struct Looked<'a> {
 // === impl Route ===
 
 impl<S, W> Route<S, W> {
-    pub(crate) const fn new(pool: Pool<S>, most: usize, watch: W, eligible: Eligible) -> Self {
-        Self {
-            pool,
-            most,
-            watch,
-            eligible,
-        }
+    /// Sends to the targets of `pool` what would be copies for one service.
+    pub(crate) const fn new(pool: Pool<S>, copies: Copies<W>) -> Self {
+        Self { pool, copies }
     }
 }
 
@@ -77,13 +73,14 @@ where
     type Branches = RouteBranches<S, Req, W>;
 
     fn split(&self, request: Req) -> Self::Branches {
-        let may_branch = self.most > 1 && self.eligible.is_eligible(&request);
+        let copies = &self.copies;
         RouteBranches {
             pool: self.pool.clone(),
+            left: copies.branches_of(&request),
             request: Some(request),
-            watch: self.watch.clone(),
-            reports_usage: self.watch.reports_usage(),
-            left: if may_branch { self.most } else { 1 },
+            watch: copies.replay.clone(),
+            reports_usage: copies.replay.reports_usage(),
+            candidate: copies.candidates.then_some(0),
             last: None,
             before: Vec::new(),
             is_only: false,
@@ -123,6 +120,7 @@ where
         if let Some(call) = call {
             request.set_call(call);
         }
+        number(&mut request, &mut self.candidate);
         Some(Routed::new(request, to, now))
     }
 
@@ -234,8 +232,7 @@ impl Described for Looked<'_> {
 
 impl<S, W: Clone> Clone for Route<S, W> {
     fn clone(&self) -> Self {
-        let (watch, eligible) = (self.watch.clone(), self.eligible.clone());
-        Self::new(self.pool.clone(), self.most, watch, eligible)
+        Self::new(self.pool.clone(), self.copies.clone())
     }
 }
 
@@ -243,7 +240,7 @@ impl<S, W> fmt::Debug for Route<S, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Route")
             .field("pool", &self.pool)
-            .field("most", &self.most)
+            .field("most", &self.copies.most)
             .finish_non_exhaustive()
     }
 }

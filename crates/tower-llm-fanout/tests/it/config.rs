@@ -21,6 +21,13 @@ fn bad_settings_name_the_field_and_the_value() {
     names(FanoutLayer::quorum(3, 4, u32::clone).build(), "votes", "4");
     names(FanoutLayer::quorum(3, 0, u32::clone).build(), "votes", "0");
     names(FanoutLayer::several(2).min_ok(3).build(), "min_ok", "3");
+    let ensemble = |candidates| FanoutLayer::ensemble(candidates, (), ());
+    names(ensemble(0).build(), "max_providers", "0");
+    names(ensemble(1).build(), "max_providers", "1");
+    names(ensemble(2).min_ok(0).build(), "min_ok", "0");
+    names(ensemble(2).min_ok(3).build(), "min_ok", "3");
+    let no_time = ensemble(2).judge_timeout(Duration::ZERO).build();
+    names(no_time, "judge_timeout", "0");
     names(FanoutLayer::map(0).build(), "branches in flight", "0");
     names(
         FanoutLayer::hedge(Delay::slowest(1.0)).build(),

@@ -5,6 +5,8 @@
 mod collect;
 mod config;
 mod contract;
+mod ensemble;
+mod ensemble_http;
 mod first_ok;
 mod hedge;
 mod http;
