@@ -96,6 +96,11 @@ impl<B> RipeBody<B> {
         }
     }
 
+    /// Returns the data that has arrived and was not read yet: all of it once the whole body counts.
+    pub fn held(&self) -> impl Iterator<Item = &Bytes> {
+        self.held.iter().filter_map(Frame::data_ref)
+    }
+
     /// How many bytes are held.
     pub(crate) fn held_bytes(&self) -> u64 {
         self.held_bytes
