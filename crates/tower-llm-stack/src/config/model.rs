@@ -15,7 +15,8 @@ pub struct ModelConfig {
     pub strategy: Strategy,
     /// The targets, by name; `failover` and `cascade` take them in this order.
     pub targets: Vec<String>,
-    /// Extra attempts for all reasons together; 2 unless set.
+    /// Extra attempts for all reasons together; 2 unless set. The calls that `race`, `cascade` and `ensemble` are made of are
+    /// none of them.
     pub retries: u32,
     /// Extra calls per call, on average, from 0 to 1; the budget's default unless set.
     pub budget: Option<f64>,
@@ -86,7 +87,8 @@ pub enum StickyKey {
     Header(String),
 }
 
-/// Which answers of a cascade are good enough. An answer that any rule rejects is followed by a call to the next target.
+/// Which answers of a cascade are good enough. An answer that any rule rejects is followed by a call to the next target; that of
+/// the last target is taken as it is, and so is one that a judge fails to judge.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 #[non_exhaustive]
@@ -95,7 +97,8 @@ pub struct CascadeConfig {
     pub min_prompt_tokens: Option<u64>,
     /// A longer prompt goes to the last target at once.
     pub max_prompt_tokens: Option<u64>,
-    /// An answer with one of these finish reasons is rejected.
+    /// An answer with one of these finish reasons is rejected: the provider's own, or `stop`, `length`, `tool_calls` and
+    /// `content_filter` for what all providers have.
     pub finish_reasons: Vec<String>,
     /// An answer whose text matches is rejected.
     pub regex: Option<String>,

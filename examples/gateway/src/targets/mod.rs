@@ -1,6 +1,9 @@
 //! The targets of a configuration file, each with its layers.
 
+mod cascade;
+mod judge;
 mod models;
+mod said;
 
 use std::collections::BTreeMap;
 
@@ -20,6 +23,7 @@ use tower_llm_stack::{
     timeout::Timeout,
 };
 
+use self::cascade::Asking;
 pub(crate) use self::models::Models;
 use crate::{
     Settings, StartError,
@@ -36,11 +40,16 @@ use crate::{
 type Call = Request<RequestBody<PatientBody>>;
 
 /// The layers of one target around its account.
-type TargetService = Gated<
-    Timeout<Decode<Sender, ResponseBody<Incoming>>, HttpBody>,
-    (BreakerGate, (Option<RateLimitGate>, BulkheadGate)),
-    HttpBody,
+type TargetService = Asking<
+    Gated<
+        Timeout<Decode<Sender, ResponseBody<Incoming>>, HttpBody>,
+        (BreakerGate, (Option<RateLimitGate>, BulkheadGate)),
+        HttpBody,
+    >,
 >;
+
+/// The most bytes of an answer that is compared with others: it is held whole.
+const MAX_COMPARED: usize = 16 << 20;
 
 /// The checks of targets, for the metrics. They stop with the last clone.
 pub(crate) type Healths = Vec<(&'static str, Health)>;
@@ -137,7 +146,7 @@ pub(crate) fn make(
             .timeout(timeout)
             .build();
         let health = health(name, target, &account)?;
-        let service = stack.layer(decode(Sender::new(account)));
+        let service = Asking(stack.layer(decode(Sender::new(account))));
         let mut of_pool = Target::new(name.as_str(), service)
             .weight(target.weight)
             .priority(target.priority)

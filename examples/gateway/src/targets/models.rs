@@ -2,23 +2,36 @@
 
 use std::{
     collections::HashMap,
+    future::Future,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use tower::Service;
+use pin_project_lite::pin_project;
+use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 use tower_llm_stack::{
-    BoxError, Described, Dialect, FanoutLayer, Pool,
+    BoxError, Call as Described, ConfigError, Dialect, FanoutLayer, Operation, Pool,
     config::{Config, ModelConfig, Strategy},
-    core::Oneshot,
-    fanout::{Dispatch, Fanout, FanoutBuilder, FirstOk, Route},
+    core::{Described as _, Oneshot},
+    fanout::{Dispatch, Fanout, FanoutBuilder, FirstOk, Pick, Route},
 };
 
-use super::{Built, Call, TargetService};
+use super::{
+    Built, Call, TargetService,
+    cascade::{Asked, Scorer},
+    judge::Judge,
+};
 use crate::{StartError, upstream::Upstream};
 
-/// A pool of targets, and what a call does there.
-type Routing = Fanout<Dispatch, Route<TargetService>, FirstOk>;
+/// A pool of targets, of which one answers.
+type Direct = Fanout<Dispatch, Route<TargetService>, FirstOk>;
+
+/// What a call gets.
+pub(super) type Answer = <Direct as Service<Call>>::Response;
+
+/// A pool of targets whose answers are compared. Boxed: such a call is several.
+type Compared = BoxCloneSyncService<Call, Answer, BoxError>;
 
 /// Sends each call to the targets of its model. Clones share the targets.
 #[derive(Clone, Debug)]
@@ -27,11 +40,40 @@ pub(crate) struct Models(Arc<Routes>);
 #[derive(Debug)]
 struct Routes {
     /// By the name that callers use, each with the provider that its targets stand for.
-    models: HashMap<String, (&'static str, Routing)>,
+    models: HashMap<String, (&'static str, Model)>,
     /// For models that are not listed, and calls without a model: the first target of each dialect, by the provider that it
     /// stands for.
-    others: HashMap<&'static str, Routing>,
+    others: HashMap<&'static str, Direct>,
 }
+
+/// Where the calls of one model go.
+#[derive(Debug)]
+enum Model {
+    Direct(Direct),
+    Cascade(Box<Cascade>),
+}
+
+/// The tiers of a cascade, by the length of the prompt.
+#[derive(Debug)]
+struct Cascade {
+    /// Prompts with fewer tokens get the first answer.
+    min_prompt_tokens: u64,
+    /// Prompts with more tokens go to the last target.
+    max_prompt_tokens: u64,
+    /// The first answer, of any target.
+    any: Direct,
+    /// The answer of the last target.
+    last: Direct,
+    tiers: Compared,
+}
+
+/// What one call goes through.
+enum Way {
+    Direct(Direct),
+    Compared(Compared),
+}
+
+// === impl Models ===
 
 impl Models {
     pub(super) fn new(config: &Config, built: &Built) -> Result<Self, StartError> {
@@ -40,66 +82,196 @@ impl Models {
             let first = model.targets.first();
             let first = first.and_then(|target| config.targets.get(target)?.dialect());
             let front = Upstream::front_of(first.unwrap_or(Dialect::OpenAi));
-            models.insert(name.clone(), (front, routing(name, model, built)?));
+            let made = Model::new(&format!("models.{name}"), model, config, built)?;
+            models.insert(name.clone(), (front, made));
         }
         let mut others = HashMap::new();
         for (name, target) in &config.targets {
             let front = Upstream::front_of(target.dialect().unwrap_or(Dialect::OpenAi));
-            if others.contains_key(front) {
-                continue;
+            if !others.contains_key(front) {
+                let direct = direct([name], Pick::in_order(), FanoutLayer::failover(0), built);
+                let wrong = |error| StartError::setting(format!("targets.{name}"), error);
+                others.insert(front, direct.map_err(wrong)?);
             }
-            let wrong = |error| StartError::setting(format!("targets.{name}"), error);
-            let pool = Pool::builder().targets(built.get(name).cloned()).build();
-            let layer = FanoutLayer::failover(0).build().map_err(wrong)?;
-            others.insert(front, layer.across(&pool.map_err(wrong)?));
         }
         Ok(Self(Arc::new(Routes { models, others })))
     }
 
-    fn of(&self, call: &Call) -> Option<&Routing> {
+    fn of(&self, call: &Call) -> Option<Way> {
         // A model of another dialect is none here: the request would reach targets that did not admit it.
         let front = call.extensions().get::<Arc<Upstream>>()?.name();
-        let model = call.call();
-        let model = model.as_deref().and_then(|call| call.model());
+        let described = call.call();
+        let described = described.as_deref();
+        let model = described.and_then(Described::model);
         let listed = model.and_then(|model| self.0.models.get(model));
-        let listed = listed.filter(|(of, _)| *of == front);
-        listed
-            .map(|(_, routing)| routing)
-            .or_else(|| self.0.others.get(front))
+        match listed.filter(|(of, _)| *of == front) {
+            Some((_, model)) => Some(model.way(described)),
+            None => Some(Way::Direct(self.0.others.get(front)?.clone())),
+        }
     }
 }
 
-/// What the calls of a model go through.
-fn routing(name: &str, model: &ModelConfig, built: &Built) -> Result<Routing, StartError> {
-    let setting = format!("models.{name}");
-    let wrong = |error| StartError::setting(&setting, error);
-    if matches!(model.strategy, Strategy::Cascade | Strategy::Ensemble) {
-        let what = "this strategy is not available in the gateway yet";
-        return Err(StartError::setting(format!("{setting}.strategy"), what));
+// === impl Model ===
+
+impl Model {
+    fn new(
+        setting: &str,
+        model: &ModelConfig,
+        config: &Config,
+        built: &Built,
+    ) -> Result<Self, StartError> {
+        let wrong = |error: ConfigError| StartError::setting(setting, error);
+        match (&model.strategy, &model.cascade) {
+            (Strategy::Cascade, Some(_)) => {
+                let cascade = Cascade::new(setting, model, config, built)?;
+                Ok(Self::Cascade(Box::new(cascade)))
+            }
+            (Strategy::Ensemble, _) => {
+                let what = "this strategy is not available in the gateway yet";
+                Err(StartError::setting(format!("{setting}.strategy"), what))
+            }
+            _ => {
+                let (pick, layer) = (model.pick().map_err(wrong)?, model.fanout());
+                let direct = direct(&model.targets, pick, layer.map_err(wrong)?, built);
+                Ok(Self::Direct(direct.map_err(wrong)?))
+            }
+        }
     }
-    let targets = model.targets.iter();
-    let targets = targets.filter_map(|target| built.get(target).cloned());
-    let pick = model.pick().map_err(wrong)?;
-    let pool = Pool::builder().pick(pick).targets(targets).build();
-    let layer = model.fanout().and_then(FanoutBuilder::build);
-    Ok(layer.map_err(wrong)?.across(&pool.map_err(wrong)?))
+
+    fn way(&self, call: Option<&Described>) -> Way {
+        match self {
+            Self::Direct(direct) => Way::Direct(direct.clone()),
+            Self::Cascade(cascade) => cascade.way(call),
+        }
+    }
 }
+
+// === impl Cascade ===
+
+impl Cascade {
+    fn new(
+        setting: &str,
+        model: &ModelConfig,
+        config: &Config,
+        built: &Built,
+    ) -> Result<Self, StartError> {
+        let wrong = |error: ConfigError| StartError::setting(setting, error);
+        let cascade = model.cascade.clone().unwrap_or_default();
+        let judge = cascade.judge.as_ref();
+        let judge = judge
+            .map(|judge| Judge::new(judge, config, built, &format!("{setting}.cascade.judge")));
+        let last = model.targets.last().map_or("", String::as_str);
+        let scorer = Scorer::new(&cascade, last, judge.transpose()?)
+            .map_err(|error| StartError::setting(format!("{setting}.cascade.regex"), error))?;
+        let pool = Pool::builder()
+            .pick(Pick::in_order())
+            .targets(targets(&model.targets, built));
+        let layer = model.fanout().map_err(wrong)?;
+        let layer = layer.watch(scorer.clone()).classify(scorer);
+        let layer = layer.max_held_bytes(super::MAX_COMPARED).build();
+        let tiers = layer.map_err(wrong)?.across(&pool.build().map_err(wrong)?);
+        let tiers = tiers.map_request(|mut call: Call| {
+            if let Some(body) = call.body().as_bytes().cloned() {
+                call.extensions_mut().insert(Asked(body));
+            }
+            call
+        });
+        let failover = || model.failover().map_err(wrong);
+        let in_order = Pick::in_order;
+        Ok(Self {
+            min_prompt_tokens: cascade.min_prompt_tokens.unwrap_or(0),
+            max_prompt_tokens: cascade.max_prompt_tokens.unwrap_or(u64::MAX),
+            any: direct(&model.targets, in_order(), failover()?, built).map_err(wrong)?,
+            last: direct([last], in_order(), failover()?, built).map_err(wrong)?,
+            tiers: BoxCloneSyncService::new(tiers),
+        })
+    }
+
+    /// Decided before anything is sent.
+    fn way(&self, call: Option<&Described>) -> Way {
+        let tokens = call.map_or(0, Described::input_tokens);
+        if tokens > self.max_prompt_tokens {
+            Way::Direct(self.last.clone())
+        } else if tokens < self.min_prompt_tokens || !call.is_some_and(has_text) {
+            Way::Direct(self.any.clone())
+        } else {
+            Way::Compared(self.tiers.clone())
+        }
+    }
+}
+
+/// Whether a call is answered with a text, which can be compared.
+fn has_text(call: &Described) -> bool {
+    [
+        Operation::CHAT,
+        Operation::GENERATE_CONTENT,
+        Operation::TEXT_COMPLETION,
+    ]
+    .contains(call.operation())
+}
+
+fn targets<N: AsRef<str>>(
+    names: impl IntoIterator<Item = N>,
+    built: &Built,
+) -> Vec<tower_llm_stack::fanout::Target<TargetService>> {
+    let names = names.into_iter();
+    names
+        .filter_map(|name| built.get(name.as_ref()).cloned())
+        .collect()
+}
+
+/// One answer, of these targets.
+fn direct<N: AsRef<str>>(
+    names: impl IntoIterator<Item = N>,
+    pick: Pick,
+    layer: FanoutBuilder,
+    built: &Built,
+) -> Result<Direct, ConfigError> {
+    let pool = Pool::builder().pick(pick).targets(targets(names, built));
+    Ok(layer.build()?.across(&pool.build()?))
+}
+
+// === impl Service for Models ===
 
 impl Service<Call> for Models {
-    type Response = <Routing as Service<Call>>::Response;
+    type Response = Answer;
     type Error = BoxError;
-    type Future = Oneshot<Routing, Call>;
+    type Future = ResponseFuture;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         // Which targets have to be ready is for the call to say.
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, call: Call) -> Self::Future {
-        let routing = self.of(&call).cloned();
-        Oneshot::new(
-            routing.expect("a request is admitted by a target of its dialect"),
-            call,
-        )
+    fn call(&mut self, call: Call) -> ResponseFuture {
+        let way = self.of(&call);
+        match way.expect("a request is admitted by a target of its dialect") {
+            Way::Direct(direct) => ResponseFuture::Direct {
+                future: Oneshot::new(direct, call),
+            },
+            Way::Compared(compared) => ResponseFuture::Compared {
+                future: Oneshot::new(compared, call),
+            },
+        }
+    }
+}
+
+pin_project! {
+    /// The future of [`Models`].
+    #[project = ResponseFutureProj]
+    pub(crate) enum ResponseFuture {
+        Direct { #[pin] future: Oneshot<Direct, Call> },
+        Compared { #[pin] future: Oneshot<Compared, Call> },
+    }
+}
+
+impl Future for ResponseFuture {
+    type Output = Result<Answer, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            ResponseFutureProj::Direct { future } => future.poll(cx),
+            ResponseFutureProj::Compared { future } => future.poll(cx),
+        }
     }
 }

@@ -27,7 +27,7 @@ pub(crate) enum Reply {
 /// An upstream that answers one request after another from a list, the last again and again.
 pub(crate) struct Raw {
     pub(crate) addr: SocketAddr,
-    requests: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<(String, String)>>>,
     connections: Arc<AtomicUsize>,
 }
 
@@ -62,7 +62,14 @@ impl Raw {
 
     /// The first lines of the requests that have arrived.
     pub(crate) fn requests(&self) -> Vec<String> {
-        self.requests.lock().unwrap().clone()
+        let requests = self.requests.lock().unwrap();
+        requests.iter().map(|(line, _)| line.clone()).collect()
+    }
+
+    /// Their bodies.
+    pub(crate) fn bodies(&self) -> Vec<String> {
+        let requests = self.requests.lock().unwrap();
+        requests.iter().map(|(_, body)| body.clone()).collect()
     }
 
     pub(crate) fn connections(&self) -> usize {
@@ -70,15 +77,19 @@ impl Raw {
     }
 }
 
-async fn serve(mut stream: TcpStream, replies: Arc<[Reply]>, requests: Arc<Mutex<Vec<String>>>) {
+async fn serve(
+    mut stream: TcpStream,
+    replies: Arc<[Reply]>,
+    requests: Arc<Mutex<Vec<(String, String)>>>,
+) {
     let mut read = Vec::new();
     loop {
-        let Some(line) = request(&mut stream, &mut read).await else {
+        let Some(received) = request(&mut stream, &mut read).await else {
             return;
         };
         let number = {
             let mut requests = requests.lock().unwrap();
-            requests.push(line);
+            requests.push(received);
             requests.len()
         };
         match &replies[number.min(replies.len()) - 1] {
@@ -88,8 +99,8 @@ async fn serve(mut stream: TcpStream, replies: Arc<[Reply]>, requests: Arc<Mutex
     }
 }
 
-/// Reads one request with a content-length or without a body, and gives its first line.
-async fn request(stream: &mut TcpStream, read: &mut Vec<u8>) -> Option<String> {
+/// Reads one request with a content-length or without a body, and gives its first line and its body.
+async fn request(stream: &mut TcpStream, read: &mut Vec<u8>) -> Option<(String, String)> {
     loop {
         if let Some(end) = read.windows(4).position(|window| window == b"\r\n\r\n") {
             let head = String::from_utf8(read[..end].to_vec()).unwrap();
@@ -101,8 +112,9 @@ async fn request(stream: &mut TcpStream, read: &mut Vec<u8>) -> Option<String> {
             });
             let length: usize = length.unwrap_or(0);
             if read.len() >= end + 4 + length {
-                read.drain(..end + 4 + length);
-                return Some(head.lines().next().unwrap().to_owned());
+                let all: Vec<u8> = read.drain(..end + 4 + length).collect();
+                let body = String::from_utf8_lossy(&all[end + 4..]).into_owned();
+                return Some((head.lines().next().unwrap().to_owned(), body));
             }
         }
         if stream.read_buf(read).await.unwrap_or(0) == 0 {

@@ -1,6 +1,7 @@
 //! Targets and models of a configuration file.
 
 mod callers;
+mod cascade;
 mod health;
 mod valid;
 

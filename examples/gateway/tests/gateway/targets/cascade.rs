@@ -1,0 +1,191 @@
+//! The strategy `cascade`: a cheap target first, and a stronger one if a rule rejects its answer.
+
+use serde_json::{Value, json};
+use tower_llm_testkit::{Behavior, Fault};
+
+use super::{CHAT, File, accounts, providers, requests};
+use crate::{
+    raw::{Raw, Reply, response},
+    support::Running,
+};
+
+const ASKED: &str =
+    r#"{"model":"gpt-4","messages":[{"role":"user","content":"What is the capital of Peru?"}]}"#;
+
+/// A chat's whole answer.
+fn says(text: &str) -> Reply {
+    let message = json!({"role": "assistant", "content": text});
+    let body = json!({
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12},
+    });
+    let json = "content-type: application/json\r\n";
+    response("200 OK", json, body.to_string().as_bytes())
+}
+
+/// A file with a target for each upstream, and one cascade over all but the judges.
+fn tiers(upstreams: &[(&str, &Raw)], cascade: &str) -> File {
+    let mut text = String::new();
+    for (name, upstream) in upstreams {
+        let addr = upstream.addr;
+        text +=
+            &format!("[targets.{name}]\nprovider = \"openai\"\nbase_url = \"http://{addr}/v1\"\n");
+    }
+    let tiers = upstreams.iter().map(|(name, _)| format!("\"{name}\""));
+    let tiers: Vec<_> = tiers.filter(|name| name != "\"judge\"").collect();
+    File::new(&format!(
+        "{text}[models.\"gpt-4\"]\nstrategy = \"cascade\"\ntargets = [{}]\n[models.\"gpt-4\".cascade]\n{cascade}\n",
+        tiers.join(", ")
+    ))
+}
+
+fn text(answer: &Value) -> &str {
+    answer["choices"][0]["message"]["content"].as_str().unwrap()
+}
+
+#[tokio::test]
+async fn an_answer_that_matches_is_followed_by_a_stronger_one() {
+    let cheap = Raw::start([says("I do not know."), says("Lima.")]).await;
+    let strong = Raw::start([says("Lima, of course.")]).await;
+    let file = tiers(
+        &[("cheap", &cheap), ("strong", &strong)],
+        "regex = \"(?i)i (don't|do not) know\"",
+    );
+    let gateway = Running::start(&file.flags()).await;
+    let answer = gateway.post(CHAT, ASKED).await;
+    assert_eq!(text(&answer.json()), "Lima, of course.");
+    assert_eq!((cheap.requests().len(), strong.requests().len()), (1, 1));
+    let answer = gateway.post(CHAT, ASKED).await;
+    assert_eq!(text(&answer.json()), "Lima.");
+    assert_eq!((cheap.requests().len(), strong.requests().len()), (2, 1));
+}
+
+#[tokio::test]
+async fn an_answer_with_that_finish_reason_is_followed_by_a_stronger_one_streamed_or_not() {
+    for stream in [false, true] {
+        let two = providers(2).await;
+        let cascade = "strategy = \"cascade\"\ncascade = { finish_reasons = [\"length\"] }";
+        let file = accounts(&two, "", cascade);
+        let gateway = Running::start(&file.flags()).await;
+        two.iter()
+            .for_each(|one| one.set(Behavior::new().output_tokens(9)));
+        let ask = async |max: u64| {
+            let messages = json!([{"role": "user", "content": "hello"}]);
+            let body = json!({"model": "gpt-4", "messages": messages, "max_tokens": max, "stream": stream});
+            let answer = gateway.post(CHAT, &body.to_string()).await;
+            assert_eq!((answer.status, answer.complete), (200, true));
+            answer.text()
+        };
+        let whole = ask(9).await;
+        assert!(whole.contains("\"stop\""), "{whole}");
+        assert_eq!(requests(&two), [1, 0]);
+        // The last target's answer is taken as it is.
+        let cut = ask(3).await;
+        assert!(cut.contains("\"length\""), "{cut}");
+        assert_eq!(cut.matches("[DONE]").count(), usize::from(stream));
+        assert_eq!(requests(&two), [2, 1], "{stream}");
+    }
+}
+
+#[tokio::test]
+async fn the_length_of_the_prompt_decides_before_anything_is_sent() {
+    let two = providers(2).await;
+    let cascade = "strategy = \"cascade\"\n[models.\"gpt-4\".cascade]\nmin_prompt_tokens = 20\n\
+                   max_prompt_tokens = 100\nregex = \".\"";
+    let file = accounts(&two, "", cascade);
+    let gateway = Running::start(&file.flags()).await;
+    let ask = async |letters: usize| {
+        let messages = json!([{"role": "user", "content": "a".repeat(letters)}]);
+        let body = json!({"model": "gpt-4", "messages": messages});
+        assert_eq!(gateway.post(CHAT, &body.to_string()).await.status, 200);
+    };
+    // Short: the first answer is taken, though the rule rejects every one.
+    ask(4).await;
+    assert_eq!(requests(&two), [1, 0]);
+    ask(4 * 50).await;
+    assert_eq!(requests(&two), [2, 1]);
+    // Long: the last target alone.
+    ask(4 * 200).await;
+    assert_eq!(requests(&two), [2, 2]);
+}
+
+#[tokio::test]
+async fn a_judge_reads_the_request_and_the_answer_and_says_yes_or_no() {
+    let cheap = Raw::start([says("Quito."), says("Lima.")]).await;
+    let strong = Raw::start([says("Lima, of course.")]).await;
+    let judge = Raw::start([says("No."), says("Yes.")]).await;
+    let upstreams = [("cheap", &cheap), ("judge", &judge), ("strong", &strong)];
+    let rule = "judge = { target = \"judge\", model = \"tiny\" }";
+    let file = tiers(&upstreams, rule);
+    let gateway = Running::start(&file.flags()).await;
+    let answer = gateway.post(CHAT, ASKED).await;
+    assert_eq!(text(&answer.json()), "Lima, of course.");
+    let answer = gateway.post(CHAT, ASKED).await;
+    assert_eq!(text(&answer.json()), "Lima.");
+    assert_eq!((cheap.requests().len(), strong.requests().len()), (2, 1));
+    // The answer of the last target is not judged.
+    let [first, _] = &judge.bodies()[..] else {
+        panic!("{:?}", judge.bodies());
+    };
+    let asked: Value = serde_json::from_str(first).unwrap();
+    assert_eq!(asked["model"], "tiny");
+    let question = asked["messages"][1]["content"].as_str().unwrap();
+    assert!(question.contains("capital of Peru"), "{question}");
+    assert!(question.contains("Quito."), "{question}");
+
+    let prompt = "judge = { target = \"judge\", model = \"tiny\", prompt = \"Is it short?\" }";
+    let file = tiers(&upstreams, prompt);
+    let gateway = Running::start(&file.flags()).await;
+    gateway.post(CHAT, ASKED).await;
+    let asked: Value = serde_json::from_str(&judge.bodies()[2]).unwrap();
+    assert_eq!(asked["messages"][0]["content"], "Is it short?");
+}
+
+#[tokio::test]
+async fn an_answer_that_a_judge_cannot_judge_is_taken() {
+    let error = response("500 Internal Server Error", "", b"{}");
+    for judged in [says("Perhaps."), error, Reply::Close] {
+        let cheap = Raw::start([says("Quito.")]).await;
+        let strong = Raw::start([says("Lima.")]).await;
+        let judge = Raw::start([judged.clone()]).await;
+        let file = tiers(
+            &[("cheap", &cheap), ("judge", &judge), ("strong", &strong)],
+            "judge = { target = \"judge\", model = \"tiny\" }",
+        );
+        let gateway = Running::start(&file.flags()).await;
+        let answer = gateway.post(CHAT, ASKED).await;
+        assert_eq!(text(&answer.json()), "Quito.", "{judged:?}");
+        assert_eq!(judge.requests().len(), 1);
+        assert_eq!(strong.requests().len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn without_a_good_answer_the_last_one_is_taken_and_failures_go_on() {
+    // The strong target fails: the weak answer is better than none.
+    let cheap = Raw::start([says("I do not know.")]).await;
+    let broken = Raw::start([response("500 Internal Server Error", "", b"{}")]).await;
+    let file = tiers(
+        &[("cheap", &cheap), ("strong", &broken)],
+        "regex = \"know\"",
+    );
+    let gateway = Running::start(&file.flags()).await;
+    let answer = gateway.post(CHAT, ASKED).await;
+    assert_eq!(text(&answer.json()), "I do not know.");
+    assert_eq!(broken.requests().len(), 1);
+
+    // The cheap one fails: the strong one is asked, without a rule.
+    let two = providers(2).await;
+    let cascade = "strategy = \"cascade\"\ncascade = { finish_reasons = [\"length\"] }";
+    let file = accounts(&two, "", cascade);
+    let gateway = Running::start(&file.flags()).await;
+    two[0].set(Fault::Status(500));
+    assert_eq!(gateway.post(CHAT, ASKED).await.status, 200);
+    assert_eq!(requests(&two), [1, 1]);
+    // Embeddings say nothing that a rule could read: one answer is enough.
+    two[0].set(Behavior::new());
+    let embed = r#"{"model":"gpt-4","input":"hello"}"#;
+    assert_eq!(gateway.post("/v1/embeddings", embed).await.status, 200);
+    assert_eq!(requests(&two), [2, 1]);
+}
