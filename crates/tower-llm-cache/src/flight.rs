@@ -30,11 +30,12 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
     sync::{Arc, PoisonError, TryLockError},
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::task::{ArcWake, waker_ref};
 use http::response::Parts;
 use http_body::Frame;
 use tokio::time::Instant;
@@ -112,6 +113,8 @@ pub(crate) struct Flight {
     /// `None` once the call has ended, or was given up.
     driver: Mutex<Option<Pin<Box<dyn Drive>>>>,
     is_woken: AtomicBool,
+    /// The log has an end, so a reader may have read all. Spares the lock on every frame before.
+    has_ended: AtomicBool,
     log: Mutex<Log>,
     max_silence: Duration,
     max_unattended: Duration,
@@ -146,6 +149,7 @@ impl Flight {
             table,
             driver: Mutex::new(Some(start.upstream)),
             is_woken: AtomicBool::new(true),
+            has_ended: AtomicBool::new(false),
             log: Mutex::new(Log::new(start.max_recording)),
             max_silence: start.max_silence,
             max_unattended: start.max_unattended,
@@ -165,19 +169,20 @@ impl Flight {
         !self.is_woken.load(Ordering::Acquire) && self.log().silent_for(now) >= self.max_silence
     }
 
-    /// Polls the upstream for `reader` if it may have something; returns whether the log has changed.
-    fn drive(self: &Arc<Self>, reader: usize) -> bool {
+    /// Polls the upstream for `reader` if it may have something; returns what the reader then reads in the log, or `None` if that
+    /// has not changed.
+    fn drive<T>(self: &Arc<Self>, reader: usize, read: impl Fn(&mut Log) -> T) -> Option<T> {
         loop {
             // Of two participants, one finds the lock free or the other finds `is_woken` set: neither is sure without the fence,
             // which orders the release of the lock before the look at the flag, and the flag before the try.
             fence(Ordering::SeqCst);
             if !self.is_woken.load(Ordering::Acquire) {
-                return false;
+                return None;
             }
             let mut driver = match self.driver.try_lock() {
                 Ok(driver) => driver,
                 // Its holder looks at `is_woken` again when it is done.
-                Err(TryLockError::WouldBlock) => return false,
+                Err(TryLockError::WouldBlock) => return None,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             };
             let is_first =
@@ -186,23 +191,23 @@ impl Flight {
             if is_first.is_err() {
                 continue;
             }
-            let Some(upstream) = driver.as_mut() else {
-                return false;
-            };
-            let waker = Waker::from(Arc::clone(self));
+            let upstream = driver.as_mut()?;
+            let waker = waker_ref(self);
             let polled = catch_unwind(AssertUnwindSafe(|| {
                 upstream
                     .as_mut()
                     .poll_step(&mut Context::from_waker(&waker))
             }));
-            let panic = match polled {
+            let waiting = |log: &mut Log| log.waiting(Some(reader));
+            let (found, waiting) = match polled {
                 Ok(Poll::Pending) => {
                     self.log().note_silence();
                     continue;
                 }
+                // The reader reads while the log is locked for the step.
                 Ok(Poll::Ready(step)) => {
-                    self.advance(&mut driver, step);
-                    None
+                    let read_on = |log: &mut Log| (Ok(read(log)), waiting(log));
+                    self.advance(&mut driver, step, read_on)
                 }
                 Err(panic) => {
                     let mut completion = driver.take().map_or_else(
@@ -212,24 +217,25 @@ impl Flight {
                     if completion.outcome == Outcome::Abandoned {
                         completion.outcome = Outcome::Failed(Failure::Panic);
                     }
-                    self.apply(Step::Failed(FlightFailed::panicked().into(), completion));
-                    Some(panic)
+                    let failed = Step::Failed(FlightFailed::panicked().into(), completion);
+                    (Err(panic), self.apply(failed, waiting))
                 }
             };
             drop(driver);
-            // The reader itself looks into the log next.
-            self.wake_waiting(Some(reader));
-            if let Some(panic) = panic {
-                resume_unwind(panic);
-            }
-            return true;
+            waiting.into_iter().for_each(Waker::wake);
+            return Some(found.unwrap_or_else(|panic| resume_unwind(panic)));
         }
     }
 
-    /// Notes what the upstream has brought, and drops it at the end.
+    /// Notes what the upstream has brought, drops it at the end, and gives what `then` makes of the log.
     ///
     /// The driver's lock is held meanwhile: the next step, which another participant may fetch, comes after this one.
-    fn advance(self: &Arc<Self>, driver: &mut Option<Pin<Box<dyn Drive>>>, step: Step) {
+    fn advance<T>(
+        self: &Arc<Self>,
+        driver: &mut Option<Pin<Box<dyn Drive>>>,
+        step: Step,
+        then: impl FnOnce(&mut Log) -> T,
+    ) -> T {
         let end = match (&step, &driver) {
             (Step::Frame(_), Some(upstream)) => upstream.end(),
             _ => None,
@@ -241,50 +247,56 @@ impl Flight {
         }
         // There may be more at once.
         self.is_woken.store(!has_ended, Ordering::Release);
-        self.apply(step);
-        if let Some(end) = end {
-            self.apply(Step::End(end));
+        match end {
+            Some(end) => {
+                self.apply(step, |_| {});
+                self.apply(Step::End(end), then)
+            }
+            None => self.apply(step, then),
         }
     }
 
-    /// Notes a step.
-    fn apply(self: &Arc<Self>, step: Step) {
+    /// Notes a step, and gives what `then` makes of the log with it.
+    fn apply<T>(self: &Arc<Self>, step: Step, then: impl FnOnce(&mut Log) -> T) -> T {
+        let mut log;
         match step {
             Step::Head(head) => {
                 // Callers that come after a failure, or an answer that cannot be read, start afresh.
                 if !head.status.is_success() || !is_readable(&head.headers) {
                     self.close();
                 }
-                self.log().head(*head);
+                log = self.log();
+                log.head(*head);
             }
             Step::Frame(frame) => {
-                let is_over_cap = self.log().frame(frame);
-                if is_over_cap {
+                log = self.log();
+                if log.frame(frame) {
+                    drop(log);
                     self.close();
+                    log = self.log();
                 }
             }
             Step::End(end) => {
                 self.record(&end);
                 // Stored first: a caller that finds no flight finds the answer.
                 self.close();
-                self.log().end(end.completion);
+                log = self.log();
+                log.end(end.completion);
+                self.has_ended.store(true, Ordering::Release);
             }
             Step::Failed(error, completion) => {
                 self.close();
-                self.log().fail(error.into(), completion);
+                log = self.log();
+                log.fail(error.into(), completion);
+                self.has_ended.store(true, Ordering::Release);
             }
         }
+        then(&mut log)
     }
 
     fn close(self: &Arc<Self>) {
         self.table.remove(self);
         self.recorder.closed();
-    }
-
-    /// Wakes all participants that wait, but one; they wait again with their next poll.
-    fn wake_waiting(&self, but: Option<usize>) {
-        let wakers = self.log().waiting(but);
-        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Drops the upstream: the last participant has left. Returns how that ends the call.
@@ -317,14 +329,12 @@ impl Flight {
 }
 
 /// Wakes every participant that waits: one of them alone might never poll again.
-impl Wake for Flight {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.is_woken.store(true, Ordering::Release);
-        self.wake_waiting(None);
+impl ArcWake for Flight {
+    fn wake_by_ref(flight: &Arc<Self>) {
+        flight.is_woken.store(true, Ordering::Release);
+        // They wait again with their next poll.
+        let waiting = flight.log().waiting(None);
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
 

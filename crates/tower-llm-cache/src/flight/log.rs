@@ -121,14 +121,15 @@ pub(super) type Wakers = SmallVec<[Waker; 2]>;
 /// What a reader finds.
 pub(super) enum Read<T> {
     Found(T),
-    /// Nothing yet: the reader's waker is registered. The one before is to be dropped outside of the lock, since a waker's drop
-    /// may drop a task, and with it another participant.
-    Waiting(#[expect(dead_code, reason = "held to be dropped")] Option<Waker>),
     End,
     Failed(SharedError),
     /// What it should read next was freed: it is too far behind.
     Lost,
 }
+
+/// A reader finds nothing yet: its waker is registered. The one before is to be dropped outside of the lock, since a waker's drop
+/// may drop a task, and with it another participant.
+pub(super) struct Waiting(#[expect(dead_code, reason = "held to be dropped")] Option<Waker>);
 
 impl Log {
     pub(super) fn new(max_bytes: usize) -> Self {
@@ -243,20 +244,28 @@ impl Log {
         self.completion.as_ref()
     }
 
-    pub(super) fn read_head(&mut self, reader: usize, waker: &Waker) -> Read<Head> {
+    pub(super) fn read_head(
+        &mut self,
+        reader: usize,
+        waker: &Waker,
+    ) -> Result<Read<Head>, Waiting> {
         if let Some(head) = &self.head {
-            return Read::Found(head.clone());
+            return Ok(Read::Found(head.clone()));
         }
         self.read_end(reader, waker)
     }
 
-    pub(super) fn read_frame(&mut self, reader: usize, waker: &Waker) -> Read<Frame<Bytes>> {
+    pub(super) fn read_frame(
+        &mut self,
+        reader: usize,
+        waker: &Waker,
+    ) -> Result<Read<Frame<Bytes>>, Waiting> {
         let next = self.readers[reader].next;
         let Some(index) = next.checked_sub(self.first) else {
             if self.ended.is_some() {
                 self.finish(reader);
             }
-            return Read::Lost;
+            return Ok(Read::Lost);
         };
         if let Some(piece) = self.frames.get(index) {
             let frame = piece.frame();
@@ -264,19 +273,19 @@ impl Log {
             if self.is_over_cap {
                 self.free();
             }
-            return Read::Found(frame);
+            return Ok(Read::Found(frame));
         }
         self.read_end(reader, waker)
     }
 
-    fn read_end<T>(&mut self, reader: usize, waker: &Waker) -> Read<T> {
+    fn read_end<T>(&mut self, reader: usize, waker: &Waker) -> Result<Read<T>, Waiting> {
         let read = match &self.ended {
             Some(Ended::Whole) => Read::End,
             Some(Ended::Failed(error)) => Read::Failed(error.clone()),
-            None => return self.wait(reader, waker),
+            None => return Err(self.wait(reader, waker)),
         };
         self.finish(reader);
-        read
+        Ok(read)
     }
 
     /// A reader learns how the call ended.
@@ -304,15 +313,15 @@ impl Log {
             && self.readers[reader].next == self.first + self.frames.len()
     }
 
-    fn wait<T>(&mut self, reader: usize, waker: &Waker) -> Read<T> {
+    fn wait(&mut self, reader: usize, waker: &Waker) -> Waiting {
         let registered = &mut self.readers[reader].waker;
         if registered
             .as_ref()
             .is_some_and(|known| known.will_wake(waker))
         {
-            return Read::Waiting(None);
+            return Waiting(None);
         }
-        Read::Waiting(registered.replace(waker.clone()))
+        Waiting(registered.replace(waker.clone()))
     }
 
     /// Takes the wakers of all that wait, but one.
@@ -440,11 +449,20 @@ impl Log {
 
 /// Whether it has nothing but blank lines and comments, which keep a connection open.
 fn is_keep_alive(frame: &Frame<Bytes>) -> bool {
-    let mut lines = match frame.data_ref() {
-        Some(data) => data.split(|byte| matches!(byte, b'\n' | b'\r')),
-        None => return false,
+    let Some(data) = frame.data_ref() else {
+        return false;
     };
-    lines.all(|line| line.first().is_none_or(|first| *first == b':'))
+    let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
+    let mut rest = &data[..];
+    // Only comments are read to the end of their line: a frame with content has it in its first byte.
+    loop {
+        rest = match rest.split_first() {
+            None => return true,
+            Some((first, next)) if is_end(first) => next,
+            Some((b':', next)) => &next[next.iter().position(is_end).unwrap_or(next.len())..],
+            Some(_) => return false,
+        };
+    }
 }
 
 impl Piece {
@@ -460,5 +478,29 @@ impl Piece {
             Self::Data(data) => Frame::data(data.clone()),
             Self::Trailers(trailers) => Frame::trailers(trailers.as_ref().clone()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blank_lines_and_comments_keep_a_connection_open_and_nothing_else_does() {
+        for (data, keeps) in [
+            ("", true),
+            ("\n\r\n", true),
+            (":", true),
+            (": OPENROUTER PROCESSING\n\n", true),
+            (": a\r\n: b", true),
+            (": a\ndata: x\n\n", false),
+            ("\ndata: x\n\n", false),
+            (" ", false),
+            ("data", false),
+        ] {
+            let frame = Frame::data(Bytes::from_static(data.as_bytes()));
+            assert_eq!(is_keep_alive(&frame), keeps, "{data:?}");
+        }
+        assert!(!is_keep_alive(&Frame::trailers(http::HeaderMap::new())));
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
@@ -17,7 +17,8 @@ use tower_llm_core::{Bill, Billed, BoxError, Completion, Outcome, Unsent};
 use super::{
     Flight,
     account::Account,
-    log::{Head, Pays, Read},
+    log::{Head, Log, Pays, Read, Waiting},
+    sync::Ordering,
 };
 use crate::error::{FlightFailed, SharedError};
 
@@ -79,18 +80,28 @@ impl Participant {
     }
 
     pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, BoxError>> {
+        Poll::Ready(match ready!(self.poll_read(cx, Log::read_head)) {
+            Read::Found(head) => Ok(head),
+            Read::Failed(error) => Err(self.billed(error)),
+            Read::End | Read::Lost => Err(self.billed(FlightFailed::no_answer())),
+        })
+    }
+
+    /// Reads in the log, and drives the upstream until there is something to read.
+    fn poll_read<T>(
+        &self,
+        cx: &Context<'_>,
+        read: fn(&mut Log, usize, &Waker) -> Result<Read<T>, Waiting>,
+    ) -> Poll<Read<T>> {
+        let read = |log: &mut Log| read(log, self.reader, cx.waker());
+        let mut found = read(&mut self.flight.log());
         loop {
-            let read = self.flight.log().read_head(self.reader, cx.waker());
-            match read {
-                Read::Found(head) => return Poll::Ready(Ok(head)),
-                Read::Failed(error) => return Poll::Ready(Err(self.billed(error))),
-                Read::End | Read::Lost => {
-                    return Poll::Ready(Err(self.billed(FlightFailed::no_answer())));
-                }
-                Read::Waiting(_) => {}
-            }
-            if !self.flight.drive(self.reader) {
-                return Poll::Pending;
+            match found {
+                Ok(found) => return Poll::Ready(found),
+                Err(_) => match self.flight.drive(self.reader, read) {
+                    Some(next) => found = next,
+                    None => return Poll::Pending,
+                },
             }
         }
     }
@@ -114,17 +125,12 @@ impl Participant {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        loop {
-            let read = self.flight.log().read_frame(self.reader, cx.waker());
-            return Poll::Ready(match read {
-                Read::Found(frame) => Some(Ok(frame)),
-                Read::End => None,
-                Read::Failed(error) => Some(Err(error.into())),
-                Read::Lost => Some(Err(FlightFailed::behind().into())),
-                Read::Waiting(_) if self.flight.drive(self.reader) => continue,
-                Read::Waiting(_) => return Poll::Pending,
-            });
-        }
+        Poll::Ready(match ready!(self.poll_read(cx, Log::read_frame)) {
+            Read::Found(frame) => Some(Ok(frame)),
+            Read::End => None,
+            Read::Failed(error) => Some(Err(error.into())),
+            Read::Lost => Some(Err(FlightFailed::behind().into())),
+        })
     }
 
     /// Reads the answer to its end, to have it stored. Leaves early if it cannot be, if nothing has come for too long, or if it
@@ -149,7 +155,7 @@ impl Participant {
 
     /// Whether all was read, and it ended well.
     pub(crate) fn is_read(&self) -> bool {
-        self.flight.log().is_read(self.reader)
+        self.flight.has_ended.load(Ordering::Acquire) && self.flight.log().is_read(self.reader)
     }
 }
 
