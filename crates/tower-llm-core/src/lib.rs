@@ -77,7 +77,9 @@ pub use self::{
     call::{Call, CallBuilder, Caller, Described, Operation, Provider},
     describe::{Describe, DescribeLayer, MAX_BODY_BYTES, rename_model},
     dialect::Dialect,
-    embeddings::{EmbeddingLimits, is_of_each_input},
+    embeddings::{
+        EmbeddingInputs, EmbeddingLimits, EmbeddingVectors, is_of_each_input, sum_usages,
+    },
     error::{
         BoxError, ClassifiedError, ConfigError, Deadline, Refusal, RefusalKind, TimedOut, TooLarge,
     },

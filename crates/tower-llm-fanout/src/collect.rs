@@ -15,9 +15,10 @@ pub struct Collect<W = HttpBody, C = ByOutcome> {
     pub(crate) reading: Reading<W, C>,
     pub(crate) fail_fast: bool,
     pub(crate) min_ok: usize,
-    /// Whether the answers are those of candidates: if there is but one branch, its response passes as it is, without being held
-    /// whole; and one that fails fast fails the call.
-    pub(crate) judged: bool,
+    /// Whether the response of a call with one branch passes as it comes, without being held whole.
+    pub(crate) only_passes: bool,
+    /// Whether each branch must have a good answer, however many there are.
+    pub(crate) needs_all: bool,
     /// There is but one branch.
     pub(crate) is_only: bool,
 }
@@ -99,13 +100,13 @@ where
             items: Vec::new(),
             failed: None,
             timed_out: None,
-            needs_all: self.judged && self.fail_fast,
+            needs_all: self.needs_all,
             is_only: self.is_only,
         }
     }
 
     fn of_one_branch(mut self) -> Self {
-        if self.judged {
+        if self.only_passes {
             self.is_only = true;
             self.reading.ripeness.at = RipeAt::Headers;
         }
@@ -195,7 +196,8 @@ impl<W, C> Collect<W, C> {
             reading,
             fail_fast: false,
             min_ok: 0,
-            judged: false,
+            only_passes: false,
+            needs_all: false,
             is_only: false,
         }
     }

@@ -7,8 +7,8 @@ use tower_llm_core::HttpBody;
 
 use crate::{
     BestOf, Budget, ByOutcome, Copies, Delay, Dispatch, Each, EnsembleBuilder, Fallback, Fanout,
-    FanoutBuilder, FanoutStats, First, Mode, Pace, Pool, Reading, RipeAt, Route, Several, Vote,
-    builder::Settings, ensemble::Terms, plan::Plan, split::Eligible,
+    FanoutBuilder, FanoutStats, First, Mode, Pace, Pool, Reading, RipeAt, Route, Several,
+    SplitBuilder, Vote, builder::Settings, ensemble::Terms, plan::Plan, split::Eligible,
 };
 
 /// Sends a call in several branches.
@@ -80,6 +80,91 @@ impl FanoutLayer {
             ..Settings::new(pace, 1)
         };
         FanoutBuilder::of(settings, Each::default()).ripe_at(RipeAt::Whole)
+    }
+
+    /// Divides each request that is larger than its provider takes, sends the parts, at most so many at once, and joins their
+    /// answers. Other requests are sent as they are.
+    ///
+    /// If a part fails, its response or error is the call's own; the parts in flight are given up, and no other starts. The caller
+    /// pays for what was sent. A part does not start again: put a retry inside.
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use http::{Request, Response};
+    /// use http_body_util::{BodyExt, Full};
+    /// use tower::{ServiceBuilder, ServiceExt, service_fn};
+    /// use tower_llm_core::{BoxError, DescribeLayer, EmbeddingLimits, RequestBody};
+    /// use tower_llm_fanout::{EmbeddingParts, FanoutLayer};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// // Those of the provider, unless set.
+    /// let one_at_a_time = EmbeddingParts::new().limits(EmbeddingLimits::new(1));
+    /// let model = ServiceBuilder::new()
+    ///     .layer(DescribeLayer::new())
+    ///     .layer(FanoutLayer::split(4, one_at_a_time).build()?)
+    ///     .service(service_fn(|_: Request<RequestBody<Full<Bytes>>>| async {
+    ///         let vector = r#"{"data":[{"index":0,"embedding":[0.5]}],"usage":{"total_tokens":1}}"#;
+    ///         Ok::<_, BoxError>(Response::new(Full::new(Bytes::from(vector))))
+    ///     }));
+    ///
+    /// let body = Full::new(Bytes::from(r#"{"input":["a","b"]}"#));
+    /// let request = Request::post("/v1/embeddings").header("content-type", "application/json").body(body)?;
+    /// let joined = model.oneshot(request).await?.into_body().collect().await?.to_bytes();
+    /// let both = r#"{"data":[{"index":0,"embedding":[0.5]},{"index":1,"embedding":[0.5]}],"usage":{"total_tokens":2}}"#;
+    /// assert_eq!(joined, both);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Typed requests are divided by a closure, which returns another one that joins the answers:
+    ///
+    /// ```
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_llm_core::{BoxError, Call, Described, Unary};
+    /// use tower_llm_fanout::{Divided, FanoutLayer};
+    ///
+    /// struct Texts(Vec<&'static str>);
+    ///
+    /// impl Described for Texts {
+    ///     fn call(&self) -> Option<std::borrow::Cow<'_, Call>> {
+    ///         None
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let by_two = |Texts(texts): Texts| {
+    ///     let parts = texts.chunks(2).map(|part| Texts(part.to_vec())).collect();
+    ///     Ok(Divided::Parts(parts, |answers: Vec<Vec<usize>>| Ok(answers.concat())))
+    /// };
+    /// let lengths = FanoutLayer::split(8, by_two).watch(Unary).build()?.layer(service_fn(
+    ///     |Texts(texts): Texts| async move {
+    ///         assert!(texts.len() <= 2);
+    ///         Ok::<_, BoxError>(texts.iter().map(|text| text.len()).collect())
+    ///     },
+    /// ));
+    /// let texts = Texts(vec!["a", "bb", "ccc"]);
+    /// assert_eq!(lengths.oneshot(texts).await?, [1, 2, 3]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn split<D>(max_concurrent: usize, divide: D) -> SplitBuilder<D> {
+        let pace = Pace::at_once().at_most(max_concurrent);
+        let settings = Settings {
+            planned: usize::MAX,
+            bills: true,
+            ..Settings::new(pace, 1)
+        };
+        let mode = Each {
+            fail_fast: true,
+            joined: true,
+        };
+        let parts = FanoutBuilder::of(settings, mode).ripe_at(RipeAt::Whole);
+        SplitBuilder {
+            parts: parts.max_held_bytes(128 << 20),
+            divide,
+        }
     }
 
     /// Sends all `branches` at once, and returns what became of each.

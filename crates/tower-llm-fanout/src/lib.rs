@@ -14,6 +14,7 @@
 //! | [`ensemble`](FanoutLayer::ensemble) | copies, or targets | at once | what a judge makes of them |
 //! | [`best_of`](FanoutLayer::best_of) | copies, or targets | at once | the one that a judge chooses |
 //! | [`map`](FanoutLayer::map) | the items of a list | as many at once as set | each item's own |
+//! | [`split`](FanoutLayer::split) | the parts of a request | as many at once as set | one, joined of all |
 //!
 //! All are one engine with three parts: a [`Split`] makes the branches, a [`Pace`] says when the next one may start, and a
 //! [`Gather`] what their answers come to.
@@ -88,6 +89,7 @@
 #![warn(missing_docs)]
 
 mod backoff;
+mod bill;
 mod branch;
 mod budget;
 mod builder;
@@ -102,6 +104,7 @@ mod latency;
 mod layer;
 mod mode;
 mod pace;
+mod parted;
 mod plan;
 mod pool;
 mod quorum;
@@ -131,6 +134,10 @@ pub use self::{
     layer::FanoutLayer,
     mode::{Each, Fallback, First, Mode, Several, Vote},
     pace::{Delay, Pace},
+    parted::{
+        Divide, Divided, EmbeddingParts, ItemTooLong, Join, JoinVectors, Parted, PartedFuture,
+        SplitBuilder, SplitLayer,
+    },
     pool::{
         Dispatch, LoadGuard, NoTarget, Pick, Pool, PoolBuilder, Route, RouteBranches, Routed,
         Target, TargetStats,

@@ -49,6 +49,8 @@ pub enum Fallback {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Each {
     pub(crate) fail_fast: bool,
+    /// Whether they are the parts of one request, whose answers are joined.
+    pub(crate) joined: bool,
 }
 
 /// The same call is sent several times, and all answers are kept; see [`Collect`].
@@ -104,6 +106,7 @@ impl<W, C> Mode<W, C> for Each {
     fn gather(&self, reading: Reading<W, C>) -> Collect<W, C> {
         Collect {
             fail_fast: self.fail_fast,
+            only_passes: self.joined,
             ..Collect::of(reading)
         }
     }
@@ -124,7 +127,8 @@ impl<W, C> Mode<W, C> for Several {
         Collect {
             fail_fast: self.fail_fast,
             min_ok: self.min_ok,
-            judged: self.judged,
+            only_passes: self.judged,
+            needs_all: self.judged && self.fail_fast,
             ..Collect::of(reading)
         }
     }

@@ -53,6 +53,11 @@ pub trait Attach<T>: Clone {
         let _ = (response, used);
     }
 
+    /// Has the layers around charge this, whatever they read of the response: it was made of several.
+    fn settle(&self, response: &mut T, used: Usage) {
+        let _ = (response, used);
+    }
+
     /// Attaches what a caller may see of it.
     fn attach_headers(&self, response: &mut T, report: &Report) {
         let _ = (response, report);
@@ -174,6 +179,14 @@ impl<B> Attach<http::Response<B>> for HttpBody {
 
     fn charge(&self, response: &mut http::Response<B>, used: Usage) {
         Bill::charge_response(response.extensions_mut(), used);
+    }
+
+    fn settle(&self, response: &mut http::Response<B>, used: Usage) {
+        let mut calls = Completion::new(Outcome::Success);
+        calls.usage = Some(used);
+        let bill = Bill::new();
+        bill.charge(&calls);
+        response.extensions_mut().insert(bill);
     }
 
     fn attach_headers(&self, response: &mut http::Response<B>, report: &Report) {

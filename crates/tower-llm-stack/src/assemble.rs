@@ -223,6 +223,7 @@ plain! {
     #[cfg(feature = "fanout")] [W, C, M] tower_llm_fanout::FanoutLayer<W, C, M>;
     #[cfg(feature = "fanout")] [W, C, M] Optional<tower_llm_fanout::FanoutLayer<W, C, M>, W>;
     #[cfg(feature = "fanout")] [J, K, W, C] tower_llm_fanout::EnsembleLayer<J, K, W, C>;
+    #[cfg(feature = "fanout")] [D, W, C] tower_llm_fanout::SplitLayer<D, W, C>;
     #[cfg(feature = "timeout")] [W] tower_llm_timeout::TimeoutLayer<W>;
     #[cfg(feature = "timeout")] [W] Optional<tower_llm_timeout::TimeoutLayer<W>, W>;
     #[cfg(feature = "tonic")] [C] crate::adapters::tonic::StatusLayer<C>;

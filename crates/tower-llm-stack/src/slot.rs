@@ -246,6 +246,9 @@ impl<W, C, M> Member for tower_llm_fanout::FanoutLayer<W, C, M> {}
 #[cfg(feature = "fanout")]
 impl<J, A, W, C> Member for tower_llm_fanout::EnsembleLayer<J, A, W, C> {}
 
+#[cfg(feature = "fanout")]
+impl<D, W, C> Member for tower_llm_fanout::SplitLayer<D, W, C> {}
+
 #[cfg(feature = "ratelimit")]
 impl<W> Member for tower_llm_ratelimit::RateLimitLayer<W> {
     fn agree(&mut self, _: bool) -> bool {
@@ -309,6 +312,15 @@ impl<Bt: tower_llm_batch::Batcher> Fill<at::Batch> for tower_llm_batch::BatchLay
 
 #[cfg(feature = "fanout")]
 impl<J, A, W, C> Fill<at::Fanout> for tower_llm_fanout::EnsembleLayer<J, A, W, C> {
+    type Layer = Self;
+
+    fn into_layer(self) -> Self {
+        self
+    }
+}
+
+#[cfg(feature = "fanout")]
+impl<D, W, C> Fill<at::Fanout> for tower_llm_fanout::SplitLayer<D, W, C> {
     type Layer = Self;
 
     fn into_layer(self) -> Self {

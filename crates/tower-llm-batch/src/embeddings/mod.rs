@@ -1,7 +1,6 @@
 //! Embeddings over HTTP.
 
 mod body;
-mod json;
 mod request;
 mod response;
 mod usage;
@@ -181,7 +180,7 @@ where
         }
         let group = self.group_by.as_ref().map(|choose| choose(request));
         let mut terms = Terms::new(mergeable.key(group))
-            .items(mergeable.inputs.all.len() as u64)
+            .items(mergeable.inputs.all().len() as u64)
             .tokens(call.input_tokens())
             .limits(limits.items, limits.tokens.unwrap_or(u64::MAX));
         if let Some(choose) = &self.priority_by {

@@ -2,131 +2,24 @@
 
 use std::collections::HashMap;
 
-use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request,
     header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, DATE, FORWARDED, USER_AGENT},
 };
-use serde_json::value::RawValue;
 use tower_llm_core::{
-    Call, Dialect, EmbeddingLimits, Key, Operation, RequestBody, is_of_each_input,
+    Call, Dialect, EmbeddingInputs, EmbeddingLimits, Key, Operation, RequestBody,
 };
-
-use super::json::Members;
 
 /// Headers that are about one request and not about what it asks; those of tracing, proxies and SDKs are in
 /// [`is_of_one_request`].
 static OF_ONE_REQUEST: [HeaderName; 5] =
     [ACCEPT_ENCODING, CONTENT_LENGTH, DATE, FORWARDED, USER_AGENT];
 
-/// A request whose vectors depend on nothing but its inputs and options.
-#[derive(Debug)]
-pub(super) struct Inputs<'a> {
-    members: Members<'a>,
-    /// As they are written.
-    pub(super) all: Vec<&'a str>,
-    kind: Kind,
-}
-
-/// Texts and lists of tokens do not go together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Text,
-    Tokens,
-}
-
-impl<'a> Inputs<'a> {
-    /// Reads a body; `None` if it is to be sent as it is.
-    pub(super) fn read(body: &'a [u8]) -> Option<Self> {
-        let members: Members<'a> = serde_json::from_slice(body).ok()?;
-        if !members.iter().all(|(name, _)| is_of_each_input(name)) {
-            return None;
-        }
-        let input = members.get("input")?;
-        let elements: Vec<&RawValue> = match input.starts_with('[') {
-            true => serde_json::from_str(input).ok()?,
-            false => Vec::new(),
-        };
-        let first = elements.first().map_or("", |first| first.get());
-        let (kind, all) = match first.as_bytes().first() {
-            None => (Kind::Text, vec![input]),
-            Some(b'"') => (Kind::Text, elements.iter().map(|text| text.get()).collect()),
-            Some(b'[') => (
-                Kind::Tokens,
-                elements.iter().map(|list| list.get()).collect(),
-            ),
-            Some(_) => (Kind::Tokens, vec![input]),
-        };
-        // What a provider rejects is sent alone, as far as that can be seen here.
-        let is_valid = |input: &&str| match kind {
-            Kind::Text => input.starts_with('"') && *input != "\"\"",
-            Kind::Tokens => is_list_of_tokens(input),
-        };
-        all.iter()
-            .all(is_valid)
-            .then_some(Self { members, all, kind })
-    }
-
-    /// The tokens of the longest input, estimated.
-    pub(super) fn longest(&self) -> u64 {
-        let tokens = |input: &&str| match self.kind {
-            Kind::Text => (input.len() as u64 - 2).div_ceil(4),
-            Kind::Tokens => input.matches(',').count() as u64 + 1,
-        };
-        self.all.iter().map(tokens).max().unwrap_or_default()
-    }
-
-    /// Writes all but the inputs themselves: equal for requests that can be sent as one.
-    fn write_options(&self, out: &mut Parts) {
-        out.part(&[self.kind as u8]);
-        let mut options: Vec<_> = self
-            .members
-            .iter()
-            .filter(|(name, _)| *name != "input")
-            .collect();
-        options.sort_unstable();
-        out.number(options.len());
-        for (name, value) in options {
-            out.part(name.as_bytes());
-            out.part(value.as_bytes());
-        }
-    }
-
-    /// The body of a call for other inputs with the same options.
-    fn body_with(&self, inputs: &[&str]) -> Bytes {
-        let bytes: usize = inputs.iter().map(|input| input.len() + 1).sum();
-        let mut body = Vec::with_capacity(bytes + 256);
-        body.extend_from_slice(b"{\"input\":");
-        let mut separator = b'[';
-        for input in inputs {
-            body.push(separator);
-            body.extend_from_slice(input.as_bytes());
-            separator = b',';
-        }
-        body.push(b']');
-        self.members.write_without(&["input"], &mut body);
-        body.push(b'}');
-        body.into()
-    }
-}
-
-/// `[1,2,3]`
-fn is_list_of_tokens(input: &str) -> bool {
-    let inside = input
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'));
-    inside.is_some_and(|inside| {
-        inside
-            .split(',')
-            .all(|token| token.trim_ascii().parse::<u64>().is_ok())
-    })
-}
-
 /// A request that can be merged with others.
 pub(super) struct Mergeable<'a, B> {
     request: &'a Request<RequestBody<B>>,
     pub(super) call: &'a Call,
-    pub(super) inputs: Inputs<'a>,
+    pub(super) inputs: EmbeddingInputs<'a>,
 }
 
 impl<'a, B> Mergeable<'a, B> {
@@ -142,7 +35,7 @@ impl<'a, B> Mergeable<'a, B> {
         if !is_for_embeddings || is_own || call.streamed() || !call.may_queue() {
             return None;
         }
-        let inputs = Inputs::read(request.body().as_bytes()?)?;
+        let inputs = EmbeddingInputs::read(request.body().as_bytes()?)?;
         Some(Self {
             request,
             call,
@@ -152,8 +45,8 @@ impl<'a, B> Mergeable<'a, B> {
 
     /// Whether it is within the limits of one call.
     pub(super) fn is_within(&self, limits: &EmbeddingLimits) -> bool {
-        let longest = self.inputs.longest();
-        self.inputs.all.len() as u64 <= limits.items
+        let longest = self.inputs.tokens().max().unwrap_or_default();
+        self.inputs.all().len() as u64 <= limits.items
             && limits
                 .tokens
                 .is_none_or(|max| self.call.input_tokens() <= max)
@@ -164,7 +57,7 @@ impl<'a, B> Mergeable<'a, B> {
     pub(super) fn key(&self, group: Option<Key>) -> Box<[u8]> {
         let (request, call) = (self.request, self.call);
         let mut key = Parts(Vec::with_capacity(512));
-        self.inputs.write_options(&mut key);
+        key.options(&self.inputs);
         key.part(call.provider().as_str().as_bytes());
         key.part(call.account().unwrap_or_default().as_bytes());
         let group = group.unwrap_or_else(|| Key::new(""));
@@ -222,6 +115,17 @@ fn is_of_one_request(name: &HeaderName) -> bool {
 struct Parts(Vec<u8>);
 
 impl Parts {
+    /// All but the inputs themselves: equal for requests that can be sent as one.
+    fn options(&mut self, inputs: &EmbeddingInputs<'_>) {
+        self.part(&[inputs.are_tokens().into()]);
+        let options = inputs.options();
+        self.number(options.len());
+        for (name, value) in options {
+            self.part(name.as_bytes());
+            self.part(value.as_bytes());
+        }
+    }
+
     fn part(&mut self, bytes: &[u8]) {
         self.number(bytes.len());
         self.0.extend_from_slice(bytes);
@@ -253,8 +157,8 @@ impl<B> Merged<B> {
         let (mut sent, mut known): (Vec<&str>, HashMap<&str, usize>) = Default::default();
         let mut inputs = Vec::with_capacity(requests.len());
         for request in &requests {
-            let mut own = Vec::with_capacity(request.inputs.all.len());
-            for &input in &request.inputs.all {
+            let mut own = Vec::with_capacity(request.inputs.all().len());
+            for &input in request.inputs.all() {
                 let next = sent.len();
                 let place = match dedupes {
                     true => *known.entry(input).or_insert(next),

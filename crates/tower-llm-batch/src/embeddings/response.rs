@@ -1,9 +1,6 @@
 //! The response to a merged call, and each call's part of it.
 
-use std::{
-    io::Write as _,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http::{
@@ -17,10 +14,10 @@ use http_body::Body;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use serde_json::Value;
 use tower_llm_core::{
-    BoxError, Call, ClassifiedError, Completion, Guard, HttpBody, Outcome, Watch,
+    BoxError, Call, ClassifiedError, Completion, EmbeddingVectors, Guard, HttpBody, Outcome, Watch,
 };
 
-use super::{BatchBody, json::Members, usage};
+use super::{BatchBody, usage};
 use crate::{BatchFailed, Scattered};
 
 /// The most that is read of the response to a merged call, in bytes. A float vector is some 30 KB as text, and providers take
@@ -119,38 +116,17 @@ impl Division {
         if whole.parts.headers.contains_key(CONTENT_ENCODING) {
             return None;
         }
-        let document: Members<'_> = serde_json::from_slice(&whole.body).ok()?;
-        let data: Vec<Members<'_>> = serde_json::from_str(document.get("data")?).ok()?;
-        let items = by_position(&data, self.sent)?;
-        let usages = match document.get("usage") {
+        let vectors = EmbeddingVectors::read(&whole.body, self.sent)?;
+        let usages = match vectors.usage() {
             Some(usage) => {
                 let usage: Value = serde_json::from_str(usage).ok()?;
                 Some(usage::divide(&usage, &self.parts()))
             }
             None => None,
         };
-        let mut rest = Vec::new();
-        document.write_without(&["data", "usage"], &mut rest);
         let bodies = self.inputs.iter().enumerate().map(|(request, inputs)| {
-            let vectors = inputs.iter().map(|&input| items[input].len() + 24);
-            let mut body = Vec::with_capacity(rest.len() + vectors.sum::<usize>() + 128);
-            body.extend_from_slice(b"{\"data\":[");
-            for (index, &input) in inputs.iter().enumerate() {
-                if index > 0 {
-                    body.push(b',');
-                }
-                // Writing into memory does not fail.
-                let _ = write!(body, "{{\"index\":{index}");
-                body.extend_from_slice(&items[input]);
-                body.push(b'}');
-            }
-            body.push(b']');
-            body.extend_from_slice(&rest);
-            if let Some(usages) = &usages {
-                let _ = write!(body, ",\"usage\":{}", usages[request]);
-            }
-            body.push(b'}');
-            body.into()
+            let own = inputs.iter().map(|&input| vectors.of(input));
+            vectors.body(own, usages.as_ref().map(|usages| &usages[request]))
         });
         Some(bodies.collect())
     }
@@ -162,36 +138,6 @@ impl Division {
             false => self.tokens.clone(),
         }
     }
-}
-
-/// What follows the index in each item, in the order in which the inputs were sent.
-///
-/// Items are told apart by their `index`, whatever their order; if none has one, by their order.
-fn by_position(data: &[Members<'_>], sent: usize) -> Option<Vec<Vec<u8>>> {
-    if data.len() != sent {
-        return None;
-    }
-    let has_index = data.iter().any(|item| item.get("index").is_some());
-    let mut items = vec![None; sent];
-    for (position, item) in data.iter().enumerate() {
-        let index = match has_index {
-            true => item.get("index")?.parse().ok()?,
-            false => position,
-        };
-        let place = items.get_mut(index).filter(|place| place.is_none())?;
-        let vector = item.get("embedding")?;
-        // A list of numbers, base64, or one of each type that was asked for.
-        let is_vector = vector.starts_with(['"', '[', '{'])
-            && !matches!(vector, "\"\"" | "{}")
-            && (!vector.starts_with('[') || vector[1..].trim_ascii_start() != "]");
-        if !is_vector {
-            return None;
-        }
-        let mut rest = Vec::with_capacity(vector.len() + 64);
-        item.write_without(&["index"], &mut rest);
-        *place = Some(rest);
-    }
-    items.into_iter().collect()
 }
 
 fn unreadable<T>(requests: usize) -> Scattered<T> {

@@ -11,14 +11,15 @@ use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
     header::{CONTENT_LENGTH, TRAILER, TRANSFER_ENCODING},
 };
-use tower_llm_core::{Bill, Billed, BoxError, Completion, Outcome, Served, Unsent, Usage};
+use tower_llm_core::{
+    Bill, Billed, BoxError, Completion, Outcome, Served, Unsent, Usage, sum_usages,
+};
 
 use super::{
     answer::{self, Answers, ItemAnswer},
     batch::Batch,
     claims::{Brought, Claims, ItemCall, Join},
     outbound::Outbound,
-    usage,
 };
 use crate::{
     error::NotCached,
@@ -322,7 +323,7 @@ impl Gather {
             None => (None, used),
         };
         let usage = match (earlier, &answers.usage) {
-            (Some(earlier), Some(usage)) => usage::sum(&earlier, usage),
+            (Some(earlier), Some(usage)) => sum_usages(&earlier, usage),
             (earlier, usage) => usage.clone().or(earlier),
         };
         self.own = Some(Own {

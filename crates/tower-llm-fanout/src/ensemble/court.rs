@@ -3,13 +3,14 @@
 use std::{marker::PhantomData, sync::Arc};
 
 use tokio::time::Instant;
-use tower_llm_core::{Bill, Billed, BoxError, Call, Completion, Described, Oneshot, Usage};
+use tower_llm_core::{BoxError, Call, Described, Oneshot, Usage};
 use tower_service::Service;
 
 use super::{Elect, IfJudgeFails, Judge, JudgeFailed, settings::Settings};
 use crate::{
     Arrived, Attempt, ByOutcome, Classify, Collect, Collected, Item, NoBranches, Reading, Report,
     RipeAt, Ripen, Ripeness, TooFewAnswers, Verdict,
+    bill::billed,
     branch::{Branch, Terms},
 };
 
@@ -79,7 +80,7 @@ where
             Err(error) => {
                 let too_few = error.downcast_ref::<TooFewAnswers>();
                 let report = too_few.and_then(TooFewAnswers::report);
-                let used = report.map(Report::used);
+                let used = report.map(Report::used).unwrap_or_default();
                 return Heard::Answer(Err(billed(error, used)));
             }
         };
@@ -172,7 +173,7 @@ where
             (Ruling::Failed(Ok(out)), IfJudgeFails::Error) => Ok(self.write(out, answers)),
             (Ruling::Failed(Err(error)), IfJudgeFails::Error) => {
                 let used = answers.used().plus(&used.unwrap_or_default());
-                Err(billed(JudgeFailed::new(error).into(), Some(used)))
+                Err(billed(JudgeFailed::new(error).into(), used))
             }
         }
     }
@@ -227,18 +228,4 @@ where
         }
         self.watch.attach(out, report);
     }
-}
-
-/// An error of a call whose candidates have used that: its caller pays for it.
-fn billed(error: BoxError, used: Option<Usage>) -> BoxError {
-    let Some(used) = used.filter(|used| *used != Usage::default()) else {
-        return error;
-    };
-    let bill = Bill::new();
-    let mut call = Completion::new(Completion::of_error(&*error).outcome);
-    // What it has used is known: nothing is to be estimated.
-    call.usage = Some(Usage::default());
-    bill.charge(&call);
-    bill.charge_extra(used);
-    Billed::new(bill, Arc::new(error)).into()
 }

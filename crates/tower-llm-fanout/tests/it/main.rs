@@ -19,5 +19,6 @@ mod pool_property;
 mod pool_refusals;
 mod pool_support;
 mod retry;
+mod split;
 mod stress;
 mod support;

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use crate::Provider;
 
 /// What a provider takes in one embeddings call.
@@ -63,6 +65,46 @@ impl EmbeddingLimits {
     pub const fn tokens_per_item(mut self, tokens: u64) -> Self {
         self.tokens_per_item = Some(tokens);
         self
+    }
+
+    /// Divides items, by the tokens of each, into as few calls as these limits allow: as many as fit, in order.
+    ///
+    /// ```
+    /// use tower_llm_core::EmbeddingLimits;
+    ///
+    /// let limits = EmbeddingLimits::new(3).tokens(10).tokens_per_item(8);
+    /// assert_eq!(limits.divide([4, 4, 4, 1, 1, 1]), Ok(vec![0..2, 2..5, 5..6]));
+    /// assert_eq!(limits.divide([4, 9]), Err(1));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The position of the first item that no call can take: it exceeds the limit of one item, or of a call.
+    pub fn divide(
+        &self,
+        tokens: impl IntoIterator<Item = u64>,
+    ) -> Result<Vec<Range<usize>>, usize> {
+        let most = self.tokens.unwrap_or(u64::MAX);
+        let most_of_one = self.tokens_per_item.unwrap_or(u64::MAX).min(most);
+        let mut calls: Vec<Range<usize>> = Vec::new();
+        let mut used = 0;
+        for (item, tokens) in tokens.into_iter().enumerate() {
+            if tokens > most_of_one {
+                return Err(item);
+            }
+            match calls.last_mut() {
+                // What is left is compared: a sum could overflow.
+                Some(call) if (call.len() as u64) < self.items && tokens <= most - used => {
+                    call.end += 1;
+                    used += tokens;
+                }
+                _ => {
+                    calls.push(item..item + 1);
+                    used = tokens;
+                }
+            }
+        }
+        Ok(calls)
     }
 
     /// Returns the limits of a provider; of one that is not known, the least of all: those of [`TEI`](Self::TEI).

@@ -1,0 +1,16 @@
+//! Embeddings in `OpenAI`'s dialect: what a provider takes in one call, and the bodies of calls that are merged or divided.
+//!
+//! Inputs and vectors stay as they are written: they are counted, ordered and passed on.
+
+mod inputs;
+mod json;
+mod limits;
+mod usage;
+mod vectors;
+
+pub use self::{
+    inputs::EmbeddingInputs,
+    limits::{EmbeddingLimits, is_of_each_input},
+    usage::sum_usages,
+    vectors::EmbeddingVectors,
+};
