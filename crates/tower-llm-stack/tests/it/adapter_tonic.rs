@@ -65,14 +65,14 @@ impl Decoder for Raw {
 }
 
 /// A gRPC message as sent.
-fn message(payload: &[u8]) -> Bytes {
+pub(crate) fn message(payload: &[u8]) -> Bytes {
     let mut message = vec![0];
     message.put_u32(u32::try_from(payload.len()).unwrap());
     message.put_slice(payload);
     message.into()
 }
 
-fn answer(
+pub(crate) fn answer(
     messages: Vec<Bytes>,
     then: impl Future<Output = ()> + Send + Sync + 'static,
 ) -> http::Response<ServerBody> {
@@ -93,6 +93,17 @@ fn answer(
             futures_util::stream::iter(data).chain(end),
         )))
         .unwrap()
+}
+
+/// A response without messages.
+pub(crate) fn unavailable() -> http::Response<ServerBody> {
+    let mut response = answer(vec![], std::future::ready(())).map(|_| {
+        let empty = http_body_util::Empty::new();
+        BodyExt::boxed(empty.map_err(|never| match never {}))
+    });
+    let code = HeaderValue::from(Code::Unavailable as i32);
+    response.headers_mut().insert("grpc-status", code);
+    response
 }
 
 fn channel(server: &Server) -> Channel {
@@ -265,10 +276,10 @@ async fn a_described_request_goes_into_a_channel_as_tonics_own_body() {
 
 // === Stack::grpc ===
 
-type Client<S> = tonic::client::Grpc<S>;
+pub(crate) type Client<S> = tonic::client::Grpc<S>;
 
 /// Calls a model, which the request names.
-async fn ask<S, B>(
+pub(crate) async fn ask<S, B>(
     client: &mut Client<S>,
     message: &'static [u8],
 ) -> Result<tonic::Response<Bytes>, Status>

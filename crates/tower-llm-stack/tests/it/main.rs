@@ -20,6 +20,13 @@ mod adapter_reqwest_middleware;
     feature = "tonic"
 ))]
 mod adapter_tonic;
+#[cfg(all(
+    feature = "hyper-util",
+    feature = "preset",
+    feature = "reqwest-middleware",
+    feature = "tonic"
+))]
+mod card;
 #[cfg(feature = "config")]
 mod config;
 #[cfg(feature = "preset")]
