@@ -162,7 +162,7 @@ impl<W> TimeoutBuilder<W> {
         }
         let default = || {
             let max = first_token?.saturating_mul(SIGNS_OF_LIFE);
-            Some(total.map_or(max, |total| max.min(total)))
+            Some(longest.map_or(max, |longest| max.min(longest)))
         };
         Ok(TimeoutLayer {
             deadlines: Deadlines {

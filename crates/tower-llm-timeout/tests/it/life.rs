@@ -69,6 +69,22 @@ async fn signs_of_life_extend_the_first_token() {
     }
 }
 
+/// The bound was the total of calls that are not streamed, so nothing was extended.
+#[tokio::test(start_paused = true)]
+async fn the_total_of_other_calls_does_not_bound_a_streams_first_token() {
+    let layer = TimeoutLayer::builder()
+        .first_token(seconds(10))
+        .total(seconds(10))
+        .total_streamed(seconds(45));
+    for (streamed, bound) in [(layer, 45), (layer.total_streamed(seconds(300)), 50)] {
+        let alive = (1..=60).fold(Upstream::new(), |upstream, n| {
+            upstream.at(n * seconds(1), KEEP_ALIVE)
+        });
+        let (after, ..) = end(streamed.build().unwrap(), Dialect::OpenAi, alive).await;
+        assert_eq!(after, seconds(bound));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn signs_of_life_extend_it_up_to_a_bound() {
     for (dialect, sign) in SIGNS {
