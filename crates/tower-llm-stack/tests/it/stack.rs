@@ -688,3 +688,43 @@ async fn layers_that_admit_calls_watch_a_response_once_together() {
     assert_eq!(alone.oneshot(Prompt("ping")).await.unwrap(), 7);
     assert_eq!(twice.0.load(Ordering::Relaxed), 2);
 }
+
+// === batch ===
+
+/// Calls that come while one is in flight are sent together, through the layers inside.
+#[cfg(all(feature = "batch", feature = "cache"))]
+#[tokio::test(start_paused = true)]
+async fn embeddings_are_merged_between_the_cache_and_the_providers_limits() {
+    use tower_llm_stack::{BatchLayer, CacheLayer, Embeddings, Scope};
+    use tower_llm_testkit::Behavior;
+
+    use crate::contract::layers::{Client, Model, boxed};
+
+    let providers = RateLimitLayer::for_providers().limit(Limit::requests(100).per_minute());
+    let providers = providers.build().unwrap();
+    let sent = providers.handle();
+    let batches = BatchLayer::new(Embeddings::new()).unwrap();
+    let stats = batches.handle();
+    let stack = Stack::builder()
+        .cache(CacheLayer::builder(Scope::shared()).build().unwrap())
+        .batch(batches)
+        .provider_rate_limit(providers)
+        .build();
+    let slow = Behavior::new().head_delay(seconds(1));
+    let model = Model::new(vec![slow; 2]).service();
+    let client: Client = boxed(stack.layer(model));
+    let embed = async |number: usize| {
+        let body = format!(r#"{{"model":"m","input":"text {number}"}}"#);
+        let request = Request::post("/v1/embeddings").body(body.into()).unwrap();
+        let response = client.clone().oneshot(request).await.unwrap();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let vectors: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(vectors["data"].as_array().unwrap().len(), 1);
+    };
+    futures_util::future::join_all((0..10).map(embed)).await;
+    assert_eq!((stats.stats().calls, stats.stats().batches), (10, 2));
+    assert_eq!(sent.stats()[0].admitted, 2);
+    // Each input is cached by itself.
+    futures_util::future::join_all((0..10).map(embed)).await;
+    assert_eq!(sent.stats()[0].admitted, 2);
+}

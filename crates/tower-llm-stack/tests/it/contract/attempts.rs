@@ -1,10 +1,7 @@
 //! Several calls for one: retries, within the caller's limit and around it, and branches.
 
 use tower::Layer;
-use tower_llm_stack::{
-    FanoutLayer,
-    fanout::{FanoutBuilder, RipeBody},
-};
+use tower_llm_stack::{FanoutLayer, fanout::RipeBody};
 
 use super::*;
 
@@ -15,7 +12,8 @@ mod retry_inside {
     async fn event() -> Stand {
         // One permit: it must be free before the next attempt needs it.
         let layers = Layers::with_room(100, 100, 1, [failure(), failure()]);
-        read(&layers.around(fanout(FanoutLayer::retry(2)))).await;
+        let layers = layers.fanout(FanoutLayer::retry(2));
+        read(&layers.stack()).await;
         layers.stand()
     }
 
@@ -88,8 +86,8 @@ mod branch {
     async fn event() -> (Stand, impl Future<Output = Response<Body>>) {
         let winner = answer().head_delay(Duration::from_secs(1));
         let layers = Layers::new([Fault::NoAnswer.into(), winner]);
-        let race = layers.around(fanout(FanoutLayer::race(2)));
-        let mut call = Box::pin(race.oneshot(request()).map(Result::unwrap));
+        let layers = layers.fanout(FanoutLayer::race(2));
+        let mut call = Box::pin(layers.stack().oneshot(request()).map(Result::unwrap));
         assert!(poll!(&mut call).is_pending());
         (layers.stand(), call)
     }
@@ -142,9 +140,8 @@ mod branch {
     #[tokio::test(start_paused = true)]
     async fn a_failure_before_the_content_is_each_layers_but_not_the_callers() {
         let broken: Behavior = Fault::ErrorAfter(1, InBand::Overloaded).into();
-        let layers = Layers::new([broken, answer()]);
-        let service = layers.around(fanout(FanoutLayer::failover(1)));
-        read(&service).await;
+        let layers = Layers::new([broken, answer()]).fanout(FanoutLayer::failover(1));
+        read(&layers.stack()).await;
         let stand = layers.stand();
         assert_eq!(stand.of_caller(), USED);
         assert_eq!(stand.providers.stats()[0].admitted, 2);
@@ -206,10 +203,4 @@ impl<A> retry::Policy<Request<A>, Response<Body>, BoxError> for Twice<A> {
     fn clone_request(&mut self, request: &Request<A>) -> Option<Request<A>> {
         (self.clone)(request)
     }
-}
-
-/// A fan-out between the caller's limit and the provider's.
-fn fanout(builder: FanoutBuilder) -> impl Layer<Attempts, Service = Attempts> {
-    let layer = builder.build().unwrap();
-    layer_fn(move |attempts: Attempts| boxed(layer.layer(attempts)))
 }

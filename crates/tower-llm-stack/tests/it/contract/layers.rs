@@ -14,9 +14,10 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_llm_stack::{
-    BoxError, BreakerHandle, BreakerLayer, BulkheadHandle, BulkheadLayer, CacheLayer, Limit,
-    RateLimitHandle, RateLimitLayer, RequestBody, Scope, Stack,
+    BoxError, BreakerHandle, BreakerLayer, BulkheadHandle, BulkheadLayer, CacheLayer, FanoutLayer,
+    Limit, RateLimitHandle, RateLimitLayer, RequestBody, Scope, Stack,
     breaker::{CircuitId, CircuitStats, State},
+    fanout::FanoutBuilder,
 };
 use tower_llm_testkit::{
     Behavior,
@@ -81,6 +82,7 @@ pub(crate) struct Layers {
     providers: RateLimitLayer,
     bulkhead: BulkheadLayer,
     cache: Option<CacheLayer>,
+    fanout: Option<FanoutLayer>,
     model: Model,
 }
 
@@ -90,6 +92,7 @@ pub(crate) struct Stand {
     pub(crate) breaker: BreakerHandle,
     pub(crate) providers: RateLimitHandle,
     pub(crate) bulkhead: BulkheadHandle,
+    fanout: Option<FanoutLayer>,
 }
 
 impl Layers {
@@ -122,17 +125,27 @@ impl Layers {
             providers: providers.build().unwrap(),
             bulkhead: bulkhead.build().unwrap(),
             cache: None,
+            fanout: None,
             model: Model::new(answers),
         }
     }
 
     /// The same, with a cache whose responses all callers share.
     pub(crate) fn with_cache(answers: impl IntoIterator<Item = Behavior>) -> Self {
+        Self::new(answers).cached()
+    }
+
+    /// A cache whose responses all callers share.
+    pub(crate) fn cached(mut self) -> Self {
         let cache = CacheLayer::builder(Scope::shared());
-        Self {
-            cache: Some(cache.build().unwrap()),
-            ..Self::new(answers)
-        }
+        self.cache = Some(cache.build().unwrap());
+        self
+    }
+
+    /// Extra branches, between the cache and the provider's layers.
+    pub(crate) fn fanout(mut self, fanout: FanoutBuilder) -> Self {
+        self.fanout = Some(fanout.build().unwrap());
+        self
     }
 
     /// The same with this cache, and so many permits; calls wait for one.
@@ -167,31 +180,12 @@ impl Layers {
         let stack = Stack::builder()
             .caller_rate_limit(self.callers.clone())
             .cache(self.cache.clone())
+            .fanout(self.fanout.clone())
             .breaker(self.breaker.clone())
             .provider_rate_limit(self.providers.clone())
             .bulkhead(self.bulkhead.clone())
             .build();
         boxed(stack.layer(client))
-    }
-
-    /// The layers in two stacks, with `between` for layers that make several calls for one.
-    pub(crate) fn around<S>(&self, between: impl Layer<Attempts, Service = S>) -> Client
-    where
-        S: Service<Request<RequestBody>, Response = Response<Body>, Error = BoxError>,
-        S: Clone + Send + Sync + 'static,
-        S::Future: Send + 'static,
-    {
-        let inside = Stack::builder()
-            .without_describe()
-            .breaker(self.breaker.clone())
-            .provider_rate_limit(self.providers.clone())
-            .bulkhead(self.bulkhead.clone())
-            .build();
-        let attempts = boxed(inside.layer(self.model.clone().service()));
-        let outside = Stack::builder()
-            .caller_rate_limit(self.callers.clone())
-            .build();
-        boxed(outside.layer(between.layer(attempts)))
     }
 
     /// The layers around a client, with `between` between the caller's limit and the cache.
@@ -230,6 +224,7 @@ impl Layers {
             breaker: self.breaker.handle(),
             providers: self.providers.handle(),
             bulkhead: self.bulkhead.handle(),
+            fanout: self.fanout.clone(),
         }
     }
 }
@@ -241,6 +236,12 @@ impl Stand {
 
     pub(crate) fn of_provider(&self) -> Taken {
         Taken::of(&self.providers)
+    }
+
+    /// Calls that had branches, and the branches.
+    pub(crate) fn branches(&self) -> (u64, u64) {
+        let stats = self.fanout.as_ref().unwrap().stats();
+        (stats.calls, stats.branches)
     }
 
     fn circuit(&self) -> CircuitStats {
@@ -338,7 +339,9 @@ async fn respond(reply: wire::Reply) -> Result<Response<Body>, BoxError> {
     };
     let started = Instant::now();
     let frames = stream::iter(reply.frames).then(move |frame| async move {
-        tokio::time::sleep_until(started + frame.due).await;
+        if !frame.due.is_zero() {
+            tokio::time::sleep_until(started + frame.due).await;
+        }
         Ok(Frame::data(frame.bytes))
     });
     let body = StreamBody::new(frames.chain(end));

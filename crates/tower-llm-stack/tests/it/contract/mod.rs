@@ -14,12 +14,14 @@
 //! | the client's own timeout | seen | seen | freed | failure of the model |
 //! | the request's body breaks off | by what was seen | same | freed | neutral |
 //! | 429, with a provider's limit that learns | - | calls wait | freed | neutral |
+//! | store unavailable | as configured: the process's share, all, or none | same | - | its own state |
 //! | retry | once per call | each attempt | each attempt | each attempt |
 //! | branch | once per call | each branch reserves and settles | each its own permit | each its own verdict; a losing one's is neutral |
 //! | failure of a branch before its content | the answer's | each branch reserves and settles | freed at end | each its own verdict |
 //!
-//! The first three rows are in `cached`, the last three in `attempts`; the three before them in `client_errors` and
-//! `throttled`. What becomes of a shared call when its callers leave, or it fails, is in `shared`. The first two are in `typed` too, for a service with types of its own.
+//! The first four rows are in `cached`, the last three in `attempts`; those before them are in `client_errors`, `throttled` and
+//! `unavailable`. What becomes of a shared call when its callers leave, or it fails, is in `shared`. The first two are in `typed`
+//! too, for a service with types of its own. `whole` has the events again in a stack with a cache and extra branches.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -30,6 +32,9 @@ pub(crate) mod layers;
 mod shared;
 mod throttled;
 mod typed;
+#[cfg(feature = "redis")]
+mod unavailable;
+mod whole;
 
 use std::time::Duration;
 
