@@ -13,7 +13,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    rows::{Row, Stripe},
+    rows::Row,
     snapshot::{RowSnapshot, Stats, Summary},
     tally::{Recent, Tally, Total},
 };
@@ -28,11 +28,19 @@ pub(crate) struct Books {
     built_at: Instant,
     folded_at: Instant,
     /// By the numbers of the rows.
-    totals: Vec<Total>,
+    books: Vec<Book>,
     /// Never empty; the last one is still added to.
     steps: VecDeque<Step>,
     /// Swapped for a part's while that is read.
     spare: Box<Tally>,
+}
+
+/// A row since the start.
+#[derive(Debug)]
+struct Book {
+    /// Calls that have begun.
+    begun: u64,
+    total: Total,
 }
 
 #[derive(Debug)]
@@ -55,7 +63,7 @@ impl Books {
         Self {
             built_at: now,
             folded_at: now,
-            totals: Vec::new(),
+            books: Vec::new(),
             steps: VecDeque::from([Step::new(now)]),
             spare: Box::new(Tally::new()),
         }
@@ -73,17 +81,36 @@ impl Books {
         let step = self.steps.back_mut().expect("it was pushed just now");
         step.to = now;
         self.folded_at = now;
-        self.totals.resize_with(rows.len(), Total::new);
-        for (number, (row, total)) in rows.iter().zip(&mut self.totals).enumerate() {
+        self.books.resize_with(rows.len(), Book::new);
+        for (number, (row, book)) in rows.iter().zip(&mut self.books).enumerate() {
+            let mut begun = 0;
             let mut recent = step.rows.remove(&number).unwrap_or_default();
             for stripe in row.stripes() {
-                mem::swap(&mut *stripe.tally(), &mut self.spare);
-                self.spare.drain(total, &mut recent);
+                let mut tally = stripe.tally();
+                mem::swap(&mut *tally, &mut self.spare);
+                // While none can end, or a call that has come and gone since would count as in flight.
+                begun += stripe.begun();
+                drop(tally);
+                self.spare.drain(&mut book.total, &mut recent);
             }
+            book.begun = begun;
             if !recent.is_empty() {
                 step.rows.insert(number, recent);
             }
         }
+    }
+
+    /// Hands out each row with its calls in flight, as of the last [`fold`](Self::fold) of the same rows.
+    pub(crate) fn each<'a>(
+        &'a self,
+        rows: &'a [Arc<Row>],
+    ) -> impl Iterator<Item = (usize, &'a Row, u64, &'a Total)> {
+        let rows = rows.iter().zip(&self.books).enumerate();
+        rows.filter_map(|(number, (row, Book { begun, total }))| {
+            let in_flight = begun - total.counters.calls();
+            let is_used = *begun > 0 || total.counters.attempts() > 0;
+            is_used.then_some((number, &**row, in_flight, total))
+        })
     }
 
     /// The state as of the last [`fold`](Self::fold), of the same rows.
@@ -93,12 +120,7 @@ impl Books {
         let window = self.folded_at.duration_since(from).max(WINDOW.min(uptime));
         let mut all = (0, Total::new(), Recent::default());
         let mut read = Vec::new();
-        for (number, (row, total)) in rows.iter().zip(&self.totals).enumerate() {
-            let begun: u64 = row.stripes().map(|stripe| Stripe::begun(stripe)).sum();
-            if begun == 0 {
-                continue;
-            }
-            let in_flight = begun - total.counters.calls();
+        for (number, row, in_flight, total) in self.each(rows) {
             let mut recent = Recent::default();
             for of_step in self.steps.iter().filter_map(|step| step.rows.get(&number)) {
                 recent.merge(of_step);
@@ -114,6 +136,15 @@ impl Books {
             uptime,
             total: summary(*in_flight, total, uptime, recent, window),
             rows: read,
+        }
+    }
+}
+
+impl Book {
+    fn new() -> Self {
+        Self {
+            begun: 0,
+            total: Total::new(),
         }
     }
 }

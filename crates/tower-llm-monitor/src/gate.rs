@@ -1,6 +1,6 @@
 //! The layer on the way of a call: a guard that counts it when it ends.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tower_llm_core::{
@@ -10,6 +10,7 @@ use tower_llm_core::{
 
 use crate::{
     handle::Shared,
+    record::{Begun, Ended},
     rows::Stripe,
     used::{Request, Used},
 };
@@ -31,19 +32,29 @@ pub struct MonitorGate {
 pub struct MonitorGuard {
     counted: Counted,
     since: Instant,
+    begun: Option<Begun>,
     /// What the call used is counted when it has ended that goes on without its caller.
     outlived: bool,
+    #[cfg(feature = "tracing")]
+    span: crate::span::CallSpan,
 }
 
 /// Where a call is counted.
 #[derive(Clone, Debug)]
-struct Counted {
+pub(crate) struct Counted {
     stripe: Arc<Stripe>,
     request: Request,
 }
 
 /// Counts what a call used after its caller has left.
-struct Late(Counted);
+struct Late {
+    counted: Counted,
+    begun: Option<Begun>,
+    latency: Duration,
+    left_at: Instant,
+}
+
+// === impl MonitorGate ===
 
 impl MonitorGate {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
@@ -55,17 +66,15 @@ impl Gate for MonitorGate {
     type Guard = MonitorGuard;
 
     fn admit(&self, entry: &Entry<'_>) -> Admission<MonitorGuard> {
-        let stripe = self.shared.rows.stripe(entry.call());
-        stripe.begin();
+        let counted = Counted::new(&self.shared, entry);
+        counted.stripe.begin();
+        let queue = self.shared.records.as_ref();
         Admission::Admitted(MonitorGuard {
-            counted: Counted {
-                stripe: Arc::clone(stripe),
-                request: Request {
-                    input_tokens: entry.call().map_or(0, Call::input_tokens),
-                    body_bytes: entry.call().and_then(Call::body_bytes).unwrap_or(0),
-                },
-            },
+            #[cfg(feature = "tracing")]
+            span: crate::span::CallSpan::new(&counted.stripe.labels, entry.call()),
+            counted,
             since: entry.now(),
+            begun: queue.map(|queue| queue.begin(entry)),
             outlived: false,
         })
     }
@@ -75,25 +84,55 @@ impl Gate for MonitorGate {
     }
 }
 
+// === impl Counted ===
+
+impl Counted {
+    pub(crate) fn new(shared: &Shared, entry: &Entry<'_>) -> Self {
+        let call = entry.call();
+        Self {
+            stripe: Arc::clone(shared.rows.stripe(call)),
+            request: Request {
+                input_tokens: call.map_or(0, Call::input_tokens),
+                body_bytes: call.and_then(Call::body_bytes).unwrap_or(0),
+                reports_usage: entry.reports_usage(),
+            },
+        }
+    }
+
+    pub(crate) fn used(&self, completion: &Completion) -> Used {
+        Used::of(&self.request, completion, self.stripe.labels.pricing)
+    }
+
+    pub(crate) fn stripe(&self) -> &Stripe {
+        &self.stripe
+    }
+}
+
+// === impl Guard ===
+
 impl Guard for MonitorGuard {
     fn outlived(&mut self, bill: &Bill) {
         self.outlived = true;
-        bill.settle_later(Box::new(Late(self.counted.clone())));
+        let left_at = Instant::now();
+        bill.settle_later(Box::new(Late {
+            counted: self.counted.clone(),
+            begun: self.begun.take(),
+            latency: left_at.saturating_duration_since(self.since),
+            left_at,
+        }));
     }
 
     fn end(&mut self, completion: &Completion) {
         let ended_at = completion.ended_at.unwrap_or_else(Instant::now);
         let after = |at: Instant| at.saturating_duration_since(self.since);
         let latency = after(ended_at);
-        let Counted { stripe, request } = &self.counted;
-        let used = (!self.outlived).then(|| Used::of(request, completion, stripe.labels.pricing));
-        let first_token = completion
-            .first_token_at
-            .filter(|_| completion.served.is_none());
+        let used = (!self.outlived).then(|| self.counted.used(completion));
+        let first_token = completion.first_token_at;
 
+        let Counted { stripe, request } = &self.counted;
         let mut tally = stripe.tally();
         tally.end(request, latency, completion);
-        if let Some(first_token) = first_token {
+        if let Some(first_token) = first_token.filter(|_| completion.served.is_none()) {
             let output = used.filter(|_| completion.outcome == Outcome::Success);
             let rest = ended_at.saturating_duration_since(first_token);
             tally.stream(
@@ -105,13 +144,37 @@ impl Guard for MonitorGuard {
         if let Some(used) = &used {
             tally.settle(used);
         }
+        drop(tally);
+
+        #[cfg(feature = "tracing")]
+        self.span.end(completion, used.as_ref());
+        if let Some((begun, used)) = self.begun.take().zip(used) {
+            let first_token = first_token.map(after);
+            begun.end(Ended::new(
+                completion.clone(),
+                used,
+                ended_at,
+                latency,
+                first_token,
+            ));
+        }
     }
 }
 
 impl Guard for Late {
     fn end(&mut self, completion: &Completion) {
-        let Counted { stripe, request } = &self.0;
-        let used = Used::of(request, completion, stripe.labels.pricing);
-        stripe.tally().settle(&used);
+        let used = self.counted.used(completion);
+        self.counted.stripe.tally().settle(&used);
+        if let Some(begun) = self.begun.take() {
+            let mut completion = completion.clone();
+            completion.outcome = Outcome::Abandoned;
+            begun.end(Ended::new(
+                completion,
+                used,
+                self.left_at,
+                self.latency,
+                None,
+            ));
+        }
     }
 }

@@ -5,11 +5,13 @@ use tower_layer::Layer;
 use tower_llm_core::{ConfigError, GateLayer, HttpBody, Operation, Provider};
 
 use crate::{
-    Monitor, MonitorGate, MonitorHandle, PriceTable,
+    Alerts, AttemptLayer, Monitor, MonitorGate, MonitorHandle, PriceTable, Threshold,
     handle::Shared,
+    record::Queue,
     rows::{Rows, Settings},
 };
 
+const MAX_RECORDS: usize = 1_000_000;
 const MAX_MODELS: usize = 1_000;
 /// Providers or operations besides those that core names.
 const MAX_OTHERS: usize = 50;
@@ -29,6 +31,9 @@ pub struct MonitorLayer<W = HttpBody> {
 #[must_use = "a builder does nothing until it is built"]
 pub struct MonitorBuilder<W = HttpBody> {
     rows: Settings,
+    alerts: Vec<Threshold>,
+    records: Option<usize>,
+    id_header: Option<&'static str>,
     watch: W,
 }
 
@@ -36,7 +41,7 @@ impl MonitorLayer {
     /// Creates a layer that knows the providers and operations of core, and the models of the default price table.
     #[must_use]
     pub fn new() -> Self {
-        Self::builder().make()
+        Self::builder().make(Alerts::default())
     }
 
     /// Starts a layer with the defaults of [`new`](Self::new).
@@ -49,12 +54,24 @@ impl MonitorLayer {
                 prices: PriceTable::default(),
                 max_rows: 100,
             },
+            alerts: Vec::new(),
+            records: None,
+            id_header: None,
             watch: HttpBody,
         }
     }
 }
 
 impl<W> MonitorLayer<W> {
+    /// Returns the layer that counts attempts: put it just inside of a fan-out, or of what else sends a call more than once.
+    #[must_use]
+    pub fn attempts(&self) -> AttemptLayer<W>
+    where
+        W: Clone,
+    {
+        AttemptLayer::new(Arc::clone(&self.shared), self.watch.clone())
+    }
+
     /// Returns a handle to what is counted.
     #[must_use]
     pub fn handle(&self) -> MonitorHandle {
@@ -117,6 +134,29 @@ impl<W> MonitorBuilder<W> {
         self
     }
 
+    /// Adds thresholds whose alerts [`MonitorHandle::check`] raises and resolves, such as the [usual](Alerts::usual) ones; none unless
+    /// set.
+    pub fn alerts(mut self, thresholds: impl IntoIterator<Item = Threshold>) -> Self {
+        self.alerts.extend(thresholds);
+        self
+    }
+
+    /// Has a [record](crate::Record) made of each call, for a [recorder](MonitorHandle::recorder) to write; none unless set.
+    ///
+    /// At most `capacity` of them wait to be written, in half a kilobyte each, which is taken at once; when there is no room, they
+    /// are dropped and counted.
+    pub fn records(mut self, capacity: usize) -> Self {
+        self.records = Some(capacity);
+        self
+    }
+
+    /// Sets the request header with the id of a request, such as `x-request-id`, for its record. A request without one, or with
+    /// over 128 bytes in it, gets a number.
+    pub fn record_id_header(mut self, name: &'static str) -> Self {
+        self.id_header = Some(name);
+        self
+    }
+
     /// Sets how many rows there may be; 100 unless set. Calls that would need another one are counted as `other`.
     ///
     /// A row takes 24 to 72 KB, and 12 to 36 KB for each thread that has counted in it, up to eight: the lower figures if it had
@@ -131,6 +171,9 @@ impl<W> MonitorBuilder<W> {
     pub fn watch<V>(self, watch: V) -> MonitorBuilder<V> {
         MonitorBuilder {
             rows: self.rows,
+            alerts: self.alerts,
+            records: self.records,
+            id_header: self.id_header,
             watch,
         }
     }
@@ -139,7 +182,7 @@ impl<W> MonitorBuilder<W> {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] naming the setting, if `max_rows` is zero, or if there are over 1,000 models, 50 providers or 50
+    /// [`ConfigError`] naming the setting, if a threshold is [invalid](Alerts::new), if `max_rows` or `records` is zero, if `records` is over a million, or if there are over 1,000 models, 50 providers or 50
     /// operations.
     pub fn build(self) -> Result<MonitorLayer<W>, ConfigError> {
         let Settings {
@@ -150,6 +193,16 @@ impl<W> MonitorBuilder<W> {
             max_rows,
         } = &self.rows;
         ConfigError::check_nonzero("max_rows", *max_rows)?;
+        if let Some(capacity) = self.records {
+            ConfigError::check_nonzero("records", capacity)?;
+            if capacity > MAX_RECORDS {
+                return Err(ConfigError::new(
+                    "records",
+                    capacity,
+                    "it must be at most a million",
+                ));
+            }
+        }
         for (field, names, most) in [
             ("models", models.len() + prices.models().count(), MAX_MODELS),
             ("provider", providers.len(), MAX_OTHERS),
@@ -159,13 +212,18 @@ impl<W> MonitorBuilder<W> {
                 return Err(ConfigError::new(field, names, "there are too many names"));
             }
         }
-        Ok(self.make())
+        let alerts = Alerts::new(self.alerts.iter().cloned())?;
+        Ok(self.make(alerts))
     }
 
-    fn make(self) -> MonitorLayer<W> {
+    fn make(self, alerts: Alerts) -> MonitorLayer<W> {
         let rows = Rows::new(self.rows);
+        let records = self
+            .records
+            .map(|capacity| Queue::new(capacity, self.id_header));
+        let shared = Shared::new(rows, alerts, records, Instant::now());
         MonitorLayer {
-            shared: Arc::new(Shared::new(rows, Instant::now())),
+            shared: Arc::new(shared),
             watch: self.watch,
         }
     }

@@ -10,6 +10,12 @@
 //!   served is told from what was paid for.
 //! - Latency, time to the first token and time between tokens have percentiles within 0.8 %.
 //! - Cost is by a [`PriceTable`]. A call whose cost is not known is counted as such, and not as free.
+//! - [`MonitorLayer::attempts`] is a second layer, for inside of a fan-out: it counts attempts, and what the lost ones cost.
+//! - [`Alerts`] judge what was counted lately by thresholds, each with a duration and a second bound at which it clears.
+//! - A [`Record`] says what became of one call. A [`Recorder`] writes them to a [`Sink`], such as [`JsonLines`].
+//!
+//! It measures calls, not the process. Memory and the like are the service's to measure; [`MonitorHandle::set_gauge`] puts them into
+//! the snapshot and under alerts.
 //!
 //! # Labels
 //!
@@ -27,6 +33,35 @@
 //! - A call whose caller has left, and that a cache reads to its end, is counted as abandoned at once, and its tokens at its end.
 //! - Times are measured from when the call reaches this layer. Time is tokio's, which tests can pause.
 //! - Memory: see [`max_rows`](MonitorBuilder::max_rows).
+//!
+//! # Metrics
+//!
+//! With the feature `metrics`, [`MonitorHandle::publish`] sets these, all of them with the labels `provider`, `operation` and `model`
+//! except for the last two. Those that end in `_seconds` are histograms: `_bucket`, `_sum` and `_count`. What is not an integer is
+//! published as a gauge, and rises as a counter does.
+//!
+//! | metric | meaning | label |
+//! |---|---|---|
+//! | `llm_calls_total` | calls that have ended | `outcome` |
+//! | `llm_calls_in_flight` | calls that have begun and not ended | |
+//! | `llm_refused_total` | refused calls, by the layer that refused | `layer` |
+//! | `llm_cache_calls_total` | calls that were not refused, by where the answer came from | `result` |
+//! | `llm_call_duration_seconds` | time to the end of the response | |
+//! | `llm_time_to_first_token_seconds` | time to the first content token of a stream | |
+//! | `llm_time_between_tokens_seconds` | mean time between the tokens of a stream | |
+//! | `llm_tokens_total` | tokens that providers charge for; `cached_input` and others are parts of `input` and `output` | `type` |
+//! | `llm_saved_tokens_total` | tokens of cached answers | `type` |
+//! | `llm_cost_usd_total` | what the tokens cost | |
+//! | `llm_saved_cost_usd_total` | what those of cached answers would have cost | |
+//! | `llm_unpriced_calls_total` | calls whose cost is not known | |
+//! | `llm_estimated_calls_total` | calls whose tokens are estimated | |
+//! | `llm_request_bytes_total` | size of the request bodies | |
+//! | `llm_response_bytes_total` | size of the response bodies | |
+//! | `llm_attempts_total` | attempts that have ended | `outcome` |
+//! | `llm_attempt_tokens_total` | tokens of all attempts | `type` |
+//! | `llm_attempt_cost_usd_total` | what those cost | |
+//! | `llm_alert_raised` | 1 while the alert is raised | `alert` |
+//! | `llm_records_total` | records that were written, or dropped | `result` |
 //!
 //! Histograms are those of the crate `hdrhistogram`. Its synchronized variant records through a channel, which allocates; a lock of
 //! its own for each thread is cheaper, and keeps the counters that belong together consistent.
@@ -71,24 +106,35 @@
 //! ```
 
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod alerts;
+mod attempt;
 mod books;
 mod cost;
+#[cfg(feature = "metrics")]
+mod export;
 mod gate;
 mod handle;
 mod kinds;
 mod layer;
+mod record;
 mod rows;
 mod snapshot;
+#[cfg(feature = "tracing")]
+mod span;
 mod tally;
 mod times;
 mod used;
 
 pub use self::{
+    alerts::{Alert, AlertEvent, Alerts, Change, Measure, Side, Subject, Threshold},
+    attempt::{AttemptGate, AttemptGuard, AttemptLayer},
     cost::{Price, PriceTable, Usd},
     gate::{Monitor, MonitorGate, MonitorGuard, ResponseFuture},
     handle::MonitorHandle,
     layer::{MonitorBuilder, MonitorLayer},
+    record::{JsonLines, Record, RecordStats, Recorder, Sink},
     snapshot::{Counts, RowSnapshot, Snapshot, Stats, Summary, Tokens},
     times::Times,
 };

@@ -1,12 +1,12 @@
 //! The state of a monitor, as plain data.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use tower_llm_core::Usage;
 
 use crate::{
-    Times, Usd,
+    Alert, RecordStats, Times, Usd,
     kinds::{LAYERS, OUTCOMES},
     rows::Labels,
     tally::{Counters, Recent, Total},
@@ -28,6 +28,12 @@ pub struct Snapshot {
     pub rows: Vec<RowSnapshot>,
     /// The date of the prices; see [`PriceTable::as_of`](crate::PriceTable::as_of).
     pub prices_as_of: String,
+    /// Numbers of the service's own; see [`MonitorHandle::set_gauge`](crate::MonitorHandle::set_gauge).
+    pub gauges: BTreeMap<&'static str, f64>,
+    /// What became of the records; `None` if there are none.
+    pub records: Option<RecordStats>,
+    /// The alerts that are raised, as of the last [check](crate::MonitorHandle::check).
+    pub alerts: Vec<Alert>,
 }
 
 /// The calls of one provider, operation and model.
@@ -102,6 +108,14 @@ pub struct Stats {
     pub request_bytes: u64,
     /// Size of the response bodies.
     pub response_bytes: u64,
+    /// Attempts by outcome, which the [attempt layer](crate::MonitorLayer::attempts) counts: of one call there may be several, and each
+    /// is counted by the provider and model that it was sent to.
+    pub attempts: Counts,
+    /// Tokens that providers charge for all attempts.
+    pub attempt_tokens: Tokens,
+    /// What these cost, as far as it is known.
+    #[serde(rename = "attempt_cost_usd")]
+    pub attempt_cost: Usd,
     /// Output tokens for each second of a stream after its first token, over all streams that ended well and that no cache served.
     pub tokens_per_second: Option<f64>,
 }
@@ -190,6 +204,9 @@ impl Stats {
             unpriced_calls: counters.unpriced,
             request_bytes: counters.request_bytes,
             response_bytes: counters.response_bytes,
+            attempts: Counts::new(&OUTCOMES, &counters.attempts),
+            attempt_tokens: Tokens::of(&counters.attempted),
+            attempt_cost: counters.attempted_cost,
             tokens_per_second: ratio(counters.streamed_output as f64, streaming.as_secs_f64()),
         }
     }
@@ -222,6 +239,32 @@ impl Stats {
         ratio(self.outcomes.of("refused") as f64, self.calls as f64)
     }
 
+    /// Attempts beyond one for each call: hedges, retries, failovers, candidates. For all calls together: a branch may go to another
+    /// row than its call.
+    #[must_use]
+    pub fn extra_attempts(&self) -> u64 {
+        let attempts: u64 = self.attempts.iter().map(|(_, attempts)| attempts).sum();
+        let sent = attempts - self.attempts.of("refused");
+        sent.saturating_sub(self.cache_misses)
+    }
+
+    /// Tokens, input and output, of attempts whose answer no caller got. For all calls together.
+    #[must_use]
+    pub fn wasted_tokens(&self) -> u64 {
+        let all = |tokens: &Tokens| tokens.input + tokens.output;
+        all(&self.attempt_tokens).saturating_sub(all(&self.tokens))
+    }
+
+    /// What these cost.
+    #[must_use]
+    pub fn wasted_cost(&self) -> Usd {
+        Usd::from_nanos(
+            self.attempt_cost
+                .as_nanos()
+                .saturating_sub(self.cost.as_nanos()),
+        )
+    }
+
     /// Calls a second.
     #[must_use]
     pub fn calls_per_second(&self) -> Option<f64> {
@@ -239,6 +282,12 @@ impl Stats {
     #[must_use]
     pub fn cost_per_hour(&self) -> Option<f64> {
         ratio(self.cost.as_dollars() * 3_600.0, self.over.as_secs_f64())
+    }
+
+    /// The ratio of calls whose cost is not known to those that were neither refused nor served by a cache.
+    #[must_use]
+    pub fn unpriced_ratio(&self) -> Option<f64> {
+        ratio(self.unpriced_calls as f64, self.cache_misses as f64)
     }
 
     /// Dollars for each call that was sent and whose cost is known.

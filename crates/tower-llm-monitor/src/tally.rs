@@ -31,6 +31,10 @@ pub(crate) struct Counters {
     /// Output tokens of streams, and how long these took from their first token to their end, in nanos.
     pub(crate) streamed_output: u64,
     pub(crate) streaming: u64,
+    /// Attempts, as the layer inside of the fan-out sees them.
+    pub(crate) attempts: [u64; OUTCOMES.len()],
+    pub(crate) attempted: Usage,
+    pub(crate) attempted_cost: Usd,
 }
 
 /// What the calls of one thread add up to, until it is read.
@@ -78,6 +82,10 @@ impl Counters {
         self.outcomes.iter().sum()
     }
 
+    pub(crate) fn attempts(&self) -> u64 {
+        self.attempts.iter().sum()
+    }
+
     pub(crate) fn add(&mut self, other: &Self) {
         let add = |to: &mut [u64], from: &[u64]| {
             for (to, from) in to.iter_mut().zip(from) {
@@ -86,6 +94,9 @@ impl Counters {
         };
         add(&mut self.outcomes, &other.outcomes);
         add(&mut self.refused_by, &other.refused_by);
+        add(&mut self.attempts, &other.attempts);
+        self.attempted = self.attempted.plus(&other.attempted);
+        self.attempted_cost = self.attempted_cost.plus(other.attempted_cost);
         self.hits += other.hits;
         self.followers += other.followers;
         self.misses += other.misses;
@@ -142,6 +153,15 @@ impl Tally {
         counters.cost = counters.cost.plus(used.cost.unwrap_or_default());
         counters.unpriced += u64::from(used.cost.is_none());
         counters.saved_cost = counters.saved_cost.plus(used.saved_cost);
+    }
+
+    /// Counts an attempt.
+    pub(crate) fn attempt(&mut self, used: &Used, completion: &Completion) {
+        let counters = &mut self.counters;
+        counters.attempts[kinds::outcome(completion.outcome)] += 1;
+        counters.attempted = counters.attempted.plus(&used.paid);
+        let cost = used.cost.unwrap_or_default();
+        counters.attempted_cost = counters.attempted_cost.plus(cost);
     }
 
     /// Counts how a stream went, of which a first token has arrived.
@@ -219,7 +239,9 @@ impl Total {
 
 impl Recent {
     pub(crate) fn is_empty(&self) -> bool {
-        self.counters.calls() == 0 && self.counters.used == Usage::default()
+        let Counters { used, saved, .. } = &self.counters;
+        let settled = used.plus(saved) != Usage::default();
+        self.counters.calls() == 0 && self.counters.attempts() == 0 && !settled
     }
 
     pub(crate) fn merge(&mut self, other: &Self) {

@@ -164,6 +164,31 @@ impl Distribution<u64> {
         }
     }
 
+    /// How many there are within each of `bounds`, which rise.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn at_most(&self, bounds: impl Iterator<Item = Duration>) -> Vec<u64> {
+        let mut recorded = self.counts.iter_recorded().peekable();
+        let mut count = 0;
+        let counts = bounds.map(|bound| {
+            let micros = nanos(bound) / 1_000;
+            while let Some(step) = recorded.next_if(|step| step.value_iterated_to() <= micros) {
+                count += step.count_at_value();
+            }
+            count
+        });
+        counts.collect()
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn count(&self) -> u64 {
+        self.extent.count
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn sum(&self) -> Duration {
+        Duration::from_nanos(self.extent.sum)
+    }
+
     pub(crate) fn times(&self) -> Times {
         self.extent.times(|rank| {
             // `value_at_quantile` rounds a ratio; the rank is exact.

@@ -5,11 +5,13 @@ use tower_llm_core::{Completion, Outcome, Usage};
 use crate::{Price, Usd};
 
 /// What is known of a call before it is sent.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Request {
     /// The estimate.
     pub(crate) input_tokens: u64,
     pub(crate) body_bytes: u64,
+    /// Whether its response can say what it used.
+    pub(crate) reports_usage: bool,
 }
 
 /// How the tokens of a call are priced.
@@ -46,18 +48,17 @@ impl Used {
         if pricing == Pricing::Free {
             return used;
         }
-        let own = seen(request, completion);
+        used.paid = completion.used(request.input_tokens);
         if completion.served.is_some() {
-            used.saved = own.map_or(Usage::default(), |(usage, _)| usage);
+            used.saved = completion.usage.unwrap_or_default();
             used.saved_cost = pricing.cost(&used.saved).unwrap_or_default();
-        } else if let Some((usage, is_final)) = own {
-            used.paid = usage;
-            used.is_estimated = !is_final;
-        } else {
-            used.is_unknown = completion.outcome == Outcome::Success;
+        } else if completion.usage.is_none() && completion.outcome == Outcome::Success {
+            used.is_unknown = !request.reports_usage || completion.output_seen == 0;
         }
-        if let Some(extra) = &completion.extra_usage {
-            used.paid = used.paid.plus(extra);
+        if used.is_unknown {
+            used.paid = completion.extra_usage.unwrap_or_default();
+        } else {
+            used.is_estimated = used.paid != Usage::default() && is_estimate(completion);
         }
         used.cost = match used.is_unknown {
             true => None,
@@ -77,35 +78,16 @@ impl Pricing {
     }
 }
 
-/// What the provider reported or, without a report, what was seen; and whether that is final.
-fn seen(request: &Request, completion: &Completion) -> Option<(Usage, bool)> {
-    let is_charged = !matches!(
-        completion.outcome,
-        Outcome::Refused
-            | Outcome::ClientError
-            | Outcome::Throttled { .. }
-            | Outcome::Exhausted
-            | Outcome::Overloaded { .. }
-    );
-    if !is_charged {
-        return None;
-    }
-    let output_seen = completion.output_seen;
+/// Whether the provider has not reported all that was used.
+fn is_estimate(completion: &Completion) -> bool {
     match completion.usage {
+        _ if completion.served.is_some() => false,
         // A provider that reports usage has done so once the finish reason has arrived.
-        Some(usage)
-            if completion.outcome == Outcome::Success
-                || completion.finish.is_some() && usage.output > 0 =>
-        {
-            Some((usage, true))
+        Some(usage) => {
+            let is_final = completion.finish.is_some() && usage.output > 0;
+            completion.outcome != Outcome::Success && !is_final
         }
-        // A report at the beginning of a stream contains its input, and little of its output.
-        Some(mut usage) => {
-            usage.output = usage.output.max(output_seen);
-            Some((usage, false))
-        }
-        None if output_seen > 0 => Some((Usage::new(request.input_tokens, output_seen), false)),
-        None => None,
+        None => true,
     }
 }
 
@@ -118,6 +100,7 @@ mod tests {
     const REQUEST: Request = Request {
         input_tokens: 50,
         body_bytes: 200,
+        reports_usage: true,
     };
 
     fn known() -> Pricing {
@@ -156,7 +139,7 @@ mod tests {
                 Usage::new(40, 9),
                 true,
             ),
-            (broken, None, 0, Usage::default(), false),
+            (broken, None, 0, Usage::new(50, 0), true),
             (Outcome::Success, None, 9, Usage::new(50, 9), true),
             (
                 Outcome::ClientError,
@@ -179,7 +162,17 @@ mod tests {
 
     #[test]
     fn the_cost_of_an_answer_without_usage_is_unknown_and_not_zero() {
-        let used = Used::of(&REQUEST, &ended(Outcome::Success, None, 0), known());
+        let silent = ended(Outcome::Success, None, 0);
+        let used = Used::of(&REQUEST, &silent, known());
+        assert_eq!(
+            (used.paid, used.cost, used.is_unknown),
+            (Usage::default(), None, true)
+        );
+        let typed = Request {
+            reports_usage: false,
+            ..REQUEST
+        };
+        let used = Used::of(&typed, &ended(Outcome::Success, None, 9), known());
         assert_eq!((used.cost, used.is_unknown), (None, true));
     }
 
