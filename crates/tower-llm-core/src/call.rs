@@ -45,6 +45,7 @@ struct Parts {
     account: Option<Box<str>>,
     caller: Option<Caller>,
     streamed: bool,
+    stored: bool,
     input_tokens: u64,
     max_output_tokens: Option<u64>,
     items: u64,
@@ -153,6 +154,7 @@ impl Call {
             account: None,
             caller: None,
             streamed: false,
+            stored: false,
             input_tokens: 0,
             max_output_tokens: None,
             items: 1,
@@ -207,6 +209,13 @@ impl Call {
     #[must_use]
     pub fn streamed(&self) -> bool {
         self.parts.streamed
+    }
+
+    /// Returns whether the provider keeps something of the call: a stored response, one that it makes in the background, or a turn
+    /// of a conversation. Sent twice, such a call is there twice.
+    #[must_use]
+    pub fn stored(&self) -> bool {
+        self.parts.stored
     }
 
     /// Returns the estimated number of input tokens.
@@ -343,6 +352,12 @@ impl CallBuilder {
     /// Sets whether the request asks for a stream.
     pub fn streamed(mut self, streamed: bool) -> Self {
         self.parts.streamed = streamed;
+        self
+    }
+
+    /// Sets whether the provider keeps something of the call; `false` unless set.
+    pub fn stored(mut self, stored: bool) -> Self {
+        self.parts.stored = stored;
         self
     }
 

@@ -210,10 +210,11 @@ impl<W, C, M> FanoutBuilder<W, C, M> {
         self
     }
 
-    /// Decides which calls may have several branches; only calls for [inference](tower_llm_core::Operation::is_inference)
-    /// unless set, and those that are not described.
+    /// Decides which calls may have several branches; unless set, only calls for
+    /// [inference](tower_llm_core::Operation::is_inference) of which the provider [keeps nothing](Call::stored), and those that are not
+    /// described.
     ///
-    /// A call that stores something at the provider, or runs tools there, should have one branch.
+    /// Other calls are sent once. If a target of a pool refuses one before it is sent, it goes to the next.
     pub fn eligible(
         mut self,
         eligible: impl Fn(Option<&Call>) -> bool + Send + Sync + 'static,

@@ -50,6 +50,8 @@ struct Failed {
 pub struct Collected<T> {
     items: Vec<Item<T>>,
     report: Option<Report>,
+    /// The call could be sent once.
+    is_only: bool,
 }
 
 /// What became of one branch.
@@ -162,6 +164,7 @@ impl<T, C: Classify<T>> Answers<T> for CollectOf<T, C> {
         let collected = Collected {
             items: items.collect(),
             report: ended.report,
+            is_only: self.is_only,
         };
         let good = collected.good();
         let min_ok = match self.needs_all {
@@ -225,6 +228,20 @@ impl<T> Collected<T> {
     #[must_use]
     pub fn into_items(self) -> Vec<Item<T>> {
         self.items
+    }
+
+    /// Takes the response of a call that could be sent once, which need not have arrived whole.
+    pub(crate) fn take_only(&mut self) -> Option<T> {
+        if !self.is_only && self.items.len() > 1 {
+            return None;
+        }
+        // Branches before the last one were not sent.
+        let is_answer = |item: &&Item<T>| matches!(item, Item::Done(_) | Item::Rejected(_));
+        self.items.last().filter(is_answer)?;
+        match self.items.pop()? {
+            Item::Done(answer) | Item::Rejected(answer) => Some(answer),
+            _ => None,
+        }
     }
 
     pub(crate) fn into_parts(self) -> (Vec<Item<T>>, Option<Report>) {

@@ -69,10 +69,14 @@ where
         let input_tokens = call.as_deref().map_or(0, Call::input_tokens);
         let call = self.gather.keep(call.as_deref());
         let until = self.until();
-        let (plan, left) = (&self.plan, self.branches.left());
-        let timeout = plan.timeout(left, until);
+        // Targets that are unavailable get no part of the time that is left.
+        let left = match until.is_some() && self.plan.pace.is_sequential() {
+            true => self.branches.available(),
+            false => 0,
+        };
+        let timeout = self.plan.timeout(left, until);
         let index = self.course.started;
-        self.course.start(&plan.pace);
+        self.course.start(&self.plan.pace);
         let terms = Terms {
             index,
             call,
@@ -144,6 +148,7 @@ where
         let (outcome, usage) = (arrived.outcome, arrived.usage);
         if outcome == Outcome::Refused {
             self.course.unsent(&self.plan);
+            self.branches.unsent();
         }
         let Some(answers) = &mut self.answers else {
             return Next::Done;
@@ -303,7 +308,7 @@ where
     /// The call has ended: adds it to the statistics.
     pub(crate) fn tally(&mut self) {
         self.tally.branches = self.course.started;
-        self.tally.extra = self.course.started.saturating_sub(self.plan.planned);
+        self.tally.extra = self.course.sent.saturating_sub(self.plan.planned);
         self.plan.counters.add(&self.tally);
     }
 }

@@ -102,7 +102,7 @@ where
             let future = service.call(request);
             Branch::new(terms, future, driver.gather.clone())
         });
-        if first.is_some() && driver.branches.left() > 0 {
+        if first.is_some() && driver.branches.may_follow() {
             driver.service = Some(service.clone());
         }
         Self {
@@ -136,7 +136,8 @@ where
         loop {
             // All that may start now start before any is polled: none gets a head start.
             while let Some(branch) = driver.start() {
-                let most = driver.branches.left() + 1;
+                // All that may be in flight at once: one that is not sent leaves its place to another.
+                let most = driver.course.started + driver.branches.left();
                 let most = most.min(driver.plan.pace.at_most);
                 this.later
                     .get_or_insert_with(|| FuturesUnorderedBounded::new(most))

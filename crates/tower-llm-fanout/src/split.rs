@@ -26,6 +26,19 @@ pub trait Branches {
     /// The most branches that can still be made.
     fn left(&self) -> usize;
 
+    /// How many of those that are left could start now.
+    fn available(&mut self) -> usize {
+        self.left()
+    }
+
+    /// Whether another branch may start: now, or if one is not sent.
+    fn may_follow(&self) -> bool {
+        self.left() > 0
+    }
+
+    /// A branch was not sent after all, and leaves its place to another one that goes elsewhere.
+    fn unsent(&mut self) {}
+
     /// Whether the next branch would go where another one of this call went.
     fn repeats(&self) -> bool {
         true
@@ -113,7 +126,7 @@ impl<Req: Clone> Replay<Req> for Unary {
 // === impl Copies ===
 
 impl<W> Copies<W> {
-    /// The most branches of a call.
+    /// How many branches of a call may be sent.
     pub(crate) fn branches_of(&self, request: &dyn Described) -> usize {
         match self.most > 1 && self.eligible.is_eligible(request) {
             true => self.most,
@@ -126,7 +139,9 @@ impl Eligible {
     pub(crate) fn is_eligible(&self, request: &dyn Described) -> bool {
         let call = request.call();
         match self {
-            Self::Inference => call.is_none_or(|call| call.operation().is_inference()),
+            Self::Inference => {
+                call.is_none_or(|call| call.operation().is_inference() && !call.stored())
+            }
             Self::By(decide) => decide(call.as_deref()),
         }
     }

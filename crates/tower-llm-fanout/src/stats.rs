@@ -13,7 +13,7 @@ pub struct FanoutStats {
     pub calls: u64,
     /// Branches of these calls.
     pub branches: u64,
-    /// Branches beyond the planned ones: hedges, retries and failovers.
+    /// Branches that were sent beyond the planned ones: hedges, retries and failovers.
     pub extra: u64,
     /// Calls whose answer came from a branch after the first ones.
     pub won: u64,

@@ -42,6 +42,7 @@ pub(super) fn describe(
     let provider = settings.provider.provider(parts).unwrap_or(route.provider);
     let mut call = Call::builder(provider, route.operation)
         .streamed(route.streamed || facts.stream)
+        .stored(facts.stored)
         .input_tokens(facts.input.tokens())
         .items(items)
         .received_at(received_at);
@@ -74,6 +75,7 @@ pub(super) fn describe(
 struct Facts {
     model: Option<Box<str>>,
     stream: bool,
+    stored: bool,
     /// For each answer.
     max_output_tokens: Option<u64>,
     /// Number of answers requested; zero if the body names none.
@@ -88,6 +90,10 @@ enum Place {
     GenerationConfig,
     Model,
     Stream,
+    /// Whether the provider keeps something of the call.
+    Stored,
+    /// A conversation at the provider, which the call becomes a part of.
+    Conversation,
     /// A maximum of the output's tokens.
     Output,
     /// A number of answers.
@@ -160,15 +166,17 @@ impl Sink for Facts {
     fn string_mode(&self, place: Place) -> StringMode {
         match place {
             // A number may be written as a string, too: servers that are lenient take it.
-            Place::Model | Place::Output | Place::Answers => StringMode::Pass,
+            Place::Model | Place::Output | Place::Answers | Place::Conversation => StringMode::Pass,
             Place::Input(_) => StringMode::Count,
             _ => StringMode::Skip,
         }
     }
 
     fn open(&mut self, place: Place) {
-        if let Place::Input(of) = place {
-            self.input.open(of);
+        match place {
+            Place::Input(of) => self.input.open(of),
+            Place::Conversation => self.stored = true,
+            _ => {}
         }
     }
 
@@ -182,7 +190,9 @@ impl Sink for Facts {
         let Ok(text) = std::str::from_utf8(&text) else {
             return;
         };
-        if place != Place::Model {
+        if place == Place::Conversation {
+            self.stored = true;
+        } else if place != Place::Model {
             let number: Option<f64> = text.trim().parse().ok();
             let number = number.filter(|number| *number >= 0.0);
             number
@@ -214,6 +224,7 @@ impl Sink for Facts {
     fn word(&mut self, place: Place, word: &[u8]) {
         match place {
             Place::Stream => self.stream = word == b"true",
+            Place::Stored => self.stored |= word == b"true",
             Place::Input(of) => self.input.word(of),
             _ => {}
         }
@@ -224,6 +235,8 @@ fn member_of_body(key: &[u8]) -> Option<Place> {
     Some(match key {
         b"model" => Place::Model,
         b"stream" => Place::Stream,
+        b"store" | b"background" => Place::Stored,
+        b"conversation" => Place::Conversation,
         b"max_tokens" | b"max_completion_tokens" | b"max_output_tokens" => Place::Output,
         b"n" | b"best_of" => Place::Answers,
         b"generationConfig" | b"generation_config" => Place::GenerationConfig,

@@ -8,8 +8,8 @@ use tower_service::Service;
 
 use super::{Elect, IfJudgeFails, Judge, JudgeFailed, settings::Settings};
 use crate::{
-    Arrived, Attempt, ByOutcome, Classify, Collect, Collected, Item, NoBranches, Reading, Report,
-    RipeAt, Ripen, Ripeness, TooFewAnswers, Verdict,
+    Arrived, Attempt, ByOutcome, Classify, Collect, Collected, Item, Reading, Report, RipeAt,
+    Ripen, Ripeness, TooFewAnswers, Verdict,
     bill::billed,
     branch::{Branch, Terms},
 };
@@ -75,8 +75,8 @@ where
         &self,
         collected: Result<Collected<T>, BoxError>,
     ) -> Heard<W::Out, W::Answer> {
-        let (mut items, report) = match collected {
-            Ok(collected) => collected.into_parts(),
+        let mut collected = match collected {
+            Ok(collected) => collected,
             Err(error) => {
                 let too_few = error.downcast_ref::<TooFewAnswers>();
                 let report = too_few.and_then(TooFewAnswers::report);
@@ -84,8 +84,10 @@ where
                 return Heard::Answer(Err(billed(error, used)));
             }
         };
-        if items.len() < 2 {
-            return Heard::Answer(self.pass(items.pop(), report));
+        let only = collected.take_only();
+        let (items, report) = collected.into_parts();
+        if let Some(only) = only {
+            return Heard::Answer(Ok(self.pass(only, report)));
         }
         let report = report.unwrap_or_else(|| Report::new(Vec::new()));
         let good = items.into_iter().enumerate();
@@ -101,18 +103,14 @@ where
         }
     }
 
-    /// The answer to a call that had one branch.
-    fn pass(&self, only: Option<Item<T>>, report: Option<Report>) -> Result<W::Out, BoxError> {
-        let (Item::Done(answer) | Item::Rejected(answer)) = only.ok_or_else(NoBranches::new)?
-        else {
-            return Err(NoBranches::new().into());
-        };
-        let mut out = self.watch.pass(answer);
+    /// The answer to a call that was sent once.
+    fn pass(&self, only: T, report: Option<Report>) -> W::Out {
+        let mut out = self.watch.pass(only);
         if let Some(mut report) = report {
-            report.answered_by(0);
+            report.answered_by(report.attempts().len() - 1);
             self.attach(&mut out, report);
         }
-        Ok(out)
+        out
     }
 
     /// Asks the judge.

@@ -48,6 +48,11 @@ pub use self::{
 /// [`FanoutLayer::across`](crate::FanoutLayer::across) makes the service. Each branch of a call goes to a target that the
 /// call has not tried, so that a retry goes elsewhere; with one target, to that one.
 ///
+/// # If a target refuses
+///
+/// A target may refuse a call that it would have admitted a moment before. Nothing was sent then, so it uses up no attempt: the
+/// next target is tried, each at most once, also for a call that may be sent only once.
+///
 /// # If no target can
 ///
 /// A call that no target would admit at once is refused at once, with [`NoTarget`] and the time until the first one could. A

@@ -7,8 +7,12 @@ use tower_llm_core::{Availability, BoxError, Call, Described, HttpBody, Watch};
 use tower_service::Service;
 
 use super::{
-    Pool, Routed, error::InTheWay, members::Members, pick::Asked, rendezvous::key_digest,
-    target::Member,
+    Pool, Routed,
+    error::InTheWay,
+    members::Members,
+    pick::Asked,
+    rendezvous::key_digest,
+    target::{Member, Seen},
 };
 use crate::{Branches, Copies, Replay, Split, split::number};
 
@@ -28,7 +32,12 @@ pub struct RouteBranches<S, Req, W> {
     request: Option<Req>,
     watch: W,
     reports_usage: bool,
-    left: usize,
+    /// How many branches may still be sent.
+    attempts: usize,
+    /// How many targets of the pool were not tried, when the last branch was made.
+    untried: usize,
+    /// Whether another target is tried for a branch that was not sent.
+    moves: bool,
     /// The number of the next candidate, if they are compared.
     candidate: Option<u32>,
     /// Where the branches went. The last one is apart: a call with one branch allocates nothing.
@@ -49,8 +58,8 @@ enum Key {
 }
 
 /// A request as one target would see it.
-struct Looked<'a> {
-    request: &'a dyn Described,
+struct Looked<'a, Req> {
+    request: Option<&'a Req>,
     call: Option<&'a Call>,
 }
 
@@ -76,7 +85,9 @@ where
         let copies = &self.copies;
         RouteBranches {
             pool: self.pool.clone(),
-            left: copies.branches_of(&request),
+            attempts: copies.branches_of(&request),
+            untried: usize::MAX,
+            moves: copies.most > 1,
             request: Some(request),
             watch: copies.replay.clone(),
             reports_usage: copies.replay.reports_usage(),
@@ -100,7 +111,7 @@ where
     type Branch = Routed<S, Req>;
 
     fn next(&mut self) -> Option<Routed<S, Req>> {
-        if self.left == 0 {
+        if self.left() == 0 {
             return None;
         }
         let (members, now) = (self.pool.members(), Instant::now());
@@ -110,11 +121,11 @@ where
             None => self.pick(&members, now)?,
         };
         self.before.extend(self.last.replace(Arc::clone(&to)));
-        // Targets that are added later do not count: what is left only falls.
-        self.left -= 1;
+        self.attempts -= 1;
         if !self.is_only {
+            // Targets that are added later do not count: their number only falls.
             let untried = members.iter().filter(|member| !self.was_tried(member));
-            self.left = self.left.min(untried.count());
+            self.untried = self.untried.min(untried.count());
         }
         let mut request = self.take_request()?;
         if let Some(call) = call {
@@ -125,7 +136,33 @@ where
     }
 
     fn left(&self) -> usize {
-        self.left
+        match self.request {
+            Some(_) => self.attempts.min(self.untried),
+            None => 0,
+        }
+    }
+
+    fn available(&mut self) -> usize {
+        if self.is_only || self.left() == 0 {
+            return self.left();
+        }
+        let members = self.pool.members();
+        let call = self.call();
+        let untried = members.iter().filter(|member| !self.was_tried(member));
+        let available = untried
+            .filter(|member| self.look(member, call.as_ref()).1.availability == Availability::Now);
+        available.count().min(self.left())
+    }
+
+    fn may_follow(&self) -> bool {
+        self.left() > 0 || self.moves() && self.request.is_some()
+    }
+
+    /// A target that is the only one would be asked again at once.
+    fn unsent(&mut self) {
+        if self.moves() {
+            self.attempts += 1;
+        }
     }
 
     fn repeats(&self) -> bool {
@@ -155,10 +192,7 @@ impl<S, Req: Described, W: Replay<Req>> RouteBranches<S, Req, W> {
         now: Instant,
     ) -> Option<(Arc<Member<S>>, Option<Call>)> {
         let key = self.key();
-        let request = self.request.as_ref()?;
-        let call = request
-            .call()
-            .map(|call| call.into_owned().without_queueing());
+        let call = self.call();
         let asked = Asked {
             streamed: call.as_ref().is_some_and(Call::streamed),
             key,
@@ -166,14 +200,7 @@ impl<S, Req: Described, W: Replay<Req>> RouteBranches<S, Req, W> {
         };
         let mut in_the_way = InTheWay::default();
         let admits = |member: &Arc<Member<S>>| {
-            let described = call.as_ref().and_then(|call| member.describe(call));
-            let described = described.map(Call::without_queueing);
-            let call = described.or_else(|| call.clone());
-            let looked = Looked {
-                request,
-                call: call.as_ref(),
-            };
-            let seen = member.look(&looked, self.reports_usage);
+            let (call, seen) = self.look(member, call.as_ref());
             if seen.availability == Availability::Now {
                 return Some(call);
             }
@@ -185,6 +212,30 @@ impl<S, Req: Described, W: Replay<Req>> RouteBranches<S, Req, W> {
         let picked = picked.map(|(member, call)| (Arc::clone(member), call));
         self.in_the_way = in_the_way;
         picked
+    }
+
+    /// Whether another target is tried for a branch that is not sent.
+    fn moves(&self) -> bool {
+        self.moves && !self.is_only && self.untried > 0
+    }
+
+    /// The description of the call, as one that does not queue.
+    fn call(&self) -> Option<Call> {
+        let call = self.request.as_ref().and_then(Described::call);
+        call.map(|call| call.into_owned().without_queueing())
+    }
+
+    /// The call as a target would see it, and whether it would admit that at once.
+    fn look(&self, member: &Member<S>, call: Option<&Call>) -> (Option<Call>, Seen) {
+        let described = call.and_then(|call| member.describe(call));
+        let described = described.map(Call::without_queueing);
+        let call = described.or_else(|| call.cloned());
+        let looked = Looked {
+            request: self.request.as_ref(),
+            call: call.as_ref(),
+        };
+        let seen = member.look(&looked, self.reports_usage);
+        (call, seen)
     }
 
     /// The digest of the call's key, which is read once.
@@ -206,27 +257,26 @@ impl<S, Req: Described, W: Replay<Req>> RouteBranches<S, Req, W> {
         tried.any(|tried| Arc::ptr_eq(tried, member))
     }
 
-    /// The request, or a copy of it if another branch may follow.
+    /// The request, or a copy of it if another branch may follow: if this one is not sent, too.
     fn take_request(&mut self) -> Option<Req> {
-        if self.left > 0 {
+        if self.left() > 0 || self.moves() {
             let request = self.request.as_ref()?;
             if let Some(copy) = self.watch.replay(request) {
                 return Some(copy);
             }
             // It can be sent once.
-            self.left = 0;
         }
         self.request.take()
     }
 }
 
-impl Described for Looked<'_> {
+impl<Req: Described> Described for Looked<'_, Req> {
     fn call(&self) -> Option<Cow<'_, Call>> {
         self.call.map(Cow::Borrowed)
     }
 
     fn header(&self, name: &str) -> Option<&[u8]> {
-        self.request.header(name)
+        self.request?.header(name)
     }
 }
 
@@ -249,7 +299,7 @@ impl<S, Req, W> fmt::Debug for RouteBranches<S, Req, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the request: its headers hold credentials.
         f.debug_struct("RouteBranches")
-            .field("left", &self.left)
+            .field("attempts", &self.attempts)
             .finish_non_exhaustive()
     }
 }

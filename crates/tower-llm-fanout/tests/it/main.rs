@@ -18,6 +18,7 @@ mod pool_picks;
 mod pool_property;
 mod pool_refusals;
 mod pool_support;
+mod pool_unsent;
 mod retry;
 mod split;
 mod stress;

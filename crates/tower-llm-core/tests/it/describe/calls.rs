@@ -212,3 +212,22 @@ async fn a_call_is_received_with_its_request_headers() {
     assert_eq!(begun.elapsed(), Duration::from_secs(5));
     assert_eq!(passed.call().unwrap().received_at(), begun);
 }
+
+#[tokio::test]
+async fn what_the_provider_keeps_is_known() {
+    for (body, stored) in [
+        (r#"{"store":true}"#, true),
+        (r#"{"input":"hi","background":true,"store":false}"#, true),
+        (r#"{"conversation":"conv_1"}"#, true),
+        (r#"{"conversation":{"id":"conv_1"}}"#, true),
+        (
+            r#"{"store":false,"background":false,"conversation":null}"#,
+            false,
+        ),
+        (r#"{"metadata":{"store":true}}"#, false),
+        ("{}", false),
+    ] {
+        let call = call("/v1/responses", body).await;
+        assert_eq!(call.stored(), stored, "{body}");
+    }
+}
