@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tower_llm_core::{ConfigError, KeyBy};
-use tower_llm_fanout::{Budget, Delay, FanoutBuilder, FanoutLayer, Pick, Several};
+use tower_llm_fanout::{Budget, Delay, EnsembleBuilder, FanoutBuilder, FanoutLayer, Pick};
 use tower_llm_ratelimit::{Limit, LimitBuilder};
 use tower_llm_timeout::TimeoutLayer;
 
@@ -60,7 +60,7 @@ impl TryFrom<&TimeoutConfig> for TimeoutLayer {
 
 impl ModelConfig {
     /// Starts the layer that sends a call to several targets. For `cascade`, add what an answer [means](FanoutBuilder::classify);
-    /// for `ensemble`, see [`EnsembleConfig::fanout`]: this is what calls do that one target answers.
+    /// for `ensemble`, see [`EnsembleConfig::layer`].
     ///
     /// # Errors
     ///
@@ -134,21 +134,26 @@ impl ModelConfig {
 }
 
 impl EnsembleConfig {
-    /// Starts the layer that sends a call to several of so many `targets`, and returns all answers.
+    /// Starts the layer that sends a call to several of so many `targets`, and has `judge` make one answer of theirs.
     ///
     /// `deadline` is that of the model.
-    pub fn fanout(
+    pub fn layer<J, A>(
         &self,
         targets: usize,
         deadline: Option<Duration>,
-    ) -> FanoutBuilder<tower_llm_core::HttpBody, tower_llm_fanout::ByOutcome, Several> {
-        let branches = self.max_providers.unwrap_or(targets).min(targets);
-        let several = FanoutLayer::several(branches)
+        judge: J,
+        ask: A,
+    ) -> EnsembleBuilder<J, A> {
+        let candidates = self.max_providers.unwrap_or(targets).min(targets);
+        let mut ensemble = FanoutLayer::ensemble(candidates, judge, ask)
             .min_ok(self.min_ok)
             .fail_fast(self.fail_fast);
-        match self.timeout.into_iter().chain(deadline).min() {
-            Some(time) => several.deadline(time),
-            None => several,
+        if let Some(time) = self.timeout.into_iter().chain(deadline).min() {
+            ensemble = ensemble.deadline(time);
+        }
+        match self.timeout {
+            Some(time) => ensemble.judge_timeout(time),
+            None => ensemble,
         }
     }
 }

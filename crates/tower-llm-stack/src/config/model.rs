@@ -111,21 +111,22 @@ pub struct CascadeConfig {
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 #[non_exhaustive]
 pub struct EnsembleConfig {
-    /// Targets that are asked; all unless set.
+    /// Targets that are asked, at least two; all unless set.
     pub max_providers: Option<usize>,
-    /// Time for all answers; the answers that came until then are used. No limit unless set.
+    /// Time for all answers, and then for the judge; the answers that have come by then are used. No limit unless set.
     #[serde(deserialize_with = "duration::optional")]
     pub timeout: Option<Duration>,
     /// Whether one failure fails the call; `false` unless set.
     pub fail_fast: bool,
     /// Answers that are needed; 1 unless set.
     pub min_ok: usize,
-    /// A model that chooses among the answers.
+    /// A model that chooses among the answers. If it fails, the first answer is taken, in the order of the targets.
     pub judge: Option<JudgeConfig>,
-    /// Whether the answer that most targets gave is taken.
+    /// Whether the answer that most targets gave is taken; the first of them, in the order of the targets, if several are as
+    /// frequent.
     pub majority: bool,
     /// What of an answer is its vote: the regular expression's first group, or else its whole match; all of the answer
-    /// unless set.
+    /// unless set. An answer without a match has no vote. Case and the white space around a vote do not count.
     pub extract: Option<String>,
 }
 

@@ -1,4 +1,6 @@
-//! A model that says whether an answer is good enough.
+//! A model that judges the answers of others.
+
+use std::future::Future;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Uri, header::CONTENT_TYPE};
@@ -27,13 +29,20 @@ const PROMPT: &str = "You check the answers of another model. Below are a reques
      what was asked and is not evidently wrong, say yes. If it is wrong, evades the question or leaves out what was asked \
      for, say no. Say one word, yes or no.";
 
-/// A model that says whether an answer is good enough. Clones share its target.
+const CHOICE: &str = "You compare the answers of other models. Below are a request and several answers to it, each with a \
+     number. Choose the answer that does best what was asked, and say its number alone.";
+
+/// A request to a judge.
+pub(super) type JudgeCall = Request<Bytes>;
+
+/// A model that judges answers. Clones share its target.
 #[derive(Clone, Debug)]
 pub(super) struct Judge {
     service: BoxCloneSyncService<Request<PatientBody>, Answer, BoxError>,
     dialect: Dialect,
     model: String,
-    prompt: String,
+    /// Instructions in place of the gateway's own.
+    prompt: Option<String>,
 }
 
 impl Judge {
@@ -60,7 +69,7 @@ impl Judge {
                 .and_then(|target| target.dialect())
                 .unwrap_or(Dialect::OpenAi),
             model: judge.model.clone(),
-            prompt: judge.prompt.as_deref().unwrap_or(PROMPT).to_owned(),
+            prompt: judge.prompt.clone(),
         })
     }
 
@@ -69,7 +78,7 @@ impl Judge {
         let question = asked(request);
         let (question, answer) = (last(&question), last(answer));
         let text = format!("Request:\n{question}\n\nAnswer:\n{answer}\n\nYes or no?");
-        let response = self.service.clone().oneshot(self.request(&text)).await?;
+        let response = self.ask(self.request(PROMPT, &text)).await?;
         let status = response.status();
         if !status.is_success() {
             return Err(format!("it answers with {status}").into());
@@ -79,8 +88,28 @@ impl Judge {
         verdict(&said.text).ok_or_else(|| "it says neither yes nor no".into())
     }
 
-    fn request(&self, text: &str) -> Request<PatientBody> {
-        let (model, prompt) = (&*self.model, &*self.prompt);
+    /// Asks which of several answers to a request is best.
+    pub(super) fn choice(&self, asked: &str, answers: &[String]) -> JudgeCall {
+        let mut text = format!("Request:\n{}\n", last(asked));
+        for (index, answer) in answers.iter().enumerate() {
+            let number = index + 1;
+            text += &format!("\nAnswer {number}:\n{}\n", last(answer));
+        }
+        self.request(CHOICE, &text)
+    }
+
+    /// Sends a request to it.
+    pub(super) fn ask(
+        &self,
+        request: JudgeCall,
+    ) -> impl Future<Output = Result<Answer, BoxError>> + Send + use<> {
+        let service = self.service.clone();
+        service.oneshot(request.map(PatientBody::own))
+    }
+
+    fn request(&self, instructions: &str, text: &str) -> JudgeCall {
+        let model = &*self.model;
+        let prompt = self.prompt.as_deref().unwrap_or(instructions);
         let user = json!({"role": "user", "content": text});
         let (path, body) = match self.dialect {
             Dialect::Anthropic => {
@@ -106,9 +135,8 @@ impl Judge {
     }
 }
 
-fn judging(path: &str, body: &Value) -> Request<PatientBody> {
-    let body = PatientBody::own(Bytes::from(body.to_string()));
-    let mut request = Request::new(body);
+fn judging(path: &str, body: &Value) -> JudgeCall {
+    let mut request = Request::new(Bytes::from(body.to_string()));
     *request.method_mut() = Method::POST;
     // A name that cannot stand in a path is refused by its provider, as a name that it does not know.
     *request.uri_mut() = path.parse().unwrap_or(Uri::from_static("/"));

@@ -1,6 +1,7 @@
 //! The targets of a configuration file, each with its layers.
 
 mod cascade;
+mod ensemble;
 mod judge;
 mod models;
 mod said;

@@ -4,34 +4,51 @@ use std::{
     collections::HashMap,
     future::Future,
     pin::Pin,
+    ptr,
     sync::Arc,
     task::{Context, Poll},
 };
 
+use http::Response;
+use http_body_util::{BodyExt, Either};
 use pin_project_lite::pin_project;
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 use tower_llm_stack::{
-    BoxError, Call as Described, ConfigError, Dialect, FanoutLayer, Operation, Pool,
-    config::{Config, ModelConfig, Strategy},
+    BoxError, Call as Described, ConfigError, Dialect, FanoutLayer, HttpBody, Operation, Pool,
+    Usage,
+    config::{CascadeConfig, Config, EnsembleConfig, JudgeConfig, ModelConfig, Strategy},
     core::{Described as _, Oneshot},
-    fanout::{Dispatch, Fanout, FanoutBuilder, FirstOk, Pick, Route},
+    fanout::{Attach, Attempt, Dispatch, Fanout, FanoutBuilder, FirstOk, Pick, Report, Route},
 };
 
 use super::{
     Built, Call, TargetService,
     cascade::{Asked, Scorer},
+    ensemble::Choice,
     judge::Judge,
 };
-use crate::{StartError, upstream::Upstream};
+use crate::{StartError, upstream::Upstream, warm::OwnBody};
 
 /// A pool of targets, of which one answers.
 type Direct = Fanout<Dispatch, Route<TargetService>, FirstOk>;
 
-/// What a call gets.
+/// The answer of a target.
 pub(super) type Answer = <Direct as Service<Call>>::Response;
 
-/// A pool of targets whose answers are compared. Boxed: such a call is several.
-type Compared = BoxCloneSyncService<Call, Answer, BoxError>;
+/// The answer to a call: that of a target, or boxed after several were compared.
+type Out = Response<Either<<Answer as HasBody>::Body, OwnBody>>;
+
+/// Names the body of a response.
+pub(crate) trait HasBody {
+    type Body;
+}
+
+impl<B> HasBody for Response<B> {
+    type Body = B;
+}
+
+/// A pool of targets whose answers are compared.
+type Compared = BoxCloneSyncService<Call, Response<OwnBody>, BoxError>;
 
 /// Sends each call to the targets of its model. Clones share the targets.
 #[derive(Clone, Debug)]
@@ -51,6 +68,7 @@ struct Routes {
 enum Model {
     Direct(Direct),
     Cascade(Box<Cascade>),
+    Ensemble(Box<Ensemble>),
 }
 
 /// The tiers of a cascade, by the length of the prompt.
@@ -65,6 +83,14 @@ struct Cascade {
     /// The answer of the last target.
     last: Direct,
     tiers: Compared,
+}
+
+/// Targets whose answers are compared.
+#[derive(Debug)]
+struct Ensemble {
+    /// One answer, for calls that are not answered with a text.
+    any: Direct,
+    all: Compared,
 }
 
 /// What one call goes through.
@@ -121,14 +147,23 @@ impl Model {
         built: &Built,
     ) -> Result<Self, StartError> {
         let wrong = |error: ConfigError| StartError::setting(setting, error);
-        match (&model.strategy, &model.cascade) {
-            (Strategy::Cascade, Some(_)) => {
-                let cascade = Cascade::new(setting, model, config, built)?;
+        let judge = |judge: &Option<JudgeConfig>, of: &str| {
+            let judge = judge.as_ref();
+            let setting = format!("{setting}.{of}.judge");
+            judge
+                .map(|judge| Judge::new(judge, config, built, &setting))
+                .transpose()
+        };
+        match (model.strategy, &model.cascade, &model.ensemble) {
+            (Strategy::Cascade, Some(rules), _) => {
+                let judge = judge(&rules.judge, "cascade")?;
+                let cascade = Cascade::new(setting, model, rules, judge, built)?;
                 Ok(Self::Cascade(Box::new(cascade)))
             }
-            (Strategy::Ensemble, _) => {
-                let what = "this strategy is not available in the gateway yet";
-                Err(StartError::setting(format!("{setting}.strategy"), what))
+            (Strategy::Ensemble, _, Some(rules)) => {
+                let judge = judge(&rules.judge, "ensemble")?;
+                let ensemble = Ensemble::new(setting, model, rules, judge, built)?;
+                Ok(Self::Ensemble(Box::new(ensemble)))
             }
             _ => {
                 let (pick, layer) = (model.pick().map_err(wrong)?, model.fanout());
@@ -142,6 +177,7 @@ impl Model {
         match self {
             Self::Direct(direct) => Way::Direct(direct.clone()),
             Self::Cascade(cascade) => cascade.way(call),
+            Self::Ensemble(ensemble) => ensemble.way(call),
         }
     }
 }
@@ -152,16 +188,13 @@ impl Cascade {
     fn new(
         setting: &str,
         model: &ModelConfig,
-        config: &Config,
+        cascade: &CascadeConfig,
+        judge: Option<Judge>,
         built: &Built,
     ) -> Result<Self, StartError> {
         let wrong = |error: ConfigError| StartError::setting(setting, error);
-        let cascade = model.cascade.clone().unwrap_or_default();
-        let judge = cascade.judge.as_ref();
-        let judge = judge
-            .map(|judge| Judge::new(judge, config, built, &format!("{setting}.cascade.judge")));
         let last = model.targets.last().map_or("", String::as_str);
-        let scorer = Scorer::new(&cascade, last, judge.transpose()?)
+        let scorer = Scorer::new(cascade, last, judge)
             .map_err(|error| StartError::setting(format!("{setting}.cascade.regex"), error))?;
         let pool = Pool::builder()
             .pick(Pick::in_order())
@@ -175,6 +208,10 @@ impl Cascade {
                 call.extensions_mut().insert(Asked(body));
             }
             call
+        });
+        let tiers = tiers.map_response(|mut answer: Answer| {
+            charge_others(&mut answer);
+            answer.map(BodyExt::boxed_unsync)
         });
         let failover = || model.failover().map_err(wrong);
         let in_order = Pick::in_order;
@@ -196,6 +233,54 @@ impl Cascade {
             Way::Direct(self.any.clone())
         } else {
             Way::Compared(self.tiers.clone())
+        }
+    }
+}
+
+/// The caller pays for the answers that were rejected too.
+fn charge_others(answer: &mut Answer) {
+    let Some(report) = answer.extensions().get::<Report>() else {
+        return;
+    };
+    let is_winner = |attempt: &Attempt| report.winner().is_some_and(|won| ptr::eq(won, attempt));
+    let others = report.attempts().iter().filter(|it| !is_winner(it));
+    let used = others.filter_map(|attempt| attempt.usage);
+    let used = used.fold(Usage::default(), |sum, used| sum.plus(&used));
+    HttpBody.charge(answer, used);
+}
+
+// === impl Ensemble ===
+
+impl Ensemble {
+    fn new(
+        setting: &str,
+        model: &ModelConfig,
+        ensemble: &EnsembleConfig,
+        judge: Option<Judge>,
+        built: &Built,
+    ) -> Result<Self, StartError> {
+        let wrong = |error: ConfigError| StartError::setting(setting, error);
+        let choice = Choice::new(ensemble, judge)
+            .map_err(|error| StartError::setting(format!("{setting}.ensemble.extract"), error))?;
+        let pool = Pool::builder()
+            .pick(Pick::in_order())
+            .targets(targets(&model.targets, built));
+        let (number, service) = (model.targets.len(), choice.service());
+        let layer = ensemble.layer(number, model.deadline, service, choice);
+        let layer = layer.max_held_bytes(super::MAX_COMPARED).build();
+        let all = layer.map_err(wrong)?.across(&pool.build().map_err(wrong)?);
+        let all = all.map_response(|answer| answer.map(BodyExt::boxed_unsync));
+        let failover = model.failover().map_err(wrong)?;
+        Ok(Self {
+            any: direct(&model.targets, Pick::in_order(), failover, built).map_err(wrong)?,
+            all: BoxCloneSyncService::new(all),
+        })
+    }
+
+    fn way(&self, call: Option<&Described>) -> Way {
+        match call.is_some_and(has_text) {
+            true => Way::Compared(self.all.clone()),
+            false => Way::Direct(self.any.clone()),
         }
     }
 }
@@ -234,7 +319,7 @@ fn direct<N: AsRef<str>>(
 // === impl Service for Models ===
 
 impl Service<Call> for Models {
-    type Response = Answer;
+    type Response = Out;
     type Error = BoxError;
     type Future = ResponseFuture;
 
@@ -266,12 +351,16 @@ pin_project! {
 }
 
 impl Future for ResponseFuture {
-    type Output = Result<Answer, BoxError>;
+    type Output = Result<Out, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
-            ResponseFutureProj::Direct { future } => future.poll(cx),
-            ResponseFutureProj::Compared { future } => future.poll(cx),
+            ResponseFutureProj::Direct { future } => {
+                future.poll(cx).map_ok(|answer| answer.map(Either::Left))
+            }
+            ResponseFutureProj::Compared { future } => {
+                future.poll(cx).map_ok(|answer| answer.map(Either::Right))
+            }
         }
     }
 }

@@ -83,8 +83,9 @@ impl Problems {
         self.built(table, "retries", failover);
         self.built(table, "sticky_key", model.pick());
         if let Some(ensemble) = &model.ensemble {
-            let several = ensemble.fanout(model.targets.len(), model.deadline).build();
-            self.built(table, "ensemble", several);
+            let (targets, deadline) = (model.targets.len(), model.deadline);
+            let layer = ensemble.layer(targets, deadline, (), ()).build();
+            self.built(table, "ensemble.max_providers", layer);
         }
     }
 

@@ -3,45 +3,18 @@
 use serde_json::{Value, json};
 use tower_llm_testkit::{Behavior, Fault};
 
-use super::{CHAT, File, accounts, providers, requests};
+use super::{
+    CHAT, File, accounts, providers, requests,
+    scripted::{ASKED, file, says, text},
+};
 use crate::{
     raw::{Raw, Reply, response},
-    support::Running,
+    support::{Running, sample},
 };
 
-const ASKED: &str =
-    r#"{"model":"gpt-4","messages":[{"role":"user","content":"What is the capital of Peru?"}]}"#;
-
-/// A chat's whole answer.
-fn says(text: &str) -> Reply {
-    let message = json!({"role": "assistant", "content": text});
-    let body = json!({
-        "object": "chat.completion",
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12},
-    });
-    let json = "content-type: application/json\r\n";
-    response("200 OK", json, body.to_string().as_bytes())
-}
-
-/// A file with a target for each upstream, and one cascade over all but the judges.
+/// One cascade over all targets but the judges.
 fn tiers(upstreams: &[(&str, &Raw)], cascade: &str) -> File {
-    let mut text = String::new();
-    for (name, upstream) in upstreams {
-        let addr = upstream.addr;
-        text +=
-            &format!("[targets.{name}]\nprovider = \"openai\"\nbase_url = \"http://{addr}/v1\"\n");
-    }
-    let tiers = upstreams.iter().map(|(name, _)| format!("\"{name}\""));
-    let tiers: Vec<_> = tiers.filter(|name| name != "\"judge\"").collect();
-    File::new(&format!(
-        "{text}[models.\"gpt-4\"]\nstrategy = \"cascade\"\ntargets = [{}]\n[models.\"gpt-4\".cascade]\n{cascade}\n",
-        tiers.join(", ")
-    ))
-}
-
-fn text(answer: &Value) -> &str {
-    answer["choices"][0]["message"]["content"].as_str().unwrap()
+    file(upstreams, "cascade", cascade)
 }
 
 #[tokio::test]
@@ -56,6 +29,11 @@ async fn an_answer_that_matches_is_followed_by_a_stronger_one() {
     let answer = gateway.post(CHAT, ASKED).await;
     assert_eq!(text(&answer.json()), "Lima, of course.");
     assert_eq!((cheap.requests().len(), strong.requests().len()), (1, 1));
+    // The caller pays for both.
+    for (direction, tokens) in [("input", 18.0), ("output", 6.0)] {
+        let counted = format!(r#"llm_tokens_total{{provider="openai",direction="{direction}"}}"#);
+        assert_eq!(sample(gateway.addr, &counted).await, Some(tokens));
+    }
     let answer = gateway.post(CHAT, ASKED).await;
     assert_eq!(text(&answer.json()), "Lima.");
     assert_eq!((cheap.requests().len(), strong.requests().len()), (2, 1));

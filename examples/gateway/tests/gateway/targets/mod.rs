@@ -2,7 +2,9 @@
 
 mod callers;
 mod cascade;
+mod ensemble;
 mod health;
+mod scripted;
 mod valid;
 
 use std::{
