@@ -24,10 +24,10 @@ use tower_llm_stack::{
     Guard, HttpBody, Operation, Outcome, Provider, RateLimitHandle,
     cache::CacheStats,
     core::{Armed, Bill, Guarded, Watched},
-    ratelimit::Unit,
 };
 
 use crate::{
+    admin::unit,
     breaker::{Breakers, Circuits, SCOPES, STATES},
     limits::Limiters,
     report::Report,
@@ -267,13 +267,7 @@ impl Metrics {
 
     fn note_limits(&self, of: &'static str, handle: &RateLimitHandle) {
         for stats in handle.stats() {
-            let unit = match stats.limit.unit() {
-                Unit::Requests => "requests",
-                Unit::InputTokens => "input_tokens",
-                Unit::OutputTokens => "output_tokens",
-                Unit::Cost => "cost",
-                _ => "tokens",
-            };
+            let unit = unit(stats.limit.unit());
             let period = match stats.limit.period().as_secs() {
                 60 => "minute",
                 _ => "hour",

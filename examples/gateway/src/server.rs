@@ -69,7 +69,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The layers around the client, outermost first.
-type Service = Describe<Monitor<CallerLimited<Cached<Behind<Direct, Models>>>>>;
+type Service = Describe<Monitor<Counted<CallerLimited<Cached<Behind<Direct, Models>>>>>>;
+type Counted<S> = tower_llm_monitor::Monitor<S, HttpBody>;
 /// The layers of one upstream.
 type Direct = Gated<Timeout<Decode<Client>, HttpBody>, Gates, HttpBody>;
 type CallerLimited<S> = OptionalService<Gated<S, Option<RateLimitGate>, HttpBody>, S, HttpBody>;

@@ -161,7 +161,7 @@ impl Which {
     }
 }
 
-fn stats(stats: &CacheStats) -> Value {
+pub(super) fn stats(stats: &CacheStats) -> Value {
     let bypassed: Map<String, Value> = stats
         .bypassed()
         .map(|(reason, calls)| (reason.as_str().to_owned(), calls.into()))

@@ -2,6 +2,7 @@
 
 mod answer;
 mod cache;
+mod snapshot;
 
 use std::{
     convert::Infallible,
@@ -24,6 +25,7 @@ use tokio::{
 };
 use tower_llm_stack::CacheHandle;
 
+pub(crate) use self::snapshot::{Sources, unit};
 use self::{answer::Problem, cache::Endpoint};
 use crate::{
     Secret, Settings, StartError,
@@ -33,6 +35,9 @@ use crate::{
     settings::Names,
     warm::Warmer,
 };
+
+/// Where everything that is counted is read.
+const SNAPSHOT: &str = "/admin/snapshot";
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8081));
 
@@ -52,6 +57,7 @@ pub(crate) struct Admin {
 /// What its connections share.
 struct Service {
     token: Keys,
+    sources: Sources,
     /// `None` if the cache is off.
     cache: Option<(CacheHandle, Arc<Warmer>)>,
     timeout: Duration,
@@ -62,7 +68,8 @@ impl Admin {
     pub(crate) async fn bind(
         settings: &Settings,
         access: &Access,
-        cache: Option<(CacheHandle, Arc<Warmer>)>,
+        sources: Sources,
+        warmer: Option<Arc<Warmer>>,
         notices: &mut Vec<String>,
     ) -> Result<Option<Self>, StartError> {
         let (admin, names) = (&settings.admin, &settings.names);
@@ -90,7 +97,8 @@ impl Admin {
         }
         let service = Service {
             token: Keys::new(&[token], None)?,
-            cache,
+            cache: sources.cache.clone().zip(warmer),
+            sources,
             timeout: settings.caller_timeout,
         };
         Ok(Some(Self {
@@ -223,8 +231,14 @@ impl Service {
         if !is_allowed {
             return Err(Problem::unauthorized());
         }
-        let endpoint = Endpoint::at(request.uri().path()).ok_or_else(Problem::not_found)?;
-        let method = request.method().clone();
+        let (path, method) = (request.uri().path(), request.method().clone());
+        if path == SNAPSHOT {
+            return match method {
+                Method::GET => Ok((StatusCode::OK, self.sources.snapshot())),
+                _ => Err(Problem::wrong_method(&[Method::GET])),
+            };
+        }
+        let endpoint = Endpoint::at(path).ok_or_else(Problem::not_found)?;
         if !endpoint.methods().contains(&method) {
             return Err(Problem::wrong_method(endpoint.methods()));
         }

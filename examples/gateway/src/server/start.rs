@@ -10,7 +10,8 @@ use std::{
 use http::Uri;
 use hyper_util::{rt::TokioTimer, server::conn::auto};
 use tokio::{net::TcpListener, sync::watch};
-use tower::Layer;
+use tower::{Layer, layer::util::Stack as Both};
+use tower_llm_monitor as llm;
 use tower_llm_stack::{
     BulkheadLayer, CacheLayer, DescribeLayer, KeyBy, RateLimitLayer, Stack, accounts::Proxies,
     config::Config,
@@ -21,7 +22,7 @@ use super::{Direct, Gateway, Service, Shared};
 use crate::{
     Settings, StartError,
     access::Access,
-    admin::Admin,
+    admin::{Admin, Sources},
     behind::Behind,
     breaker::{self, Breakers},
     cache,
@@ -90,6 +91,7 @@ impl Gateway {
         )?;
         let sharing = Sharing::connect(&settings, secret.as_ref(), &mut notices).await?;
         let metrics = Metrics::new();
+        let monitor = monitor(config)?;
         let describe = describe(&settings, secret.as_ref())?;
         let callers = limits::of_callers(&describe, &access, &settings, sharing.as_ref()).await?;
         let describe = match &access {
@@ -134,7 +136,10 @@ impl Gateway {
             };
             let stack = Stack::builder()
                 .describe(describe_for(upstream, &describe, secret.as_ref()))
-                .own(MonitorLayer::new(metrics.clone()))
+                .own(Both::new(
+                    monitor.clone(),
+                    MonitorLayer::new(metrics.clone()),
+                ))
                 .caller_rate_limit(callers.clone())
                 .cache(cache.clone())
                 .build();
@@ -156,18 +161,18 @@ impl Gateway {
         let shared = Arc::new(Shared {
             services,
             targets,
-            health,
+            health: health.clone(),
             gate: Gate {
                 access,
                 allow_paths: settings.access.allow_paths.clone().unwrap_or_default(),
                 upstreams: routes.upstreams,
             },
             proxies: routes.proxies,
-            bulkhead: bulkhead_handle,
-            limiters,
+            bulkhead: bulkhead_handle.clone(),
+            limiters: limiters.clone(),
             cache: cache.clone(),
             sharing,
-            breakers,
+            breakers: breakers.clone(),
             metrics,
             http: http(&settings, longest),
             longest,
@@ -179,15 +184,22 @@ impl Gateway {
             shutdown: Arc::default(),
             closing: watch::Sender::new(false),
         });
-        let cache = cache.map(|cache| {
+        let warmer = cache.is_some().then(|| {
             let calls: Arc<dyn OwnCalls> = Arc::<Shared>::clone(&shared);
-            let warmer = Warmer::new(calls, settings.cache.warm_concurrency);
-            (cache, Arc::new(warmer))
+            Arc::new(Warmer::new(calls, settings.cache.warm_concurrency))
         });
+        let sources = Sources {
+            monitor: monitor.handle(),
+            bulkhead: bulkhead_handle,
+            limiters,
+            breakers,
+            health,
+            cache,
+        };
         let Gate {
             access, upstreams, ..
         } = &shared.gate;
-        let admin = Admin::bind(&settings, access, cache.clone(), &mut notices).await?;
+        let admin = Admin::bind(&settings, access, sources, warmer.clone(), &mut notices).await?;
         if let Some(admin) = &admin {
             refuse_itself(admin.addr(), upstreams, None)?;
         }
@@ -198,7 +210,7 @@ impl Gateway {
             shared,
             admin,
             warm,
-            warmer: cache.map(|(_, warmer)| warmer),
+            warmer,
             simulator: routes.simulator,
             notices,
         })
@@ -296,6 +308,15 @@ fn describe_for(
         (Some(credential), Some(secret)) => describe.account(secret.account(credential)),
         (Some(_), None) => describe.account("gateway"),
     }
+}
+
+/// Counts calls; the models of the configuration file are counted by name, as are those that have a price.
+fn monitor(config: Option<&Config>) -> Result<llm::MonitorLayer, StartError> {
+    let models = config.iter().flat_map(|config| config.models.keys());
+    let monitor = llm::MonitorLayer::builder().models(models.map(String::as_str));
+    monitor
+        .build()
+        .map_err(|error| StartError::setting("models", error))
 }
 
 async fn listen(addr: SocketAddr) -> Result<TcpListener, StartError> {

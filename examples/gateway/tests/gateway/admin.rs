@@ -2,7 +2,7 @@
 
 use gateway::{Gateway, Settings, StartError};
 use serde_json::{Value, json};
-use tower_llm_testkit::{Behavior, SimulatedProvider};
+use tower_llm_testkit::{Behavior, Fault, SimulatedProvider};
 
 use crate::support::{Answer, Binary, Connection, Running, eventually, get, post, request};
 
@@ -54,6 +54,79 @@ async fn start(flags: &[&str]) -> (SimulatedProvider, Running) {
     provider.set(Behavior::new().output_tokens(5));
     let gateway = Running::over(&provider, &[&ADMIN[..], flags].concat()).await;
     (provider, gateway)
+}
+
+/// A call whose model has a price, one that is answered from the cache, and one that the provider refuses.
+#[tokio::test]
+async fn a_snapshot_shows_calls_and_the_state_of_the_layers() {
+    let flags = ["--ratelimit-openai-rpm", "60"];
+    let (provider, gateway) = start(&flags).await;
+    ask(&gateway, "gpt-5-mini").await;
+    ask(&gateway, "gpt-5-mini").await;
+    provider.set(Behavior::new().fault(Fault::Status(500)));
+    let headers = "authorization: Bearer alice\r\n";
+    let path = "/v1/chat/completions";
+    let answer = post(gateway.addr, path, headers, r#"{"model":"mine"}"#).await;
+    assert_eq!(answer.status, 500);
+
+    let answer = admin(&gateway, "GET", "/admin/snapshot", "").await;
+    assert_eq!(answer.status, 200);
+    for secret in [TOKEN, "alice"] {
+        assert!(!answer.text().contains(secret), "{secret}");
+    }
+    let snapshot = answer.json();
+    let total = &snapshot["calls"]["total"];
+    assert_eq!(total["in_flight"], 0);
+    let calls = &total["since_start"];
+    assert_eq!(
+        calls["outcomes"],
+        json!({ "success": 2, "failed_status": 1 })
+    );
+    assert_eq!(calls["cache_hits"], 1);
+    assert_eq!(calls["tokens"]["output"], 5);
+    assert_eq!(calls["saved_tokens"]["output"], 5);
+    let rows = snapshot["calls"]["rows"].as_array().unwrap();
+    let names = |row: &Value| (row["provider"].clone(), row["model"].clone());
+    let rows: Vec<_> = rows.iter().map(names).collect();
+    assert_eq!(
+        rows,
+        [
+            (json!("openai"), json!("gpt-5-mini")),
+            (json!("openai"), json!("other"))
+        ]
+    );
+    assert_eq!(snapshot["cache"]["hits"], 1);
+    let limits = snapshot["limits"].as_array().unwrap();
+    let openai = limits.iter().find(|limit| limit["of"] == "openai").unwrap();
+    let of = |name: &str| openai[name].clone();
+    assert_eq!((of("unit"), of("amount")), (json!("requests"), json!(60)));
+    assert_eq!((of("admitted"), of("remaining")), (json!(2), json!(58)));
+    let permits = &snapshot["permits"][0];
+    assert_eq!(
+        (&permits["of"], &permits["in_flight"]),
+        (&json!("openai"), &json!(0))
+    );
+    let circuits = snapshot["circuits"].as_array().unwrap();
+    let circuits: Vec<_> = circuits
+        .iter()
+        .map(|of| (of["scope"].as_str().unwrap(), of["states"].clone()))
+        .collect();
+    let closed = |number: u64| json!({ "closed": number });
+    let expected = [
+        ("provider", closed(1)),
+        ("model", closed(2)),
+        ("account", closed(1)),
+        ("account_and_model", closed(2)),
+    ];
+    assert_eq!(circuits, expected);
+
+    let answer = admin(&gateway, "POST", "/admin/snapshot", "").await;
+    assert_eq!(
+        (answer.status, &answer.headers["allow"]),
+        (405, &"GET".parse().unwrap())
+    );
+    let answer = get(gateway.admin.unwrap(), "/admin/snapshot").await;
+    assert_eq!(answer.status, 401);
 }
 
 #[tokio::test]
