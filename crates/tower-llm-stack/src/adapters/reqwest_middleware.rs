@@ -33,12 +33,16 @@
 //! - An inner call must be made while the outer future runs. A layer that calls from a spawned task, or from the body that
 //!   it returned, may be too late and gets a [`PortError`]. So does a layer that builds a new request without the
 //!   extensions.
+//! - A call that requests share, as in a cache, is driven by the request that began it. If that one is dropped before the
+//!   response, the others are run again, with calls of their own. No circuit counts that as a failure. A layer's background
+//!   calls, such as a cache's refreshes, get a `PortError`.
 //! - Extensions of the reqwest-middleware request (`with_extension`) are extensions of the `http::Request` that the layer
 //!   sees, and those of each inner request are what the middlewares behind it see. Extensions that these set are returned
 //!   to the middlewares in front, if the layer returns the response with its extensions.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::iter;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
@@ -50,7 +54,7 @@ use http::Extensions;
 use pin_project_lite::pin_project;
 use tokio::sync::{mpsc, oneshot};
 use tower_layer::Layer;
-use tower_llm_core::RequestBody;
+use tower_llm_core::{ClassifiedError, Outcome, RequestBody};
 use tower_service::Service;
 
 use super::convert::{
@@ -59,6 +63,9 @@ use super::convert::{
 };
 use super::sent::Classify;
 use super::{BoxError, StackError};
+
+/// How often a request is run that shared a call of others, which ended with them.
+const MAX_RUNS: usize = 4;
 
 /// Runs the requests of a `ClientWithMiddleware` through a tower layer; see the [module](self) for how.
 ///
@@ -89,6 +96,37 @@ impl<S> TowerMiddleware<S> {
     }
 }
 
+impl<S> TowerMiddleware<S> {
+    /// Runs a request through the layer.
+    ///
+    /// The layer may let it share the call of another request, as a cache does. If that one ends before the call, the call ends
+    /// with it. This request has a port of its own, so it is run again, and begins a call, or shares another.
+    async fn run<B>(
+        &self,
+        mut request: http::Request<RequestBody<Body>>,
+        calls: &mut mpsc::UnboundedReceiver<Box<InnerCall>>,
+        next: Next<'_>,
+    ) -> Result<http::Response<B>, BoxError>
+    where
+        S: Service<http::Request<RequestBody<Body>>, Response = http::Response<B>> + Clone,
+        S::Error: Into<BoxError>,
+    {
+        for _ in 1..MAX_RUNS {
+            let Some(again) = RequestBody::try_clone_request(&request) else {
+                break;
+            };
+            match serve(call(self.service.clone(), request), calls, next.clone()).await {
+                // While this request runs, its own port is open.
+                Err(error) if PortError::find(&*error).is_some_and(PortError::is_ended) => {
+                    request = again;
+                }
+                result => return result,
+            }
+        }
+        serve(call(self.service.clone(), request), calls, next).await
+    }
+}
+
 // The trait requires boxes: `async_trait` boxes every call.
 #[async_trait::async_trait]
 impl<S, B> Middleware for TowerMiddleware<S>
@@ -113,12 +151,13 @@ where
         let requested = request.url().clone();
         let mut request = request_from_reqwest(request)?;
         // Unbounded, but holds no more than the calls that the layer made since it was last polled.
-        let (sender, calls) = mpsc::unbounded_channel();
+        let (sender, mut calls) = mpsc::unbounded_channel();
         let port = PortSender(sender);
         request.extensions_mut().extend(extensions.clone());
         request.extensions_mut().insert(port.clone());
 
-        let mut response = serve(call(self.service.clone(), request), calls, next)
+        let mut response = self
+            .run(request, &mut calls, next)
             .await
             .map_err(into_error)?;
         // A layer may return the response to another request, whose extensions do not belong to this one.
@@ -183,7 +222,7 @@ impl Future for ResponseFuture {
         match self.project().state.project() {
             StateProj::Sent { reply } => Poll::Ready(match ready!(reply.poll(cx)) {
                 Ok(result) => result,
-                Err(_) => Err(PortError::from(Unreachable::Ended).into()),
+                Err(_) => Err(PortError::ended()),
             }),
             StateProj::Refused { error } => {
                 Poll::Ready(Err(error.take().expect("polled after completion")))
@@ -203,6 +242,8 @@ pin_project! {
 
 /// An inner call that could not reach the rest of the chain.
 ///
+/// If its request has ended, it is the source of a [`ClassifiedError`]: the call was abandoned, and no circuit opens for it.
+///
 /// The text may change; the getters will not.
 #[derive(Debug)]
 pub struct PortError {
@@ -210,6 +251,17 @@ pub struct PortError {
 }
 
 impl PortError {
+    fn find<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
+        iter::successors(Some(error), |error| error.source())
+            .find_map(<dyn std::error::Error>::downcast_ref)
+    }
+
+    /// The call ended with the caller that began it: no failure of the provider.
+    fn ended() -> BoxError {
+        let error = Self::from(Unreachable::Ended);
+        ClassifiedError::new(Outcome::Abandoned, error).into()
+    }
+
     /// Whether the call was made after its request had ended; otherwise the request had lost its extensions.
     #[must_use]
     pub fn is_ended(&self) -> bool {
@@ -288,9 +340,7 @@ where
         extensions,
         reply,
     };
-    calls
-        .send(Box::new(call))
-        .map_err(|_| PortError::from(Unreachable::Ended))?;
+    calls.send(Box::new(call)).map_err(|_| PortError::ended())?;
     Ok(replied)
 }
 
@@ -309,7 +359,7 @@ where
 /// Drives `outer` to its end and, concurrently, the calls that it sends through its port.
 async fn serve<T>(
     outer: impl Future<Output = T>,
-    mut calls: mpsc::UnboundedReceiver<Box<InnerCall>>,
+    calls: &mut mpsc::UnboundedReceiver<Box<InnerCall>>,
     next: Next<'_>,
 ) -> T {
     let mut outer = pin!(outer);

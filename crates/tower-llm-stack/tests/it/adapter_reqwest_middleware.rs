@@ -413,7 +413,7 @@ async fn a_call_after_the_request_has_ended_is_refused() {
     let (port, request) = calls.recv().await.unwrap();
     let error = port.oneshot(request).await.unwrap_err();
 
-    assert!(error.downcast_ref::<PortError>().unwrap().is_ended());
+    assert!(find::<PortError>(&*error).unwrap().is_ended());
 }
 
 #[tokio::test]
@@ -434,7 +434,7 @@ async fn a_call_in_flight_when_the_request_ends_is_refused() {
 
     let error = calls.recv().await.unwrap().await.unwrap().unwrap_err();
 
-    assert!(error.downcast_ref::<PortError>().unwrap().is_ended());
+    assert!(find::<PortError>(&*error).unwrap().is_ended());
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -616,4 +616,46 @@ async fn an_error_in_a_layers_body_reaches_the_reader_with_its_cause() {
     let error = response.chunk().await.unwrap_err();
 
     assert_eq!(find::<Refused>(&error), Some(&Refused("idle")));
+}
+
+/// They got a `PortError`, which the circuit counted as a failure.
+#[cfg(feature = "preset")]
+#[tokio::test]
+async fn requests_that_share_a_call_begin_another_if_the_first_is_dropped() {
+    use tower_llm_stack::{BreakerLayer, CacheLayer, FanoutLayer, Scope, Stack};
+
+    const SHARING: usize = 7;
+
+    let server = serve(async |number, _| match number {
+        0 => std::future::pending().await,
+        _ => text(200, r#"{"choices":[{"finish_reason":"stop"}]}"#),
+    })
+    .await;
+    let breaker = BreakerLayer::builder()
+        .failure_threshold(1)
+        .build()
+        .unwrap();
+    let stack = Stack::builder()
+        .cache(CacheLayer::builder(Scope::shared()).build().unwrap())
+        .fanout(FanoutLayer::retry(2).build().unwrap())
+        .breaker(breaker.clone())
+        .build();
+    let client = ClientBuilder::new(reqwest::Client::new())
+        .with(TowerMiddleware::new(stack))
+        .build();
+    let ask = || {
+        let request = client.post(server.url("/v1/chat/completions"));
+        tokio::spawn(request.body(r#"{"model":"m","messages":[]}"#).send())
+    };
+    let first = ask();
+    eventually("the call arrives", || server.seen.requests() == 1).await;
+    let others: Vec<_> = (0..SHARING).map(|_| ask()).collect();
+    tokio::task::yield_now().await;
+    first.abort();
+    for other in others {
+        assert_eq!(other.await.unwrap().unwrap().status(), StatusCode::OK);
+    }
+    assert_eq!(server.seen.requests(), 2, "they share the other call too");
+    let failures = breaker.handle().stats();
+    assert!(failures.iter().all(|circuit| circuit.failures == 0));
 }
