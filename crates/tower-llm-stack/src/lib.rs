@@ -69,6 +69,8 @@
 pub mod accounts;
 pub mod adapters;
 mod assemble;
+#[cfg(feature = "boxed")]
+mod boxed;
 #[cfg(feature = "config")]
 #[cfg_attr(docsrs, doc(cfg(feature = "config")))]
 pub mod config;
@@ -127,6 +129,9 @@ pub use tower_llm_redis::{self as redis, Redis};
 #[cfg_attr(docsrs, doc(cfg(feature = "timeout")))]
 pub use tower_llm_timeout::{self as timeout, TimeoutLayer};
 
+#[cfg(feature = "boxed")]
+#[cfg_attr(docsrs, doc(cfg(feature = "boxed")))]
+pub use self::boxed::{BoxedBody, BoxedStack};
 #[cfg(feature = "preset")]
 #[cfg_attr(docsrs, doc(cfg(feature = "preset")))]
 pub use self::preset::Preset;
@@ -139,6 +144,6 @@ pub use self::{
 };
 
 /// The README's example, compiled.
-#[cfg(all(doctest, feature = "preset", feature = "reqwest"))]
+#[cfg(all(doctest, feature = "boxed", feature = "preset", feature = "reqwest"))]
 #[doc = include_str!("../../../README.md")]
 struct Readme;

@@ -38,7 +38,7 @@ mod contract;
     feature = "timeout"
 ))]
 mod optional;
-#[cfg(feature = "preset")]
+#[cfg(all(feature = "boxed", feature = "preset"))]
 mod preset;
 #[cfg(all(
     feature = "breaker",

@@ -1,14 +1,15 @@
 //! `Stack::full`: each of its layers acts.
 
 use http::StatusCode;
+use tower_llm_stack::BoxedStack;
 
 use super::*;
 
-fn full(upstream: &Upstream) -> Client {
-    boxed(Stack::full().build().layer(upstream.service()))
+fn full(upstream: &Upstream) -> BoxedStack {
+    Stack::full().build().boxed(upstream.service())
 }
 
-async fn status(client: &Client, request: Request<Full<Bytes>>) -> StatusCode {
+async fn status(client: &BoxedStack, request: Request<Full<Bytes>>) -> StatusCode {
     let response = call(client, request).await.unwrap();
     let status = response.status();
     read(Ok(response)).await.unwrap();

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use tokio::time::Instant;
-use tower::{Layer, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_llm_stack::{
     BoxError, BreakerLayer, BulkheadLayer, CacheLayer, FanoutLayer, Preset, RateLimitLayer,
     RequestBody, Stack, TimeoutLayer,
@@ -189,7 +189,10 @@ async fn ended(call: impl Future<Output = Answer>) -> Answer {
     tokio::time::timeout(week, call).await.unwrap()
 }
 
-fn call(client: &Client, request: Request<Full<Bytes>>) -> impl Future<Output = Answer> + use<> {
+fn call<S>(client: &S, request: Request<Full<Bytes>>) -> impl Future<Output = Answer> + use<S>
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<Body>, Error = BoxError> + Clone,
+{
     ended(client.clone().oneshot(request))
 }
 
