@@ -3,7 +3,10 @@
 use serde_json::{Value, json};
 use tower_llm_testkit::{Behavior, Fault, SimulatedProvider};
 
-use crate::support::{Answer, Running, post};
+use crate::{
+    raw::{Raw, response},
+    support::{Answer, Binary, Running, post},
+};
 
 async fn gateway() -> (SimulatedProvider, Running) {
     let provider = SimulatedProvider::start().await.unwrap();
@@ -175,4 +178,52 @@ async fn a_batch_needs_a_key_as_each_of_its_calls_does() {
     let answer = ask(&gateway, "/v1/batch/chat", &body).await;
     assert_eq!(answer.status, 401, "{}", answer.text());
     assert_eq!(provider.counts().requests, 0);
+}
+
+#[tokio::test]
+async fn what_is_no_answer_is_a_failure_and_told_as_one() {
+    let upstream = Raw::start([response("200 OK", "content-type: text/html\r\n", b"<html>")]).await;
+    let gateway = upstream.gateway(&[]).await;
+    let body = json!({"requests": [{"prompt": "one"}], "model": "m"});
+    let answer = ask(&gateway, "/v1/batch/chat", &body).await.json();
+    assert_eq!(answer["failed"], 1, "{answer}");
+    assert_eq!(answer["results"][0]["status"], 502, "{answer}");
+}
+
+/// How much memory the gateway's peak grows by, for a request to an upstream that answers so.
+async fn growth_kb(answer: &[u8], path: &str, body: &str) -> Option<u64> {
+    let replies = [b"{}", answer].map(|answer| response("200 OK", "", answer));
+    let upstream = Raw::start(replies).await;
+    let url = format!("http://{}/v1", upstream.addr);
+    let gateway = Binary::start(&[("OPENAI_BASE_URL", &url)], &[]).await;
+    let small = r#"{"texts":["a"],"model":"m"}"#;
+    post(gateway.addr, path, "", small).await;
+    let before = gateway.peak_kb()?;
+    let answer = post(gateway.addr, path, "", body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    Some(gateway.peak_kb()? - before)
+}
+
+#[tokio::test]
+async fn what_each_call_has_in_common_takes_no_more_memory_than_its_bytes() {
+    // 1 MB of small objects, in each of 15 calls.
+    let members = [r#"{"":0}"#; 150_000].join(",");
+    let texts = serde_json::to_string(&[0; 15].map(|_| "text")).unwrap();
+    let body = format!(r#"{{"texts":{texts},"batch_size":1,"model":"m","x":[{members}]}}"#);
+    let path = "/v1/batch/embeddings";
+    let Some(grown) = growth_kb(b"{}", path, &body).await else {
+        return;
+    };
+    assert!(grown < 128 * 1024, "the gateway's peak grew by {grown} kB");
+}
+
+#[tokio::test]
+async fn an_answer_takes_no_more_memory_than_a_few_times_its_bytes() {
+    let vector = vec!["0"; 4 << 20].join(",");
+    let answer = format!(r#"{{"data":[{{"index":0,"embedding":[{vector}]}}]}}"#);
+    let (path, body) = ("/v1/batch/embeddings", r#"{"texts":["b"],"model":"m"}"#);
+    let Some(grown) = growth_kb(answer.as_bytes(), path, body).await else {
+        return;
+    };
+    assert!(grown < 64 * 1024, "the gateway's peak grew by {grown} kB");
 }

@@ -173,6 +173,16 @@ impl Binary {
         said
     }
 
+    /// The most memory that it has had, if the system tells.
+    pub(crate) fn peak_kb(&self) -> Option<u64> {
+        let id = self.child.id().unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+        let peak = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))?;
+        peak.trim().trim_end_matches(" kB").parse().ok()
+    }
+
     pub(crate) async fn signal(&self, name: &str) {
         let id = self.child.id().unwrap().to_string();
         let status = Command::new("kill").args(["-s", name, &id]).status().await;

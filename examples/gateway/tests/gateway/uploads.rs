@@ -170,25 +170,15 @@ async fn twenty_megabytes_leave_the_gateways_memory_as_it_was() {
         assert_eq!(&answer, b"HTTP/1.1 200");
     };
     upload().await;
-    let Some(before) = peak_kb(&gateway) else {
+    let Some(before) = gateway.peak_kb() else {
         return;
     };
     for _ in 0..4 {
         tokio::join!(upload(), upload(), upload());
     }
-    let grown = peak_kb(&gateway).unwrap() - before;
+    let grown = gateway.peak_kb().unwrap() - before;
     // 240 MB have passed, 60 of them at once.
     assert!(grown < 8 * 1024, "the gateway's peak grew by {grown} kB");
-}
-
-/// The most memory that the gateway has had, if the system tells.
-fn peak_kb(gateway: &Binary) -> Option<u64> {
-    let id = gateway.child.id().unwrap();
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
-    let peak = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    peak.trim().trim_end_matches(" kB").parse().ok()
 }
 
 #[tokio::test]
