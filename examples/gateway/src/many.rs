@@ -31,6 +31,8 @@ use crate::{caller::PatientBody, warm::OwnBody};
 /// What the answers of one request may have in all, and each of them at least and at most.
 const ANSWERS: usize = 512 << 20;
 const ANSWER: [usize; 2] = [256 << 10, 32 << 20];
+/// The longest deadline that a layer takes.
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// An endpoint whose requests are many calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +68,7 @@ type Collected = fanout::Collected<Response<RipeBody<OwnBody>>>;
 pub(crate) struct Bounds {
     /// Of each call.
     pub(crate) max_body_bytes: usize,
-    /// Of all calls together.
+    /// Of all calls together; at most a day counts.
     pub(crate) deadline: Duration,
 }
 
@@ -100,7 +102,7 @@ impl Plan {
         let max_held = (ANSWERS / self.bodies.len()).clamp(ANSWER[0], ANSWER[1]);
         let map = FanoutLayer::map(self.max_concurrent)
             .max_held_bytes(max_held)
-            .deadline(self.bounds.deadline)
+            .deadline(self.bounds.deadline.min(DAY))
             .build();
         let map =
             map.expect("the number at once and the deadline are checked, the rest is constant");

@@ -394,3 +394,15 @@ async fn dead_accounts_are_not_to_be_retried_either() {
     assert_eq!(answer.status, 502, "{}", answer.text());
     assert_eq!(answer.headers["x-should-retry"], "false");
 }
+
+#[tokio::test]
+async fn targets_that_may_take_a_day_answer_many_calls_in_one_request() {
+    let one = providers(1).await;
+    let each = "timeouts = { total_streamed = \"24h\" }";
+    let file = accounts(&one, each, "");
+    let gateway = Running::start(&file.flags()).await;
+    let body = r#"{"requests":[{"prompt":"one"}],"model":"gpt-4"}"#;
+    let answer = gateway.post("/v1/batch/chat", body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.json()["succeeded"], 1);
+}
