@@ -10,7 +10,7 @@ use std::{future::Future, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode, Uri,
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
     header::{self, CONTENT_TYPE},
     request::Parts,
 };
@@ -33,6 +33,8 @@ const ANSWERS: usize = 512 << 20;
 const ANSWER: [usize; 2] = [256 << 10, 32 << 20];
 /// The longest deadline that a layer takes.
 const DAY: Duration = Duration::from_secs(86_400);
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// An endpoint whose requests are many calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +167,12 @@ impl Plan {
             header::TRANSFER_ENCODING,
         ] {
             parts.headers.remove(name);
+        }
+        // With the same key, a provider may take all calls for the first one.
+        if let Some(key) = parts.headers.remove(IDEMPOTENCY_KEY) {
+            let key = [key.as_bytes(), b"-", name.as_bytes()].concat();
+            let key = HeaderValue::from_bytes(&key);
+            parts.headers.extend(key.map(|key| (IDEMPOTENCY_KEY, key)));
         }
         let json = HeaderValue::from_static("application/json");
         parts.headers.insert(CONTENT_TYPE, json);

@@ -181,6 +181,25 @@ async fn a_batch_needs_a_key_as_each_of_its_calls_does() {
 }
 
 #[tokio::test]
+async fn each_call_has_an_idempotency_key_of_its_own() {
+    let (provider, gateway) = gateway().await;
+    let body = json!({
+        "items": ["a", "b"],
+        "template": {"model": "m", "messages": [{"role": "user", "content": "{{item}}"}]},
+        "max_concurrent": 1,
+        "fan_in": {"model": "m", "messages": [{"role": "user", "content": "{{results}}"}]},
+    });
+    let header = "idempotency-key: k\r\n";
+    let answer = post(gateway.addr, "/v1/fan_out", header, &body.to_string()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let recorded = provider.recorded().into_iter();
+    let keys: Vec<_> = recorded
+        .map(|request| request.headers["idempotency-key"].clone())
+        .collect();
+    assert_eq!(keys, ["k-0", "k-1", "k-fan-in"]);
+}
+
+#[tokio::test]
 async fn what_is_no_answer_is_a_failure_and_told_as_one() {
     let upstream = Raw::start([response("200 OK", "content-type: text/html\r\n", b"<html>")]).await;
     let gateway = upstream.gateway(&[]).await;
