@@ -74,7 +74,8 @@ pub struct Stats {
     pub calls: u64,
     /// Calls by outcome.
     pub outcomes: Counts,
-    /// Refused calls by the layer that refused them; `waiting` if they were given up in a queue.
+    /// Refused calls by the layer that refused them; `waiting` if their caller left, or their time was up, before they cost anything:
+    /// in a queue, or while they shared another call.
     pub refused_by: Counts,
     /// Calls answered from a cache's store.
     pub cache_hits: u64,

@@ -45,6 +45,12 @@ impl<W: Clone> IsGate for tower_llm_breaker::BreakerLayer<W> {}
 #[cfg(feature = "bulkhead")]
 impl<W: Clone> IsGate for tower_llm_bulkhead::BulkheadLayer<W> {}
 
+#[cfg(feature = "monitor")]
+impl<W: Clone> IsGate for tower_llm_monitor::MonitorLayer<W> {}
+
+#[cfg(feature = "monitor")]
+impl<W: Clone> IsGate for tower_llm_monitor::AttemptLayer<W> {}
+
 #[cfg(feature = "ratelimit")]
 impl<W: Clone> IsGate for tower_llm_ratelimit::RateLimitLayer<W> {}
 

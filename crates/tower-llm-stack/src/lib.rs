@@ -5,11 +5,12 @@
 //! layer that is left out costs nothing. Requests are described unless you say otherwise. The stack keeps the order:
 //!
 //! ```text
-//! Refusal > Describe > your own > caller's RateLimit > Cache > Batch > Fanout > Breaker > provider's RateLimit > Bulkhead > Timeout > client
+//! Refusal > Describe > Monitor > your own > caller's RateLimit > Cache > Batch > Fanout > Breaker > provider's RateLimit > Bulkhead > Timeout > client
 //! ```
 //!
 //! - The refusal layer is outermost, so that every error goes through it.
 //! - A request is described next, because all other layers use the description.
+//! - A monitor counts what all layers inside of it refuse, serve or send. Attempts are counted inside of the fan-out.
 //! - A caller over its limit uses nothing in the inner layers. A call that an inner layer refuses is refunded.
 //! - A cached answer costs the caller one request and no tokens, and uses nothing in the inner layers.
 //! - Calls that are merged into one are retried, and pass the inner layers, as one.
@@ -114,6 +115,9 @@ pub use tower_llm_cache::{self as cache, CacheHandle, CacheLayer, KeyContent, Po
 #[cfg(feature = "fanout")]
 #[cfg_attr(docsrs, doc(cfg(feature = "fanout")))]
 pub use tower_llm_fanout::{self as fanout, FanoutLayer, Pool};
+#[cfg(feature = "monitor")]
+#[cfg_attr(docsrs, doc(cfg(feature = "monitor")))]
+pub use tower_llm_monitor::{self as monitor, MonitorHandle, MonitorLayer};
 #[cfg(feature = "ratelimit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "ratelimit")))]
 pub use tower_llm_ratelimit::{
@@ -144,6 +148,12 @@ pub use self::{
 };
 
 /// The README's example, compiled.
-#[cfg(all(doctest, feature = "boxed", feature = "preset", feature = "reqwest"))]
+#[cfg(all(
+    doctest,
+    feature = "boxed",
+    feature = "monitor",
+    feature = "preset",
+    feature = "reqwest"
+))]
 #[doc = include_str!("../../../README.md")]
 struct Readme;

@@ -82,12 +82,14 @@ pub(crate) mod at {
 
     pub(crate) type Refusal = First;
     pub(crate) type Describe = Inside<Refusal>;
-    pub(crate) type Own = Inside<Describe>;
+    pub(crate) type Monitor = Inside<Describe>;
+    pub(crate) type Own = Inside<Monitor>;
     pub(crate) type CallerRateLimit = Inside<Own>;
     pub(crate) type Cache = Inside<CallerRateLimit>;
     pub(crate) type Batch = Inside<Cache>;
     pub(crate) type Fanout = Inside<Batch>;
-    pub(crate) type Breaker = Inside<Fanout>;
+    pub(crate) type Attempts = Inside<Fanout>;
+    pub(crate) type Breaker = Inside<Attempts>;
     pub(crate) type ProviderRateLimit = Inside<Breaker>;
     pub(crate) type Bulkhead = Inside<ProviderRateLimit>;
     pub(crate) type Timeout = Inside<Bulkhead>;
@@ -96,7 +98,12 @@ pub(crate) mod at {
 /// A chain with a layer for refusals, one that describes requests and one around the client, and no others.
 pub(crate) type Slots<R, D, C> = Slot<
     R,
-    Slot<D, Empty<Empty<Empty<Empty<Empty<Empty<Empty<Empty<Empty<Slot<C, Identity>>>>>>>>>>>,
+    Slot<
+        D,
+        Empty<
+            Empty<Empty<Empty<Empty<Empty<Empty<Empty<Empty<Empty<Empty<Slot<C, Identity>>>>>>>>>>>,
+        >,
+    >,
 >;
 
 /// A chain that only describes requests.
@@ -104,8 +111,10 @@ pub(crate) type Unset = Slots<Identity, DescribeLayer, Identity>;
 
 /// What a preset sets: from the cache inwards, around a client.
 #[cfg(feature = "preset")]
-type FromCache<C> =
-    Slot<tower_llm_cache::CacheLayer, Empty<Slot<tower_llm_fanout::FanoutLayer, FromBreaker<C>>>>;
+type FromCache<C> = Slot<
+    tower_llm_cache::CacheLayer,
+    Empty<Slot<tower_llm_fanout::FanoutLayer, Empty<FromBreaker<C>>>>,
+>;
 
 #[cfg(feature = "preset")]
 type FromBreaker<C> = Slot<
@@ -121,20 +130,31 @@ type FromBreaker<C> = Slot<
 
 /// The chain of a preset.
 #[cfg(feature = "preset")]
-pub(crate) type ForPurpose = Empty<Slot<DescribeLayer, Empty<Empty<FromCache<Identity>>>>>;
+pub(crate) type ForPurpose = Empty<Slot<DescribeLayer, Empty<Empty<Empty<FromCache<Identity>>>>>>;
 
 /// The chain of a preset for gRPC.
 #[cfg(all(feature = "preset", feature = "tonic"))]
 pub(crate) type ForGrpc = Slot<
     crate::adapters::tonic::StatusLayer<crate::adapters::tonic::Refusals>,
-    Empty<Empty<Empty<Empty<Empty<Empty<FromBreaker<crate::adapters::tonic::ChannelLayer>>>>>>>,
+    Empty<
+        Empty<
+            Empty<
+                Empty<
+                    Empty<Empty<Empty<Empty<FromBreaker<crate::adapters::tonic::ChannelLayer>>>>>,
+                >,
+            >,
+        >,
+    >,
 >;
 
 /// The chain of all layers that need no second target.
 #[cfg(feature = "preset")]
 pub(crate) type Full = Slot<
     RefusalLayer,
-    Slot<DescribeLayer, Empty<Slot<tower_llm_ratelimit::RateLimitLayer, FromCache<Identity>>>>,
+    Slot<
+        DescribeLayer,
+        Empty<Empty<Slot<tower_llm_ratelimit::RateLimitLayer, FromCache<Identity>>>>,
+    >,
 >;
 
 type Empty<I> = Slot<Identity, I>;
@@ -142,7 +162,7 @@ type Empty<I> = Slot<Identity, I>;
 pub(crate) fn slots<R, D, C>(refusal: R, describe: D, client: C) -> Slots<R, D, C> {
     let client = Slot::new(client, Identity::new());
     let inner = empty(empty(empty(empty(empty(empty(empty(empty(empty(
-        client,
+        empty(empty(client)),
     )))))))));
     Slot::new(refusal, Slot::new(describe, inner))
 }
@@ -249,6 +269,12 @@ impl<J, A, W, C> Member for tower_llm_fanout::EnsembleLayer<J, A, W, C> {}
 #[cfg(feature = "fanout")]
 impl<D, W, C> Member for tower_llm_fanout::SplitLayer<D, W, C> {}
 
+#[cfg(feature = "monitor")]
+impl<W> Member for tower_llm_monitor::MonitorLayer<W> {}
+
+#[cfg(feature = "monitor")]
+impl<W> Member for tower_llm_monitor::AttemptLayer<W> {}
+
 #[cfg(feature = "ratelimit")]
 impl<W> Member for tower_llm_ratelimit::RateLimitLayer<W> {
     fn agree(&mut self, _: bool) -> bool {
@@ -328,6 +354,8 @@ impl<D, W, C> Fill<at::Fanout> for tower_llm_fanout::SplitLayer<D, W, C> {
     }
 }
 
+fill!("monitor" Monitor: tower_llm_monitor::MonitorLayer<W>, W; W);
+fill!("monitor" Attempts: tower_llm_monitor::AttemptLayer<W>, W; W);
 fill!("ratelimit" CallerRateLimit: tower_llm_ratelimit::RateLimitLayer<W>, W; W);
 fill!("cache" Cache: tower_llm_cache::CacheLayer; HttpBody);
 fill!("cache" Cache: tower_llm_cache::ClonedLayer<Req, R>, Req, R; Cached);

@@ -95,6 +95,30 @@ impl<L> StackBuilder<L> {
         self.put::<at::Describe, _>(Identity::new())
     }
 
+    /// Counts calls; takes a [`MonitorLayer`](crate::MonitorLayer).
+    ///
+    /// It counts what all layers inside refuse, and what your own does.
+    #[cfg(feature = "monitor")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "monitor")))]
+    pub fn monitor<N>(self, layer: N) -> With<L, at::Monitor, N>
+    where
+        N: Fill<at::Monitor>,
+        L: Replace<at::Monitor, N::Layer>,
+    {
+        self.set(layer)
+    }
+
+    /// Counts attempts, inside of the fan-out; takes what [`MonitorLayer::attempts`](crate::MonitorLayer::attempts) returns.
+    #[cfg(feature = "monitor")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "monitor")))]
+    pub fn attempts<N>(self, layer: N) -> With<L, at::Attempts, N>
+    where
+        N: Fill<at::Attempts>,
+        L: Replace<at::Attempts, N::Layer>,
+    {
+        self.set(layer)
+    }
+
     /// Adds a layer of your own, for example to count, log or check. It sees described requests, and refusals as errors.
     ///
     /// Combine several with a `tower::ServiceBuilder`. For one that is left out at run time, use `tower::util::option_layer`.

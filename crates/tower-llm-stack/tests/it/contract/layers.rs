@@ -83,6 +83,8 @@ pub(crate) struct Layers {
     bulkhead: BulkheadLayer,
     cache: Option<CacheLayer>,
     fanout: Option<FanoutLayer>,
+    #[cfg(feature = "monitor")]
+    monitor: tower_llm_stack::MonitorLayer,
     model: Model,
 }
 
@@ -93,6 +95,8 @@ pub(crate) struct Stand {
     pub(crate) providers: RateLimitHandle,
     pub(crate) bulkhead: BulkheadHandle,
     fanout: Option<FanoutLayer>,
+    #[cfg(feature = "monitor")]
+    pub(crate) monitor: tower_llm_stack::MonitorHandle,
 }
 
 impl Layers {
@@ -126,6 +130,8 @@ impl Layers {
             bulkhead: bulkhead.build().unwrap(),
             cache: None,
             fanout: None,
+            #[cfg(feature = "monitor")]
+            monitor: monitor(),
             model: Model::new(answers),
         }
     }
@@ -183,8 +189,12 @@ impl Layers {
             .fanout(self.fanout.clone())
             .breaker(self.breaker.clone())
             .provider_rate_limit(self.providers.clone())
-            .bulkhead(self.bulkhead.clone())
-            .build();
+            .bulkhead(self.bulkhead.clone());
+        #[cfg(feature = "monitor")]
+        let stack = stack
+            .monitor(self.monitor.clone())
+            .attempts(self.monitor.attempts());
+        let stack = stack.build();
         boxed(stack.layer(client))
     }
 
@@ -225,8 +235,21 @@ impl Layers {
             providers: self.providers.handle(),
             bulkhead: self.bulkhead.handle(),
             fanout: self.fanout.clone(),
+            #[cfg(feature = "monitor")]
+            monitor: self.monitor.handle(),
         }
     }
+}
+
+/// A million dollars for a million tokens, so that each costs one.
+#[cfg(feature = "monitor")]
+fn monitor() -> tower_llm_stack::MonitorLayer {
+    use tower_llm_stack::monitor::{Price, PriceTable};
+
+    let price = Price::per_million(1e6, 1e6).unwrap();
+    let prices = PriceTable::empty().set("m", price);
+    let builder = tower_llm_stack::MonitorLayer::builder().prices(prices);
+    builder.build().unwrap()
 }
 
 impl Stand {

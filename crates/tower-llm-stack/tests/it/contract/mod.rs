@@ -22,6 +22,8 @@
 //! The first four rows are in `cached`, the last three in `attempts`; those before them are in `client_errors`, `throttled` and
 //! `unavailable`. What becomes of a shared call when its callers leave, or it fails, is in `shared`. The first two are in `typed`
 //! too, for a service with types of its own. `whole` has the events again in a stack with a cache and extra branches.
+//!
+//! What the monitor counts of each is in `monitor`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -29,6 +31,8 @@ mod attempts;
 mod cached;
 mod client_errors;
 pub(crate) mod layers;
+#[cfg(feature = "monitor")]
+mod monitor;
 mod shared;
 mod throttled;
 mod typed;
