@@ -140,19 +140,20 @@ fn features(sh: &Shell) -> Result {
     Ok(())
 }
 
-/// Every interleaving of the bulkhead's and the breaker's lock-free parts, and of the cache's flights and of batches.
+/// Every interleaving of the bulkhead's and the breaker's lock-free parts, of the cache's flights, of batches, and of what a
+/// pool of targets shares.
 ///
 /// Cfgs of their own, because tokio changes under `--cfg loom`, and so a target folder of its own.
 fn loom(sh: &Shell) -> Result {
     let _flags = sh.push_env(
         "RUSTFLAGS",
-        "--cfg batch_loom --cfg breaker_loom --cfg bulkhead_loom --cfg cache_loom",
+        "--cfg batch_loom --cfg breaker_loom --cfg bulkhead_loom --cfg cache_loom --cfg fanout_loom",
     );
     // Millions of executions: a fifth of the time, and worth what it takes to build.
     let _level = sh.push_env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
     cmd!(
         sh,
-        "cargo test -p tower-llm-batch -p tower-llm-breaker -p tower-llm-bulkhead -p tower-llm-cache --lib --target-dir target/loom loom"
+        "cargo test -p tower-llm-batch -p tower-llm-breaker -p tower-llm-bulkhead -p tower-llm-cache -p tower-llm-fanout --lib --target-dir target/loom loom"
     )
     .run()?;
     Ok(())

@@ -2,16 +2,16 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
 };
 
 use tokio::time::Instant;
 use tower_llm_core::ConfigError;
 
-use crate::Delay;
+use crate::{
+    Delay,
+    sync::{AtomicI64, AtomicU64},
+};
 
 /// What one call is worth: a ratio is exact to a millionth.
 const CALL: i64 = 1_000_000;
@@ -111,10 +111,9 @@ impl Budget {
         let Account { ratio, balance, .. } = &*self.0;
         // What is saved up is full most of the time: then nothing is written.
         if *ratio > 0 && balance.load(Relaxed) < MOST {
-            let saved = balance.fetch_add(*ratio, Relaxed) + ratio;
-            if saved > MOST {
-                balance.fetch_sub(saved - MOST, Relaxed);
-            }
+            // In one step: of two deposits that exceed it together, each would take out what both are over.
+            let put = |balance: i64| (balance < MOST).then(|| (balance + ratio).min(MOST));
+            let _ = balance.fetch_update(Relaxed, Relaxed, put);
         }
     }
 

@@ -79,12 +79,21 @@
 //! # }
 //! ```
 //!
-//! # What was looked at
+//! # What was looked at and not used
 //!
-//! tower's `hedge` hands out the first branch that finishes, good or bad, has no layer, and reads a histogram under a lock for
-//! each call; its `TpsBudget` allows one retry a call for every ratio above a half. `backon` sleeps between attempts of a
-//! closure, and knows neither readiness nor a budget; the backoff is four lines. `FuturesUnordered` allocates for each branch,
-//! [`futures_buffered`]'s bounded set once for all.
+//! - tower's `hedge` hands out the first branch that finishes, good or bad, has no layer, and reads a histogram under a lock for
+//!   each call. It records winners only, so a hedge at 5 % settles at 10 %. Its `TpsBudget` allows one retry a call for every
+//!   ratio above a half. Its `balance` is no `Clone`, waits for ever on an empty set, and draws half of the traffic to a target that
+//!   fails fast. Its `steer` waits until all services are ready.
+//! - tower-resilience's `hedge` and `router` box each call and attempt, and an error does not bring the next attempt forward.
+//! - `backon` and `exponential-backoff` sleep between attempts of a closure, and know neither readiness nor a budget; full jitter is
+//!   four lines.
+//! - `FuturesUnordered` allocates for each branch, `JoinSet` spawns a task for it, `select_ok` and `select!` need all branches at
+//!   first. [`futures_buffered`]'s bounded set allocates once for all, and holds the branches after the first.
+//! - `tower::util::ServiceExt::call_all` and `Steer` know nothing of positions and failures of the items of a list.
+//!
+//! The shape is that of other systems: verdicts as in gRFC A6, one number for the pace as in Polly, the delay and the record of
+//! Finagle's backup requests, the penalty for failures of linkerd2-proxy.
 
 #![warn(missing_docs)]
 
@@ -102,6 +111,8 @@ mod gather;
 mod items;
 mod latency;
 mod layer;
+#[cfg(all(test, fanout_loom))]
+mod loom;
 mod mode;
 mod pace;
 mod parted;
@@ -115,6 +126,7 @@ mod ripen;
 mod service;
 mod split;
 mod stats;
+mod sync;
 mod trace;
 mod verdict;
 

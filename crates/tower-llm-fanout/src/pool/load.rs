@@ -5,11 +5,8 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{
-            AtomicBool, AtomicU64, AtomicUsize,
-            Ordering::{AcqRel, Acquire, Relaxed, Release},
-        },
+        Arc, PoisonError,
+        atomic::Ordering::{AcqRel, Acquire, Relaxed, Release},
     },
     time::Duration,
 };
@@ -21,6 +18,7 @@ use super::{
     ewma::PeakEwma,
     standing::{End, Record, Standing},
 };
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard};
 
 /// The load of one target, shared by all that send to it.
 #[derive(Debug, Default)]
@@ -30,6 +28,7 @@ pub(crate) struct Load {
     waiting: AtomicUsize,
     ended: AtomicU64,
     failed: AtomicU64,
+    superseded: AtomicU64,
     /// The record is not clean. The records of all targets are looked at for each call, and most are clean.
     is_marred: AtomicBool,
     // A std mutex: it is held for a few operations, and never while other code runs.
@@ -91,6 +90,22 @@ impl Load {
     /// Those that failed.
     pub(crate) fn failed(&self) -> u64 {
         self.failed.load(Relaxed)
+    }
+
+    /// Those that were given up because another branch had the answer.
+    pub(crate) fn superseded(&self) -> u64 {
+        self.superseded.load(Relaxed)
+    }
+
+    /// What the record itself says, whatever the flag does.
+    #[cfg(all(test, fanout_loom))]
+    pub(crate) fn recorded_standing(&self, now: Instant) -> Standing {
+        self.seen().record.standing(now)
+    }
+
+    #[cfg(all(test, fanout_loom))]
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Acquire)
     }
 
     pub(crate) fn standing(&self, now: Instant) -> Standing {
@@ -178,6 +193,9 @@ impl Guard for LoadGuard {
         let end = End::of(completion, self.owns_credential);
         if end != End::Refused {
             self.load.ended.fetch_add(1, Relaxed);
+        }
+        if completion.outcome == Outcome::Superseded {
+            self.load.superseded.fetch_add(1, Relaxed);
         }
         if matches!(end, End::Failure(_)) {
             self.load.failed.fetch_add(1, Relaxed);

@@ -25,7 +25,7 @@ mod turns;
 
 use std::{
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError},
 };
 
 use tokio::time::Instant;
@@ -41,6 +41,7 @@ pub use self::{
     stats::TargetStats,
     target::Target,
 };
+use crate::sync::RwLock;
 
 /// A set of [targets](Target) that calls are spread over, and a handle on it: clones share it, and it can be changed while
 /// calls run.
@@ -279,5 +280,25 @@ impl<S> fmt::Debug for PoolBuilder<S> {
             .field("pick", &self.pick)
             .field("targets", &self.targets)
             .finish()
+    }
+}
+
+/// What the models of [`loom`](crate::loom) look at.
+#[cfg(all(test, fanout_loom))]
+pub(crate) mod model {
+    use super::{Arc, Instant, Pool, pick::Asked, target::Member};
+
+    pub(crate) use super::{load::Load, set::Set, standing::Standing, turns::Turns};
+
+    /// The target that a call goes to now.
+    pub(crate) fn pick<S>(pool: &Pool<S>, now: Instant) -> Option<Arc<Member<S>>> {
+        let asked = Asked {
+            streamed: false,
+            key: None,
+            now,
+        };
+        let members = pool.members();
+        let picked = members.pick(pool.policy(), &asked, |_| false, |_| Some(()));
+        picked.map(|(member, ())| Arc::clone(member))
     }
 }

@@ -22,6 +22,8 @@ pub struct TargetStats {
     pub calls: u64,
     /// Those among them that failed at the provider.
     pub failures: u64,
+    /// Those that were given up because another branch of their call had the answer.
+    pub superseded: u64,
     /// The ratio of all [`calls`](Self::calls) to the targets of the pool; 0 as long as there are none.
     pub ratio: f64,
     /// The average time of a whole answer, sensitive to peaks; `None` if it is not known.
@@ -47,6 +49,7 @@ pub(crate) fn of<S>(slots: &[Slot<S>], now: Instant) -> Vec<TargetStats> {
             in_flight: load.in_flight(),
             calls,
             failures: load.failed(),
+            superseded: load.superseded(),
             ratio: match total {
                 0 => 0.0,
                 total => calls as f64 / total as f64,

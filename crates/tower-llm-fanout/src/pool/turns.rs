@@ -1,11 +1,9 @@
 //! Whose turn it is in a group of targets.
 
-use std::sync::{
-    Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicUsize, Ordering::Relaxed},
-};
+use std::sync::{PoisonError, atomic::Ordering::Relaxed};
 
 use super::{set::Set, smooth::Smooth};
+use crate::sync::{AtomicUsize, Mutex, MutexGuard};
 
 /// Whose turn it is in a group.
 #[derive(Debug, Default)]
