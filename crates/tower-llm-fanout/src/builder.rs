@@ -6,7 +6,7 @@ use tower_llm_core::{Call, ConfigError, HttpBody};
 
 use crate::{
     Backoff, Budget, ByOutcome, Each, Fallback, FanoutLayer, First, Mode, Pace, Reading, RipeAt,
-    Ripeness, Several, plan::Plan, split::Eligible, stats::Counters,
+    Ripeness, Several, Vote, plan::Plan, split::Eligible, stats::Counters,
 };
 
 /// Chooses the settings of a [`FanoutLayer`].
@@ -117,6 +117,14 @@ impl<W, C> FanoutBuilder<W, C, First> {
     /// Sets whether an HTTP response names how many branches its call had, in `x-fanout-attempts`, and which target of a
     /// [`Pool`] its answer is from, in `x-fanout-target`; off unless set. A call with one branch to no named target has
     /// neither.
+    pub fn report_headers(mut self, report_headers: bool) -> Self {
+        self.mode.report_headers = report_headers;
+        self
+    }
+}
+
+impl<W, C, X> FanoutBuilder<W, C, Vote<X>> {
+    /// Sets whether an HTTP response names how many branches its call had and which target its answer is from; off unless set.
     pub fn report_headers(mut self, report_headers: bool) -> Self {
         self.mode.report_headers = report_headers;
         self

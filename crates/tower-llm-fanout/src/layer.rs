@@ -164,6 +164,7 @@ impl FanoutLayer {
         SplitBuilder {
             parts: parts.max_held_bytes(128 << 20),
             divide,
+            report_headers: false,
         }
     }
 
@@ -293,7 +294,12 @@ impl FanoutLayer {
         votes: usize,
         extract: X,
     ) -> FanoutBuilder<HttpBody, ByOutcome, Vote<X>> {
-        FanoutBuilder::planned(branches, Vote { votes, extract }).ripe_at(RipeAt::Whole)
+        let mode = Vote {
+            votes,
+            extract,
+            report_headers: false,
+        };
+        FanoutBuilder::planned(branches, mode).ripe_at(RipeAt::Whole)
     }
 
     /// The answer that more than half of `branches` agree on wins.

@@ -67,6 +67,7 @@ pub struct Several {
 pub struct Vote<X> {
     pub(crate) votes: usize,
     pub(crate) extract: X,
+    pub(crate) report_headers: bool,
 }
 
 fn check_needed(field: &'static str, needed: usize, branches: usize) -> Result<(), ConfigError> {
@@ -154,6 +155,7 @@ impl<W, C, X: Clone> Mode<W, C> for Vote<X> {
             reading,
             votes: self.votes,
             extract: self.extract.clone(),
+            report_headers: self.report_headers,
         }
     }
 

@@ -15,6 +15,7 @@ pub struct Quorum<W = HttpBody, C = ByOutcome, X = ()> {
     pub(crate) reading: Reading<W, C>,
     pub(crate) votes: usize,
     pub(crate) extract: X,
+    pub(crate) report_headers: bool,
 }
 
 /// The votes of one call.
@@ -24,6 +25,7 @@ pub struct QuorumOf<T, K, W, C, X> {
     classify: C,
     extract: X,
     votes: usize,
+    report_headers: bool,
     /// By what was extracted: the first branch that gave that answer, the answer, and how many did.
     cast: HashMap<K, (usize, T, usize)>,
     winner: Option<(usize, T)>,
@@ -59,6 +61,7 @@ where
             classify: self.reading.classify.clone(),
             extract: self.extract.clone(),
             votes: self.votes,
+            report_headers: self.report_headers,
             cast: HashMap::new(),
             winner: None,
             error: None,
@@ -111,6 +114,9 @@ where
         };
         if let Some(mut report) = ended.report {
             report.answered_by(branch);
+            if self.report_headers {
+                self.attach.attach_headers(&mut answer, &report);
+            }
             self.attach.attach(&mut answer, report);
         }
         Ok(answer)

@@ -5,13 +5,12 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use pin_project_lite::pin_project;
 use tower_llm_core::{BoxError, Deadline, TimedOut};
 
-use super::Join;
+use super::{Join, Terms};
 use crate::{Attach, Collected, Item, NoBranches, Report, bill::billed};
 
 pin_project! {
@@ -22,7 +21,7 @@ pin_project! {
         // `None` if it is sent as it is.
         join: Option<J>,
         watch: Option<W>,
-        deadline: Option<Duration>,
+        terms: Option<Terms>,
     }
 }
 
@@ -42,21 +41,16 @@ impl<F, J, W> PartedFuture<F, J, W> {
             stage: Stage::Refused { error },
             join: None,
             watch: None,
-            deadline: None,
+            terms: None,
         }
     }
 
-    pub(super) const fn new(
-        future: F,
-        join: Option<J>,
-        watch: W,
-        deadline: Option<Duration>,
-    ) -> Self {
+    pub(super) const fn new(future: F, join: Option<J>, watch: W, terms: Terms) -> Self {
         Self {
             stage: Stage::Parts { future },
             join,
             watch: Some(watch),
-            deadline,
+            terms: Some(terms),
         }
     }
 }
@@ -78,23 +72,25 @@ where
             StageProj::Parts { future } => ready!(future.poll(cx))?,
         };
         let (mut items, report) = collected.into_parts();
-        let watch = this.watch.take().expect("polled after it was ready");
+        let (Some(watch), Some(terms)) = (this.watch.take(), this.terms.take()) else {
+            panic!("polled after it was ready");
+        };
         Poll::Ready(match this.join.take() {
-            None => only(items.pop(), *this.deadline),
+            None => only(items.pop(), terms),
             Some(join) => {
                 let report = report.unwrap_or_else(|| Report::new(Vec::new()));
-                joined(items, report, join, &watch, *this.deadline)
+                joined(items, report, join, &watch, terms)
             }
         })
     }
 }
 
 /// The answer to a request that was sent as it is.
-fn only<T>(item: Option<Item<T>>, deadline: Option<Duration>) -> Result<T, BoxError> {
+fn only<T>(item: Option<Item<T>>, terms: Terms) -> Result<T, BoxError> {
     match item.ok_or_else(NoBranches::new)? {
         Item::Done(answer) | Item::Rejected(answer) => Ok(answer),
         Item::Failed(error) => Err(error),
-        Item::Cancelled | Item::NotStarted | Item::DeadlineExceeded => Err(late(deadline)),
+        Item::Cancelled | Item::NotStarted | Item::DeadlineExceeded => Err(late(terms)),
     }
 }
 
@@ -104,7 +100,7 @@ fn joined<T>(
     report: Report,
     join: impl Join<T>,
     watch: &impl Attach<T>,
-    deadline: Option<Duration>,
+    terms: Terms,
 ) -> Result<T, BoxError> {
     let parts = items.len();
     let mut answers = Vec::with_capacity(parts);
@@ -122,18 +118,21 @@ fn joined<T>(
         }
     }
     if answers.len() < parts {
-        return Err(billed(late(deadline), report.used()));
+        return Err(billed(late(terms), report.used()));
     }
     let mut answer = join
         .join(answers)
         .map_err(|error| billed(error, report.used()))?;
     watch.settle(&mut answer, report.used());
+    if terms.report_headers {
+        watch.attach_headers(&mut answer, &report);
+    }
     watch.attach(&mut answer, report);
     Ok(answer)
 }
 
-fn late(deadline: Option<Duration>) -> BoxError {
-    TimedOut::new(Deadline::Total, deadline.unwrap_or_default()).into()
+fn late(terms: Terms) -> BoxError {
+    TimedOut::new(Deadline::Total, terms.deadline.unwrap_or_default()).into()
 }
 
 impl<F, J, W> fmt::Debug for PartedFuture<F, J, W> {

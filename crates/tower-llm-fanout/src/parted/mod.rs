@@ -68,6 +68,7 @@ pub enum Divided<Req, J> {
 pub struct SplitLayer<D, W = HttpBody, C = ByOutcome> {
     parts: FanoutLayer<W, C, Each>,
     divide: D,
+    terms: Terms,
 }
 
 /// Chooses the settings of a [`SplitLayer`].
@@ -76,6 +77,7 @@ pub struct SplitLayer<D, W = HttpBody, C = ByOutcome> {
 pub struct SplitBuilder<D, W = HttpBody, C = ByOutcome> {
     pub(crate) parts: FanoutBuilder<W, C, Each>,
     pub(crate) divide: D,
+    pub(crate) report_headers: bool,
 }
 
 /// Sends requests in parts.
@@ -84,7 +86,14 @@ pub struct Parted<F, D, W> {
     parts: F,
     divide: D,
     watch: W,
+    terms: Terms,
+}
+
+/// What the answer to a call depends on.
+#[derive(Clone, Copy, Debug)]
+struct Terms {
     deadline: Option<Duration>,
+    report_headers: bool,
 }
 
 /// An item of a request has more tokens than its provider takes, by their estimate. Nothing was sent.
@@ -139,7 +148,7 @@ where
             parts: self.parts.layer(inner),
             divide: self.divide.clone(),
             watch: self.parts.reading.ripen.clone(),
-            deadline: self.parts.plan.deadline,
+            terms: self.terms,
         }
     }
 }
@@ -165,11 +174,18 @@ impl<D, W, C> SplitBuilder<D, W, C> {
         self
     }
 
+    /// Sets whether a response that was joined names how many parts its request had, in `x-fanout-attempts`; off unless set.
+    pub fn report_headers(mut self, report_headers: bool) -> Self {
+        self.report_headers = report_headers;
+        self
+    }
+
     /// Decides which answers to parts are good: those that are [accepted](crate::Verdict::Accept).
     pub fn classify<E>(self, classify: E) -> SplitBuilder<D, W, E> {
         SplitBuilder {
             parts: self.parts.classify(classify),
             divide: self.divide,
+            report_headers: self.report_headers,
         }
     }
 
@@ -178,6 +194,7 @@ impl<D, W, C> SplitBuilder<D, W, C> {
         SplitBuilder {
             parts: self.parts.watch(watch),
             divide: self.divide,
+            report_headers: self.report_headers,
         }
     }
 
@@ -190,9 +207,15 @@ impl<D, W, C> SplitBuilder<D, W, C> {
     where
         Each: Mode<W, C>,
     {
+        let parts = self.parts.build()?;
+        let terms = Terms {
+            deadline: parts.plan.deadline,
+            report_headers: self.report_headers,
+        };
         Ok(SplitLayer {
-            parts: self.parts.build()?,
+            parts,
             divide: self.divide,
+            terms,
         })
     }
 }
@@ -224,7 +247,7 @@ where
             Err(error) => return PartedFuture::refused(error),
         };
         let future = self.parts.call(parts);
-        PartedFuture::new(future, join, self.watch.clone(), self.deadline)
+        PartedFuture::new(future, join, self.watch.clone(), self.terms)
     }
 }
 

@@ -91,7 +91,7 @@ fn json(status: u16, body: String) -> Response<Full<Bytes>> {
 }
 
 fn split() -> SplitLayer<EmbeddingParts> {
-    let layer = FanoutLayer::split(8, EmbeddingParts::new());
+    let layer = FanoutLayer::split(8, EmbeddingParts::new()).report_headers(true);
     layer.build().unwrap()
 }
 
@@ -314,6 +314,7 @@ async fn a_call_in_parts_is_one_call_that_used_what_all_parts_used() {
     let response = service.clone().oneshot(whole).await.unwrap();
     let report = response.extensions().get::<Report>().unwrap().clone();
     assert_eq!(report.attempts().len(), 3);
+    assert_eq!(response.headers()["x-fanout-attempts"], "3");
     // Its caller pays for all, whatever it reads.
     drop(response);
     let used = (Some(Usage::new(15_000, 0)), None);
