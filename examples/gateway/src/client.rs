@@ -21,13 +21,8 @@ use tower_llm_stack::{
 };
 
 use crate::{
-    StartError,
-    caller::PatientBody,
-    compress::Streamed,
-    error::Reason,
-    headers::name_coding,
-    resend::Resend,
-    upstream::{Upstream, Upstreams},
+    StartError, caller::PatientBody, compress::Streamed, error::Reason, headers::name_coding,
+    resend::Resend, upstream::Upstream, upstreams::Upstreams,
 };
 
 /// The body of a request that is sent: held JSON, or the caller's own.

@@ -12,7 +12,8 @@ use crate::{
     headers::wants_upgrade,
     paths::is_ambiguous,
     problem::Problem,
-    upstream::{Upstream, Upstreams},
+    upstream::Upstream,
+    upstreams::Upstreams,
 };
 
 /// Decides which requests go to which upstream, and which go nowhere.

@@ -41,6 +41,7 @@ mod sharing;
 mod shutdown;
 mod targets;
 mod upstream;
+mod upstreams;
 mod warm;
 
 pub use self::{

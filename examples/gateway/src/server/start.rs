@@ -13,8 +13,9 @@ use tokio::{net::TcpListener, sync::watch};
 use tower::{Layer, layer::util::Stack as Both};
 use tower_llm_monitor as llm;
 use tower_llm_stack::{
-    BulkheadLayer, CacheLayer, DescribeLayer, KeyBy, RateLimitLayer, Stack, accounts::Proxies,
-    config::Config,
+    BulkheadLayer, CacheLayer, DescribeLayer, KeyBy, RateLimitLayer, Stack,
+    accounts::Proxies,
+    config::{Config, ModelConfig, Strategy},
 };
 use tower_llm_testkit::{Behavior, SimulatedProvider};
 
@@ -39,7 +40,8 @@ use crate::{
     secret::CallerSecret,
     sharing::Sharing,
     targets,
-    upstream::{Upstream, Upstreams},
+    upstream::Upstream,
+    upstreams::Upstreams,
     warm::{Lines, OwnCalls, Warmer},
 };
 
@@ -387,9 +389,20 @@ fn longest(settings: &Settings, config: Option<&Config>) -> Duration {
     };
     let targets = config.targets.values();
     let total = targets.map(|target| target.timeouts.total.max(target.timeouts.total_streamed));
-    let retries = config.models.values().map(|model| model.retries).max();
-    let attempts = retries.unwrap_or(0).saturating_add(1);
-    (waits + total.max().unwrap_or_default()) * attempts + UPLOAD
+    let in_turn = config.models.values().map(in_turn).max().unwrap_or(1);
+    (waits + total.max().unwrap_or_default()) * in_turn + UPLOAD
+}
+
+/// How many calls may follow each other for one call to a model.
+fn in_turn(model: &ModelConfig) -> u32 {
+    let attempts = model.retries.saturating_add(1);
+    let targets = u32::try_from(model.targets.len()).unwrap_or(u32::MAX);
+    attempts.max(match model.strategy {
+        // Each answer may be judged.
+        Strategy::Cascade => targets.saturating_mul(2),
+        Strategy::Ensemble => 2,
+        _ => 1,
+    })
 }
 
 fn http(settings: &Settings, longest: Duration) -> auto::Builder<PatientExecutor> {
@@ -403,4 +416,39 @@ fn http(settings: &Settings, longest: Duration) -> auto::Builder<PatientExecutor
         .keep_alive_timeout(settings.caller_timeout)
         .max_concurrent_streams(100);
     http
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exchange_lasts_as_long_as_all_calls_that_may_follow_each_other() {
+        let settings = Settings::from_flags(["--simulate"]).unwrap();
+        let waits = settings.ratelimit.timeout + settings.bulkhead.default_timeout;
+        for (model, calls) in [
+            ("", 3),
+            ("retries = 0", 1),
+            (
+                "strategy = 'cascade'\nretries = 0\ncascade = { regex = 'a' }",
+                4,
+            ),
+            (
+                "strategy = 'cascade'\nretries = 9\ncascade = { regex = 'a' }",
+                10,
+            ),
+            (
+                "strategy = 'ensemble'\nretries = 0\nensemble = { majority = true }",
+                2,
+            ),
+        ] {
+            let text = format!(
+                "[targets.a]\nprovider = 'openai'\n[targets.b]\nprovider = 'openai'\n\
+                 timeouts = {{ total_streamed = '10m' }}\n[models.m]\ntargets = ['a', 'b']\n{model}"
+            );
+            let config = Config::from_toml(&text).unwrap();
+            let expected = (waits + Duration::from_secs(600)) * calls + UPLOAD;
+            assert_eq!(longest(&settings, Some(&config)), expected, "{model}");
+        }
+    }
 }
