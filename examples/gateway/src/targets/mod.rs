@@ -12,8 +12,9 @@ use http::Request;
 use hyper::body::Incoming;
 use tower::Layer;
 use tower_llm_stack::{
-    BulkheadLayer, HttpBody, Key, KeyBy, RequestBody, Secret, Stack, TimeoutLayer,
-    accounts::{AccountService, Client, Clients, Health, HealthCheck},
+    BulkheadLayer, Call as Described, Caller, HttpBody, Key, KeyBy, RequestBody, Secret, Stack,
+    TimeoutLayer,
+    accounts::{Account, AccountService, Client, Clients, Health, HealthCheck},
     adapters::ResponseBody,
     breaker::BreakerGate,
     bulkhead::BulkheadGate,
@@ -136,7 +137,7 @@ pub(crate) fn make(
             limiters.providers.push((label, limits.handle()));
         }
         breakers.push((label, breaker.handle()));
-        let described = account.account().clone();
+        let (described, passes) = (account.account().clone(), !target.has_credential());
         let timeout = TimeoutLayer::try_from(&target.timeouts)
             .map_err(|error| StartError::setting(format!("targets.{name}.timeouts"), error))?;
         let stack = Stack::builder()
@@ -151,7 +152,7 @@ pub(crate) fn make(
         let mut of_pool = Target::new(name.as_str(), service)
             .weight(target.weight)
             .priority(target.priority)
-            .describe(move |call| described.describe(call))
+            .describe(move |call| describe(call, &described, passes))
             .gate(breaker.gate())
             .gate(bulkhead.gate());
         if let Some(limits) = &limits {
@@ -172,6 +173,21 @@ pub(crate) fn make(
         health: healths,
         shown,
     })
+}
+
+/// Describes a call as a target sees it.
+///
+/// Where it passes credentials on, callers are told apart by what they send to the provider too, and not by their key of the
+/// gateway's alone: each credential has circuits of its own.
+fn describe(call: &Described, account: &Account, passes: bool) -> Described {
+    let described = account.describe(call);
+    match (call.account(), call.caller().map(Caller::as_str)) {
+        (Some(own), Some(caller)) if passes && own != caller && own != account.name() => {
+            let both = Caller::named(format!("{caller} {own}"));
+            described.to_builder().caller(both).build()
+        }
+        _ => described,
+    }
 }
 
 /// What is shown of a target to the operator, without its credential.

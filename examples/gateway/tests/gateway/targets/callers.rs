@@ -47,3 +47,21 @@ async fn a_caller_whom_the_provider_tells_to_wait_keeps_nobody_else_waiting() {
     assert_eq!(call(&gateway, "another", "gpt-4").await, 200);
     assert_eq!(requests(&one), [2]);
 }
+
+#[tokio::test]
+async fn credentials_that_come_with_one_key_of_the_gateways_are_told_apart() {
+    let one = providers(1).await;
+    let file = accounts(&one, "", "retries = 0");
+    let mut flags = file.flags().to_vec();
+    flags.extend(["--keys", "ours"]);
+    let gateway = Running::start(&flags).await;
+    let call = async |key: &str| {
+        let headers = format!("x-api-key: ours\r\nauthorization: Bearer {key}\r\n");
+        post(gateway.addr, CHAT, &headers, CALL).await.status
+    };
+    one[0].push(Fault::QuotaExhausted);
+    assert_eq!(call("bad").await, 429);
+    assert_eq!(call("bad").await, 503);
+    assert_eq!(call("good").await, 200);
+    assert_eq!(requests(&one), [2]);
+}
