@@ -40,7 +40,7 @@ pub struct TargetConfig {
     pub concurrency: Option<usize>,
     /// The portion of calls under the strategy `weighted`, relative to the other targets; 1 unless set.
     pub weight: u32,
-    /// Targets with the lowest number are used first; 0 unless set.
+    /// Targets with the lowest number are used first; 0 unless set. The tiers of a `cascade` have the order of its model.
     pub priority: u32,
     /// Prices, for the strategy `cheapest`.
     pub price: Option<PriceConfig>,

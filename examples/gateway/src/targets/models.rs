@@ -196,9 +196,11 @@ impl Cascade {
         let last = model.targets.last().map_or("", String::as_str);
         let scorer = Scorer::new(cascade, last, judge)
             .map_err(|error| StartError::setting(format!("{setting}.cascade.regex"), error))?;
+        // The last of them is the last tier, whatever its priority is elsewhere.
+        let tiers = targets(&model.targets, built).into_iter();
         let pool = Pool::builder()
             .pick(Pick::in_order())
-            .targets(targets(&model.targets, built));
+            .targets(tiers.map(|tier| tier.priority(0)));
         let layer = model.fanout().map_err(wrong)?;
         let layer = layer.watch(scorer.clone()).classify(scorer);
         let layer = layer.max_held_bytes(super::MAX_COMPARED).build();

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tower_llm_testkit::{Behavior, Fault};
 
 use super::{
-    CHAT, File, accounts, providers, requests,
+    CALL, CHAT, File, accounts, providers, requests,
     scripted::{ASKED, file, says, text},
 };
 use crate::{
@@ -37,6 +37,33 @@ async fn an_answer_that_matches_is_followed_by_a_stronger_one() {
     let answer = gateway.post(CHAT, ASKED).await;
     assert_eq!(text(&answer.json()), "Lima.");
     assert_eq!((cheap.requests().len(), strong.requests().len()), (2, 1));
+}
+
+#[tokio::test]
+async fn the_tiers_keep_their_order_whatever_their_priorities_are_elsewhere() {
+    let cheap = Raw::start([says("Lima.")]).await;
+    let strong = Raw::start([says("Lima, of course.")]).await;
+    let (one, other) = (cheap.addr, strong.addr);
+    let file = File::new(&format!(
+        r#"
+        [targets.cheap]
+        provider = "openai"
+        base_url = "http://{one}/v1"
+        priority = 1
+
+        [targets.strong]
+        provider = "openai"
+        base_url = "http://{other}/v1"
+
+        [models."gpt-4"]
+        strategy = "cascade"
+        targets = ["cheap", "strong"]
+        cascade = {{ finish_reasons = ["length"] }}
+        "#
+    ));
+    let gateway = Running::start(&file.flags()).await;
+    assert_eq!(gateway.post(CHAT, CALL).await.status, 200);
+    assert_eq!((cheap.requests().len(), strong.requests().len()), (1, 0));
 }
 
 #[tokio::test]
