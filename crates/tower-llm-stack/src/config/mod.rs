@@ -75,8 +75,11 @@ pub struct Config {
     /// The accounts at providers, by name.
     pub targets: BTreeMap<String, TargetConfig>,
     /// What callers ask for, by the model's name. A model that is not listed goes to the first target that speaks its
-    /// dialect.
+    /// dialect, in the [order](Self::targets_in_order) of the file.
     pub models: BTreeMap<String, ModelConfig>,
+    /// The names of the targets, as the file has them.
+    #[serde(skip)]
+    order: Vec<String>,
 }
 
 impl Config {
@@ -86,7 +89,23 @@ impl Config {
     ///
     /// [`SettingError`] if `text` is not TOML, has a setting that does not exist, or one of a wrong type.
     pub fn from_toml(text: &str) -> Result<Self, SettingError> {
-        parse::parse(text)
+        let config = parse::parse(text)?;
+        Ok(Self {
+            order: parse::targets_in_order(text),
+            ..config
+        })
+    }
+
+    /// Returns the targets in the order in which the file has them. Those that were added later follow, by name.
+    pub fn targets_in_order(&self) -> impl Iterator<Item = (&str, &TargetConfig)> {
+        let targets = self.targets.iter();
+        let mut targets: Vec<_> = targets.map(|(name, target)| (&**name, target)).collect();
+        // Stable: what has no place stays sorted by name.
+        targets.sort_by_key(|&(name, _)| {
+            let place = self.order.iter().position(|other| other == name);
+            place.unwrap_or(usize::MAX)
+        });
+        targets.into_iter()
     }
 
     /// Reads the configuration in a file.

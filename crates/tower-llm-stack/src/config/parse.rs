@@ -1,6 +1,12 @@
 //! Reads TOML, and says where it is wrong without showing the text, which may hold a credential.
 
-use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
+use toml::Spanned;
 
 use super::{Problem, SettingError};
 
@@ -13,6 +19,19 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, SettingError> 
         let path = error.path().to_string();
         wrong(&path, error.inner(), text)
     })
+}
+
+/// The names of the targets, in the order in which they begin.
+pub(super) fn targets_in_order(text: &str) -> Vec<String> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Places {
+        targets: BTreeMap<String, Spanned<IgnoredAny>>,
+    }
+    let Places { targets } = toml::from_str(text).unwrap_or_default();
+    let mut targets: Vec<_> = targets.into_iter().collect();
+    targets.sort_by_key(|(_, target)| target.span().start);
+    targets.into_iter().map(|(name, _)| name).collect()
 }
 
 /// The name among `known` that is nearest to `name`.

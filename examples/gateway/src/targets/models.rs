@@ -112,7 +112,7 @@ impl Models {
             models.insert(name.clone(), (front, made));
         }
         let mut others = HashMap::new();
-        for (name, target) in &config.targets {
+        for (name, target) in config.targets_in_order() {
             let front = Upstream::front_of(target.dialect().unwrap_or(Dialect::OpenAi));
             if !others.contains_key(front) {
                 let direct = direct([name], Pick::in_order(), FanoutLayer::failover(0), built);

@@ -46,6 +46,29 @@ fn the_documented_example_is_valid_and_means_what_it_says() {
     assert_eq!(ensemble.extract.as_deref(), Some(r"answer: (\w+)"));
 }
 
+#[test]
+fn targets_have_the_order_of_the_file_however_they_are_written() {
+    let names = |text: &str| {
+        let config = Config::from_toml(text).unwrap();
+        let names = config.targets_in_order().map(|(name, _)| name.to_owned());
+        names.collect::<Vec<_>>()
+    };
+    for text in [
+        "[targets.b]\nprovider = 'openai'\n[targets.c]\n[targets.a]",
+        "[targets]\nb = { provider = 'openai' }\nc.rpm = 1\na.rpm = 1",
+        "[targets.b]\n[targets.c]\n[models.m]\n[targets.a]\n[targets.b.pool]",
+        "targets = { b = {}, \"c\" = {}, a = {} }",
+    ] {
+        assert_eq!(names(text), ["b", "c", "a"], "{text}");
+    }
+    let mut config = Config::from_toml("[targets.b]").unwrap();
+    for name in ["d", "a"] {
+        config.targets.insert(name.to_owned(), Default::default());
+    }
+    let names: Vec<_> = config.targets_in_order().map(|(name, _)| name).collect();
+    assert_eq!(names, ["b", "a", "d"]);
+}
+
 /// The example states the defaults of what it says is one.
 #[test]
 fn what_is_not_set_has_the_documented_default() {

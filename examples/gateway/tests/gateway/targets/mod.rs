@@ -202,6 +202,19 @@ async fn a_model_that_is_not_listed_goes_to_the_first_target_of_its_dialect() {
 }
 
 #[tokio::test]
+async fn the_first_target_is_the_first_one_in_the_file() {
+    let two = providers(2).await;
+    let [first, second] = [&two[0], &two[1]].map(SimulatedProvider::url);
+    let file = File::new(&format!(
+        "[targets.z]\nprovider = \"openai\"\nbase_url = \"{first}/v1\"\n\
+         [targets.a]\nprovider = \"openai\"\nbase_url = \"{second}/v1\"\n"
+    ));
+    let gateway = Running::start(&file.flags()).await;
+    assert_eq!(gateway.post(CHAT, CALL).await.status, 200);
+    assert_eq!(requests(&two), [1, 0]);
+}
+
+#[tokio::test]
 async fn what_is_wrong_in_the_file_is_named_with_its_line_and_no_secret() {
     for (text, said) in [
         (
