@@ -11,6 +11,7 @@ use tokio::{
     sync::oneshot,
     time::sleep,
 };
+use tower_llm_stack::Dialect;
 
 fn main() -> ExitCode {
     let settings = match Settings::load() {
@@ -118,13 +119,23 @@ fn greet(gateway: &Gateway, out: &mut impl Write) -> io::Result<()> {
         true => writeln!(out, "try, with KEY set to one of GATEWAY_KEYS:")?,
         false => writeln!(out, "try:")?,
     }
-    writeln!(
-        out,
-        "  curl {url}/v1/chat/completions {json}{key} -d '{{\"model\":\"gpt-5-mini\",{messages}}}'"
-    )?;
-    writeln!(
-        out,
-        "  curl -N {url}/v1/messages {json}{key} -H 'anthropic-version: 2023-06-01' -d '{{\"model\":\"claude-sonnet-4-5\",\"max_tokens\":64,\"stream\":true,{messages}}}'"
-    )?;
+    for (dialect, call) in [
+        (
+            Dialect::OpenAi,
+            format!(
+                "curl {url}/v1/chat/completions {json}{key} -d '{{\"model\":\"gpt-5-mini\",{messages}}}'"
+            ),
+        ),
+        (
+            Dialect::Anthropic,
+            format!(
+                "curl -N {url}/v1/messages {json}{key} -H 'anthropic-version: 2023-06-01' -d '{{\"model\":\"claude-sonnet-4-5\",\"max_tokens\":64,\"stream\":true,{messages}}}'"
+            ),
+        ),
+    ] {
+        if gateway.speaks(dialect) {
+            writeln!(out, "  {call}")?;
+        }
+    }
     out.flush()
 }

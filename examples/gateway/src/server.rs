@@ -31,7 +31,7 @@ use tokio::{
 use tower::ServiceExt;
 use tower_http::compression::Compression;
 use tower_llm_stack::{
-    BulkheadHandle, CacheHandle, HttpBody, OptionalService,
+    BulkheadHandle, CacheHandle, Dialect, HttpBody, OptionalService,
     accounts::Proxies,
     breaker::BreakerGate,
     bulkhead::BulkheadGate,
@@ -60,6 +60,7 @@ use crate::{
     sharing::Sharing,
     shutdown::{Drain, Shutdown},
     targets::{Healths, Models},
+    upstream::Upstream,
     warm::{Lines, Warmer},
 };
 
@@ -163,6 +164,14 @@ impl Gateway {
             (upstream.name().to_owned(), format!("{upstream}{through}"))
         });
         upstreams.collect::<Vec<_>>().into_iter()
+    }
+
+    /// Whether it has an upstream for calls in this dialect.
+    #[must_use]
+    pub fn speaks(&self, dialect: Dialect) -> bool {
+        let front = Upstream::front_of(dialect);
+        let mut upstreams = self.shared.gate.upstreams.iter();
+        upstreams.any(|upstream| upstream.name() == front)
     }
 
     /// What it shares with other gateways, for the operator to read; `None` if it shares nothing.

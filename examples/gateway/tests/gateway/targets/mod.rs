@@ -215,6 +215,18 @@ async fn the_first_target_is_the_first_one_in_the_file() {
 }
 
 #[tokio::test]
+async fn the_calls_that_are_proposed_at_the_start_are_those_that_have_a_target() {
+    let one = providers(1).await;
+    let file = accounts(&one, "", "");
+    let mut gateway = Binary::start(&[], &file.flags()).await;
+    // It serves once it has said all.
+    assert_eq!(get(gateway.addr, "/healthz").await.status, 200);
+    let said = gateway.said().await;
+    assert!(said.contains("/v1/chat/completions"), "{said}");
+    assert!(!said.contains("/v1/messages"), "{said}");
+}
+
+#[tokio::test]
 async fn what_is_wrong_in_the_file_is_named_with_its_line_and_no_secret() {
     for (text, said) in [
         (
