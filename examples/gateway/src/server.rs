@@ -14,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -24,8 +24,8 @@ use hyper::service::service_fn;
 use hyper_util::{rt::TokioIo, server::conn::auto};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
-    task::JoinSet,
+    sync::{oneshot, watch},
+    task::{JoinHandle, JoinSet},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tower::ServiceExt;
@@ -37,6 +37,7 @@ use tower_llm_stack::{
     bulkhead::BulkheadGate,
     cache::Cache,
     core::{Describe, Gated},
+    monitor::{AttemptGate, JsonLines, MonitorGate, MonitorHandle},
     ratelimit::RateLimitGate,
     timeout::Timeout,
 };
@@ -70,13 +71,16 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The layers around the client, outermost first.
-type Service = Describe<Monitor<Counted<CallerLimited<Cached<Behind<Direct, Models>>>>>>;
-type Counted<S> = tower_llm_monitor::Monitor<S, HttpBody>;
+type Service = Describe<Counted<Monitor<CallerLimited<Cached<Behind<Direct, Models>>>>>>;
+type Counted<S> = Gated<S, MonitorGate, HttpBody>;
 /// The layers of one upstream.
 type Direct = Gated<Timeout<Decode<Client>, HttpBody>, Gates, HttpBody>;
 type CallerLimited<S> = OptionalService<Gated<S, Option<RateLimitGate>, HttpBody>, S, HttpBody>;
 type Cached<S> = OptionalService<Cache<S>, S, HttpBody>;
-type Gates = (BreakerGate, (Option<RateLimitGate>, BulkheadGate));
+type Gates = (
+    AttemptGate,
+    (BreakerGate, (Option<RateLimitGate>, BulkheadGate)),
+);
 
 /// A gateway that listens; it serves once [`serve`](Self::serve) runs.
 pub struct Gateway {
@@ -84,6 +88,7 @@ pub struct Gateway {
     addr: SocketAddr,
     settings: Settings,
     shared: Arc<Shared>,
+    monitor: MonitorHandle,
     admin: Option<Admin>,
     /// The calls to make after the start, and what makes them if there is a cache.
     warm: Option<Lines>,
@@ -198,6 +203,7 @@ impl Gateway {
             listener,
             settings,
             shared,
+            monitor,
             admin,
             warm,
             warmer,
@@ -207,6 +213,8 @@ impl Gateway {
         let mut stop = pin!(stop);
         let mut upkeep = interval(UPKEEP);
         upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut alerts = pin!(monitor.watch_alerts(UPKEEP, |_| {}));
+        let recording = recorded(&settings, &monitor);
         // Dropping the set drops the connections.
         let mut connections = JoinSet::new();
         // It has connections of its own, which do not count here.
@@ -231,6 +239,7 @@ impl Gateway {
                 },
                 Some(_) = connections.join_next() => {}
                 _ = upkeep.tick() => shared.metrics.upkeep(),
+                () = &mut alerts => {}
             }
         }
         shared.shutdown.drain();
@@ -255,8 +264,34 @@ impl Gateway {
         if let Some(simulator) = simulator {
             simulator.shutdown().await;
         }
+        if let Some((stop, recording)) = recording {
+            drop(stop);
+            let _ = timeout(LAST_WORDS, recording).await;
+        }
         Stopped { cut }
     }
+}
+
+/// Writes a record of each call, if a file is set, until the sender is dropped; then what is left.
+fn recorded(
+    settings: &Settings,
+    monitor: &MonitorHandle,
+) -> Option<(oneshot::Sender<()>, JoinHandle<()>)> {
+    let sink = JsonLines::new(settings.records.as_ref()?);
+    let recorder = monitor.recorder(sink, wall_clock)?;
+    let (stop, stopped) = oneshot::channel();
+    let recording = tokio::spawn(async {
+        recorder.run(async { drop(stopped.await) }).await;
+    });
+    Some((stop, recording))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a record is read by people, by the clock on their wall"
+)]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
 }
 
 /// Most failures to accept are of one connection that is gone. Without free file descriptors the next attempt would fail at

@@ -1,9 +1,9 @@
 //! `GET /admin/snapshot`: what the gateway has counted and the state of its layers, as of one moment.
 
 use serde_json::{Map, Value, json};
-use tower_llm_monitor::MonitorHandle;
 use tower_llm_stack::{
-    BreakerHandle, BulkheadHandle, CacheHandle, RateLimitHandle, breaker::Scope, ratelimit::Unit,
+    BreakerHandle, BulkheadHandle, CacheHandle, MonitorHandle, RateLimitHandle, breaker::Scope,
+    ratelimit::Unit,
 };
 
 use super::cache;

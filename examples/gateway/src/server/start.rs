@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fs::OpenOptions,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -10,12 +11,12 @@ use std::{
 use http::Uri;
 use hyper_util::{rt::TokioTimer, server::conn::auto};
 use tokio::{net::TcpListener, sync::watch};
-use tower::{Layer, layer::util::Stack as Both};
-use tower_llm_monitor as llm;
+use tower::Layer;
 use tower_llm_stack::{
     BulkheadLayer, CacheLayer, DescribeLayer, KeyBy, RateLimitLayer, Stack,
     accounts::Proxies,
     config::{Config, ModelConfig, Strategy},
+    monitor::{self, Measure, Threshold},
 };
 use tower_llm_testkit::{Behavior, SimulatedProvider};
 
@@ -45,6 +46,9 @@ use crate::{
     warm::{Lines, OwnCalls, Warmer},
 };
 
+/// Records that wait to be written; beyond it they are dropped, and counted.
+const MAX_RECORDS: usize = 10_000;
+
 /// Maximum time for reading the request body, in addition to the maximum time of a call.
 const UPLOAD: Duration = Duration::from_secs(300);
 
@@ -62,6 +66,7 @@ struct Layers<'a> {
     bulkhead: BulkheadLayer,
     limiters: Limiters,
     breakers: Breakers,
+    monitor: &'a monitor::MonitorLayer,
 }
 
 // === impl Gateway ===
@@ -93,7 +98,7 @@ impl Gateway {
         )?;
         let sharing = Sharing::connect(&settings, secret.as_ref(), &mut notices).await?;
         let metrics = Metrics::new();
-        let monitor = monitor(config)?;
+        let monitor = monitor(&settings, config)?;
         let describe = describe(&settings, secret.as_ref())?;
         let callers = limits::of_callers(&describe, &access, &settings, sharing.as_ref()).await?;
         let describe = match &access {
@@ -116,13 +121,16 @@ impl Gateway {
                 ..Limiters::default()
             },
             breakers: Breakers::new(),
+            monitor: &monitor,
         };
         let made = match &configured {
             Some((config, secrets)) => {
                 let (settings, bulkhead, limiters) =
                     (layers.settings, &layers.bulkhead, &mut layers.limiters);
                 let sharing = layers.sharing;
-                let made = targets::make(config, secrets, settings, bulkhead, sharing, limiters)?;
+                let made = targets::make(
+                    config, secrets, settings, bulkhead, sharing, &monitor, limiters,
+                )?;
                 layers.breakers.extend(made.breakers);
                 Some((made.models, made.shown, made.health))
             }
@@ -138,10 +146,8 @@ impl Gateway {
             };
             let stack = Stack::builder()
                 .describe(describe_for(upstream, &describe, secret.as_ref()))
-                .own(Both::new(
-                    monitor.clone(),
-                    MonitorLayer::new(metrics.clone()),
-                ))
+                .monitor(monitor.clone())
+                .own(MonitorLayer::new(metrics.clone()))
                 .caller_rate_limit(callers.clone())
                 .cache(cache.clone())
                 .build();
@@ -210,6 +216,7 @@ impl Gateway {
             addr,
             settings,
             shared,
+            monitor: monitor.handle(),
             admin,
             warm,
             warmer,
@@ -271,6 +278,7 @@ impl Layers<'_> {
         self.breakers.push((upstream.label(), breaker.handle()));
         let stack = Stack::builder()
             .without_describe()
+            .attempts(self.monitor.attempts())
             .breaker(breaker)
             .provider_rate_limit(limits)
             .bulkhead(self.bulkhead.clone())
@@ -313,9 +321,21 @@ fn describe_for(
 }
 
 /// Counts calls; the models of the configuration file are counted by name, as are those that have a price.
-fn monitor(config: Option<&Config>) -> Result<llm::MonitorLayer, StartError> {
+fn monitor(
+    settings: &Settings,
+    config: Option<&Config>,
+) -> Result<monitor::MonitorLayer, StartError> {
     let models = config.iter().flat_map(|config| config.models.keys());
-    let monitor = llm::MonitorLayer::builder().models(models.map(String::as_str));
+    let mut monitor = monitor::MonitorLayer::builder()
+        .models(models.map(String::as_str))
+        // Of the usual thresholds only this one is right for any model: an answer may well take longer than a second.
+        .alerts([Threshold::below(Measure::SuccessRatio, 0.95)]);
+    if let Some(path) = &settings.records {
+        // Found out now, and not with the first calls.
+        let file = OpenOptions::new().append(true).create(true).open(path);
+        file.map_err(|error| StartError::setting(settings.names.of("--records"), error))?;
+        monitor = monitor.records(MAX_RECORDS);
+    }
     monitor
         .build()
         .map_err(|error| StartError::setting("models", error))

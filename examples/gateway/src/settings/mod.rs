@@ -50,6 +50,11 @@ pub struct Settings {
     #[arg(long, env = "GATEWAY_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
 
+    /// File to which a record of each call is added, as a line of JSON: caller, model, outcome, tokens, times and cost, and
+    /// nothing of what was asked or answered. A file of 100 MB is renamed, and the last five of those are kept.
+    #[arg(long, env = "GATEWAY_RECORDS", value_name = "FILE")]
+    pub records: Option<PathBuf>,
+
     /// Answer every call from the built-in simulated provider, whatever else is set.
     #[arg(
         long,

@@ -21,6 +21,7 @@ use tower_llm_stack::{
     config::{Config, TargetConfig},
     core::{GateLayer, Gated},
     fanout::Target,
+    monitor::{AttemptGate, MonitorLayer},
     ratelimit::RateLimitGate,
     timeout::Timeout,
 };
@@ -45,7 +46,10 @@ type Call = Request<RequestBody<PatientBody>>;
 type TargetService = Asking<
     Gated<
         Timeout<Decode<Sender, ResponseBody<Incoming>>, HttpBody>,
-        (BreakerGate, (Option<RateLimitGate>, BulkheadGate)),
+        (
+            AttemptGate,
+            (BreakerGate, (Option<RateLimitGate>, BulkheadGate)),
+        ),
         HttpBody,
     >,
 >;
@@ -113,6 +117,7 @@ pub(crate) fn make(
     settings: &Settings,
     bulkhead: &BulkheadLayer,
     sharing: Option<&Sharing>,
+    monitor: &MonitorLayer,
     limiters: &mut Limiters,
 ) -> Result<Made, StartError> {
     let clients = clients(config, settings)?;
@@ -142,6 +147,7 @@ pub(crate) fn make(
             .map_err(|error| StartError::setting(format!("targets.{name}.timeouts"), error))?;
         let stack = Stack::builder()
             .without_describe()
+            .attempts(monitor.attempts())
             .breaker(breaker.clone())
             .provider_rate_limit(limits.clone())
             .bulkhead(bulkhead.clone())

@@ -85,6 +85,11 @@ async fn a_snapshot_shows_calls_and_the_state_of_the_layers() {
     assert_eq!(calls["cache_hits"], 1);
     assert_eq!(calls["tokens"]["output"], 5);
     assert_eq!(calls["saved_tokens"]["output"], 5);
+    // The cache made no attempt.
+    assert_eq!(
+        calls["attempts"],
+        json!({ "success": 1, "failed_status": 1 })
+    );
     let rows = snapshot["calls"]["rows"].as_array().unwrap();
     let names = |row: &Value| (row["provider"].clone(), row["model"].clone());
     let rows: Vec<_> = rows.iter().map(names).collect();

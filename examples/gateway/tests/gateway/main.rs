@@ -21,6 +21,7 @@ mod observe;
 mod proxy;
 mod ratelimit;
 mod raw;
+mod records;
 mod requests;
 mod reuse;
 mod sharing;
