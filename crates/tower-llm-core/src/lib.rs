@@ -78,7 +78,8 @@ pub use self::{
     describe::{Describe, DescribeLayer, MAX_BODY_BYTES, rename_model},
     dialect::Dialect,
     embeddings::{
-        EmbeddingInputs, EmbeddingLimits, EmbeddingVectors, is_of_each_input, sum_usages,
+        CompletionChoices, CompletionPrompts, EmbeddingInputs, EmbeddingLimits, EmbeddingVectors,
+        is_of_each_input, sum_usages,
     },
     error::{
         BoxError, ClassifiedError, ConfigError, Deadline, Refusal, RefusalKind, TimedOut, TooLarge,

@@ -147,8 +147,8 @@ pub use self::{
     mode::{Each, Fallback, First, Mode, Several, Vote},
     pace::{Delay, Pace},
     parted::{
-        Divide, Divided, EmbeddingParts, ItemTooLong, Join, JoinVectors, Parted, PartedFuture,
-        SplitBuilder, SplitLayer,
+        CompletionParts, Divide, Divided, EmbeddingParts, ItemTooLong, Join, JoinChoices,
+        JoinVectors, Parted, PartedFuture, SplitBuilder, SplitLayer,
     },
     pool::{
         Dispatch, LoadGuard, NoTarget, Pick, Pool, PoolBuilder, Route, RouteBranches, Routed,

@@ -21,7 +21,26 @@ use super::{is_of_each_input, json::Members};
 /// assert!(EmbeddingInputs::read(late).is_none());
 /// ```
 #[derive(Debug)]
-pub struct EmbeddingInputs<'a> {
+pub struct EmbeddingInputs<'a>(List<'a>);
+
+/// The prompts of a text completion whose choices depend on nothing but their prompt and the options, each as it is written.
+///
+/// ```
+/// use tower_llm_core::CompletionPrompts;
+///
+/// let body = br#"{"model":"m","prompt":["a","b"],"n":2}"#;
+/// let prompts = CompletionPrompts::read(body).unwrap();
+/// assert_eq!(prompts.all(), [r#""a""#, r#""b""#]);
+/// assert_eq!(prompts.choices(), 2);
+/// assert_eq!(prompts.body_with(&prompts.all()[1..]), r#"{"prompt":["b"],"model":"m","n":2}"#);
+/// ```
+#[derive(Debug)]
+pub struct CompletionPrompts<'a>(List<'a>);
+
+/// A request for each element of a list.
+#[derive(Debug)]
+struct List<'a> {
+    name: &'static str,
     members: Members<'a>,
     all: Vec<&'a str>,
     kind: Kind,
@@ -34,16 +53,116 @@ enum Kind {
     Tokens,
 }
 
+/// What both kinds of lists have.
+macro_rules! list {
+    ($list:ident, $elements:literal) => {
+        impl<'a> $list<'a> {
+            #[doc = concat!("The ", $elements, ".")]
+            #[must_use]
+            pub fn all(&self) -> &[&'a str] {
+                &self.0.all
+            }
+
+            /// The tokens of each: texts are estimated as bytes / 4, lists of tokens are counted.
+            pub fn tokens(&self) -> impl Iterator<Item = u64> {
+                self.0.tokens()
+            }
+
+            #[doc = concat!("The body of a request for other ", $elements, ", with the same options.")]
+            #[must_use]
+            pub fn body_with(&self, elements: &[&str]) -> Bytes {
+                self.0.body_with(elements)
+            }
+        }
+    };
+}
+
+list!(EmbeddingInputs, "inputs");
+list!(CompletionPrompts, "prompts");
+
 impl<'a> EmbeddingInputs<'a> {
     /// Reads a body; `None` if it is to be sent as it is: with a member that is [not known](is_of_each_input) to leave each vector
     /// to its own input, or with an input that providers reject, as far as that can be seen.
     #[must_use]
     pub fn read(body: &'a [u8]) -> Option<Self> {
+        List::read(body, "input", is_of_each_input).map(Self)
+    }
+
+    /// Whether the inputs are lists of tokens, and not texts.
+    #[must_use]
+    pub fn are_tokens(&self) -> bool {
+        self.0.kind == Kind::Tokens
+    }
+
+    /// All members but the inputs, by name: requests with the same ones can be sent as one.
+    #[must_use]
+    pub fn options(&self) -> Vec<(&str, &str)> {
+        let mut options: Vec<_> = (self.0.members.iter())
+            .filter(|(name, _)| *name != "input")
+            .collect();
+        options.sort_unstable();
+        options
+    }
+}
+
+impl<'a> CompletionPrompts<'a> {
+    /// Reads a body; `None` if it is to be sent as it is: a stream, with a member that is not known to leave each choice to its own
+    /// prompt, or with a prompt that providers reject, as far as that can be seen.
+    #[must_use]
+    pub fn read(body: &'a [u8]) -> Option<Self> {
+        let list = List::read(body, "prompt", is_of_each_prompt)?;
+        let is_whole = list
+            .members
+            .get("stream")
+            .is_none_or(|stream| stream == "false");
+        is_whole.then_some(Self(list))
+    }
+
+    /// How many choices each prompt gets.
+    #[must_use]
+    pub fn choices(&self) -> usize {
+        let choices = self.0.members.get("n");
+        choices.and_then(|n| n.parse().ok()).unwrap_or(1)
+    }
+}
+
+/// The members of `OpenAI`'s text completions, and of vLLM's sampling.
+fn is_of_each_prompt(name: &str) -> bool {
+    matches!(
+        name,
+        "model"
+            | "prompt"
+            | "best_of"
+            | "echo"
+            | "frequency_penalty"
+            | "logit_bias"
+            | "logprobs"
+            | "max_tokens"
+            | "n"
+            | "presence_penalty"
+            | "seed"
+            | "stop"
+            | "stream"
+            | "suffix"
+            | "temperature"
+            | "top_p"
+            | "user"
+            | "min_p"
+            | "top_k"
+            | "repetition_penalty"
+            | "stop_token_ids"
+            | "ignore_eos"
+            | "min_tokens"
+    )
+}
+
+impl<'a> List<'a> {
+    fn read(body: &'a [u8], name: &'static str, knows: fn(&str) -> bool) -> Option<Self> {
         let members: Members<'a> = serde_json::from_slice(body).ok()?;
-        if !members.iter().all(|(name, _)| is_of_each_input(name)) {
+        if !members.iter().all(|(name, _)| knows(name)) {
             return None;
         }
-        let input = members.get("input")?;
+        let input = members.get(name)?;
         let elements: Vec<&RawValue> = match input.starts_with('[') {
             true => serde_json::from_str(input).ok()?,
             false => Vec::new(),
@@ -63,47 +182,27 @@ impl<'a> EmbeddingInputs<'a> {
             Kind::Text => input.starts_with('"') && *input != "\"\"",
             Kind::Tokens => is_list_of_tokens(input),
         };
-        all.iter()
-            .all(is_valid)
-            .then_some(Self { members, all, kind })
+        all.iter().all(is_valid).then_some(Self {
+            name,
+            members,
+            all,
+            kind,
+        })
     }
 
-    /// The inputs.
-    #[must_use]
-    pub fn all(&self) -> &[&'a str] {
-        &self.all
-    }
-
-    /// The tokens of each input: texts are estimated as bytes / 4, lists of tokens are counted.
-    pub fn tokens(&self) -> impl Iterator<Item = u64> {
+    fn tokens(&self) -> impl Iterator<Item = u64> {
         self.all.iter().map(|input| match self.kind {
             Kind::Text => (input.len() as u64 - 2).div_ceil(4),
             Kind::Tokens => input.matches(',').count() as u64 + 1,
         })
     }
 
-    /// Whether the inputs are lists of tokens, and not texts.
-    #[must_use]
-    pub fn are_tokens(&self) -> bool {
-        self.kind == Kind::Tokens
-    }
-
-    /// All members but the inputs, by name: requests with the same ones can be sent as one.
-    #[must_use]
-    pub fn options(&self) -> Vec<(&str, &str)> {
-        let mut options: Vec<_> = (self.members.iter())
-            .filter(|(name, _)| *name != "input")
-            .collect();
-        options.sort_unstable();
-        options
-    }
-
-    /// The body of a request for other inputs, with the same options.
-    #[must_use]
-    pub fn body_with(&self, inputs: &[&str]) -> Bytes {
+    fn body_with(&self, inputs: &[&str]) -> Bytes {
         let bytes: usize = inputs.iter().map(|input| input.len() + 1).sum();
         let mut body = Vec::with_capacity(bytes + 256);
-        body.extend_from_slice(b"{\"input\":");
+        body.extend_from_slice(b"{\"");
+        body.extend_from_slice(self.name.as_bytes());
+        body.extend_from_slice(b"\":");
         let mut separator = b'[';
         for input in inputs {
             body.push(separator);
@@ -111,7 +210,7 @@ impl<'a> EmbeddingInputs<'a> {
             separator = b',';
         }
         body.push(b']');
-        self.members.write_without(&["input"], &mut body);
+        self.members.write_without(&[self.name], &mut body);
         body.push(b'}');
         body.into()
     }

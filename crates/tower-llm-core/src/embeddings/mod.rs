@@ -1,4 +1,4 @@
-//! Embeddings in `OpenAI`'s dialect: what a provider takes in one call, and the bodies of calls that are merged or divided.
+//! Embeddings and text completions in `OpenAI`'s dialect, whose requests have lists of inputs: what a provider takes in one call, and the bodies of calls that are merged or divided.
 //!
 //! Inputs and vectors stay as they are written: they are counted, ordered and passed on.
 
@@ -9,8 +9,8 @@ mod usage;
 mod vectors;
 
 pub use self::{
-    inputs::EmbeddingInputs,
+    inputs::{CompletionPrompts, EmbeddingInputs},
     limits::{EmbeddingLimits, is_of_each_input},
     usage::sum_usages,
-    vectors::EmbeddingVectors,
+    vectors::{CompletionChoices, EmbeddingVectors},
 };

@@ -3,8 +3,10 @@
 //! The parts are a [map](FanoutLayer::map) that needs all of its items. What is here divides, joins, and has the caller pay for what was
 //! sent if a part fails.
 
+mod completions;
 mod embeddings;
 mod future;
+mod list;
 
 use std::{
     error::Error,
@@ -18,6 +20,7 @@ use tower_llm_core::{BoxError, ConfigError, HttpBody, Refusal, RefusalKind};
 use tower_service::Service;
 
 pub use self::{
+    completions::{CompletionParts, JoinChoices},
     embeddings::{EmbeddingParts, JoinVectors},
     future::PartedFuture,
 };
@@ -26,7 +29,7 @@ use crate::{
     Items, Mode,
 };
 
-/// Divides requests into parts. Implemented for [`EmbeddingParts`], over HTTP, and for closures.
+/// Divides requests into parts. Implemented for [`EmbeddingParts`] and [`CompletionParts`], over HTTP, and for closures.
 pub trait Divide<Req>: Clone {
     /// Joins the answers to the parts of one request.
     type Join;

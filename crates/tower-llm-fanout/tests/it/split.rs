@@ -16,10 +16,13 @@ use tokio::time::{sleep, timeout};
 use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_layer::Layer;
 use tower_llm_core::{
-    BoxError, Call, Completion, Described, Dialect, EmbeddingInputs, EmbeddingLimits, Failure,
-    OnEndLayer, Operation, Outcome, Provider, Refusal, RequestBody, TimedOut, Usage,
+    BoxError, Call, Completion, CompletionPrompts, Described, Dialect, EmbeddingInputs,
+    EmbeddingLimits, Failure, OnEndLayer, Operation, Outcome, Provider, Refusal, RequestBody,
+    TimedOut, Usage,
 };
-use tower_llm_fanout::{EmbeddingParts, FanoutLayer, ItemTooLong, Report, SplitLayer};
+use tower_llm_fanout::{
+    CompletionParts, EmbeddingParts, FanoutLayer, ItemTooLong, Report, SplitLayer,
+};
 
 use crate::support::MS;
 
@@ -357,4 +360,54 @@ async fn a_call_whose_time_is_up_has_timed_out() {
             .source())
         .any(|error| error.is::<TimedOut>())
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn prompts_in_a_list_are_split_and_their_choices_numbered_through() {
+    let answer = |request: Request<Body>| async move {
+        let call = request.call().unwrap().into_owned();
+        let body = request.body().as_bytes().unwrap().clone();
+        let prompts = CompletionPrompts::read(&body).unwrap();
+        // The maximum of each part is its part of the whole.
+        assert_eq!(
+            call.max_output_tokens(),
+            Some(20 * prompts.all().len() as u64)
+        );
+        let choices: Vec<_> = (0..2 * prompts.all().len())
+            .map(|index| format!(r#"{{"text":{},"index":{index}}}"#, prompts.all()[index / 2]))
+            .collect();
+        let body = format!(
+            r#"{{"choices":[{}],"usage":{{"total_tokens":5}}}}"#,
+            choices.join(",")
+        );
+        Ok::<_, BoxError>(json(200, body))
+    };
+    let limits = EmbeddingLimits::new(2).tokens(5);
+    let layer = FanoutLayer::split(1, CompletionParts::new(limits))
+        .build()
+        .unwrap();
+    let body = r#"{"prompt":["a","bbbbbbbbbbbbbbbb","c","d","e"],"n":2,"max_tokens":10}"#;
+    let call = Call::builder(Provider::OPENAI, Operation::TEXT_COMPLETION)
+        .dialect(Dialect::OpenAi)
+        .max_output_tokens(100);
+    let mut request = Request::new(RequestBody::held(body));
+    request.extensions_mut().insert(call.build());
+    let response = layer
+        .layer(service_fn(answer))
+        .oneshot(request)
+        .await
+        .unwrap();
+    let texts = ["a", "bbbbbbbbbbbbbbbb", "c", "d", "e"];
+    let choices: Vec<_> = (0..10)
+        .map(|index| format!(r#"{{"index":{index},"text":"{}"}}"#, texts[index / 2]))
+        .collect();
+    let expected = format!(
+        r#"{{"choices":[{}],"usage":{{"total_tokens":15}}}}"#,
+        choices.join(",")
+    );
+    assert_eq!(read(response).await, expected);
+    assert_eq!(layer.stats().branches, 3);
+
+    let streamed = r#"{"prompt":["a","b","c"],"stream":true}"#;
+    assert!(CompletionPrompts::read(streamed.as_bytes()).is_none());
 }
