@@ -27,10 +27,15 @@ async fn no_branch_is_left_when_all_calls_have_ended_or_left() {
     ]
     .map(|builder| builder.watch(Unary).build().unwrap());
     let map = FanoutLayer::map(4).watch(Unary).build().unwrap();
+    // Its judge is a call to the same provider.
+    let again = |ask: &Ask, _: &[u32]| Ok(ask.clone());
+    let ensemble = FanoutLayer::ensemble(3, provider.clone(), again).watch(Unary);
+    let ensemble = ensemble.build().unwrap();
     let start = Arc::new(Barrier::new(8));
     let mut tasks = JoinSet::new();
     for task in 0..8 {
         let (provider, start) = (provider.clone(), Arc::clone(&start));
+        let mut ensemble = ensemble.layer(provider.clone());
         let (mut one, mut map) = (first[task % 3].layer(provider.clone()), map.layer(provider));
         tasks.spawn(async move {
             start.wait().await;
@@ -39,6 +44,8 @@ async fn no_branch_is_left_when_all_calls_have_ended_or_left() {
                 if call % 4 == 0 {
                     let items = (0..10).map(Ask::numbered).collect();
                     let _ = timeout(patience, map.call(items)).await;
+                } else if call % 4 == 1 {
+                    let _ = timeout(patience, ensemble.call(ask())).await;
                 } else {
                     let _ = timeout(patience, one.call(ask())).await;
                 }
@@ -48,6 +55,8 @@ async fn no_branch_is_left_when_all_calls_have_ended_or_left() {
     tasks.join_all().await;
     assert_eq!(provider.in_flight(), 0);
     assert!(provider.sent() >= 800, "{}", provider.sent());
+    let judged = ensemble.stats();
+    assert!(judged.judged > judged.judge_failed, "{judged:?}");
     for layer in &first {
         let stats = layer.stats();
         assert!(stats.calls > 0 && stats.branches > stats.calls, "{stats:?}");
