@@ -53,6 +53,7 @@
 #![warn(missing_docs)]
 
 mod answer;
+mod attempt;
 mod call;
 mod describe;
 mod dialect;
@@ -74,6 +75,7 @@ mod watch;
 
 pub use self::{
     answer::Answer,
+    attempt::Attempt,
     call::{Call, CallBuilder, Caller, Described, Operation, Provider},
     describe::{Describe, DescribeLayer, MAX_BODY_BYTES, rename_model},
     dialect::Dialect,

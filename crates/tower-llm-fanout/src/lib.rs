@@ -130,6 +130,8 @@ mod sync;
 mod trace;
 mod verdict;
 
+pub use tower_llm_core::Attempt;
+
 pub use self::{
     backoff::Backoff,
     budget::Budget,
@@ -156,7 +158,7 @@ pub use self::{
     },
     quorum::{NoQuorum, Quorum, QuorumOf},
     reading::Reading,
-    report::{AllFailed, Attempt, Report},
+    report::{AllFailed, Report},
     ripe_body::RipeBody,
     ripen::{Attach, RipeAt, Ripen, Ripeness, Ripening},
     service::Fanout,

@@ -1,34 +1,18 @@
 //! What became of the branches of a call.
 
-use std::{error::Error, fmt, sync::Arc, time::Duration};
+use std::{error::Error, fmt};
 
-use tower_llm_core::{BoxError, Outcome, Usage};
+use tower_llm_core::{Attempt, BoxError, Usage};
 
 /// What became of the branches of a call.
 ///
-/// It is in the extensions of an [`http::Response`] if the call had more than one branch, or went to a [`Pool`](crate::Pool).
+/// It is in the extensions of an [`http::Response`] if the call had more than one branch, or went to a [`Pool`](crate::Pool). Its
+/// attempts are beside it, for the layers around.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     attempts: Vec<Attempt>,
     winner: Option<usize>,
     judge: Option<Attempt>,
-}
-
-/// One branch of a call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Attempt {
-    /// Where it went, if that has a name.
-    pub target: Option<Arc<str>>,
-    /// When it started, since the call began.
-    pub started: Duration,
-    /// When it answered or was given up, since the call began; `None` while it is in flight.
-    pub ended: Option<Duration>,
-    /// How it ended, by what had arrived when it answered; `None` while it is in flight.
-    pub outcome: Option<Outcome>,
-    /// What it had used by then, as far as is known: as reported, or else by the estimate of its input and the output that was
-    /// seen. `None` for a stream that counts before its end, and for typed responses, which do not say.
-    pub usage: Option<Usage>,
 }
 
 /// All branches of a call failed.

@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::{Future, Ready, ready},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -11,8 +12,8 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use http_body::Body;
 use tower_llm_core::{
-    Bill, BoxError, Call, ClassifiedError, Completion, Failure, HttpBody, Outcome, TooLarge, Unary,
-    Usage, Watch,
+    Attempt, Bill, BoxError, Call, ClassifiedError, Completion, Failure, HttpBody, Outcome,
+    TooLarge, Unary, Usage, Watch,
 };
 
 use crate::{Arrived, Report, RipeBody, ripe_body::Unguarded};
@@ -174,6 +175,8 @@ where
 
 impl<B> Attach<http::Response<B>> for HttpBody {
     fn attach(&self, response: &mut http::Response<B>, report: Report) {
+        let attempts: Arc<[Attempt]> = report.attempts().into();
+        response.extensions_mut().insert(attempts);
         response.extensions_mut().insert(report);
     }
 

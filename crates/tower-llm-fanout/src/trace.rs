@@ -3,12 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use tower_llm_core::{Outcome, Usage};
+use tower_llm_core::{Attempt, Outcome, Usage};
 
-use crate::{
-    Report,
-    report::{self, Attempt},
-};
+use crate::{Report, report};
 
 /// The branches of a call with more than one, or with a named target.
 #[derive(Debug)]
@@ -26,13 +23,8 @@ impl Trace {
     }
 
     pub(crate) fn started(&mut self, target: Option<Arc<str>>, now: Instant) {
-        self.attempts.push(Attempt {
-            target,
-            started: now.saturating_duration_since(self.began_at),
-            ended: None,
-            outcome: None,
-            usage: None,
-        });
+        let started = now.saturating_duration_since(self.began_at);
+        self.attempts.push(Attempt::started(target, started));
     }
 
     /// A branch has ended. Returns how long it ran.

@@ -154,13 +154,11 @@ where
     ) -> Result<W::Out, BoxError> {
         let since = |at: Instant| at.saturating_duration_since(self.began_at);
         let used = arrived.usage;
-        answers.report.judged_by(Attempt {
-            target: None,
-            started: since(asked_at),
-            ended: Some(since(Instant::now())),
-            outcome: Some(arrived.outcome),
-            usage: used,
-        });
+        let mut judge = Attempt::started(None, since(asked_at));
+        judge.ended = Some(since(Instant::now()));
+        judge.outcome = Some(arrived.outcome);
+        judge.usage = used;
+        answers.report.judged_by(judge);
         let ruling = self.ruling(arrived, answers.all.len());
         let counters = &self.settings.plan.counters;
         counters.judged(matches!(ruling, Ruling::Failed(_)));
