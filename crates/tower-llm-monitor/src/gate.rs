@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::response::Parts;
 use tokio::time::Instant;
 use tower_llm_core::{
-    Admission, Availability, Bill, Call, Completion, Entry, Gate, Gated, GatedFuture, Guard,
-    Outcome,
+    Admission, Attempt, Availability, Bill, Call, Completion, Entry, Gate, Gated, GatedFuture,
+    Guard, Outcome,
 };
 
 use crate::{
@@ -33,6 +34,8 @@ pub struct MonitorGuard {
     counted: Counted,
     since: Instant,
     begun: Option<Begun>,
+    /// For the record, if there will be one.
+    attempts: Option<Arc<[Attempt]>>,
     /// What the call used is counted when it has ended that goes on without its caller.
     outlived: bool,
     #[cfg(feature = "tracing")]
@@ -75,6 +78,7 @@ impl Gate for MonitorGate {
             counted,
             since: entry.now(),
             begun: queue.map(|queue| queue.begin(entry)),
+            attempts: None,
             outlived: false,
         })
     }
@@ -111,6 +115,12 @@ impl Counted {
 // === impl Guard ===
 
 impl Guard for MonitorGuard {
+    fn response_headers(&mut self, head: Option<&mut Parts>) {
+        if self.begun.is_some() {
+            self.attempts = head.and_then(|head| head.extensions.get().cloned());
+        }
+    }
+
     fn outlived(&mut self, bill: &Bill) {
         self.outlived = true;
         let left_at = Instant::now();
@@ -149,14 +159,14 @@ impl Guard for MonitorGuard {
         #[cfg(feature = "tracing")]
         self.span.end(completion, used.as_ref());
         if let Some((begun, used)) = self.begun.take().zip(used) {
-            let first_token = first_token.map(after);
-            begun.end(Ended::new(
-                completion.clone(),
+            begun.end(Ended {
+                completion: completion.clone(),
                 used,
-                ended_at,
+                at: ended_at,
                 latency,
-                first_token,
-            ));
+                first_token: first_token.map(after),
+                attempts: self.attempts.take(),
+            });
         }
     }
 }
@@ -168,13 +178,14 @@ impl Guard for Late {
         if let Some(begun) = self.begun.take() {
             let mut completion = completion.clone();
             completion.outcome = Outcome::Abandoned;
-            begun.end(Ended::new(
+            begun.end(Ended {
                 completion,
                 used,
-                self.left_at,
-                self.latency,
-                None,
-            ));
+                at: self.left_at,
+                latency: self.latency,
+                first_token: None,
+                attempts: None,
+            });
         }
     }
 }

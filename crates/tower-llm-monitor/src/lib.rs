@@ -134,7 +134,7 @@ pub use self::{
     gate::{Monitor, MonitorGate, MonitorGuard, ResponseFuture},
     handle::MonitorHandle,
     layer::{MonitorBuilder, MonitorLayer},
-    record::{JsonLines, Record, RecordStats, Recorder, Sink},
+    record::{AttemptRecord, JsonLines, Record, RecordStats, Recorder, Sink},
     snapshot::{Counts, RowSnapshot, Snapshot, Stats, Summary, Tokens},
     times::Times,
 };

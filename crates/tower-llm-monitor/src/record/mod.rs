@@ -7,11 +7,11 @@ mod json_lines;
 mod queue;
 mod recorder;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use tokio::time::Instant;
-use tower_llm_core::{BoxError, Call, Caller, Completion, FinishReason, Served};
+use tower_llm_core::{Attempt, BoxError, Call, Caller, Completion, FinishReason, Served};
 
 pub(crate) use self::queue::{Begun, Queue};
 pub use self::{json_lines::JsonLines, recorder::Recorder};
@@ -66,6 +66,27 @@ pub struct Record {
     pub request_bytes: Option<u64>,
     /// Size of what has passed of the response body.
     pub response_bytes: u64,
+    /// The branches of a call that a fan-out has answered, in the order in which they started; none if it made only one, or all
+    /// failed.
+    pub attempts: Vec<AttemptRecord>,
+}
+
+/// What became of one branch of a call.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct AttemptRecord {
+    /// Where it went, if that has a name.
+    pub target: Option<Box<str>>,
+    /// Time from the call to its start.
+    #[serde(rename = "started_seconds", serialize_with = "seconds")]
+    pub started: Duration,
+    /// Time from the call until it answered, or was given up; `None` if it was in flight when the call was answered.
+    #[serde(rename = "ended_seconds", serialize_with = "optional_seconds")]
+    pub ended: Option<Duration>,
+    /// How it ended by then, as in [`Stats::outcomes`](crate::Stats::outcomes).
+    pub outcome: Option<&'static str>,
+    /// What it had used by then, as far as is known.
+    pub tokens: Option<Tokens>,
 }
 
 /// Where records are written.
@@ -98,30 +119,15 @@ pub struct RecordStats {
 /// A call that has ended, as it waits to be written.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    completion: Completion,
-    used: Used,
-    at: Instant,
-    latency: Duration,
-    first_token: Option<Duration>,
+    pub(crate) completion: Completion,
+    pub(crate) used: Used,
+    pub(crate) at: Instant,
+    pub(crate) latency: Duration,
+    pub(crate) first_token: Option<Duration>,
+    pub(crate) attempts: Option<Arc<[Attempt]>>,
 }
 
 impl Ended {
-    pub(crate) fn new(
-        completion: Completion,
-        used: Used,
-        at: Instant,
-        latency: Duration,
-        first_token: Option<Duration>,
-    ) -> Self {
-        Self {
-            completion,
-            used,
-            at,
-            latency,
-            first_token,
-        }
-    }
-
     /// The record, if the call ended at `ended_unix_ms`.
     fn into_record(self, id: Box<str>, call: Option<&Call>, ended_unix_ms: u64) -> Record {
         let Self {
@@ -157,6 +163,26 @@ impl Ended {
             first_token: self.first_token,
             request_bytes: call.and_then(Call::body_bytes),
             response_bytes: completion.body_bytes,
+            attempts: self
+                .attempts
+                .iter()
+                .flat_map(|all| all.iter())
+                .map(AttemptRecord::of)
+                .collect(),
+        }
+    }
+}
+
+impl AttemptRecord {
+    fn of(attempt: &Attempt) -> Self {
+        Self {
+            target: attempt.target.as_deref().map(Box::from),
+            started: attempt.started,
+            ended: attempt.ended,
+            outcome: attempt
+                .outcome
+                .map(|outcome| OUTCOMES[crate::kinds::outcome(outcome)]),
+            tokens: attempt.usage.as_ref().map(Tokens::of),
         }
     }
 }

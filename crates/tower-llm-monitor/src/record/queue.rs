@@ -116,3 +116,15 @@ impl Begun {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `MonitorBuilder::records` says of the queue.
+    #[test]
+    fn a_record_that_waits_takes_half_a_kilobyte() {
+        let size = size_of::<(Identity, Ended)>();
+        assert!((400..=520).contains(&size), "{size} bytes");
+    }
+}

@@ -10,7 +10,7 @@ use tokio::{
     sync::oneshot,
     time::{advance, timeout},
 };
-use tower_llm_core::{BoxError, Refusal, RefusalKind, Served};
+use tower_llm_core::{Attempt, BoxError, Outcome, Refusal, RefusalKind, Served, Usage};
 use tower_llm_monitor::{MonitorHandle, MonitorLayer, Record, RecordStats, Sink};
 
 use crate::support::{
@@ -112,6 +112,7 @@ async fn a_record_says_what_became_of_its_call() {
         "first_token_seconds": null,
         "request_bytes": 100,
         "response_bytes": answered.response_bytes,
+        "attempts": [],
     });
     assert_eq!(serde_json::to_value(answered).unwrap(), expected);
     assert_eq!(
@@ -141,6 +142,31 @@ async fn a_record_says_what_became_of_its_call() {
             .cost
             .as_nanos(),
         COST
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_lists_the_branches_of_its_call() {
+    let monitor = recorded(10);
+    let mut lost = Attempt::started(Some("a".into()), Duration::ZERO);
+    lost.ended = Some(3 * SECOND);
+    lost.outcome = Some(Outcome::Superseded);
+    lost.usage = Some(Usage::new(5, 2));
+    let winner = Attempt::started(Some("b".into()), 2 * SECOND);
+    let mut answer = answer();
+    let attempts: Arc<[Attempt]> = [lost, winner].into();
+    answer.extensions_mut().insert(attempts);
+    call(&monitor, request(), Ok(answer)).await;
+
+    let records = written(&monitor.handle()).await;
+    let tokens = serde_json::json!({"input": 5, "output": 2, "cached_input": 0, "cache_write": 0, "reasoning": 0});
+    let expected = serde_json::json!([
+        {"target": "a", "started_seconds": 0.0, "ended_seconds": 3.0, "outcome": "superseded", "tokens": tokens},
+        {"target": "b", "started_seconds": 2.0, "ended_seconds": null, "outcome": null, "tokens": null},
+    ]);
+    assert_eq!(
+        serde_json::to_value(&records[0].attempts).unwrap(),
+        expected
     );
 }
 

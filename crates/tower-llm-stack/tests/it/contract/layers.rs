@@ -248,7 +248,9 @@ fn monitor() -> tower_llm_stack::MonitorLayer {
 
     let price = Price::per_million(1e6, 1e6).unwrap();
     let prices = PriceTable::empty().set("m", price);
-    let builder = tower_llm_stack::MonitorLayer::builder().prices(prices);
+    let builder = tower_llm_stack::MonitorLayer::builder()
+        .prices(prices)
+        .records(10);
     builder.build().unwrap()
 }
 

@@ -15,9 +15,11 @@
 //!
 //! A token costs a dollar here, so that costs and tokens must agree.
 
+use std::time::UNIX_EPOCH;
+
 use tower_llm_stack::{
     FanoutLayer,
-    monitor::{Counts, Stats},
+    monitor::{Counts, Record, Sink, Stats},
 };
 
 use super::*;
@@ -255,6 +257,39 @@ mod branch {
         assert_eq!(stats.extra_attempts(), 1);
         assert_eq!(stats.wasted_tokens(), ESTIMATED_INPUT);
         assert_eq!(stats.wasted_cost().as_dollars(), ESTIMATED_INPUT as f64);
+    }
+
+    #[derive(Default)]
+    struct Written(Vec<Record>);
+
+    impl Sink for Written {
+        async fn write(&mut self, batch: &[Record]) -> Result<(), BoxError> {
+            self.0.extend_from_slice(batch);
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_record_of_a_call_lists_its_branches() {
+        let winner = answer().head_delay(Duration::from_secs(1));
+        let layers = Layers::new([Fault::NoAnswer.into(), winner]);
+        let layers = layers.fanout(FanoutLayer::race(2));
+        read(&layers.stack()).await;
+        let handle = layers.stand().monitor;
+        let recorder = handle.recorder(Written::default(), || UNIX_EPOCH);
+        let records = recorder.unwrap().run(async {}).await.0;
+        let [record] = &records[..] else {
+            panic!("one record: {records:?}");
+        };
+        let [lost, won] = &record.attempts[..] else {
+            panic!("two attempts: {record:?}");
+        };
+        assert_eq!(
+            (record.outcome, lost.outcome),
+            ("success", Some("superseded"))
+        );
+        assert_eq!(won.ended, Some(Duration::from_secs(1)));
+        assert_eq!(lost.tokens.unwrap().input, ESTIMATED_INPUT);
     }
 
     #[tokio::test(start_paused = true)]
