@@ -21,9 +21,11 @@ const HOP_BY_HOP: [HeaderName; 10] = [
     HeaderName::from_static("http2-settings"),
 ];
 
-/// Headers in which clients of the dialects send credentials.
-const CREDENTIALS: [HeaderName; 4] = [
+/// Headers in which clients of the dialects send credentials. A browser sends cookies by itself, and they are for the server
+/// that it talks to, not for a provider behind it.
+const CREDENTIALS: [HeaderName; 5] = [
     AUTHORIZATION,
+    header::COOKIE,
     HeaderName::from_static("x-api-key"),
     HeaderName::from_static("api-key"),
     HeaderName::from_static("x-goog-api-key"),

@@ -23,6 +23,7 @@ fn with_everything(path: &str) -> Sent {
         ("openai-project", "callers"),
         ("x-goog-user-project", "callers"),
         ("ocp-apim-subscription-key", "callers"),
+        ("cookie", "session=callers"),
         ("x-http-method-override", "DELETE"),
         ("connection", "close, x-mine"),
         ("keep-alive", "timeout=5"),
@@ -127,6 +128,7 @@ async fn the_callers_own_credential_passes_where_its_provider_reads_it() {
             .into_iter()
             .find(|name| sent.headers().contains_key(*name));
         assert_eq!(passed, header);
+        assert!(!sent.headers().contains_key("cookie"));
         // It is the caller's account that is chosen.
         assert_eq!(sent.headers()["openai-organization"], "callers");
         assert!(!sent.headers().contains_key("x-mine") && !sent.headers().contains_key("upgrade"));
