@@ -115,7 +115,7 @@ impl<W, C> FanoutBuilder<W, C, First> {
     }
 
     /// Sets whether an HTTP response names how many branches its call had, in `x-fanout-attempts`, and which target of a
-    /// [`Pool`] its answer is from, in `x-fanout-target`; off unless set. A call with one branch to no named target has
+    /// [`Pool`](crate::Pool) its answer is from, in `x-fanout-target`; off unless set. A call with one branch to no named target has
     /// neither.
     pub fn report_headers(mut self, report_headers: bool) -> Self {
         self.mode.report_headers = report_headers;
@@ -168,7 +168,7 @@ impl<W, C, M> FanoutBuilder<W, C, M> {
     }
 
     /// Sets what extra branches are paid from. Give the same budget to all that call one provider. 10 % of calls unless set
-    /// for a hedge (or the ratio of [`Delay::slowest`]), 20 % for retries; for failover, one for each call.
+    /// for a hedge (or the ratio of [`Delay::slowest`](crate::Delay::slowest)), 20 % for retries; for failover, one for each call.
     pub fn budget(mut self, budget: Budget) -> Self {
         self.settings.budget = Some(budget);
         self
@@ -269,7 +269,7 @@ impl<W, C, M> FanoutBuilder<W, C, M> {
     /// # Errors
     ///
     /// If there is to be no branch, or more than 1,000; if a time is zero or longer than a day; if nothing may be held; or if
-    /// the ratio of [`Delay::slowest`] is not between 0 and 1.
+    /// the ratio of [`Delay::slowest`](crate::Delay::slowest) is not between 0 and 1.
     pub fn build(self) -> Result<FanoutLayer<W, C, M>, ConfigError>
     where
         M: Mode<W, C>,

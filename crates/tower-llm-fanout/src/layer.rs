@@ -43,7 +43,7 @@ impl FanoutLayer {
         FanoutBuilder::of(settings, First::default())
     }
 
-    /// Sends a call that failed again, up to `retries` times, with a [`Backoff`].
+    /// Sends a call that failed again, up to `retries` times, with a [`Backoff`](crate::Backoff).
     pub fn retry(retries: usize) -> FanoutBuilder {
         FanoutBuilder::sequential(retries, Budget::of(0.2))
     }
@@ -179,7 +179,7 @@ impl FanoutLayer {
     }
 
     /// Sends a call to `max_providers` candidates at once, and has a `judge` write the answer from theirs. `ask` makes the request to
-    /// the judge, from the call's own and the good answers; see [`EnsembleLayer`] for what happens if some or all have none.
+    /// the judge, from the call's own and the good answers; see [`EnsembleLayer`](crate::EnsembleLayer) for what happens if some or all have none.
     ///
     /// ```
     /// use tower::{Layer, ServiceExt, service_fn};

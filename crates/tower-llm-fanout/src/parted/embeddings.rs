@@ -14,7 +14,7 @@ use crate::RipeBody;
 ///
 /// Requests must be [described](tower_llm_core::DescribeLayer). A request within the limits is sent as it is, and so is one that
 /// cannot be divided: with a member that is [not known](tower_llm_core::is_of_each_input) to leave each vector to its own input.
-/// An input that exceeds the limit of one fails its request at once, with [`ItemTooLong`]. Tokens are estimated as bytes / 4: set
+/// An input that exceeds the limit of one fails its request at once, with [`ItemTooLong`](super::ItemTooLong). Tokens are estimated as bytes / 4: set
 /// lower [limits](Self::limits) for texts in scripts whose characters have more bytes and tokens than that.
 ///
 /// The answers are joined by position, byte for byte as the provider wrote the vectors, numbers or base64. `usage` is summed; all
