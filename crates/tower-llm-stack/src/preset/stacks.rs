@@ -29,6 +29,8 @@ impl Stack<Unset> {
     /// | [permits](StackBuilder::bulkhead) | 10 for each provider; 100 calls wait for up to 30 s |
     /// | [timeouts](StackBuilder::timeout) | first token 120 s, next frame 60 s, total 600 s |
     ///
+    /// A monitor is yours to add, by the builder's `monitor` (feature `monitor`): what it counts is read by its handle.
+    ///
     /// Each can be changed or left out; the circuits' and all else that is not named here are the layers' own defaults.
     ///
     /// ```
