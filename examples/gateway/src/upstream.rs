@@ -4,7 +4,7 @@ use std::fmt;
 
 use http::{
     HeaderName, HeaderValue, Method, Request, Uri,
-    header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST},
+    header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, COOKIE, EXPECT, HOST},
     request::Parts,
 };
 use tower_llm_stack::{
@@ -208,6 +208,8 @@ impl Upstream {
         // The HTTP client sets the length, and `expect: 100-continue` concerns only the connection to the caller.
         headers.remove(CONTENT_LENGTH);
         headers.remove(EXPECT);
+        // A browser sends cookies by itself: they are this gateway's, or of a service beside it.
+        headers.remove(COOKIE);
         // What is compressed can't be read for its usage.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if let Some((name, value)) = &self.credential {

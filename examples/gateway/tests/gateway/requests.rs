@@ -1,5 +1,7 @@
 //! Requests that the gateway answers itself or mends, and connections that are closed under it.
 
+use tower_llm_testkit::SimulatedProvider;
+
 use crate::{
     raw::{Raw, Reply, response},
     support::{Connection, Running, SOON, get, post, request, within},
@@ -109,6 +111,27 @@ async fn slashes_in_a_row_are_one() {
         assert_eq!(upstream.requests().pop().unwrap(), sent);
     }
     assert_eq!(get(gateway.addr, "//healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_callers_cookies_reach_no_provider() {
+    let provider = SimulatedProvider::start().await.unwrap();
+    for flags in [
+        &[][..],
+        &[
+            "--openai-api-key",
+            "sk-owner",
+            "--keys",
+            "a-key-of-many-characters",
+        ],
+    ] {
+        let gateway = Running::over(&provider, flags).await;
+        let headers = "authorization: Bearer a-key-of-many-characters\r\ncookie: session=1\r\n";
+        let answer = post(gateway.addr, "/v1/chat/completions", headers, "{}").await;
+        assert_eq!(answer.status, 200);
+        let recorded = provider.recorded().pop().unwrap();
+        assert!(!recorded.headers.contains_key("cookie"), "{flags:?}");
+    }
 }
 
 #[tokio::test]
