@@ -13,7 +13,7 @@ use super::duration;
 pub struct ModelConfig {
     /// How a target is chosen; `failover` unless set.
     pub strategy: Strategy,
-    /// The targets, by name; `failover` and `cascade` take them in this order.
+    /// The targets, by name. `cascade` takes them in this order, and so does `failover` if their `priority` is the same.
     pub targets: Vec<String>,
     /// Extra attempts for all reasons together; 2 unless set. The calls that `race`, `cascade` and `ensemble` are made of are
     /// none of them.
