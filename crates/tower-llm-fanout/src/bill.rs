@@ -1,4 +1,4 @@
-//! Who pays for the branches of a call that fails.
+//! What the caller of a failed call pays for its branches.
 
 use std::sync::Arc;
 

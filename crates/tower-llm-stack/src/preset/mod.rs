@@ -22,7 +22,7 @@ pub enum Preset {
     Code,
     /// An answer that is late is worth nothing: slow calls are sent twice.
     Realtime,
-    /// Long documents, by the batch: nobody waits, and each has to be processed.
+    /// Long documents, by the batch: no person waits, and each has to be processed.
     Documents,
     /// An answer that was paid for is used again for as long as possible.
     Cost,
