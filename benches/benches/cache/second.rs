@@ -85,7 +85,8 @@ async fn latencies(tokens: usize) -> [f64; 4] {
     [hit, slow_hit, get, slow_get]
 }
 
-fn quantiles(mut times: Vec<Duration>) -> [f64; 2] {
+/// p50 and p99, in microseconds.
+pub(crate) fn quantiles(mut times: Vec<Duration>) -> [f64; 2] {
     times.sort_unstable();
     [times.len() / 2, times.len() * 99 / 100].map(|at| times[at].as_secs_f64() * 1e6)
 }
